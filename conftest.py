@@ -1,0 +1,37 @@
+"""For every test, the core's and the plugins': one seed, printed, for all that is random.
+
+Run again with ``TAPCORE_SEED=<the seed printed>`` to see the same again.
+"""
+
+import os
+import random
+
+import pytest
+from hypothesis import settings
+
+SEED = pytest.StashKey[int]()
+
+settings.register_profile("tapcore", deadline=None, print_blob=True)
+settings.load_profile("tapcore")
+
+
+@pytest.hookimpl(tryfirst=True)  # before Hypothesis's own plugin reads its option
+def pytest_configure(config: pytest.Config) -> None:
+    given = os.environ.get("TAPCORE_SEED")
+    try:
+        seed = int(given) if given else random.SystemRandom().getrandbits(32)
+    except ValueError:
+        raise pytest.UsageError(f"TAPCORE_SEED is not a number: {given!r}") from None
+    config.stash[SEED] = seed
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(seed)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random seed: TAPCORE_SEED={config.stash[SEED]}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that depend on the session's seed and the test's name alone."""
+    return random.Random(f"{request.config.stash[SEED]} {request.node.nodeid}")

@@ -1,0 +1,162 @@
+"""Raw images, asynchronous: what the page cache has is answered at once, the rest later.
+
+With `--cache none` the core's image-file layer uses this package's Linux AIO engine instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tapcore import (
+    HOOKS_VERSION,
+    SECTOR_SHIFT,
+    DiskDriver,
+    DiskId,
+    DiskInfo,
+    Extent,
+    FormatOption,
+    ImageFile,
+    Inspection,
+    TdCallback,
+    UsageError,
+    create_host_file,
+    describe_host_file,
+    hookimpl,
+    open_image_file,
+)
+
+disk_info = DiskInfo(
+    handle="aio",
+    name="raw image (aio)",
+    api=HOOKS_VERSION,
+    create_options=(
+        FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
+    ),
+)
+
+
+@hookimpl
+def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+    """The whole file is the disk; a last sector that is not full reads as if it were."""
+    file = open_image_file(name, flags, dd.options)
+    dd.private = file
+    dd.io_fd[0] = file.io_fd
+    dd.size = file.sectors
+    dd.sector_size = file.sector_size
+
+
+@hookimpl
+def td_queue_read(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """At once from the page cache, else queued."""
+    file: ImageFile = dd.private
+    offset = sector << SECTOR_SHIFT
+    res = file.read_now(offset, buf)
+    if res is None:
+        return file.queue_read(offset, buf, (cb, dd, sector, nb_sectors, id, prv))
+    return cb(dd, res, sector, nb_sectors, id, prv)
+
+
+@hookimpl
+def td_queue_write(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """At once into the page cache, else queued."""
+    file: ImageFile = dd.private
+    offset = sector << SECTOR_SHIFT
+    res = file.write_now(offset, buf)
+    if res is None:
+        return file.queue_write(offset, buf, (cb, dd, sector, nb_sectors, id, prv))
+    return cb(dd, res, sector, nb_sectors, id, prv)
+
+
+@hookimpl
+def td_submit(dd: DiskDriver) -> int:
+    """One call to the kernel for the batch."""
+    dd.private.submit()
+    return 0
+
+
+@hookimpl
+def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
+    """Answer what has finished."""
+    finished: int = dd.private.reap()
+    return finished
+
+
+@hookimpl
+def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+    """fdatasync, in a thread."""
+    dd.private.queue_flush((cb, dd, 0, 0, id, prv))
+    return 0
+
+
+@hookimpl
+def td_queue_discard(
+    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Punch a hole, in a thread."""
+    file: ImageFile = dd.private
+    answer = (cb, dd, sector, nb_sectors, id, prv)
+    file.queue_discard(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, answer)
+    return 0
+
+
+@hookimpl
+def td_queue_write_zeroes(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    may_unmap: bool,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """Zero by fallocate, in a thread."""
+    file: ImageFile = dd.private
+    answer = (cb, dd, sector, nb_sectors, id, prv)
+    file.queue_zero(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, may_unmap, answer)
+    return 0
+
+
+@hookimpl
+def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
+    """Data and holes as the file system knows them."""
+    file: ImageFile = dd.private
+    return file.extents(sector, nb_sectors)
+
+
+@hookimpl
+def td_create(name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]) -> None:
+    """A plain file, sparse unless `preallocation` says otherwise."""
+    if parent is not None or size is None:
+        raise UsageError("a raw image stands alone and needs a size", image=name)
+    create_host_file(name, size, options.get("preallocation", "off"))
+
+
+@hookimpl
+def td_resize(dd: DiskDriver, size: int) -> None:
+    """Change the file's length."""
+    file: ImageFile = dd.private
+    file.resize(size)
+    dd.size = file.sectors
+
+
+@hookimpl
+def td_info(dd: DiskDriver) -> dict[str, Any]:
+    """The kind of file and its length."""
+    return describe_host_file(dd.private.fd)
+
+
+@hookimpl
+def td_inspect(name: str, fd: int, size: int) -> Inspection:
+    """Any file is a raw image; nothing in it is looked at."""
+    return Inspection(virtual_size=-(-size // 512) * 512)
+
+
+@hookimpl
+def td_close(dd: DiskDriver) -> None:
+    """Finish what is under way, flush and close the file."""
+    dd.private.close()

@@ -1,0 +1,159 @@
+"""Linux AIO through python-libaio: iocbs in one block of memory, reused; one io_submit a batch.
+
+The package's own AIOBlock objects cost more than the I/O; its structures and its binding of the
+three system calls are used directly. Layouts: linux/aio_abi.h, struct iocb and struct io_event.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Any, Final
+
+from tapcore import NotSupportedError, describe_error
+
+_IOCB = struct.Struct("=QIIHhIQQqQII")
+"""data, key, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved, flags, resfd."""
+_EVENT = struct.Struct("=QQqq")  # data, obj, res, res2
+
+_PREAD: Final = 0
+_PWRITE: Final = 1
+_FLAG_RESFD: Final = 1
+
+
+def _load() -> Any:
+    """python-libaio's binding; what to install where it, or the C library, is missing."""
+    try:
+        from libaio import libaio
+    except ModuleNotFoundError:
+        raise NotSupportedError("Linux AIO needs the package libaio: pip install libaio") from None
+    except OSError:
+        raise NotSupportedError(
+            "Linux AIO needs libaio.so.1: apt-get install libaio1 (Debian, Ubuntu: libaio1t64; "
+            "Fedora: libaio)"
+        ) from None
+    return libaio
+
+
+class LibaioEngine:
+    """The core's `IoEngine` over one AIO context.
+
+    Args:
+        depth: operations under way at most.
+        eventfd: is added to for each completion.
+
+    Attributes:
+        free: operations that can still be queued.
+    """
+
+    def __init__(self, depth: int, eventfd: int) -> None:
+        self._lib = lib = _load()
+        self._eventfd = eventfd
+        self._context = lib.io_context_t()
+        try:
+            lib.io_queue_init(depth, ctypes.byref(self._context))
+        except OSError as exc:
+            raise _setup_error(exc) from None
+        self.free = depth
+        self._slots = list(range(depth))
+        self._tokens: list[Any] = [None] * depth
+        self._pinned: list[Any] = [None] * depth
+        self._iocbs = ctypes.create_string_buffer(_IOCB.size * depth)
+        base = ctypes.addressof(self._iocbs)
+        self._address_of = [base + _IOCB.size * slot for slot in range(depth)]
+        self._pending = (ctypes.c_void_p * depth)()
+        self._pending_p = ctypes.cast(self._pending, lib.io_submit.argtypes[2])
+        self._queued: list[int] = []
+        self._events = (lib.io_event * depth)()
+        self._events_view = memoryview(self._events).cast("B")
+        self._depth = depth
+
+    def address(self, buf: memoryview) -> int | None:
+        """Where a buffer lies in memory; None for one that is read-only."""
+        if buf.readonly:
+            return None
+        return ctypes.addressof(ctypes.c_char.from_buffer(buf))
+
+    def queue_read(self, fd: int, offset: int, buf: memoryview, token: Any) -> None:
+        """Queue a read of all of `buf` for the next submit."""
+        self._queue(_PREAD, fd, offset, buf, token)
+
+    def queue_write(self, fd: int, offset: int, buf: memoryview, token: Any) -> None:
+        """Queue a write of all of `buf` for the next submit."""
+        self._queue(_PWRITE, fd, offset, buf, token)
+
+    def _queue(self, opcode: int, fd: int, offset: int, buf: memoryview, token: Any) -> None:
+        slot = self._slots.pop()
+        self.free -= 1
+        pin = ctypes.c_char.from_buffer(buf)
+        self._pinned[slot] = pin  # the memory must not go away while the kernel uses it
+        self._tokens[slot] = token
+        _IOCB.pack_into(
+            self._iocbs,
+            slot * _IOCB.size,
+            slot,
+            0,
+            0,
+            opcode,
+            0,
+            fd,
+            ctypes.addressof(pin),
+            len(buf),
+            offset,
+            0,
+            _FLAG_RESFD,
+            self._eventfd,
+        )
+        self._queued.append(slot)
+
+    def submit(self) -> list[tuple[int, Any]]:
+        """One io_submit for all that is queued; what the kernel refuses is returned.
+
+        What does not fit into the device's queue now stays queued for the next call.
+        """
+        refused: list[tuple[int, Any]] = []
+        while self._queued:
+            count = len(self._queued)
+            for index, slot in enumerate(self._queued):
+                self._pending[index] = self._address_of[slot]
+            try:
+                done = self._lib.io_submit(self._context, count, self._pending_p)
+            except OSError as exc:
+                if exc.errno in (errno.EAGAIN, errno.EINTR) and self._under_way():
+                    break
+                refused.append(self._take(self._queued.pop(0), -(exc.errno or errno.EIO)))
+                continue
+            del self._queued[:done]
+        return refused
+
+    def _under_way(self) -> bool:
+        return self._depth - self.free > len(self._queued)
+
+    def reap(self) -> list[tuple[int, Any]]:
+        """What has finished: bytes moved or -errno, and the token."""
+        count = self._lib.io_getevents(self._context, 0, self._depth, self._events, None)
+        events = _EVENT.iter_unpack(self._events_view[: count * _EVENT.size])
+        return [self._take(slot, res) for slot, _, res, _ in events]
+
+    def _take(self, slot: int, res: int) -> tuple[int, Any]:
+        token = self._tokens[slot]
+        self._tokens[slot] = self._pinned[slot] = None
+        self._slots.append(slot)
+        self.free += 1
+        return res, token
+
+    def close(self) -> None:
+        """Destroy the context; waits for what the kernel still does."""
+        self._lib.io_queue_release(self._context)
+
+
+def _setup_error(exc: OSError) -> NotSupportedError:
+    if exc.errno == errno.EAGAIN:
+        text = "no Linux AIO contexts are left: raise the sysctl fs.aio-max-nr"
+    elif exc.errno == errno.ENOSYS:
+        text = "this kernel has no Linux AIO"
+    else:
+        text = f"Linux AIO cannot be set up: {describe_error(exc)}"
+    return NotSupportedError(text, errno=exc.errno or os.EX_OSERR)

@@ -1,0 +1,164 @@
+"""The memory of a RAM disk: one mapping of a memfd, sparse until it is written."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+from tapcore import (
+    TD_RDONLY,
+    ImageFile,
+    NotSupportedError,
+    OpenOptions,
+    UsageError,
+    fallocate_punch_hole,
+    open_image_file,
+    parse_size,
+)
+
+CHUNK_SHIFT = 16
+"""Reading a page of a memfd that was never written makes the kernel allocate it, so a set of the
+64 KiB chunks that were written is kept, and no other chunk is ever touched by a read."""
+
+_CHUNK = 1 << CHUNK_SHIFT
+_COPY = 1 << 20
+
+
+class Memory:
+    """Bytes of a RAM disk.
+
+    Args:
+        size: bytes, a multiple of 512.
+        source: the file that it was loaded from, or "".
+
+    Attributes:
+        fd: the memfd.
+        view: the mapping.
+        chunks: numbers of the chunks that may hold something.
+        size: bytes.
+        source: as given.
+    """
+
+    __slots__ = ("_map", "chunks", "fd", "size", "source", "view")
+
+    def __init__(self, size: int, source: str = "") -> None:
+        self.source = source
+        self.size = size
+        self.chunks: set[int] = set()
+        self.fd = os.memfd_create("tapcore-ram", os.MFD_CLOEXEC)
+        try:
+            self._map_it(size)
+        except (OSError, OverflowError, ValueError):
+            os.close(self.fd)
+            raise UsageError("is more than this machine can address") from None
+
+    def _map_it(self, size: int) -> None:
+        os.ftruncate(self.fd, size)
+        self._map = mmap.mmap(self.fd, size)
+        self.view = memoryview(self._map)
+
+    @classmethod
+    def named(cls, name: str) -> Memory:
+        """From what stands behind `ram:`: an existing file, or a size."""
+        if os.path.lexists(name):
+            file = open_image_file(name, TD_RDONLY, OpenOptions())
+            try:
+                return cls._loaded(file)
+            finally:
+                file.close()
+        try:
+            size = parse_size(name)
+        except UsageError:
+            raise UsageError("is neither an existing file nor a size like 64M") from None
+        if not size:
+            raise UsageError("a RAM disk must not be empty")
+        return cls(-(-size // 512) * 512)
+
+    @classmethod
+    def _loaded(cls, file: ImageFile) -> Memory:
+        size = file.sectors << 9
+        if not size:
+            raise UsageError("is empty: there is nothing to load")
+        memory = cls(size, file.path)
+        for start, end, data in file.runs(0, file.size):
+            if data:
+                memory._load(file, start, end)
+        return memory
+
+    def _load(self, file: ImageFile, start: int, end: int) -> None:
+        self.chunks.update(range(start >> CHUNK_SHIFT, (end - 1 >> CHUNK_SHIFT) + 1))
+        for at in range(start, end, _COPY):
+            part = self.view[at : min(at + _COPY, end)]
+            res = file.read_blocking(at, part)
+            if res:
+                self.close()
+                raise OSError(-res, os.strerror(-res))
+
+    def read(self, offset: int, buf: memoryview) -> None:
+        """Fill `buf`; never touches memory that was not written."""
+        done, length = 0, len(buf)
+        while done < length:
+            at = offset + done
+            count = min(_CHUNK - (at & (_CHUNK - 1)), length - done)
+            if at >> CHUNK_SHIFT in self.chunks:
+                while (at + count) >> CHUNK_SHIFT in self.chunks and done + count < length:
+                    count = min(count + _CHUNK, length - done)
+                buf[done : done + count] = self.view[at : at + count]
+            else:
+                buf[done : done + count] = bytes(count)
+            done += count
+
+    def write(self, offset: int, buf: memoryview) -> None:
+        """Store `buf`."""
+        end = offset + len(buf)
+        first, last = offset >> CHUNK_SHIFT, (end - 1) >> CHUNK_SHIFT
+        if first == last:
+            self.chunks.add(first)
+        else:
+            self.chunks.update(range(first, last + 1))
+        self.view[offset:end] = buf
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a range zeroes and give its whole pages back."""
+        fallocate_punch_hole(self.fd, offset, length)
+        whole = range(-(-offset // _CHUNK), (offset + length) >> CHUNK_SHIFT)
+        if len(whole) > len(self.chunks):
+            self.chunks = {chunk for chunk in self.chunks if chunk not in whole}
+        else:
+            self.chunks.difference_update(whole)
+
+    def runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Data and holes, as (start, end, is data), ends rounded to the kernel's pages."""
+        while offset < end:
+            try:
+                data = min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
+            except OSError:  # no data from here on
+                data = end
+            if data > offset:
+                yield offset, data, False
+            if data == end:
+                return
+            offset = min(os.lseek(self.fd, data, os.SEEK_HOLE), end)
+            yield data, offset, True
+
+    def used(self) -> int:
+        """Bytes of memory really taken."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def resize(self, size: int) -> None:
+        """Change the size (bytes)."""
+        if not size:
+            raise NotSupportedError("a RAM disk must not be empty")
+        self.view.release()
+        self._map.close()
+        self._map_it(size)
+        self.size = size
+        last = (size - 1) >> CHUNK_SHIFT
+        self.chunks = {chunk for chunk in self.chunks if chunk <= last}
+
+    def close(self) -> None:
+        """Free everything."""
+        self.view.release()
+        self._map.close()
+        os.close(self.fd)

@@ -1,0 +1,1 @@
+"""Raw disk images with plain pread and pwrite."""

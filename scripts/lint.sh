@@ -1,0 +1,16 @@
+#!/bin/sh
+# Every linter, also when an earlier one complained; exits 1 when one did.
+set -eu
+cd "$(dirname "$0")/.."
+status=0
+check() {
+    echo "lint: $*"
+    "$@" || status=1
+}
+check .venv/bin/ruff check --quiet .
+check .venv/bin/ruff format --quiet --check .
+check .venv/bin/mypy --no-error-summary
+if command -v shellcheck >/dev/null; then
+    check shellcheck scripts/*.sh .ci/run
+fi
+exit $status

@@ -1,0 +1,184 @@
+"""tapcore: a plugin framework for virtual disks.
+
+`tapcore.open("qcow2:disk.qcow2")` gives a seekable binary file. A driver is a plugin with
+functions marked `@tapcore.hookimpl`; see docs/write-a-driver.md.
+
+Everything in `__all__` is public. It is loaded when it is first used, so that `import tapcore`
+costs a program nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tapcore.constants import (
+        BLK_NOT_ALLOCATED,
+        DEFAULT_SECTOR_SIZE,
+        HOOKS_VERSION,
+        MAX_IOFD,
+        MAX_SEGMENTS_PER_REQ,
+        SECTOR_SHIFT,
+        TD_NO_PARENT,
+        TD_RDONLY,
+    )
+    from tapcore.disk import Disk, open
+    from tapcore.engine import MappedExtent
+    from tapcore.errors import (
+        DriverError,
+        ImageFormatError,
+        ImageLockedError,
+        ImageOpenError,
+        IOFailedError,
+        NotSupportedError,
+        OutOfRangeError,
+        ReadOnlyError,
+        ReferencePolicyError,
+        TapError,
+        UnknownHandleError,
+        UsageError,
+    )
+    from tapcore.errors import describe as describe_error
+    from tapcore.hookspecs import hookimpl
+    from tapcore.imagefile import (
+        ImageFile,
+        create_host_file,
+        describe_host_file,
+        host_file_size,
+        open_image_file,
+    )
+    from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
+    from tapcore.models import (
+        CheckResult,
+        DiskDriver,
+        DiskId,
+        DiskInfo,
+        Extent,
+        Finding,
+        FormatOption,
+        Inspection,
+        OpenOptions,
+        TdCallback,
+        TdState,
+    )
+    from tapcore.names import parse_size
+    from tapcore.registry import Registry
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "constants": (
+        "BLK_NOT_ALLOCATED",
+        "DEFAULT_SECTOR_SIZE",
+        "HOOKS_VERSION",
+        "MAX_IOFD",
+        "MAX_SEGMENTS_PER_REQ",
+        "SECTOR_SHIFT",
+        "TD_NO_PARENT",
+        "TD_RDONLY",
+    ),
+    "disk": ("Disk", "open"),
+    "engine": ("MappedExtent",),
+    "errors": (
+        "DriverError",
+        "IOFailedError",
+        "ImageFormatError",
+        "ImageLockedError",
+        "ImageOpenError",
+        "NotSupportedError",
+        "OutOfRangeError",
+        "ReadOnlyError",
+        "ReferencePolicyError",
+        "TapError",
+        "UnknownHandleError",
+        "UsageError",
+    ),
+    "hookspecs": ("hookimpl",),
+    "imagefile": (
+        "ImageFile",
+        "create_host_file",
+        "describe_host_file",
+        "host_file_size",
+        "open_image_file",
+    ),
+    "models": (
+        "CheckResult",
+        "DiskDriver",
+        "DiskId",
+        "DiskInfo",
+        "Extent",
+        "Finding",
+        "FormatOption",
+        "Inspection",
+        "OpenOptions",
+        "TdCallback",
+        "TdState",
+    ),
+    "names": ("parse_size",),
+    "registry": ("Registry",),
+}
+_HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names} | {
+    "describe_error": ("errors", "describe"),
+    "fallocate_punch_hole": ("imagefile.hostfile", "punch_hole"),
+}
+
+__all__ = [
+    "BLK_NOT_ALLOCATED",
+    "DEFAULT_SECTOR_SIZE",
+    "HOOKS_VERSION",
+    "MAX_IOFD",
+    "MAX_SEGMENTS_PER_REQ",
+    "SECTOR_SHIFT",
+    "TD_NO_PARENT",
+    "TD_RDONLY",
+    "CheckResult",
+    "Disk",
+    "DiskDriver",
+    "DiskId",
+    "DiskInfo",
+    "DriverError",
+    "Extent",
+    "Finding",
+    "FormatOption",
+    "IOFailedError",
+    "ImageFile",
+    "ImageFormatError",
+    "ImageLockedError",
+    "ImageOpenError",
+    "Inspection",
+    "MappedExtent",
+    "NotSupportedError",
+    "OpenOptions",
+    "OutOfRangeError",
+    "ReadOnlyError",
+    "ReferencePolicyError",
+    "Registry",
+    "TapError",
+    "TdCallback",
+    "TdState",
+    "UnknownHandleError",
+    "UsageError",
+    "create_host_file",
+    "describe_error",
+    "describe_host_file",
+    "fallocate_punch_hole",
+    "hookimpl",
+    "host_file_size",
+    "open",
+    "open_image_file",
+    "parse_size",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tapcore' has no attribute '{name}'")
+    home, attribute = _HOME_OF[name]
+    value = getattr(importlib.import_module(f"tapcore.{home}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,239 @@
+"""Opening an image and its parents, closing them: the chain that one disk consists of."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import attrs
+
+from tapcore.constants import (
+    MAX_CHAIN_DEPTH,
+    MAX_DISK_SECTORS,
+    TD_NO_PARENT,
+    TD_RDONLY,
+    VDISK_READONLY,
+)
+from tapcore.engine import Engine
+from tapcore.errors import (
+    DriverError,
+    ImageFormatError,
+    ImageOpenError,
+    TapError,
+    UsageError,
+    open_error,
+)
+from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
+from tapcore.names import RAW_HANDLES, split_name
+from tapcore.probe import first_sector_guard, probe
+from tapcore.references import ReferencePolicy, printable
+from tapcore.registry import Registry
+
+
+def open_disk(
+    name: str | DiskId,
+    registry: Registry,
+    *,
+    flags: int = 0,
+    options: OpenOptions | None = None,
+    may_probe: bool = True,
+    with_parents: bool = True,
+) -> TdState:
+    """Open an image with all its parents, and an engine for it.
+
+    Args:
+        name: `[HANDLE:]PATH`, or its parts.
+        registry: the drivers.
+        flags: `TD_RDONLY` or 0; parents are always opened read-only.
+        options: how to open.
+        may_probe: without a handle, ask the drivers to recognise the file.
+        with_parents: False opens the child alone (its holes read as zeroes).
+
+    Returns:
+        The disk; `disk.blkif` is its engine. Close it with `close_disk`.
+
+    Raises:
+        TapError: with the image's name and what is wrong; everything opened was closed again.
+    """
+    disk_id = split_name(name, registry) if isinstance(name, str) else name
+    options = options or OpenOptions()
+    if not disk_id.drivertype:
+        if not may_probe:
+            raise UsageError(
+                "the format is not guessed for writing; write HANDLE:PATH", image=disk_id.name
+            )
+        disk_id = DiskId(disk_id.name, probe(disk_id.name, registry))
+        options = attrs.evolve(options, probed=True)
+    disk = TdState(image=disk_id)
+    try:
+        disk.disks = _open_image(disk_id, disk, registry, flags, options)
+        if with_parents:
+            _open_parents(disk.disks, disk, registry, options)
+    except BaseException:
+        _close_images(disk)
+        raise
+    disk.info = disk.disks.info | (VDISK_READONLY if flags & TD_RDONLY else 0)
+    guarded = options.probed and not flags & TD_RDONLY and disk_id.drivertype in RAW_HANDLES
+    Engine(disk, guard=first_sector_guard(registry) if guarded else None)
+    return disk
+
+
+def _open_image(
+    disk_id: DiskId, disk: TdState, registry: Registry, flags: int, options: OpenOptions
+) -> DiskDriver:
+    registry.get(disk_id.drivertype)
+    drv = registry.operations(disk_id.drivertype, options.filters)
+    if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
+        raise ImageOpenError(
+            f"the format {disk_id.drivertype} can only be read (--read-only would open it)",
+            image=disk_id.name,
+            errno=errno.EROFS,
+        )
+    dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
+    try:
+        drv.td_open(dd, disk_id.name, flags)
+    except Exception as exc:
+        raise open_error(exc, disk_id.name) from exc
+    problem = _impossible(dd)
+    if problem:
+        drv.td_close(dd)
+        raise DriverError(f"the driver {drv.disk_type} {problem}", image=disk_id.name)
+    return dd
+
+
+def _impossible(dd: DiskDriver) -> str:
+    """What a driver may have set wrong in `td_open`."""
+    if not 0 <= dd.size <= MAX_DISK_SECTORS:
+        return f"reports an impossible size of {dd.size} sectors"
+    unit = dd.sector_size
+    if unit < 512 or unit & (unit - 1) or unit > 1 << 20:
+        return f"reports an impossible sector size of {unit} bytes"
+    return ""
+
+
+def _open_parents(
+    child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
+) -> None:
+    """Open parent after parent; each is linked to its child as soon as it is open."""
+    policy = options.references or ReferencePolicy()
+    seen = {_identity(child.name)}
+    depth = 1
+    child_was_probed = False
+    while (recorded := _parent_of(child)) is not None:
+        if depth >= MAX_CHAIN_DEPTH:
+            raise ImageOpenError(
+                f"has more than {MAX_CHAIN_DEPTH} images in its chain", image=disk.image.name
+            )
+        if child_was_probed:
+            raise ImageOpenError(
+                "names a parent, but its own format was only guessed: "
+                "record the parent's format in its child (rebase)",
+                image=child.name,
+            )
+        parent_id = _resolve_parent(recorded, child, disk, registry, policy)
+        if _identity(parent_id.name) in seen:
+            raise ImageFormatError("is its own ancestor", image=parent_id.name, errno=errno.ELOOP)
+        seen.add(_identity(parent_id.name))
+        child_was_probed = not recorded.drivertype
+        child.next = parent = _open_parent(parent_id, child, disk, registry, options)
+        _validate(child, parent)
+        child = parent
+        depth += 1
+
+
+def _parent_of(dd: DiskDriver) -> DiskId | None:
+    found = DiskId("")
+    try:
+        res = dd.drv.td_get_parent_id(dd, found)
+    except Exception as exc:
+        raise open_error(exc, dd.name) from exc
+    if res == TD_NO_PARENT:
+        return None
+    if res:
+        raise ImageOpenError(
+            f"its parent cannot be told: {os.strerror(abs(res))}", image=dd.name, errno=abs(res)
+        )
+    return found
+
+
+def _resolve_parent(
+    recorded: DiskId,
+    child: DiskDriver,
+    disk: TdState,
+    registry: Registry,
+    policy: ReferencePolicy,
+) -> DiskId:
+    """From what the child records to a real path and a handle."""
+    if recorded.drivertype and recorded.drivertype not in registry:
+        raise ImageOpenError(
+            f"its parent is of the format '{printable(recorded.drivertype)}', "
+            "for which no driver is installed",
+            image=child.name,
+        )
+    if recorded.drivertype and not registry.get(recorded.drivertype).file_backed:
+        raise ImageOpenError(
+            f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
+        )
+    path = policy.resolve(recorded.name, image=child.name, root=disk.image.name)
+    if not os.path.lexists(path):
+        raise ImageOpenError(
+            f"its parent '{printable(recorded.name)}' does not exist",
+            image=child.name,
+            errno=errno.ENOENT,
+        )
+    return DiskId(path, recorded.drivertype or probe(path, registry))
+
+
+def _open_parent(
+    parent_id: DiskId, child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
+) -> DiskDriver:
+    try:
+        return _open_image(parent_id, disk, registry, child.flags | TD_RDONLY, options)
+    except TapError as exc:
+        exc.message = f"its parent {parent_id.name}: {exc.message}"
+        exc.image = child.name
+        raise
+
+
+def _validate(child: DiskDriver, parent: DiskDriver) -> None:
+    try:
+        res = child.drv.td_validate_parent(child, parent, 0)
+    except Exception as exc:
+        raise open_error(exc, child.name) from exc
+    if res:
+        raise ImageOpenError(
+            f"its parent {parent.name} does not fit: {os.strerror(abs(res))}",
+            image=child.name,
+            errno=abs(res),
+        )
+
+
+def _identity(name: str) -> object:
+    try:
+        status = os.stat(name)
+    except OSError:
+        return os.path.realpath(name)
+    return (status.st_dev, status.st_ino)
+
+
+def close_disk(disk: TdState) -> None:
+    """Close every image of a disk once, child first; nothing may be in flight.
+
+    Raises:
+        TapError: the first error; everything is closed all the same.
+    """
+    error = _close_images(disk)
+    if error is not None:
+        raise error
+
+
+def _close_images(disk: TdState) -> TapError | None:
+    first: TapError | None = None
+    for dd in disk.disks.chain() if disk.disks is not None else ():
+        try:
+            dd.drv.td_close(dd)
+        except Exception as exc:
+            first = first or open_error(exc, dd.name)
+    disk.disks = None
+    disk.blkif = None
+    return first

@@ -1,0 +1,379 @@
+"""Disks from Python: `tapcore.open` gives a seekable binary file over any image."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import threading
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+import attrs
+
+from tapcore.chain import close_disk, open_disk
+from tapcore.constants import TD_RDONLY
+from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, Engine, MappedExtent, Request
+from tapcore.engine.extents import chain_extents
+from tapcore.errors import (
+    IOFailedError,
+    NotSupportedError,
+    OutOfRangeError,
+    ReadOnlyError,
+    TapError,
+    UsageError,
+)
+from tapcore.models import CacheMode, DiskDriver, OpenOptions, TdState
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+
+_MAX_CALL = 1 << 30
+"""A single request from Python; larger calls are made of several."""
+
+
+def open(
+    name: str,
+    *,
+    readonly: bool = False,
+    parents: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...] = (),
+    cache: CacheMode = "writeback",
+    lock: bool = True,
+    filters: tuple[str, ...] = (),
+    copy_on_read: bool = False,
+    registry: Registry | None = None,
+    private: Mapping[str, Any] | None = None,
+) -> Disk:
+    """Open a virtual disk.
+
+    Args:
+        name: `HANDLE:PATH`; the handle may be left out for reading only, since a format that was
+            guessed is not written.
+        readonly: open for reading.
+        parents: directories (or "any", "none") in which files named by the image may lie, besides
+            its own directory tree.
+        cache: "writeback" through the page cache, "none" with O_DIRECT.
+        lock: take QEMU-compatible locks; may be False only with `readonly`.
+        filters: names of installed filters to wrap the drivers in.
+        copy_on_read: write into the child what is read from its parents.
+        registry: drivers to use instead of the installed ones.
+        private: passed to drivers as `dd.options.private`.
+
+    Returns:
+        A context manager and `io.RawIOBase`.
+
+    Raises:
+        TapError: with the image's name, an errno, and one line saying what is wrong.
+    """
+    words = parents if isinstance(parents, tuple) else (parents,)
+    if not lock and not readonly:
+        raise UsageError("a disk can be opened without a lock only for reading", image=name)
+    options = OpenOptions(
+        cache=cache,
+        references=ReferencePolicy.from_words(tuple(os.fspath(w) for w in words)),
+        locking=lock,
+        filters=filters,
+        private=private or {},
+    )
+    disk = open_disk(
+        name,
+        registry or default_registry(),
+        flags=TD_RDONLY if readonly else 0,
+        options=options,
+        may_probe=readonly,
+    )
+    if copy_on_read:
+        assert disk.blkif is not None
+        disk.blkif.enable_copy_on_read()
+    return Disk(disk)
+
+
+class Disk(io.RawIOBase):
+    """An open virtual disk: positioned calls, and a seekable file.
+
+    Every call waits for its answer. One thread at a time is let in, so a disk may be shared.
+
+    Args:
+        state: an open chain with its engine; closed with the disk.
+    """
+
+    def __init__(self, state: TdState) -> None:
+        super().__init__()
+        assert state.blkif is not None and state.disks is not None
+        self._state = state
+        self._engine: Engine = state.blkif
+        self._leaf: DiskDriver = state.disks
+        self._position = 0
+        self._lock = threading.RLock()
+        self._poll = select.poll()
+        self._sources: dict[int, tuple[DiskDriver, int]] = {}
+        for fd, dd, sid in self._engine.poll_fds():
+            self._poll.register(fd, select.POLLIN)
+            self._sources[fd] = (dd, sid)
+
+    # ---- what it is -------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The image as it was named."""
+        return str(self._state.image)
+
+    @property
+    def handle(self) -> str:
+        """Handle of the child's driver."""
+        return self._state.image.drivertype
+
+    @property
+    def size(self) -> int:
+        """Virtual size in bytes."""
+        return self._engine.size
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened for reading only."""
+        return self._engine.read_only
+
+    @property
+    def state(self) -> TdState:
+        """The chain behind it, for tools."""
+        return self._state
+
+    # ---- positioned calls -------------------------------------------------------------------
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Bytes at an offset; fewer at the end of the disk.
+
+        Args:
+            offset: bytes, not negative.
+            length: bytes.
+        """
+        length = self._clip(offset, length)
+        buf = bytearray(length)
+        self.pread_into(offset, buf)
+        return bytes(buf)
+
+    def pread_into(self, offset: int, buf: bytearray | memoryview) -> int:
+        """Fill a buffer from an offset; returns the bytes read, fewer at the end of the disk."""
+        view = memoryview(buf).cast("B")
+        length = self._clip(offset, len(view))
+        for start in range(0, length, _MAX_CALL):
+            part = view[start : min(start + _MAX_CALL, length)]
+            self._call(READ, offset + start, len(part), part)
+        return length
+
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False) -> int:
+        """Write bytes at an offset.
+
+        Args:
+            offset: bytes.
+            data: must end inside the disk: an image does not grow by writing.
+            fua: return only when it is on disk.
+
+        Returns:
+            The bytes written: all.
+        """
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _MAX_CALL):
+            part = view[start : start + _MAX_CALL]
+            self._call(WRITE, offset + start, len(part), part, fua=fua)
+        return len(view)
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make a range read as zeroes, giving space back where `unmap` allows it."""
+        self._call(ZERO, offset, length, None, may_unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Tell that the content of a range is no longer needed."""
+        self._call(DISCARD, offset, length, None)
+
+    def sync(self) -> None:
+        """Return when everything written is on disk."""
+        if not self.read_only:
+            self._call(FLUSH, 0, 0, None)
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
+        """What lies where, in order and without gaps, over the whole chain.
+
+        Args:
+            offset: bytes.
+            length: bytes; None for all up to the end.
+        """
+        self._check_open()
+        length = self.size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+        if length:
+            yield from chain_extents(self._leaf, offset, length)
+
+    def info(self) -> dict[str, Any]:
+        """What the format says of itself (the `format` object of `tapdisk info --json`)."""
+        self._check_open()
+        found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
+        return found
+
+    def resize(self, size: int) -> None:
+        """Change the virtual size (bytes, a multiple of 512); new space reads as zeroes."""
+        if size < 0 or size % 512:
+            raise UsageError("a size must be a multiple of 512 bytes", image=self.name)
+        if self.read_only:
+            raise ReadOnlyError("is open read-only", image=self.name)
+        with self._lock:
+            self._check_open()
+            try:
+                self._leaf.drv.td_resize(self._leaf, size)
+            except TapError as exc:
+                exc.image = exc.image or self.name
+                raise
+            except OSError as exc:
+                raise _failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
+            self._engine.refresh()
+
+    # ---- io.RawIOBase -----------------------------------------------------------------------
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def writable(self) -> bool:
+        """Unless it was opened read-only."""
+        return not self.read_only
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next `read` or `write` begins (bytes)."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move; positions past the end are allowed, and read as the end of the file."""
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
+        if base is None:
+            raise UsageError(f"whence {whence} is not known", image=self.name)
+        if base + offset < 0:
+            raise UsageError("cannot seek before the start", image=self.name)
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position."""
+        with self._lock:
+            count = self.pread_into(self._position, memoryview(buffer).cast("B"))
+            self._position += count
+            return count
+
+    def write(self, data: Any) -> int:
+        """Write at the current position; fewer bytes at the end of the disk, none past it.
+
+        Raises:
+            OutOfRangeError: the position is at or past the end.
+        """
+        view = memoryview(data).cast("B")
+        with self._lock:
+            room = self.size - self._position
+            if len(view) and room <= 0:
+                raise OutOfRangeError("the end of the disk is reached", image=self.name)
+            count = self.pwrite(self._position, view[:room])
+            self._position += count
+            return count
+
+    def truncate(self, size: int | None = None) -> int:
+        """Not by this way: a virtual disk is resized on purpose, with `resize`."""
+        raise NotSupportedError("use resize() to change a disk's size", image=self.name)
+
+    def flush(self) -> None:
+        """As `sync`; nothing on a closed disk."""
+        if not self.closed:
+            self.sync()
+
+    def close(self) -> None:
+        """Finish, flush and release; a second call does nothing.
+
+        Raises:
+            TapError: the last flush failed; everything is released all the same.
+        """
+        if self.closed:
+            return
+        with self._lock:
+            try:
+                super().close()  # flushes through `flush`
+            finally:
+                self._wait(lambda: not self._engine.in_flight)
+                close_disk(self._state)
+
+    def __enter__(self) -> Disk:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[None]:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size} bytes"
+        return f"<tapcore.Disk {self.name!r} {state}>"
+
+    # ---- one request at a time --------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UsageError("the disk is closed", image=self.name, errno=errno.EBADF)
+
+    def _clip(self, offset: int, length: int) -> int:
+        if offset < 0 or length < 0:
+            raise UsageError("offset and length must not be negative", image=self.name)
+        return max(min(length, self.size - offset), 0)
+
+    def _call(
+        self,
+        op: int,
+        offset: int,
+        length: int,
+        buf: memoryview | None,
+        *,
+        fua: bool = False,
+        may_unmap: bool = True,
+    ) -> None:
+        with self._lock:
+            self._check_open()
+            if offset < 0 or offset + length > self.size:
+                raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+            outcome = _Outcome()
+            req = Request(op, offset, length, buf, outcome.finished, fua=fua)
+            req.may_unmap = may_unmap
+            self._engine.submit(req)
+            self._engine.turn()
+            self._wait(lambda: outcome.done)
+        if req.status:
+            raise _failed(self.name, ("read", "write", "flush", "discard", "zero")[op], req.status)
+
+    def _wait(self, done: Any) -> None:
+        engine = self._engine
+        while not done():
+            timeout = engine.timeout
+            for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
+                engine.readable(*self._sources[fd])
+            engine.turn()
+
+
+@attrs.define
+class _Outcome:
+    done: bool = False
+
+    def finished(self, req: Request) -> None:
+        self.done = True
+
+
+def _failed(name: str, what: str, status: int) -> TapError:
+    if status == -errno.EROFS:
+        return ReadOnlyError("is open read-only", image=name)
+    text = f"{what} failed: {os.strerror(-status)}"
+    return IOFailedError(text, image=name, errno=-status)

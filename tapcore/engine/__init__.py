@@ -1,0 +1,17 @@
+"""The engine: takes the requests of a disk, and sees to it that each is answered exactly once."""
+
+from tapcore.engine.engine import Engine
+from tapcore.engine.extents import MappedExtent, chain_extents
+from tapcore.engine.requests import DISCARD, FLUSH, READ, WRITE, ZERO, Request
+
+__all__ = [
+    "DISCARD",
+    "FLUSH",
+    "READ",
+    "WRITE",
+    "ZERO",
+    "Engine",
+    "MappedExtent",
+    "Request",
+    "chain_extents",
+]

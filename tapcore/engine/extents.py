@@ -1,0 +1,129 @@
+"""What lies where in a whole chain: the extents of each image, laid over those of its parents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import attrs
+
+from tapcore.constants import SECTOR_SHIFT
+from tapcore.models import DiskDriver, Extent
+
+
+@attrs.frozen
+class MappedExtent:
+    """A run of a disk's bytes that are stored in one way, in one image of the chain.
+
+    Attributes:
+        start: bytes from the start of the disk.
+        length: bytes.
+        depth: which image: 0 the child, 1 its parent, ...
+        kind: "data", "zero" or "compressed".
+        present: some image of the chain says what is here (even that it is zeroes).
+        allocated: a "zero" run has space reserved in its host file.
+        fd: descriptor of the host file that holds plain data, else None.
+        filename: of that file.
+        offset: where in it the data lies, bytes.
+    """
+
+    start: int
+    length: int
+    depth: int
+    kind: Literal["data", "zero", "compressed"]
+    present: bool
+    allocated: bool = False
+    fd: int | None = None
+    filename: str = ""
+    offset: int = 0
+
+    @property
+    def end(self) -> int:
+        """First byte past the run."""
+        return self.start + self.length
+
+    def joins(self, other: MappedExtent) -> bool:
+        """Whether `other`, which follows this one, is the same kind of run going on."""
+        if (self.depth, self.kind, self.present, self.allocated, self.fd) != (
+            other.depth,
+            other.kind,
+            other.present,
+            other.allocated,
+            other.fd,
+        ):
+            return False
+        return self.fd is None or self.offset + self.length == other.offset
+
+
+def chain_extents(dd: DiskDriver, offset: int, length: int) -> Iterator[MappedExtent]:
+    """The runs of a range of a disk, in order, without gaps; neighbours of one kind are joined.
+
+    Args:
+        dd: the child.
+        offset: bytes; widened outwards to whole sectors for the drivers, cut again here.
+        length: bytes, inside the disk.
+
+    Yields:
+        Runs that cover exactly the range.
+    """
+    end = offset + length
+    first = offset >> SECTOR_SHIFT
+    count = ((end + 511) >> SECTOR_SHIFT) - first
+    last: MappedExtent | None = None
+    for run in _layer(dd, 0, first, count):
+        run = _cut(run, offset, end)
+        if last is not None and last.joins(run):
+            last = attrs.evolve(last, length=last.length + run.length)
+            continue
+        if last is not None:
+            yield last
+        last = run
+    if last is not None:
+        yield last
+
+
+def _cut(run: MappedExtent, start: int, end: int) -> MappedExtent:
+    if run.start >= start and run.end <= end:
+        return run
+    lo, hi = max(run.start, start), min(run.end, end)
+    return attrs.evolve(run, start=lo, length=hi - lo, offset=run.offset + lo - run.start)
+
+
+def _layer(dd: DiskDriver, depth: int, sector: int, nb_sectors: int) -> Iterator[MappedExtent]:
+    for extent in dd.drv.td_extents(dd, sector, nb_sectors):
+        if extent.kind != "unallocated":
+            yield _mapped(extent, extent.kind, depth)
+        elif dd.next is None:
+            yield _mapped(extent, "zero", depth, present=False)
+        else:
+            yield from _below(dd.next, depth + 1, extent)
+
+
+def _below(parent: DiskDriver, depth: int, hole: Extent) -> Iterator[MappedExtent]:
+    """A hole of the child: the parent's content as far as it reaches, then zeroes."""
+    held = max(min(hole.end, parent.size) - hole.sector, 0)
+    if held:
+        yield from _layer(parent, depth, hole.sector, held)
+    if held < hole.nb_sectors:
+        rest = Extent(hole.sector + held, hole.nb_sectors - held, "zero")
+        yield _mapped(rest, "zero", depth - 1)
+
+
+def _mapped(
+    extent: Extent,
+    kind: Literal["data", "zero", "compressed"],
+    depth: int,
+    *,
+    present: bool = True,
+) -> MappedExtent:
+    return MappedExtent(
+        start=extent.sector << SECTOR_SHIFT,
+        length=extent.nb_sectors << SECTOR_SHIFT,
+        depth=depth,
+        kind=kind,
+        present=present,
+        allocated=extent.allocated,
+        fd=extent.fd,
+        filename=extent.filename,
+        offset=extent.offset,
+    )

@@ -1,0 +1,132 @@
+"""Requests and their segments: what the accounting counts.
+
+A request is what a client asked for; a segment is a run of its sectors that one image was asked
+for. A request is itself the segment of the child as long as nothing splits it; sectors that are
+forwarded (to a parent, or piecewise) become segments of their own below it. A segment is finished
+when all its sectors are; a request when it has no pending sectors left.
+
+Plain slotted classes, not attrs: one is made for every request on the fast path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from tapcore.constants import SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from tapcore.engine.layers import Layer
+
+READ: Final = 0
+WRITE: Final = 1
+FLUSH: Final = 2
+DISCARD: Final = 3
+ZERO: Final = 4
+
+OP_NAMES: Final = ("read", "write", "flush", "discard", "write zeroes")
+
+
+class Segment:
+    """A run of sectors asked of one image.
+
+    Attributes:
+        op: READ, WRITE, ...
+        sector: first sector.
+        nb_sectors: how many.
+        buf: their content, or where it goes; None where there is none.
+        pending: sectors not answered yet.
+        forwarded: of those, sectors that segments below are about.
+        up: the segment that this one is a part of; None for a request.
+        layer: the image asked.
+    """
+
+    __slots__ = ("buf", "forwarded", "layer", "nb_sectors", "op", "pending", "sector", "up")
+
+    def __init__(
+        self,
+        op: int,
+        sector: int,
+        nb_sectors: int,
+        buf: memoryview | None,
+        up: Segment | None,
+        layer: Layer | None,
+    ) -> None:
+        self.op = op
+        self.sector = sector
+        self.nb_sectors = nb_sectors
+        self.buf = buf
+        self.pending = nb_sectors
+        self.forwarded = 0
+        self.up = up
+        self.layer = layer
+
+    def root(self) -> Request:
+        """The request that this segment is part of."""
+        segment = self
+        while segment.up is not None:
+            segment = segment.up
+        assert isinstance(segment, Request)
+        return segment
+
+    def slice(self, sector: int, nb_sectors: int) -> memoryview:
+        """The part of `buf` that belongs to a sub-range."""
+        assert self.buf is not None
+        start = (sector - self.sector) << SECTOR_SHIFT
+        return self.buf[start : start + (nb_sectors << SECTOR_SHIFT)]
+
+
+class Request(Segment):
+    """What a client asked for, in bytes.
+
+    Attributes:
+        offset: bytes from the start of the disk.
+        length: bytes.
+        done: called once with the request when it is finished.
+        status: 0, or the -errno of the first part that failed.
+        fua: the data must be on disk before the answer.
+        may_unmap: for ZERO: space may be given back.
+        fast: for ZERO: fail with -EOPNOTSUPP rather than write zeroes.
+        internal: part of the engine's own handling of another request.
+        tag: the front end's own.
+    """
+
+    __slots__ = (
+        "done",
+        "fast",
+        "fua",
+        "internal",
+        "length",
+        "may_unmap",
+        "offset",
+        "status",
+        "tag",
+    )
+
+    def __init__(
+        self,
+        op: int,
+        offset: int,
+        length: int,
+        buf: memoryview | None,
+        done: Callable[[Any], object],
+        tag: Any = None,
+        fua: bool = False,
+    ) -> None:
+        # not through super(): this is the fast path
+        self.op = op
+        self.offset = offset
+        self.length = length
+        self.sector = offset >> SECTOR_SHIFT
+        self.nb_sectors = self.pending = length >> SECTOR_SHIFT
+        self.buf = buf
+        self.forwarded = 0
+        self.up = None
+        self.layer = None
+        self.done = done
+        self.tag = tag
+        self.status = 0
+        self.fua = fua
+        self.internal = False
+        self.may_unmap = True
+        self.fast = False

@@ -1,0 +1,17 @@
+"""The image-file layer: host files under every driver, which never block the loop for long.
+
+Reads that the page cache can answer are answered at once; the rest go to a small thread pool, or,
+with `--cache none`, to an asynchronous engine that a plugin brings (tap-aio's Linux AIO).
+"""
+
+from tapcore.imagefile.hostfile import create_host_file, describe_host_file, host_file_size
+from tapcore.imagefile.imagefile import ImageFile
+from tapcore.imagefile.opening import open_image_file
+
+__all__ = [
+    "ImageFile",
+    "create_host_file",
+    "describe_host_file",
+    "host_file_size",
+    "open_image_file",
+]

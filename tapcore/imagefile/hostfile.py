@@ -1,0 +1,173 @@
+"""Host files as things: sizes, creation, what they occupy, and where their holes are."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from tapcore.errors import UsageError
+from tapcore.imagefile.linux import BLKGETSIZE64, BLKSSZGET, fallocate
+
+Preallocation = Literal["off", "falloc", "full"]
+
+_ZEROES = bytes(1 << 20)
+
+
+def host_file_size(fd: int) -> int:
+    """Size in bytes of a regular file or block device."""
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        (size,) = struct.unpack("Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))
+        return int(size)
+    return status.st_size
+
+
+def logical_block_size(fd: int) -> int:
+    """Bytes in a logical sector of a block device; 512 for a file."""
+    if not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return 512
+    (size,) = struct.unpack("i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))
+    return int(size)
+
+
+def occupied_bytes(fd: int) -> int:
+    """Bytes that the host file really takes (a block device: all of it)."""
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return host_file_size(fd)
+    return status.st_blocks * 512
+
+
+def describe_host_file(fd: int) -> dict[str, Any]:
+    """For `info`: what kind of file, and its length in bytes."""
+    kind = "block device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
+    return {"kind": kind, "file_size": host_file_size(fd)}
+
+
+def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
+    """Make (or replace) a plain file of a size; on an error nothing is left behind.
+
+    A block device is not made but used: its head is left as it is, and it must be large enough.
+
+    Args:
+        path: the new file.
+        size: bytes.
+        preallocation: "off" (sparse), "falloc" (reserved), "full" (written with zeroes).
+
+    Raises:
+        OSError: as the system says.
+        UsageError: a block device smaller than `size`.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if stat.S_ISBLK(os.fstat(fd).st_mode):
+            if host_file_size(fd) < size:
+                raise UsageError("the block device is smaller than the image would be", image=path)
+            return
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, size)
+        _preallocate(fd, 0, size, preallocation)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _preallocate(fd: int, start: int, end: int, how: str) -> None:
+    if how == "off" or end <= start:
+        return
+    if how == "falloc":
+        os.posix_fallocate(fd, start, end - start)
+        return
+    for offset in range(start, end, len(_ZEROES)):
+        os.pwrite(fd, _ZEROES[: end - offset], offset)
+    os.fsync(fd)
+
+
+class HoleMap:
+    """Where a host file has data and where holes, asked of the kernel and remembered.
+
+    One run of data is remembered, because finding the end of a run can walk the whole file. To
+    call a fresh hole "data" is harmless (it is read as zeroes); the other way round never happens,
+    since only what the kernel called data is remembered.
+    """
+
+    __slots__ = ("_data_end", "_data_start", "_fd", "_supported")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._supported = True
+        self._data_start = self._data_end = 0
+
+    def forget(self) -> None:
+        """A hole was punched."""
+        self._data_start = self._data_end = 0
+
+    def run(self, offset: int, end: int) -> tuple[int, bool]:
+        """What lies at an offset.
+
+        Args:
+            offset: bytes.
+            end: bytes; nothing past it is of interest.
+
+        Returns:
+            Where the run ends (at most `end`), and whether it is data.
+        """
+        if self._data_start <= offset < self._data_end:
+            return min(self._data_end, end), True
+        if not self._supported:
+            return end, True
+        try:
+            data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            if data > offset:
+                return min(data, end), False
+            hole = os.lseek(self._fd, offset, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # no data up to the end of the file
+                return end, False
+            self._supported = False
+            return end, True
+        self._data_start, self._data_end = offset, hole
+        return min(hole, end), True
+
+    def runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """All runs between two byte offsets, as (start, end, is data), neighbours joined."""
+        start = offset
+        while offset < end:
+            stop, data = self.run(offset, end)
+            if stop < end and self.run(stop, end)[1] == data:
+                offset = stop
+                continue
+            yield start, stop, data
+            start = offset = stop
+
+
+def resize_host_file(fd: int, size: int) -> None:
+    """Grow or shrink a plain file to `size` bytes; new bytes are a hole.
+
+    Raises:
+        UsageError: a block device, which has one size.
+    """
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        raise UsageError("a block device cannot be resized")
+    os.ftruncate(fd, size)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a range (bytes) back to the file system; it reads as zeroes afterwards."""
+    from tapcore.imagefile.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def zero_range(fd: int, offset: int, length: int) -> None:
+    """Make a range (bytes) read as zeroes with its space kept, or taken."""
+    from tapcore.imagefile.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
+
+    fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)

@@ -1,0 +1,300 @@
+"""An open host file through the page cache: answered at once where possible, else by threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any, Final
+
+from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
+from tapcore.errors import IOFailedError, describe, errno_of
+from tapcore.imagefile.hostfile import (
+    HoleMap,
+    host_file_size,
+    logical_block_size,
+    occupied_bytes,
+    punch_hole,
+    resize_host_file,
+    zero_range,
+)
+from tapcore.imagefile.linux import all_in_page_cache, lies_in_memory
+from tapcore.imagefile.workers import Completions, shared_pool
+from tapcore.models import DiskDriver, Extent, TdCallback
+
+Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
+"""What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
+
+_NOWAIT: Final = os.RWF_NOWAIT
+_SLOW_WRITE_SECONDS: Final = 0.005
+"""A write into the page cache that takes longer was throttled by the kernel."""
+
+
+class ImageFile:
+    """A host file that a driver reads and writes without blocking the loop.
+
+    Offsets and lengths are bytes. A range may reach past the end of the file only within the last
+    sector: what lies there reads as zeroes, and writing it makes the file whole sectors long.
+
+    Attributes:
+        fd: the open descriptor.
+        path: of the file.
+        size: bytes, as opened or grown since.
+        read_only: whether it was opened so.
+        sector_size: bytes; smallest unit in which the file should be read and written.
+        io_fd: to be polled; when it is readable, call `reap`.
+        in_flight: operations queued and not answered.
+    """
+
+    direct = False
+
+    def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
+        self.fd = fd
+        self.path = path
+        self.read_only = read_only
+        self.size = host_file_size(fd)
+        self.sector_size = logical_block_size(fd)
+        self.in_flight = 0
+        self.holes = HoleMap(fd)
+        self._completions = Completions()
+        self.io_fd = self._completions.eventfd
+        self._read_flags = _NOWAIT
+        self._nowait = True
+        self._throttled = False
+
+    # ---- at once, where the page cache allows ----------------------------------------------
+
+    def read_now(self, offset: int, buf: memoryview) -> int | None:
+        """Read what the page cache holds.
+
+        Returns:
+            0 when `buf` is full, -errno, or None: it would block (or is short), queue it.
+        """
+        if not self._nowait:
+            return None
+        try:
+            count = os.preadv(self.fd, (buf,), offset, self._read_flags)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:
+                self._learn_nowait()
+                return self.read_now(offset, buf)
+            return -errno_of(exc)
+        return 0 if count == len(buf) else None
+
+    def _learn_nowait(self) -> None:
+        """The file system does not know RWF_NOWAIT: fine in memory, else threads must read."""
+        self._read_flags = 0
+        self._nowait = lies_in_memory(self.fd)
+
+    def write_now(self, offset: int, buf: memoryview) -> int | None:
+        """Write into the page cache, unless the kernel has begun to make writers wait.
+
+        Returns:
+            0, -errno, or None: queue it.
+        """
+        if self._throttled:
+            return None
+        started = monotonic()
+        try:
+            count = os.pwritev(self.fd, (buf,), offset)
+        except OSError as exc:
+            return -errno_of(exc)
+        if monotonic() - started > _SLOW_WRITE_SECONDS:
+            self._throttled = True
+        if count != len(buf):
+            return None
+        if offset + count > self.size:
+            self.size = offset + count
+        return 0
+
+    # ---- queued ----------------------------------------------------------------------------
+
+    def queue_read(self, offset: int, buf: memoryview, answer: Answer) -> int:
+        """Read later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
+        self._put(self.read_blocking, (offset, buf), answer)
+        return 0
+
+    def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
+        """Write later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
+        self._put(self.write_blocking, (offset, buf), answer)
+        return 0
+
+    def queue_flush(self, answer: Answer) -> None:
+        """fdatasync later."""
+        self._put(self.flush_blocking, (), answer)
+
+    def queue_discard(self, offset: int, length: int, answer: Answer) -> None:
+        """Punch a hole later; a file system without holes ignores it."""
+        self._put(self.discard_blocking, (offset, length), answer)
+
+    def queue_zero(self, offset: int, length: int, may_unmap: bool, answer: Answer) -> None:
+        """Zero a range later without writing; -EOPNOTSUPP where the file system cannot."""
+        self._put(self.zero_blocking, (offset, length, may_unmap), answer)
+
+    def submit(self) -> None:
+        """Hand what is queued to the kernel (threads have it already)."""
+
+    def reap(self) -> int:
+        """Answer all that has finished.
+
+        Returns:
+            The sum of what the callbacks returned.
+        """
+        try:
+            os.eventfd_read(self.io_fd)
+        except BlockingIOError:
+            pass
+        return self._answer_completions()
+
+    def _answer_completions(self) -> int:
+        finished = 0
+        for res, (cb, dd, sector, nb_sectors, id, prv) in self._completions.take():
+            self.in_flight -= 1
+            finished += cb(dd, res, sector, nb_sectors, id, prv)
+        if self._throttled and not self.in_flight:
+            self._throttled = False
+        return finished
+
+    def _put(self, work: Any, args: tuple[Any, ...], answer: Answer) -> None:
+        self.in_flight += 1
+        shared_pool().put(work, args, self._completions, answer)
+
+    # ---- blocking --------------------------------------------------------------------------
+
+    def read_blocking(self, offset: int, buf: memoryview) -> int:
+        """Read all of `buf`, zeroes past the end of the file; returns 0 or -errno."""
+        while len(buf):
+            try:
+                count = os.preadv(self.fd, (buf,), offset)
+            except OSError as exc:
+                return -errno_of(exc)
+            if count == 0:
+                return self._read_past_end(offset, buf)
+            offset += count
+            buf = buf[count:]
+        return 0
+
+    def _read_past_end(self, offset: int, buf: memoryview) -> int:
+        if offset < self.size:  # the file has shrunk under us: that is no content to invent
+            return -errno.EIO
+        buf[:] = bytes(len(buf))
+        return 0
+
+    def write_blocking(self, offset: int, buf: memoryview) -> int:
+        """Write all of `buf`; returns 0 or -errno."""
+        end = offset + len(buf)
+        while len(buf):
+            try:
+                count = os.pwritev(self.fd, (buf,), offset)
+            except OSError as exc:
+                return -errno_of(exc)
+            offset += count
+            buf = buf[count:]
+        if end > self.size:
+            self.size = end
+        return 0
+
+    def flush_blocking(self) -> int:
+        """fdatasync; returns 0 or -errno."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as exc:
+            return -errno_of(exc)
+        return 0
+
+    def discard_blocking(self, offset: int, length: int) -> int:
+        """Punch a hole; a file system without holes ignores it. Returns 0 or -errno."""
+        try:
+            self._punch(offset, length)
+        except OSError as exc:
+            return 0 if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL) else -errno_of(exc)
+        return 0
+
+    def zero_blocking(self, offset: int, length: int, may_unmap: bool) -> int:
+        """Zero a range without writing; returns 0, or -EOPNOTSUPP where that is not possible."""
+        try:
+            if may_unmap:
+                self._punch(offset, length)
+            else:
+                zero_range(self.fd, offset, length)
+        except OSError as exc:
+            return -errno_of(exc)
+        return 0
+
+    def _punch(self, offset: int, length: int) -> None:
+        length = min(length, max(self.size - offset, 0))  # nothing lies past the end
+        if length:
+            punch_hole(self.fd, offset, length)
+            self.holes.forget()
+
+    # ---- what lies where -------------------------------------------------------------------
+
+    def extents(self, sector: int, nb_sectors: int) -> Iterator[Extent]:
+        """The same for a driver whose disk is the file, as `td_extents` yields it."""
+        start, stop = sector << SECTOR_SHIFT, (sector + nb_sectors) << SECTOR_SHIFT
+        done = sector
+        for _, end, data in self.runs(start, stop - start):
+            until = -(-end >> SECTOR_SHIFT) if data else end >> SECTOR_SHIFT
+            until = min(until, sector + nb_sectors)
+            if end >= stop:
+                until = sector + nb_sectors
+            if until <= done:  # a run that ends inside a sector that is data already
+                continue
+            if data:
+                where = done << SECTOR_SHIFT
+                yield Extent(done, until - done, "data", self.fd, self.path, where)
+            else:
+                yield Extent(done, until - done, "zero")
+            done = until
+
+    def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Data and holes of a range, as (start, end, is data) in bytes."""
+        return self.holes.runs(offset, offset + length)
+
+    @property
+    def sectors(self) -> int:
+        """The file's size in sectors, a part of one counting as one."""
+        return (self.size + DEFAULT_SECTOR_SIZE - 1) >> SECTOR_SHIFT
+
+    def resident(self, offset: int, length: int) -> bool:
+        """Whether the page cache holds the whole range, so that sendfile would not block."""
+        return all_in_page_cache(self.fd, offset, length)
+
+    def occupied(self) -> int:
+        """Bytes that the file really takes on its file system."""
+        return occupied_bytes(self.fd)
+
+    def resize(self, size: int) -> None:
+        """Change the file's length (bytes)."""
+        resize_host_file(self.fd, size)
+        self.size = size
+        self.holes.forget()
+
+    def close(self) -> None:
+        """Wait for what is in flight, flush, and close.
+
+        Raises:
+            IOFailedError: the flush failed; the file is closed all the same.
+        """
+        try:
+            self._drain()
+            if not self.read_only:
+                os.fdatasync(self.fd)
+        except OSError as exc:
+            message = f"the last flush failed: {describe(exc)}"
+            raise IOFailedError(message, image=self.path, errno=exc.errno) from None
+        finally:
+            self._release()
+
+    def _drain(self) -> None:
+        while self.in_flight:
+            os.set_blocking(self.io_fd, True)
+            os.eventfd_read(self.io_fd)
+            self._answer_completions()
+
+    def _release(self) -> None:
+        self._completions.close()
+        os.close(self.fd)

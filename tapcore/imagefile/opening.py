@@ -1,0 +1,101 @@
+"""Opening a host file: what may be opened, in which cache mode, under which lock."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from tapcore.constants import TD_RDONLY
+from tapcore.errors import ImageLockedError, ImageOpenError, describe
+from tapcore.imagefile.imagefile import ImageFile
+from tapcore.imagefile.locks import lock_image
+from tapcore.models import OpenOptions
+
+log = logging.getLogger(__name__)
+
+_NOT_AN_IMAGE = {
+    stat.S_IFDIR: "is a directory, not an image",
+    stat.S_IFIFO: "is a pipe; an image must be a file or a block device",
+    stat.S_IFSOCK: "is a socket; an image must be a file or a block device",
+    stat.S_IFCHR: "is a character device; an image must be a file or a block device",
+}
+
+
+def open_host_fd(path: str, flags: int) -> int:
+    """Open a regular file or block device.
+
+    Args:
+        path: resolved and allowed.
+        flags: `os.O_*` access mode and more; O_CLOEXEC is added.
+
+    Raises:
+        ImageOpenError: what the file is, or what the system says.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to must not hang
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if kind in (stat.S_IFREG, stat.S_IFBLK):
+        return fd
+    os.close(fd)
+    raise ImageOpenError(_NOT_AN_IMAGE[kind], image=path, errno=errno.EINVAL)
+
+
+def _why(path: str, exc: OSError) -> str:
+    if exc.errno == errno.EISDIR:
+        return _NOT_AN_IMAGE[stat.S_IFDIR]
+    if exc.errno == errno.ENXIO:
+        return _NOT_AN_IMAGE[stat.S_IFSOCK]
+    if exc.errno in (errno.EACCES, errno.EROFS) and os.access(path, os.R_OK):
+        return f"{describe(exc)} for writing (--read-only would open it)"
+    return describe(exc)
+
+
+def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
+    """Open a host file for a driver.
+
+    Args:
+        path: resolved and allowed.
+        flags: `TD_RDONLY` or 0.
+        options: cache mode and locking.
+
+    Returns:
+        The file, locked; asynchronous in either cache mode.
+
+    Raises:
+        TapError: not a file or block device, no permission, in use, or what to install.
+    """
+    read_only = bool(flags & TD_RDONLY)
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    fd = _open_direct(path, access) if options.cache == "none" else None
+    direct = fd is not None
+    if fd is None:
+        fd = open_host_fd(path, access)
+    try:
+        if options.locking:
+            lock_image(fd, writing=not read_only)
+        if not direct:
+            return ImageFile(fd, path, read_only=read_only)
+        from tapcore.imagefile.direct import DirectFile
+
+        return DirectFile(fd, path, read_only=read_only)
+    except BaseException as exc:
+        os.close(fd)
+        if isinstance(exc, ImageLockedError):
+            exc.image = path
+        raise
+
+
+def _open_direct(path: str, access: int) -> int | None:
+    """With O_DIRECT, or None where the file system does not have it."""
+    try:
+        return open_host_fd(path, access | os.O_DIRECT)
+    except ImageOpenError as exc:
+        if exc.errno != errno.EINVAL or not os.path.isfile(path):
+            raise
+        log.warning("%s: the file system has no O_DIRECT; using the page cache", path)
+        return None

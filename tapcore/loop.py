@@ -1,0 +1,98 @@
+"""One thread, one poll set: descriptors, deadlines, and what is to be done once after each batch."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+IN: Final = select.EPOLLIN
+OUT: Final = select.EPOLLOUT
+
+Handler = Callable[[int], object]
+
+
+class Loop:
+    """A poll set of epoll.
+
+    Attributes:
+        after_batch: called in order after everything that was ready has been handled.
+        timeouts: each gives the seconds until it wants `after_batch` to run, or None.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self.after_batch: list[Callable[[], object]] = []
+        self.timeouts: list[Callable[[], float | None]] = []
+        self._running = False
+
+    def add(self, fd: int, handler: Handler, events: int = IN) -> None:
+        """Call `handler(events)` whenever `fd` is ready."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events of a descriptor (0: only for errors)."""
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Forget a descriptor, before it is closed."""
+        self._epoll.unregister(fd)
+        del self._handlers[fd]
+
+    def run(self) -> None:
+        """Until `stop`."""
+        self._running = True
+        while self._running:
+            self.run_once()
+
+    def stop(self) -> None:
+        """Return from `run` after this batch."""
+        self._running = False
+
+    def run_once(self, timeout: float | None = None) -> None:
+        """Wait for one batch and handle it.
+
+        Args:
+            timeout: seconds to wait at most; None for as long as it takes.
+        """
+        for want in self.timeouts:
+            seconds = want()
+            if seconds is not None and (timeout is None or seconds < timeout):
+                timeout = seconds
+        handlers = self._handlers
+        for fd, events in self._epoll.poll(timeout):
+            handler = handlers.get(fd)
+            if handler is not None:  # one handled before it in this batch may have removed it
+                handler(events)
+        for call in self.after_batch:
+            call()
+
+    def close(self) -> None:
+        """Release the poll set."""
+        self._epoll.close()
+
+
+class Deadline:
+    """A moment after which something is to be done once.
+
+    Args:
+        seconds: from now.
+    """
+
+    __slots__ = ("_at",)
+
+    def __init__(self, seconds: float) -> None:
+        self._at = monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds, never negative."""
+        return max(self._at - monotonic(), 0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the moment has come."""
+        return monotonic() >= self._at

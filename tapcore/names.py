@@ -1,0 +1,139 @@
+"""How people name images and sizes: `[HANDLE:]PATH`, `10G`, `+512M`."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_DISK_SECTORS
+from tapcore.errors import UnknownHandleError, UsageError
+from tapcore.models import DiskId, DiskInfo
+from tapcore.registry import Registry
+
+RAW_HANDLES = ("aio", "sync")
+"""Handles for a file that no driver recognises, the first one installed; a convention of names:
+the core knows no format."""
+
+RAW_SUFFIXES = (".img", ".raw")
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,9}))?([BKMGTP]?)", re.IGNORECASE | re.ASCII)
+_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `4096`, `64K`, `1.5T`.
+
+    Args:
+        text: a number, with a fraction only where a unit of 1024 and more follows.
+
+    Raises:
+        UsageError: not a size, or larger than a disk can be.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"'{text}' is not a size (examples: 4096, 64K, 10G, 1.5T)")
+    whole, fraction, unit = match.groups()
+    factor = _UNITS[unit.upper()]
+    if fraction and factor == 1:
+        raise UsageError(f"'{text}' is not a whole number of bytes")
+    size = int(whole) * factor
+    if fraction:
+        size += int(fraction) * factor // 10 ** len(fraction)
+    if size > MAX_DISK_SECTORS * DEFAULT_SECTOR_SIZE:
+        raise UsageError(f"'{text}' is larger than a disk can be (8 EiB)")
+    return size
+
+
+def disk_size(text: str) -> int:
+    """A virtual disk's size in bytes: as `parse_size`, rounded up to whole sectors."""
+    return round_up_to_sector(parse_size(text))
+
+
+def round_up_to_sector(size: int) -> int:
+    """Bytes, rounded up to a multiple of 512."""
+    return -(-size // DEFAULT_SECTOR_SIZE) * DEFAULT_SECTOR_SIZE
+
+
+def changed_size(text: str, current: int) -> int:
+    """The new size (bytes) that `SIZE`, `+N` or `-N` means for a disk of `current` bytes."""
+    if text.startswith("+"):
+        return round_up_to_sector(current + parse_size(text[1:]))
+    if text.startswith("-"):
+        return max(round_up_to_sector(current - parse_size(text[1:])), 0)
+    return disk_size(text)
+
+
+def format_size(size: int) -> str:
+    """Bytes for a person: `512 B`, `64 KiB`, `1.5 GiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.4g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def split_name(text: str, registry: Registry) -> DiskId:
+    """`[HANDLE:]PATH` into its parts.
+
+    A prefix that no driver has and that is not part of an existing file's name is an error, so
+    that a typing error does not become a file's name.
+
+    Args:
+        text: as the user gave it.
+        registry: what is installed.
+
+    Returns:
+        The name, with an empty `drivertype` where no handle was given.
+    """
+    if not text:
+        raise UsageError("an image's name must not be empty")
+    if "\0" in text:
+        raise UsageError("an image's name must not contain a NUL")
+    head, colon, rest = text.partition(":")
+    if not colon or not _HANDLE.fullmatch(head):
+        return DiskId(text)
+    if registry.knows(head):
+        registry.get(head)
+        if not rest:
+            raise UsageError(f"'{text}' names no image after the handle")
+        return DiskId(rest, head)
+    if os.path.lexists(text):
+        return DiskId(text)
+    try:
+        registry.get(head)
+    except UnknownHandleError as exc:
+        exc.image = text
+        raise
+    raise AssertionError("unreachable")
+
+
+def raw_handle(registry: Registry) -> str:
+    """The handle for raw files: `aio`, or `sync` where tap-aio is not installed."""
+    for handle in RAW_HANDLES:
+        if handle in registry:
+            return handle
+    raise UnknownHandleError("no driver for raw files is installed: pip install tap-aio")
+
+
+def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
+    """The driver for an image that is to be made, from its handle or its file's suffix.
+
+    Raises:
+        UsageError: neither says it; the text names the handles.
+    """
+    if disk_id.drivertype:
+        return registry.get(disk_id.drivertype)
+    suffix = os.path.splitext(disk_id.name)[1].lower()
+    if suffix in RAW_SUFFIXES:
+        return registry.get(raw_handle(registry))
+    for info in registry.drivers():
+        if suffix and suffix in info.suffixes:
+            return info
+    handles = ", ".join(info.handle for info in registry.drivers()) or "none is installed"
+    raise UsageError(
+        f"cannot tell the format of a new image from its name; write HANDLE:PATH "
+        f"(handles: {handles})",
+        image=disk_id.name,
+    )
