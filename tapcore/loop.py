@@ -1,4 +1,4 @@
-"""One thread, one poll set: descriptors, deadlines, and what is to be done once after each batch."""
+"""One thread, one poll set: descriptors, deadlines, and what is done once after each batch."""
 
 from __future__ import annotations
 

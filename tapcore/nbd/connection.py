@@ -1,0 +1,315 @@
+"""One client: its socket, its handshake, its requests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Final
+
+from tapcore.engine import Engine
+from tapcore.loop import IN, OUT, Deadline, Loop
+from tapcore.nbd.exports import Exports, FileSpan
+from tapcore.nbd.handshake import Handshake, HandshakeState
+from tapcore.nbd.transmission import Transmission
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS: Final = 10.0
+"""A client that has not chosen an export by then is dropped."""
+
+LINGER_SECONDS: Final = 10.0
+"""A client that said goodbye gets this long to take the replies that it is owed."""
+
+SEND_BUFFER: Final = 2 << 20
+"""Socket buffer asked for: a reply of 1 MiB should be handed over in one go."""
+
+_HANDSHAKE_RECEIVE: Final = 4096
+_SO_SNDBUFFORCE: Final = 32  # Linux; needs CAP_NET_ADMIN
+_MAX_PADDING: Final = 511
+
+
+class Clients:
+    """The connections of one server, and which of them want attention.
+
+    Attributes:
+        all: every open connection.
+        dirty: something was received, or is to be sent.
+        deadlines: those that are closed when a moment passes.
+    """
+
+    __slots__ = ("all", "deadlines", "dirty")
+
+    def __init__(self) -> None:
+        self.all: set[Connection] = set()
+        self.dirty: set[Connection] = set()
+        self.deadlines: set[Connection] = set()
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        self.all.discard(connection)
+        self.dirty.discard(connection)
+        self.deadlines.discard(connection)
+
+
+class Connection:
+    """Moves bytes between a socket and the two state machines; keeps its poll events right.
+
+    Args:
+        sock: accepted, to be closed with the connection.
+        exports: what the server offers.
+        loop: the poll set.
+        clients: the server's; the connection enters and leaves it by itself.
+
+    Attributes:
+        engine: of the export chosen; None during the handshake.
+        open: False once it is closed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        exports: Exports,
+        loop: Loop,
+        clients: Clients,
+    ) -> None:
+        self._socket = sock
+        self._exports = exports
+        self._loop = loop
+        self._clients = clients
+        self._handshake: Handshake | None = Handshake(exports)
+        self._transmission: Transmission | None = None
+        self._sending = b""  # of the handshake
+        self._deadline: Deadline | None = None
+        self._events = IN
+        self.engine: Engine | None = None
+        self.open = True
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _widen(sock)
+        loop.add(sock.fileno(), self._ready)
+        clients.all.add(self)
+        self._set_deadline(HANDSHAKE_SECONDS)
+        self._send_handshake()
+
+    # ---- events -----------------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        self._clients.dirty.add(self)
+        if events & ~OUT:
+            self._receive()
+        if self.open and events & OUT and self._transmission is None:
+            self._send_handshake()
+
+    def _mark(self) -> None:
+        self._clients.dirty.add(self)
+
+    def _receive(self) -> None:
+        transmission = self._transmission
+        try:
+            if transmission is None:
+                self._receive_handshake(self._socket.recv(_HANDSHAKE_RECEIVE))
+                return
+            if transmission.finished or transmission.stalled:
+                self._peek()
+                return
+            count = self._socket.recv_into(transmission.space())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._lose(f"connection lost: {exc.strerror}")
+            return
+        if not count:  # it sends no more; what it has asked for, it may still be waiting for
+            transmission.finish()
+            return
+        transmission.received(count)
+
+    def _peek(self) -> None:
+        """Nothing is wanted from the client now; has it gone?"""
+        if not self._socket.recv(1, socket.MSG_PEEK):
+            self._lose("")
+
+    # ---- handshake --------------------------------------------------------------------------
+
+    def _receive_handshake(self, data: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        if not data:
+            self._lose("")
+            return
+        handshake.receive(data)
+        self._send_handshake()
+
+    def _send_handshake(self) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        self._sending += handshake.data_to_send()
+        try:
+            if self._sending:
+                sent = self._socket.send(self._sending)
+                self._sending = self._sending[sent:]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as exc:
+            self._lose(f"connection lost: {exc.strerror}")
+            return
+        if self._sending:
+            self._poll(IN | OUT if handshake.state is HandshakeState.NEGOTIATING else OUT)
+            return
+        if handshake.state is HandshakeState.CLOSED:
+            self._lose(handshake.error or "")
+        elif handshake.state is HandshakeState.TRANSMISSION:
+            self._start_transmission(handshake)
+        else:
+            self._poll(IN)
+
+    def _start_transmission(self, handshake: Handshake) -> None:
+        negotiated = handshake.negotiated
+        assert negotiated is not None
+        export = self._exports.get(negotiated.export.name)
+        assert export is not None
+        self._handshake = None
+        self._clear_deadline()
+        self.engine = export.engine
+        self._transmission = Transmission(export, negotiated, self._mark, handshake.leftover)
+        self._poll(IN)
+        self._mark()
+
+    # ---- replies ----------------------------------------------------------------------------
+
+    def service(self) -> bool:
+        """Once after each batch: send, go on where a limit stopped us, close when all is done.
+
+        Returns:
+            Whether new requests were taken, so that the engine has to have another turn.
+        """
+        transmission = self._transmission
+        if transmission is None:
+            return False
+        if transmission.replies.queue:
+            self._send(transmission)
+            if not self.open:
+                return False
+        if transmission.resume():
+            self._set_events(transmission)
+            return True
+        if transmission.finished:
+            self._finish(transmission)
+            if not self.open:
+                return False
+        self._set_events(transmission)
+        return False
+
+    def _set_events(self, transmission: Transmission) -> None:
+        # one who has said goodbye may close its end: that is no event of interest
+        events = 0 if transmission.stalled or transmission.finished else IN
+        if transmission.replies.queue:
+            events |= OUT
+        self._poll(events)
+
+    def _send(self, transmission: Transmission) -> None:
+        replies = transmission.replies
+        sock = self._socket
+        try:
+            while replies.queue:
+                first = replies.queue[0]
+                if type(first) is FileSpan:
+                    count = self._send_span(first)
+                else:
+                    buffers = replies.next_buffers()
+                    more = socket.MSG_MORE if len(buffers) < len(replies.queue) else 0
+                    count = sock.sendmsg(buffers, (), more)
+                replies.advance(count)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._lose(f"connection lost: {exc.strerror}")
+
+    def _send_span(self, span: FileSpan) -> int:
+        count = os.sendfile(self._socket.fileno(), span.fd, span.offset, span.length)
+        if count:
+            return count
+        # The file ends here. Inside its last sector the disk goes on with zeroes; anything more
+        # is missing because the file has shrunk, and cannot be taken back from the client.
+        if span.length > _MAX_PADDING:
+            raise OSError(5, "the image file has shrunk")
+        return self._socket.send(bytes(span.length))
+
+    def _finish(self, transmission: Transmission) -> None:
+        if transmission.error:
+            self._lose(transmission.error)
+        elif not transmission.in_flight and not transmission.replies.queue:
+            self._lose("")
+        elif self._deadline is None:
+            self._set_deadline(LINGER_SECONDS)
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._deadline = Deadline(seconds)
+        self._clients.deadlines.add(self)
+
+    def _clear_deadline(self) -> None:
+        self._deadline = None
+        self._clients.deadlines.discard(self)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds until a deadline of this connection; None where it has none."""
+        return None if self._deadline is None else self._deadline.left
+
+    def check_deadline(self) -> None:
+        """Close the connection if its moment has passed."""
+        if self._deadline is None or not self._deadline.passed:
+            return
+        if self._transmission is None:
+            self._lose("chose no export in time")
+        elif not self._transmission.in_flight:
+            self._lose("did not take its replies")
+        else:
+            self._set_deadline(LINGER_SECONDS)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the client is owed anything."""
+        transmission = self._transmission
+        return transmission is not None and bool(
+            transmission.in_flight or transmission.replies.queue
+        )
+
+    def finish(self) -> None:
+        """The server stops: take no more requests, answer those that were taken."""
+        if self._transmission is None:
+            self._lose("")
+            return
+        self._transmission.finish()
+        self._mark()
+
+    def _poll(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._loop.modify(self._socket.fileno(), events)
+
+    def drop(self) -> None:
+        """Close now, whatever the client is owed."""
+        self._lose("the server needs the connection")
+
+    def _lose(self, why: str) -> None:
+        if not self.open:
+            return
+        self.open = False
+        if why:
+            log.info("client dropped: %s", why)
+        self._loop.remove(self._socket.fileno())
+        if self._transmission is not None:
+            self._transmission.gone()
+        self._socket.close()
+        self._clients.forget(self)
+
+
+def _widen(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -1,0 +1,135 @@
+"""What a server offers: open disks under names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
+from tapcore.engine import Engine, MappedExtent, chain_extents
+from tapcore.imagefile.linux import all_in_page_cache
+from tapcore.models import TdState
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.handshake import ExportInfo
+
+MAX_READ_EXTENTS: Final = 64
+"""A read that is scattered more widely than this is answered as one run of data."""
+
+
+@attrs.frozen
+class FileSpan:
+    """Bytes of a reply that are sent from a host file, without passing through this process.
+
+    Attributes:
+        fd: of the host file.
+        offset: bytes.
+        length: bytes.
+    """
+
+    fd: int
+    offset: int
+    length: int
+
+
+@attrs.define(eq=False)
+class Export:
+    """One open disk, offered under a name.
+
+    Attributes:
+        disk: the open chain.
+        engine: its engine.
+        info: what the handshake tells of it.
+        file_spans: replies may be sent straight from host files.
+    """
+
+    disk: TdState
+    engine: Engine
+    info: ExportInfo
+    file_spans: bool
+
+    @classmethod
+    def of(cls, disk: TdState, name: str) -> Export:
+        """Offer an open disk.
+
+        Args:
+            disk: with its engine.
+            name: the export's name; "" is the default export.
+        """
+        assert disk.blkif is not None
+        assert disk.disks is not None
+        leaf = disk.disks
+        info = ExportInfo(
+            name=name,
+            size=disk.blkif.size,
+            transmission_flags=_flags(disk.blkif),
+            description=str(disk.image),
+            block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
+        )
+        # a filter must see every read, and O_DIRECT must not go round the disk
+        spans = not leaf.options.filters and leaf.options.cache == "writeback"
+        return cls(disk, disk.blkif, info, spans)
+
+    def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
+        """The runs of a range (bytes); None where they are too many to be worth knowing."""
+        assert self.disk.disks is not None
+        found: list[MappedExtent] = []
+        for extent in chain_extents(self.disk.disks, offset, length):
+            if len(found) == MAX_READ_EXTENTS:
+                return None
+            found.append(extent)
+        return found
+
+    def span(self, extent: MappedExtent) -> FileSpan | None:
+        """The host file's part that a run lies in, if it can be sent without waiting for a disk."""
+        if not self.file_spans or extent.fd is None or extent.kind != "data":
+            return None
+        if not all_in_page_cache(extent.fd, extent.offset, extent.length):
+            return None
+        return FileSpan(extent.fd, extent.offset, extent.length)
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Ask the kernel to read a range (bytes) into the page cache; advice, so never an error."""
+        if not self.file_spans:
+            return
+        for extent in self.extents(offset, length) or ():
+            if extent.fd is not None:
+                os.posix_fadvise(extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED)
+
+
+def _flags(engine: Engine) -> int:
+    flag = nbd.TransmissionFlag
+    flags = flag.HAS_FLAGS | flag.SEND_FLUSH | flag.SEND_FUA | flag.SEND_CACHE | flag.SEND_DF
+    # one engine answers all connections: what was answered on one is seen, and flushed, by all
+    flags |= flag.CAN_MULTI_CONN
+    if engine.read_only:
+        return int(flags | flag.READ_ONLY)
+    return int(flags | flag.SEND_TRIM | flag.SEND_WRITE_ZEROES | flag.SEND_FAST_ZERO)
+
+
+class Exports:
+    """The exports of one server: the handshake's `ExportCatalog`.
+
+    Args:
+        exports: at least one, with distinct names. A single one is the default export too.
+    """
+
+    def __init__(self, exports: Sequence[Export]) -> None:
+        self.all = list(exports)
+        self._by_name = {export.info.name: export for export in exports}
+
+    def list_exports(self) -> list[ExportInfo]:
+        """For NBD_OPT_LIST."""
+        return [export.info for export in self.all]
+
+    def find_export(self, name: str) -> ExportInfo | None:
+        """By name; "" is the default export."""
+        export = self.get(name)
+        return None if export is None else export.info
+
+    def get(self, name: str) -> Export | None:
+        """The export itself."""
+        if not name and len(self.all) == 1:
+            return self.all[0]
+        return self._by_name.get(name)

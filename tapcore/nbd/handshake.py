@@ -1,0 +1,399 @@
+"""The server's side of the NBD fixed newstyle handshake, as a state machine without I/O.
+
+Whoever owns the socket feeds what arrives to `Handshake.receive` and sends what
+`Handshake.data_to_send` gives, until the state is no longer NEGOTIATING. In quotation marks are
+section titles of doc/proto.md (NetworkBlockDevice/nbd).
+
+Nothing that a client says is believed: a length is compared with a limit before anything is
+stored, and the machine keeps at most one option of at most `HandshakeLimits.stored` bytes.
+"""
+
+import enum
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+import attrs
+
+from tapcore.nbd import constants as wire
+from tapcore.nbd.constants import ClientFlag, HandshakeFlag, InfoType, Opt, Rep, TransmissionFlag
+
+# Options whose data is read; that of all others is passed over.
+_WITH_DATA: Final = {Opt.EXPORT_NAME, Opt.INFO, Opt.GO, Opt.LIST_META_CONTEXT, Opt.SET_META_CONTEXT}
+
+
+@attrs.frozen
+class ExportInfo:
+    """What the handshake tells about one export; sizes are bytes ("Size constraints")."""
+
+    name: str
+    size: int
+    transmission_flags: int
+    description: str = ""
+    block_min: int = wire.DEFAULT_BLOCK_MIN
+    block_preferred: int = wire.DEFAULT_BLOCK_PREFERRED
+    block_max: int = wire.DEFAULT_BLOCK_MAX
+    contexts: tuple[str, ...] = (wire.BASE_ALLOCATION,)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse with ValueError what may not be sent, before there is a client to send it to."""
+        for text in (self.name, self.description, *self.contexts):
+            if len(text.encode()) > wire.MAX_STRING or "\0" in text:
+                raise ValueError(f"{text[:64]!r} has a NUL or over {wire.MAX_STRING} bytes")
+        if not (0 <= self.size < 1 << 64 and 0 <= self.transmission_flags < 1 << 16):
+            raise ValueError(f"size {self.size} or flags {self.transmission_flags} out of range")
+        low, preferred, high = self.block_min, self.block_preferred, self.block_max
+        smallest = max(low, wire.SMALLEST_BLOCK_PREFERRED)
+        in_order = 1 <= low <= wire.LARGEST_BLOCK_MIN and smallest <= preferred <= high < 1 << 32
+        if not in_order or low & (low - 1) or preferred & (preferred - 1):
+            raise ValueError(f"block sizes {low}, {preferred}, {high} are not allowed")
+
+
+class ExportCatalog(Protocol):
+    """Where the handshake looks exports up. Both are answered from memory and do not raise."""
+
+    def list_exports(self) -> Sequence[ExportInfo]:
+        """Every export, as LIST tells them."""
+
+    def find_export(self, name: str) -> ExportInfo | None:
+        """The export of that name; "" asks for the default one."""
+
+
+@attrs.frozen
+class Negotiated:
+    """What was agreed when transmission starts.
+
+    `transmission_flags` is what the client was told, which may be less than the export's own;
+    `contexts` is context id -> name, empty unless SET_META_CONTEXT chose some for this export.
+    """
+
+    export: ExportInfo
+    transmission_flags: int
+    structured_replies: bool
+    contexts: Mapping[int, str]
+
+
+@attrs.frozen
+class HandshakeLimits:
+    """How much of a client's negotiation is put up with; above it, the connection closes.
+
+    All but `stored` and `queries`, which make an option fail with ERR_TOO_BIG, are reasons to
+    close. Time is not known here: a deadline is up to the owner of the socket.
+    """
+
+    # Options of one connection: enough to list a thousand exports with their contexts.
+    options: int = 4096
+    # Bytes of one option's data that are kept for reading it.
+    stored: int = 64 * 1024
+    # Bytes of one option's data that are passed over, so that it can be answered.
+    skipped: int = 1024 * 1024
+    # Bytes of all options' data together.
+    total: int = 16 * 1024 * 1024
+    # Metadata context queries in one option.
+    queries: int = 256
+    # Bytes of replies not yet taken when the next option comes: clients have to wait for them.
+    unsent: int = 1024 * 1024
+
+
+class HandshakeState(enum.Enum):
+    """Where a connection is ("Protocol phases")."""
+
+    NEGOTIATING = "negotiating"
+    TRANSMISSION = "transmission"
+    CLOSED = "closed"
+
+
+class _OptionError(Exception):
+    """An option that is answered with an error."""
+
+    def __init__(self, reply: Rep, text: str) -> None:
+        super().__init__(text)
+        self.reply = reply
+
+
+def _decode(raw: bytes, what: str) -> str:
+    """A string as a client may send it ("Conventions")."""
+    if len(raw) > wire.MAX_STRING:
+        raise _OptionError(Rep.ERR_TOO_BIG, f"{what} has more than {wire.MAX_STRING} bytes")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise _OptionError(Rep.ERR_INVALID, f"{what} is not UTF-8") from None
+    if "\0" in text:
+        raise _OptionError(Rep.ERR_INVALID, f"{what} contains a NUL")
+    return text
+
+
+@attrs.define
+class _Reader:
+    """Reads an option's data from front to back; what does not fit is ERR_INVALID."""
+
+    data: bytes
+    at: int = 0
+
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+    def take(self, size: int) -> bytes:
+        # Compared before it is used for anything: no length in here is ever an allocation.
+        if size > self.left():
+            raise _OptionError(Rep.ERR_INVALID, "a length is more than the option holds")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, form: struct.Struct) -> int:
+        return int(form.unpack(self.take(form.size))[0])
+
+    def shorts(self, count: int) -> set[int]:
+        return set(struct.unpack(f">{count}H", self.take(count * wire.U16.size)))
+
+    def string(self, what: str) -> str:
+        return _decode(self.take(self.number(wire.U32)), what)
+
+    def end(self) -> None:
+        if self.left():
+            raise _OptionError(Rep.ERR_INVALID, "option is too long")
+
+
+def _matches(query: str, context: str) -> bool:
+    """Does a LIST_META_CONTEXT query ask for `context`? ("Metadata querying")."""
+    _, colon, leaf = query.partition(":")
+    # An empty leaf-name stands for its whole namespace; "base" stands for nothing.
+    return query == context or bool(colon and not leaf and context.startswith(query))
+
+
+@attrs.define(eq=False)
+class Handshake:
+    """One connection's handshake, from the greeting to transmission or the end.
+
+    `negotiated` is set in TRANSMISSION, and `leftover` holds the bytes that came after the last
+    option. In CLOSED, `error` says why in one line; it is None where the client said goodbye.
+    What `data_to_send` still has then is to be sent before closing.
+    """
+
+    _catalog: ExportCatalog
+    limits: HandshakeLimits = attrs.field(factory=HandshakeLimits, kw_only=True)
+    state: HandshakeState = attrs.field(default=HandshakeState.NEGOTIATING, init=False)
+    negotiated: Negotiated | None = attrs.field(default=None, init=False)
+    leftover: bytes = attrs.field(default=b"", init=False)
+    error: str | None = attrs.field(default=None, init=False)
+
+    _in: bytearray = attrs.field(factory=bytearray, init=False)
+    _out: bytearray = attrs.field(factory=bytearray, init=False)
+    # What takes the next piece, None after the end; bytes to pass over before it; its own bytes.
+    _next: Callable[[bytes], None] | None = attrs.field(default=None, init=False)
+    _skip: int = attrs.field(default=0, init=False)
+    _need: int = attrs.field(default=0, init=False)
+    _client_flags: int = attrs.field(default=0, init=False)
+    # The option in hand, and the length of its data in bytes.
+    _option: int = attrs.field(default=0, init=False)
+    _length: int = attrs.field(default=0, init=False)
+    # Since the beginning: options, and bytes of their data.
+    _options: int = attrs.field(default=0, init=False)
+    _total: int = attrs.field(default=0, init=False)
+    _structured: bool = attrs.field(default=False, init=False)
+    # The name that the last SET_META_CONTEXT gave, and what it chose.
+    _context_name: str = attrs.field(default="", init=False)
+    _contexts: dict[int, str] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """The server speaks first."""
+        flags = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        self._out += wire.GREETING.pack(wire.NBDMAGIC, wire.IHAVEOPT, flags)
+        self._next, self._need = self._take_client_flags, wire.CLIENT_FLAGS.size
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the client, any number, and do all that is complete."""
+        if self._next is not None:
+            self._in += data
+            while self._step():
+                pass
+        elif self.negotiated is not None:
+            self.leftover += data
+
+    def data_to_send(self) -> bytes:
+        """Take the bytes that are to be sent to the client."""
+        data, self._out = bytes(self._out), bytearray()
+        return data
+
+    def _step(self) -> bool:
+        """Do the next piece; False when it has not arrived, or there is none to come."""
+        passed = min(self._skip, len(self._in))
+        del self._in[:passed]
+        self._skip -= passed
+        if self._next is None or self._skip or len(self._in) < self._need:
+            return False
+        piece = bytes(memoryview(self._in)[: self._need])
+        del self._in[: self._need]
+        self._next(piece)
+        return True
+
+    def _end(self, state: HandshakeState, error: str | None = None) -> None:
+        self.state, self.error, self._next = state, error, None
+        if state is HandshakeState.TRANSMISSION:
+            self.leftover = bytes(self._in)
+        self._in.clear()
+
+    def _take_client_flags(self, piece: bytes) -> None:
+        (self._client_flags,) = wire.CLIENT_FLAGS.unpack(piece)
+        if self._client_flags & ~wire.CLIENT_FLAGS_KNOWN:
+            self._end(HandshakeState.CLOSED, f"unknown client flags {self._client_flags:#x}")
+        else:
+            self._next, self._need = self._take_header, wire.OPTION_HEADER.size
+
+    def _take_header(self, piece: bytes) -> None:
+        magic, self._option, self._length = wire.OPTION_HEADER.unpack(piece)
+        self._options += 1
+        self._total += self._length
+        reason = self._why_close(magic)
+        if reason is not None:
+            self._end(HandshakeState.CLOSED, reason)
+            return
+        if self._option == Opt.SET_META_CONTEXT:
+            # An earlier choice is over, even where this option fails ("Option types").
+            self._contexts = {}
+        keep = self._option in _WITH_DATA and self._length <= self.limits.stored
+        need, self._skip = (self._length, 0) if keep else (0, self._length)
+        self._next, self._need = self._take_option, need
+
+    def _why_close(self, magic: int) -> str | None:
+        """Why an option's header is the end of the connection, None where it is not."""
+        limits, length = self.limits, self._length
+        if magic != wire.IHAVEOPT:
+            return f"option has magic {magic:#x}"
+        if self._option == Opt.EXPORT_NAME:
+            # Knows no error replies, so that there is no answer to wait for.
+            return f"export name has {length} bytes" if length > wire.MAX_STRING else None
+        if not self._client_flags & ClientFlag.FIXED_NEWSTYLE:
+            # It would not understand an error reply ("Newstyle negotiation").
+            return f"option {self._option} from a client without fixed newstyle"
+        if self._options > limits.options:
+            return f"more than {limits.options} options"
+        if length > limits.skipped or self._total > limits.total:
+            return f"option {self._option} has {length} bytes, of {self._total} in all"
+        if len(self._out) > limits.unsent:
+            return "client does not wait for replies"
+        return None
+
+    def _take_option(self, data: bytes) -> None:
+        # First, so that the option may end it all.
+        self._next, self._need = self._take_header, wire.OPTION_HEADER.size
+        try:
+            if self._option not in _WITH_DATA:
+                self._without_data()
+            elif len(data) < self._length:
+                raise _OptionError(Rep.ERR_TOO_BIG, f"option has over {self.limits.stored} bytes")
+            elif self._option == Opt.EXPORT_NAME:
+                self._export_name(data)
+            elif self._option in (Opt.INFO, Opt.GO):
+                self._info(_Reader(data))
+            else:
+                self._meta_context(_Reader(data))
+        except _OptionError as error:
+            if self._option == Opt.EXPORT_NAME:
+                self._end(HandshakeState.CLOSED, str(error))
+            else:
+                self._reply(error.reply, str(error).encode())
+
+    def _without_data(self) -> None:
+        """Answer an option whose data, if there was any, has been passed over."""
+        if self._option == Opt.ABORT:
+            # Data is to be ignored here, not refused ("Option types").
+            self._reply(Rep.ACK)
+            self._end(HandshakeState.CLOSED)
+        elif self._option not in (Opt.LIST, Opt.STRUCTURED_REPLY):
+            # STARTTLS too, with data or without ("NOTLS mode"). It is never acknowledged, so
+            # nothing agreed in the clear can be carried into an encrypted session.
+            raise _OptionError(Rep.ERR_UNSUP, f"option {self._option} is not supported")
+        elif self._length:
+            raise _OptionError(Rep.ERR_INVALID, "option takes no data")
+        elif self._option == Opt.LIST:
+            self._list()
+        else:
+            self._structured = True
+            self._reply(Rep.ACK)
+
+    def _list(self) -> None:
+        for export in self._catalog.list_exports():
+            name = export.name.encode()
+            self._reply(Rep.SERVER, wire.U32.pack(len(name)) + name + export.description.encode())
+        self._reply(Rep.ACK)
+
+    def _export_name(self, data: bytes) -> None:
+        name = _decode(data, "export name")
+        export = self._find(name)
+        self._out += wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
+        if not self._client_flags & ClientFlag.NO_ZEROES:
+            self._out += wire.EXPORT_NAME_ZEROES
+        self._start(name, export)
+
+    def _info(self, reader: _Reader) -> None:
+        """INFO and GO: the same but for what a success leads to."""
+        name = reader.string("export name")
+        wanted = reader.shorts(reader.number(wire.U16))
+        reader.end()
+        export = self._find(name)
+        flags = self._flags(export)
+        self._reply(Rep.INFO, wire.INFO_EXPORT.pack(InfoType.EXPORT, export.size, flags))
+        if InfoType.NAME in wanted:
+            self._reply(Rep.INFO, wire.INFO_TYPE.pack(InfoType.NAME) + export.name.encode())
+        if InfoType.DESCRIPTION in wanted and export.description:
+            text = export.description.encode()
+            self._reply(Rep.INFO, wire.INFO_TYPE.pack(InfoType.DESCRIPTION) + text)
+        # Allowed unasked, and some clients heed the maximum without asking ("Option types").
+        sizes = (export.block_min, export.block_preferred, export.block_max)
+        self._reply(Rep.INFO, wire.INFO_BLOCK_SIZE.pack(InfoType.BLOCK_SIZE, *sizes))
+        self._reply(Rep.ACK)
+        if self._option == Opt.GO:
+            self._start(name, export)
+
+    def _meta_context(self, reader: _Reader) -> None:
+        """LIST_META_CONTEXT and SET_META_CONTEXT ("Metadata querying")."""
+        if not self._structured:
+            raise _OptionError(Rep.ERR_INVALID, "structured replies have to be negotiated first")
+        name = reader.string("export name")
+        count = reader.number(wire.U32)
+        if count > reader.left() // wire.U32.size:
+            raise _OptionError(Rep.ERR_INVALID, "more queries than the option holds")
+        if count > self.limits.queries:
+            raise _OptionError(Rep.ERR_TOO_BIG, f"more than {self.limits.queries} queries")
+        queries = {reader.string("query") for _ in range(count)}
+        reader.end()
+        available = self._find(name).contexts
+        if self._option == Opt.SET_META_CONTEXT:
+            # Ids start at 1, so that they differ from the 0 of a list, which means nothing.
+            replies = [(n, context) for n, context in enumerate(available, 1) if context in queries]
+            self._contexts, self._context_name = dict(replies), name
+        else:
+            matching = (c for c in available if not count or any(_matches(q, c) for q in queries))
+            replies = [(0, context) for context in matching]
+        for number, context in replies:
+            self._reply(Rep.META_CONTEXT, wire.U32.pack(number) + context.encode())
+        self._reply(Rep.ACK)
+
+    def _find(self, name: str) -> ExportInfo:
+        export = self._catalog.find_export(name)
+        if export is None:
+            # Quoted, so without control characters, and short: fit for a log line and a reply.
+            raise _OptionError(Rep.ERR_UNKNOWN, f"there is no export {name[:64]!r}")
+        return export
+
+    def _flags(self, export: ExportInfo) -> int:
+        """The export's flags, less those that its own or this client's choices rule out."""
+        flags = TransmissionFlag(export.transmission_flags) | TransmissionFlag.HAS_FLAGS
+        if not self._structured:
+            flags &= ~TransmissionFlag.SEND_DF
+        if not flags & TransmissionFlag.SEND_WRITE_ZEROES:
+            flags &= ~TransmissionFlag.SEND_FAST_ZERO
+        return int(flags)
+
+    def _reply(self, reply: Rep, data: bytes = b"") -> None:
+        header = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, self._option, reply, len(data))
+        self._out += header + data
+
+    def _start(self, name: str, export: ExportInfo) -> None:
+        """Enter transmission with `export`, which the client called `name`."""
+        # Contexts chosen under another name do not count ("Metadata querying").
+        contexts = dict(self._contexts) if name == self._context_name else {}
+        self.negotiated = Negotiated(export, self._flags(export), self._structured, contexts)
+        self._end(HandshakeState.TRANSMISSION)

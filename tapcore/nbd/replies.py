@@ -1,0 +1,236 @@
+"""Replies on their way to a client: encoded, kept in order, counted until they are sent."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tapcore.buffers import POOL
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.exports import FileSpan
+
+_SIMPLE: Final = nbd.SIMPLE_REPLY.pack
+_CHUNK: Final = nbd.CHUNK_HEADER.pack
+_DATA_CHUNK: Final = nbd.DATA_CHUNK_HEADER.pack
+_HOLE_CHUNK: Final = nbd.HOLE_CHUNK.pack
+
+_OFFSET_SIZE: Final = 8
+_MAX_BUFFERS: Final = 512  # of one sendmsg; the kernel's limit (IOV_MAX) is 1024
+
+Item = bytes | memoryview | FileSpan
+
+
+class Replies:
+    """The outgoing side of one connection.
+
+    Args:
+        structured: the client negotiated structured replies.
+        ready: called when the first reply is queued after all were sent.
+
+    Attributes:
+        structured: as given.
+        queue: what is to be sent, in order.
+        queued: bytes ever queued.
+        sent: bytes ever sent.
+    """
+
+    __slots__ = ("_leases", "_ready", "queue", "queued", "sent", "structured")
+
+    def __init__(self, *, structured: bool, ready: Callable[[], object]) -> None:
+        self.structured = structured
+        self._ready = ready
+        self.queue: deque[Item] = deque()
+        self.queued = 0
+        self.sent = 0
+        self._leases: deque[tuple[int, memoryview]] = deque()
+
+    def _lease(self, lease: memoryview | None) -> None:
+        """Give the pool's buffer back when everything queued so far is sent."""
+        if lease is not None:
+            self._leases.append((self.queued, lease))
+
+    # ---- encoding ---------------------------------------------------------------------------
+
+    def done(self, cookie: int) -> None:
+        """Success, of a request that returns no data."""
+        if not self.queue:
+            self._ready()
+        if self.structured:
+            head = _CHUNK(
+                nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_NONE, cookie, 0
+            )
+        else:
+            head = _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+        self.queue.append(head)
+        self.queued += len(head)
+
+    def error(self, cookie: int, code: int, message: str = "") -> None:
+        """Failure.
+
+        Args:
+            cookie: the request's.
+            code: an NBD error value.
+            message: one line for a person, sent where the protocol has a place for it.
+        """
+        if not self.queue:
+            self._ready()
+        if self.structured:
+            text = message.encode()[: nbd.MAX_STRING]
+            body = nbd.ERROR_CHUNK.pack(code, len(text)) + text
+            item = self._chunk(nbd.REPLY_TYPE_ERROR, cookie, len(body)) + body
+        else:
+            item = _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, code, cookie)
+        self.queue.append(item)
+        self.queued += len(item)
+
+    def data(
+        self,
+        cookie: int,
+        offset: int,
+        content: memoryview | FileSpan,
+        length: int,
+        lease: memoryview | None = None,
+    ) -> None:
+        """The content of a whole read.
+
+        Args:
+            cookie: the request's.
+            offset: of the read, bytes.
+            content: what was read.
+            length: its bytes.
+            lease: the pool's buffer behind it.
+        """
+        if not self.queue:
+            self._ready()
+        if self.structured:
+            self.queue.append(
+                _DATA_CHUNK(
+                    nbd.STRUCTURED_REPLY_MAGIC,
+                    nbd.REPLY_FLAG_DONE,
+                    nbd.REPLY_TYPE_OFFSET_DATA,
+                    cookie,
+                    length + _OFFSET_SIZE,
+                    offset,
+                )
+            )
+            self.queued += nbd.DATA_CHUNK_HEADER.size + length
+        else:
+            self.queue.append(_SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie))
+            self.queued += nbd.SIMPLE_REPLY.size + length
+        self.queue.append(content)
+        if lease is not None:
+            self._leases.append((self.queued, lease))
+
+    def pieces(
+        self,
+        cookie: int,
+        parts: Sequence[tuple[int, int, memoryview | FileSpan | None]],
+        lease: memoryview | None = None,
+    ) -> None:
+        """The content of a read, with its holes.
+
+        Args:
+            cookie: the request's.
+            parts: (offset, length, content) in bytes; None for a hole.
+            lease: the pool's buffer behind the contents.
+        """
+        if not self.queue:
+            self._ready()
+        last = len(parts) - 1
+        for index, (offset, length, content) in enumerate(parts):
+            flags = nbd.REPLY_FLAG_DONE if index == last else 0
+            if content is None:
+                head = _HOLE_CHUNK(
+                    nbd.STRUCTURED_REPLY_MAGIC,
+                    flags,
+                    nbd.REPLY_TYPE_OFFSET_HOLE,
+                    cookie,
+                    nbd.HOLE_CHUNK.size - nbd.CHUNK_HEADER.size,
+                    offset,
+                    length,
+                )
+                self.queue.append(head)
+                self.queued += len(head)
+                continue
+            head = _DATA_CHUNK(
+                nbd.STRUCTURED_REPLY_MAGIC,
+                flags,
+                nbd.REPLY_TYPE_OFFSET_DATA,
+                cookie,
+                length + _OFFSET_SIZE,
+                offset,
+            )
+            self.queue.append(head)
+            self.queue.append(content)
+            self.queued += len(head) + length
+        self._lease(lease)
+
+    def block_status(
+        self, cookie: int, context: int, descriptors: Sequence[tuple[int, int]]
+    ) -> None:
+        """The answer to a block status request: (length in bytes, state bits) of each run."""
+        if not self.queue:
+            self._ready()
+        body = nbd.U32.pack(context) + b"".join(
+            nbd.STATUS_DESCRIPTOR.pack(length, state) for length, state in descriptors
+        )
+        item = self._chunk(nbd.REPLY_TYPE_BLOCK_STATUS, cookie, len(body)) + body
+        self.queue.append(item)
+        self.queued += len(item)
+
+    @staticmethod
+    def _chunk(kind: int, cookie: int, length: int) -> bytes:
+        return _CHUNK(nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, kind, cookie, length)
+
+    # ---- sending ----------------------------------------------------------------------------
+
+    def next_buffers(self) -> list[bytes | memoryview]:
+        """What one sendmsg should take: everything up to the next file span."""
+        queue = self.queue
+        if len(queue) <= _MAX_BUFFERS and not any(type(item) is FileSpan for item in queue):
+            return list(queue)  # type: ignore[arg-type]
+        found: list[bytes | memoryview] = []
+        for item in queue:
+            if isinstance(item, FileSpan) or len(found) == _MAX_BUFFERS:
+                break
+            found.append(item)
+        return found
+
+    def advance(self, count: int) -> None:
+        """`count` bytes of the front have been sent."""
+        self.sent += count
+        queue = self.queue
+        if self.sent == self.queued:
+            queue.clear()
+        else:
+            while count:
+                item = queue[0]
+                size = item.length if isinstance(item, FileSpan) else len(item)
+                if size > count:
+                    queue[0] = _rest(item, count)
+                    break
+                count -= size
+                queue.popleft()
+        leases, sent = self._leases, self.sent
+        while leases and leases[0][0] <= sent:
+            POOL.give(leases.popleft()[1])
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client."""
+        return self.queued - self.sent
+
+    def discard(self) -> None:
+        """The client has gone: nothing more will be sent."""
+        self.queue.clear()
+        for _, lease in self._leases:
+            POOL.give(lease)
+        self._leases.clear()
+        self.sent = self.queued
+
+
+def _rest(item: Item, count: int) -> Item:
+    if isinstance(item, FileSpan):
+        return FileSpan(item.fd, item.offset + count, item.length - count)
+    return memoryview(item)[count:]

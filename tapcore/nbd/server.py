@@ -1,0 +1,289 @@
+"""The NBD server: a listening socket, its clients, and the disks behind them, in one loop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Final
+from urllib.parse import quote
+
+import attrs
+
+from tapcore.chain import close_disk
+from tapcore.engine import FLUSH, Engine, Request
+from tapcore.errors import TapError, UsageError, describe
+from tapcore.loop import Deadline, Loop
+from tapcore.models import DiskDriver
+from tapcore.nbd.connection import Clients, Connection
+from tapcore.nbd.exports import Exports
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS: Final = 256
+STOP_SECONDS: Final = 10.0
+"""How long a stopping server waits for clients to take their replies."""
+
+DEFAULT_PORT: Final = 10809
+
+
+@attrs.frozen
+class UnixAddress:
+    """Listen on a Unix socket, for its owner only (mode 0600).
+
+    Attributes:
+        path: of the socket; removed at the end.
+    """
+
+    path: str
+
+    def uri(self, export: str) -> str:
+        """The NBD URI of an export."""
+        where = quote(os.path.abspath(self.path))
+        return f"nbd+unix:///{quote(export, safe='')}?socket={where}"
+
+
+@attrs.frozen
+class TcpAddress:
+    """Listen on TCP.
+
+    Attributes:
+        host: name or address to bind to.
+        port: 0 for any free one.
+    """
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    def uri(self, export: str) -> str:
+        """The NBD URI of an export."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == DEFAULT_PORT else f":{self.port}"
+        return f"nbd://{host}{port}/{quote(export, safe='')}"
+
+
+class NbdServer:
+    """Serves open disks until it is told to stop; owns them from then on.
+
+    Args:
+        exports: what to serve.
+        address: where.
+
+    Raises:
+        TapError: the address cannot be used.
+    """
+
+    def __init__(self, exports: Exports, address: UnixAddress | TcpAddress) -> None:
+        self._exports = exports
+        self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
+        self._clients = Clients()
+        self._listener = _listen(address)
+        if isinstance(address, TcpAddress):
+            address = attrs.evolve(address, port=self._listener.getsockname()[1])
+        self.address = address
+        self._loop = Loop()
+        self._stopping: Deadline | None = None
+        self._signals: tuple[socket.socket, socket.socket] | None = None
+        self._loop.add(self._listener.fileno(), self._accept)
+        for engine in self._engines:
+            self._poll_engine(engine)
+        self._loop.timeouts.append(self._next_deadline)
+        self._loop.after_batch.append(self._after_batch)
+
+    def _poll_engine(self, engine: Engine) -> None:
+        for fd, dd, sid in engine.poll_fds():
+            self._loop.add(fd, partial(_readable, engine, dd, sid))
+        self._loop.timeouts.append(lambda: engine.timeout)
+
+    def uris(self) -> list[str]:
+        """The NBD URI of each export."""
+        return [self.address.uri(export.info.name) for export in self._exports.all]
+
+    def stop_on_signals(self, signals: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
+        """Stop cleanly at any of these signals (main thread only)."""
+        ours, wake = self._signals = socket.socketpair()
+        for end in self._signals:
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, _ignore)
+        self._loop.add(ours.fileno(), lambda _: self.stop())
+
+    def run(self) -> None:
+        """Serve until stopped; then answer what is in flight, flush, and close the disks.
+
+        Raises:
+            TapError: the last flush, or closing, failed.
+        """
+        try:
+            self._loop.run()
+        finally:
+            self._release()
+
+    def stop(self) -> None:
+        """Take no more clients and requests; `run` returns when all is answered."""
+        if self._signals is not None:
+            with suppress(BlockingIOError):
+                self._signals[0].recv(64)
+        if self._stopping is not None:
+            return
+        self._stopping = Deadline(STOP_SECONDS)
+        self._loop.remove(self._listener.fileno())
+        for connection in list(self._clients.all):
+            connection.finish()
+
+    # ---- events -----------------------------------------------------------------------------
+
+    def _accept(self, _: int) -> None:
+        while True:
+            try:
+                sock, _peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                log.warning("a client could not be accepted: %s", exc.strerror)
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    self._drop_an_idle_handshake()
+                return
+            if len(self._clients.all) >= MAX_CONNECTIONS:
+                log.warning("a client was refused: there are %d already", MAX_CONNECTIONS)
+                sock.close()
+                continue
+            Connection(sock, self._exports, self._loop, self._clients)
+
+    def _drop_an_idle_handshake(self) -> None:
+        """Out of descriptors: the client that is slowest to choose an export has to go."""
+        if self._clients.deadlines:
+            min(self._clients.deadlines, key=lambda c: c.timeout or 0.0).drop()
+
+    def _after_batch(self) -> None:
+        """The end of a batch: engines submit, clients are answered, until nothing is left."""
+        clients = self._clients
+        again = True
+        while again:
+            again = False
+            for engine in self._engines:
+                engine.turn()
+            dirty, clients.dirty = clients.dirty, set()
+            for connection in dirty:
+                if connection.open and connection.service():
+                    clients.dirty.add(connection)
+                    again = True
+        for connection in list(clients.deadlines):
+            connection.check_deadline()
+        if self._stopping is not None and (
+            self._stopping.passed or not any(c.busy for c in clients.all)
+        ):
+            self._loop.stop()
+
+    def _next_deadline(self) -> float | None:
+        deadlines = [c.timeout for c in self._clients.deadlines if c.timeout is not None]
+        if self._stopping is not None:
+            deadlines.append(self._stopping.left)
+        return min(deadlines, default=None)
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        for connection in list(self._clients.all):
+            connection.drop()
+        self._listener.close()
+        if isinstance(self.address, UnixAddress):
+            Path(self.address.path).unlink(missing_ok=True)
+        error: TapError | None = None
+        for engine in self._engines:
+            self._flush(engine)
+            try:
+                close_disk(engine.disk)
+            except TapError as exc:
+                error = error or exc
+        self._loop.close()
+        if self._signals is not None:
+            signal.set_wakeup_fd(-1)
+            for end in self._signals:
+                end.close()
+        if error is not None:
+            raise error
+
+    def _flush(self, engine: Engine) -> None:
+        """Everything that was answered goes to disk; what is still under way is waited for."""
+        if not engine.read_only:
+            engine.submit(Request(FLUSH, 0, 0, None, _flushed))
+        engine.turn()
+        while engine.in_flight:
+            self._loop.after_batch = [engine.turn]
+            self._loop.run_once()
+
+
+def _readable(engine: Engine, dd: DiskDriver, sid: int, events: int) -> None:
+    engine.readable(dd, sid)
+
+
+def _flushed(req: Request) -> None:
+    if req.status:
+        log.error("the last flush failed: %s", os.strerror(-req.status))
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor says it; a handler has to exist for that to work."""
+
+
+def _listen(address: UnixAddress | TcpAddress) -> socket.socket:
+    try:
+        if isinstance(address, TcpAddress):
+            sock = _listen_tcp(address)
+        else:
+            sock = _listen_unix(address.path)
+    except OSError as exc:
+        if isinstance(address, TcpAddress):
+            where = f"{address.host}:{address.port}"
+        else:
+            where = address.path
+        text = exc.strerror if isinstance(exc, socket.gaierror) else describe(exc)
+        raise UsageError(f"cannot listen here: {text}", image=where, errno=exc.errno) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _listen_tcp(address: TcpAddress) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return socket.create_server(where[:2], family=family, backlog=64)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """A new socket of mode 0600, replacing one that nobody listens on any more."""
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # before bind: there is never a moment with more rights
+        sock.bind(path)
+        sock.listen(64)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
