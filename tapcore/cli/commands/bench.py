@@ -1,0 +1,118 @@
+"""`tapdisk bench`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import (
+    Size,
+    cache_option,
+    image_argument,
+    json_option,
+    parents_option,
+    policy,
+    quiet_option,
+    tap_command,
+)
+from tapcore.cli.output import print_json, print_pairs
+from tapcore.cli.progress import progress
+from tapcore.errors import UsageError
+from tapcore.models import CacheMode
+from tapcore.names import format_size, split_name
+from tapcore.registry import default_registry
+from tapcore.tools.bench import PATTERNS, BenchResult, Pattern, Workload, bench_disk
+from tapcore.tools.opening import open_image
+
+
+@tap_command("bench", short_help="drive an image in-process: IOPS, MB/s, latency")
+@image_argument()
+@click.option(
+    "--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="What to do."
+)
+@click.option("--bs", type=Size(), default="4K", show_default=True, help="Bytes a request.")
+@click.option(
+    "--depth",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="Requests in flight.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01),
+    default=5,
+    show_default=True,
+    help="How long, at most.",
+)
+@click.option("--size", type=Size(), help="How many bytes to move, at most.")
+@click.option("--force", is_flag=True, help="Write, and destroy what the image holds.")
+@cache_option
+@json_option
+@parents_option
+@quiet_option
+def command(
+    image: str,
+    rw: Pattern,
+    bs: int,
+    depth: int,
+    seconds: float,
+    size: int | None,
+    force: bool,
+    cache: CacheMode,
+    as_json: bool,
+    parents: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Drive IMAGE in-process, through the driver interface and without a server.
+
+    Writing destroys what an image holds, so it needs --force besides --rw write or randwrite; a
+    disk in memory (ram:64M) does not.
+    """
+    work = Workload(rw, bs, depth, seconds, size)
+    if work.writes and not force:
+        _refuse_to_destroy(image)
+    with (
+        open_image(image, writing=work.writes, references=policy(parents), cache=cache) as disk,
+        progress("running", quiet=quiet, in_bytes=False) as tell,
+    ):
+        result = bench_disk(disk, work, progress=tell)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _print(result)
+
+
+def _refuse_to_destroy(image: str) -> None:
+    registry = default_registry()
+    handle = split_name(image, registry).drivertype
+    if handle and not registry.get(handle).file_backed:
+        return
+    raise UsageError("writing destroys what the image holds; --force allows it", image=image)
+
+
+def _print(result: BenchResult) -> None:
+    work = result.workload
+    percentiles = ", ".join(f"{p:g}% {_time(us)}" for p, us in result.percentiles)
+    moved = format_size(result.requests * work.block_size)
+    print_pairs(
+        [
+            (
+                "workload",
+                f"{work.pattern}, {format_size(work.block_size)} a request, depth {work.depth}",
+            ),
+            ("done", f"{result.requests} requests, {moved} in {result.seconds:.2f} s"),
+            ("IOPS", f"{result.iops:.0f}"),
+            ("throughput", f"{result.bytes_per_second / 1e6:.1f} MB/s"),
+            (
+                "latency",
+                f"mean {_time(result.mean)}, {percentiles}, max {_time(result.longest)}",
+            ),
+            ("CPU", f"{result.cpu_seconds * 1e6 / max(result.requests, 1):.1f} µs a request"),
+        ]
+    )
+
+
+def _time(microseconds: float) -> str:
+    if microseconds < 1000:
+        return f"{microseconds:.1f} µs"
+    return f"{microseconds / 1000:.2f} ms"

@@ -1,0 +1,60 @@
+"""`tapdisk check`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.output import print_json, print_line
+from tapcore.models import CheckResult
+from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
+
+
+@tap_command("check", short_help="check the consistency of an image's metadata")
+@image_argument()
+@click.option(
+    "--repair",
+    type=click.Choice(("leaks", "all")),
+    help="Repair: only space that nothing refers to, or all that can be.",
+)
+@json_option
+@parents_option
+def command(image: str, repair: Repair | None, as_json: bool, parents: tuple[str, ...]) -> int:
+    """Check the consistency of IMAGE's metadata.
+
+    Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space.
+    """
+    result = check_image(image, repair=repair or "", references=policy(parents))
+    if as_json:
+        print_json(check_as_dict(result))
+    else:
+        _print(result)
+    return check_status(result)
+
+
+def _print(result: CheckResult) -> None:
+    for message in result.messages:
+        print_line(message)
+    for fixed, what in (
+        (result.leaks_fixed, "leaked clusters were given back"),
+        (result.corruptions_fixed, "errors were repaired"),
+    ):
+        if fixed:
+            print_line(f"{fixed} {what}.")
+    for count, what in (
+        (result.corruptions, "errors were found: the image is corrupt"),
+        (result.leaks, "leaked clusters were found: space is wasted, nothing is lost"),
+        (result.check_errors, "errors happened while checking: it is not complete"),
+    ):
+        if count:
+            print_line(f"{count} {what}.")
+    if not (result.corruptions or result.leaks or result.check_errors):
+        print_line("No errors were found.")
+    if result.total_clusters:
+        share = 100 * result.allocated_clusters / result.total_clusters
+        print_line(
+            f"{result.allocated_clusters} of {result.total_clusters} clusters are allocated "
+            f"({share:.2f}%), {result.compressed_clusters} compressed."
+        )
+    if result.image_end_offset:
+        print_line(f"The image ends at offset {result.image_end_offset}.")

@@ -1,0 +1,65 @@
+"""`tapdisk compare`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import (
+    image_argument,
+    parents_option,
+    policy,
+    quiet_option,
+    session_of,
+    tap_command,
+)
+from tapcore.cli.output import print_line
+from tapcore.cli.progress import progress
+from tapcore.tools.compare import Comparison, compare_disks
+from tapcore.tools.opening import open_image
+
+SAME, DIFFERENT, FAILED = 0, 1, 2
+
+
+@tap_command("compare", short_help="do two images have the same content?")
+@image_argument("a")
+@image_argument("b")
+@click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")
+@parents_option
+@quiet_option
+@click.pass_context
+def command(
+    ctx: click.Context, a: str, b: str, strict: bool, parents: tuple[str, ...], quiet: bool
+) -> int:
+    """Do the images A and B have the same content?
+
+    A longer image may go on with zeroes, unless --strict is given. Exit status: 0 same,
+    1 different, 2 an error.
+    """
+    session_of(ctx).error_status = FAILED
+    references = policy(parents)
+    with (
+        open_image(a, references=references) as one,
+        open_image(b, references=references) as other,
+        progress("comparing", quiet=quiet) as tell,
+    ):
+        found = compare_disks(one, other, strict=strict, progress=tell)
+    if not quiet:
+        _print(found)
+    return SAME if found.identical else DIFFERENT
+
+
+def _print(found: Comparison) -> None:
+    """The words of `qemu-img compare`, which scripts look for."""
+    if found.reason == "size":
+        print_line("Strict mode: Image size mismatch!")
+        return
+    if found.sizes_differ:
+        print_line("Warning: Image size mismatch!")
+    if found.identical:
+        print_line("Images are identical.")
+    elif found.reason == "allocation":
+        print_line(f"Strict mode: Offset {found.offset} block status mismatch!")
+    else:
+        assert found.offset is not None
+        sector = found.offset & ~511  # qemu-img tells the sector
+        print_line(f"Content mismatch at offset {sector}! (first byte: {found.offset})")

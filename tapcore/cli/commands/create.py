@@ -1,0 +1,53 @@
+"""`tapdisk create`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import (
+    Size,
+    force_option,
+    format_options,
+    image_argument,
+    parent_option,
+    parents_option,
+    policy,
+    quiet_option,
+    tap_command,
+)
+from tapcore.cli.optionshelp import print_format_options
+from tapcore.cli.output import print_line
+from tapcore.names import format_size
+from tapcore.tools.create import create_image
+
+
+@tap_command("create", short_help="make a new image")
+@image_argument()
+@click.argument("size", type=Size(whole_sectors=True), required=False)
+@parent_option
+@format_options
+@force_option
+@parents_option
+@quiet_option
+def command(
+    image: str,
+    size: int | None,
+    parent: str,
+    options: dict[str, str],
+    force: bool,
+    parents: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Make a new IMAGE of SIZE (10G, 512M, ...; with -b it may be left out: the parent's).
+
+    The format is IMAGE's HANDLE, or that of its suffix (.img and .raw: raw).
+    """
+    if "help" in options:
+        print_format_options(image)
+        return
+    made = create_image(
+        image, size, parent=parent, options=options, force=force, references=policy(parents)
+    )
+    if not quiet:
+        what = f", {format_size(size)}" if size is not None else ""
+        print_line(f"created {made.name}: {made.drivertype}{what}")

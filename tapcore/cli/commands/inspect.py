@@ -1,0 +1,50 @@
+"""`tapdisk inspect`."""
+
+from __future__ import annotations
+
+from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
+from tapcore.names import format_size
+from tapcore.tools.inspect import InspectedImage, inspect_image
+
+HARMLESS, AFRAID = 0, 2
+
+
+@tap_command("inspect", short_help="look at an image from a stranger, opening nothing else")
+@image_argument()
+@json_option
+@parents_option
+def command(image: str, as_json: bool, parents: tuple[str, ...]) -> int:
+    """Look at an IMAGE from a stranger.
+
+    Nothing but IMAGE is opened, and that for reading. Exit status: 0 harmless, 1 not an image or
+    unreadable, 2 something to be afraid of.
+    """
+    found = inspect_image(image, references=policy(parents))
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _print(found)
+    return AFRAID if found.dangerous else HARMLESS
+
+
+def _print(found: InspectedImage) -> None:
+    print_pairs(
+        [
+            ("image", found.image),
+            ("format", found.handle),
+            ("virtual size", size_with_bytes(found.virtual_size)),
+            (
+                "file size",
+                f"{size_with_bytes(found.file_size)}, {format_size(found.disk_size)} used",
+            ),
+            ("features", ", ".join(found.features) or "none"),
+            *[(f"names ({role})", name) for role, name in found.references],
+        ]
+    )
+    if not found.references:
+        print_line("names no other file")
+    for finding in found.findings:
+        label = "DANGER" if finding.severity == "danger" else "note"
+        print_line(f"{label}: {finding.message}")
+    print_line("something to be afraid of" if found.dangerous else "harmless")

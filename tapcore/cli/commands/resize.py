@@ -1,0 +1,41 @@
+"""`tapdisk resize`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import (
+    SizeChange,
+    image_argument,
+    parents_option,
+    policy,
+    quiet_option,
+    tap_command,
+)
+from tapcore.cli.output import print_line, size_with_bytes
+from tapcore.tools.resize import resize_image
+
+
+def _no_option(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """What looks like an option, and is none of this command's, is a typing error."""
+    if value.startswith("-"):
+        raise click.NoSuchOption(value, ctx=ctx)
+    return value
+
+
+# `-512M` looks like options; what is no option at all comes through to SIZE
+@tap_command(
+    "resize",
+    short_help="grow or shrink an image",
+    context_settings={"ignore_unknown_options": True},
+)
+@image_argument(callback=_no_option)
+@click.argument("size", metavar="SIZE|+N|-N", type=SizeChange())
+@click.option("--shrink", is_flag=True, help="Allow to cut the end off.")
+@parents_option
+@quiet_option
+def command(image: str, size: str, shrink: bool, parents: tuple[str, ...], quiet: bool) -> None:
+    """Set IMAGE's size (20G), or change it (+5G, -512M). New space reads as zeroes."""
+    old, new = resize_image(image, size, shrink=shrink, references=policy(parents))
+    if not quiet:
+        print_line(f"resized from {size_with_bytes(old)} to {size_with_bytes(new)}")

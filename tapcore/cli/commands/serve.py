@@ -1,0 +1,68 @@
+"""`tapdisk serve`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.options import (
+    cache_option,
+    image_argument,
+    parents_option,
+    policy,
+    tap_command,
+)
+from tapcore.models import CacheMode
+from tapcore.nbd.server import DEFAULT_PORT, TcpAddress, UnixAddress
+from tapcore.tools.serve import nbd_server
+
+LOCAL = "127.0.0.1"
+
+
+@tap_command("serve", short_help="serve images over NBD")
+@image_argument("images", nargs=-1, required=True)
+@click.option("--socket", metavar="PATH", help="Listen on this Unix socket (mode 0600).")
+@click.option("--bind", metavar="ADDR", help=f"Listen on TCP, here.  [default: {LOCAL}]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"TCP port; 0 takes any free one.  [default: {DEFAULT_PORT}]",
+)
+@click.option("--read-only", "-r", is_flag=True, help="Refuse writes.")
+@click.option(
+    "--export",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of the export; once for each IMAGE. Without it a single IMAGE is the default "
+    "export, and several have the names of their files.",
+)
+@cache_option
+@parents_option
+def command(
+    images: tuple[str, ...],
+    socket: str | None,
+    bind: str | None,
+    port: int | None,
+    read_only: bool,
+    names: tuple[str, ...],
+    cache: CacheMode,
+    parents: tuple[str, ...],
+) -> None:
+    """Serve IMAGES over NBD until SIGTERM or Ctrl-C.
+
+    Once it is ready, one NBD URI for each image is printed on standard output.
+    """
+    if socket is not None and (bind is not None or port is not None):
+        raise click.UsageError("--socket is one way to listen, --bind and --port are another")
+    address = UnixAddress(socket) if socket is not None else _tcp(bind, port)
+    server = nbd_server(
+        images, address, names=names, read_only=read_only, cache=cache, references=policy(parents)
+    )
+    server.stop_on_signals()
+    for uri in server.uris():
+        click.echo(uri)
+    server.run()
+
+
+def _tcp(bind: str | None, port: int | None) -> TcpAddress:
+    return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)

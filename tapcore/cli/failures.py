@@ -1,0 +1,157 @@
+"""Every error as one line on standard error and an exit status; tracebacks only with `--debug`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import logging
+
+_MAX_LINE = 2000
+
+
+class Session:
+    """What one run of the command line keeps.
+
+    Attributes:
+        debug: show tracebacks.
+        error_status: exit status of an error; `compare` uses 1 for its answer.
+    """
+
+    __slots__ = ("debug", "error_status")
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.error_status = 1
+
+
+class Stopped(BaseException):
+    """A signal asked for an end.
+
+    Args:
+        signum: its number; the exit status is 128 more.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def report(exc: BaseException, session: Session) -> int:
+    """Tell a person what went wrong.
+
+    Args:
+        exc: what was raised.
+        session: of this run.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(exc, KeyboardInterrupt):
+        return 130
+    if isinstance(exc, Stopped):
+        return 128 + exc.signum
+    if isinstance(exc, SystemExit):
+        return exc.code if isinstance(exc.code, int) else 1
+    if isinstance(exc, BrokenPipeError):
+        _forget_output()
+        return session.error_status
+    if isinstance(exc, click.UsageError):
+        return _wrong_command_line(exc)
+    if session.debug:
+        import traceback
+
+        traceback.print_exception(exc)
+    print_error(_line(exc))
+    return session.error_status
+
+
+def _line(exc: BaseException) -> str:
+    from tapcore.errors import TapError, describe
+
+    if isinstance(exc, TapError):
+        return str(exc)
+    if isinstance(exc, click.ClickException):
+        return exc.format_message()
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return f"{exc.filename}: {describe(exc)}" if exc.filename is not None else describe(exc)
+    if isinstance(exc, MemoryError):
+        return "out of memory"
+    return f"unexpected error: {describe(exc)} (--debug shows where)"
+
+
+def _wrong_command_line(exc: click.UsageError) -> int:
+    """click's own text on one line; the help that click gives instead of a command stays whole."""
+    message = exc.format_message()
+    if "\n" in message.strip():
+        click.echo(message, err=True)
+        return exc.exit_code
+    where = exc.ctx.command_path if exc.ctx is not None else "tapdisk"
+    command = where.partition(" ")[2]
+    place = f"{command}: " if command else ""
+    message = message.rstrip(".")
+    print_error(f"{place}{message} (see '{where} --help')")
+    return exc.exit_code
+
+
+def print_error(text: str) -> None:
+    """`tapdisk: text` on standard error; nothing where that is closed."""
+    from tapcore.references import printable
+
+    line = printable(text, _MAX_LINE)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+    with contextlib.suppress(OSError):
+        print(f"tapdisk: {line}", file=sys.stderr, flush=True)
+
+
+def _forget_output() -> None:
+    """Nobody reads standard output: the interpreter must not try once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def set_up_logging(level: str, session: Session) -> None:
+    """Log to standard error in the same form as errors.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        session: whose `debug` shows tracebacks in the log too.
+    """
+    import logging
+
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if getattr(old, "of_tapdisk", False):
+            root.removeHandler(old)
+    handler = logging.StreamHandler()
+    handler.of_tapdisk = True  # type: ignore[attr-defined]
+    handler.setFormatter(_one_line_formatter(session))
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _one_line_formatter(session: Session) -> logging.Formatter:
+    import logging
+
+    from tapcore.errors import describe
+    from tapcore.references import printable
+
+    class OneLine(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            if session.debug:
+                return f"tapdisk: {super().format(record)}"
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                text = f"{text}: {describe(record.exc_info[1])}"
+            return f"tapdisk: {printable(text, _MAX_LINE)}"
+
+    return OneLine()

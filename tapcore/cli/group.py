@@ -1,0 +1,77 @@
+"""The group of all commands: a command's module is imported when it is used, not before."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from tapcore import __version__
+from tapcore.cli.options import HELP_SETTINGS, common_options
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "formats": "the drivers that are installed, and what each can do",
+    "info": "what an image is",
+    "inspect": "look at an image from a stranger, opening nothing else",
+    "create": "make a new image",
+    "convert": "copy an image's content to a new image of any format",
+    "map": "which ranges hold data, read as zeroes, or come from a parent",
+    "check": "check the consistency of an image's metadata",
+    "compare": "do two images have the same content?",
+    "resize": "grow or shrink an image",
+    "serve": "serve images over NBD",
+    "bench": "drive an image in-process: IOPS, MB/s, latency",
+}
+"""The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name, and loads the one that is asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without any argument the help is the error, in every version of click."""
+        if not args and not ctx.resilient_parsing:
+            raise click.UsageError(ctx.get_help())
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tapcore.cli.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion for a typing error."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"no such command '{args[0]}'{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings=HELP_SETTINGS,
+    params=common_options(),
+    epilog="An image is named [HANDLE:]PATH (aio:disk.img, ram:64M); without HANDLE the format is "
+    "recognised. Sizes: bytes, or K M G T P. 'tapdisk COMMAND --help' tells more.",
+)
+@click.version_option(__version__, "--version", "-V", message="tapdisk %(version)s")
+def tapdisk(**_: Any) -> None:
+    """Read, write, convert and serve virtual disk images."""

@@ -1,0 +1,55 @@
+"""The console entry `tapdisk`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tapcore.cli.failures import Session, report
+from tapcore.cli.group import tapdisk
+
+PROGRAM = "tapdisk"
+_COMPLETE = "_TAPDISK_COMPLETE"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None for the process's own.
+
+    Returns:
+        The exit status. Every error has been reported, on one line of standard error.
+    """
+    session = Session()
+    _open_standard_streams()
+    try:
+        status = _run(sys.argv[1:] if arguments is None else list(arguments), session)
+        sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
+    except BaseException as exc:
+        status = report(exc, session)
+    return status
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed, an image would get its number, and what is printed would go there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # open takes the lowest free number: that stream's own
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _run(arguments: list[str], session: Session) -> int:
+    if _COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(tapdisk, {}, PROGRAM, _COMPLETE, os.environ[_COMPLETE])
+    # not through click's own main(), which would report errors in its way
+    try:
+        with tapdisk.make_context(PROGRAM, arguments, obj=session) as context:
+            status = tapdisk.invoke(context)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,216 @@
+"""Options and arguments that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from tapcore.cli.failures import Session, set_up_logging
+
+if TYPE_CHECKING:
+    from tapcore.references import ReferencePolicy
+
+    IntParam = click.ParamType[int]
+    StrParam = click.ParamType[str]
+else:  # before click 8.5 the class takes no argument
+    IntParam = StrParam = click.ParamType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HELP_SETTINGS: Final[dict[str, Any]] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+# ---- what every command takes ---------------------------------------------------------------
+
+
+def common_options() -> list[click.Parameter]:
+    """`--log-level` and `--debug`, accepted before and after the command's name."""
+    return [
+        click.Option(
+            ["--log-level"],
+            type=click.Choice(LOG_LEVELS, case_sensitive=False),
+            expose_value=False,
+            is_eager=True,
+            callback=_note_log_level,
+            help="What to tell on standard error.  [default: warning]",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_note_debug,
+            help="Show a traceback with an error.",
+        ),
+    ]
+
+
+def _note_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        ctx.find_root().meta["tapcore.log_level"] = value
+
+
+def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        session_of(ctx).debug = True
+
+
+def session_of(ctx: click.Context) -> Session:
+    """The run's state."""
+    return ctx.ensure_object(Session)
+
+
+class TapCommand(click.Command):
+    """A command with the common options, which sets up logging before it runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(common_options())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        level = ctx.find_root().meta.get("tapcore.log_level", "warning")
+        set_up_logging(level, session_of(ctx))
+        return super().invoke(ctx)
+
+
+def tap_command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], TapCommand]:
+    """A decorator: the function becomes the command; an int that it returns is the exit status."""
+    context = {**HELP_SETTINGS, **settings.pop("context_settings", {})}
+    return click.command(name, cls=TapCommand, context_settings=context, **settings)
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+class Size(IntParam):
+    """A size in bytes, `4096` or `64K` or `1.5G`.
+
+    Args:
+        whole_sectors: round up to a multiple of 512.
+    """
+
+    name = "size"
+
+    def __init__(self, *, whole_sectors: bool = False) -> None:
+        self._whole_sectors = whole_sectors
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        from tapcore.errors import UsageError
+        from tapcore.names import disk_size, parse_size
+
+        if isinstance(value, int):
+            return value
+        try:
+            return disk_size(value) if self._whole_sectors else parse_size(value)
+        except UsageError as exc:
+            raise _not_a_size(exc.message, param, ctx) from None
+
+
+class SizeChange(StrParam):
+    """`SIZE`, `+N` or `-N`; stays text, since what it means depends on the disk."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, checked."""
+        from tapcore.errors import UsageError
+        from tapcore.names import parse_size
+
+        text = str(value)
+        try:
+            parse_size(text[1:] if text[:1] in ("+", "-") else text)
+        except UsageError as exc:
+            raise _not_a_size(exc.message, param, ctx) from None
+        return text
+
+
+def _not_a_size(
+    message: str, param: click.Parameter | None, ctx: click.Context | None
+) -> click.UsageError:
+    option = f"{param.opts[0]}: " if isinstance(param, click.Option) else ""
+    return click.UsageError(f"{option}{message}", ctx)
+
+
+def policy(parents: tuple[str, ...]) -> ReferencePolicy:
+    """The policy that the values of `--parents` mean."""
+    from tapcore.references import ReferencePolicy
+
+    return ReferencePolicy.from_words(parents)
+
+
+# ---- decorators ------------------------------------------------------------------------------
+
+
+def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
+    """An image's name; existence is checked by whoever opens it."""
+    return click.argument(name, metavar=name.upper(), **settings)
+
+
+parents_option = click.option(
+    "--parents",
+    multiple=True,
+    metavar="DIR|any|none",
+    help="Where a file that an image names (parent, data file, extent) may lie, besides the "
+    "directory tree of the image itself. Repeatable.",
+)
+
+cache_option = click.option(
+    "--cache",
+    type=click.Choice(("writeback", "none")),
+    default="writeback",
+    show_default=True,
+    help="Through the page cache, or past it with O_DIRECT and Linux AIO.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+
+force_option = click.option("--force", is_flag=True, help="Replace an image that exists.")
+
+parent_option = click.option(
+    "-b",
+    "--parent",
+    metavar="PARENT",
+    default="",
+    help="Make a copy-on-write child of this image; a relative path counts from the new image's "
+    "directory.",
+)
+
+
+def format_options(function: F) -> F:
+    """`-o KEY=VALUE`, as a dict."""
+    return click.option(
+        "-o",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_key_values,
+        help="An option of the format; '-o help' lists them. Several: repeat it, or separate them "
+        "by commas (',,' is a comma in a value).",
+    )(function)
+
+
+def _key_values(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        for item in value.replace(",,", "\0").split(","):
+            key, equals, text = item.replace("\0", ",").partition("=")
+            if key in ("help", "?") and not equals:
+                found["help"] = ""
+                continue
+            if not key or not equals:
+                raise click.BadParameter(f"'{item}' is not KEY=VALUE", ctx, param)
+            found[key] = text
+    return found

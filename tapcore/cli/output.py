@@ -1,0 +1,76 @@
+"""Printing for people and programs; text from images is made safe to print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tapcore.names import format_size
+from tapcore.references import printable
+
+_MAX_CELL = 4096
+
+
+def print_line(text: str = "") -> None:
+    """One line on standard output, control characters escaped."""
+    print(printable(text, _MAX_CELL))
+
+
+def print_json(value: object) -> None:
+    """JSON, pure ASCII, so that no terminal or locale can misread it."""
+    import json
+
+    print(json.dumps(value, indent=4, default=str))
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]], indent: str = "") -> None:
+    """`name: value` lines with the values in one column."""
+    rows = [(f"{indent}{printable(name)}:", text_of(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print_line(f"{name:{width}} {value}".rstrip())
+
+
+def text_of(value: object) -> str:
+    """A value of a format's own facts, for a person."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={text_of(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(text_of(item) for item in value) or "none"
+    return str(value)
+
+
+def size_with_bytes(size: int) -> str:
+    """`10 GiB (10737418240 bytes)`."""
+    if size < 1024:
+        return f"{size} bytes"
+    return f"{format_size(size)} ({size} bytes)"
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn by rich on a terminal, which wraps long cells; plain columns elsewhere."""
+    safe = [[printable(cell, _MAX_CELL) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(headers, safe)
+        return
+    widths = [max(map(len, column)) for column in zip(headers, *safe, strict=True)]
+    for row in (headers, *safe):
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table: Any = Table(*headers, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: an image's name is no markup
+    Console().print(table)

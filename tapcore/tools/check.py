@@ -1,0 +1,77 @@
+"""Checking, and repairing, the consistency of an image's metadata."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from tapcore.errors import NotSupportedError, open_error
+from tapcore.models import CheckResult
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry
+from tapcore.tools.opening import open_image
+
+Repair = Literal["", "leaks", "all"]
+
+
+def check_image(
+    name: str,
+    *,
+    repair: Repair = "",
+    references: ReferencePolicy | None = None,
+    registry: Registry | None = None,
+) -> CheckResult:
+    """Check one image; its parents are not opened.
+
+    Args:
+        name: `[HANDLE:]PATH`.
+        repair: "leaks" gives back what nothing refers to, "all" repairs what it can.
+        references: which files the image may name.
+        registry: drivers to use instead of the installed ones.
+
+    Returns:
+        What is wrong and what was repaired; the counts without `_fixed` are what is left.
+
+    Raises:
+        TapError: it could not be checked.
+    """
+    with open_image(
+        name,
+        writing=bool(repair),
+        references=references,
+        with_parents=False,
+        registry=registry,
+    ) as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        if "td_check" not in dd.drv.implemented:
+            text = f"the format '{disk.handle}' has no metadata to check"
+            raise NotSupportedError(text, image=dd.name)
+        try:
+            result: CheckResult = dd.drv.td_check(dd, repair)
+        except Exception as exc:
+            raise open_error(exc, dd.name) from exc
+        return result
+
+
+def check_as_dict(result: CheckResult) -> dict[str, Any]:
+    """The object of `check --json`."""
+    return {
+        "leaks": result.leaks,
+        "leaks_fixed": result.leaks_fixed,
+        "corruptions": result.corruptions,
+        "corruptions_fixed": result.corruptions_fixed,
+        "check_errors": result.check_errors,
+        "total_clusters": result.total_clusters,
+        "allocated_clusters": result.allocated_clusters,
+        "compressed_clusters": result.compressed_clusters,
+        "image_end_offset": result.image_end_offset,
+    }
+
+
+def check_status(result: CheckResult) -> int:
+    """The exit status, as `qemu-img check`: 0 clean, 1 not checked, 2 corrupt, 3 only leaks."""
+    if result.corruptions:
+        return 2
+    if result.check_errors:
+        return 1
+    return 3 if result.leaks else 0

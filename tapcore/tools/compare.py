@@ -1,0 +1,121 @@
+"""Do two disks have the same content?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import attrs
+
+from tapcore.disk import Disk
+from tapcore.engine import MappedExtent
+from tapcore.tools.opening import Progress
+from tapcore.tools.readahead import read_ahead
+from tapcore.tools.zeroes import first_difference, first_nonzero
+
+_Range = tuple[int, int, None]
+
+
+@attrs.frozen
+class Comparison:
+    """What was found.
+
+    Attributes:
+        identical: the same, as far as was asked.
+        reason: "size", "allocation" or "content", or empty.
+        offset: where they differ first (bytes), for allocation and content.
+        sizes_differ: the sizes differ, which only `strict` minds.
+    """
+
+    identical: bool
+    reason: str = ""
+    offset: int | None = None
+    sizes_differ: bool = False
+
+
+def compare_disks(
+    one: Disk, other: Disk, *, strict: bool = False, progress: Progress | None = None
+) -> Comparison:
+    """Compare, as `qemu-img compare` does: a longer disk may go on with zeroes.
+
+    Ranges that both disks know to be zeroes are not read.
+
+    Args:
+        one: open.
+        other: open.
+        strict: sizes, and what is allocated, must be the same too.
+        progress: told how far it is; what it raises stops the work.
+
+    Raises:
+        IOFailedError: a read failed.
+    """
+    total = max(one.size, other.size)
+    differ = one.size != other.size
+    if strict and differ:
+        return Comparison(False, "size", sizes_differ=True)
+    tell = progress or (lambda done, total: None)
+    common = min(one.size, other.size)
+    # a difference in content before the first one in allocation comes first
+    allocation = _allocation_differs(one, other) if strict else None
+    at = _content_differs(one, other, common if allocation is None else allocation, tell, total)
+    if at is None and allocation is not None:
+        return Comparison(False, "allocation", allocation)
+    if at is None and differ:
+        at = _first_content(one if one.size > common else other, common, tell)
+    tell(total, total)
+    if at is None:
+        return Comparison(True, sizes_differ=differ)
+    return Comparison(False, "content", at, sizes_differ=differ)
+
+
+def _pairs(
+    one: Disk, other: Disk, length: int
+) -> Iterator[tuple[int, int, MappedExtent, MappedExtent]]:
+    """Ranges (start, end) of the first `length` bytes in which neither disk's extent changes."""
+    left, right = one.extents(0, length), other.extents(0, length)
+    a, b = next(left, None), next(right, None)
+    at = 0
+    while a is not None and b is not None:
+        end = min(a.end, b.end)
+        yield at, end, a, b
+        at = end
+        if a.end == end:
+            a = next(left, None)
+        if b.end == end:
+            b = next(right, None)
+
+
+def _allocation_differs(one: Disk, other: Disk) -> int | None:
+    for start, _, a, b in _pairs(one, other, one.size):
+        if (a.kind == "zero", a.present) != (b.kind == "zero", b.present):
+            return start
+    return None
+
+
+def _content_differs(one: Disk, other: Disk, length: int, tell: Progress, total: int) -> int | None:
+    """Where the first `length` bytes differ first."""
+    left, right = itertools.tee(_to_be_read(one, other, length))
+    pieces = zip(read_ahead(one, left), read_ahead(other, right), strict=True)
+    for a, b in pieces:
+        tell(a.start, total)
+        differs = first_difference(a.content, b.content, a.length)
+        if differs is not None:
+            return a.start + differs
+    return None
+
+
+def _to_be_read(one: Disk, other: Disk, length: int) -> Iterator[_Range]:
+    for start, end, a, b in _pairs(one, other, length):
+        if a.kind != "zero" or b.kind != "zero":
+            yield start, end - start, None
+
+
+def _first_content(disk: Disk, start: int, tell: Progress) -> int | None:
+    """The first byte from `start` on that is not zero."""
+    tail = ((e.start, e.length, None) for e in disk.extents(start) if e.kind != "zero")
+    for piece in read_ahead(disk, tail):
+        tell(piece.start, disk.size)
+        at = first_nonzero(piece.content, piece.length)
+        if at is not None:
+            return piece.start + at
+    return None

@@ -1,0 +1,154 @@
+"""Making new images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.imagefile.locks import lock_image
+from tapcore.imagefile.opening import open_host_fd
+from tapcore.models import DiskId, DiskInfo
+from tapcore.names import handle_for_new, split_name
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import open_image
+
+
+def create_image(
+    name: str,
+    size: int | None,
+    *,
+    parent: str = "",
+    options: Mapping[str, str] | None = None,
+    force: bool = False,
+    references: ReferencePolicy | None = None,
+    registry: Registry | None = None,
+) -> DiskId:
+    """Make a new image.
+
+    Args:
+        name: `[HANDLE:]PATH`; without a handle the suffix says the format.
+        size: virtual size in bytes, a multiple of 512; None: the parent's.
+        parent: `[HANDLE:]PATH` of the image that holds what the new one does not; a relative path
+            counts from the new image's directory, since it is recorded as it is given.
+        options: the format's own (`-o`).
+        force: replace what is there.
+        references: which files the parent may name in turn.
+        registry: drivers to use instead of the installed ones.
+
+    Returns:
+        The image that was made.
+
+    Raises:
+        TapError: with the image's name; nothing was made.
+    """
+    registry = registry or default_registry()
+    target, info = new_image_target(name, registry)
+    options = dict(options or {})
+    _check_options(target, info, options)
+    if parent and "parents" not in info.capabilities:
+        raise NotSupportedError(
+            f"the format '{info.handle}' has no parents (-b)", image=target.name
+        )
+    recorded = None
+    if parent:
+        recorded, parent_size = _open_parent(parent, target, references, registry)
+        size = parent_size if size is None else size
+    if size is None:
+        raise UsageError("a new image needs a size (for example 10G)", image=target.name)
+    refuse_to_replace(target.name, force=force)
+    assert info.drv is not None
+    try:
+        info.drv.td_create(target.name, size, recorded, options)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, target.name) from exc
+    return target
+
+
+def new_image_target(name: str, registry: Registry) -> tuple[DiskId, DiskInfo]:
+    """Where a new image goes, and the driver that can make it.
+
+    Raises:
+        TapError: no such driver, or it does not make files.
+    """
+    try:
+        disk_id = split_name(name, registry)
+        info = handle_for_new(disk_id, registry)
+    except TapError as exc:
+        exc.image = exc.image or name
+        raise
+    if not info.file_backed:
+        raise UsageError(
+            f"a '{info.handle}' disk exists only while it is open; there is nothing to create",
+            image=name,
+        )
+    if "create" not in info.capabilities:
+        raise NotSupportedError(
+            f"images of the format '{info.handle}' cannot be made", image=disk_id.name
+        )
+    return DiskId(disk_id.name, info.handle), info
+
+
+def refuse_to_replace(path: str, *, force: bool) -> None:
+    """Stop before something is overwritten that must not be.
+
+    Args:
+        path: of the new image.
+        force: the user allows to replace it; not, however, while another process uses it.
+
+    Raises:
+        TapError: it exists and `force` is not set, or it is in use, or is no file at all.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise UsageError("exists already; --force replaces it", image=path)
+    if not os.path.exists(path):
+        raise UsageError("is a symbolic link to nothing", image=path)
+    fd = open_host_fd(path, os.O_RDWR)
+    try:
+        lock_image(fd, writing=True)
+    except TapError as exc:
+        raise open_error(exc, path) from None
+    finally:
+        os.close(fd)
+
+
+def _check_options(target: DiskId, info: DiskInfo, options: Mapping[str, str]) -> None:
+    known = {option.name: option for option in info.create_options}
+    for key, value in options.items():
+        option = known.get(key)
+        if option is None:
+            names = ", ".join(known) or "none"
+            raise UsageError(
+                f"the format '{info.handle}' has no option '{key}' (known: {names})",
+                image=target.name,
+            )
+        if option.choices and value not in option.choices:
+            raise UsageError(
+                f"'{value}' is not a value of the option '{key}' "
+                f"(allowed: {', '.join(option.choices)})",
+                image=target.name,
+            )
+
+
+def _open_parent(
+    parent: str, target: DiskId, references: ReferencePolicy | None, registry: Registry
+) -> tuple[DiskId, int]:
+    """The parent as it is to be recorded, and its size; it must be an image that can be opened."""
+    given = split_name(parent, registry)
+    path = os.path.join(os.path.dirname(target.name), given.name)
+    if _same_file(path, target.name):
+        raise UsageError("cannot be its own parent", image=target.name)
+    with open_image(
+        DiskId(path, given.drivertype), references=references, registry=registry
+    ) as disk:
+        return DiskId(given.name, disk.handle), disk.size
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -1,0 +1,25 @@
+"""The driver table for people and programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tapcore.models import DiskInfo
+from tapcore.registry import Registry, default_registry
+
+
+def list_formats(registry: Registry | None = None) -> list[DiskInfo]:
+    """Every driver found, the broken ones too, in the order of their handles."""
+    return sorted((registry or default_registry()).table(), key=lambda info: info.handle)
+
+
+def format_as_dict(info: DiskInfo) -> dict[str, Any]:
+    """The item of `formats --json`."""
+    return {
+        "handle": info.handle,
+        "name": info.name,
+        "distribution": info.distribution,
+        "version": info.version,
+        "capabilities": list(info.capabilities),
+        "error": info.error or None,
+    }

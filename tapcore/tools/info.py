@@ -1,0 +1,161 @@
+"""What an image is: the facts of `tapdisk info`. Takes no lock and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import attrs
+
+from tapcore.constants import SECTOR_SHIFT, TD_NO_PARENT
+from tapcore.disk import Disk
+from tapcore.errors import ReferencePolicyError, TapError, open_error
+from tapcore.imagefile.hostfile import occupied_bytes
+from tapcore.imagefile.locks import being_written, holder_of
+from tapcore.imagefile.opening import open_host_fd
+from tapcore.models import DiskDriver, DiskId
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import open_image
+
+
+@attrs.frozen
+class ImageInfo:
+    """One image of a chain.
+
+    Attributes:
+        image: its path; with the handle where it is no file (`ram:64M`).
+        handle: of its driver.
+        virtual_size: bytes.
+        sector_size: bytes.
+        disk_size: bytes that the host file, or memory, really takes.
+        read_only: the format, or the file's permissions, do not allow writing.
+        parent: path of the parent as resolved, or None.
+        parent_handle: of the parent's driver as recorded (with a chain: as opened), or None.
+        format: the format's own facts.
+        notes: lines for a person: who writes to it, why its parent would not be opened.
+    """
+
+    image: str
+    handle: str
+    virtual_size: int
+    sector_size: int
+    disk_size: int
+    read_only: bool
+    parent: str | None
+    parent_handle: str | None
+    format: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of `info --json`."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in attrs.fields(ImageInfo)
+            if field.name != "notes"
+        }
+
+
+def image_info(
+    name: str,
+    *,
+    chain: bool = False,
+    references: ReferencePolicy | None = None,
+    registry: Registry | None = None,
+) -> list[ImageInfo]:
+    """The facts of an image, and with `chain` of its parents, child first.
+
+    Without `chain` no parent is opened: an image whose parent is missing can still be looked at.
+
+    Raises:
+        TapError: the image, or with `chain` a parent, cannot be opened.
+    """
+    registry = registry or default_registry()
+    with open_image(
+        name, references=references, lock=False, with_parents=chain, registry=registry
+    ) as disk:
+        assert disk.state.disks is not None
+        images = disk.state.disks.chain()
+        return [_describe(dd, disk, references or ReferencePolicy(), registry) for dd in images]
+
+
+def _describe(
+    dd: DiskDriver, disk: Disk, references: ReferencePolicy, registry: Registry
+) -> ImageInfo:
+    handle = dd.drv.disk_type
+    notes: list[str] = []
+    image = dd.name
+    if registry.get(handle).file_backed:
+        disk_size, writable = _host_file(dd.name, notes)
+    else:
+        image = f"{handle}:{image}"
+        disk_size, writable = sum(e.length for e in disk.extents() if e.kind != "zero"), True
+    parent, parent_handle = _parent(dd, references, notes)
+    return ImageInfo(
+        image=image,
+        handle=handle,
+        virtual_size=dd.size << SECTOR_SHIFT,
+        sector_size=dd.sector_size,
+        disk_size=disk_size,
+        read_only=not writable or "td_queue_write" not in dd.drv.implemented,
+        parent=parent,
+        parent_handle=parent_handle,
+        format=dict(dd.drv.td_info(dd)),
+        notes=tuple(notes),
+    )
+
+
+def _host_file(path: str, notes: list[str]) -> tuple[int, bool]:
+    """Bytes occupied, and whether this user may write; a note where another process does."""
+    fd = open_host_fd(path, os.O_RDONLY)
+    try:
+        if being_written(fd):
+            holder = holder_of(fd) or "another process"
+            notes.append(f"in use: {holder} has it open for writing; this may be out of date")
+        return occupied_bytes(fd), os.access(path, os.W_OK)
+    finally:
+        os.close(fd)
+
+
+def _parent(
+    dd: DiskDriver, references: ReferencePolicy, notes: list[str]
+) -> tuple[str | None, str | None]:
+    if dd.next is not None:
+        return dd.next.name, dd.next.drv.disk_type
+    recorded = recorded_parent(dd)
+    if recorded is None:
+        return None, None
+    return _resolved(recorded, dd, references, notes), recorded.drivertype or None
+
+
+def recorded_parent(dd: DiskDriver) -> DiskId | None:
+    """The parent as an open image records it, not resolved; None where it stands alone.
+
+    Raises:
+        TapError: it cannot be told.
+    """
+    found = DiskId("")
+    try:
+        res = dd.drv.td_get_parent_id(dd, found)
+    except Exception as exc:
+        raise open_error(exc, dd.name) from exc
+    if res == TD_NO_PARENT:
+        return None
+    if res:
+        text = f"its parent cannot be told: {os.strerror(abs(res))}"
+        raise TapError(text, image=dd.name, errno=abs(res))
+    return found
+
+
+def _resolved(
+    recorded: DiskId, dd: DiskDriver, references: ReferencePolicy, notes: list[str]
+) -> str:
+    """The parent's path; one that the policy refuses is shown all the same, with a note."""
+    try:
+        path = references.resolve(recorded.name, image=dd.name, root=dd.name)
+    except ReferencePolicyError as exc:
+        notes.append(f"its parent would not be opened: {exc.message}")
+        return recorded.name
+    if not os.path.exists(path):
+        notes.append("its parent does not exist")
+    return path

@@ -1,0 +1,103 @@
+"""Opening images by the names that people give: probing is allowed here, also for writing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+from tapcore.chain import open_disk
+from tapcore.constants import TD_RDONLY
+from tapcore.disk import Disk
+from tapcore.errors import TapError
+from tapcore.models import CacheMode, DiskId, OpenOptions, TdState
+from tapcore.names import RAW_HANDLES, split_name
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+
+log = logging.getLogger(__name__)
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""`progress(done, total)` in bytes, called after each piece; what it raises stops the work, at a
+moment when nothing is half done."""
+
+
+def open_image(
+    name: str | DiskId,
+    *,
+    writing: bool = False,
+    references: ReferencePolicy | None = None,
+    cache: CacheMode = "writeback",
+    lock: bool = True,
+    with_parents: bool = True,
+    registry: Registry | None = None,
+) -> Disk:
+    """Open a disk for a person at a prompt; as `open_chain`, for use as a file."""
+    return Disk(
+        open_chain(
+            name,
+            writing=writing,
+            references=references,
+            cache=cache,
+            lock=lock,
+            with_parents=with_parents,
+            registry=registry,
+        )
+    )
+
+
+def open_chain(
+    name: str | DiskId,
+    *,
+    writing: bool = False,
+    references: ReferencePolicy | None = None,
+    cache: CacheMode = "writeback",
+    lock: bool = True,
+    with_parents: bool = True,
+    registry: Registry | None = None,
+) -> TdState:
+    """Open an image and its parents; without a handle the format is guessed.
+
+    Args:
+        name: `[HANDLE:]PATH`, or its parts.
+        writing: open for reading and writing.
+        references: which files the image may name; None for the default policy.
+        cache: "writeback" or "none".
+        lock: take QEMU-compatible locks; False only looks.
+        with_parents: False opens the image alone (its holes read as zeroes).
+        registry: drivers to use instead of the installed ones.
+
+    Returns:
+        The disk with its engine; to be closed with `close_disk`.
+
+    Raises:
+        TapError: always with an image's name.
+    """
+    registry = registry or default_registry()
+    try:
+        disk_id = split_name(name, registry) if isinstance(name, str) else name
+        state = open_disk(
+            disk_id,
+            registry,
+            flags=0 if writing else TD_RDONLY,
+            options=OpenOptions(cache=cache, references=references, locking=lock),
+            with_parents=with_parents,
+        )
+    except TapError as exc:
+        exc.image = exc.image or str(name)
+        raise
+    if not disk_id.drivertype and state.image.drivertype in RAW_HANDLES:
+        _warn_of_broken(registry, disk_id.name)
+    return state
+
+
+def _warn_of_broken(registry: Registry, image: str) -> None:
+    """A format that nobody recognises is raw, or one whose driver could not be asked."""
+    for info in registry.table():
+        if info.error:
+            log.warning(
+                "%s: taken as raw, but the driver '%s' could not be asked: %s",
+                image,
+                info.handle,
+                info.error,
+            )

@@ -1,0 +1,61 @@
+"""Growing and shrinking disks."""
+
+from __future__ import annotations
+
+from tapcore.errors import NotSupportedError, TapError, UsageError
+from tapcore.names import changed_size, format_size, parse_size, split_name
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import open_image
+
+
+def resize_image(
+    name: str,
+    size: str,
+    *,
+    shrink: bool = False,
+    references: ReferencePolicy | None = None,
+    registry: Registry | None = None,
+) -> tuple[int, int]:
+    """Change a disk's virtual size; new space reads as zeroes.
+
+    Args:
+        name: `[HANDLE:]PATH`.
+        size: `SIZE`, `+N` or `-N`, rounded up to whole sectors.
+        shrink: making it smaller, which cuts its end off, is meant.
+        references: which files the image may name.
+        registry: drivers to use instead of the installed ones.
+
+    Returns:
+        The old and the new size in bytes.
+
+    Raises:
+        TapError: with the image's name; the size is as it was.
+    """
+    registry = registry or default_registry()
+    _refuse_what_does_not_last(name, registry)
+    with open_image(name, writing=True, references=references, registry=registry) as disk:
+        path = disk.state.image.name
+        if disk.state.disks is None or "td_resize" not in disk.state.disks.drv.implemented:
+            raise NotSupportedError(f"the format '{disk.handle}' cannot be resized", image=path)
+        old = disk.size
+        if size.startswith("-") and parse_size(size[1:]) > old:
+            raise UsageError(f"has only {old} bytes", image=path)
+        new = changed_size(size, old)
+        if new < old and not shrink:
+            raise UsageError(
+                f"this would cut {format_size(old - new)} off its end; --shrink allows it",
+                image=path,
+            )
+        disk.resize(new)
+        return old, new
+
+
+def _refuse_what_does_not_last(name: str, registry: Registry) -> None:
+    try:
+        handle = split_name(name, registry).drivertype
+    except TapError as exc:
+        exc.image = exc.image or name
+        raise
+    if handle and not registry.get(handle).file_backed:
+        raise UsageError(f"a '{handle}' disk exists only while it is open", image=name)

@@ -1,0 +1,85 @@
+"""Serving images by their names over NBD."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from tapcore.chain import close_disk
+from tapcore.errors import TapError, UsageError
+from tapcore.models import CacheMode, TdState
+from tapcore.names import split_name
+from tapcore.nbd.exports import Export, Exports
+from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import open_chain
+
+
+def nbd_server(
+    images: Sequence[str],
+    address: UnixAddress | TcpAddress,
+    *,
+    names: Sequence[str] = (),
+    read_only: bool = False,
+    cache: CacheMode = "writeback",
+    references: ReferencePolicy | None = None,
+    registry: Registry | None = None,
+) -> NbdServer:
+    """Open images, and a server for them that listens but does not run yet.
+
+    Args:
+        images: `[HANDLE:]PATH`, at least one.
+        address: where to listen.
+        names: of the exports, one for each image; without them a single image is the default
+            export, and several are named as their files are.
+        read_only: open and offer them for reading only.
+        cache: "writeback" or "none".
+        references: which files the images may name.
+        registry: drivers to use instead of the installed ones.
+
+    Raises:
+        TapError: an image cannot be opened, the names do not do, or the address cannot be used;
+            nothing is left open.
+    """
+    registry = registry or default_registry()
+    names = _export_names(images, names, registry)
+    disks: list[TdState] = []
+    try:
+        for image in images:
+            disks.append(
+                open_chain(
+                    image,
+                    writing=not read_only,
+                    references=references,
+                    cache=cache,
+                    registry=registry,
+                )
+            )
+        exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
+        return NbdServer(Exports(exports), address)
+    except BaseException:
+        for disk in disks:
+            close_disk(disk)
+        raise
+
+
+def _export_names(images: Sequence[str], names: Sequence[str], registry: Registry) -> list[str]:
+    if names and len(names) != len(images):
+        raise UsageError(f"{len(names)} export names were given for {len(images)} images")
+    chosen = list(names)
+    if not chosen:
+        chosen = [""] if len(images) == 1 else [_file_name(image, registry) for image in images]
+    name, count = Counter(chosen).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f"{count} exports would be named '{name}'; name each with --export")
+    return chosen
+
+
+def _file_name(image: str, registry: Registry) -> str:
+    try:
+        return os.path.basename(split_name(image, registry).name)
+    except TapError as exc:
+        exc.image = exc.image or image
+        raise

@@ -1,0 +1,44 @@
+"""The real clients and servers that tests talk to: ``peer("qemu-io")`` is the path of one.
+
+Where one is missing the test is skipped on a developer's machine, and fails when CI is set, so that
+a machine that should test everything cannot quietly test less.
+"""
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+PACKAGES = {  # command: Debian package
+    "fio": "fio",
+    "nbdcopy": "libnbd-bin",
+    "nbdfuse": "libnbd-bin",
+    "nbdinfo": "libnbd-bin",
+    "nbdkit": "nbdkit",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
+}
+
+
+def in_ci() -> bool:
+    """Whether this machine is one that must test everything."""
+    return os.environ.get("CI", "").lower() not in {"", "0", "false", "no"}
+
+
+def peer(name: str) -> str:
+    """The path of a client; skips the test, or in CI fails it, where it is not installed."""
+    package = PACKAGES[name]
+    path = shutil.which(name)
+    if path is None:
+        missing(f"{name} is not installed (Debian package {package})")
+    return path
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test for something that this machine lacks; in CI, fail it."""
+    if in_ci():
+        pytest.fail(f"{reason}, and CI is set", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,436 @@
+"""`tapcore.open` and `Disk`: a binary file over any image, with errors that say what is wrong."""
+
+import errno
+import gc
+import io
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapcore
+from tapcore import disk as disk_module
+from tapcore.buffers import BufferPool
+
+SIZE = 256 << 10
+HANDLES = ["aio", "sync", "ram"]
+
+
+@pytest.fixture
+def content(rng: random.Random) -> bytes:
+    return rng.randbytes(SIZE)
+
+
+@pytest.fixture
+def path(tmp_path: Path, content: bytes) -> Path:
+    found = tmp_path / "disk.img"
+    found.write_bytes(content)
+    return found
+
+
+@pytest.fixture(params=HANDLES)
+def disk(request: pytest.FixtureRequest, path: Path) -> Iterator[tapcore.Disk]:
+    with tapcore.open(f"{request.param}:{path}") as found:
+        yield found
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- a file ------------------------------------------------------------------------------------
+
+
+def test_it_is_a_raw_binary_file(disk: tapcore.Disk, content: bytes) -> None:
+    assert isinstance(disk, io.RawIOBase)
+    assert (disk.readable(), disk.writable(), disk.seekable()) == (True, True, True)
+    assert (disk.tell(), disk.read(10), disk.tell()) == (0, content[:10], 10)
+    assert disk.seek(-5, os.SEEK_END) == SIZE - 5
+    assert (disk.read(), disk.read(), disk.read(1)) == (content[-5:], b"", b"")
+    assert disk.seek(1000) == 1000
+    assert disk.seek(-1, os.SEEK_CUR) == 999
+    buf = bytearray(5000)
+    assert disk.readinto(buf) == 5000
+    assert (buf, disk.tell()) == (content[999:5999], 5999)
+    assert disk.write(b"hello") == 5
+    assert disk.tell() == 6004
+    disk.seek(5998)
+    assert disk.read(7) == content[5998:5999] + b"hello" + content[6004:6005]
+    assert disk.readall() == content[6005:]
+
+
+def test_the_end_of_a_disk_is_the_end_of_the_file(disk: tapcore.Disk, content: bytes) -> None:
+    assert disk.seek(SIZE + 100) == SIZE + 100
+    assert disk.read(10) == b""
+    with pytest.raises(tapcore.OutOfRangeError, match="end of the disk"):
+        disk.write(b"x")
+    disk.seek(SIZE - 3)
+    assert disk.write(b"abcdef") == 3
+    assert disk.write(b"") == 0
+    assert disk.pread(SIZE - 4, 100) == content[-4:-3] + b"abc"
+    with pytest.raises(tapcore.UsageError, match="before the start"):
+        disk.seek(-1)
+    with pytest.raises(tapcore.UsageError, match="whence 7"):
+        disk.seek(0, 7)
+    with pytest.raises(tapcore.NotSupportedError, match="resize"):
+        disk.truncate(0)
+
+
+def test_it_can_be_wrapped_and_copied(disk: tapcore.Disk, content: bytes) -> None:
+    target = io.BytesIO()
+    shutil.copyfileobj(disk, target)
+    assert target.getvalue() == content
+    disk.seek(0)
+    reader = io.BufferedReader(disk, 4096)
+    assert reader.peek(1)[:1] == content[:1]
+    reader.seek(777)
+    assert reader.read(100_000) == content[777 : 777 + 100_000]
+    reader.detach()
+    writer = io.BufferedWriter(disk, 4096)
+    writer.seek(501)
+    for n in range(3000):
+        writer.write(bytes([n % 256]) * 3)
+    writer.flush()
+    writer.detach()
+    expected = b"".join(bytes([n % 256]) * 3 for n in range(3000))
+    assert disk.pread(501, 9000) == expected
+
+
+def test_buffers_of_any_kind_are_taken(disk: tapcore.Disk) -> None:
+    import array
+
+    words = array.array("I", range(1024))
+    assert disk.pwrite(100, memoryview(words)) == 4096
+    back = array.array("I", bytes(4096))
+    assert disk.pread_into(100, memoryview(back)) == 4096
+    assert back == words
+    disk.seek(0)
+    assert disk.readinto(array.array("Q", bytes(64))) == 64
+
+
+# ---- positioned calls --------------------------------------------------------------------------
+
+
+def test_ranges_past_the_end(disk: tapcore.Disk, content: bytes) -> None:
+    assert disk.pread(SIZE - 10, 100) == content[-10:]
+    assert disk.pread(SIZE + 10, 100) == b""
+    for call in (
+        lambda: disk.pwrite(SIZE - 1, b"ab"),
+        lambda: disk.pwrite(-1, b"ab"),
+        lambda: disk.pwrite(SIZE + 1, b""),
+        lambda: disk.zero(SIZE - 1, 2),
+        lambda: disk.zero(0, -1),
+        lambda: disk.discard(SIZE, 1),
+        lambda: disk.discard(-512, 512),
+        lambda: list(disk.extents(SIZE, 1)),
+        lambda: list(disk.extents(-1)),
+    ):
+        with pytest.raises(tapcore.OutOfRangeError) as caught:
+            call()
+        assert (caught.value.image, caught.value.errno) == (disk.name, errno.EINVAL)
+    for offset, length in ((-1, 5), (0, -5)):
+        with pytest.raises(tapcore.UsageError):
+            disk.pread(offset, length)
+    assert disk.pread(0, SIZE) == content
+
+
+def test_calls_larger_than_one_request_are_split(
+    disk: tapcore.Disk, content: bytes, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_module, "_MAX_CALL", 10_000)
+    assert disk.pread(5, SIZE) == content[5:]
+    new = rng.randbytes(SIZE - 7)
+    assert disk.pwrite(7, new) == len(new)
+    assert disk.pread(0, SIZE) == content[:7] + new
+    with pytest.raises(tapcore.OutOfRangeError):  # as a whole: not half of it is written
+        disk.pwrite(100, bytes(SIZE))
+    assert disk.pread(0, SIZE) == content[:7] + new
+
+
+def test_extents_of_a_part(disk: tapcore.Disk) -> None:
+    runs = list(disk.extents(1000, 3000))
+    assert (runs[0].start, runs[-1].end) == (1000, 4000)
+    assert list(disk.extents(SIZE)) == list(disk.extents(5, 0)) == []
+
+
+def test_resize(disk: tapcore.Disk, content: bytes) -> None:
+    disk.resize(SIZE + 1024)
+    assert (disk.size, disk.pread(SIZE - 1, 2000)) == (SIZE + 1024, content[-1:] + bytes(1024))
+    disk.pwrite(SIZE + 1023, b"!")
+    disk.resize(SIZE)
+    disk.resize(SIZE + 1024)
+    assert disk.pread(SIZE, 1024) == bytes(1024)
+    for size in (-512, 1000):
+        with pytest.raises(tapcore.UsageError, match="multiple of 512"):
+            disk.resize(size)
+    with pytest.raises(tapcore.TapError) as caught:
+        disk.resize(1 << 62)
+    assert caught.value.image == disk.name
+    assert (disk.size, disk.pread(0, SIZE)) == (SIZE + 1024, content)
+    disk.pwrite(0, b"alive")
+
+
+# ---- states ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handle", HANDLES)
+def test_read_only(handle: str, path: Path, content: bytes) -> None:
+    before = path.stat()
+    with tapcore.open(f"{handle}:{path}", readonly=True) as disk:
+        assert (disk.read_only, disk.writable()) == (True, False)
+        for call in (
+            lambda: disk.pwrite(0, b"x"),
+            lambda: disk.write(b"x"),
+            lambda: disk.zero(0, 512),
+            lambda: disk.discard(0, 512),
+            lambda: disk.resize(512),
+        ):
+            with pytest.raises(tapcore.ReadOnlyError) as caught:
+                call()
+            assert (caught.value.image, caught.value.errno) == (disk.name, errno.EROFS)
+        disk.sync()
+        assert disk.read() == content
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_closed_disk_says_so(disk: tapcore.Disk) -> None:
+    assert not disk.closed
+    disk.close()
+    disk.close()
+    disk.flush()
+    assert disk.closed
+    assert "closed" in repr(disk)
+    for call in (
+        lambda: disk.read(1),
+        lambda: disk.pread(0, 0),
+        lambda: disk.pread(SIZE, 1),
+        lambda: disk.pwrite(0, b"x"),
+        lambda: disk.pwrite(0, b""),
+        lambda: disk.tell(),
+        lambda: disk.seek(0),
+        lambda: disk.sync(),
+        lambda: disk.zero(0, 0),
+        lambda: disk.resize(512),
+        lambda: disk.info(),
+        lambda: list(disk.extents()),
+        lambda: disk.__enter__(),
+    ):
+        with pytest.raises((tapcore.UsageError, ValueError), match="closed"):
+            call()
+
+
+def test_the_context_manager_closes_also_after_an_error(path: Path) -> None:
+    before = open_fds()
+    with pytest.raises(ZeroDivisionError), tapcore.open(f"aio:{path}") as disk:
+        raise ZeroDivisionError
+    assert (disk.closed, open_fds()) == (True, before)
+
+
+def test_it_describes_itself(path: Path) -> None:
+    with tapcore.open(f"sync:{path}") as disk:
+        assert (disk.handle, disk.name, disk.size) == ("sync", f"sync:{path}", SIZE)
+        assert repr(disk) == f"<tapcore.Disk 'sync:{path}' {SIZE} bytes>"
+
+
+def test_without_a_handle_a_disk_is_only_read(path: Path, content: bytes) -> None:
+    with tapcore.open(str(path), readonly=True) as disk:
+        assert (disk.handle, disk.read(16)) == ("aio", content[:16])
+    with pytest.raises(tapcore.UsageError, match="HANDLE:PATH"):
+        tapcore.open(str(path))
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["aio", "aio none", "sync", "ram"])
+def test_threads_may_share_a_disk(kind: str, path: Path, rng: random.Random) -> None:
+    handle, _, direct = kind.partition(" ")
+    with tapcore.open(f"{handle}:{path}", cache="none" if direct else "writeback") as disk:
+        part = SIZE // 4
+        finals = [b""] * 4
+        seeds = [rng.random() for _ in range(4)]
+        errors: list[BaseException] = []
+
+        def work(n: int) -> None:
+            mine = random.Random(seeds[n])
+            model = bytearray(disk.pread(n * part, part))
+            try:
+                for _ in range(60):
+                    length = mine.randrange(1, 3000)
+                    at = mine.randrange(part - length)
+                    model[at : at + length] = new = mine.randbytes(length)
+                    disk.pwrite(n * part + at, new)
+                    assert disk.pread(n * part, part) == model
+                disk.sync()
+            except BaseException as exc:
+                errors.append(exc)
+            finals[n] = bytes(model)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert disk.pread(0, SIZE) == b"".join(finals)
+
+
+def test_reads_of_one_file_position_are_each_given_out_once(path: Path, content: bytes) -> None:
+    with tapcore.open(f"aio:{path}", readonly=True) as disk:
+        pieces: list[bytes] = []
+
+        def work() -> None:
+            while piece := disk.read(1024):
+                pieces.append(piece)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(pieces) == sorted(content[at : at + 1024] for at in range(0, SIZE, 1024))
+
+
+def test_the_buffer_pool_survives_another_thread_that_takes_the_last() -> None:
+    """Disks of different threads share it: between a look and the taking it may be emptied."""
+
+    class Emptied(list[memoryview]):
+        def __bool__(self) -> bool:
+            return True
+
+    pool = BufferPool()
+    pool._free = [Emptied() for _ in pool._free]
+    for size in (1, 4096, 4097, 1 << 18, 1 << 20):
+        assert len(pool.take(size)) >= size
+
+
+# ---- what is taken is given back ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["aio", "aio none", "sync", "ram"])
+def test_many_opens_leave_no_descriptor(kind: str, path: Path) -> None:
+    handle, _, direct = kind.partition(" ")
+    before = open_fds()
+    for n in range(30):
+        readonly = n % 2 == 0
+        with tapcore.open(
+            f"{handle}:{path}", readonly=readonly, cache="none" if direct else "writeback"
+        ) as disk:
+            disk.pread(n, 5000)
+            if not readonly:
+                disk.pwrite(SIZE - 3, b"end")
+                disk.discard(0, 8192)
+            list(disk.extents())
+    assert open_fds() == before
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize("kind", ["aio", "aio none", "sync", "ram"])
+def test_what_cannot_be_opened_is_named_and_leaves_no_descriptor(kind: str, tmp_path: Path) -> None:
+    handle, _, direct = kind.partition(" ")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    make_socket(tmp_path / "socket")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    cases = {
+        tmp_path / "folder": ("directory", errno.EISDIR),
+        tmp_path / "fifo": ("pipe", errno.EINVAL),
+        tmp_path / "socket": ("socket", errno.ENXIO),
+        Path("/dev/zero"): ("character device", errno.EINVAL),
+        tmp_path / "missing": ("No such file" if handle != "ram" else "neither", errno.ENOENT),
+        tmp_path / "dangling": ("No such file", errno.ENOENT),
+        tmp_path / "loop": ("symbolic links", errno.ELOOP),
+        tmp_path / "file" / "below": ("ot a directory" if handle != "ram" else "neither", 0),
+        tmp_path / ("n" * 300): ("name too long" if handle != "ram" else "neither", 0),
+    }
+    before = open_fds()
+    for name, (words, code) in cases.items():
+        for readonly in (True, False):
+            with pytest.raises(tapcore.TapError) as caught:
+                tapcore.open(
+                    f"{handle}:{name}",
+                    readonly=readonly,
+                    cache="none" if direct else "writeback",
+                )
+            exc = caught.value
+            assert words in exc.message
+            assert exc.image == str(name)
+            assert exc.errno in (code, errno.EINVAL) or not code
+            assert "\n" not in str(exc)
+    assert open_fds() == before
+
+
+def test_no_permission(path: Path, tmp_path: Path) -> None:
+    """As another user, where the tests run as root, to whom everything is permitted."""
+    if os.geteuid():
+        path.chmod(0o444)
+        with pytest.raises(tapcore.ImageOpenError, match="Permission denied for writing"):
+            tapcore.open(f"aio:{path}")
+        path.chmod(0)
+        with pytest.raises(tapcore.ImageOpenError, match="Permission denied"):
+            tapcore.open(f"aio:{path}", readonly=True)
+        return
+    program = f"""
+import os, tapcore
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+for handle in ("aio", "sync"):
+    for readonly in (False, True):
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            tapcore.open(f"{{handle}}:{path}", readonly=readonly)
+        except tapcore.ImageOpenError as exc:
+            print(exc.errno, exc)
+        assert len(os.listdir("/proc/self/fd")) == before
+"""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder.is_relative_to("/tmp/"):
+            folder.chmod(folder.stat().st_mode | 0o111)
+    path.chmod(0)
+
+    def run() -> list[str]:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import tapcore.disk, tap_aio.driver, tap_sync.driver\n" + program,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    assert run() == [f"13 {path}: Permission denied"] * 4
+    path.chmod(0o444)
+    assert (
+        run()
+        == [
+            f"13 {path}: Permission denied for writing (--read-only would open it)",
+        ]
+        * 2
+    )
+
+
+def test_a_disk_that_nobody_closes_closes_itself(path: Path) -> None:
+    before = open_fds()
+    disk = tapcore.open(f"aio:{path}")
+    disk.pwrite(0, b"kept")
+    del disk
+    gc.collect()
+    assert open_fds() == before
+    assert path.read_bytes()[:4] == b"kept"

@@ -1,0 +1,109 @@
+"""What `make dist` builds is complete: each distribution alone, in a clean environment."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+CLEAN_ENV = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=CLEAN_ENV,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel of every distribution of this repository, by the distribution's name."""
+    out = tmp_path_factory.mktemp("wheels")
+    sources = [ROOT, *(ROOT / "plugins" / plugin for plugin in PLUGINS)]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    run(*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", out, *sources, cwd=out)
+    return {path.name.split("-")[0].replace("_", "-"): path for path in out.iterdir()}
+
+
+class Environment:
+    """A virtual environment that sees nothing of the one that the tests run in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        run(sys.executable, "-m", "venv", "--without-pip", path, cwd=path.parent)
+
+    def install(self, *wheels: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        into = ["--python", self.path / "bin" / "python", "install", "--quiet"]
+        run(*pip, *into, *wheels, cwd=self.path)
+
+    def tapdisk(self, *arguments: str) -> str:
+        done = run(self.path / "bin" / "tapdisk", *arguments, cwd=self.path)
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    def formats(self) -> list[dict[str, Any]]:
+        found = json.loads(self.tapdisk("formats", "--json"))
+        assert isinstance(found, list)
+        return found
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "clean")
+
+
+def test_all_distributions_are_built(wheels: dict[str, Path]) -> None:
+    assert set(wheels) == {"tapcore", *PLUGINS}
+    assert set(wheels) >= {"tap-aio", "tap-ram", "tap-sync"}
+
+
+@pytest.mark.parametrize("name", ["tapcore", *PLUGINS])
+def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], name: str) -> None:
+    package = name.replace("-", "_")
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        names = wheel.namelist()
+    info = f"{package}-0.1.0.dist-info"
+    assert {path.split("/")[0] for path in names} == {package, info}
+    assert f"{package}/py.typed" in names
+    assert f"{info}/licenses/LICENSE" in names
+
+
+def test_core_alone(wheels: dict[str, Path], environment: Environment) -> None:
+    environment.install(wheels["tapcore"])
+    assert environment.formats() == []
+    text = environment.tapdisk("formats")
+    assert "no driver" in text.lower()
+    assert "pip install" in text  # and what to do about it
+
+
+def test_core_with_one_plugin_then_two(wheels: dict[str, Path], environment: Environment) -> None:
+    environment.install(wheels["tapcore"], wheels["tap-sync"])
+    [sync] = environment.formats()
+    assert sync["handle"] == "sync"
+    assert sync["distribution"] == "tap-sync"
+    assert sync["version"] == "0.1.0"
+    assert sync["error"] is None
+    assert {"read", "write"} <= set(sync["capabilities"])
+    assert "sync" in environment.tapdisk("formats")
+
+    environment.install(wheels["tap-ram"])
+    assert {row["handle"]: row["error"] for row in environment.formats()} == {
+        "ram": None,
+        "sync": None,
+    }

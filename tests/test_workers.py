@@ -1,0 +1,315 @@
+"""What would block the loop goes to threads: reads of cold files, writes that the kernel slows."""
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapcore
+from diskmodel import drive, run_all
+from tapcore.engine import FLUSH, READ, WRITE, Request
+from tapcore.imagefile import imagefile
+from tapcore.imagefile.imagefile import ImageFile
+from tapcore.imagefile.workers import Completions, WorkerPool
+
+WAIT = 10
+
+
+@pytest.fixture
+def completions() -> Iterator[Completions]:
+    found = Completions()
+    yield found
+    found.close()
+
+
+def reaped(completions: Completions, count: int) -> list[tuple[int, object]]:
+    """The next `count` results."""
+    os.set_blocking(completions.eventfd, True)
+    found: list[tuple[int, object]] = []
+    while len(found) < count:
+        os.eventfd_read(completions.eventfd)
+        found += completions.take()
+    return found
+
+
+def cold_file(path: Path, content: bytes) -> None:
+    """A file whose content is on disk and not in the page cache."""
+    path.write_bytes(content)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    finally:
+        os.close(fd)
+
+
+def test_reads_that_the_page_cache_cannot_answer_go_to_threads(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    path = tmp_path / "cold.img"
+    content = rng.randbytes(4 << 20)
+    cold_file(path, content)
+    with tapcore.open(f"aio:{path}", readonly=True) as disk:
+        engine = disk.state.blkif
+        file = disk.state.disks.private
+        done: list[Request] = []
+        order = list(range(64))
+        rng.shuffle(order)
+        for n in order:
+            buf = memoryview(bytearray(64 << 10))
+            engine.submit(Request(READ, n << 16, 64 << 10, buf, done.append))
+        engine.turn()
+        assert file.in_flight, "nothing was cold"
+        drive(engine)
+        assert file.in_flight == 0
+        assert len(done) == 64
+        for request in done:
+            end = request.offset + request.length
+            assert (request.status, request.buf) == (0, content[request.offset : end])
+        engine.submit(Request(READ, 0, 4096, memoryview(bytearray(4096)), done.append))
+        assert len(done) == 65  # warm now: answered at once
+
+
+def test_the_loop_is_not_blocked_while_threads_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush that takes its time holds up no read."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"r" * 4096)
+    release = threading.Event()
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        assert release.wait(WAIT)
+        real(fd)
+
+    with tapcore.open(f"aio:{path}") as disk:
+        monkeypatch.setattr(os, "fdatasync", slow)
+        engine = disk.state.blkif
+        done: list[Request] = []
+        engine.submit(Request(FLUSH, 0, 0, None, done.append))
+        buf = memoryview(bytearray(4096))
+        engine.submit(Request(READ, 0, 4096, buf, done.append))
+        engine.turn()
+        assert [r.op for r in done] == [READ]
+        release.set()
+        drive(engine)
+        assert [(r.op, r.status) for r in done] == [(READ, 0), (FLUSH, 0)]
+
+
+def test_a_writer_that_the_kernel_slows_writes_by_threads_until_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    path = tmp_path / "disk.img"
+    content = bytearray(1 << 20)
+    path.write_bytes(content)
+    ticks = iter(range(1 << 30))
+    with tapcore.open(f"aio:{path}") as disk:
+        engine = disk.state.blkif
+        file: ImageFile = disk.state.disks.private
+        with monkeypatch.context() as patch:
+            patch.setattr(imagefile, "monotonic", lambda: float(next(ticks)))
+            done: list[Request] = []
+            new = rng.randbytes(4096)
+            run_all(disk, [Request(WRITE, 0, 4096, memoryview(new), done.append)])
+            assert file._throttled
+            content[:4096] = new
+            for n in range(1, 32):
+                new = rng.randbytes(4096)
+                at = n * 20_480
+                content[at : at + 4096] = new
+                engine.submit(Request(WRITE, at, 4096, memoryview(new), done.append))
+            engine.turn()
+            assert file.in_flight == 31
+            drive(engine)
+        assert not file._throttled
+        assert [r.status for r in done] == [0] * 32
+        assert disk.pread(0, disk.size) == content
+
+
+def test_close_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a server stops with requests in flight: they are answered, and stored."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    disk = tapcore.open(f"aio:{path}")
+    state, engine = disk.state, disk.state.blkif
+    state.disks.private._throttled = True
+    done: list[Request] = []
+    for n in range(64):
+        buf = memoryview(bytes([n + 1]) * 4096)
+        engine.submit(Request(WRITE, n << 12, 4096, buf, done.append))
+    engine.turn()
+    state.disks.drv.td_close(state.disks)
+    assert (len(done), engine.in_flight) == (64, 0)
+    assert path.read_bytes()[: 64 << 12] == b"".join(bytes([n + 1]) * 4096 for n in range(64))
+    monkeypatch.setattr(type(disk), "close", lambda self: None)  # closed by hand
+
+
+def test_a_read_beside_a_write_that_fills_up_the_tail_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file grows between the read that found its end and the look at its size."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"x" * 700)
+    fd = os.open(path, os.O_RDWR)
+    file = ImageFile(fd, str(path), read_only=False)
+    real = os.preadv
+
+    def preadv(*args: object) -> int:
+        count = real(*args)  # type: ignore[arg-type]
+        if count == 0:
+            assert file.write_blocking(512, memoryview(b"y" * 512)) == 0
+        return count
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    buf = memoryview(bytearray(512))
+    assert file.read_blocking(512, buf) == 0
+    assert buf[:188] in (b"x" * 188, b"y" * 188)
+    file.close()
+
+
+def test_work_behind_a_slow_task_gets_a_thread_of_its_own(completions: Completions) -> None:
+    pool = WorkerPool(2)
+    pool.put(int, (), completions, "first")  # from now on there is a thread
+    assert reaped(completions, 1) == [(0, "first")]
+    for _ in range(200):
+        block = threading.Event()
+        pool.put(lambda event: int(not event.wait(WAIT)), (block,), completions, "slow")
+        pool.put(int, (), completions, "quick")
+        try:
+            assert reaped(completions, 1) == [(0, "quick")]
+        finally:
+            block.set()
+        assert reaped(completions, 1) == [(0, "slow")]
+
+
+def test_the_pool_is_bounded_and_runs_everything(completions: Completions) -> None:
+    pool = WorkerPool(3)
+    names: set[int] = set()
+
+    def work(n: int) -> int:
+        names.add(threading.get_ident())
+        return -n
+
+    for n in range(500):
+        pool.put(work, (n,), completions, n)
+    assert sorted(reaped(completions, 500)) == sorted((-n, n) for n in range(500))
+    assert len(names) <= 3
+
+
+def test_an_exception_in_a_thread_becomes_an_errno_and_the_thread_lives(
+    completions: Completions,
+) -> None:
+    pool = WorkerPool(1)
+
+    def fails(exc: Exception) -> int:
+        raise exc
+
+    pool.put(fails, (OSError(errno.ENOLINK, ""),), completions, 1)
+    pool.put(fails, (ValueError("a bug"),), completions, 2)
+    pool.put(fails, (MemoryError(),), completions, 3)
+    pool.put(int, (), completions, 4)
+    assert reaped(completions, 4) == [
+        (-errno.ENOLINK, 1),
+        (-errno.EIO, 2),
+        (-errno.ENOMEM, 3),
+        (0, 4),
+    ]
+
+
+def test_no_thread_can_be_started(
+    completions: Completions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread the pool goes on; with none the work is refused, not half taken."""
+
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = WorkerPool(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        with pytest.raises(OSError, match="thread") as caught:
+            pool.put(int, (), completions, "refused")
+        assert caught.value.errno == errno.EAGAIN
+    pool.put(int, (), completions, "one")
+    assert reaped(completions, 1) == [(0, "one")]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        for n in range(20):
+            pool.put(int, (), completions, n)
+        assert sorted(reaped(completions, 20)) == [(0, n) for n in range(20)]
+
+
+def test_a_forked_child_gets_threads_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    program = f"""
+import os, tapcore
+
+def use(content):
+    with tapcore.open("aio:{path}") as disk:
+        disk.pwrite(0, content * 512)
+        disk.sync()  # by a thread
+        assert disk.pread(0, 512) == content * 512
+
+use(b"p")
+child = os.fork()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    use(b"q")
+else:
+    use(b"c")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_a_program_that_forgets_to_close_still_ends(cache: str, tmp_path: Path) -> None:
+    """At the end of the interpreter the threads no longer run; the disk is closed all the same."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    program = f"""
+import tapcore
+disk = tapcore.open("aio:{path}", cache="{cache}")
+disk.pwrite(0, b"n" * 512)
+disk.sync()
+disk.pwrite(512, b"m" * 512)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.read_bytes() == b"n" * 512 + b"m" * 512 + bytes(3072)
+
+
+def test_a_program_that_ends_in_the_middle_of_a_call_still_ends(tmp_path: Path) -> None:
+    """As after Ctrl-C in a flush: what a thread has begun is waited for."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    program = f"""
+import os, time, tapcore
+from tapcore.engine import FLUSH, Request
+real = os.fdatasync
+def slow(fd):
+    time.sleep(0.2)
+    real(fd)
+os.fdatasync = slow
+disk = tapcore.open("aio:{path}")
+disk.pwrite(0, b"n" * 512)
+disk.state.blkif.submit(Request(FLUSH, 0, 0, None, lambda req: None))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.read_bytes() == b"n" * 512 + bytes(3584)
