@@ -22,7 +22,7 @@ def anonymous(size: int) -> memoryview:
 
 
 ZEROES: Final = anonymous(_ZEROES_BYTES)
-"""1 MiB of zeroes to write from; nobody writes into it (it costs no memory as long as that holds)."""
+"""1 MiB of zeroes to write from; nobody writes into it (so it costs no memory)."""
 
 
 def fill_zeroes(buf: memoryview) -> None:
@@ -46,15 +46,19 @@ class BufferPool:
         self._kept = 0
 
     def take(self, size: int) -> memoryview:
-        """A buffer of at least `size` bytes, content undefined; slice it, and give it back whole."""
+        """A buffer of at least `size` bytes, content undefined; slice it, give it back whole."""
         bits = (size - 1).bit_length()
         if bits < _MIN_BITS:
             bits = _MIN_BITS
         free = self._free[bits]
-        if free:
+        try:
+            buffer = free.pop()  # not asked first: disks in other threads take from it too
+        except IndexError:
+            pass
+        else:
             if bits >= _SLAB_BITS:
                 self._kept -= 1 << bits
-            return free.pop()
+            return buffer
         if bits >= _SLAB_BITS:
             return anonymous(1 << bits)
         slab = anonymous(1 << _SLAB_BITS)
@@ -74,4 +78,4 @@ class BufferPool:
 
 
 POOL: Final = BufferPool()
-"""The process's pool; used by its one loop thread."""
+"""The process's pool; threads may share it, each with disks of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -96,7 +97,8 @@ def _open_image(
         raise open_error(exc, disk_id.name) from exc
     problem = _impossible(dd)
     if problem:
-        drv.td_close(dd)
+        with contextlib.suppress(Exception):  # what is wrong with the driver is said already
+            drv.td_close(dd)
         raise DriverError(f"the driver {drv.disk_type} {problem}", image=disk_id.name)
     return dd
 

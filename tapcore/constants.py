@@ -39,5 +39,5 @@ HOOKS_VERSION: Final = 1
 MAX_CHAIN_DEPTH: Final = 64
 """Images in one chain, the child included."""
 
-MAX_DISK_SECTORS: Final = (1 << 63) >> SECTOR_SHIFT
+MAX_DISK_SECTORS: Final = ((1 << 63) - 1) >> SECTOR_SHIFT
 """Largest disk (sectors): host file offsets are signed 64-bit byte counts."""

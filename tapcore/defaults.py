@@ -62,7 +62,9 @@ def td_probe(name: str, head: bytes) -> bool:
 
 
 @hookimpl
-def td_create(name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]) -> None:
+def td_create(
+    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
+) -> None:
     """Images of this format are not made here."""
     raise NotSupportedError("this format cannot be created")
 

@@ -100,7 +100,8 @@ class Disk(io.RawIOBase):
 
     def __init__(self, state: TdState) -> None:
         super().__init__()
-        assert state.blkif is not None and state.disks is not None
+        assert state.blkif is not None
+        assert state.disks is not None
         self._state = state
         self._engine: Engine = state.blkif
         self._leaf: DiskDriver = state.disks
@@ -162,7 +163,9 @@ class Disk(io.RawIOBase):
             self._call(READ, offset + start, len(part), part)
         return length
 
-    def pwrite(self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False) -> int:
+    def pwrite(
+        self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False
+    ) -> int:
         """Write bytes at an offset.
 
         Args:
@@ -174,6 +177,7 @@ class Disk(io.RawIOBase):
             The bytes written: all.
         """
         view = memoryview(data).cast("B")
+        self._check_range(offset, len(view))
         for start in range(0, len(view), _MAX_CALL):
             part = view[start : start + _MAX_CALL]
             self._call(WRITE, offset + start, len(part), part, fua=fua)
@@ -181,7 +185,11 @@ class Disk(io.RawIOBase):
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
-        self._call(ZERO, offset, length, None, may_unmap=unmap)
+        self._check_range(offset, length)
+        # in pieces: a driver that cannot zero has the zeroes written, all of a call at once
+        for start in range(0, length, _MAX_CALL):
+            count = min(_MAX_CALL, length - start)
+            self._call(ZERO, offset + start, count, None, may_unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Tell that the content of a range is no longer needed."""
@@ -199,10 +207,8 @@ class Disk(io.RawIOBase):
             offset: bytes.
             length: bytes; None for all up to the end.
         """
-        self._check_open()
         length = self.size - offset if length is None else length
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+        self._check_range(offset, length)
         if length:
             yield from chain_extents(self._leaf, offset, length)
 
@@ -327,7 +333,13 @@ class Disk(io.RawIOBase):
         if self.closed:
             raise UsageError("the disk is closed", image=self.name, errno=errno.EBADF)
 
+    def _check_range(self, offset: int, length: int) -> None:
+        self._check_open()
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+
     def _clip(self, offset: int, length: int) -> int:
+        self._check_open()
         if offset < 0 or length < 0:
             raise UsageError("offset and length must not be negative", image=self.name)
         return max(min(length, self.size - offset), 0)
@@ -343,9 +355,7 @@ class Disk(io.RawIOBase):
         may_unmap: bool = True,
     ) -> None:
         with self._lock:
-            self._check_open()
-            if offset < 0 or offset + length > self.size:
-                raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+            self._check_range(offset, length)
             outcome = _Outcome()
             req = Request(op, offset, length, buf, outcome.finished, fua=fua)
             req.may_unmap = may_unmap

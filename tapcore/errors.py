@@ -27,7 +27,8 @@ class TapError(Exception):
         self.errno = self.default_errno if errno is None else errno
 
     def __str__(self) -> str:
-        return f"{self.image}: {self.message}" if self.image else self.message
+        text = f"{self.image}: {self.message}" if self.image else self.message
+        return printable(text, len(text))  # names in it may come from an image, and so from anybody
 
 
 class UsageError(TapError):
@@ -88,6 +89,12 @@ class IOFailedError(TapError):
     """A read, write or flush failed with the errno given."""
 
 
+def printable(text: str, limit: int = 200) -> str:
+    """Text from an image, safe to print: control characters escaped, length bounded."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+
+
 def describe(exc: BaseException) -> str:
     """One line for a person about any exception.
 
@@ -112,14 +119,12 @@ def errno_of(exc: BaseException) -> int:
         exc: what a hook raised.
 
     Returns:
-        The errno of an OSError or TapError; EIO for anything else.
+        The errno of an OSError or TapError, whatever its sign; EIO for anything else: never 0.
     """
-    if isinstance(exc, TapError):
-        return exc.errno
     if isinstance(exc, MemoryError):
         return errno.ENOMEM
-    if isinstance(exc, OSError) and exc.errno:
-        return exc.errno
+    if isinstance(exc, TapError | OSError) and exc.errno:
+        return abs(exc.errno)
     return errno.EIO
 
 

@@ -230,8 +230,9 @@ class Extent:
         kind: "data" (readable content), "zero" (reads as zeroes, here), "unallocated" (a hole in
             this image: the parent's content, or zeroes), "compressed" (content, not stored plain).
         fd: descriptor of the open host file for plain data, else None.
-        filename: the host file of plain data, empty where there is none.
-        offset: where the data lies in that file, in bytes.
+        filename: the host file in which the run has its place; empty where it has none. A "zero"
+            run may have one (a hole of a raw file).
+        offset: where in that file, in bytes.
         allocated: a "zero" extent has space reserved in the host file.
     """
 
@@ -293,6 +294,3 @@ class CheckResult:
     compressed_clusters: int = 0
     image_end_offset: int = 0
     messages: list[str] = attrs.field(factory=list)
-
-
-

@@ -40,14 +40,18 @@ def parse_size(text: str) -> int:
     size = int(whole) * factor
     if fraction:
         size += int(fraction) * factor // 10 ** len(fraction)
-    if size > MAX_DISK_SECTORS * DEFAULT_SECTOR_SIZE:
-        raise UsageError(f"'{text}' is larger than a disk can be (8 EiB)")
-    return size
+    return _possible(size, text)
 
 
 def disk_size(text: str) -> int:
     """A virtual disk's size in bytes: as `parse_size`, rounded up to whole sectors."""
-    return round_up_to_sector(parse_size(text))
+    return _possible(round_up_to_sector(parse_size(text)), text)
+
+
+def _possible(size: int, text: str) -> int:
+    if size > MAX_DISK_SECTORS * DEFAULT_SECTOR_SIZE:
+        raise UsageError(f"'{text}' is larger than a disk can be (8 EiB less 512 bytes)")
+    return size
 
 
 def round_up_to_sector(size: int) -> int:
@@ -58,7 +62,7 @@ def round_up_to_sector(size: int) -> int:
 def changed_size(text: str, current: int) -> int:
     """The new size (bytes) that `SIZE`, `+N` or `-N` means for a disk of `current` bytes."""
     if text.startswith("+"):
-        return round_up_to_sector(current + parse_size(text[1:]))
+        return _possible(round_up_to_sector(current + parse_size(text[1:])), text)
     if text.startswith("-"):
         return max(round_up_to_sector(current - parse_size(text[1:])), 0)
     return disk_size(text)
@@ -131,7 +135,8 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
     for info in registry.drivers():
         if suffix and suffix in info.suffixes:
             return info
-    handles = ", ".join(info.handle for info in registry.drivers()) or "none is installed"
+    makers = [info.handle for info in registry.drivers() if "create" in info.capabilities]
+    handles = ", ".join(makers) or "none is installed"
     raise UsageError(
         f"cannot tell the format of a new image from its name; write HANDLE:PATH "
         f"(handles: {handles})",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
-from tapcore.errors import open_error
+from tapcore.errors import describe, open_error
 from tapcore.imagefile.opening import open_host_fd
+from tapcore.models import TapDisk
 from tapcore.names import raw_handle
 from tapcore.registry import Registry
+
+log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 << 10
 """How much of a file the drivers are shown."""
@@ -38,9 +42,17 @@ def probe(path: str, registry: Registry) -> str:
 def recognise(name: str, head: bytes, registry: Registry) -> str:
     """The handle of the first driver that recognises these first bytes, or ""."""
     for info in registry.drivers():
-        if info.drv is not None and info.drv.td_probe(name, head):
+        if info.drv is not None and _recognises(info.drv, name, head):
             return info.handle
     return ""
+
+
+def _recognises(drv: TapDisk, name: str, head: bytes) -> bool:
+    try:
+        return bool(drv.td_probe(name, head))
+    except Exception as exc:  # one driver's bug must not keep the others from being asked
+        log.warning("the driver %s failed to look at a file: %s", drv.disk_type, describe(exc))
+        return False
 
 
 def first_sector_guard(registry: Registry) -> Callable[[bytes], str]:

@@ -12,10 +12,12 @@ from pathlib import PurePath
 
 import attrs
 
-from tapcore.errors import ReferencePolicyError
+from tapcore.errors import ReferencePolicyError, printable
+
+__all__ = ["ReferencePolicy", "printable"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""A scheme (`nbd://`, `json:`), which other programs would follow; it is a file name here, or nothing."""
+"""A scheme (`nbd://`, `json:`), which other programs would follow; here it is just a file name."""
 
 
 @attrs.frozen
@@ -90,9 +92,3 @@ class ReferencePolicy:
 
 def _inside(path: str, tree: str) -> bool:
     return PurePath(path).is_relative_to(tree)
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Text from an image, safe to print: control characters escaped, length bounded."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)

@@ -22,9 +22,7 @@ from tapcore.models import DiskInfo, TapDisk
 DRIVER_GROUP = "tapcore.drivers"
 FILTER_GROUP = "tapcore.filters"
 
-HOOKS = tuple(
-    f.name for f in attrs.fields(TapDisk) if f.name.startswith("td_")
-)
+HOOKS = tuple(f.name for f in attrs.fields(TapDisk) if f.name.startswith("td_"))
 REQUIRED_HOOKS = ("td_open", "td_queue_read")
 MAX_HANDLE = 9
 
@@ -60,6 +58,8 @@ class Registry:
         self._pm.add_hookspecs(hookspecs)
         self._pm.register(defaults, "defaults")
         self._rows: dict[str, _Row] = {}
+        self._refused: list[_Row] = []
+        self._filters: dict[str, Any] = {}
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
         if discover:
             self.discover()
@@ -68,14 +68,15 @@ class Registry:
 
     def discover(self) -> None:
         """Add a row for each installed driver, in the order of their handles."""
+        known = [row.entry_point for row in (*self._rows.values(), *self._refused)]
         for ep in sorted(entry_points(group=DRIVER_GROUP), key=lambda ep: ep.name):
-            if ep.name in self._rows:
+            if ep in known:
                 continue
             try:
                 plugin = ep.load()
+            except KeyboardInterrupt:
+                raise
             except BaseException as exc:  # a plugin may raise anything at all, SystemExit too
-                if isinstance(exc, KeyboardInterrupt):
-                    raise
                 self._add_broken(ep.name, describe(exc), ep)
                 continue
             self.register(plugin, handle=ep.name, entry_point=ep)
@@ -93,11 +94,17 @@ class Registry:
         Returns:
             Its row; `error` says why it cannot be used, and is empty for a good one.
         """
-        info = getattr(plugin, "disk_info", None)
-        name = handle or (info.handle if isinstance(info, DiskInfo) else "?")
-        problem = _problem_with(plugin, info, name)
-        if not problem:
-            problem = self._register_hooks(plugin, name)
+        name, info, problem = handle or "?", None, ""
+        try:
+            info = getattr(plugin, "disk_info", None)
+            name = handle or (info.handle if isinstance(info, DiskInfo) else "?")
+            problem = _problem_with(plugin, info, name)
+            if not problem and name in self:
+                problem = "its handle is taken by another driver"
+            if not problem:
+                problem = self._register_hooks(plugin, name)
+        except Exception as exc:  # merely looking at it may raise
+            problem = describe(exc)
         if problem or not isinstance(info, DiskInfo):
             return self._add_broken(name, problem, entry_point)
         row = attrs.evolve(
@@ -105,19 +112,21 @@ class Registry:
             idnum=len(self._rows),
             capabilities=_capabilities(_implemented(self._pm, plugin)),
         )
+        if name in self._rows:  # a broken one
+            self._refused.append(self._rows[name])
         self._rows[name] = _Row(row, plugin, entry_point)
         row = attrs.evolve(row, drv=self.operations(name))
         self._rows[name].info = row
         return row
 
     def _register_hooks(self, plugin: Any, handle: str) -> str:
+        name = f"driver:{handle}"
         try:
-            self._pm.register(plugin, f"driver:{handle}")
+            self._pm.register(plugin, name)
         except Exception as exc:
-            self._pm.unregister(name=f"driver:{handle}") if self._pm.has_plugin(
-                f"driver:{handle}"
-            ) else None
-            return describe(exc)
+            if self._pm.get_plugin(name) is plugin:
+                self._pm.unregister(name=name)
+            return _describe_misfit(exc)
         missing = [h for h in REQUIRED_HOOKS if h not in _implemented(self._pm, plugin)]
         if not missing:
             return ""
@@ -126,7 +135,9 @@ class Registry:
 
     def _add_broken(self, handle: str, problem: str, entry_point: EntryPoint | None) -> DiskInfo:
         info = DiskInfo(handle=handle, name="", api=0, idnum=len(self._rows), error=problem)
-        self._rows.setdefault(handle, _Row(info, None, entry_point))
+        row = _Row(info, None, entry_point)
+        if self._rows.setdefault(handle, row) is not row:
+            self._refused.append(row)
         return info
 
     # ---- reading it -------------------------------------------------------------------------
@@ -137,7 +148,7 @@ class Registry:
 
     def table(self) -> list[DiskInfo]:
         """Every row, the broken ones too, with the distribution that brought it."""
-        return [_with_distribution(row) for row in self._rows.values()]
+        return [_with_distribution(row) for row in (*self._rows.values(), *self._refused)]
 
     def get(self, handle: str) -> DiskInfo:
         """The driver of a handle.
@@ -175,48 +186,80 @@ class Registry:
             handle: of a usable driver.
             filters: names in the group `tapcore.filters`, or of registered filter plugins.
         """
-        key = (handle, tuple(filters))
+        key = (handle, tuple(dict.fromkeys(filters)))
         if key not in self._operations:
-            self._operations[key] = self._resolve(handle, [self._filter(n) for n in filters])
+            self._operations[key] = self._resolve(*key)
         return self._operations[key]
 
     def register_filter(self, name: str, plugin: Any) -> None:
         """Make a filter known under a name without an entry point."""
-        self._pm.register(plugin, f"filter:{name}")
+        self._filters[name] = plugin
 
     def _filter(self, name: str) -> Any:
-        plugin = self._pm.get_plugin(f"filter:{name}")
-        if plugin is not None:
-            return plugin
-        found = [ep for ep in entry_points(group=FILTER_GROUP) if ep.name == name]
-        if not found:
-            raise UsageError(f"no filter is named '{name}'")
-        plugin = found[0].load()
-        self._pm.register(plugin, f"filter:{name}")
-        return plugin
+        if name not in self._filters:
+            found = [ep for ep in entry_points(group=FILTER_GROUP) if ep.name == name]
+            if not found:
+                raise UsageError(f"no filter is named '{name}'")
+            try:
+                self._filters[name] = found[0].load()
+            except Exception as exc:
+                raise _unusable_filter(name, describe(exc)) from exc
+        return self._filters[name]
 
-    def _resolve(self, handle: str, filters: list[Any]) -> TapDisk:
+    def _resolve(self, handle: str, filters: tuple[str, ...]) -> TapDisk:
         plugin = self._rows[handle].plugin
         own = _implemented(self._pm, plugin)
+        pm = self._wrapped(plugin, filters) if filters else self._pm
         calls: dict[str, Callable[..., Any]] = {}
         for hook in HOOKS:
             source = plugin if hook in own else defaults
-            wrapping = [f for f in filters if hook in _implemented(self._pm, f)]
-            calls[hook] = self._caller(hook, source, wrapping)
+            calls[hook] = _caller(pm, hook, source, filtered=bool(filters))
         return TapDisk(disk_type=handle, implemented=frozenset(own), **calls)
 
-    def _caller(self, hook: str, source: Any, wrapping: list[Any]) -> Callable[..., Any]:
-        """The plugin's own function where it stands alone, else a call through pluggy."""
-        caller = getattr(self._pm.hook, hook)
-        impls = [i for i in caller.get_hookimpls() if i.plugin is source]
-        argnames = caller.spec.argnames
-        if not wrapping and len(impls) == 1 and tuple(impls[0].argnames) == tuple(argnames):
-            function: Callable[..., Any] = impls[0].function
-            return function
-        keep = [source, *wrapping]
-        others = [p for p in self._pm.get_plugins() if not any(p is k for k in keep)]
-        subset = self._pm.subset_hook_caller(hook, others)
-        return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
+    def _wrapped(self, plugin: Any, filters: tuple[str, ...]) -> pluggy.PluginManager:
+        """One driver and its filters, apart from all others: what comes later changes nothing."""
+        pm = pluggy.PluginManager(hookspecs.PROJECT)
+        pm.add_hookspecs(hookspecs)
+        pm.register(defaults, "defaults")
+        pm.register(plugin, "driver")
+        for name in reversed(filters):  # pluggy's last is the outermost, ours the first
+            found = self._filter(name)
+            try:
+                unknown = _unknown_hooks(found)
+                pm.register(found, f"filter:{name}")
+            except Exception as exc:
+                raise _unusable_filter(name, _describe_misfit(exc)) from exc
+            if unknown:
+                raise _unusable_filter(name, unknown)
+        return pm
+
+
+def _caller(
+    pm: pluggy.PluginManager, hook: str, source: Any, *, filtered: bool
+) -> Callable[..., Any]:
+    """The function of `source` itself where no filter wraps it, else a call through pluggy.
+
+    `source` is the driver, or the defaults where it does not implement the hook.
+    """
+    caller = getattr(pm.hook, hook)
+    assert caller.spec is not None
+    argnames = tuple(caller.spec.argnames)
+    others = [i.plugin for i in caller.get_hookimpls() if i.plugin is not source]
+    if not filtered or all(other is defaults for other in others):
+        (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
+        return _direct(impl.function, tuple(impl.argnames), argnames)
+    subset = pm.subset_hook_caller(hook, [defaults] if source is not defaults else [])
+    return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
+
+
+def _direct(
+    function: Callable[..., Any], takes: tuple[str, ...], given: tuple[str, ...]
+) -> Callable[..., Any]:
+    """A function that may take fewer arguments than the hook has, as pluggy allows."""
+    if takes == given:
+        return function
+    places = [given.index(name) for name in takes]
+    return lambda *args: function(*[args[place] for place in places])
 
 
 def _problem_with(plugin: Any, info: object, handle: str) -> str:
@@ -228,15 +271,40 @@ def _problem_with(plugin: Any, info: object, handle: str) -> str:
         return f"its entry point is named '{handle}', but its handle is '{info.handle}'"
     if not handle.isidentifier() or len(handle) > MAX_HANDLE:
         return f"the handle must be a name of at most {MAX_HANDLE} characters"
-    unknown = sorted(_marked(plugin) - set(HOOKS))
+    wrappers = sorted(h for h, opts in _marked(plugin) if opts["wrapper"] or opts["hookwrapper"])
+    if wrappers:
+        return f"marks {', '.join(wrappers)} as a wrapper, which only a filter may be"
+    return _unknown_hooks(plugin)
+
+
+def _unknown_hooks(plugin: Any) -> str:
+    unknown = sorted({hook for hook, _ in _marked(plugin)} - set(HOOKS))
     return f"implements hooks that do not exist: {', '.join(unknown)}" if unknown else ""
 
 
-def _marked(plugin: Any) -> set[str]:
-    """Names of the functions that carry a `@hookimpl` mark."""
+def _marked(plugin: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The functions that carry a `@hookimpl` mark: name of the hook, what the mark says."""
     mark = f"{hookspecs.PROJECT}_impl"
-    members = inspect.getmembers_static(plugin, lambda m: hasattr(m, mark))
-    return {getattr(m, mark).get("specname") or name for name, m in members}
+    found = []
+    for name, member in inspect.getmembers_static(plugin):
+        try:
+            opts = getattr(member, mark, None)
+        except Exception:  # there are objects that cannot be asked
+            continue
+        if isinstance(opts, dict):  # and others that have every attribute
+            found.append((opts.get("specname") or name, opts))
+    return found
+
+
+def _describe_misfit(exc: Exception) -> str:
+    """pluggy says over several lines what is wrong with a hook."""
+    if isinstance(exc, pluggy.PluginValidationError):
+        return " ".join(str(exc).split())
+    return describe(exc)
+
+
+def _unusable_filter(name: str, problem: str) -> UsageError:
+    return UsageError(f"the filter '{name}' cannot be used: {problem}")
 
 
 def _implemented(pm: pluggy.PluginManager, plugin: Any) -> set[str]:

@@ -5,6 +5,7 @@ The drivers answer late, in random order and in pieces (drivers/late.py).
 
 import itertools
 import random
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -135,7 +136,7 @@ class Model:
             length,
             data if plan.op == WRITE else None,
             fua=plan.fua,
-            then=self._written,
+            then=self._written(self.leaf.writes),
         )
 
     def _wait_for_others(self, op: int, start: int, end: int) -> None:
@@ -157,14 +158,19 @@ class Model:
             or all(a == b for a, b, k in zip(op.buf, expected, known, strict=True) if k)
         )
 
-    def _written(self, op: Op) -> None:
-        op.req.tag = op.req.status == 0
-        if self.flushes and op.req.fua and op.req.length:
+    def _written(self, writes_before: int) -> Callable[[Op], None]:
+        def done(op: Op) -> None:
+            op.req.tag = op.req.status == 0
+            if not (self.flushes and op.req.fua and op.req.op == WRITE and op.req.length):
+                return
             first, last = op.req.offset // 512, (op.req.offset + op.req.length - 1) // 512
-            stored = [self.leaf.stored.get(s, 0) for s in range(first, last + 1)]
-            op.req.tag = op.req.tag and max(stored) <= self.leaf.flushed
+            for sector in range(first, last + 1):
+                since = [n for n in self.leaf.stored.get(sector, ()) if n > writes_before]
+                op.req.tag = op.req.tag and bool(since) and since[0] <= self.leaf.flushed
 
-    def _flushed(self, writes_before: int) -> object:
+        return done
+
+    def _flushed(self, writes_before: int) -> Callable[[Op], None]:
         def done(op: Op) -> None:
             late = self.flushes and self.leaf.flushed < writes_before
             op.req.tag = op.req.status == 0 and not late

@@ -1,6 +1,7 @@
 """Runs of data and holes of a host file: joined, never empty, never a hole where data is."""
 
 import errno
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_a_hole_that_is_punched_between_two_questions_makes_no_empty_run(
     assert all(lo < hi for lo, hi, _ in runs)
     assert runs[0][0] == 4 * PAGE
     assert (runs[-1][1], runs[-1][2]) == (16 * PAGE, True)
-    assert all(b[0] == a[1] and a[2] != b[2] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(b[0] == a[1] and a[2] != b[2] for a, b in itertools.pairwise(runs))
 
 
 def test_what_is_remembered_is_never_a_hole(fd: int) -> None:

@@ -224,6 +224,38 @@ def test_an_exception_in_a_thread_becomes_an_errno_and_the_thread_lives(
     ]
 
 
+def test_the_eventfd_is_not_closed_before_the_last_worker_has_written_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its result is taken, so nothing is in flight; the descriptor's number must stay its own."""
+    found = Completions()
+    entered, go, written = threading.Event(), threading.Event(), threading.Event()
+    errors: list[OSError] = []
+    real = os.eventfd_write
+
+    def write(fd: int, value: int) -> None:
+        entered.set()
+        assert go.wait(WAIT)
+        try:
+            real(fd, value)
+        except OSError as exc:
+            errors.append(exc)
+        written.set()
+
+    monkeypatch.setattr(os, "eventfd_write", write)
+    WorkerPool(1).put(int, (), found, "last")
+    assert entered.wait(WAIT)
+    assert found.take() == [(0, "last")]
+    closer = threading.Thread(target=found.close)
+    closer.start()
+    closer.join(0.05)
+    go.set()
+    closer.join(WAIT)
+    assert written.wait(WAIT)
+    assert not closer.is_alive()
+    assert errors == []
+
+
 def test_no_thread_can_be_started(
     completions: Completions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,8 +50,9 @@ class CopyOnRead:
         if inner.status or not inner.from_below:
             self._finish(inner.status)
             return
-        self._open = len(inner.from_below)
-        for sector, nb_sectors in inner.from_below:
+        copies = self._whole_units(inner)
+        self._open = len(copies)
+        for sector, nb_sectors in copies:
             self._engine.submit_internal(
                 Request(
                     WRITE,
@@ -61,6 +62,19 @@ class CopyOnRead:
                     self._copied,
                 )
             )
+
+    def _whole_units(self, inner: CopyingRead) -> list[tuple[int, int]]:
+        """What came from below, widened to whole units of the child, neighbours as one."""
+        mask = self._engine.mask >> SECTOR_SHIFT
+        last = inner.sector + inner.nb_sectors  # where the disk ends, its last unit may be cut
+        copies: list[tuple[int, int]] = []
+        for sector, nb_sectors in sorted(inner.from_below):
+            start = sector & ~mask
+            end = min((sector + nb_sectors + mask) & ~mask, last)
+            if copies and start <= sum(copies[-1]):
+                start = copies.pop()[0]
+            copies.append((start, end - start))
+        return copies
 
     def _copied(self, write: Request) -> None:
         if write.status:  # the read itself has succeeded: the copy is only not made

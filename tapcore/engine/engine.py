@@ -19,8 +19,8 @@ from tapcore.engine.copyonread import CopyingRead, submit_copy_on_read
 from tapcore.engine.layers import Layer, layers_of
 from tapcore.engine.ordering import WriteOrder
 from tapcore.engine.requests import DISCARD, FLUSH, OP_NAMES, READ, WRITE, ZERO, Request, Segment
-from tapcore.engine.unaligned import submit_unaligned
-from tapcore.errors import errno_of
+from tapcore.engine.unaligned import read_around, submit_unaligned
+from tapcore.errors import TapError, errno_of
 from tapcore.models import DiskDriver, TdState
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Engine:
         self._dd = self._leaf.dd
         self._layer_of = {layer.dd: layer for layer in self.layers}
         self._guard = guard
-        self._parked: deque[Segment] = deque()
+        self._busy = False  # some layer has parked segments
         self._retry_at = 0.0
         self._progress = False
         self._serial = 0
@@ -126,18 +126,24 @@ class Engine:
         if self.order.strict and self.order.must_wait(start, end):
             self.order.wait(start, end, lambda: self.submit_write(req))
             return
+        self.order.writing.add(req)  # before the driver's call: others may start inside it
         self._to_leaf(req)
-        if req.pending:
-            self.order.writing.add(req)
 
     def submit_internal(self, req: Request) -> None:
-        """A part of a request that holds its range: aligned, and exempt from the order."""
+        """A part of a request that holds its range: whole units, and exempt from the order."""
         self.in_flight += 1
         req.internal = True
-        if req.op != READ and self._guard is not None and req.sector == 0:
-            if self._refused_by_guard(req):
-                return
+        guarded = req.op != READ and self._guard is not None and req.sector == 0
+        if guarded and self._refused_by_guard(req):
+            return
         self._to_leaf(req)
+
+    def read_layer(self, layer: Layer, req: Request) -> None:
+        """A READ of whole units of one image of the chain, part of another request."""
+        self.in_flight += 1
+        req.internal = True
+        req.layer = layer
+        self.issue(req)
 
     def finish_internal(self, req: Request, status: int) -> None:
         """All parts of a request are finished."""
@@ -152,7 +158,7 @@ class Engine:
         """
         if (
             (req.offset | req.length) & self.mask
-            or req.offset + req.length > self.size
+            or not 0 <= req.offset < req.offset + req.length <= self.size
             or self.read_only
             or self.order.strict
             or (self._guard is not None and req.sector == 0)
@@ -216,10 +222,9 @@ class Engine:
         """Hand a segment to its driver."""
         layer = seg.layer
         assert layer is not None
-        if self._parked and not isinstance(seg.up, Segment):
-            self._parked.append(seg)  # behind those that were refused before
+        if layer.parked:
+            layer.parked.append(seg)  # behind those that were refused before
             return
-        layer.dirty = True
         self._serial = serial = self._serial + 1
         op = seg.op
         dd = layer.dd
@@ -235,14 +240,16 @@ class Engine:
             else:
                 res = self._issue_other(layer, seg, serial)
         except Exception as exc:
+            layer.dirty = True
             self._call_failed(layer, seg, exc)
             return
+        if res == -errno.EBUSY and seg.pending == seg.nb_sectors and not seg.forwarded:
+            self._park(layer, seg)
+            return
+        layer.dirty = True
         if res:
             if res > 0:
                 dd.early += res
-            elif res == -errno.EBUSY and seg.pending == seg.nb_sectors and not seg.forwarded:
-                self._park(seg)
-                return
             else:
                 self._returned_error(seg, -res)
                 return
@@ -257,9 +264,15 @@ class Engine:
             res = layer.discard(dd, seg.sector, seg.nb_sectors, cb, serial, seg)
         else:
             unmap = seg.root().may_unmap
-            res = layer.zero(dd, seg.sector, seg.nb_sectors, unmap, cb, serial, seg)
-            if res == -errno.EOPNOTSUPP and seg.pending == seg.nb_sectors:
-                self._write_zeroes(dd, seg, seg.sector, seg.nb_sectors)
+            try:
+                res = layer.zero(dd, seg.sector, seg.nb_sectors, unmap, cb, serial, seg)
+            except (OSError, TapError) as exc:  # fallocate's own way of saying it
+                if errno_of(exc) != errno.EOPNOTSUPP:
+                    raise
+                res = -errno.EOPNOTSUPP
+            untouched = seg.pending == seg.nb_sectors and not seg.forwarded
+            if res == -errno.EOPNOTSUPP and untouched:
+                self._write_zeroes(seg, seg.sector, seg.nb_sectors)
                 res = 0
         return res
 
@@ -274,8 +287,9 @@ class Engine:
         if unanswered > 0:
             self.fail(seg, unanswered, code)
 
-    def _park(self, seg: Segment) -> None:
-        self._parked.append(seg)
+    def _park(self, layer: Layer, seg: Segment) -> None:
+        layer.parked.append(seg)
+        self._busy = True
         self._retry_at = monotonic() + BUSY_RETRY_SECONDS
 
     # ---- answers ----------------------------------------------------------------------------
@@ -298,9 +312,9 @@ class Engine:
         if nb_sectors <= 0 or not self._expected(seg, sector, nb_sectors):
             return self._broken_answer(dd, nb_sectors, seg)
         if res == BLK_NOT_ALLOCATED and seg.op == READ:
-            return self._read_hole(dd, seg, sector, nb_sectors)
+            return self._read_hole(seg, sector, nb_sectors)
         if res == -errno.EOPNOTSUPP and seg.op == ZERO:
-            return self._write_zeroes(dd, seg, sector, nb_sectors)
+            return self._write_zeroes(seg, sector, nb_sectors)
         return self.fail(seg, nb_sectors, -res if res < 0 else errno.EIO)
 
     def _flushed(
@@ -341,6 +355,11 @@ class Engine:
         seg.pending -= nb_sectors
         return 0 if seg.pending else self._finish_part(seg)
 
+    def succeed(self, seg: Segment, sector: int, nb_sectors: int) -> int:
+        """Some of a segment's sectors are there, without a driver's answer; returns as `fail`."""
+        assert seg.layer is not None
+        return self._answered(seg.layer.dd, 0, sector, nb_sectors, 0, seg)
+
     def _finish_part(self, seg: Segment) -> int:
         """A segment has no pending sectors: so have, perhaps, those that it is part of."""
         up = seg.up
@@ -358,13 +377,17 @@ class Engine:
         self._progress = True
         op = req.op
         if op != READ:
-            if self.order.writing:
-                self.order.wrote(req)
+            order = self.order
+            if req in order.writing:
+                order.wrote(req)
             if req.fua and op != FLUSH and not req.status:
                 self._flush_after(req)
                 return
         self.in_flight -= 1
-        req.done(req)
+        try:
+            req.done(req)
+        except Exception:  # its owner's fault, which must not cost others their answers
+            log.exception("%s: the owner of a %s failed", self.disk.image, OP_NAMES[op])
 
     def _flush_after(self, req: Request) -> None:
         """A write that must be on disk before its answer: flush, then finish."""
@@ -378,23 +401,30 @@ class Engine:
 
     # ---- holes and zeroes -------------------------------------------------------------------
 
-    def _read_hole(self, dd: DiskDriver, seg: Segment, sector: int, nb_sectors: int) -> int:
+    def _read_hole(self, seg: Segment, sector: int, nb_sectors: int) -> int:
         """These sectors are not in this image: the parent has them, or they are zeroes."""
-        below = self._layer_of[dd].next
+        layer = seg.layer
+        assert layer is not None
+        below = layer.next
         buf = seg.slice(sector, nb_sectors)
         held = 0 if below is None else max(min(below.dd.size - sector, nb_sectors), 0)
         if held < nb_sectors:
             fill_zeroes(buf[held << SECTOR_SHIFT :])
         if below is None or not held:
-            return self._answered(dd, 0, sector, nb_sectors, 0, seg)
-        if isinstance(seg, CopyingRead):
-            seg.from_below.append((sector, held))
+            return self.succeed(seg, sector, nb_sectors)
+        if self._copy_on_read and layer is self._leaf:
+            root = seg.root()
+            if isinstance(root, CopyingRead):
+                root.from_below.append((sector, held))
         seg.forwarded += held
         part = Segment(READ, sector, held, buf[: held << SECTOR_SHIFT], seg, below)
         finished = 0
         if held < nb_sectors:
-            finished = self._answered(dd, 0, sector + held, nb_sectors - held, 0, seg)
-        self.issue(part)
+            finished = self.succeed(seg, sector + held, nb_sectors - held)
+        if (sector | held) & below.unit_mask:
+            read_around(self, part, below)
+        else:
+            self.issue(part)
         return finished
 
     def read_below(
@@ -412,9 +442,12 @@ class Engine:
         req.internal = True
         req.layer = self._layer_of[dd]
         self.in_flight += 1
-        self._read_hole(dd, req, req.sector, req.nb_sectors)
+        if req.nb_sectors:
+            self._read_hole(req, req.sector, req.nb_sectors)
+        else:
+            self._finish(req)
 
-    def _write_zeroes(self, dd: DiskDriver, seg: Segment, sector: int, nb_sectors: int) -> int:
+    def _write_zeroes(self, seg: Segment, sector: int, nb_sectors: int) -> int:
         """The driver has no quick way to zero these sectors."""
         if seg.root().fast:
             return self.fail(seg, nb_sectors, errno.EOPNOTSUPP)
@@ -423,7 +456,7 @@ class Engine:
         while sector < end:
             count = min(MAX_SEGMENT_SECTORS, end - sector)
             content = ZEROES[: count << SECTOR_SHIFT]
-            self.issue(Segment(WRITE, sector, count, content, seg, self._layer_of[dd]))
+            self.issue(Segment(WRITE, sector, count, content, seg, seg.layer))
             sector += count
         return 0
 
@@ -431,6 +464,7 @@ class Engine:
 
     def readable(self, dd: DiskDriver, sid: int) -> None:
         """`dd.io_fd[sid]` is readable."""
+        self._progress = True  # there may be room again
         try:
             finished = dd.drv.td_do_callbacks(dd, sid)
         except Exception as exc:
@@ -442,7 +476,7 @@ class Engine:
     def turn(self) -> None:
         """End of a batch: try again what was refused, and submit until nothing is left to."""
         while True:
-            if self._parked and (self._progress or monotonic() >= self._retry_at):
+            if self._busy and (self._progress or monotonic() >= self._retry_at):
                 self._retry_parked()
             self._progress = False
             again = False
@@ -455,13 +489,17 @@ class Engine:
                 return
 
     def _retry_parked(self) -> None:
-        parked, self._parked = self._parked, deque()
-        while parked:
-            self.issue(parked.popleft())
-            if self._parked:  # refused again: keep the order, and wait
-                parked.extendleft(reversed(self._parked))
-                self._parked = parked
-                return
+        """Of each image on its own: a child may be full with what waits for its parent."""
+        for layer in self.layers:
+            if not layer.parked:
+                continue
+            parked, layer.parked = layer.parked, deque()
+            try:
+                while parked and not layer.parked:
+                    self.issue(parked.popleft())
+            finally:
+                layer.parked.extend(parked)
+        self._busy = any(layer.parked for layer in self.layers)
 
     def _submit_layer(self, layer: Layer) -> None:
         batch = layer.batch
@@ -482,7 +520,7 @@ class Engine:
     @property
     def timeout(self) -> float | None:
         """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
-        if not self._parked:
+        if not self._busy:
             return None
         return max(self._retry_at - monotonic(), 0.0)
 

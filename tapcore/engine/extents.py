@@ -23,8 +23,8 @@ class MappedExtent:
         present: some image of the chain says what is here (even that it is zeroes).
         allocated: a "zero" run has space reserved in its host file.
         fd: descriptor of the host file that holds plain data, else None.
-        filename: of that file.
-        offset: where in it the data lies, bytes.
+        filename: of the host file where the run has its place in one (a "zero" run may too).
+        offset: where in it that is, bytes.
     """
 
     start: int
@@ -44,15 +44,17 @@ class MappedExtent:
 
     def joins(self, other: MappedExtent) -> bool:
         """Whether `other`, which follows this one, is the same kind of run going on."""
-        if (self.depth, self.kind, self.present, self.allocated, self.fd) != (
+        if (self.depth, self.kind, self.present, self.allocated, self.fd, self.filename) != (
             other.depth,
             other.kind,
             other.present,
             other.allocated,
             other.fd,
+            other.filename,
         ):
             return False
-        return self.fd is None or self.offset + self.length == other.offset
+        placed = self.fd is not None or bool(self.filename)
+        return not placed or self.offset + self.length == other.offset
 
 
 def chain_extents(dd: DiskDriver, offset: int, length: int) -> Iterator[MappedExtent]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
+from tapcore.constants import SECTOR_SHIFT
 from tapcore.models import DiskDriver
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ class Layer:
         next: the parent's layer.
         batch: segments handed to the driver and not yet finished when the call returned.
         dirty: something was queued since the last submit.
+        parked: segments that the driver had no room for, to be tried again in this order.
+        unit_mask: the image's unit in sectors, less one.
     """
 
     __slots__ = (
@@ -27,8 +31,10 @@ class Layer:
         "discard",
         "flush",
         "next",
+        "parked",
         "read",
         "submit",
+        "unit_mask",
         "write",
         "zero",
     )
@@ -44,7 +50,9 @@ class Layer:
         self.flush = drv.td_queue_flush
         self.submit = drv.td_submit
         self.batch: list[Segment] = []
+        self.parked: deque[Segment] = deque()
         self.dirty = False
+        self.unit_mask = (dd.sector_size >> SECTOR_SHIFT) - 1
 
 
 def layers_of(dd: DiskDriver) -> list[Layer]:

@@ -13,10 +13,11 @@ import attrs
 from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine.ordering import Hold
-from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request
+from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request, Segment
 
 if TYPE_CHECKING:
     from tapcore.engine.engine import Engine
+    from tapcore.engine.layers import Layer
 
 
 def submit_unaligned(engine: Engine, req: Request) -> None:
@@ -61,11 +62,33 @@ def _discard(engine: Engine, req: Request) -> None:
     if start >= end:
         engine.finish_internal(req, 0)
         return
-    engine.submit_internal(
-        Request(
-            DISCARD, start, end - start, None, lambda inner: engine.finish_internal(req, inner.status)
-        )
-    )
+
+    def discarded(inner: Request) -> None:
+        engine.finish_internal(req, inner.status)
+
+    engine.submit_internal(Request(DISCARD, start, end - start, None, discarded))
+
+
+def read_around(engine: Engine, part: Segment, layer: Layer) -> None:
+    """Read a part of a parent that is not whole units of it, through a buffer that is."""
+    mask = layer.unit_mask
+    start = part.sector & ~mask
+    end = min((part.sector + part.nb_sectors + mask) & ~mask, layer.dd.size)
+    size = (end - start) << SECTOR_SHIFT
+    lease = POOL.take(size)
+    view = lease[:size]
+
+    def copy(inner: Request) -> None:
+        if inner.status:
+            engine.fail(part, part.nb_sectors, -inner.status)
+        else:
+            assert part.buf is not None
+            skip = (part.sector - start) << SECTOR_SHIFT
+            part.buf[:] = view[skip : skip + len(part.buf)]
+            engine.succeed(part, part.sector, part.nb_sectors)
+        POOL.give(lease)
+
+    engine.read_layer(layer, Request(READ, start << SECTOR_SHIFT, size, view, copy))
 
 
 @attrs.define

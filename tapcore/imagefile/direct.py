@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, Final, Protocol
 
@@ -38,7 +39,10 @@ class IoEngine(Protocol):
         """Hand all that is queued to the kernel at once; returns those that it refused."""
 
     def reap(self) -> list[tuple[int, Any]]:
-        """What has finished, without waiting: bytes moved or -errno, and the token."""
+        """What has finished, without waiting: bytes moved or -errno, and the token.
+
+        Also submits what the kernel had no room for, now that there is some.
+        """
 
     def close(self) -> None:
         """Release; nothing may be under way."""
@@ -109,7 +113,7 @@ class DirectFile(ImageFile):
         if not io.free:
             return -errno.EBUSY
         if (offset | len(buf)) & (self.alignment - 1):
-            self._put(self._write_through_cache, (offset, buf), answer)
+            self._put(self._write_through_cache, (self._through_cache(), offset, buf), answer)
             return 0
         self.in_flight += 1
         address = io.address(buf)
@@ -129,10 +133,11 @@ class DirectFile(ImageFile):
 
     def reap(self) -> int:
         """Answer all that has finished."""
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self.io_fd)
-        except BlockingIOError:
-            pass
+        return self._answer_all()
+
+    def _answer_all(self) -> int:
         finished = 0
         for res, token in self._io.reap():
             finished += self._finish(res, token)
@@ -145,13 +150,14 @@ class DirectFile(ImageFile):
             res = self._finish_short(res, offset, view, reading=into is not None)
         else:
             res = 0
-        if bounce is not None:
-            if into is not None and res == 0:
+        if res == 0:
+            if into is None:
+                self.size = max(self.size, offset + len(view))
+            elif bounce is not None:
                 skip = (sector << 9) - offset
                 into[:] = view[skip : skip + len(into)]
+        if bounce is not None:
             POOL.give(bounce)
-        elif into is None and offset + len(view) > self.size:
-            self.size = offset + len(view)
         done: int = cb(dd, res, sector, nb_sectors, id, prv)
         return done
 
@@ -176,8 +182,7 @@ class DirectFile(ImageFile):
             return -errno.EIO
         return self.read_blocking_cached(offset + count, buf[count:]) if count < len(buf) else 0
 
-    def _write_through_cache(self, offset: int, buf: memoryview) -> int:
-        fd = self._through_cache()
+    def _write_through_cache(self, fd: int, offset: int, buf: memoryview) -> int:
         while len(buf):
             count = os.pwritev(fd, (buf,), offset)
             offset += count
@@ -186,6 +191,7 @@ class DirectFile(ImageFile):
         return 0
 
     def _through_cache(self) -> int:
+        """The file without O_DIRECT; called by the loop's thread only."""
         if self._cached_fd < 0:
             access = os.O_RDONLY if self.read_only else os.O_RDWR
             self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", access | os.O_CLOEXEC)
@@ -204,9 +210,7 @@ class DirectFile(ImageFile):
         while self.in_flight:
             os.set_blocking(self.io_fd, True)
             os.eventfd_read(self.io_fd)
-            for res, token in self._io.reap():
-                self._finish(res, token)
-            self._answer_completions()
+            self._answer_all()
 
     def _release(self) -> None:
         self._io.close()

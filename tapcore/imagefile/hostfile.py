@@ -8,14 +8,35 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from tapcore.errors import UsageError
+from tapcore.errors import ImageOpenError, UsageError
 from tapcore.imagefile.linux import BLKGETSIZE64, BLKSSZGET, fallocate
+from tapcore.imagefile.locks import lock_image
 
 Preallocation = Literal["off", "falloc", "full"]
 
 _ZEROES = bytes(1 << 20)
+
+
+_NOT_AN_IMAGE: Final = {
+    stat.S_IFDIR: "is a directory, not an image",
+    stat.S_IFIFO: "is a pipe; an image must be a file or a block device",
+    stat.S_IFSOCK: "is a socket; an image must be a file or a block device",
+    stat.S_IFCHR: "is a character device; an image must be a file or a block device",
+}
+
+
+def kind_error(kind: int, path: str) -> ImageOpenError:
+    """What to raise for a file of a kind (`stat.S_IF*`) that cannot be an image."""
+    return ImageOpenError(_NOT_AN_IMAGE[kind], image=path, errno=errno.EINVAL)
+
+
+def check_kind(fd: int, path: str) -> None:
+    """Raise ImageOpenError for what is neither a regular file nor a block device."""
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFBLK):
+        raise kind_error(kind, path)
 
 
 def host_file_size(fd: int) -> int:
@@ -61,22 +82,31 @@ def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
 
     Raises:
         OSError: as the system says.
+        ImageOpenError: something else than a file or block device lies there.
+        ImageLockedError: it is an image that somebody uses.
         UsageError: a block device smaller than `size`.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # O_NONBLOCK: opening a pipe must not hang
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
-        if stat.S_ISBLK(os.fstat(fd).st_mode):
-            if host_file_size(fd) < size:
-                raise UsageError("the block device is smaller than the image would be", image=path)
-            return
+        check_kind(fd, path)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            lock_image(fd, writing=True, path=path)
+            _make_anew(fd, path, size, preallocation)
+        elif host_file_size(fd) < size:
+            raise UsageError("the block device is smaller than the image would be", image=path)
+    finally:
+        os.close(fd)
+
+
+def _make_anew(fd: int, path: str, size: int, preallocation: str) -> None:
+    try:
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size)
         _preallocate(fd, 0, size, preallocation)
     except BaseException:
         os.unlink(path)
         raise
-    finally:
-        os.close(fd)
 
 
 def _preallocate(fd: int, start: int, end: int, how: str) -> None:
@@ -85,8 +115,8 @@ def _preallocate(fd: int, start: int, end: int, how: str) -> None:
     if how == "falloc":
         os.posix_fallocate(fd, start, end - start)
         return
-    for offset in range(start, end, len(_ZEROES)):
-        os.pwrite(fd, _ZEROES[: end - offset], offset)
+    while start < end:
+        start += os.pwrite(fd, _ZEROES[: end - start], start)
     os.fsync(fd)
 
 
@@ -128,6 +158,8 @@ class HoleMap:
             if data > offset:
                 return min(data, end), False
             hole = os.lseek(self._fd, offset, os.SEEK_HOLE)
+            if hole <= offset:  # punched between the two questions
+                return self.run(offset, end)
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # no data up to the end of the file
                 return end, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -143,10 +144,8 @@ class ImageFile:
         Returns:
             The sum of what the callbacks returned.
         """
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self.io_fd)
-        except BlockingIOError:
-            pass
         return self._answer_completions()
 
     def _answer_completions(self) -> int:
@@ -159,26 +158,28 @@ class ImageFile:
         return finished
 
     def _put(self, work: Any, args: tuple[Any, ...], answer: Answer) -> None:
-        self.in_flight += 1
         shared_pool().put(work, args, self._completions, answer)
+        self.in_flight += 1
 
     # ---- blocking --------------------------------------------------------------------------
 
     def read_blocking(self, offset: int, buf: memoryview) -> int:
         """Read all of `buf`, zeroes past the end of the file; returns 0 or -errno."""
         while len(buf):
+            size = self.size  # before the read: a write beside it may make the file longer
             try:
                 count = os.preadv(self.fd, (buf,), offset)
             except OSError as exc:
                 return -errno_of(exc)
             if count == 0:
-                return self._read_past_end(offset, buf)
+                return self._read_past_end(offset, buf, size)
             offset += count
             buf = buf[count:]
         return 0
 
-    def _read_past_end(self, offset: int, buf: memoryview) -> int:
-        if offset < self.size:  # the file has shrunk under us: that is no content to invent
+    @staticmethod
+    def _read_past_end(offset: int, buf: memoryview, size: int) -> int:
+        if offset < size:  # the file has shrunk under us: that is no content to invent
             return -errno.EIO
         buf[:] = bytes(len(buf))
         return 0
@@ -243,11 +244,11 @@ class ImageFile:
                 until = sector + nb_sectors
             if until <= done:  # a run that ends inside a sector that is data already
                 continue
+            where = done << SECTOR_SHIFT
             if data:
-                where = done << SECTOR_SHIFT
                 yield Extent(done, until - done, "data", self.fd, self.path, where)
-            else:
-                yield Extent(done, until - done, "zero")
+            else:  # a hole has its place in the file too, and qemu-img map shows it
+                yield Extent(done, until - done, "zero", None, self.path, where)
             done = until
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:

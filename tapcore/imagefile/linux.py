@@ -51,7 +51,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """
     while (code := _fallocate()(fd, mode, offset, length)) == errno.EINTR:
         pass
-    if code == errno.ENODEV:  # a character device or pipe: the same meaning for a caller
+    if code in (errno.ENODEV, errno.ENOSYS):  # the same meaning for a caller
         code = errno.EOPNOTSUPP
     if code:
         raise OSError(code, os.strerror(code))

@@ -24,12 +24,13 @@ _FORBIDDEN_TO_OTHERS: Final = (_WRITE, _RESIZE)
 _FLOCK = struct.Struct("hhqqi")  # struct flock with 64-bit offsets, native alignment
 
 
-def lock_image(fd: int, *, writing: bool) -> None:
+def lock_image(fd: int, *, writing: bool, path: str = "") -> None:
     """Lock an open image file for as long as the file stays open.
 
     Args:
         fd: the file, open for reading (and writing where `writing`).
         writing: the image will be changed.
+        path: the file's name, for the error.
 
     Raises:
         ImageLockedError: another process, QEMU or tapcore, uses it in a conflicting way. Closing
@@ -44,11 +45,13 @@ def lock_image(fd: int, *, writing: bool) -> None:
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
             return  # a file system without locks: nothing can be promised, as with QEMU
+        if exc.errno in (errno.EAGAIN, errno.EACCES):  # somebody locked these bytes for himself
+            raise ImageLockedError(_conflict(fd, writing), image=path) from None
         raise
     if any(_held_by_another(fd, _UNSHARED + n) for n in used) or any(
         _held_by_another(fd, _USED + n) for n in _FORBIDDEN_TO_OTHERS
     ):
-        raise ImageLockedError(_conflict(fd, writing))
+        raise ImageLockedError(_conflict(fd, writing), image=path)
 
 
 def _conflict(fd: int, writing: bool) -> str:
@@ -71,9 +74,7 @@ def _set_shared(fd: int, byte: int) -> None:
 
 def _held_by_another(fd: int, byte: int) -> bool:
     """Would an exclusive lock of the byte fail because of someone else's?"""
-    answer = fcntl.fcntl(
-        fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    )
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
@@ -83,10 +84,14 @@ def holder_of(fd: int) -> str:
     OFD locks show no owner in /proc/locks, so the `lock:` lines of /proc/PID/fdinfo are looked at.
     """
     stat = os.fstat(fd)
-    key = f":{stat.st_ino} "
-    own = os.getpid()
+    major, minor = os.major(stat.st_dev), os.minor(stat.st_dev)
+    # where there is no real device (btrfs, overlay, ...) the two places may number it differently
+    key = f" {major:02x}:{minor:02x}:{stat.st_ino} " if major else f":{stat.st_ino} "
+    own = str(os.getpid())
+    if _holds_lock(own, key, except_fd=str(fd)):
+        return "this process itself"
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) != own and _holds_lock(pid, key):
+        if pid != own and _holds_lock(pid, key):
             try:
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
                     return f"{comm.read().strip()} (process {pid})"
@@ -95,9 +100,11 @@ def holder_of(fd: int) -> str:
     return ""
 
 
-def _holds_lock(pid: str, inode_key: str) -> bool:
+def _holds_lock(pid: str, inode_key: str, *, except_fd: str = "") -> bool:
     try:
         for number in os.listdir(f"/proc/{pid}/fdinfo"):
+            if number == except_fd:
+                continue
             with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as info:
                 if any(line.startswith("lock:") and inode_key in line for line in info):
                     return True

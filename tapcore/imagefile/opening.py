@@ -8,19 +8,13 @@ import os
 import stat
 
 from tapcore.constants import TD_RDONLY
-from tapcore.errors import ImageLockedError, ImageOpenError, describe
+from tapcore.errors import ImageOpenError, describe
+from tapcore.imagefile.hostfile import check_kind, kind_error
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.locks import lock_image
 from tapcore.models import OpenOptions
 
 log = logging.getLogger(__name__)
-
-_NOT_AN_IMAGE = {
-    stat.S_IFDIR: "is a directory, not an image",
-    stat.S_IFIFO: "is a pipe; an image must be a file or a block device",
-    stat.S_IFSOCK: "is a socket; an image must be a file or a block device",
-    stat.S_IFCHR: "is a character device; an image must be a file or a block device",
-}
 
 
 def open_host_fd(path: str, flags: int) -> int:
@@ -38,18 +32,19 @@ def open_host_fd(path: str, flags: int) -> int:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
-    kind = stat.S_IFMT(os.fstat(fd).st_mode)
-    if kind in (stat.S_IFREG, stat.S_IFBLK):
-        return fd
-    os.close(fd)
-    raise ImageOpenError(_NOT_AN_IMAGE[kind], image=path, errno=errno.EINVAL)
+    try:
+        check_kind(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _why(path: str, exc: OSError) -> str:
     if exc.errno == errno.EISDIR:
-        return _NOT_AN_IMAGE[stat.S_IFDIR]
+        return kind_error(stat.S_IFDIR, path).message
     if exc.errno == errno.ENXIO:
-        return _NOT_AN_IMAGE[stat.S_IFSOCK]
+        return kind_error(stat.S_IFSOCK, path).message
     if exc.errno in (errno.EACCES, errno.EROFS) and os.access(path, os.R_OK):
         return f"{describe(exc)} for writing (--read-only would open it)"
     return describe(exc)
@@ -77,16 +72,14 @@ def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
         fd = open_host_fd(path, access)
     try:
         if options.locking:
-            lock_image(fd, writing=not read_only)
+            lock_image(fd, writing=not read_only, path=path)
         if not direct:
             return ImageFile(fd, path, read_only=read_only)
         from tapcore.imagefile.direct import DirectFile
 
         return DirectFile(fd, path, read_only=read_only)
-    except BaseException as exc:
+    except BaseException:
         os.close(fd)
-        if isinstance(exc, ImageLockedError):
-            exc.image = path
         raise
 
 
@@ -95,7 +88,9 @@ def _open_direct(path: str, access: int) -> int | None:
     try:
         return open_host_fd(path, access | os.O_DIRECT)
     except ImageOpenError as exc:
-        if exc.errno != errno.EINVAL or not os.path.isfile(path):
+        if exc.errno != errno.EINVAL:
             raise
+        if not os.path.isfile(path):
+            return None  # the reason is another; opening it without tells which
         log.warning("%s: the file system has no O_DIRECT; using the page cache", path)
         return None

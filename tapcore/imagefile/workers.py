@@ -1,11 +1,14 @@
-"""A small pool of threads for what would block the loop; its answers wake the loop by an eventfd."""
+"""A small pool of threads for what would block the loop; answers wake the loop by an eventfd."""
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -23,16 +26,18 @@ class Completions:
         eventfd: becomes readable when something has finished.
     """
 
-    __slots__ = ("_done", "eventfd")
+    __slots__ = ("_adding", "_done", "eventfd")
 
     def __init__(self) -> None:
         self._done: deque[tuple[int, Any]] = deque()
+        self._adding = threading.Lock()
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def add(self, res: int, token: Any) -> None:
         """Called by a worker: 0 or -errno, and the token of the work."""
-        self._done.append((res, token))
-        os.eventfd_write(self.eventfd, 1)
+        with self._alone():
+            self._done.append((res, token))
+            os.eventfd_write(self.eventfd, 1)
 
     def take(self) -> list[tuple[int, Any]]:
         """All that has finished since the last call."""
@@ -41,42 +46,64 @@ class Completions:
 
     def close(self) -> None:
         """Release the eventfd; no work may be under way."""
-        os.close(self.eventfd)
+        with self._alone():  # the last result can be taken before its worker has told of it
+            os.close(self.eventfd)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """The lock; none at the interpreter's end, when a thread that had it goes on no more."""
+        return nullcontext() if sys.is_finalizing() else self._adding
 
 
 class WorkerPool:
-    """Threads, started as work arrives and kept; daemonic, since they hold no state of their own."""
+    """Threads, started as work arrives and kept; daemonic, since they hold no state."""
 
     def __init__(self, threads: int = MAX_THREADS) -> None:
         self._limit = threads
         self._tasks: SimpleQueue[Task] = SimpleQueue()
         self._threads = 0
-        self._idle = 0
+        self._unfinished = 0
         self._lock = threading.Lock()
 
     def put(
         self, work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any
     ) -> None:
-        """Run `work(*args)`, which returns 0 or -errno or raises; then `to.add(result, token)`."""
+        """Run `work(*args)`, which returns 0 or -errno or raises; then `to.add(result, token)`.
+
+        Raises:
+            OSError: EAGAIN, no thread can be started and there is none; nothing was taken.
+        """
+        if sys.is_finalizing():  # a disk that nobody closed: daemonic threads run no more
+            self._do(work, args, to, token)
+            return
+        with self._lock:
+            if self._threads <= self._unfinished and self._threads < self._limit:
+                self._start_thread()
+            self._unfinished += 1
         self._tasks.put((work, args, to, token))
-        if self._idle < self._tasks.qsize() and self._threads < self._limit:
-            self._threads += 1
+
+    def _start_thread(self) -> None:
+        try:
             threading.Thread(target=self._run, name="tapcore-io", daemon=True).start()
+        except RuntimeError as exc:  # no more threads: those that there are must do
+            if not self._threads:
+                raise OSError(errno.EAGAIN, str(exc)) from None
+        else:
+            self._threads += 1
 
     def _run(self) -> None:
         get = self._tasks.get
         while True:
+            self._do(*get())  # holds no buffer while idle
             with self._lock:
-                self._idle += 1
-            work, args, to, token = get()
-            with self._lock:
-                self._idle -= 1
-            try:
-                res = work(*args)
-            except Exception as exc:
-                res = -errno_of(exc)
-            to.add(res, token)
-            del work, args, to, token  # hold no buffer while idle
+                self._unfinished -= 1
+
+    @staticmethod
+    def _do(work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any) -> None:
+        try:
+            res = work(*args)
+        except Exception as exc:
+            res = -errno_of(exc)
+        to.add(res, token)
 
 
 _pool: tuple[int, WorkerPool] | None = None

@@ -13,6 +13,7 @@ from tapcore.imagefile.linux import all_in_page_cache
 from tapcore.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.handshake import ExportInfo
+from tapcore.references import printable
 
 MAX_READ_EXTENTS: Final = 64
 """A read that is scattered more widely than this is answered as one run of data."""
@@ -64,7 +65,7 @@ class Export:
             name=name,
             size=disk.blkif.size,
             transmission_flags=_flags(disk.blkif),
-            description=str(disk.image),
+            description=_description(disk),
             block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
         )
         # a filter must see every read, and O_DIRECT must not go round the disk
@@ -96,6 +97,12 @@ class Export:
         for extent in self.extents(offset, length) or ():
             if extent.fd is not None:
                 os.posix_fadvise(extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED)
+
+
+def _description(disk: TdState) -> str:
+    """For clients: what it is, but not where; cut to what the protocol allows."""
+    text = f"{disk.image.drivertype}:{os.path.basename(disk.image.name)}"
+    return printable(text, limit=256)
 
 
 def _flags(engine: Engine) -> int:

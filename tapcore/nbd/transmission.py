@@ -49,6 +49,9 @@ _KNOWN_FLAGS: Final = {
 }
 
 
+_ALWAYS: Final = (nbd.CMD_FLUSH, nbd.CMD_CACHE)
+
+
 class NbdRequest(Request):
     """A request of the protocol.
 
@@ -88,8 +91,9 @@ class Transmission:
     __slots__ = (
         "_context",
         "_export",
-        "_flags",
         "_gone",
+        "_offered",
+        "_read_only",
         "_received",
         "_skip",
         "_stream",
@@ -112,7 +116,15 @@ class Transmission:
         self._export = export
         self.engine = export.engine
         self.replies = Replies(structured=negotiated.structured_replies, ready=ready)
-        self._flags = negotiated.transmission_flags
+        flags = int(negotiated.transmission_flags)  # an IntFlag would be slow to test
+        self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
+        self._offered = set(_ALWAYS)
+        if flags & nbd.TransmissionFlag.SEND_TRIM:
+            self._offered.add(nbd.CMD_TRIM)
+        if flags & nbd.TransmissionFlag.SEND_WRITE_ZEROES:
+            self._offered.add(nbd.CMD_WRITE_ZEROES)
+        if negotiated.contexts:
+            self._offered.add(nbd.CMD_BLOCK_STATUS)
         self._context = next(iter(negotiated.contexts), None)
         self._received = ReceiveBuffer(initial)
         self._stream: StreamedWrite | None = None
@@ -305,7 +317,7 @@ class Transmission:
     def _write_problem(self, flags: int, offset: int, length: int) -> int:
         if flags & ~nbd.CMD_FLAG_FUA or length > nbd.DEFAULT_BLOCK_MAX:
             return errno.EINVAL
-        if self._flags & nbd.TransmissionFlag.READ_ONLY:
+        if self._read_only:
             return errno.EPERM
         if offset + length > self.engine.size:
             return errno.ENOSPC
@@ -358,10 +370,7 @@ class Transmission:
         if command == nbd.CMD_DISC:
             self.finished = True
             return
-        if command not in _KNOWN_FLAGS:
-            self._refuse(cookie, errno.EINVAL)
-            return
-        if flags & ~_KNOWN_FLAGS[command] or not self._offered(command):
+        if command not in self._offered or flags & ~_KNOWN_FLAGS[command]:
             self._refuse(cookie, errno.EINVAL)
             return
         if command != nbd.CMD_FLUSH and offset + length > self.engine.size:
@@ -376,14 +385,6 @@ class Transmission:
             self.replies.done(cookie)
             return
         self._queue_other(command, flags, cookie, offset, length)
-
-    def _offered(self, command: int) -> bool:
-        """Was the client told that the export can do this?"""
-        if command == nbd.CMD_TRIM:
-            return bool(self._flags & nbd.TransmissionFlag.SEND_TRIM)
-        if command == nbd.CMD_WRITE_ZEROES:
-            return bool(self._flags & nbd.TransmissionFlag.SEND_WRITE_ZEROES)
-        return command != nbd.CMD_BLOCK_STATUS or self._context is not None
 
     def _queue_other(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         if command == nbd.CMD_FLUSH:

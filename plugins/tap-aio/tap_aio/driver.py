@@ -5,34 +5,33 @@ With `--cache none` the core's image-file layer uses this package's Linux AIO en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tapcore import (
     HOOKS_VERSION,
     SECTOR_SHIFT,
     DiskDriver,
-    DiskId,
     DiskInfo,
-    Extent,
-    FormatOption,
     ImageFile,
-    Inspection,
     TdCallback,
-    UsageError,
-    create_host_file,
-    describe_host_file,
     hookimpl,
     open_image_file,
+)
+from tapcore.rawfile import (
+    CREATE_OPTIONS,
+    td_close,
+    td_create,
+    td_extents,
+    td_info,
+    td_inspect,
+    td_resize,
 )
 
 disk_info = DiskInfo(
     handle="aio",
     name="raw image (aio)",
     api=HOOKS_VERSION,
-    create_options=(
-        FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
-    ),
+    create_options=CREATE_OPTIONS,
 )
 
 
@@ -121,42 +120,13 @@ def td_queue_write_zeroes(
     return 0
 
 
-@hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
-    """Data and holes as the file system knows them."""
-    file: ImageFile = dd.private
-    return file.extents(sector, nb_sectors)
-
-
-@hookimpl
-def td_create(name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]) -> None:
-    """A plain file, sparse unless `preallocation` says otherwise."""
-    if parent is not None or size is None:
-        raise UsageError("a raw image stands alone and needs a size", image=name)
-    create_host_file(name, size, options.get("preallocation", "off"))
-
-
-@hookimpl
-def td_resize(dd: DiskDriver, size: int) -> None:
-    """Change the file's length."""
-    file: ImageFile = dd.private
-    file.resize(size)
-    dd.size = file.sectors
-
-
-@hookimpl
-def td_info(dd: DiskDriver) -> dict[str, Any]:
-    """The kind of file and its length."""
-    return describe_host_file(dd.private.fd)
-
-
-@hookimpl
-def td_inspect(name: str, fd: int, size: int) -> Inspection:
-    """Any file is a raw image; nothing in it is looked at."""
-    return Inspection(virtual_size=-(-size // 512) * 512)
-
-
-@hookimpl
-def td_close(dd: DiskDriver) -> None:
-    """Finish what is under way, flush and close the file."""
-    dd.private.close()
+# what aio: and sync: have in common, since their disks are simply files
+__all__ = [
+    "disk_info",
+    "td_close",
+    "td_create",
+    "td_extents",
+    "td_info",
+    "td_inspect",
+    "td_resize",
+]

@@ -66,6 +66,7 @@ class LibaioEngine:
         self._pending = (ctypes.c_void_p * depth)()
         self._pending_p = ctypes.cast(self._pending, lib.io_submit.argtypes[2])
         self._queued: list[int] = []
+        self._left_over = False
         self._events = (lib.io_event * depth)()
         self._events_view = memoryview(self._events).cast("B")
         self._depth = depth
@@ -111,9 +112,10 @@ class LibaioEngine:
     def submit(self) -> list[tuple[int, Any]]:
         """One io_submit for all that is queued; what the kernel refuses is returned.
 
-        What does not fit into the device's queue now stays queued for the next call.
+        What does not fit into the device's queue now is submitted again when something finishes.
         """
         refused: list[tuple[int, Any]] = []
+        self._left_over = False
         while self._queued:
             count = len(self._queued)
             for index, slot in enumerate(self._queued):
@@ -122,6 +124,7 @@ class LibaioEngine:
                 done = self._lib.io_submit(self._context, count, self._pending_p)
             except OSError as exc:
                 if exc.errno in (errno.EAGAIN, errno.EINTR) and self._under_way():
+                    self._left_over = True
                     break
                 refused.append(self._take(self._queued.pop(0), -(exc.errno or errno.EIO)))
                 continue
@@ -133,9 +136,15 @@ class LibaioEngine:
 
     def reap(self) -> list[tuple[int, Any]]:
         """What has finished: bytes moved or -errno, and the token."""
-        count = self._lib.io_getevents(self._context, 0, self._depth, self._events, None)
+        try:
+            count = self._lib.io_getevents(self._context, 0, self._depth, self._events, None)
+        except InterruptedError:  # a signal, and nothing was there
+            return []
         events = _EVENT.iter_unpack(self._events_view[: count * _EVENT.size])
-        return [self._take(slot, res) for slot, _, res, _ in events]
+        finished = [self._take(slot, res) for slot, _, res, _ in events]
+        if self._left_over:
+            finished += self.submit()
+        return finished
 
     def _take(self, slot: int, res: int) -> tuple[int, Any]:
         token = self._tokens[slot]

@@ -1,10 +1,11 @@
-"""Disks in memory: `ram:SIZE` is empty, `ram:PATH` is loaded from a file; both are gone at close."""
+"""Disks in memory: `ram:SIZE` is empty, `ram:PATH` is loaded from a file; all is gone at close."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from tap_ram.memory import CHUNK_SHIFT, Memory
 from tapcore import (
     BLK_NOT_ALLOCATED,
     HOOKS_VERSION,
@@ -17,10 +18,12 @@ from tapcore import (
     hookimpl,
 )
 
-from tap_ram.memory import CHUNK_SHIFT, Memory
-
 disk_info = DiskInfo(
-    handle="ram", name="ramdisk image (ram)", api=HOOKS_VERSION, single_handler=True, file_backed=False
+    handle="ram",
+    name="ramdisk image (ram)",
+    api=HOOKS_VERSION,
+    single_handler=True,
+    file_backed=False,
 )
 
 _CHUNK_SECTOR_SHIFT = CHUNK_SHIFT - SECTOR_SHIFT
@@ -31,7 +34,7 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """An empty disk of a size, or the content of a file (of a block device, ...)."""
     if dd.options.cache != "writeback":
         raise UsageError("ram: has no cache mode")
-    dd.private = memory = Memory.named(name)
+    dd.private = memory = Memory.named(name, locking=dd.options.locking)
     dd.size = memory.size >> SECTOR_SHIFT
 
 
@@ -110,7 +113,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """How much memory is really used."""
     memory: Memory = dd.private
-    return {"loaded_from": memory.source, "memory_used": memory.used()}
+    return {"loaded_from": memory.source or None, "memory_used": memory.used()}
 
 
 @hookimpl

@@ -48,21 +48,18 @@ class Memory:
         self.chunks: set[int] = set()
         self.fd = os.memfd_create("tapcore-ram", os.MFD_CLOEXEC)
         try:
-            self._map_it(size)
+            os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
         except (OSError, OverflowError, ValueError):
             os.close(self.fd)
             raise UsageError("is more than this machine can address") from None
-
-    def _map_it(self, size: int) -> None:
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
         self.view = memoryview(self._map)
 
     @classmethod
-    def named(cls, name: str) -> Memory:
+    def named(cls, name: str, *, locking: bool = True) -> Memory:
         """From what stands behind `ram:`: an existing file, or a size."""
         if os.path.lexists(name):
-            file = open_image_file(name, TD_RDONLY, OpenOptions())
+            file = open_image_file(name, TD_RDONLY, OpenOptions(locking=locking))
             try:
                 return cls._loaded(file)
             finally:
@@ -81,18 +78,21 @@ class Memory:
         if not size:
             raise UsageError("is empty: there is nothing to load")
         memory = cls(size, file.path)
-        for start, end, data in file.runs(0, file.size):
-            if data:
-                memory._load(file, start, end)
+        try:
+            for start, end, data in file.runs(0, file.size):
+                if data:
+                    memory._load(file, start, end)
+        except BaseException:
+            memory.close()
+            raise
         return memory
 
     def _load(self, file: ImageFile, start: int, end: int) -> None:
         self.chunks.update(range(start >> CHUNK_SHIFT, (end - 1 >> CHUNK_SHIFT) + 1))
         for at in range(start, end, _COPY):
-            part = self.view[at : min(at + _COPY, end)]
-            res = file.read_blocking(at, part)
+            with self.view[at : min(at + _COPY, end)] as part:
+                res = file.read_blocking(at, part)
             if res:
-                self.close()
                 raise OSError(-res, os.strerror(-res))
 
     def read(self, offset: int, buf: memoryview) -> None:
@@ -127,6 +127,17 @@ class Memory:
             self.chunks = {chunk for chunk in self.chunks if chunk not in whole}
         else:
             self.chunks.difference_update(whole)
+        for edge in {offset >> CHUNK_SHIFT, (offset + length - 1) >> CHUNK_SHIFT}:
+            if edge in self.chunks and self._is_hole(edge):
+                self.chunks.remove(edge)
+
+    def _is_hole(self, chunk: int) -> bool:
+        """Whether the kernel keeps no page of a chunk (it was punched piece by piece)."""
+        start = chunk << CHUNK_SHIFT
+        try:
+            return os.lseek(self.fd, start, os.SEEK_DATA) >= start + _CHUNK
+        except OSError:  # no data from here on
+            return True
 
     def runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Data and holes, as (start, end, is data), ends rounded to the kernel's pages."""
@@ -150,10 +161,16 @@ class Memory:
         """Change the size (bytes)."""
         if not size:
             raise NotSupportedError("a RAM disk must not be empty")
+        os.ftruncate(self.fd, max(size, self.size))
+        try:
+            grown = mmap.mmap(self.fd, size)
+        except (OSError, OverflowError, ValueError):
+            os.ftruncate(self.fd, self.size)
+            raise UsageError("is more than this machine can address") from None
         self.view.release()
         self._map.close()
-        self._map_it(size)
-        self.size = size
+        self._map, self.view, self.size = grown, memoryview(grown), size
+        os.ftruncate(self.fd, size)
         last = (size - 1) >> CHUNK_SHIFT
         self.chunks = {chunk for chunk in self.chunks if chunk <= last}
 

@@ -42,7 +42,11 @@ def _print(info: ImageInfo) -> None:
     )
     if info.format:
         print_line("of this format:")
-        facts = ((name.replace("_", " "), value) for name, value in info.format.items())
+        facts = (
+            (name.replace("_", " "), value)
+            for name, value in info.format.items()
+            if value is not None
+        )
         print_pairs(facts, indent="    ")
     for note in info.notes:
         print_line(note)

@@ -19,7 +19,7 @@ LOCAL = "127.0.0.1"
 
 
 @tap_command("serve", short_help="serve images over NBD")
-@image_argument("images", nargs=-1, required=True)
+@image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--socket", metavar="PATH", help="Listen on this Unix socket (mode 0600).")
 @click.option("--bind", metavar="ADDR", help=f"Listen on TCP, here.  [default: {LOCAL}]")
 @click.option(
@@ -48,7 +48,7 @@ def command(
     cache: CacheMode,
     parents: tuple[str, ...],
 ) -> None:
-    """Serve IMAGES over NBD until SIGTERM or Ctrl-C.
+    """Serve images over NBD until SIGTERM or Ctrl-C.
 
     Once it is ready, one NBD URI for each image is printed on standard output.
     """
