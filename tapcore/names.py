@@ -136,7 +136,7 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
         if suffix and suffix in info.suffixes:
             return info
     makers = [info.handle for info in registry.drivers() if "create" in info.capabilities]
-    handles = ", ".join(makers) or "none is installed"
+    handles = ", ".join(makers) or "no driver that can create images is installed"
     raise UsageError(
         f"cannot tell the format of a new image from its name; write HANDLE:PATH "
         f"(handles: {handles})",

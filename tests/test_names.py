@@ -189,10 +189,15 @@ def test_names_that_mean_nothing_are_refused(text: str, said: str, registry: Reg
 def test_a_new_images_format_comes_from_its_handle_or_its_suffix(registry: Registry) -> None:
     assert handle_for_new(DiskId("x", "qcow2"), registry).handle == "qcow2"
     assert handle_for_new(DiskId("x.IMG"), registry).handle == "aio"
-    with pytest.raises(UsageError, match=r"write HANDLE:PATH \(handles: aio, qcow2\)"):
+    with pytest.raises(UsageError, match=r"write HANDLE:PATH \(handles: no driver"):
         handle_for_new(DiskId("x"), registry)
-    with pytest.raises(UsageError, match="none is installed"):
+    with pytest.raises(UsageError, match="no driver that can create images is installed"):
         handle_for_new(DiskId("x"), Registry(discover=False))
+
+
+def test_the_handles_named_for_a_new_image_are_those_that_can_make_one() -> None:
+    with pytest.raises(UsageError, match=r"handles: aio, sync\)"):
+        handle_for_new(DiskId("x"), Registry())
 
 
 def test_raw_files_have_a_driver_or_a_hint(registry: Registry) -> None:

@@ -152,7 +152,8 @@ def policy(parents: tuple[str, ...]) -> ReferencePolicy:
 
 def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
     """An image's name; existence is checked by whoever opens it."""
-    return click.argument(name, metavar=name.upper(), **settings)
+    settings.setdefault("metavar", name.upper())
+    return click.argument(name, **settings)
 
 
 parents_option = click.option(

@@ -205,7 +205,8 @@ class DirectFile(ImageFile):
         """Never: what goes to clients must not come from the page cache either."""
         return False
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Wait until nothing is under way; every callback has been called."""
         self.submit()
         while self.in_flight:
             os.set_blocking(self.io_fd, True)

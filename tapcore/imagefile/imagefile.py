@@ -281,7 +281,7 @@ class ImageFile:
             IOFailedError: the flush failed; the file is closed all the same.
         """
         try:
-            self._drain()
+            self.drain()
             if not self.read_only:
                 os.fdatasync(self.fd)
         except OSError as exc:
@@ -290,7 +290,8 @@ class ImageFile:
         finally:
             self._release()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Wait until nothing is under way; every callback has been called."""
         while self.in_flight:
             os.set_blocking(self.io_fd, True)
             os.eventfd_read(self.io_fd)

@@ -170,7 +170,7 @@ def test_close_submits_what_the_kernel_had_not_taken(tmp_path: Path) -> None:
         disk.state.blkif.submit(Request(WRITE, n << 12, 4096, buf, done.append))
     disk.state.blkif.turn()
     file = file_of(disk)
-    file._drain()
+    file.drain()
     assert (len(done), file.in_flight) == (8, 0)
     disk.close()
     assert path.read_bytes() == b"w" * (32 << 10) + bytes(32 << 10)
