@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tapcore.nbd.transmission import Transmission
 
 PIECE: Final = 256 << 10
+_WORTH_WRITING: Final = 64 << 10
+_PAGE_MASK: Final = 4095
 
 
 class StreamedWrite:
@@ -84,24 +86,40 @@ class StreamedWrite:
     def received(self, count: int) -> bool:
         """`count` bytes have come into `space()`; returns True at the end of the data."""
         self._fill += count
-        if self._fill < self._size:
-            return False
-        self._left -= self._size
-        buf = self._piece[: self._size]
         if self._whole:
-            self._req.buf = buf
-            self._engine.submit(self._req)
-            return True
+            return self._fill == self._size and self._submit_whole()
+        if self._fill == self._size:
+            return self._write(self._size)
+        if self._fill >= _WORTH_WRITING:
+            # the client sends on while this is being written; a page is not cut, since the half
+            # of one that is not in the page cache would have to be read first
+            start = self._sector << SECTOR_SHIFT
+            end = (start + self._fill) & ~max(self._engine.mask, _PAGE_MASK)
+            self._write(end - start)
+        return False
+
+    def _submit_whole(self) -> bool:
+        self._left = 0
+        self._req.buf = self._piece[: self._size]
+        self._engine.submit(self._req)
+        return True
+
+    def _write(self, size: int) -> bool:
+        """Hand the first `size` bytes of the piece over; returns True at the end of the data."""
+        self._left -= size
+        old, rest = self._piece, self._fill - size
         last = not self._left
-        piece = self._engine.write_piece(self._req, self._sector, buf)
+        piece = self._engine.write_piece(self._req, self._sector, old[:size])
         if last:
             return True
-        self._sector += self._size >> SECTOR_SHIFT
-        self._fill = 0
+        self._sector += size >> SECTOR_SHIFT
         if piece.pending:
             self._piece, self._size = self._take()
-        else:  # written already: the same memory serves again
+        else:  # written already: the same memory, which is warm, serves again
             self._size = min(PIECE, self._left)
+        self._fill = rest
+        if rest:
+            self._piece[:rest] = old[size : size + rest]
         return False
 
     def abort(self) -> None:
