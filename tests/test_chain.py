@@ -315,15 +315,20 @@ def test_a_disk_takes_its_size_from_the_child_and_says_that_it_is_read_only(worl
     close_disk(disk)
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2, 3])
-@pytest.mark.parametrize("how", ["open", "parent id", "validate", "errno", "size", "unit"])
+@pytest.mark.parametrize(
+    ("failing", "how"),
+    [
+        (failing, how)
+        for failing in range(4)
+        for how in ("open", "parent id", "validate", "errno", "size", "unit")
+        if (failing, how) != (3, "validate")  # the last one has no parent to be validated
+    ],
+)
 def test_a_failed_open_gives_everything_back_and_names_the_image(
     world: World, failing: int, how: str
 ) -> None:
     chain_of(world, 4)
     image = world.images[str(world.root / f"n{failing}")]
-    if how == "validate" and failing == 3:
-        pytest.skip("the last one has no parent to be validated")
     if how == "open":
         image.open_error = OSError(errno.EACCES, "no")
     elif how == "parent id":

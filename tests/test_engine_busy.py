@@ -80,6 +80,25 @@ def test_what_was_refused_is_taken_in_the_order_it_came() -> None:
     assert order == [5, 3, 60, 1, 0]
 
 
+@pytest.mark.usefixtures("_no_help_from_the_clock")
+def test_what_comes_later_does_not_overtake_what_was_refused() -> None:
+    image = FaultyImage(64, late=True, slots=1)
+    order: list[int] = []
+    with bench([image], "faulty") as disk:
+
+        def read(sector: int) -> None:
+            disk.read(sector * 512, 512, then=lambda op: order.append(sector))
+
+        for sector in (5, 3, 60):
+            read(sector)
+        disk.engine.turn()
+        for dd, sid in disk.ready():
+            disk.engine.readable(dd, sid)  # there is room now, and no turn was taken yet
+        read(1)
+        disk.drain()
+    assert order == [5, 3, 60, 1]
+
+
 def test_a_turn_ends_although_the_driver_is_busy_and_slow_to_submit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -405,7 +405,12 @@ def test_a_filter_around_a_default_and_a_driver_that_returns_nothing() -> None:
     class ReturnsNone(Tiny):
         @hookimpl
         def td_queue_write(self, dd, sector, nb_sectors, buf, cb, id, prv):  # type: ignore[no-untyped-def]
-            cb(dd, 0, sector, nb_sectors, id, prv)
+            dd.private = (cb, dd, 0, sector, nb_sectors, id, prv)
+
+        @hookimpl
+        def td_submit(self, dd):  # type: ignore[no-untyped-def]
+            cb, *answer = dd.private
+            cb(*answer)
 
     class Around:
         seen = 0

@@ -495,7 +495,7 @@ class Engine:
                 continue
             parked, layer.parked = layer.parked, deque()
             try:
-                while parked and not layer.parked:
+                while parked:  # after the first that is refused again, `issue` only queues
                     self.issue(parked.popleft())
             finally:
                 layer.parked.extend(parked)
