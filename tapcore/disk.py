@@ -15,7 +15,7 @@ import attrs
 
 from tapcore.chain import close_disk, open_disk
 from tapcore.constants import TD_RDONLY
-from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, Engine, MappedExtent, Request
+from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, MappedExtent, Request, engine_of
 from tapcore.engine.extents import chain_extents
 from tapcore.errors import (
     IOFailedError,
@@ -29,8 +29,11 @@ from tapcore.models import CacheMode, DiskDriver, OpenOptions, TdState
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 
-_MAX_CALL = 1 << 30
-"""A single request from Python; larger calls are made of several."""
+_MAX_CALL = 8 << 20
+"""Bytes that a single request from Python moves; larger calls are made of several."""
+
+_MAX_ZERO = 1 << 30
+"""The same for zeroing, which moves nothing where the driver knows how."""
 
 
 def open(
@@ -84,8 +87,7 @@ def open(
         may_probe=readonly,
     )
     if copy_on_read:
-        assert disk.blkif is not None
-        disk.blkif.enable_copy_on_read()
+        engine_of(disk).enable_copy_on_read()
     return Disk(disk)
 
 
@@ -100,10 +102,9 @@ class Disk(io.RawIOBase):
 
     def __init__(self, state: TdState) -> None:
         super().__init__()
-        assert state.blkif is not None
         assert state.disks is not None
         self._state = state
-        self._engine: Engine = state.blkif
+        self._engine = engine_of(state)
         self._leaf: DiskDriver = state.disks
         self._position = 0
         self._lock = threading.RLock()
@@ -187,8 +188,8 @@ class Disk(io.RawIOBase):
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
         self._check_range(offset, length)
         # in pieces: a driver that cannot zero has the zeroes written, all of a call at once
-        for start in range(0, length, _MAX_CALL):
-            count = min(_MAX_CALL, length - start)
+        for start in range(0, length, _MAX_ZERO):
+            count = min(_MAX_ZERO, length - start)
             self._call(ZERO, offset + start, count, None, may_unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:

@@ -119,6 +119,11 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
 
     Returns:
         The sum of what the callbacks returned.
+
+    Raises:
+        InterruptedError, BlockingIOError: try again.
+        OSError, TapError: nothing that was submitted and not answered yet will be answered; the
+            core fails all of it. `io_fd[sid]` must not stay readable for the same reason.
     """
 
 
@@ -215,8 +220,9 @@ def td_queue_write_zeroes(
 ) -> int:
     """Make these sectors read as zeroes, quicker than by writing them.
 
-    Answer `-EOPNOTSUPP` where that is not possible: the core then writes zeroes, or tells a
-    client that asked for speed. Answers and results as a write.
+    Answer (or return, or raise) `-EOPNOTSUPP` where that is not possible, for whole units of
+    `dd.sector_size`: the core then writes zeroes, or tells a client that asked for speed. Answers
+    and results as a write.
 
     Args:
         dd: the image.

@@ -6,14 +6,13 @@ The names are blktap's, so that its literature reads as documentation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 
 if TYPE_CHECKING:
-    from tapcore.engine import Engine
     from tapcore.references import ReferencePolicy
 
 TdCallback: TypeAlias = "Callable[[DiskDriver, int, int, int, int, Any], int]"
@@ -195,6 +194,22 @@ class DiskDriver:
             dd = dd.next
 
 
+class Blkif(Protocol):
+    """What a driver may ask of the engine that serves its disk (`dd.td_state.blkif`)."""
+
+    def read_below(
+        self, dd: DiskDriver, sector: int, buf: memoryview, done: Callable[[Any], object]
+    ) -> None:
+        """Read what the parents of an image hold: for a driver that copies before it writes.
+
+        Args:
+            dd: the image whose parent is read.
+            sector: first sector.
+            buf: whole sectors, to be filled; zeroes where no parent holds them.
+            done: called with the request when it is finished; its `status` is 0 or -errno.
+        """
+
+
 @attrs.define(eq=False)
 class TdState:
     """One active virtual disk.
@@ -212,7 +227,7 @@ class TdState:
 
     image: DiskId
     disks: DiskDriver | None = None
-    blkif: Engine | None = None
+    blkif: Blkif | None = None
     ring_info: Any = None
     fd_entry: Any = None
     sector_size: int = DEFAULT_SECTOR_SIZE

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapcore.constants import TD_RDONLY
 from tapcore.engine import READ, WRITE
-from tapcore.engine import engine as engine_module
+from tapcore.engine import dispatch as engine_module
 
 
 def chain_of(rng: random.Random, size: int, below: int, cluster: int, unit: int) -> list[LateImage]:

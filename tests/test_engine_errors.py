@@ -206,16 +206,13 @@ def _raising(error: Exception):  # type: ignore[no-untyped-def]
     return submit
 
 
-def test_a_reap_that_raises_loses_nothing_that_is_reaped_later(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    faults = {0: OSError(errno.EINTR, ""), 2: ValueError("x")}
+def test_a_reap_that_is_to_be_tried_again_loses_nothing() -> None:
+    faults = {0: OSError(errno.EINTR, ""), 2: BlockingIOError()}
     image = FaultyImage(64, late=True, reap_faults=faults)
     with bench([image], "faulty") as disk:
         ops = [disk.read(n * 512, 512) for n in range(4)]
         disk.drain()
         assert [op.status for op in ops] == [0] * 4
-    assert "failed to reap" in caplog.text
 
 
 @pytest.mark.parametrize("op", [WRITE, ZERO, DISCARD])

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, chain_extents
-from tapcore.engine import engine as engine_module
+from tapcore.engine import dispatch as engine_module
 
 
 @pytest.fixture(autouse=True)

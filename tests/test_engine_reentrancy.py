@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapcore.engine import FLUSH, READ, WRITE
-from tapcore.engine import engine as engine_module
+from tapcore.engine import dispatch as engine_module
 
 
 @settings(max_examples=100)

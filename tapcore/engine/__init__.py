@@ -1,6 +1,6 @@
 """The engine: takes the requests of a disk, and sees to it that each is answered exactly once."""
 
-from tapcore.engine.engine import Engine
+from tapcore.engine.engine import Engine, engine_of
 from tapcore.engine.extents import MappedExtent, chain_extents
 from tapcore.engine.requests import DISCARD, FLUSH, READ, WRITE, ZERO, Request
 
@@ -14,4 +14,5 @@ __all__ = [
     "MappedExtent",
     "Request",
     "chain_extents",
+    "engine_of",
 ]

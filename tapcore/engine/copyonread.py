@@ -7,19 +7,16 @@ older content that came from below.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from tapcore.constants import SECTOR_SHIFT
+from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import Hold
-from tapcore.engine.requests import READ, WRITE, Request
-
-if TYPE_CHECKING:
-    from tapcore.engine.engine import Engine
+from tapcore.engine.requests import READ, WRITE, CopyingRead, Request
 
 log = logging.getLogger(__name__)
 
 
-def submit_copy_on_read(engine: Engine, req: Request) -> None:
+def submit_copy_on_read(engine: Dispatcher, req: Request) -> None:
     """Take an aligned READ (already counted as in flight) of a disk with copy on read."""
     CopyOnRead(engine, req).start()
 
@@ -29,7 +26,7 @@ class CopyOnRead:
 
     __slots__ = ("_engine", "_hold", "_open", "_req")
 
-    def __init__(self, engine: Engine, req: Request) -> None:
+    def __init__(self, engine: Dispatcher, req: Request) -> None:
         self._engine = engine
         self._req = req
         self._hold: Hold | None = None
@@ -87,17 +84,3 @@ class CopyOnRead:
         assert self._hold is not None
         self._engine.order.release(self._hold)
         self._engine.finish_internal(self._req, status)
-
-
-class CopyingRead(Request):
-    """A read that remembers which sectors came from a parent.
-
-    Attributes:
-        from_below: (sector, nb_sectors) of what the child did not hold and a parent was asked for.
-    """
-
-    __slots__ = ("from_below",)
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.from_below: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Requests and their segments: what the accounting counts.
+"""Requests, their segments, and the layers that these are queued to: what the accounting counts.
 
 A request is what a client asked for; a segment is a run of its sectors that one image was asked
 for. A request is itself the segment of the child as long as nothing splits it; sectors that are
@@ -10,13 +10,12 @@ Plain slotted classes, not attrs: one is made for every request on the fast path
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tapcore.constants import SECTOR_SHIFT
-
-if TYPE_CHECKING:
-    from tapcore.engine.layers import Layer
+from tapcore.models import DiskDriver
 
 READ: Final = 0
 WRITE: Final = 1
@@ -130,3 +129,73 @@ class Request(Segment):
         self.internal = False
         self.may_unmap = True
         self.fast = False
+
+
+class CopyingRead(Request):
+    """A read that remembers which sectors came from a parent.
+
+    Attributes:
+        from_below: (sector, nb_sectors) of what the child did not hold and a parent was asked for.
+    """
+
+    __slots__ = ("from_below",)
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.from_below: list[tuple[int, int]] = []
+
+
+class Layer:
+    """An image of the chain and what was queued to it since its last submit.
+
+    Attributes:
+        dd: the image.
+        next: the parent's layer.
+        batch: segments handed to the driver and not yet finished when the call returned.
+        handed: segments submitted, those not answered yet among them.
+        dirty: something was queued since the last submit.
+        parked: segments that the driver had no room for, to be tried again in this order.
+        unit_mask: the image's unit in sectors, less one.
+    """
+
+    __slots__ = (
+        "batch",
+        "dd",
+        "dirty",
+        "discard",
+        "flush",
+        "handed",
+        "next",
+        "parked",
+        "read",
+        "submit",
+        "unit_mask",
+        "write",
+        "zero",
+    )
+
+    def __init__(self, dd: DiskDriver, next_layer: Layer | None) -> None:
+        drv = dd.drv
+        self.dd = dd
+        self.next = next_layer
+        self.read = drv.td_queue_read
+        self.write = drv.td_queue_write
+        self.discard = drv.td_queue_discard
+        self.zero = drv.td_queue_write_zeroes
+        self.flush = drv.td_queue_flush
+        self.submit = drv.td_submit
+        self.batch: list[Segment] = []
+        self.handed: list[Segment] = []
+        self.parked: deque[Segment] = deque()
+        self.dirty = False
+        self.unit_mask = (dd.sector_size >> SECTOR_SHIFT) - 1
+
+
+def layers_of(dd: DiskDriver) -> list[Layer]:
+    """The layers of a chain, child first."""
+    layers: list[Layer] = []
+    below: Layer | None = None
+    for image in reversed(list(dd.chain())):
+        below = Layer(image, below)
+        layers.insert(0, below)
+    return layers

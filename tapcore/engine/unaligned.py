@@ -6,21 +6,16 @@ it changes a part; what lies between them goes to the driver as it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import attrs
 
 from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
+from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import Hold
-from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request, Segment
-
-if TYPE_CHECKING:
-    from tapcore.engine.engine import Engine
-    from tapcore.engine.layers import Layer
+from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request
 
 
-def submit_unaligned(engine: Engine, req: Request) -> None:
+def submit_unaligned(engine: Dispatcher, req: Request) -> None:
     """Take a request (already counted as in flight) that does not consist of whole units."""
     if req.op == READ:
         _read(engine, req)
@@ -30,7 +25,7 @@ def submit_unaligned(engine: Engine, req: Request) -> None:
         UnalignedWrite(engine, req).start()
 
 
-def _bounds(engine: Engine, req: Request) -> tuple[int, int]:
+def _bounds(engine: Dispatcher, req: Request) -> tuple[int, int]:
     """The request's range in bytes, widened to whole units inside the disk."""
     mask = engine.mask
     start = req.offset & ~mask
@@ -38,7 +33,7 @@ def _bounds(engine: Engine, req: Request) -> tuple[int, int]:
     return start, end
 
 
-def _read(engine: Engine, req: Request) -> None:
+def _read(engine: Dispatcher, req: Request) -> None:
     start, end = _bounds(engine, req)
     lease = POOL.take(end - start)
     view = lease[: end - start]
@@ -54,7 +49,7 @@ def _read(engine: Engine, req: Request) -> None:
     engine.submit_internal(Request(READ, start, end - start, view, copy))
 
 
-def _discard(engine: Engine, req: Request) -> None:
+def _discard(engine: Dispatcher, req: Request) -> None:
     """Only whole units can be discarded; the rest keeps its content, which is allowed."""
     mask = engine.mask
     start = (req.offset + mask) & ~mask
@@ -67,28 +62,6 @@ def _discard(engine: Engine, req: Request) -> None:
         engine.finish_internal(req, inner.status)
 
     engine.submit_internal(Request(DISCARD, start, end - start, None, discarded))
-
-
-def read_around(engine: Engine, part: Segment, layer: Layer) -> None:
-    """Read a part of a parent that is not whole units of it, through a buffer that is."""
-    mask = layer.unit_mask
-    start = part.sector & ~mask
-    end = min((part.sector + part.nb_sectors + mask) & ~mask, layer.dd.size)
-    size = (end - start) << SECTOR_SHIFT
-    lease = POOL.take(size)
-    view = lease[:size]
-
-    def copy(inner: Request) -> None:
-        if inner.status:
-            engine.fail(part, part.nb_sectors, -inner.status)
-        else:
-            assert part.buf is not None
-            skip = (part.sector - start) << SECTOR_SHIFT
-            part.buf[:] = view[skip : skip + len(part.buf)]
-            engine.succeed(part, part.sector, part.nb_sectors)
-        POOL.give(lease)
-
-    engine.read_layer(layer, Request(READ, start << SECTOR_SHIFT, size, view, copy))
 
 
 @attrs.define
@@ -116,7 +89,7 @@ class UnalignedWrite:
 
     __slots__ = ("_edges", "_end", "_engine", "_hold", "_open", "_req", "_start", "_status")
 
-    def __init__(self, engine: Engine, req: Request) -> None:
+    def __init__(self, engine: Dispatcher, req: Request) -> None:
         self._engine = engine
         self._req = req
         self._start, self._end = _bounds(engine, req)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import attrs
 
-from tapcore.engine import Engine, MappedExtent, chain_extents
+from tapcore.engine import Engine, MappedExtent, chain_extents, engine_of
+from tapcore.errors import TapError
 from tapcore.imagefile.linux import all_in_page_cache
 from tapcore.models import TdState
 from tapcore.nbd import constants as nbd
@@ -58,28 +60,31 @@ class Export:
             disk: with its engine.
             name: the export's name; "" is the default export.
         """
-        assert disk.blkif is not None
         assert disk.disks is not None
+        engine = engine_of(disk)
         leaf = disk.disks
         info = ExportInfo(
             name=name,
-            size=disk.blkif.size,
-            transmission_flags=_flags(disk.blkif),
+            size=engine.size,
+            transmission_flags=_flags(engine),
             description=_description(disk),
             block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
         )
         # a filter must see every read, and O_DIRECT must not go round the disk
         spans = not leaf.options.filters and leaf.options.cache == "writeback"
-        return cls(disk, disk.blkif, info, spans)
+        return cls(disk, engine, info, spans)
 
     def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
-        """The runs of a range (bytes); None where they are too many to be worth knowing."""
+        """The runs of a range (bytes); None where they are unknown, or too many to be worth it."""
         assert self.disk.disks is not None
         found: list[MappedExtent] = []
-        for extent in chain_extents(self.disk.disks, offset, length):
-            if len(found) == MAX_READ_EXTENTS:
-                return None
-            found.append(extent)
+        try:
+            for extent in chain_extents(self.disk.disks, offset, length):
+                if len(found) == MAX_READ_EXTENTS:
+                    return None
+                found.append(extent)
+        except (OSError, TapError):  # reading will tell what is wrong, if anything is
+            return None
         return found
 
     def span(self, extent: MappedExtent) -> FileSpan | None:
@@ -96,7 +101,10 @@ class Export:
             return
         for extent in self.extents(offset, length) or ():
             if extent.fd is not None:
-                os.posix_fadvise(extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):
+                    os.posix_fadvise(
+                        extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED
+                    )
 
 
 def _description(disk: TdState) -> str:

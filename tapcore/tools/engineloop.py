@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable
 
 from tapcore.disk import Disk
-from tapcore.engine import Engine
+from tapcore.engine import engine_of
 from tapcore.models import DiskDriver
 
 
@@ -23,8 +23,7 @@ class EngineLoop:
     __slots__ = ("_poll", "_sources", "engine")
 
     def __init__(self, disk: Disk) -> None:
-        assert disk.state.blkif is not None
-        self.engine: Engine = disk.state.blkif
+        self.engine = engine_of(disk.state)
         self._poll = select.poll()
         self._sources: dict[int, tuple[DiskDriver, int]] = {}
         for fd, dd, sid in self.engine.poll_fds():
