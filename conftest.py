@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError:
         raise pytest.UsageError(f"TAPCORE_SEED is not a number: {given!r}") from None
     config.stash[SEED] = seed
+    os.environ["TAPCORE_SEED"] = str(seed)  # for the test kit, and for pytest run by a test
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(seed)
 

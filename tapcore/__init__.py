@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         SECTOR_SHIFT,
         TD_NO_PARENT,
         TD_RDONLY,
+        VDISK_CDROM,
+        VDISK_READONLY,
+        VDISK_REMOVABLE,
     )
     from tapcore.disk import Disk, open
     from tapcore.engine import MappedExtent
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.models import (
+        CacheMode,
         CheckResult,
         DiskDriver,
         DiskId,
@@ -63,7 +67,12 @@ if TYPE_CHECKING:
         TdState,
     )
     from tapcore.names import parse_size
+    from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
+    from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
+    from tapcore.tools.convert import convert_image
+    from tapcore.tools.create import create_image
+    from tapcore.tools.serve import nbd_server
 
 __version__ = "0.1.0"
 
@@ -77,6 +86,9 @@ _HOMES = {
         "SECTOR_SHIFT",
         "TD_NO_PARENT",
         "TD_RDONLY",
+        "VDISK_CDROM",
+        "VDISK_READONLY",
+        "VDISK_REMOVABLE",
     ),
     "disk": ("Disk", "open"),
     "engine": ("MappedExtent",),
@@ -103,6 +115,7 @@ _HOMES = {
         "open_image_file",
     ),
     "models": (
+        "CacheMode",
         "CheckResult",
         "DiskDriver",
         "DiskId",
@@ -116,7 +129,12 @@ _HOMES = {
         "TdState",
     ),
     "names": ("parse_size",),
+    "nbd.server": ("NbdServer", "TcpAddress", "UnixAddress"),
+    "references": ("ReferencePolicy",),
     "registry": ("Registry",),
+    "tools.convert": ("convert_image",),
+    "tools.create": ("create_image",),
+    "tools.serve": ("nbd_server",),
 }
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names} | {
     "describe_error": ("errors", "describe"),
@@ -132,6 +150,10 @@ __all__ = [
     "SECTOR_SHIFT",
     "TD_NO_PARENT",
     "TD_RDONLY",
+    "VDISK_CDROM",
+    "VDISK_READONLY",
+    "VDISK_REMOVABLE",
+    "CacheMode",
     "CheckResult",
     "Disk",
     "DiskDriver",
@@ -148,23 +170,30 @@ __all__ = [
     "ImageOpenError",
     "Inspection",
     "MappedExtent",
+    "NbdServer",
     "NotSupportedError",
     "OpenOptions",
     "OutOfRangeError",
     "ReadOnlyError",
+    "ReferencePolicy",
     "ReferencePolicyError",
     "Registry",
     "TapError",
+    "TcpAddress",
     "TdCallback",
     "TdState",
+    "UnixAddress",
     "UnknownHandleError",
     "UsageError",
+    "convert_image",
     "create_host_file",
+    "create_image",
     "describe_error",
     "describe_host_file",
     "fallocate_punch_hole",
     "hookimpl",
     "host_file_size",
+    "nbd_server",
     "open",
     "open_image_file",
     "parse_size",

@@ -1,0 +1,30 @@
+"""All checks together."""
+
+from __future__ import annotations
+
+from tapcore.testkit.answers import AnswerChecks
+from tapcore.testkit.content import ContentChecks
+from tapcore.testkit.creating import CreationChecks, ResizeChecks
+from tapcore.testkit.extents import ExtentChecks
+from tapcore.testkit.opening import OpeningChecks
+from tapcore.testkit.parents import ParentChecks
+from tapcore.testkit.readonly import ReadOnlyChecks
+from tapcore.testkit.strangers import StrangerChecks
+
+
+class DriverContract(
+    OpeningChecks,
+    AnswerChecks,
+    ContentChecks,
+    ExtentChecks,
+    ReadOnlyChecks,
+    StrangerChecks,
+    CreationChecks,
+    ResizeChecks,
+    ParentChecks,
+):
+    """The contract of a driver as pytest checks: subclass it, and set `handle`.
+
+    Checks of what the driver does not do are left out. `Subject` has the attributes and methods
+    that a subclass may set.
+    """

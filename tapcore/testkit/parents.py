@@ -1,0 +1,133 @@
+"""Checks on copy-on-write images."""
+
+from __future__ import annotations
+
+import random
+
+from tapcore.constants import TD_NO_PARENT
+from tapcore.disk import Disk
+from tapcore.models import CacheMode, DiskId
+from tapcore.testkit.content import STEPS, Model
+from tapcore.testkit.failing import broken, compare
+from tapcore.testkit.needs import needs
+from tapcore.testkit.subject import Subject
+
+
+class ParentChecks(Subject):
+    """A child shows its parent's content where it has none of its own, and never changes it."""
+
+    def _parent(self, size: int, rng: random.Random, name: str = "parent") -> tuple[str, bytes]:
+        """An image with content in about half of it."""
+        image = self.make_image(size, name)
+        content = bytearray(size)
+        with self.open(image) as disk:
+            at = rng.randrange(70_000)
+            while at < size:
+                piece = rng.randbytes(min(rng.randint(1, 150_000), size - at))
+                disk.pwrite(at, piece)
+                content[at : at + len(piece)] = piece
+                at += len(piece) + rng.randrange(150_000)
+        return image, bytes(content)
+
+    @needs("parents", "write")
+    def test_an_image_without_a_parent_says_so(self) -> None:
+        """`TD_NO_PARENT`, not an empty name."""
+        with self.session(self.make_image(self.sizes[-1]), readonly=True) as session:
+            res = session.dd.drv.td_get_parent_id(session.dd, DiskId(""))
+        if res != TD_NO_PARENT:
+            broken(f"td_get_parent_id of an image without a parent returned {res!r}")
+
+    @needs("parents", "write")
+    def test_a_child_names_its_parent(self) -> None:
+        """The name as it was recorded, and its format."""
+        parent = self.make_image(self.sizes[-1], "parent")
+        child, found = self.make_child(parent, None), DiskId("")
+        with self.session(child, readonly=True) as session:
+            res = session.dd.drv.td_get_parent_id(session.dd, found)
+            if res or not found.name or session.dd.next is None:
+                broken(f"td_get_parent_id of a child returned {res!r} and the name {found.name!r}")
+            if session.sectors * 512 != self.sizes[-1]:
+                broken(f"a child made without a size has {session.sectors} sectors")
+        if found.drivertype not in ("", self.handle):
+            broken(f"td_get_parent_id says that the parent's format is {found.drivertype!r}")
+
+    @needs("parents", "write")
+    def test_copy_on_write(self, cache: CacheMode, rng: random.Random) -> None:
+        """Random work in a child; its parent's files stay as they are, byte for byte."""
+        size = self.sizes[-1]
+        parent, below = self._parent(size, rng)
+        child, before = self.make_child(parent, None), self.snapshot(parent)
+        content = below
+        for _ in range(3):
+            with self.open(child, cache=cache) as disk:
+                model = Model(disk, content, below)
+                model.check("a child, opened")
+                for _ in range(STEPS // 2):
+                    model.step(rng)
+                model.check("a child, after random work in it")
+                self._check_extents(disk, model.data)
+                content = bytes(model.data)
+        if self.snapshot(parent) != before:
+            broken("work in a child has changed the files of its parent")
+        with self.open(parent, readonly=True) as disk:
+            compare(disk.pread(0, size), below, 0, "the parent, after work in its child")
+
+    @staticmethod
+    def _check_extents(disk: Disk, content: bytearray) -> None:
+        for run in disk.extents():
+            if run.kind == "zero" and any(content[run.start : run.end]):
+                broken(
+                    f"td_extents calls bytes {run.start} to {run.end} of a child (image "
+                    f"{run.depth} of its chain) zero, but there is content"
+                )
+
+    @needs("parents", "write")
+    def test_zeroes_hide_the_parent(self, cache: CacheMode, rng: random.Random) -> None:
+        """Written zeroes are content: the parent's must not show through."""
+        size = self.sizes[-1]
+        parent, below = self.make_image(size, "parent"), rng.randbytes(size)
+        with self.open(parent) as disk:
+            disk.pwrite(0, below)
+        for unmap in (True, False):
+            content = bytearray(below)
+            child = self.make_child(parent, None, f"child{unmap}")
+            with self.open(child, cache=cache) as disk:
+                unit = min(disk.state.sector_size, size)
+                for at, length in ((size // 2, size // 3), (0, unit), (size - 700, 700)):
+                    disk.zero(at, length, unmap=unmap)
+                    content[at : at + length] = bytes(length)
+                compare(disk.pread(0, size), content, 0, "zeroes in a child")
+            with self.open(child, readonly=True, cache=cache) as disk:
+                compare(disk.pread(0, size), content, 0, "zeroes in a child, opened again")
+
+    @needs("parents", "write")
+    def test_a_shorter_and_a_longer_parent(self, cache: CacheMode, rng: random.Random) -> None:
+        """Past a shorter parent's end there are zeroes; of a longer one the rest is not seen."""
+        for factor in (0.5, 2.0):
+            size = self.sizes[-1]
+            length = max(int(size * factor) // 512 * 512 + 512, 512)
+            parent, below = self._parent(length, rng, f"parent{factor}")
+            child = self.make_child(parent, size, f"child{factor}")
+            content = below[:size].ljust(size, b"\0")
+            with self.open(child, cache=cache) as disk:
+                model = Model(disk, content, content)
+                model.check(f"a child of {size} bytes on a parent of {length}")
+                for _ in range(STEPS // 2):
+                    model.step(rng)
+                model.check(f"a child of {size} bytes on a parent of {length}, after work in it")
+
+    @needs("parents", "write")
+    def test_a_chain_of_three(self, cache: CacheMode, rng: random.Random) -> None:
+        """Each image's own content over that of those below it."""
+        size = self.sizes[-1]
+        image, content = self._parent(size, rng)
+        for depth in range(2):
+            image = self.make_child(image, None, f"child{depth}")
+            with self.open(image, cache=cache) as disk:
+                model = Model(disk, content, content)
+                model.check(f"image {depth + 2} of a chain")
+                for _ in range(STEPS // 3):
+                    model.step(rng)
+                content = bytes(model.data)
+        with self.open(image, readonly=True, cache=cache) as disk:
+            compare(disk.pread(0, size), content, 0, "a chain of three images, opened again")

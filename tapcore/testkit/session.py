@@ -1,0 +1,358 @@
+"""A driver driven by its hooks, with nothing in between, and every answer accounted for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import threading
+from collections import deque
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import attrs
+
+from tapcore.chain import close_disk
+from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
+from tapcore.engine import engine_of
+from tapcore.errors import TapError, errno_of
+from tapcore.models import DiskDriver, TdState
+from tapcore.testkit.failing import broken, error_name, run_of
+
+LARGEST = (1 << 20) >> SECTOR_SHIFT
+"""Sectors that the core asks for in one read or write at most."""
+
+_MARGIN = 512
+_GUARD = b"\xa5" * _MARGIN
+
+
+@attrs.define(eq=False)
+class Asked:
+    """One call of a queue hook, and what has been answered.
+
+    Attributes:
+        number: the hook's `id`.
+        op: "read", "write", "flush", "discard" or "zero".
+        sector: first sector.
+        nb_sectors: how many; a flush counts as one.
+        buf: where a read goes, or the content of a write.
+        content: what a write was given, to see that it stays so.
+        memory: `buf` with a margin on both sides.
+        may_unmap: of a "zero".
+        answered: how often each sector was.
+        left: sectors without an answer.
+        holes: runs that were answered with `BLK_NOT_ALLOCATED`, as (sector, nb_sectors).
+        error: the first -errno answered, returned or raised; 0 where there was none.
+    """
+
+    number: int
+    op: str
+    sector: int
+    nb_sectors: int
+    memory: bytearray
+    buf: memoryview
+    content: bytes = b""
+    may_unmap: bool = True
+    answered: bytearray = attrs.field(factory=bytearray)
+    left: int = 0
+    holes: list[tuple[int, int]] = attrs.field(factory=list)
+    error: int = 0
+
+    def __str__(self) -> str:
+        where = "" if self.op == "flush" else f" of {run_of(self.sector, self.nb_sectors)}"
+        return f"the {self.op}{where}"
+
+    def read(self, parent: bytes | bytearray | None = None) -> bytes:
+        """What a read brought; its holes filled from a parent's content, or with zeroes."""
+        out = bytearray(self.buf)
+        for sector, nb_sectors in self.holes:
+            start, size = sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT
+            below = bytes(parent[start : start + size]) if parent is not None else b""
+            at = (sector - self.sector) << SECTOR_SHIFT
+            out[at : at + size] = below.ljust(size, b"\0")
+        return bytes(out)
+
+
+class Session:
+    """An open image, its hooks called directly, and the accounts of what they answer.
+
+    Use: `read`, `write` and so on queue any number of requests; `finish` submits, polls until all
+    is answered, and fails the check if the contract was broken.
+
+    Args:
+        disk: open, with its engine (which serves `read_below` and the parents only).
+        patience: seconds to wait for an answer.
+        errors: errors are answers like others; False makes each a fault.
+    """
+
+    def __init__(self, disk: TdState, *, patience: float, errors: bool = False) -> None:
+        assert disk.disks is not None
+        self.disk = disk
+        self.dd: DiskDriver = disk.disks
+        self.engine = engine_of(disk)
+        self.patience = patience
+        self.errors = errors
+        self.asked: list[Asked] = []
+        self.busy = 0
+        self.faults: list[str] = []
+        self._waiting: deque[Asked] = deque()
+        self._thread = threading.get_ident()
+        self._open = True
+        self._finished_inside = 0
+        self._number = 0
+
+    @property
+    def sectors(self) -> int:
+        """Size of the image."""
+        return self.dd.size
+
+    @property
+    def unit(self) -> int:
+        """Sectors in the driver's unit."""
+        return self.dd.sector_size >> SECTOR_SHIFT
+
+    def any_range(self, rng: random.Random, most: int = LARGEST) -> tuple[int, int]:
+        """A random run of whole units (the last one may be cut), as (sector, nb_sectors)."""
+        unit = self.unit
+        units = -(-self.sectors // unit)
+        first = rng.randrange(units)
+        count = rng.choice((1, 1, 2, 3, rng.randint(1, max(most // unit, 1))))
+        end = min((first + min(count, max(most // unit, 1))) * unit, self.sectors)
+        return first * unit, end - first * unit
+
+    # ---- asking -----------------------------------------------------------------------------
+
+    def read(self, sector: int, nb_sectors: int) -> Asked:
+        """Queue a read, into memory that holds something else."""
+        return self._ask("read", sector, nb_sectors, b"\x5a" * (nb_sectors << SECTOR_SHIFT))
+
+    def write(self, sector: int, content: bytes | bytearray) -> Asked:
+        """Queue a write."""
+        return self._ask("write", sector, len(content) >> SECTOR_SHIFT, bytes(content))
+
+    def zero(self, sector: int, nb_sectors: int, *, may_unmap: bool = True) -> Asked:
+        """Queue write zeroes; where the driver cannot, zeroes are written, as the core does."""
+        asked = self._ask("zero", sector, nb_sectors, b"", may_unmap=may_unmap)
+        if asked.error == -errno.EOPNOTSUPP:
+            self._ask("write", sector, nb_sectors, bytes(nb_sectors << SECTOR_SHIFT))
+        return asked
+
+    def discard(self, sector: int, nb_sectors: int) -> Asked:
+        """Queue a discard."""
+        return self._ask("discard", sector, nb_sectors, b"")
+
+    def flush(self) -> Asked:
+        """Queue a flush."""
+        return self._ask("flush", 0, 1, b"")
+
+    def _ask(
+        self, op: str, sector: int, nb_sectors: int, content: bytes, *, may_unmap: bool = True
+    ) -> Asked:
+        memory = bytearray(_GUARD + content + _GUARD)
+        buf = memoryview(memory)[_MARGIN : _MARGIN + len(content)]
+        asked = Asked(self._number, op, sector, nb_sectors, memory, buf, may_unmap=may_unmap)
+        self._number += 1
+        asked.content = content if op == "write" else b""
+        asked.answered = bytearray(nb_sectors)
+        asked.left = nb_sectors
+        self.asked.append(asked)
+        self._queue(asked)
+        return asked
+
+    def _queue(self, asked: Asked) -> None:
+        dd, drv, number = self.dd, self.dd.drv, asked.number
+        run = (asked.sector, asked.nb_sectors)
+        before, self._finished_inside = asked.left, 0
+        try:
+            if asked.op == "read":
+                res = drv.td_queue_read(dd, *run, asked.buf, self._answer, number, asked)
+            elif asked.op == "write":
+                res = drv.td_queue_write(dd, *run, asked.buf, self._answer, number, asked)
+            elif asked.op == "discard":
+                res = drv.td_queue_discard(dd, *run, self._answer, number, asked)
+            elif asked.op == "zero":
+                how = asked.may_unmap
+                res = drv.td_queue_write_zeroes(dd, *run, how, self._answer, number, asked)
+            else:
+                res = drv.td_queue_flush(dd, self._answer, number, asked)
+        except (OSError, TapError) as exc:
+            res = -errno_of(exc)
+        if not isinstance(res, int):
+            self._fault(f"{asked}: the hook returned {res!r}, not a number")
+            return
+        if res == -errno.EBUSY:
+            self.busy += 1
+            if asked.left != before:
+                self._fault(f"{asked}: -EBUSY means that nothing was answered, but some was")
+            self._waiting.append(asked)
+        elif res < 0:
+            self._failed(asked, res, asked.left)
+            asked.left = 0
+        elif res > self._finished_inside:
+            self._fault(
+                f"{asked}: the hook returned {res}, but {self._finished_inside} requests were "
+                "finished inside the call (return the sum of what the callbacks returned)"
+            )
+
+    # ---- answers ----------------------------------------------------------------------------
+
+    def _answer(
+        self, dd: DiskDriver, res: int, sector: int, nb_sectors: int, id: int, prv: Any
+    ) -> int:
+        """The `cb` that the driver is given: believes nothing."""
+        if threading.get_ident() != self._thread:
+            self._fault("a callback came from another thread")
+        if not isinstance(prv, Asked) or prv.number != id:
+            self._fault("a callback did not hand back the `id` and `prv` of its request")
+            return 0
+        if not self._open:
+            self._fault(f"{prv} was answered after td_close had returned")
+        if dd is not self.dd:
+            self._fault(f"{prv}: the callback's first argument is not the image's DiskDriver")
+        if prv.op == "flush":
+            return self._take_flush(prv, res, sector, nb_sectors)
+        return self._take(prv, res, sector, nb_sectors)
+
+    def _take_flush(self, asked: Asked, res: int, sector: int, nb_sectors: int) -> int:
+        if (sector, nb_sectors) != (0, 0):
+            self._fault("a flush is answered with sector 0 and nb_sectors 0")
+        if asked.answered[0]:
+            self._fault("the flush was answered twice")
+            return 0
+        return self._mark(asked, res, 0, 1)
+
+    def _take(self, asked: Asked, res: int, sector: int, nb_sectors: int) -> int:
+        first = sector - asked.sector
+        if nb_sectors <= 0 or first < 0 or first + nb_sectors > asked.nb_sectors:
+            self._fault(
+                f"{asked} was answered for {run_of(sector, nb_sectors)}, outside what was asked"
+            )
+            return 0
+        if any(asked.answered[first : first + nb_sectors]):
+            again = first + asked.answered[first : first + nb_sectors].find(1)
+            self._fault(f"{asked}: sector {asked.sector + again} was answered twice")
+            return 0
+        return self._mark(asked, res, first, nb_sectors)
+
+    def _mark(self, asked: Asked, res: int, first: int, nb_sectors: int) -> int:
+        asked.answered[first : first + nb_sectors] = b"\1" * nb_sectors
+        asked.left -= nb_sectors
+        if res == BLK_NOT_ALLOCATED and asked.op == "read":
+            asked.holes.append((asked.sector + first, nb_sectors))
+        elif res > 0:
+            self._fault(f"{asked} was answered with {res}: allowed are 0, -errno, a read's hole")
+        elif res:
+            self._failed(asked, res, nb_sectors)
+        if not asked.left:
+            self._finished_inside += 1
+        return 0 if asked.left else 1
+
+    def _failed(self, asked: Asked, res: int, nb_sectors: int) -> None:
+        asked.error = asked.error or res
+        unsupported = asked.op == "zero" and res == -errno.EOPNOTSUPP
+        if not self.errors and not unsupported:
+            self._fault(f"{asked} failed with {error_name(res)}")
+
+    def _fault(self, message: str) -> None:
+        if len(self.faults) < 5:
+            self.faults.append(message)
+
+    # ---- waiting ----------------------------------------------------------------------------
+
+    def submit(self) -> None:
+        """The batch is complete; what was refused as -EBUSY is tried again first."""
+        waiting, self._waiting = self._waiting, deque()
+        for asked in waiting:
+            self._queue(asked)
+        try:
+            self.dd.drv.td_submit(self.dd)
+        except (OSError, TapError) as exc:
+            self._fault(f"td_submit raised {type(exc).__name__}: {exc}")
+        self.engine.turn()
+
+    def poll(self, seconds: float) -> bool:
+        """Wait for the image's descriptors (and its parents'); False when nothing happened."""
+        poll = select.poll()
+        sources = {fd: (dd, sid) for fd, dd, sid in self.engine.poll_fds()}
+        for fd in sources:
+            poll.register(fd, select.POLLIN)
+        ready = poll.poll(seconds * 1000)
+        for fd, _ in ready:
+            dd, sid = sources[fd]
+            if dd is self.dd:
+                dd.drv.td_do_callbacks(dd, sid)
+            else:
+                self.engine.readable(dd, sid)
+        self.engine.turn()
+        return bool(ready)
+
+    def finish(self) -> None:
+        """Submit, wait for every answer, and fail the check if anything was wrong."""
+        until = monotonic() + self.patience
+        self.submit()
+        while any(asked.left for asked in self.asked) and monotonic() < until and not self.faults:
+            happened = self.poll(0.002 if self._waiting else min(0.2, self.patience))
+            if self._waiting:
+                self.submit()
+            elif not happened and not self.engine.poll_fds():
+                break  # nothing that could still bring an answer
+        self.check()
+        self.asked.clear()
+
+    def check(self) -> None:
+        """Fail the check if the contract was broken so far."""
+        for asked in self.asked:
+            if asked in self._waiting:
+                self._fault(f"{asked} is refused with -EBUSY although nothing else is under way")
+            elif asked.left:
+                self._unanswered(asked)
+            if asked.content and asked.buf != asked.content:
+                self._fault(f"{asked} changed the buffer that it was given")
+            if not asked.memory.startswith(_GUARD) or not asked.memory.endswith(_GUARD):
+                self._fault(f"{asked} wrote outside its buffer")
+        if self.faults:
+            broken("\n".join(self.faults))
+
+    def _unanswered(self, asked: Asked) -> None:
+        first = asked.answered.find(0)
+        if asked.op == "flush":
+            self._fault(f"the flush was never answered (waited {self.patience:g} s)")
+            return
+        self._fault(
+            f"{asked}: sector {asked.sector + first} was never answered, {asked.left} of "
+            f"{asked.nb_sectors} are missing (waited up to {self.patience:g} s after td_submit)"
+        )
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """`td_close` for every image of the chain."""
+        if self._open and self.disk.disks is not None:
+            try:
+                close_disk(self.disk)
+            finally:
+                self._open = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        if kind is None:
+            self.check()
+
+
+def access_mode(fd: int) -> int:
+    """O_RDONLY, O_WRONLY or O_RDWR of an open descriptor."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("flags:"):
+                return int(line.split()[1], 8) & os.O_ACCMODE
+    return os.O_RDONLY

@@ -1,0 +1,186 @@
+"""Checks on bad input: what a stranger's file says is refused, or harmless; it never hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+
+from tapcore.constants import TD_RDONLY
+from tapcore.engine import Engine
+from tapcore.errors import TapError
+from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
+from tapcore.testkit.extents import extents_of
+from tapcore.testkit.failing import broken, nothing_left_open, within
+from tapcore.testkit.needs import needs
+from tapcore.testkit.session import Session
+from tapcore.testkit.subject import Subject
+
+_FIELDS = (1, 2, 4, 8)
+
+
+class StrangerChecks(Subject):
+    """Files that are damaged, cut short, empty, or something else altogether."""
+
+    @needs("read", "file")
+    def test_bad_files_are_refused_or_harmless(self, rng: random.Random) -> None:
+        """TapError or OSError are the ways to refuse one; nothing leaks, hangs or swells."""
+        good = self._good(rng)
+        self._look(good, "an undamaged image")  # one-time costs
+        with nothing_left_open("opening bad files"):
+            for number, (what, content) in enumerate(self._bad(good, rng)):
+                before = _memory_mib()
+                path = os.path.join(self.folder, "bad")
+                with open(path, "wb") as file:
+                    file.write(content)
+                with within(self.time_limit, f"{what} (number {number})"):
+                    self._look(path, what)
+                took = _memory_mib("VmHWM:") - before
+                if took > self.memory_limit:
+                    broken(f"{what}: took {took} MiB of memory, for {len(content)} bytes of file")
+
+    @needs("td_probe", "file")
+    def test_probing_looks_at_anything(self, rng: random.Random) -> None:
+        """Only its own images are recognised, and no head of a file makes it raise."""
+        good = self._good(rng)
+        with open(good, "rb") as file:
+            head = file.read(64 << 10)
+        probe = self.operations().td_probe
+        if not probe(good, head):
+            broken("td_probe does not recognise an image of its own")
+        for what, other in (
+            ("an empty file", b""),
+            ("zeroes", bytes(64 << 10)),
+            ("random bytes", rng.randbytes(64 << 10)),
+        ):
+            if probe("image", other):
+                broken(f"td_probe takes {what} for an image")
+        for length in (1, 3, 4, 7, 8, 16, 100, 511):
+            try:
+                probe("image", head[:length])
+            except Exception as exc:
+                broken(f"td_probe of the first {length} bytes raised {_said(exc)}")
+
+    @needs("td_inspect", "file")
+    def test_inspecting_is_safe(self, rng: random.Random) -> None:
+        """It tells a good image's size; of a bad one it says so with an ImageFormatError."""
+        good = self._good(rng)
+        inspection = self._inspect(good, "an undamaged image")
+        if inspection != self.small:
+            broken(f"td_inspect says {inspection} bytes of an image of {self.small}")
+        path = os.path.join(self.folder, "bad")
+        for what, content in self._bad(good, rng):
+            with open(path, "wb") as file:
+                file.write(content)
+            with within(self.time_limit, f"td_inspect of {what}"):
+                self._inspect(path, what)
+
+    def _inspect(self, path: str, what: str) -> int | None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            inspection = self.operations().td_inspect(path, fd, os.fstat(fd).st_size)
+            size: int = inspection.virtual_size
+            return size
+        except (TapError, OSError):
+            return None
+        except Exception as exc:
+            broken(f"td_inspect of {what} raised {_said(exc)}, not a TapError")
+        finally:
+            os.close(fd)
+
+    # ---- one file ---------------------------------------------------------------------------
+
+    def _look(self, path: str, what: str) -> None:
+        """Open, look around and close, by the hooks themselves."""
+        drv = self.operations()
+        state = TdState(image=DiskId(path, self.handle))
+        dd = DiskDriver(name=path, drv=drv, flags=TD_RDONLY, td_state=state, options=OpenOptions())
+        try:
+            drv.td_open(dd, path, TD_RDONLY)
+        except (TapError, OSError):
+            return
+        except Exception as exc:
+            broken(f"td_open of {what} raised {_said(exc)}, not a TapError or OSError")
+        try:
+            self._look_around(dd, state, what)
+        except (TapError, OSError):
+            pass
+        except Exception as exc:
+            broken(f"a hook called on {what} raised {_said(exc)}, not a TapError or OSError")
+        finally:
+            drv.td_close(dd)
+
+    def _look_around(self, dd: DiskDriver, state: TdState, what: str) -> None:
+        unit = dd.sector_size
+        if not 0 <= dd.size < 1 << 54 or unit < 512 or unit & (unit - 1) or unit > 1 << 20:
+            return  # the core refuses these numbers
+        state.disks = dd
+        Engine(state)
+        session = Session(state, patience=self.patience, errors=True)
+        dd.drv.td_get_parent_id(dd, DiskId(""))
+        dd.drv.td_info(dd)
+        if not dd.size:
+            return
+        with contextlib.suppress(TapError, OSError):
+            extents_of(dd, 0, min(dd.size, 1 << 22))
+        step = session.unit
+        for sector in {0, dd.size // 2 // step * step, (dd.size - 1) // step * step}:
+            session.read(sector, min(step, dd.size - sector))
+            session.finish()
+
+    # ---- what is tried ----------------------------------------------------------------------
+
+    def _good(self, rng: random.Random) -> str:
+        image = self.make_image(self.small)
+        if "write" in self.info().capabilities:
+            with self.open(image) as disk:
+                for _ in range(4):
+                    disk.pwrite(rng.randrange(max(disk.size - 600, 1)), rng.randbytes(300))
+        return image
+
+    def _bad(self, good: str, rng: random.Random) -> Iterator[tuple[str, bytes]]:
+        with open(good, "rb") as file:
+            content = file.read()
+        yield "an empty file", b""
+        yield "one byte", b"\0"
+        yield "random bytes", rng.randbytes(100_000)
+        yield "zeroes", bytes(100_000)
+        for _ in range(20):
+            length = min(rng.randrange(rng.choice((600, 5000, 1 << 30))), len(content) - 1)
+            yield f"an image cut off after {length} bytes", content[:length]
+        for _ in range(0 if self.any_file else self.damages):
+            damaged = bytearray(content)
+            said = [self._damage(damaged, rng) for _ in range(rng.choice((1, 1, 1, 2, 5)))]
+            yield f"an image with {', '.join(said)}", bytes(damaged)
+
+    def _damage(self, content: bytearray, rng: random.Random) -> str:
+        """Change one field; half of them where headers tend to have theirs."""
+        width = rng.choice(_FIELDS)
+        reach = min(self.header if rng.random() < 0.5 else 128, len(content) - width)
+        offset = rng.randrange(max(reach, 1)) // width * width
+        value = rng.choice(
+            (
+                bytes(width),
+                b"\xff" * width,
+                b"\x7f" + b"\xff" * (width - 1),
+                (1).to_bytes(width, "big"),
+                (1).to_bytes(width, "little"),
+                rng.randbytes(width),
+            )
+        )
+        content[offset : offset + width] = value
+        return f"{value.hex()} at offset {offset}"
+
+
+def _memory_mib(line: str = "VmRSS:") -> int:
+    """Of this process: what it has now, from when on the peak counts anew; or ("VmHWM:") that."""
+    if line == "VmRSS:":
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
+            clear.write("5")
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(text.split()[1]) >> 10 for text in status if text.startswith(line))
+
+
+def _said(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"

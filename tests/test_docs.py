@@ -1,0 +1,127 @@
+"""What the pages of docs/ and the README say is true: code runs, links lead somewhere."""
+
+import contextlib
+import io
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docpages import DOCS, ROOT, blocks, filled
+from tapcore import TapError
+from tapcore.cli.group import COMMANDS
+from tapcore.nbd import connection, constants, server, transmission
+
+PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+READMES = [*DOCS.rglob("*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
+TAPDISK = Path(sys.executable).parent / "tapdisk"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_on_a_page_are_those_of_the_repository(page: str) -> None:
+    assert filled(page) == (DOCS / page).read_text(), "run: python tests/docpages.py"
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    assert [page for page in PAGES if f"]({page})" not in index] == ["README.md"]
+
+
+@pytest.mark.parametrize("page", ["python.md", "filters.md"])
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    """All blocks as one program; a print with a comment behind it prints what that says."""
+    code = "".join(block.text for block in blocks(page) if block.role == "test")
+    (tmp_path / "page.py").write_text(code)
+    if page != "python.md":  # which makes its disk itself
+        (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    printed = []
+    with subprocess.Popen(
+        [sys.executable, "page.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            printed.append(line.strip())
+            if "nbd+unix:" in line:  # the server, at the end of a page
+                running.terminate()
+        assert running.wait(30) == 0, printed
+    promised = re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
+    assert promised
+    assert [line for line in promised if line not in printed] == []
+
+
+def test_the_limits_on_the_page_are_those_of_the_server() -> None:
+    text = (DOCS / "serve.md").read_text()
+    mib = 1 << 20
+    rows = (
+        f"| one read or write | {constants.DEFAULT_BLOCK_MAX // mib} MiB; a longer one is refused "
+        f"with EINVAL, a write of more than {transmission.MAX_SKIPPED // mib} MiB ends the",
+        f"| requests under way | {transmission.MAX_IN_FLIGHT} for each connection |",
+        f"| memory | {transmission.MAX_HELD // mib} MiB of buffers and waiting replies for each",
+        f"| connections | {server.MAX_CONNECTIONS} |",
+        f"no export after {connection.HANDSHAKE_SECONDS:g} s is dropped |",
+        f"the default is 127.0.0.1 and {server.DEFAULT_PORT}.",
+    )
+    assert [row for row in rows if row not in text] == []
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text().partition("## From Python")[0]
+    lines = re.findall(r"^    (tapdisk .*)$", text, re.MULTILINE)
+    return [line.partition("  #")[0].strip() for line in lines]
+
+
+def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
+    """In their order, in one folder; but the server, which would not end."""
+    commands = readme_commands()
+    assert len(commands) >= 9
+    (tmp_path / "stranger.img").write_bytes(bytes(4096))
+    for command in commands:
+        words = shlex.split(command)
+        if words[1] == "serve":
+            serve(words[2:], tmp_path)
+            continue
+        assert words[1] in COMMANDS
+        more = ["--seconds", "0.1"] if words[1] == "bench" else []
+        done = subprocess.run(
+            [TAPDISK, *words[1:], *more], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def serve(words: list[str], folder: Path) -> None:
+    words = [word.replace("/tmp/", f"{folder}/") for word in words]
+    with subprocess.Popen([TAPDISK, "serve", *words], cwd=folder, stdout=subprocess.PIPE) as served:
+        assert served.stdout is not None
+        assert served.stdout.readline().startswith(b"nbd+unix:///?socket=")
+        served.send_signal(signal.SIGINT)
+        assert served.wait(30) == 0
+
+
+def test_the_python_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open("disk.img", "wb") as disk:
+        disk.truncate(4 << 20)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    assert "b'hello'" in out.getvalue()
+
+
+def test_documented_errors_exist() -> None:
+    import tapcore
+
+    text = (DOCS / "python.md").read_text()
+    for name in re.findall(r"`(\w+Error)`", text):
+        assert issubclass(getattr(tapcore, name), TapError)

@@ -1,0 +1,37 @@
+"""What is public exists, and is enough: the plugins and the examples import nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tapcore
+
+ROOT = Path(__file__).resolve().parent.parent
+DRIVERS = [*ROOT.glob("plugins/*/tap_*/**/*.py"), *ROOT.glob("docs/examples/*/tap_*/**/*.py")]
+PUBLIC_MODULES = {"tapcore.rawfile", "tapcore.testkit"}
+_IMPORT = re.compile(r"^\s*(?:from|import) (tapcore\.[\w.]+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", tapcore.__all__)
+def test_a_public_name_exists(name: str) -> None:
+    assert getattr(tapcore, name) is not None
+
+
+@pytest.mark.parametrize("path", DRIVERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_drivers_import_public_names_only(path: Path) -> None:
+    assert set(_IMPORT.findall(path.read_text())) <= PUBLIC_MODULES
+
+
+def test_only_the_test_kit_needs_pytest() -> None:
+    files = [path for path in ROOT.glob("tapcore/**/*.py") if "testkit" not in path.parts]
+    needing = [
+        path
+        for path in files
+        if re.search(r"^\s*(from|import) (_?pytest|hypothesis)", path.read_text(), re.MULTILINE)
+    ]
+    assert needing == []
+    code = "import sys, tapcore.cli.main, tapcore.tools.serve; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
