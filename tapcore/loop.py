@@ -9,6 +9,8 @@ from typing import Final
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
+GONE: Final = select.EPOLLHUP | select.EPOLLERR
+"""Told whatever a descriptor is polled for; of a socket: nothing can be sent any more."""
 
 Handler = Callable[[int], object]
 
@@ -30,8 +32,8 @@ class Loop:
 
     def add(self, fd: int, handler: Handler, events: int = IN) -> None:
         """Call `handler(events)` whenever `fd` is ready."""
-        self._handlers[fd] = handler
         self._epoll.register(fd, events)
+        self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
         """Wait for other events of a descriptor (0: only for errors)."""

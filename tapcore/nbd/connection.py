@@ -8,7 +8,7 @@ import socket
 from typing import Final
 
 from tapcore.engine import Engine
-from tapcore.loop import IN, OUT, Deadline, Loop
+from tapcore.loop import GONE, IN, OUT, Deadline, Loop
 from tapcore.nbd.exports import Exports, FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState
 from tapcore.nbd.transmission import Transmission
@@ -36,20 +36,32 @@ class Clients:
         all: every open connection.
         dirty: something was received, or is to be sent.
         deadlines: those that are closed when a moment passes.
+        soonest: no deadline passes before this is; None where there is none. That it may be too
+            early is what makes it cheap: many clients that wait cost the others nothing.
     """
 
-    __slots__ = ("all", "deadlines", "dirty")
+    __slots__ = ("all", "deadlines", "dirty", "soonest")
 
     def __init__(self) -> None:
         self.all: set[Connection] = set()
         self.dirty: set[Connection] = set()
         self.deadlines: set[Connection] = set()
+        self.soonest: Deadline | None = None
 
     def forget(self, connection: Connection) -> None:
         """It is closed."""
         self.all.discard(connection)
         self.dirty.discard(connection)
         self.deadlines.discard(connection)
+
+    def check_deadlines(self) -> None:
+        """Close those whose moment has passed."""
+        if self.soonest is None or not self.soonest.passed:
+            return
+        for connection in list(self.deadlines):
+            connection.check_deadline()
+        left = (c.deadline for c in self.deadlines if c.deadline is not None)
+        self.soonest = min(left, key=lambda deadline: deadline.left, default=None)
 
 
 class Connection:
@@ -62,6 +74,7 @@ class Connection:
         clients: the server's; the connection enters and leaves it by itself.
 
     Attributes:
+        deadline: it is closed when this passes, if there is one.
         engine: of the export chosen; None during the handshake.
         open: False once it is closed.
     """
@@ -80,8 +93,8 @@ class Connection:
         self._handshake: Handshake | None = Handshake(exports)
         self._transmission: Transmission | None = None
         self._sending = b""  # of the handshake
-        self._deadline: Deadline | None = None
         self._events = IN
+        self.deadline: Deadline | None = None
         self.engine: Engine | None = None
         self.open = True
         sock.setblocking(False)
@@ -97,22 +110,26 @@ class Connection:
 
     def _ready(self, events: int) -> None:
         self._clients.dirty.add(self)
-        if events & ~OUT:
-            self._receive()
-        if self.open and events & OUT and self._transmission is None:
-            self._send_handshake()
+        try:
+            if events & ~OUT:
+                self._receive(events)
+            if self.open and events & OUT and self._transmission is None:
+                self._send_handshake()
+        except Exception:
+            self._fail()
 
     def _mark(self) -> None:
         self._clients.dirty.add(self)
 
-    def _receive(self) -> None:
+    def _receive(self, events: int) -> None:
         transmission = self._transmission
         try:
             if transmission is None:
                 self._receive_handshake(self._socket.recv(_HANDSHAKE_RECEIVE))
                 return
-            if transmission.finished or transmission.stalled:
-                self._peek()
+            if transmission.finished or transmission.stalled:  # nothing is wanted from it now
+                if events & GONE:
+                    self._lose("")
                 return
             count = self._socket.recv_into(transmission.space())
         except (BlockingIOError, InterruptedError):
@@ -124,11 +141,6 @@ class Connection:
             transmission.finish()
             return
         transmission.received(count)
-
-    def _peek(self) -> None:
-        """Nothing is wanted from the client now; has it gone?"""
-        if not self._socket.recv(1, socket.MSG_PEEK):
-            self._lose("")
 
     # ---- handshake --------------------------------------------------------------------------
 
@@ -187,6 +199,13 @@ class Connection:
         transmission = self._transmission
         if transmission is None:
             return False
+        try:
+            return self._serve(transmission)
+        except Exception:
+            self._fail()
+            return False
+
+    def _serve(self, transmission: Transmission) -> bool:
         if transmission.replies.queue:
             self._send(transmission)
             if not self.open:
@@ -241,27 +260,25 @@ class Connection:
             self._lose(transmission.error)
         elif not transmission.in_flight and not transmission.replies.queue:
             self._lose("")
-        elif self._deadline is None:
+        elif self.deadline is None:
             self._set_deadline(LINGER_SECONDS)
 
     # ---- the end ----------------------------------------------------------------------------
 
     def _set_deadline(self, seconds: float) -> None:
-        self._deadline = Deadline(seconds)
-        self._clients.deadlines.add(self)
+        self.deadline = deadline = Deadline(seconds)
+        clients = self._clients
+        clients.deadlines.add(self)
+        if clients.soonest is None or deadline.left < clients.soonest.left:
+            clients.soonest = deadline
 
     def _clear_deadline(self) -> None:
-        self._deadline = None
+        self.deadline = None
         self._clients.deadlines.discard(self)
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds until a deadline of this connection; None where it has none."""
-        return None if self._deadline is None else self._deadline.left
 
     def check_deadline(self) -> None:
         """Close the connection if its moment has passed."""
-        if self._deadline is None or not self._deadline.passed:
+        if self.deadline is None or not self.deadline.passed:
             return
         if self._transmission is None:
             self._lose("chose no export in time")
@@ -295,6 +312,11 @@ class Connection:
         """Close now, whatever the client is owed."""
         self._lose("the server needs the connection")
 
+    def _fail(self) -> None:
+        """A bug, of ours or of a driver; it costs this client, and nobody else."""
+        log.exception("client dropped: its request could not be handled")
+        self._lose("")
+
     def _lose(self, why: str) -> None:
         if not self.open:
             return
@@ -302,10 +324,13 @@ class Connection:
         if why:
             log.info("client dropped: %s", why)
         self._loop.remove(self._socket.fileno())
-        if self._transmission is not None:
-            self._transmission.gone()
-        self._socket.close()
         self._clients.forget(self)
+        self._socket.close()
+        if self._transmission is not None:
+            try:
+                self._transmission.gone()
+            except Exception:
+                log.exception("a dropped client's memory could not be given back")
 
 
 def _widen(sock: socket.socket) -> None:

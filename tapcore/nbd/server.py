@@ -21,7 +21,7 @@ import attrs
 from tapcore.chain import close_disk
 from tapcore.engine import FLUSH, Engine, Request
 from tapcore.errors import TapError, UsageError, describe
-from tapcore.loop import Deadline, Loop
+from tapcore.loop import IN, Deadline, Loop
 from tapcore.models import DiskDriver
 from tapcore.nbd.connection import Clients, Connection
 from tapcore.nbd.exports import Exports
@@ -29,6 +29,15 @@ from tapcore.nbd.exports import Exports
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 256
+BACKLOG: Final = 1024
+"""Clients that may wait to be accepted: where a socket does not block, one too many is refused."""
+
+ACCEPT_AT_ONCE: Final = 64
+"""New clients in one batch, so that a flood of them leaves time for those that are there."""
+
+DEAF_SECONDS: Final = 1.0
+"""How long nobody is accepted after that failed (there are no descriptors left, say)."""
+
 STOP_SECONDS: Final = 10.0
 """How long a stopping server waits for clients to take their replies."""
 
@@ -91,6 +100,7 @@ class NbdServer:
         self.address = address
         self._loop = Loop()
         self._stopping: Deadline | None = None
+        self._deaf: Deadline | None = None
         self._signals: tuple[socket.socket, socket.socket] | None = None
         self._loop.add(self._listener.fileno(), self._accept)
         for engine in self._engines:
@@ -135,7 +145,7 @@ class NbdServer:
                 self._signals[0].recv(64)
         if self._stopping is not None:
             return
-        self._stopping = Deadline(STOP_SECONDS)
+        self._stopping, self._deaf = Deadline(STOP_SECONDS), None
         self._loop.remove(self._listener.fileno())
         for connection in list(self._clients.all):
             connection.finish()
@@ -143,26 +153,43 @@ class NbdServer:
     # ---- events -----------------------------------------------------------------------------
 
     def _accept(self, _: int) -> None:
-        while True:
+        accepted = 0
+        while accepted < ACCEPT_AT_ONCE:
             try:
                 sock, _peer = self._listener.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as exc:
+                if accepted:  # without a free descriptor it fails even if nobody waits
+                    return
+                if exc.errno in (errno.EMFILE, errno.ENFILE) and self._drop_an_idle_handshake():
+                    continue
                 log.warning("a client could not be accepted: %s", exc.strerror)
-                if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    self._drop_an_idle_handshake()
+                self._deaf = Deadline(DEAF_SECONDS)
+                self._loop.modify(self._listener.fileno(), 0)
                 return
-            if len(self._clients.all) >= MAX_CONNECTIONS:
+            accepted += 1
+            if len(self._clients.all) >= MAX_CONNECTIONS and not self._drop_an_idle_handshake():
                 log.warning("a client was refused: there are %d already", MAX_CONNECTIONS)
                 sock.close()
                 continue
-            Connection(sock, self._exports, self._loop, self._clients)
+            try:
+                Connection(sock, self._exports, self._loop, self._clients)
+            except OSError as exc:
+                log.warning("a client could not be served: %s", exc.strerror)
+                sock.close()
 
-    def _drop_an_idle_handshake(self) -> None:
-        """Out of descriptors: the client that is slowest to choose an export has to go."""
-        if self._clients.deadlines:
-            min(self._clients.deadlines, key=lambda c: c.timeout or 0.0).drop()
+    def _drop_an_idle_handshake(self) -> bool:
+        """There is no room: the client that takes longest to choose an export has to go, if any."""
+        idle = [client for client in self._clients.deadlines if client.engine is None]
+        if idle:
+            min(idle, key=lambda client: client.deadline.left if client.deadline else 0.0).drop()
+        return bool(idle)
+
+    def _listen_again(self) -> None:
+        if self._deaf is not None and self._deaf.passed:
+            self._deaf = None
+            self._loop.modify(self._listener.fileno(), IN)
 
     def _after_batch(self) -> None:
         """The end of a batch: engines submit, clients are answered, until nothing is left."""
@@ -177,24 +204,22 @@ class NbdServer:
                 if connection.open and connection.service():
                     clients.dirty.add(connection)
                     again = True
-        for connection in list(clients.deadlines):
-            connection.check_deadline()
-        if self._stopping is not None and (
-            self._stopping.passed or not any(c.busy for c in clients.all)
-        ):
+        clients.check_deadlines()
+        if self._stopping is None:
+            self._listen_again()
+        elif self._stopping.passed or not any(c.busy for c in clients.all):
             self._loop.stop()
 
     def _next_deadline(self) -> float | None:
-        deadlines = [c.timeout for c in self._clients.deadlines if c.timeout is not None]
-        if self._stopping is not None:
-            deadlines.append(self._stopping.left)
-        return min(deadlines, default=None)
+        deadlines = (self._clients.soonest, self._stopping, self._deaf)
+        return min((each.left for each in deadlines if each is not None), default=None)
 
     # ---- the end ----------------------------------------------------------------------------
 
     def _release(self) -> None:
         for connection in list(self._clients.all):
             connection.drop()
+        self._loop.timeouts.remove(self._next_deadline)
         self._listener.close()
         if isinstance(self.address, UnixAddress):
             Path(self.address.path).unlink(missing_ok=True)
@@ -257,7 +282,7 @@ def _listen_tcp(address: TcpAddress) -> socket.socket:
     family, _, _, _, where = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return socket.create_server(where[:2], family=family, backlog=64)
+    return socket.create_server(where[:2], family=family, backlog=BACKLOG)
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -267,7 +292,7 @@ def _listen_unix(path: str) -> socket.socket:
     try:
         os.fchmod(sock.fileno(), 0o600)  # before bind: there is never a moment with more rights
         sock.bind(path)
-        sock.listen(64)
+        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise

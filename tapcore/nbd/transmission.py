@@ -12,6 +12,7 @@ from typing import Final
 
 from tapcore.buffers import POOL
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, MappedExtent, Request
+from tapcore.errors import TapError, errno_of
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export, FileSpan
 from tapcore.nbd.handshake import Negotiated
@@ -161,13 +162,14 @@ class Transmission:
         """Something has finished: go on where a limit stopped the parsing, if it may.
 
         Returns:
-            Whether the parsing went on, and did not stop at a limit again.
+            Whether the parsing went on, so that the engine has to have another turn. (It may have
+            stopped at a limit again, with requests that no driver was told to submit yet.)
         """
         if not self.stalled or self._over_limit():
             return False
         self.stalled = False
         self._parse()
-        return not self.stalled
+        return True
 
     def _over_limit(self) -> bool:
         return (
@@ -184,8 +186,10 @@ class Transmission:
         rx = self._received
         if self._skip:
             self._skip_payload()
+        replies = self.replies
+        full = replies.sent + MAX_HELD  # nothing is sent while this runs
         while rx.end - rx.start >= _HEADER and not self.finished:
-            if self.held > MAX_HELD or self.in_flight >= MAX_IN_FLIGHT:
+            if self.held > MAX_HELD or self.in_flight >= MAX_IN_FLIGHT or replies.queued > full:
                 self.stalled = True
                 return
             start = rx.start
@@ -202,7 +206,7 @@ class Transmission:
             else:
                 rx.start = start + _HEADER
                 self._other(command, flags, cookie, offset, length)
-        if self.replies.queued - self.replies.sent > MAX_HELD:
+        if replies.queued > full:
             self.stalled = True
 
     def _break_off(self, why: str) -> None:
@@ -227,7 +231,10 @@ class Transmission:
     def _queue_read(
         self, cookie: int, offset: int, length: int, parts: list[MappedExtent] | None
     ) -> None:
-        lease = POOL.take(length or 1)
+        if not length:
+            self._read_nothing(cookie, offset)
+            return
+        lease = POOL.take(length)
         self.held += len(lease)
         self.in_flight += 1
         buf = lease if len(lease) == length else lease[:length]
@@ -236,6 +243,13 @@ class Transmission:
         req.lease = lease
         req.parts = parts
         self.engine.submit(req)
+
+    def _read_nothing(self, cookie: int, offset: int) -> None:
+        """A data chunk may not be empty, so a read of no bytes is answered without one."""
+        if offset > self.engine.size:
+            self._refuse(cookie, errno.EINVAL)
+        else:
+            self.replies.done(cookie)
 
     def _answer_without_reading(self, cookie: int, offset: int, parts: list[MappedExtent]) -> bool:
         """Where all is plain data in host files, or holes, no byte has to pass through here."""
@@ -371,7 +385,8 @@ class Transmission:
             self.finished = True
             return
         if command not in self._offered or flags & ~_KNOWN_FLAGS[command]:
-            self._refuse(cookie, errno.EINVAL)
+            writes = self._read_only and command in (nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES)
+            self._refuse(cookie, errno.EPERM if writes else errno.EINVAL)
             return
         if command != nbd.CMD_FLUSH and offset + length > self.engine.size:
             # the specification wants ENOSPC of what writes, EINVAL of what does not
@@ -412,8 +427,8 @@ class Transmission:
                 length,
                 only_one=bool(flags & nbd.CMD_FLAG_REQ_ONE),
             )
-        except OSError as exc:
-            self._refuse(cookie, exc.errno or errno.EIO)
+        except (OSError, TapError) as exc:
+            self._refuse(cookie, errno_of(exc))
             return
         self.replies.block_status(cookie, self._context, runs)
 
