@@ -283,6 +283,8 @@ class Dispatcher:
     def _finish_part(self, seg: Segment) -> int:
         """A segment has no pending sectors: so have, perhaps, those that it is part of."""
         up = seg.up
+        if up is not None and seg in self.order.writing:
+            self.order.wrote(seg)
         while up is not None:
             up.forwarded -= seg.nb_sectors
             up.pending -= seg.nb_sectors

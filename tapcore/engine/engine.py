@@ -100,7 +100,6 @@ class Engine(Dispatcher):
             return False
         self.in_flight += 1
         req.layer = self._leaf
-        self.order.writing.add(req)
         return True
 
     def write_piece(self, req: Request, sector: int, buf: memoryview) -> Segment:
@@ -111,8 +110,17 @@ class Engine(Dispatcher):
         """
         piece = Segment(WRITE, sector, len(buf) >> SECTOR_SHIFT, buf, req, self._leaf)
         req.forwarded += piece.nb_sectors
-        self.issue(piece)
+        self._start_piece(piece)
         return piece
+
+    def _start_piece(self, piece: Segment) -> None:
+        # ordered piece by piece: a client that stops in the middle keeps nobody waiting
+        start, end = piece.sector, piece.sector + piece.nb_sectors
+        if self.order.strict and self.order.must_wait(start, end):
+            self.order.wait(start, end, lambda: self._start_piece(piece))
+            return
+        self.order.writing.add(piece)
+        self.issue(piece)
 
     def cut_short(self, req: Request, nb_sectors: int) -> None:
         """The rest of a request that `begin_write` took will never come (its client has gone)."""

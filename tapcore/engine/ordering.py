@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tapcore.engine.requests import Request
+from tapcore.engine.requests import Segment
 
 
 class Hold(NamedTuple):
@@ -37,7 +37,7 @@ class WriteOrder:
     __slots__ = ("_holds", "_waiting", "strict", "writing")
 
     def __init__(self) -> None:
-        self.writing: set[Request] = set()
+        self.writing: set[Segment] = set()
         self._holds: list[Hold] = []
         self._waiting: deque[_Waiting] = deque()
         self.strict = False
@@ -71,9 +71,9 @@ class WriteOrder:
         self._holds.remove(hold)
         self.wake()
 
-    def wrote(self, request: Request) -> None:
+    def wrote(self, write: Segment) -> None:
         """An ordinary write has finished."""
-        self.writing.discard(request)
+        self.writing.discard(write)
         if self._waiting:
             self.wake()
 

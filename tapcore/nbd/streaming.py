@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from tapcore.buffers import POOL
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import Engine, Request
-
-if TYPE_CHECKING:
-    from tapcore.nbd.transmission import Transmission
 
 PIECE: Final = 256 << 10
 _WORTH_WRITING: Final = 64 << 10
@@ -22,15 +20,15 @@ class StreamedWrite:
     Args:
         engine: of the disk.
         req: the request, without a buffer.
-        owner: whose `held` counts the memory.
+        account: told of memory taken (bytes) and given back (negative).
     """
 
     __slots__ = (
+        "_account",
         "_engine",
         "_fill",
         "_leases",
         "_left",
-        "_owner",
         "_piece",
         "_req",
         "_sector",
@@ -38,10 +36,10 @@ class StreamedWrite:
         "_whole",
     )
 
-    def __init__(self, engine: Engine, req: Request, owner: Transmission) -> None:
+    def __init__(self, engine: Engine, req: Request, account: Callable[[int], None]) -> None:
         self._engine = engine
         self._req = req
-        self._owner = owner
+        self._account = account
         self._left = req.length
         self._sector = req.sector
         self._leases: list[memoryview] = []
@@ -59,13 +57,13 @@ class StreamedWrite:
     def _take(self) -> tuple[memoryview, int]:
         size = self._left if self._whole else min(PIECE, self._left)
         lease = POOL.take(size)
-        self._owner.held += len(lease)
+        self._account(len(lease))
         self._leases.append(lease)
         return lease, size
 
     def _give_back(self) -> None:
         for lease in self._leases:
-            self._owner.held -= len(lease)
+            self._account(-len(lease))
             POOL.give(lease)
         self._leases.clear()
 
@@ -122,10 +120,14 @@ class StreamedWrite:
             self._piece[:rest] = old[size : size + rest]
         return False
 
-    def abort(self) -> None:
-        """The client has gone in the middle."""
+    def abort(self) -> bool:
+        """The client has gone in the middle.
+
+        Returns:
+            Whether the request's `done` is called all the same, for the part that was taken.
+        """
         if self._whole:
             self._give_back()
-            self._owner.in_flight -= 1
-        else:
-            self._engine.cut_short(self._req, self._left >> SECTOR_SHIFT)
+            return False
+        self._engine.cut_short(self._req, self._left >> SECTOR_SHIFT)
+        return True

@@ -351,12 +351,15 @@ class Transmission:
         req.fua = bool(flags & nbd.CMD_FLAG_FUA)
         req.chunk = None
         req.lease = None
-        self._stream = stream = StreamedWrite(self.engine, req, self)
+        self._stream = stream = StreamedWrite(self.engine, req, self._hold)
         self.in_flight += 1
         rx.start = rx.end
         stream.begin(rx.view[body : rx.end])
         self._check_limits()
         return False
+
+    def _hold(self, size: int) -> None:
+        self.held += size
 
     def _write_done(self, req: NbdRequest) -> None:
         self.in_flight -= 1
@@ -444,17 +447,18 @@ class Transmission:
     def finish(self) -> None:
         """Take no more requests; those taken are still answered."""
         self.finished = True
-        if self._stream is not None:  # the rest of its data will not be waited for
-            self._stream.abort()
-            self._stream = None
+        self._abort_stream()  # the rest of its data will not be waited for
+
+    def _abort_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None and not stream.abort():
+            self.in_flight -= 1
 
     def gone(self) -> None:
         """The connection is lost: nothing more comes, and nothing more can be sent."""
         self._gone = True
         self.finished = True
-        if self._stream is not None:
-            self._stream.abort()
-            self._stream = None
+        self._abort_stream()
         self._received.close()
         self.replies.discard()
 
