@@ -70,8 +70,10 @@ def between(disk: tapcore.Disk, submit: Callable[[int], int]) -> Kernel:
     return kernel
 
 
-def reads(disk: tapcore.Disk, count: int, done: list[Request]) -> list[Request]:
-    size = disk.size // count & ~511
+def reads(
+    disk: tapcore.Disk, count: int, done: list[Request], size: int | None = None
+) -> list[Request]:
+    size = size or disk.size // count & ~511
     return [
         Request(READ, n * size, size, memoryview(bytearray(size)), done.append)
         for n in range(count)
@@ -88,9 +90,24 @@ def check_reads(disk: tapcore.Disk, done: list[Request]) -> None:
 def test_a_batch_is_one_call(disk: tapcore.Disk) -> None:
     kernel = between(disk, lambda count: count)
     done: list[Request] = []
-    run_all(disk, reads(disk, 64, done))
-    assert (kernel.calls, len(done)) == ([64], 64)
+    run_all(disk, reads(disk, 24, done, size=512))
+    assert (kernel.calls, len(done)) == ([24], 24)
     check_reads(disk, done)
+
+
+def test_a_large_batch_is_begun_before_it_is_complete(disk: tapcore.Disk) -> None:
+    kernel = between(disk, lambda count: count)
+    done: list[Request] = []
+    run_all(disk, reads(disk, 20, done, size=4096))
+    assert (kernel.calls, len(done)) == ([8, 8, 4], 20)
+    check_reads(disk, done)
+
+
+def test_what_is_refused_before_the_batch_is_complete_is_answered(disk: tapcore.Disk) -> None:
+    between(disk, lambda count: -errno.EBADF)
+    done: list[Request] = []
+    run_all(disk, reads(disk, 20, done, size=4096))
+    assert [req.status for req in done] == [-errno.EBADF] * 20
 
 
 @pytest.mark.parametrize("depth", [1, 4, 256])
@@ -133,7 +150,7 @@ def test_more_requests_than_the_queue_holds_come_again(
 def test_a_kernel_that_takes_one_at_a_time_gets_the_rest_again(disk: tapcore.Disk) -> None:
     kernel = between(disk, lambda count: 1)
     done: list[Request] = []
-    run_all(disk, reads(disk, 20, done))
+    run_all(disk, reads(disk, 20, done, size=512))
     assert kernel.calls == list(range(20, 0, -1))
     assert len(done) == 20
     check_reads(disk, done)
