@@ -12,6 +12,8 @@ OUT: Final = select.EPOLLOUT
 GONE: Final = select.EPOLLHUP | select.EPOLLERR
 """Told whatever a descriptor is polled for; of a socket: nothing can be sent any more."""
 
+_MAX_EVENTS: Final = 64  # of one batch; memory for as many is taken at each poll
+
 Handler = Callable[[int], object]
 
 
@@ -65,7 +67,7 @@ class Loop:
             if seconds is not None and (timeout is None or seconds < timeout):
                 timeout = seconds
         handlers = self._handlers
-        for fd, events in self._epoll.poll(timeout):
+        for fd, events in self._epoll.poll(timeout, _MAX_EVENTS):
             handler = handlers.get(fd)
             if handler is not None:  # one handled before it in this batch may have removed it
                 handler(events)

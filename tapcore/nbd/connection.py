@@ -221,6 +221,10 @@ class Connection:
         return False
 
     def _set_events(self, transmission: Transmission) -> None:
+        if self._events == IN and not (
+            transmission.stalled or transmission.finished or transmission.replies.queue
+        ):
+            return  # nearly always
         # one who has said goodbye may close its end: that is no event of interest
         events = 0 if transmission.stalled or transmission.finished else IN
         if transmission.replies.queue:
@@ -233,8 +237,10 @@ class Connection:
         try:
             while replies.queue:
                 first = replies.queue[0]
-                if type(first) is FileSpan:
+                if isinstance(first, FileSpan):
                     count = self._send_span(first)
+                elif len(replies.queue) == 1:
+                    count = sock.send(first)
                 else:
                     buffers = replies.next_buffers()
                     more = socket.MSG_MORE if len(buffers) < len(replies.queue) else 0

@@ -211,9 +211,12 @@ class NbdServer:
             self._loop.stop()
 
     def _next_deadline(self) -> float | None:
-        if self._stopping is not None and not any(c.busy for c in self._clients.all):
+        soonest, stopping, deaf = self._clients.soonest, self._stopping, self._deaf
+        if soonest is None and stopping is None and deaf is None:
+            return None
+        if stopping is not None and not any(c.busy for c in self._clients.all):
             return 0.0
-        deadlines = (self._clients.soonest, self._stopping, self._deaf)
+        deadlines = (soonest, stopping, deaf)
         return min((each.left for each in deadlines if each is not None), default=None)
 
     # ---- the end ----------------------------------------------------------------------------
