@@ -11,8 +11,6 @@ SECTOR_SHIFT: Final = 9
 DEFAULT_SECTOR_SIZE: Final = 1 << SECTOR_SHIFT
 """Unit (bytes) of every `sector` and `nb_sectors` argument."""
 
-SECTOR_MASK: Final = DEFAULT_SECTOR_SIZE - 1
-
 MAX_SEGMENTS_PER_REQ: Final = 11
 """Segments in one request of the shared-memory ring."""
 

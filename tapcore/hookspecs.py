@@ -283,7 +283,3 @@ def td_check(dd: DiskDriver, repair: str) -> CheckResult:
         dd: the image; open for writing where `repair` is not empty.
         repair: "", "leaks" or "all".
     """
-
-
-QUEUE_HOOKS = ("td_queue_read", "td_queue_write", "td_queue_discard", "td_queue_write_zeroes")
-"""Hooks that take sectors and a callback."""

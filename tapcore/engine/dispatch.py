@@ -91,7 +91,6 @@ class Dispatcher:
     def submit_internal(self, req: Request) -> None:
         """A part of a request that holds its range: whole units, and exempt from the order."""
         self.in_flight += 1
-        req.internal = True
         guarded = req.op != READ and self._guard is not None and req.sector == 0
         if guarded and self._refused_by_guard(req):
             return
@@ -100,7 +99,6 @@ class Dispatcher:
     def read_layer(self, layer: Layer, req: Request) -> None:
         """A READ of whole units of one image of the chain, part of another request."""
         self.in_flight += 1
-        req.internal = True
         req.layer = layer
         self.issue(req)
 

@@ -140,7 +140,6 @@ class Engine(Dispatcher):
             done: called with the request when it is finished; its `status` is 0 or -errno.
         """
         req = Request(READ, sector << SECTOR_SHIFT, len(buf), buf, done)
-        req.internal = True
         req.layer = self._layer_of[dd]
         self.in_flight += 1
         if req.nb_sectors:

@@ -86,7 +86,6 @@ class Request(Segment):
         fua: the data must be on disk before the answer.
         may_unmap: for ZERO: space may be given back.
         fast: for ZERO: fail with -EOPNOTSUPP rather than write zeroes.
-        internal: part of the engine's own handling of another request.
         tag: the front end's own.
     """
 
@@ -94,7 +93,6 @@ class Request(Segment):
         "done",
         "fast",
         "fua",
-        "internal",
         "length",
         "may_unmap",
         "offset",
@@ -126,7 +124,6 @@ class Request(Segment):
         self.tag = tag
         self.status = 0
         self.fua = fua
-        self.internal = False
         self.may_unmap = True
         self.fast = False
 

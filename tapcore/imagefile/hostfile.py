@@ -8,13 +8,11 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from tapcore.errors import ImageOpenError, UsageError
 from tapcore.imagefile.linux import BLKGETSIZE64, BLKSSZGET, fallocate
 from tapcore.imagefile.locks import lock_image
-
-Preallocation = Literal["off", "falloc", "full"]
 
 _ZEROES = bytes(1 << 20)
 

@@ -25,12 +25,6 @@ class Chunk:
         self.holds = 0
         self.current = True
 
-    def release(self) -> None:
-        """A write that used it is finished."""
-        self.holds -= 1
-        if not self.holds and not self.current:
-            POOL.give(self.view)
-
 
 class ReceiveBuffer:
     """Bytes received and not consumed yet: `view[start:end]`.

@@ -1,4 +1,4 @@
-"""Linux AIO through python-libaio: iocbs in one block of memory, reused; one io_submit a batch.
+"""Linux AIO through python-libaio: iocbs in one block of memory, reused; io_submit by batches.
 
 The package's own AIOBlock objects cost more than the I/O; its structures and its binding of the
 three system calls are used directly. Layouts: linux/aio_abi.h, struct iocb and struct io_event.
