@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, Final, Protocol
@@ -74,6 +76,7 @@ class DirectFile(ImageFile):
     def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
         super().__init__(fd, path, read_only=read_only)
         self._cached_fd = -1
+        self._overflow: deque[tuple[Callable[..., int], int, memoryview, Answer]] = deque()
         try:
             self.alignment = _alignment(fd, self.sector_size)
             self.sector_size = max(self.sector_size, self.alignment)
@@ -94,36 +97,43 @@ class DirectFile(ImageFile):
         """Queue a read for `submit`; returns 0, or -EBUSY where the queue is full."""
         io = self._io
         if not io.free:
-            return -errno.EBUSY
+            return self._full(self.queue_read, offset, buf, answer)
         length = len(buf)
         address = io.address(buf)
         self.in_flight += 1
         if address is not None and not (offset | length | address) & (self.alignment - 1):
-            io.queue_read(self.fd, offset, buf, (offset, buf, None, buf, answer))
+            io.queue_read(self.fd, offset, buf, (offset, buf, None, buf, 0, answer))
             return 0
         start, end = self._around(offset, length)
         bounce = POOL.take(end - start)
         target = bounce[: end - start]
-        io.queue_read(self.fd, start, target, (start, target, bounce, buf, answer))
+        skip = offset - start
+        io.queue_read(self.fd, start, target, (start, target, bounce, buf, skip, answer))
         return 0
 
     def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
         """Queue a write for `submit`; returns 0, or -EBUSY where the queue is full."""
         io = self._io
         if not io.free:
-            return -errno.EBUSY
+            return self._full(self.queue_write, offset, buf, answer)
         if (offset | len(buf)) & (self.alignment - 1):
             self._put(self._write_through_cache, (self._through_cache(), offset, buf), answer)
             return 0
         self.in_flight += 1
         address = io.address(buf)
         if address is not None and not address & (self.alignment - 1):
-            io.queue_write(self.fd, offset, buf, (offset, buf, None, None, answer))
+            io.queue_write(self.fd, offset, buf, (offset, buf, None, None, 0, answer))
             return 0
         bounce = POOL.take(len(buf))
         source = bounce[: len(buf)]
         source[:] = buf
-        io.queue_write(self.fd, offset, source, (offset, source, bounce, None, answer))
+        io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, answer))
+        return 0
+
+    def _full(self, queue: Callable[..., int], offset: int, buf: memoryview, answer: Answer) -> int:
+        if not self.keeps_overflow:
+            return -errno.EBUSY
+        self._overflow.append((queue, offset, buf, answer))
         return 0
 
     def submit(self) -> None:
@@ -141,10 +151,15 @@ class DirectFile(ImageFile):
         finished = 0
         for res, token in self._io.reap():
             finished += self._finish(res, token)
+        if self._overflow and self._io.free:
+            while self._overflow and self._io.free:
+                queue, offset, buf, answer = self._overflow.popleft()
+                queue(offset, buf, answer)
+            self.submit()
         return finished + self._answer_completions()
 
     def _finish(self, res: int, token: tuple[Any, ...]) -> int:
-        offset, view, bounce, into, (cb, dd, sector, nb_sectors, id, prv) = token
+        offset, view, bounce, into, skip, (cb, dd, sector, nb_sectors, id, prv) = token
         self.in_flight -= 1
         if res != len(view):
             res = self._finish_short(res, offset, view, reading=into is not None)
@@ -154,7 +169,6 @@ class DirectFile(ImageFile):
             if into is None:
                 self.size = max(self.size, offset + len(view))
             elif bounce is not None:
-                skip = (sector << 9) - offset
                 into[:] = view[skip : skip + len(into)]
         if bounce is not None:
             POOL.give(bounce)
@@ -182,6 +196,11 @@ class DirectFile(ImageFile):
             return -errno.EIO
         return self.read_blocking_cached(offset + count, buf[count:]) if count < len(buf) else 0
 
+    @property
+    def meta_fd(self) -> int:
+        """A descriptor of the file that goes through the page cache."""
+        return self._through_cache()
+
     def _write_through_cache(self, fd: int, offset: int, buf: memoryview) -> int:
         while len(buf):
             count = os.pwritev(fd, (buf,), offset)
@@ -208,7 +227,7 @@ class DirectFile(ImageFile):
     def drain(self) -> None:
         """Wait until nothing is under way; every callback has been called."""
         self.submit()
-        while self.in_flight:
+        while self.in_flight or self._overflow:
             os.set_blocking(self.io_fd, True)
             os.eventfd_read(self.io_fd)
             self._answer_all()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
-from tapcore.errors import IOFailedError, describe, errno_of
+from tapcore.errors import IOFailedError, UsageError, describe, errno_of
 from tapcore.imagefile.hostfile import (
     HoleMap,
     host_file_size,
@@ -49,6 +49,9 @@ class ImageFile:
     """
 
     direct = False
+    keeps_overflow = False
+    """Set by a driver that splits requests: `queue_read` and `queue_write` then keep what finds no
+    room, and never answer -EBUSY."""
 
     def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
         self.fd = fd
@@ -230,6 +233,83 @@ class ImageFile:
         if length:
             punch_hole(self.fd, offset, length)
             self.holes.forget()
+
+    # ---- metadata: any alignment, through the page cache in either cache mode ----------------
+
+    @property
+    def meta_fd(self) -> int:
+        """A descriptor of the file that goes through the page cache."""
+        return self.fd
+
+    def metadata_now(self, offset: int, length: int) -> bytes | None:
+        """A range (bytes), zero padded past the end of the file, if the page cache holds it.
+
+        Returns:
+            The content, or None: reading it would block; let `queue_work` call `read_metadata`.
+        """
+        buf = bytearray(length)
+        try:
+            count = os.preadv(self.meta_fd, (buf,), offset, self._read_flags)
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP or not self._read_flags:
+                return None
+            self._learn_nowait()
+            return self.metadata_now(offset, length) if self._nowait else None
+        if count < length and offset + count < self.size:
+            return None
+        return bytes(buf)
+
+    def read_metadata(self, offset: int, length: int) -> bytes:
+        """A range (bytes), zero padded past the end of the file; waits for the disk.
+
+        Raises:
+            OSError: as the system says.
+        """
+        parts = []
+        left = length
+        while left:
+            part = os.pread(self.meta_fd, left, offset)
+            if not part:
+                parts.append(bytes(left))
+                break
+            parts.append(part)
+            offset += len(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write_metadata(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a range (bytes) into the page cache, whatever its alignment.
+
+        Raises:
+            OSError: as the system says.
+        """
+        view = memoryview(data).cast("B")
+        end = offset + len(view)
+        while len(view):
+            count = os.pwritev(self.meta_fd, (view,), offset)
+            offset += count
+            view = view[count:]
+        self.size = max(self.size, end)
+
+    def queue_work(self, work: Callable[..., int], args: tuple[Any, ...], answer: Answer) -> None:
+        """Run `work(*args)`, which returns 0 or -errno or raises, in a thread; `reap` answers."""
+        self._put(work, args, answer)
+
+    def truncate_up(self, size: int) -> None:
+        """Make the file at least `size` bytes long; what is new is a hole.
+
+        Nobody may be writing past `size` meanwhile: that would be cut off.
+
+        Raises:
+            OSError: as the system says; ENOSPC for a block device that is shorter.
+        """
+        if size <= host_file_size(self.fd):
+            return
+        try:
+            resize_host_file(self.fd, size)
+        except UsageError:
+            raise OSError(errno.ENOSPC, "the block device is full") from None
+        self.size = max(self.size, size)
 
     # ---- what lies where -------------------------------------------------------------------
 
