@@ -52,7 +52,9 @@ if TYPE_CHECKING:
         open_image_file,
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
+    from tapcore.keys import Keys
     from tapcore.models import (
+        Bitmap,
         CacheMode,
         CheckResult,
         DiskDriver,
@@ -62,10 +64,13 @@ if TYPE_CHECKING:
         Finding,
         FormatOption,
         Inspection,
+        Measurement,
         OpenOptions,
+        Snapshot,
         TdCallback,
         TdState,
     )
+    from tapcore.namedfiles import open_named_file
     from tapcore.names import parse_size
     from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
     from tapcore.references import ReferencePolicy
@@ -114,7 +119,9 @@ _HOMES = {
         "host_file_size",
         "open_image_file",
     ),
+    "keys": ("Keys",),
     "models": (
+        "Bitmap",
         "CacheMode",
         "CheckResult",
         "DiskDriver",
@@ -124,10 +131,13 @@ _HOMES = {
         "Finding",
         "FormatOption",
         "Inspection",
+        "Measurement",
         "OpenOptions",
+        "Snapshot",
         "TdCallback",
         "TdState",
     ),
+    "namedfiles": ("open_named_file",),
     "names": ("parse_size",),
     "nbd.server": ("NbdServer", "TcpAddress", "UnixAddress"),
     "references": ("ReferencePolicy",),
@@ -153,6 +163,7 @@ __all__ = [
     "VDISK_CDROM",
     "VDISK_READONLY",
     "VDISK_REMOVABLE",
+    "Bitmap",
     "CacheMode",
     "CheckResult",
     "Disk",
@@ -169,7 +180,9 @@ __all__ = [
     "ImageLockedError",
     "ImageOpenError",
     "Inspection",
+    "Keys",
     "MappedExtent",
+    "Measurement",
     "NbdServer",
     "NotSupportedError",
     "OpenOptions",
@@ -178,6 +191,7 @@ __all__ = [
     "ReferencePolicy",
     "ReferencePolicyError",
     "Registry",
+    "Snapshot",
     "TapError",
     "TcpAddress",
     "TdCallback",
@@ -196,6 +210,7 @@ __all__ = [
     "nbd_server",
     "open",
     "open_image_file",
+    "open_named_file",
     "parse_size",
 ]
 

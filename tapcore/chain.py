@@ -10,6 +10,7 @@ import attrs
 
 from tapcore.constants import (
     MAX_CHAIN_DEPTH,
+    MAX_CLUSTER_SIZE,
     MAX_DISK_SECTORS,
     TD_NO_PARENT,
     TD_RDONLY,
@@ -20,6 +21,7 @@ from tapcore.errors import (
     DriverError,
     ImageFormatError,
     ImageOpenError,
+    NotSupportedError,
     TapError,
     UsageError,
     open_error,
@@ -45,7 +47,7 @@ def open_disk(
     Args:
         name: `[HANDLE:]PATH`, or its parts.
         registry: the drivers.
-        flags: `TD_RDONLY` or 0; parents are always opened read-only.
+        flags: `TD_RDONLY` or 0; parents, and snapshots, are always opened read-only.
         options: how to open.
         may_probe: without a handle, ask the drivers to recognise the file.
         with_parents: False opens the child alone (its holes read as zeroes).
@@ -58,6 +60,8 @@ def open_disk(
     """
     disk_id = split_name(name, registry) if isinstance(name, str) else name
     options = options or OpenOptions()
+    if options.snapshot:
+        flags |= TD_RDONLY
     if not disk_id.drivertype:
         if not may_probe:
             raise UsageError(
@@ -69,7 +73,7 @@ def open_disk(
     try:
         disk.disks = _open_image(disk_id, disk, registry, flags, options)
         if with_parents:
-            _open_parents(disk.disks, disk, registry, options)
+            _open_parents(disk.disks, disk, registry, attrs.evolve(options, snapshot=""))
     except BaseException:
         _close_images(disk)
         raise
@@ -89,6 +93,11 @@ def _open_image(
             f"the format {disk_id.drivertype} can only be read (--read-only would open it)",
             image=disk_id.name,
             errno=errno.EROFS,
+        )
+    if options.snapshot and "td_snapshots" not in drv.implemented:
+        raise NotSupportedError(
+            f"the format '{disk_id.drivertype}' has no internal snapshots (--snapshot)",
+            image=disk_id.name,
         )
     dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
     try:
@@ -110,6 +119,9 @@ def _impossible(dd: DiskDriver) -> str:
     unit = dd.sector_size
     if unit < 512 or unit & (unit - 1) or unit > 1 << 20:
         return f"reports an impossible sector size of {unit} bytes"
+    cluster = dd.cluster_size
+    if cluster % 512 or not 0 <= cluster <= MAX_CLUSTER_SIZE:
+        return f"reports an impossible cluster size of {cluster} bytes"
     return ""
 
 

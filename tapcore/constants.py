@@ -39,3 +39,6 @@ MAX_CHAIN_DEPTH: Final = 64
 
 MAX_DISK_SECTORS: Final = ((1 << 63) - 1) >> SECTOR_SHIFT
 """Largest disk (sectors): host file offsets are signed 64-bit byte counts."""
+
+MAX_CLUSTER_SIZE: Final = 64 << 20
+"""Largest unit of allocation (bytes): a cluster is held in memory whole."""

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tapcore.constants import TD_NO_PARENT
 from tapcore.errors import NotSupportedError
 from tapcore.hookspecs import hookimpl
-from tapcore.models import CheckResult, DiskDriver, DiskId, Extent, Inspection, TdCallback
+from tapcore.models import (
+    Bitmap,
+    CheckResult,
+    DiskDriver,
+    DiskId,
+    Extent,
+    Inspection,
+    Measurement,
+    Snapshot,
+    TdCallback,
+)
 
 
 @hookimpl
@@ -125,3 +135,90 @@ def td_resize(dd: DiskDriver, size: int) -> None:
 def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     """The format has no metadata to be checked."""
     raise NotSupportedError("this format has no metadata to check")
+
+
+@hookimpl
+def td_queue_write_compressed(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """The format stores everything plain."""
+    return -errno.EOPNOTSUPP
+
+
+@hookimpl
+def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
+    """There are none, and there never will be."""
+    return []
+
+
+@hookimpl
+def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
+    """The format keeps one state."""
+    raise NotSupportedError("this format has no internal snapshots")
+
+
+@hookimpl
+def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
+    """The format keeps one state."""
+    raise NotSupportedError("this format has no internal snapshots")
+
+
+@hookimpl
+def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
+    """The format keeps one state."""
+    raise NotSupportedError("this format has no internal snapshots")
+
+
+@hookimpl
+def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
+    """An image stays as it was made."""
+    raise NotSupportedError("this format has nothing that can be changed in place")
+
+
+@hookimpl
+def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """Nothing is recorded, or nothing that could be changed."""
+    raise NotSupportedError("the parent of this format's images cannot be changed")
+
+
+@hookimpl
+def td_make_empty(dd: DiskDriver) -> None:
+    """Content stays where it is."""
+    raise NotSupportedError("images of this format cannot be emptied")
+
+
+@hookimpl
+def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
+    """There are none."""
+    return []
+
+
+@hookimpl
+def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
+    """There are none."""
+    raise NotSupportedError("this format has no bitmaps")
+
+
+@hookimpl
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """Only the driver knows what its tables take."""
+    raise NotSupportedError("the size of images of this format cannot be told beforehand")
+
+
+@hookimpl
+def td_stream(
+    out: Callable[[Any], object],
+    size: int,
+    options: Mapping[str, str],
+    pieces: Iterable[tuple[int, memoryview]],
+) -> None:
+    """The format's head says what only the end of the work knows."""
+    raise NotSupportedError("this format cannot be written front to back")

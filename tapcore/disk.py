@@ -7,7 +7,7 @@ import io
 import os
 import select
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,8 +15,19 @@ import attrs
 
 from tapcore.chain import close_disk, open_disk
 from tapcore.constants import TD_RDONLY
-from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, MappedExtent, Request, engine_of
+from tapcore.engine import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_COMPRESSED,
+    ZERO,
+    MappedExtent,
+    Request,
+    engine_of,
+)
 from tapcore.engine.extents import chain_extents
+from tapcore.engine.requests import OP_NAMES
 from tapcore.errors import (
     IOFailedError,
     NotSupportedError,
@@ -24,8 +35,10 @@ from tapcore.errors import (
     ReadOnlyError,
     TapError,
     UsageError,
+    open_error,
 )
-from tapcore.models import CacheMode, DiskDriver, OpenOptions, TdState
+from tapcore.keys import Keys
+from tapcore.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 
@@ -45,6 +58,9 @@ def open(
     lock: bool = True,
     filters: tuple[str, ...] = (),
     copy_on_read: bool = False,
+    snapshot: str = "",
+    keys: bytes | Mapping[str, bytes] | Keys | None = None,
+    metadata_cache: int | None = None,
     registry: Registry | None = None,
     private: Mapping[str, Any] | None = None,
 ) -> Disk:
@@ -60,6 +76,10 @@ def open(
         lock: take QEMU-compatible locks; may be False only with `readonly`.
         filters: names of installed filters to wrap the drivers in.
         copy_on_read: write into the child what is read from its parents.
+        snapshot: open this internal snapshot, by id or name; only with `readonly`.
+        keys: the passphrase of encrypted images, or the path of each and its own.
+        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
+            default.
         registry: drivers to use instead of the installed ones.
         private: passed to drivers as `dd.options.private`.
 
@@ -72,11 +92,16 @@ def open(
     words = parents if isinstance(parents, tuple) else (parents,)
     if not lock and not readonly:
         raise UsageError("a disk can be opened without a lock only for reading", image=name)
+    if snapshot and not readonly:
+        raise UsageError("a snapshot can be opened only for reading", image=name)
     options = OpenOptions(
         cache=cache,
         references=ReferencePolicy.from_words(tuple(os.fspath(w) for w in words)),
         locking=lock,
         filters=filters,
+        snapshot=snapshot,
+        keys=keys if isinstance(keys, Keys) else Keys.of(keys),
+        metadata_cache=metadata_cache,
         private=private or {},
     )
     disk = open_disk(
@@ -132,6 +157,11 @@ class Disk(io.RawIOBase):
         return self._engine.size
 
     @property
+    def cluster_size(self) -> int:
+        """The format's unit of allocation, in bytes."""
+        return self._engine.cluster_size
+
+    @property
     def read_only(self) -> bool:
         """Whether it was opened for reading only."""
         return self._engine.read_only
@@ -184,6 +214,31 @@ class Disk(io.RawIOBase):
             self._call(WRITE, offset + start, len(part), part, fua=fua)
         return len(view)
 
+    def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Store whole clusters compressed.
+
+        Args:
+            offset: bytes, a multiple of `cluster_size`.
+            data: whole clusters; the disk's last one may be cut by its end.
+
+        Returns:
+            The bytes written: all.
+
+        Raises:
+            NotSupportedError: the format stores everything plain.
+        """
+        view = memoryview(data).cast("B")
+        self._check_range(offset, len(view))
+        if "td_queue_write_compressed" not in self._leaf.drv.implemented:
+            text = f"the format '{self.handle}' cannot store compressed data"
+            raise NotSupportedError(text, image=self.name)
+        unit = self.cluster_size
+        step = max(_MAX_CALL // unit * unit, unit)
+        for start in range(0, len(view), step):
+            part = view[start : start + step]
+            self._call(WRITE_COMPRESSED, offset + start, len(part), part)
+        return len(view)
+
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
         self._check_range(offset, length)
@@ -218,6 +273,37 @@ class Disk(io.RawIOBase):
         self._check_open()
         found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
         return found
+
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots of the image; none where the format has none."""
+        return list(self._ask(lambda dd: dd.drv.td_snapshots(dd)))
+
+    def bitmaps(self) -> list[Bitmap]:
+        """The persistent bitmaps of the image; none where the format has none."""
+        return list(self._ask(lambda dd: dd.drv.td_bitmaps(dd)))
+
+    def bitmap_ranges(self, name: str) -> list[tuple[int, int]]:
+        """What a bitmap calls changed: (start, length) in bytes, in order.
+
+        Raises:
+            UsageError: the image has no such bitmap, or it is inconsistent.
+        """
+        found = [bitmap for bitmap in self.bitmaps() if bitmap.name == name]
+        if not found:
+            raise UsageError(f"has no bitmap '{name}'", image=self.name)
+        if found[0].inconsistent:
+            text = f"the bitmap '{name}' was not saved properly, and says nothing"
+            raise UsageError(text, image=self.name)
+        return list(self._ask(lambda dd: dd.drv.td_bitmap_ranges(dd, name)))
+
+    def _ask(self, question: Callable[[DiskDriver], Any]) -> Any:
+        """Call a hook that needs no loop; its errors get the image's name."""
+        with self._lock:
+            self._check_open()
+            try:
+                return question(self._leaf)
+            except (TapError, OSError) as exc:
+                raise open_error(exc, self.name) from exc
 
     def resize(self, size: int) -> None:
         """Change the virtual size (bytes, a multiple of 512); new space reads as zeroes."""
@@ -364,7 +450,7 @@ class Disk(io.RawIOBase):
             self._engine.turn()
             self._wait(lambda: outcome.done)
         if req.status:
-            raise _failed(self.name, ("read", "write", "flush", "discard", "zero")[op], req.status)
+            raise _failed(self.name, OP_NAMES[op], req.status)
 
     def _wait(self, done: Any) -> None:
         engine = self._engine

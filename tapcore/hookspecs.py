@@ -15,17 +15,20 @@ core turns it into the errno of the requests concerned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pluggy
 
 from tapcore.models import (
+    Bitmap,
     CheckResult,
     DiskDriver,
     DiskId,
     Extent,
     Inspection,
+    Measurement,
+    Snapshot,
     TdCallback,
 )
 
@@ -282,4 +285,145 @@ def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     Args:
         dd: the image; open for writing where `repair` is not empty.
         repair: "", "leaks" or "all".
+    """
+
+
+@hookspec(firstresult=True)
+def td_queue_write_compressed(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """Store whole clusters compressed; arguments, answers and results as `td_queue_write`.
+
+    What does not become smaller is stored plain. A cluster that is stored already may be refused.
+
+    Args:
+        dd: the image.
+        sector: first sector of a cluster (`dd.cluster_size`).
+        nb_sectors: whole clusters; the disk's last one may be cut by its end. At most 1 MiB, or
+            one cluster where that is larger.
+        buf: the content, not to be changed; the driver's until all is answered.
+        cb: as for a write.
+        id: as for a write.
+        prv: as for a write.
+    """
+
+
+@hookspec(firstresult=True)
+def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
+    """The internal snapshots of the image, in its own order."""
+
+
+@hookspec(firstresult=True)
+def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
+    """Keep the present content as a snapshot; it is on disk when this returns.
+
+    Args:
+        dd: the image, open for writing, with nothing in flight.
+        name: for people, not empty; no snapshot of the image has it as its name or id.
+
+    Raises:
+        OSError, TapError: no snapshot was made.
+    """
+
+
+@hookspec(firstresult=True)
+def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
+    """Make the disk's content that of a snapshot, which stays; sets `dd.size` if that differs.
+
+    Args:
+        dd: the image, open for writing, with nothing in flight.
+        name: of one of `td_snapshots`: its id, or where no id is so, its name.
+    """
+
+
+@hookspec(firstresult=True)
+def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
+    """Forget a snapshot, and give back what only it used; arguments as `td_snapshot_apply`."""
+
+
+@hookspec(firstresult=True)
+def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
+    """Change options of an image that exists, in place; the content stays.
+
+    Args:
+        dd: the image, open for writing, with nothing in flight.
+        options: from `-o`, only names that the driver's `amend_options` has.
+
+    Raises:
+        OSError, TapError: the image is as it was, or changed in part and consistent.
+    """
+
+
+@hookspec(firstresult=True)
+def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """Change what is recorded of the parent, on disk when this returns. Moves no content.
+
+    Args:
+        dd: the image, open for writing, with nothing in flight; `dd.next` is the parent that was
+            recorded until now, where it was opened.
+        parent: what is to be recorded, exactly so; None: the image stands alone.
+    """
+
+
+@hookspec(firstresult=True)
+def td_make_empty(dd: DiskDriver) -> None:
+    """Forget all content: every sector becomes a hole, and shows the parent. Size and parent stay.
+
+    Args:
+        dd: the image, open for writing, with nothing in flight.
+    """
+
+
+@hookspec(firstresult=True)
+def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
+    """The persistent bitmaps of the image."""
+
+
+@hookspec(firstresult=True)
+def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
+    """What a bitmap calls changed: (start, length) in bytes, in order, neighbours joined.
+
+    Args:
+        dd: the image.
+        name: of one of `td_bitmaps` that is not inconsistent.
+    """
+
+
+@hookspec(firstresult=True)
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """How large a new image would be; makes nothing.
+
+    Args:
+        size: virtual size in bytes, a multiple of 512.
+        options: as for `td_create`.
+        data: (start, length) in bytes of the ranges that hold data, in order, not overlapping,
+            inside the disk; neighbours need not be joined. To be taken once.
+    """
+
+
+@hookspec(firstresult=True)
+def td_stream(
+    out: Callable[[Any], object],
+    size: int,
+    options: Mapping[str, str],
+    pieces: Iterable[tuple[int, memoryview]],
+) -> None:
+    """Write a whole new image strictly from front to back, so that it can go into a pipe.
+
+    Args:
+        out: takes the next bytes of the image (any buffer, which may be used again afterwards);
+            raises what writing raises.
+        size: virtual size in bytes, a multiple of 512.
+        options: as for `td_create`.
+        pieces: (offset, content) in order, not overlapping, inside the disk; what lies between
+            them is zeroes. Pieces begin and end at multiples of 64 KiB, but for the disk's end.
+            A piece's memory is valid until the next one is taken.
     """

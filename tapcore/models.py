@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
+from tapcore.keys import Keys
 
 if TYPE_CHECKING:
     from tapcore.references import ReferencePolicy
@@ -41,7 +42,7 @@ class DiskId:
 
 @attrs.frozen
 class FormatOption:
-    """An option of `td_create` (`-o KEY=VALUE`).
+    """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).
 
     Attributes:
         name: the key, spelt as `qemu-img create -o help` spells it.
@@ -70,7 +71,8 @@ class DiskInfo:
         use_ioemu: blktap's default backend; always False here, kept for its literature.
         suffixes: file suffixes (".qcow2") that a new image of this format is recognised by.
         file_backed: the image's name is a path in the file system.
-        create_options: what `-o` takes.
+        create_options: what `-o` takes for a new image.
+        amend_options: what `-o` takes for one that exists; `default` says nothing there.
         idnum: position in the table.
         drv: the driver's operations.
         capabilities: what the driver can do, derived from the hooks that it implements.
@@ -86,6 +88,7 @@ class DiskInfo:
     suffixes: tuple[str, ...] = ()
     file_backed: bool = True
     create_options: tuple[FormatOption, ...] = ()
+    amend_options: tuple[FormatOption, ...] = ()
 
     idnum: int = -1
     drv: TapDisk | None = None
@@ -124,6 +127,18 @@ class TapDisk:
     td_inspect: Callable[..., Any]
     td_resize: Callable[..., Any]
     td_check: Callable[..., Any]
+    td_queue_write_compressed: Callable[..., Any]
+    td_snapshots: Callable[..., Any]
+    td_snapshot_create: Callable[..., Any]
+    td_snapshot_apply: Callable[..., Any]
+    td_snapshot_delete: Callable[..., Any]
+    td_amend: Callable[..., Any]
+    td_set_parent: Callable[..., Any]
+    td_make_empty: Callable[..., Any]
+    td_bitmaps: Callable[..., Any]
+    td_bitmap_ranges: Callable[..., Any]
+    td_measure: Callable[..., Any]
+    td_stream: Callable[..., Any]
 
 
 @attrs.define
@@ -137,6 +152,13 @@ class OpenOptions:
         probed: the handle was guessed from the content, so a raw image refuses writes that
             would make its first sector look like another format.
         filters: names of the filters that wrap every driver of the chain.
+        snapshot: open this internal snapshot, by id or name, instead of the present content;
+            read-only, and only of the child: parents are opened without it.
+        keys: passphrases of encrypted images.
+        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
+            default.
+        metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
+            that holds nothing but content, and asks for no passphrase.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -145,6 +167,10 @@ class OpenOptions:
     locking: bool = True
     probed: bool = False
     filters: tuple[str, ...] = ()
+    snapshot: str = ""
+    keys: Keys = attrs.field(factory=Keys)
+    metadata_cache: int | None = None
+    metadata_only: bool = False
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -164,6 +190,8 @@ class DiskDriver:
         size: of this image, in sectors.
         sector_size: bytes; reads and writes reach the driver in whole multiples of it (its last
             one may be cut by the end of the image). At least 512, a power of two.
+        cluster_size: bytes; the format's unit of allocation, in which it is best read and written
+            (and compressed); a multiple of 512. 0: `sector_size`.
         info: `VDISK_*` bits.
         options: how to open.
     """
@@ -179,6 +207,7 @@ class DiskDriver:
     early: int = 0
     size: int = 0
     sector_size: int = DEFAULT_SECTOR_SIZE
+    cluster_size: int = 0
     info: int = 0
 
     @property
@@ -309,3 +338,60 @@ class CheckResult:
     compressed_clusters: int = 0
     image_end_offset: int = 0
     messages: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class Snapshot:
+    """An internal snapshot: a state of the disk that the image keeps.
+
+    Attributes:
+        id: the format's own; unique in the image.
+        name: for people; need not be unique.
+        date_sec: when it was made, seconds since 1970 UTC.
+        date_nsec: and nanoseconds.
+        vm_state_size: bytes of a virtual machine's state kept with it; 0: none.
+        vm_clock_nsec: nanoseconds that the machine had run.
+        disk_size: bytes that the disk had; None where it is not recorded.
+        icount: instructions that the machine had run; None where it is not recorded.
+    """
+
+    id: str
+    name: str
+    date_sec: int = 0
+    date_nsec: int = 0
+    vm_state_size: int = 0
+    vm_clock_nsec: int = 0
+    disk_size: int | None = None
+    icount: int | None = None
+
+
+@attrs.frozen
+class Bitmap:
+    """A persistent bitmap: which parts of the disk changed since some moment.
+
+    Attributes:
+        name: unique in the image.
+        granularity: bytes that one bit stands for.
+        enabled: writes are being recorded in it.
+        inconsistent: it was not saved properly, and says nothing.
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    inconsistent: bool = False
+
+
+@attrs.frozen
+class Measurement:
+    """Bytes that a new image would take.
+
+    Attributes:
+        required: for the content as it is.
+        fully_allocated: if every byte of the disk were written.
+        bitmaps: for its persistent bitmaps, not counted above.
+    """
+
+    required: int
+    fully_allocated: int
+    bitmaps: int = 0

@@ -36,6 +36,13 @@ _CAPABILITY_HOOKS = (
     ("extents", "td_extents"),
     ("resize", "td_resize"),
     ("check", "td_check"),
+    ("compress", "td_queue_write_compressed"),
+    ("snapshots", "td_snapshots"),
+    ("amend", "td_amend"),
+    ("rebase", "td_set_parent"),
+    ("stream", "td_stream"),
+    ("bitmaps", "td_bitmaps"),
+    ("measure", "td_measure"),
 )
 
 

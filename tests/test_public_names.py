@@ -11,7 +11,12 @@ import tapcore
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVERS = [*ROOT.glob("plugins/*/tap_*/**/*.py"), *ROOT.glob("docs/examples/*/tap_*/**/*.py")]
-PUBLIC_MODULES = {"tapcore.rawfile", "tapcore.testkit"}
+PUBLIC_MODULES = {
+    "tapcore.deflate",
+    "tapcore.rawfile",
+    "tapcore.sectorcipher",
+    "tapcore.testkit",
+}
 _IMPORT = re.compile(r"^\s*(?:from|import) (tapcore\.[\w.]+)", re.MULTILINE)
 
 

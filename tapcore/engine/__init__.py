@@ -2,13 +2,22 @@
 
 from tapcore.engine.engine import Engine, engine_of
 from tapcore.engine.extents import MappedExtent, chain_extents
-from tapcore.engine.requests import DISCARD, FLUSH, READ, WRITE, ZERO, Request
+from tapcore.engine.requests import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_COMPRESSED,
+    ZERO,
+    Request,
+)
 
 __all__ = [
     "DISCARD",
     "FLUSH",
     "READ",
     "WRITE",
+    "WRITE_COMPRESSED",
     "ZERO",
     "Engine",
     "MappedExtent",

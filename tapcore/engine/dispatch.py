@@ -22,6 +22,7 @@ from tapcore.engine.requests import (
     OP_NAMES,
     READ,
     WRITE,
+    WRITE_COMPRESSED,
     ZERO,
     CopyingRead,
     Layer,
@@ -58,6 +59,7 @@ class Dispatcher:
         size: of the disk, in bytes.
         read_only: writes are refused.
         mask: the child's unit (bytes), less one; drivers get whole units.
+        cluster_size: the child's unit of allocation (bytes).
         in_flight: requests taken and not finished.
     """
 
@@ -85,6 +87,7 @@ class Dispatcher:
         self.size = dd.size << SECTOR_SHIFT
         self.read_only = dd.read_only
         self.mask = max(dd.sector_size, DEFAULT_SECTOR_SIZE) - 1
+        self.cluster_size = dd.cluster_size or self.mask + 1
 
     # ---- parts of other requests ------------------------------------------------------------
 
@@ -109,7 +112,7 @@ class Dispatcher:
 
     def _refused_by_guard(self, req: Request) -> bool:
         assert self._guard is not None
-        if req.op != WRITE or req.buf is None:
+        if req.op not in (WRITE, WRITE_COMPRESSED) or req.buf is None:
             return False
         reason = self._guard(bytes(req.buf[:DEFAULT_SECTOR_SIZE]))
         if not reason:
@@ -130,9 +133,13 @@ class Dispatcher:
 
     def _split(self, req: Request) -> None:
         at, end = req.sector, req.sector + req.nb_sectors
+        most = MAX_SEGMENT_SECTORS
+        if req.op == WRITE_COMPRESSED:  # of whole clusters, which may be larger
+            cluster = self.cluster_size >> SECTOR_SHIFT
+            most = max(most // cluster * cluster, cluster)
         req.forwarded = req.nb_sectors
         while at < end:
-            count = min(MAX_SEGMENT_SECTORS, end - at)
+            count = min(most, end - at)
             self.issue(Segment(req.op, at, count, req.slice(at, count), req, self._leaf))
             at += count
 
@@ -180,6 +187,8 @@ class Dispatcher:
             res: int | None = layer.flush(dd, self._flushed, serial, seg)
         elif seg.op == DISCARD:
             res = layer.discard(dd, seg.sector, seg.nb_sectors, cb, serial, seg)
+        elif seg.op == WRITE_COMPRESSED:
+            res = layer.write_compressed(dd, seg.sector, seg.nb_sectors, seg.buf, cb, serial, seg)
         else:
             unmap = seg.root().may_unmap
             try:

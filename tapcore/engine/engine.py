@@ -9,7 +9,15 @@ from typing import Any
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.dispatch import Dispatcher
-from tapcore.engine.requests import FLUSH, READ, WRITE, ZERO, Request, Segment
+from tapcore.engine.requests import (
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_COMPRESSED,
+    ZERO,
+    Request,
+    Segment,
+)
 from tapcore.engine.unaligned import submit_unaligned
 from tapcore.models import DiskDriver, TdState
 
@@ -40,10 +48,14 @@ class Engine(Dispatcher):
         op = req.op
         length = req.length
         if req.offset + length > self.size or req.offset < 0:
-            self.refuse(req, errno.ENOSPC if op in (WRITE, ZERO) else errno.EINVAL)
+            writes = op in (WRITE, ZERO, WRITE_COMPRESSED)
+            self.refuse(req, errno.ENOSPC if writes else errno.EINVAL)
             return
         if op != READ and self.read_only and op != FLUSH:
             self.refuse(req, errno.EROFS)
+            return
+        if op == WRITE_COMPRESSED and not self._whole_clusters(req):
+            self.refuse(req, errno.EINVAL)
             return
         self.in_flight += 1
         if op == FLUSH:
@@ -71,8 +83,13 @@ class Engine(Dispatcher):
             and not req.length & (DEFAULT_SECTOR_SIZE - 1)
         )
 
+    def _whole_clusters(self, req: Request) -> bool:
+        """Of which the disk's last may be cut by its end."""
+        size, end = self.cluster_size, req.offset + req.length
+        return not req.offset % size and (not end % size or end == self.size)
+
     def submit_write(self, req: Request) -> None:
-        """Start an aligned WRITE, ZERO or DISCARD, in order with what holds its range."""
+        """Start an aligned request that changes content, in order with what holds its range."""
         if self._guard is not None and req.sector == 0 and self._refused_by_guard(req):
             return
         start, end = req.sector, req.sector + req.nb_sectors

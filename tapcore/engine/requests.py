@@ -22,8 +22,9 @@ WRITE: Final = 1
 FLUSH: Final = 2
 DISCARD: Final = 3
 ZERO: Final = 4
+WRITE_COMPRESSED: Final = 5
 
-OP_NAMES: Final = ("read", "write", "flush", "discard", "write zeroes")
+OP_NAMES: Final = ("read", "write", "flush", "discard", "write zeroes", "compressed write")
 
 
 class Segment:
@@ -168,6 +169,7 @@ class Layer:
         "submit",
         "unit_mask",
         "write",
+        "write_compressed",
         "zero",
     )
 
@@ -177,6 +179,7 @@ class Layer:
         self.next = next_layer
         self.read = drv.td_queue_read
         self.write = drv.td_queue_write
+        self.write_compressed = drv.td_queue_write_compressed
         self.discard = drv.td_queue_discard
         self.zero = drv.td_queue_write_zeroes
         self.flush = drv.td_queue_flush

@@ -1,0 +1,112 @@
+"""Passphrases of encrypted images: which image is opened with which, and where they come from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from tapcore.errors import UsageError, describe
+
+MAX_KEY_BYTES: Final = 1 << 20
+"""A file longer than this is not a passphrase, but some other file named by mistake."""
+
+_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
+
+
+@attrs.frozen
+class Keys:
+    """What the images of a chain are decrypted with. Never shown: `repr` tells no content.
+
+    Attributes:
+        default: the passphrase of every image that has none of its own.
+        by_image: (real path of an image, its passphrase).
+    """
+
+    default: bytes | None = attrs.field(default=None, repr=False)
+    by_image: tuple[tuple[str, bytes], ...] = attrs.field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, keys: bytes | Mapping[str, bytes] | None) -> Keys:
+        """From Python: one passphrase for all, or the path of each image and its own."""
+        if keys is None:
+            return cls()
+        if isinstance(keys, bytes):
+            return cls(default=keys)
+        return cls(by_image=tuple((_real_path(name), key) for name, key in keys.items()))
+
+    @classmethod
+    def from_words(cls, words: tuple[str, ...]) -> Keys:
+        """From the values of `--key-file FILE|IMAGE=FILE`; the files are read here.
+
+        A later value for the same image replaces an earlier one.
+
+        Raises:
+            UsageError: a file cannot be read, is empty, or is too long for a passphrase.
+        """
+        default: bytes | None = None
+        by_image: dict[str, bytes] = {}
+        for word in words:
+            image, path = _split(word)
+            key = read_key_file(path)
+            if image:
+                by_image[_real_path(image)] = key
+            else:
+                default = key
+        return cls(default, tuple(by_image.items()))
+
+    def passphrase(self, image_path: str) -> bytes | None:
+        """The passphrase of an image, or None where none was given.
+
+        Args:
+            image_path: the image's path; symbolic links in it do not matter.
+        """
+        path = os.path.realpath(image_path)
+        for named, key in self.by_image:
+            if named == path:
+                return key
+        return self.default
+
+
+def read_key_file(path: str) -> bytes:
+    """A passphrase: the file's content (bytes) without one newline at its end.
+
+    Raises:
+        UsageError: it cannot be read, holds nothing, or is too long.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_KEY_BYTES + 1)
+    except OSError as exc:
+        text = f"key file '{path}': {describe(exc)}"
+        raise UsageError(text, errno=exc.errno) from None
+    if len(content) > MAX_KEY_BYTES:
+        raise UsageError(f"key file '{path}': is longer than a passphrase can be (1 MiB)")
+    key = content.removesuffix(b"\n")
+    if not key:
+        raise UsageError(f"key file '{path}': is empty")
+    return key
+
+
+def _split(word: str) -> tuple[str, str]:
+    """The image, or "", and the file; either may have "=" in its name."""
+    if "=" not in word or os.path.lexists(word):
+        return "", word
+    at = word.find("=")
+    while at >= 0:
+        if os.path.lexists(word[at + 1 :]):
+            return word[:at], word[at + 1 :]
+        at = word.find("=", at + 1)
+    image, _, path = word.partition("=")
+    return image, path
+
+
+def _real_path(image: str) -> str:
+    """The path behind `[HANDLE:]PATH`, symbolic links resolved."""
+    handle = _HANDLE.match(image)
+    if handle is not None and not os.path.lexists(image):
+        image = image[handle.end() :]
+    return os.path.realpath(image)
