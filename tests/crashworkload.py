@@ -1,0 +1,211 @@
+"""Random work on a disk while it is recorded, and what may be read from it after a crash.
+
+What was answered before a flush began, which was done before the crash, must be there. Of what came
+later each sector may be there or not, whatever the others are.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+import tapcore
+from crashrecorder import NEVER, Recording
+from diskmodel import run_all
+from tapcore.engine import DISCARD, FLUSH, WRITE, ZERO, Request
+
+SECTOR = 512
+
+
+@attrs.define(eq=False)
+class Done:
+    """One request: its sectors' new content, when it began, was answered, and is surely safe."""
+
+    sector: int
+    content: bytes
+    discard: bool = False
+    fua: bool = False
+    began: int = 0
+    done: int = NEVER
+
+    @property
+    def nb_sectors(self) -> int:
+        return len(self.content) // SECTOR
+
+
+@attrs.define(eq=False)
+class Workload:
+    """Batches of writes, zeroes, discards and flushes, and their history.
+
+    Attributes:
+        disk: open for writing, within the recording.
+        recording: of its files.
+        rng: decides.
+        windows: the (offset, length) in bytes, whole sectors, in which the work is done.
+        below: what discarded sectors may read as besides zeroes: a parent's content, all of the
+            disk; None without one.
+        largest: bytes of a request at most.
+        flushes: how often a batch has one, 0 to 1.
+        history: the requests in their order.
+    """
+
+    disk: tapcore.Disk
+    recording: Recording
+    rng: random.Random
+    windows: Sequence[tuple[int, int]]
+    below: bytes | None = None
+    largest: int = 96 << 10
+    flushes: float = 0.4
+    history: list[Done] = attrs.field(factory=list)
+    _flushed: list[tuple[int, int]] = attrs.field(factory=list)
+    _before: dict[int, bytes] = attrs.field(factory=dict)
+    _now: dict[int, bytes] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for offset, length in self.windows:
+            content = self.disk.pread(offset, length)
+            assert len(content) == length
+            self._before[offset] = content
+            for at in range(0, length, SECTOR):
+                self._now[(offset + at) // SECTOR] = content[at : at + SECTOR]
+
+    # ---- work -------------------------------------------------------------------------------
+
+    def run(self, batches: int) -> None:
+        """Do so many batches; each is finished before the next begins."""
+        for _ in range(batches):
+            self._batch()
+
+    def flush(self) -> None:
+        """A flush alone."""
+        began = self.recording.now()
+        self.disk.sync()
+        self._flushed.append((began, self.recording.now()))
+
+    def _batch(self) -> None:
+        requests = [self._request(sector, count) for sector, count in self._places()]
+        if self.rng.random() < self.flushes:
+            requests.insert(self.rng.randrange(len(requests) + 1), self._flush_request())
+        # the moments of all are taken before any is submitted: they count as beginning together
+        run_all(self.disk, requests)
+        for request in requests:
+            assert request.status == 0, request.status
+            if request.op == DISCARD:
+                self._discarded(request)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Disjoint runs of sectors."""
+        taken: set[int] = set()
+        for _ in range(self.rng.choice((1, 1, 2, 4, 8))):
+            offset, length = self.rng.choice(self.windows)
+            most = self.rng.choice((1, 8, self.largest // SECTOR))
+            start = self.rng.randrange(length // SECTOR)
+            count = min(self.rng.randint(1, most), length // SECTOR - start)
+            if self.rng.random() < 0.4:  # whole clusters too
+                count = max(count & -8, 1)
+                start &= -8
+            run = range(offset // SECTOR + start, offset // SECTOR + start + count)
+            if taken.isdisjoint(run):
+                taken.update(run)
+                yield run.start, count
+
+    def _request(self, sector: int, count: int) -> Request:
+        op = self.rng.choice((WRITE, WRITE, WRITE, WRITE, ZERO, DISCARD))
+        content = bytes(count * SECTOR) if op != WRITE else self.rng.randbytes(count * SECTOR)
+        entry = Done(sector, content, discard=op == DISCARD)
+        entry.fua = op == WRITE and self.rng.random() < 0.1
+        entry.began = self.recording.now()
+        self.history.append(entry)
+
+        def done(request: Request) -> None:
+            entry.done = self.recording.now()
+
+        view = memoryview(bytearray(content)) if op == WRITE else None
+        request = Request(op, sector * SECTOR, len(content), view, done, fua=entry.fua)
+        request.may_unmap = self.rng.random() < 0.5
+        if op != DISCARD:
+            for n in range(count):
+                self._now[sector + n] = content[n * SECTOR : (n + 1) * SECTOR]
+        return request
+
+    def _flush_request(self) -> Request:
+        began = self.recording.now()
+        return Request(
+            FLUSH, 0, 0, None, lambda _: self._flushed.append((began, self.recording.now()))
+        )
+
+    def _discarded(self, request: Request) -> None:
+        """Each sector is as it was, or zeroes, or shows the parent again."""
+        got = self.disk.pread(request.offset, request.length)
+        for n in range(request.nb_sectors):
+            sector, content = request.sector + n, got[n * SECTOR : (n + 1) * SECTOR]
+            assert content in (self._now[sector], bytes(SECTOR), self._below(sector)), sector
+            self._now[sector] = content
+
+    def _below(self, sector: int) -> bytes:
+        if self.below is None:
+            return bytes(SECTOR)
+        return self.below[sector * SECTOR : (sector + 1) * SECTOR].ljust(SECTOR, b"\0")
+
+    # ---- judgement --------------------------------------------------------------------------
+
+    @property
+    def content(self) -> dict[int, bytes]:
+        """What the windows hold now: by offset."""
+        return {
+            offset: b"".join(
+                self._now[n] for n in range(offset // SECTOR, (offset + length) // SECTOR)
+            )
+            for offset, length in self.windows
+        }
+
+    def wrong(self, moment: int, offset: int, content: bytes) -> str:
+        """What is wrong with a window after a crash; "" where nothing is.
+
+        Args:
+            moment: of the crash.
+            offset: of the window.
+            content: as read.
+        """
+        allowed = self._allowed(moment)
+        before = self._before[offset]
+        if len(content) != len(before):
+            return f"{len(content)} bytes instead of {len(before)}"
+        for at in range(0, len(content), SECTOR):
+            sector = (offset + at) // SECTOR
+            got = content[at : at + SECTOR]
+            possible = allowed.get(sector, (before[at : at + SECTOR],))
+            if got not in possible:
+                what = "zeroes" if not any(got) else got[:8].hex()
+                wanted = " or ".join(each[:8].hex() for each in possible)
+                return f"sector {sector} reads {what}, where {wanted} was written"
+        return ""
+
+    def _allowed(self, moment: int) -> dict[int, list[bytes]]:
+        """What each sector that was worked on may hold."""
+        covered = max((began for began, done in self._flushed if done <= moment), default=0)
+        found: dict[int, list[bytes]] = {}
+        for entry in self.history:
+            if entry.began > moment:
+                continue
+            sure = entry.done < covered or (entry.fua and entry.done <= moment)
+            for n in range(entry.nb_sectors):
+                self._enter(found, entry, n, sure=sure)
+        return found
+
+    def _enter(self, found: dict[int, list[bytes]], entry: Done, n: int, *, sure: bool) -> None:
+        sector, content = entry.sector + n, entry.content[n * SECTOR : (n + 1) * SECTOR]
+        if sure and not entry.discard:
+            found[sector] = [content]
+            return
+        possible = found.setdefault(sector, [self._original(sector)])
+        possible.append(content)
+        if entry.discard:
+            possible.append(self._below(sector))
+
+    def _original(self, sector: int) -> bytes:
+        for offset, before in self._before.items():
+            at = sector * SECTOR - offset
+            if 0 <= at < len(before):
+                return before[at : at + SECTOR]
+        raise KeyError(sector)
