@@ -73,13 +73,13 @@ class Image:
         if len(set(used)) < len(used) or any(not first <= slot < self.end for slot in used):
             raise ImageFormatError("has a table that cannot be true")
 
-    def save_table(self) -> int:
-        """Write the new entries, whose chunks are on disk by now; 0 or -errno."""
-        for chunk, slot in list(self.unsaved.items()):
+    def save_table(self, entries: Mapping[int, int]) -> int:
+        """Write new entries (chunk: slot), whose chunks are on disk by now; 0 or -errno."""
+        for chunk, slot in entries.items():
             entry = memoryview(slot.to_bytes(4, "little"))
             if res := self.file.write_blocking(CHUNK + 4 * chunk, entry):
                 return res
-            del self.unsaved[chunk]
+            self.unsaved.pop(chunk, None)  # another flush may have been quicker
         return 0
 
 
@@ -156,9 +156,10 @@ def td_queue_write(
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     """First the chunks, then the table that names them: a crash leaves at worst unused slots."""
     image: Image = dd.private
+    entries = dict(image.unsaved)  # those that come meanwhile have chunks that are not safe yet
 
     def chunks_are_safe(dd: DiskDriver, res: int, at: int, count: int, id: int, prv: Any) -> int:
-        res = res or image.save_table()
+        res = res or image.save_table(entries)
         if res:
             return cb(dd, res, 0, 0, id, prv)
         image.file.queue_flush((cb, dd, 0, 0, id, prv))
@@ -182,7 +183,7 @@ def td_close(dd: DiskDriver) -> None:
     try:
         image.file.drain()
         if image.unsaved:
-            res = image.file.flush_blocking() or image.save_table()
+            res = image.file.flush_blocking() or image.save_table(dict(image.unsaved))
             if res:
                 raise OSError(-res, os.strerror(-res))
     finally:
