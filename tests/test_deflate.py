@@ -5,9 +5,11 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
+from peers import missing
 from tapcore import ImageFormatError, deflate
 from tapcore.deflate import inflate
 
@@ -19,7 +21,8 @@ ZLIB_ONLY = {"isal": None, "isal.isal_zlib": None}  # as on a machine without it
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each test runs with both engines."""
     if request.param == "isal":
-        pytest.importorskip("isal")
+        if find_spec("isal") is None:
+            missing("isal is not installed (pip install isal)")
     else:
         for name, module in ZLIB_ONLY.items():
             monkeypatch.setitem(sys.modules, name, module)
