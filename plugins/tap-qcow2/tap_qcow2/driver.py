@@ -1,0 +1,380 @@
+"""The hooks of the format: the fast paths, and the way to everything else.
+
+The rest is loaded when it is first needed, since every `tapdisk` command loads every driver.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tapcore import (
+    HOOKS_VERSION,
+    SECTOR_SHIFT,
+    TD_NO_PARENT,
+    DiskDriver,
+    DiskId,
+    DiskInfo,
+    FormatOption,
+    TdCallback,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+    from tapcore import Bitmap, CheckResult, Extent, Inspection, Measurement, Snapshot
+
+_AMENDABLE = (
+    FormatOption("compat", "version of the format: 0.10 is 2, 1.1 is 3", ("0.10", "1.1"), "1.1"),
+    FormatOption("lazy_refcounts", "refcounts are written late", ("on", "off"), "off"),
+    FormatOption("refcount_bits", "width of a refcount", default="16"),
+)
+
+disk_info = DiskInfo(
+    handle="qcow2",
+    name="qcow2 disk (qcow2)",
+    api=HOOKS_VERSION,
+    suffixes=(".qcow2",),
+    create_options=(
+        FormatOption("cluster_size", "unit of allocation, 512 to 2M", default="64K"),
+        *_AMENDABLE,
+        FormatOption(
+            "preallocation",
+            "what is allocated from the start",
+            ("off", "metadata", "falloc", "full"),
+            "off",
+        ),
+        FormatOption("compression_type", "of compressed clusters", ("zlib", "zstd"), "zlib"),
+        FormatOption("extended_l2", "clusters have 32 subclusters", ("on", "off"), "off"),
+        FormatOption("data_file", "keep the data in this file"),
+        FormatOption("data_file_raw", "and let it be a raw image", ("on", "off"), "off"),
+        FormatOption("encrypt.format", "encrypt the data", ("luks",)),
+        FormatOption("encrypt.key-file", "file with the passphrase"),
+    ),
+    amend_options=_AMENDABLE,
+)
+
+_OFFSET = 0x00FF_FFFF_FFFF_FE00
+_KIND = 0xC000_0000_0000_0001  # copied, compressed, zero
+_COMPRESSED_OR_ZERO = 0x4000_0000_0000_0001
+_COPIED = 1 << 63
+
+
+# ---- open and close --------------------------------------------------------------------------
+
+
+@hookimpl
+def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+    """See `opening`."""
+    from tap_qcow2.opening import open_image
+
+    image = open_image(dd, name, flags)
+    dd.private = image
+    dd.io_fd[0] = image.file.io_fd
+    if image.data is not None and image.data is not image.file:
+        dd.io_fd[1] = image.data.io_fd
+    dd.size = image.size >> SECTOR_SHIFT
+    dd.sector_size = image.file.sector_size if image.data is None else image.data.sector_size
+    dd.cluster_size = image.geometry.cluster_size
+
+
+@hookimpl
+def td_close(dd: DiskDriver) -> None:
+    """Finish, write the tables back, release."""
+    dd.private.close()
+
+
+@hookimpl
+def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+    """What the header says."""
+    image: Image = dd.private
+    recorded = image.recorded_parent()
+    if recorded is None:
+        return TD_NO_PARENT
+    id.name, id.drivertype = recorded.name, recorded.drivertype
+    return 0
+
+
+@hookimpl
+def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+    """Nothing is recorded by which a changed parent could be told; any size fits."""
+    return 0
+
+
+# ---- requests --------------------------------------------------------------------------------
+
+
+@hookimpl
+def td_queue_read(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Inside one cluster that lies plain in the page cache: at once. Else see `reading`."""
+    image: Image = dd.private
+    table = image.young.get(sector >> image.table_shift)
+    if table is not None and image.fast_read:
+        skip = sector & image.sector_mask
+        if skip + nb_sectors <= image.sector_mask + 1:
+            entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
+            host = entry & _OFFSET
+            if host and not entry & _COMPRESSED_OR_ZERO:
+                res = image.file.read_now(host + (skip << 9), buf)
+                if res is not None:
+                    return cb(dd, res, sector, nb_sectors, id, prv)
+    from tap_qcow2.reading import read
+
+    return read(image, dd, sector, nb_sectors, buf, cb, id, prv)
+
+
+@hookimpl
+def td_queue_write(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Inside one cluster that is the disk's own: at once. Else see `writing`."""
+    image: Image = dd.private
+    table = image.young.get(sector >> image.table_shift)
+    if table is not None and image.fast_write and table.checked and not image.busy:
+        skip = sector & image.sector_mask
+        if skip + nb_sectors <= image.sector_mask + 1:
+            entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
+            if entry & _KIND == _COPIED:
+                res = image.file.write_now((entry & _OFFSET) + (skip << 9), buf)
+                if res is not None:
+                    return cb(dd, res, sector, nb_sectors, id, prv)
+    if image.must_wait:
+        return -errno.EBUSY
+    from tap_qcow2.writing import Write
+
+    image.about_to_change(sector, nb_sectors)
+    return Write(image, dd, cb, id, prv).run(sector, buf)
+
+
+@hookimpl
+def td_queue_write_compressed(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """See `deflating`."""
+    from tap_qcow2.deflating import write_compressed
+
+    image: Image = dd.private
+    if image.must_wait:
+        return -errno.EBUSY
+    image.about_to_change(sector, nb_sectors)
+    return write_compressed(image, dd, sector, nb_sectors, buf, cb, id, prv)
+
+
+@hookimpl
+def td_queue_discard(
+    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """See `zeroing`."""
+    return _zero(dd, sector, nb_sectors, (True, True), cb, id, prv)
+
+
+@hookimpl
+def td_queue_write_zeroes(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    may_unmap: bool,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """See `zeroing`."""
+    return _zero(dd, sector, nb_sectors, (False, may_unmap), cb, id, prv)
+
+
+def _zero(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    how: tuple[bool, bool],
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    from tap_qcow2.zeroing import Zeroing
+
+    image: Image = dd.private
+    if image.must_wait:
+        return -errno.EBUSY
+    image.about_to_change(sector, nb_sectors)
+    return Zeroing(image, *how, dd, cb, id, prv).run(sector, sector + nb_sectors)
+
+
+@hookimpl
+def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+    """Data and tables, in a safe order: see `writeback`."""
+    image: Image = dd.private
+    if not image.writing:
+        return cb(dd, -errno.EIO if image.broken else 0, 0, 0, id, prv)
+    return image.writeback.flush(_flushed(dd, cb, id, prv))
+
+
+def _flushed(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> Callable[[int], int]:
+    return lambda res: cb(dd, res, 0, 0, id, prv)
+
+
+@hookimpl
+def td_submit(dd: DiskDriver) -> int:
+    """Hand queued direct I/O to the kernel; write tables back where too many have changed."""
+    image: Image = dd.private
+    image.file.submit()
+    if image.data is not image.file and image.data is not None:
+        image.data.submit()
+    if image.writing:
+        image.writeback.when_needed()
+    return 0
+
+
+@hookimpl
+def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
+    """Answer what has finished."""
+    image: Image = dd.private
+    file = image.data if sid else image.file
+    assert file is not None
+    return file.reap()
+
+
+# ---- what it is ------------------------------------------------------------------------------
+
+
+@hookimpl
+def td_probe(name: str, head: bytes) -> bool:
+    """By its magic and version."""
+    return head.startswith(b"QFI\xfb") and head[4:8] in (b"\0\0\0\2", b"\0\0\0\3")
+
+
+@hookimpl
+def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
+    """See `extents`."""
+    from tap_qcow2.extents import extents
+
+    return extents(dd.private, sector, nb_sectors)
+
+
+@hookimpl
+def td_info(dd: DiskDriver) -> dict[str, Any]:
+    """See `info`."""
+    from tap_qcow2.info import info
+
+    return info(dd.private)
+
+
+@hookimpl
+def td_inspect(name: str, fd: int, size: int) -> Inspection:
+    """See `inspection`."""
+    from tap_qcow2.inspection import inspect
+
+    return inspect(fd, size)
+
+
+@hookimpl
+def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
+    """See `bitmaps`."""
+    from tap_qcow2.bitmaps import bitmaps
+
+    return bitmaps(dd.private)
+
+
+@hookimpl
+def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
+    """See `bitmaps`."""
+    from tap_qcow2.bitmaps import bitmap_ranges
+
+    return bitmap_ranges(dd.private, name)
+
+
+@hookimpl
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """See `measuring`."""
+    from tap_qcow2.measuring import measure
+
+    return measure(size, options, data)
+
+
+# ---- making and changing it ------------------------------------------------------------------
+
+
+@hookimpl
+def td_create(
+    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
+) -> None:
+    """See `creation`."""
+    from tap_qcow2.creation import create
+
+    create(name, size, parent, options)
+
+
+@hookimpl
+def td_resize(dd: DiskDriver, size: int) -> None:
+    """See `resizing`."""
+    from tap_qcow2.resizing import resize
+
+    resize(dd.private, size)
+
+
+@hookimpl
+def td_check(dd: DiskDriver, repair: str) -> CheckResult:
+    """See `checking`."""
+    from tap_qcow2.checking import check
+
+    return check(dd.private, repair)
+
+
+@hookimpl
+def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
+    """See `amending`."""
+    from tap_qcow2.amending import amend
+
+    amend(dd.private, options)
+
+
+@hookimpl
+def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """Record another parent."""
+    image: Image = dd.private
+    image.record_parent(parent)
+
+
+@hookimpl
+def td_make_empty(dd: DiskDriver) -> None:
+    """See `emptying`."""
+    from tap_qcow2.emptying import make_empty
+
+    make_empty(dd.private)
+
+
+@hookimpl
+def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
+    """What the snapshot table says."""
+    from tap_qcow2.snapshottable import read_snapshots
+
+    return [snapshot.public() for snapshot in read_snapshots(dd.private)]
+
+
+@hookimpl
+def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
+    """See `snapshots`."""
+    from tap_qcow2.snapshots import create_snapshot
+
+    return create_snapshot(dd.private, name)
+
+
+@hookimpl
+def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
+    """See `snapshots`."""
+    from tap_qcow2.snapshots import apply_snapshot
+
+    apply_snapshot(dd.private, name)
+
+
+@hookimpl
+def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
+    """See `snapshots`."""
+    from tap_qcow2.snapshots import delete_snapshot
+
+    delete_snapshot(dd.private, name)

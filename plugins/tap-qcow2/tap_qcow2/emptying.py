@@ -1,0 +1,61 @@
+"""Forgetting all content: every cluster unallocated again, as after a commit.
+
+The L1 table is emptied in one step: a new table of zeroes, then the header that points to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tap_qcow2 import layout, words
+from tap_qcow2.linking import release_data
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+
+
+def make_empty(image: Image) -> None:
+    """Make every cluster of the current state unallocated; snapshots stay as they are.
+
+    Raises:
+        TapError, OSError: it failed; at worst clusters are leaked.
+    """
+    image.begin_writing()
+    image.writeback.all_now()
+    old_offset, old_clusters = image.header.l1_table_offset, _l1_clusters(image)
+    _release_all(image)
+    place = image.refcounts.allocate_contiguous(old_clusters)
+    offset = place << image.cluster_bits
+    released, image.refcounts.released = image.refcounts.released, []
+    image.tables.l1 = words.zeroes(image.header.l1_size)
+    image.tables.forget()
+    image.writeback.all_now()  # refcounts of the new table
+    image.file.write_metadata(offset, bytes(old_clusters << image.cluster_bits))
+    image.flush_file()
+    image.header.l1_table_offset = image.tables.l1_offset = offset
+    image.write_header_fields()
+    image.refcounts.metadata.update(range(place, place + old_clusters))
+    image.refcounts.released.extend(released)
+    first = old_offset >> image.cluster_bits
+    image.refcounts.released.extend(range(first, first + old_clusters))
+    image.refcounts.metadata.difference_update(range(first, first + old_clusters))
+    image.writeback.discarded.update(released)
+    image.writeback.all_now()
+
+
+def _l1_clusters(image: Image) -> int:
+    return max(image.geometry.clusters(image.header.l1_size * 8), 1)
+
+
+def _release_all(image: Image) -> None:
+    """Note everything that the current L1 table leads to as given up."""
+    step = image.geometry.words
+    for index, entry in enumerate(image.tables.l1):
+        if not entry & layout.OFFSET_MASK:
+            continue
+        table = image.tables.wait(index)
+        for at in range(0, len(table.entries), step):
+            if table.entries[at]:
+                release_data(image, table.entries[at])
+        image.refcounts.release(table.offset >> image.cluster_bits)
+        image.refcounts.metadata.discard(table.offset >> image.cluster_bits)

@@ -1,0 +1,409 @@
+"""An open image: its files, its header, its tables, and in which state all that is."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tap_qcow2 import layout, words
+from tap_qcow2.header import Header, parse_header
+from tap_qcow2.l2tables import L2Tables
+from tap_qcow2.refcounts import Refcounts
+from tap_qcow2.writeback import Writeback
+from tapcore import (
+    SECTOR_SHIFT,
+    DiskDriver,
+    DiskId,
+    ImageFile,
+    ImageFormatError,
+    ImageOpenError,
+)
+
+if TYPE_CHECKING:
+    from tap_qcow2.bitmaps import BitmapTracker
+    from tap_qcow2.inflating import Inflater
+    from tapcore.sectorcipher import SectorCipher
+
+log = logging.getLogger(__name__)
+
+Waiting = Callable[[], int]
+"""Goes on with something that had to wait; returns how many requests it completed."""
+
+
+def read_head(file: ImageFile) -> bytes:
+    """The first cluster of an image file (all of a shorter file), at most 2 MiB."""
+    head = file.read_metadata(0, min(file.size, 4096))
+    bits = int.from_bytes(head[20:24], "big")
+    if not 12 < bits <= layout.MAX_CLUSTER_BITS:
+        return head
+    return file.read_metadata(0, min(file.size, 1 << bits))
+
+
+class Image:
+    """Everything that the hooks share.
+
+    Args:
+        file: the image file, open.
+        header: of it.
+        dd: the image in its chain.
+
+    Attributes:
+        file: the image file, which the image owns.
+        data: the file that holds plain clusters: the same one, or the external data file; None
+            where that was not opened, because only metadata is wanted.
+        header: as it is to be; most of it is on disk.
+        geometry: sizes and shifts.
+        tables: L1 and L2 tables.
+        refcounts: of host clusters.
+        writeback: brings changes of these to the disk.
+        size: of the disk shown, bytes; a snapshot's own where one is shown.
+        young: the L2 tables used lately, by L1 index: what the fast paths look into.
+        busy: clusters of the disk that are being allocated, and what waits for each.
+        writing: preparations for a first change have been made.
+        broken: damage was found while it was open: it is not written any more.
+        lazy: refcounts on disk may be behind, and the dirty bit there says so.
+        closing: the last write-backs are under way.
+        cipher: of an encrypted image, once its key is known.
+        tracker: of bitmaps that record what is written; None where there are none.
+        read_data: reads at a host offset (bytes), now or later; returns what the callback returned.
+        write_data: the same for writing.
+        fast_read: the short way through the read hook may be taken.
+        fast_write: the same for the write hook.
+    """
+
+    def __init__(self, file: ImageFile, header: Header, dd: DiskDriver) -> None:
+        self.file = file
+        self.data: ImageFile | None = file
+        self.header = header
+        self.dd = dd
+        self.geometry = geometry = header.geometry
+        self.cluster_bits = geometry.cluster_bits
+        self.cluster_shift = geometry.cluster_shift
+        self.table_shift = geometry.cluster_shift + geometry.l2_bits
+        self.sector_mask = geometry.cluster_sectors - 1
+        self.entry_mask = (1 << geometry.l2_bits) - 1
+        self.extended = geometry.extended
+        self.read_only = dd.read_only
+        self.size = header.size >> SECTOR_SHIFT << SECTOR_SHIFT
+        l1 = words.from_bytes(file.read_metadata(header.l1_table_offset, header.l1_size * 8))
+        cache = dd.options.metadata_cache
+        self.tables = L2Tables(file, geometry, l1, header.l1_table_offset, cache)
+        self.young = self.tables.young
+        reftable = header.refcount_table_clusters << self.cluster_bits
+        self.refcounts = Refcounts(
+            file,
+            header,
+            words.from_bytes(file.read_metadata(header.refcount_table_offset, reftable)),
+        )
+        self.writeback = Writeback(self)
+        self.busy: dict[int, list[Waiting]] = {}
+        self.writing = False
+        self.broken = False
+        self.lazy = False
+        self.closing = False
+        self.cipher: SectorCipher | None = None
+        self.cipher_by_host = True  # LUKS counts sectors of the host file, legacy AES of the disk
+        self.tracker: BitmapTracker | None = None
+        self._inflater: Inflater | None = None
+        self.read_data = self._read_plain
+        self.write_data = self._write_plain
+        self.fast_read = False
+        self.fast_write = False
+        self.choose_paths()
+
+    @classmethod
+    def open(cls, file: ImageFile, dd: DiskDriver) -> Image:
+        """Read and check header and tables of an open file.
+
+        Raises:
+            TapError: not an image, damaged, or it needs what is not known here.
+            OSError: as the system says.
+        """
+        header = parse_header(read_head(file), file_size=file.size)
+        if header.corrupt and not dd.read_only and not dd.options.metadata_only:
+            raise ImageOpenError(
+                "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
+            )
+        return cls(file, header, dd)
+
+    def choose_paths(self) -> None:
+        """After a change of what the fast paths do not look at."""
+        plain = self.cipher is None and not self.extended and self.data is self.file
+        self.fast_read = plain
+        self.fast_write = plain and self.writing and self.tracker is None
+
+    # ---- what it needs besides --------------------------------------------------------------
+
+    @property
+    def inflater(self) -> Inflater:
+        """Reads compressed clusters."""
+        if self._inflater is None:
+            from tap_qcow2.inflating import Inflater
+
+            self._inflater = Inflater(self)
+        return self._inflater
+
+    def use_cipher(self, cipher: SectorCipher, *, by_host: bool) -> None:
+        """From now on data is decrypted and encrypted on its way.
+
+        Args:
+            cipher: with the image's key.
+            by_host: sector numbers are those of the host file, not of the disk.
+        """
+        self.cipher = cipher
+        self.cipher_by_host = by_host
+        self.read_data = self._read_encrypted
+        self.write_data = self._write_encrypted
+        self.choose_paths()
+
+    def data_file(self) -> ImageFile:
+        """The file that holds plain clusters.
+
+        Raises:
+            ImageOpenError: it was not opened.
+        """
+        if self.data is None:
+            raise ImageOpenError("its data file was not opened", errno=errno.EBADF)
+        return self.data
+
+    # ---- the parent -------------------------------------------------------------------------
+
+    def recorded_parent(self) -> DiskId | None:
+        """What the header says; None where the image stands alone."""
+        if not self.header.backing_file:
+            return None
+        return DiskId(self.header.backing_file, self.header.backing_format)
+
+    def record_parent(self, parent: DiskId | None) -> None:
+        """Record another parent, or none.
+
+        Raises:
+            UsageError: the name does not fit into the header's cluster.
+            OSError: it could not be written.
+        """
+        header = self.header
+        before = header.backing_file, header.backing_format
+        header.backing_file = parent.name if parent is not None else ""
+        header.backing_format = format_name(parent) if parent is not None else ""
+        try:
+            self.write_header()
+        except BaseException:
+            header.backing_file, header.backing_format = before
+            raise
+
+    # ---- data in host files -----------------------------------------------------------------
+
+    def _read_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        """Read at a host offset (bytes), now or later; returns what the callback returned."""
+        data = self.data_file()
+        res = data.read_now(host, buf)
+        if res is None:
+            return data.queue_read(host, buf, answer)  # type: ignore[arg-type]
+        cb, dd, sector, nb_sectors, id, prv = answer
+        done: int = cb(dd, res, sector, nb_sectors, id, prv)
+        return done
+
+    def _write_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        """Write at a host offset (bytes), now or later; returns what the callback returned."""
+        data = self.data_file()
+        res = data.write_now(host, buf)
+        if res is None:
+            return data.queue_write(host, buf, answer)  # type: ignore[arg-type]
+        cb, dd, sector, nb_sectors, id, prv = answer
+        done: int = cb(dd, res, sector, nb_sectors, id, prv)
+        return done
+
+    def _read_encrypted(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        cipher = self.cipher
+        assert cipher is not None
+        cb, dd, sector, nb_sectors, id, prv = answer
+        first = host >> SECTOR_SHIFT if self.cipher_by_host else sector
+
+        def decrypt(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
+            if res == 0:
+                buf[:] = cipher.decrypt(first, buf)
+            done: int = cb(dd, res, sector, nb_sectors, id, prv)
+            return done
+
+        return self._read_plain(host, buf, (decrypt, dd, sector, nb_sectors, id, prv))
+
+    def _write_encrypted(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        assert self.cipher is not None
+        sector = answer[2]
+        first = host >> SECTOR_SHIFT if self.cipher_by_host else sector
+        # a copy: the client's buffer must stay as it is
+        return self._write_plain(host, memoryview(self.cipher.encrypt(first, buf)), answer)
+
+    # ---- changing it ------------------------------------------------------------------------
+
+    def begin_writing(self) -> None:
+        """Before the first change: know what must not be overwritten, say that it is in use.
+
+        Raises:
+            TapError: it must not be written.
+            OSError: the header could not be written.
+        """
+        if self.broken:
+            raise ImageFormatError("is damaged, and not written any more", errno=errno.EIO)
+        if self.writing:
+            return
+        self.refcounts.metadata = metadata_clusters(self)
+        if self.header.lazy_refcounts and not self.lazy:
+            self.header.incompatible |= layout.INCOMPAT_DIRTY
+            self.write_header_fields()
+            self.lazy = True
+        if self.tracker is not None:
+            self.tracker.begin()
+        self.writing = True
+        self.choose_paths()
+
+    def about_to_change(self, sector: int, nb_sectors: int) -> None:
+        """Before each change of content.
+
+        Raises:
+            TapError, OSError: as `begin_writing`.
+        """
+        if not self.writing:
+            self.begin_writing()
+        if self.tracker is not None:
+            self.tracker.mark(sector, nb_sectors)
+
+    @property
+    def must_wait(self) -> bool:
+        """Too many tables have changed: a write-back has to finish before more are."""
+        if not self.tables.overfull:
+            return False
+        self.writeback.when_needed()
+        return True
+
+    def write_header_fields(self) -> None:
+        """Write the header's fixed part, and wait until it is on disk.
+
+        Raises:
+            OSError: as the system says.
+        """
+        self.file.write_metadata(0, self.header.fields())
+        self.flush_file()
+
+    def write_header(self) -> None:
+        """Write the header with its extensions and names, and wait until it is on disk.
+
+        Raises:
+            OSError: as the system says.
+            UsageError: it does not fit into its cluster.
+        """
+        content = self.header.serialize()
+        room = min(1 << self.cluster_bits, 4096)
+        self.file.write_metadata(0, content.ljust(room, b"\0"))
+        self.flush_file()
+
+    def flush_file(self) -> None:
+        """fdatasync of the image file; raises OSError."""
+        if res := self.file.flush_blocking():
+            raise OSError(-res, "flush failed")
+
+    def mark_corrupt(self, reason: str) -> None:
+        """Damage was found: tell it, and let nobody write any more."""
+        if self.broken:
+            return
+        log.error("%s: %s", self.dd.name, reason)
+        self.broken = True
+        self.writing = False
+        self.choose_paths()
+        if self.read_only or self.header.version < 3:
+            return
+        self.header.incompatible |= layout.INCOMPAT_CORRUPT
+        try:
+            self.file.write_metadata(0, self.header.fields())
+        except OSError as exc:
+            log.error("%s: it could not be marked as corrupt: %s", self.dd.name, exc.strerror)
+
+    def clean(self) -> None:
+        """Bring everything to the disk; afterwards the file alone is the image, without leaks.
+
+        Raises:
+            OSError: as the system says.
+        """
+        if self.read_only or not self.writing:
+            return
+        self.closing = True
+        try:
+            if self.tracker is not None:
+                self.tracker.store()
+            self.writeback.all_now()
+            if self.lazy and not self.broken:
+                self.header.incompatible &= ~layout.INCOMPAT_DIRTY
+                self.write_header_fields()
+                self.lazy = False
+        finally:
+            self.closing = False
+        self.writing = False
+        self.choose_paths()
+
+    def wake(self, cluster: int) -> int:
+        """A cluster is allocated now, or that failed: go on with what waited for it."""
+        return sum(go_on() for go_on in self.busy.pop(cluster, ()))
+
+    def close(self) -> None:
+        """Finish, write everything back, release.
+
+        Raises:
+            TapError, OSError: writing back failed; all is released all the same.
+        """
+        try:
+            self._drain()
+            self.clean()
+        finally:
+            try:
+                if self.data is not None and self.data is not self.file:
+                    self.data.close()
+            finally:
+                self.file.close()
+
+    def _drain(self) -> None:
+        """What finishes in one file may begin something in the other."""
+        files = [self.file] if self.data in (None, self.file) else [self.file, self.data_file()]
+        while any(file.in_flight for file in files):
+            for file in files:
+                file.drain()
+
+
+def format_name(parent: DiskId) -> str:
+    """How the header names a parent's format: as QEMU does, for which all raw files are one."""
+    return "raw" if parent.drivertype in ("aio", "sync") else parent.drivertype
+
+
+def metadata_clusters(image: Image) -> set[int]:
+    """Host clusters that hold the image's own structures: never to be given out, or written as data.
+
+    The L2 tables of snapshots are not among them, as in QEMU's default: there may be very many.
+    """
+    header, bits = image.header, image.cluster_bits
+    found = {0}
+    _add_range(found, header.l1_table_offset, header.l1_size * 8, bits)
+    _add_range(found, header.refcount_table_offset, header.refcount_table_clusters << bits, bits)
+    found.update(entry >> bits for entry in image.refcounts.table if entry)
+    mask = layout.OFFSET_MASK
+    found.update((entry & mask) >> bits for entry in image.tables.l1 if entry & mask)
+    if header.crypto is not None:
+        _add_range(found, *header.crypto, bits)
+    if header.nb_snapshots:
+        from tap_qcow2.snapshottable import read_snapshots, table_bytes
+
+        snapshots = read_snapshots(image)
+        _add_range(found, header.snapshots_offset, table_bytes(snapshots), bits)
+        for snapshot in snapshots:
+            _add_range(found, snapshot.l1_offset, snapshot.l1_size * 8, bits)
+    if header.extension(layout.EXT_BITMAPS) is not None:
+        from tap_qcow2.bitmaps import bitmap_ranges_on_disk
+
+        for offset, length in bitmap_ranges_on_disk(image):
+            _add_range(found, offset, length, bits)
+    return found
+
+
+def _add_range(found: set[int], offset: int, length: int, bits: int) -> None:
+    if length:
+        found.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))

@@ -1,0 +1,120 @@
+"""Reading compressed clusters: inflated in threads, the last ones kept."""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from tap_qcow2.codecs import codec
+from tap_qcow2.mapping import Run
+from tapcore import SECTOR_SHIFT, ImageFormatError
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+
+KEPT_BYTES: Final = 4 << 20
+"""Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
+
+_Wanted = tuple[int, memoryview, tuple[Any, ...]]
+"""Byte offset in the cluster, where the content goes, and the answer."""
+
+
+class Inflater:
+    """The compressed clusters of one image.
+
+    Args:
+        image: open.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._inflate, _ = codec(image.header.compression_type)
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._most = max(KEPT_BYTES >> image.cluster_bits, 2)
+        self._wanted: dict[int, list[_Wanted]] = {}
+
+    def read(self, run: Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        """Read a part of one compressed cluster.
+
+        Args:
+            run: of kind COMPRESSED.
+            buf: its content's place.
+            answer: for its sectors.
+
+        Returns:
+            What the callback returned, 0 if it is answered later.
+        """
+        entry = run.where
+        at = (run.sector & self._image.sector_mask) << SECTOR_SHIFT
+        content = self._kept.get(entry)
+        if content is not None:
+            self._kept.move_to_end(entry)
+            return _give(content, at, buf, answer)
+        wanted = self._wanted.setdefault(entry, [])
+        wanted.append((at, buf, answer))
+        if len(wanted) == 1:
+            self._start(entry)
+        return 0
+
+    def _start(self, entry: int) -> None:
+        found: list[bytes] = []
+
+        def work() -> int:
+            found.append(self.content(entry))
+            return 0
+
+        def inflated(dd: object, res: int, *_: Any) -> int:
+            content = found[0] if not res else None
+            if content is not None:
+                self._keep(entry, content)
+            return sum(
+                _fail(res, answer) if content is None else _give(content, at, buf, answer)
+                for at, buf, answer in self._wanted.pop(entry)
+            )
+
+        self._image.file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
+
+    def _keep(self, entry: int, content: bytes) -> None:
+        self._kept[entry] = content
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+    def content(self, entry: int) -> bytes:
+        """Read and inflate one cluster, waiting for the disk; any thread may.
+
+        Raises:
+            ImageFormatError: it is damaged.
+            OSError: as the system says.
+        """
+        image = self._image
+        offset, length = image.geometry.compressed(entry)
+        if offset >= image.file.size:
+            raise ImageFormatError("has a compressed cluster outside of the file", errno=errno.EIO)
+        stream = image.file.read_metadata(offset, length)
+        size = image.geometry.cluster_size
+        try:
+            content = self._inflate(stream, size)
+        except ImageFormatError as exc:
+            exc.errno = errno.EIO
+            raise
+        if len(content) != size:
+            raise ImageFormatError("has a compressed cluster that is too short", errno=errno.EIO)
+        return content
+
+    def forget(self, entry: int) -> None:
+        """A compressed cluster was given up: its place may soon hold another one."""
+        self._kept.pop(entry, None)
+
+
+def _give(content: bytes, at: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+    buf[:] = memoryview(content)[at : at + len(buf)]
+    cb, dd, sector, nb_sectors, id, prv = answer
+    done: int = cb(dd, 0, sector, nb_sectors, id, prv)
+    return done
+
+
+def _fail(res: int, answer: tuple[Any, ...]) -> int:
+    cb, dd, sector, nb_sectors, id, prv = answer
+    done: int = cb(dd, res, sector, nb_sectors, id, prv)
+    return done

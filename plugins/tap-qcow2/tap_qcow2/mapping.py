@@ -1,0 +1,185 @@
+"""From sectors of the disk to what lies there: runs of one kind, as the L2 tables say.
+
+Source: qcow2.rst, "Cluster mapping", "Extended L2 entries".
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tap_qcow2 import layout
+from tapcore import SECTOR_SHIFT, ImageFormatError
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+    from tap_qcow2.l2tables import Table
+
+UNALLOCATED: Final = 0
+ZERO: Final = 1
+DATA: Final = 2
+COMPRESSED: Final = 3
+
+
+class Run(NamedTuple):
+    """Sectors that are stored in one way.
+
+    Attributes:
+        kind: UNALLOCATED, ZERO, DATA or COMPRESSED.
+        sector: the first one.
+        nb_sectors: how many.
+        where: for DATA the host offset in bytes; for COMPRESSED the L2 entry; for ZERO the host
+            offset of the space that is kept for it, or 0.
+    """
+
+    kind: int
+    sector: int
+    nb_sectors: int
+    where: int
+
+
+def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
+    """The runs of a range, in order; reads tables that are not in memory, waiting for them.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+        OSError: a table cannot be read.
+    """
+    end = sector + nb_sectors
+    while sector < end:
+        index = sector >> image.table_shift
+        stop = min(end, (index + 1) << image.table_shift)
+        if image.tables.offset_of(index) or image.tables.cached(index) is not None:
+            table = image.tables.wait(index)
+            while sector < stop:
+                run = run_at(image, table, sector, stop)
+                yield run
+                sector += run.nb_sectors
+        else:
+            yield Run(UNALLOCATED, sector, stop - sector, 0)
+            sector = stop
+
+
+def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:
+    """The run that begins at a sector, as far as it goes on in this table.
+
+    Args:
+        image: open.
+        table: that maps the sector.
+        sector: the first one.
+        stop: nothing from this sector on is of interest; not past what the table maps.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+    """
+    if image.extended:
+        return _extended_run(image, table, sector, stop)
+    entries = table.entries
+    at = (sector >> image.cluster_shift) & image.entry_mask
+    last = ((stop - 1) >> image.cluster_shift) & image.entry_mask
+    skip = sector & image.sector_mask
+    kind, where = standard_entry(image, entries[at])
+    more = 1
+    if kind == DATA:
+        step = image.geometry.cluster_size
+        want = entries[at] & layout.OFFSET_MASK
+        mask = layout.OFFSET_MASK | layout.NOT_PLAIN
+        while at + more <= last and entries[at + more] & mask == want + more * step:
+            more += 1
+        where += skip << SECTOR_SHIFT
+    elif kind != COMPRESSED:
+        more = _same(entries, at, last, image, kind, where)
+        if where:
+            where += skip << SECTOR_SHIFT
+    until = min(sector - skip + (more << image.cluster_shift), stop)
+    return Run(kind, sector, until - sector, where)
+
+
+def _same(entries: object, at: int, last: int, image: Image, kind: int, where: int) -> int:
+    """How many clusters are zero, or unallocated, like the first one."""
+    more = 1
+    step = image.geometry.cluster_size if where else 0
+    while at + more <= last:
+        entry = entries[at + more]  # type: ignore[index]
+        if standard_entry(image, entry) != (kind, where + more * step if where else 0):
+            break
+        more += 1
+    return more
+
+
+def standard_entry(image: Image, entry: int) -> tuple[int, int]:
+    """Kind of a standard L2 entry, and its `Run.where`.
+
+    Raises:
+        ImageFormatError: it is not possible.
+    """
+    if entry & layout.COMPRESSED:
+        return COMPRESSED, entry
+    host = entry & layout.OFFSET_MASK
+    if host & (image.geometry.cluster_size - 1):
+        raise bad_entry(entry)
+    if entry & layout.ZERO and image.header.version >= 3:
+        return ZERO, host
+    if host or (entry & layout.COPIED and image.data is not image.file):
+        return DATA, host  # cluster 0 of an external data file lies at offset 0
+    return UNALLOCATED, 0
+
+
+def bad_entry(entry: int) -> ImageFormatError:
+    """What to raise for an L2 entry that cannot be true."""
+    return ImageFormatError(f"has an impossible L2 entry ({entry:#x})", errno=errno.EIO)
+
+
+# ---- extended entries ------------------------------------------------------------------------
+
+
+def subcluster_kind(entry: int, bitmap: int, number: int) -> int:
+    """Kind of one subcluster of a cluster that is not compressed."""
+    if bitmap >> (32 + number) & 1:
+        return ZERO
+    return DATA if bitmap >> number & 1 else UNALLOCATED
+
+
+def check_extended(image: Image, entry: int, bitmap: int) -> None:
+    """Raise ImageFormatError for an extended entry that is not possible."""
+    if entry & layout.COMPRESSED:
+        if bitmap:
+            raise bad_entry(entry)
+        return
+    host = entry & layout.OFFSET_MASK
+    if host & (image.geometry.cluster_size - 1) or (bitmap & bitmap >> 32) & layout.ALL_ALLOCATED:
+        raise bad_entry(entry)
+    if bitmap & layout.ALL_ALLOCATED and not host and image.data is image.file:
+        raise bad_entry(entry)
+
+
+def _extended_run(image: Image, table: Table, sector: int, stop: int) -> Run:
+    entries = table.entries
+    at = ((sector >> image.cluster_shift) & image.entry_mask) * 2
+    shift = image.cluster_shift - 5
+    start, kind, where, expected = sector, -1, 0, 0
+    while sector < stop:
+        entry, bitmap = entries[at], entries[at + 1]
+        check_extended(image, entry, bitmap)
+        skip = sector & image.sector_mask
+        if entry & layout.COMPRESSED:
+            if kind >= 0:
+                break
+            until = min(sector - skip + image.geometry.cluster_sectors, stop)
+            return Run(COMPRESSED, sector, until - sector, entry)
+        host = entry & layout.OFFSET_MASK
+        here = subcluster_kind(entry, bitmap, skip >> shift)
+        has_place = host or (here == DATA)
+        place = host + (skip << SECTOR_SHIFT) if has_place and here != UNALLOCATED else 0
+        if kind < 0:
+            kind, where, expected = here, place, place
+        elif here != kind or place != expected:
+            break
+        step = (1 << shift) - (skip & ((1 << shift) - 1))
+        sector += step
+        if place or (here == DATA):
+            expected += step << SECTOR_SHIFT
+        if not sector & image.sector_mask:
+            at += 2
+    return Run(kind, start, min(sector, stop) - start, where)

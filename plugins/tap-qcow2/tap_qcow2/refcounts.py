@@ -1,0 +1,334 @@
+"""Host clusters: how often each is referred to, and where new ones come from.
+
+Refcounts only ever err on the safe side on disk: a cluster that is taken is counted on disk before
+anything points to it, and one that is given up is counted down only after nothing points to it any
+more (see `writeback`). `release` therefore only notes it; until that is done, the cluster is not
+given out again.
+
+Source: qcow2.rst, "Host cluster management".
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from tap_qcow2 import words
+from tap_qcow2.header import Header
+from tap_qcow2.refcountblock import RefcountBlock
+from tap_qcow2.words import Words
+from tapcore import ImageFile, ImageFormatError, NotSupportedError
+
+BLOCK_CACHE: Final = 4 << 20
+"""Bytes of refcount blocks to keep: those of 128 GiB at the defaults."""
+
+_TABLE_SECTOR_SHIFT: Final = 6  # 64 entries in a sector
+
+
+class Refcounts:
+    """The refcount table and its blocks.
+
+    Args:
+        file: the image file.
+        header: of the image; its refcount table's place is changed when that grows.
+        table: the refcount table's entries.
+
+    Attributes:
+        table: entries.
+        table_dirty: sectors of the table that have changed.
+        table_moved: the table has a new place, which the header on disk does not say yet.
+        dirty: blocks with changes.
+        released: clusters given up since the last write-back, once for each reference.
+        metadata: clusters that hold what must never be given out or overwritten as data.
+        end: the first byte past all clusters that were ever given out here.
+    """
+
+    def __init__(self, file: ImageFile, header: Header, table: Words) -> None:
+        self._file = file
+        self._header = header
+        self._bits = header.cluster_bits
+        self.order = header.refcount_order
+        self.per_block_bits = header.cluster_bits + 3 - header.refcount_order
+        self.per_block = 1 << self.per_block_bits
+        self.most = (1 << (1 << self.order)) - 1
+        self.table = table
+        self.table_dirty: set[int] = set()
+        self.table_moved = False
+        self.dirty: set[RefcountBlock] = set()
+        self.released: list[int] = []
+        self.metadata: set[int] = set()
+        self.end = file.size
+        self._blocks: dict[int, RefcountBlock] = {}
+        self._keep = max(BLOCK_CACHE >> header.cluster_bits, 4)
+        self._hint = 0
+        self._packing = 0  # byte offset at which the next compressed cluster may begin
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    def block(self, number: int) -> RefcountBlock | None:
+        """A refcount block, read where it is not in memory; None: all its clusters are free.
+
+        Raises:
+            OSError: as the system says.
+            ImageFormatError: the table's entry is not possible.
+        """
+        found = self._blocks.get(number)
+        if found is not None:
+            return found
+        if number >= len(self.table) or not self.table[number]:
+            return None
+        offset = self.table[number]
+        if offset & ((1 << self._bits) - 1) or offset >= self._file.size:
+            raise ImageFormatError(
+                f"has an impossible refcount table entry ({offset:#x}); check it",
+                errno=errno.EIO,
+            )
+        content = self._file.read_metadata(offset, 1 << self._bits)
+        return self._enter(number, RefcountBlock.parse(self.order, offset, content))
+
+    def _enter(self, number: int, block: RefcountBlock) -> RefcountBlock:
+        if len(self._blocks) >= self._keep:
+            for old, each in list(self._blocks.items())[: len(self._blocks) // 2]:
+                if not each.dirty and not each.pinned:
+                    del self._blocks[old]
+        self._blocks[number] = block
+        return block
+
+    def get(self, cluster: int) -> int:
+        """How often a host cluster is referred to."""
+        block = self.block(cluster >> self.per_block_bits)
+        return 0 if block is None else block.values[cluster & (self.per_block - 1)]
+
+    # ---- changing ---------------------------------------------------------------------------
+
+    def add(self, cluster: int, delta: int) -> int:
+        """Change one refcount in memory; returns the new one.
+
+        Raises:
+            ImageFormatError: it would become negative.
+            NotSupportedError: it would not fit into its width.
+        """
+        number = cluster >> self.per_block_bits
+        block = self.block(number)
+        if block is None:
+            if delta < 0:
+                raise _below_zero(cluster)
+            block = self._new_block(number)
+        at = cluster & (self.per_block - 1)
+        value = block.values[at] + delta
+        if value < 0:
+            raise _below_zero(cluster)
+        if value > self.most:
+            raise NotSupportedError(
+                f"a refcount would exceed {self.most}: amend refcount_bits to a larger width",
+                errno=errno.EINVAL,
+            )
+        block.values[at] = value
+        if not value:
+            block.full_below = min(block.full_below, at)
+            self._hint = min(self._hint, cluster)
+            if self._packing >> self._bits == cluster:
+                self._packing = 0
+        self._mark(block)
+        return value
+
+    def _mark(self, block: RefcountBlock) -> None:
+        block.dirty = True
+        self.dirty.add(block)
+
+    def release(self, cluster: int) -> None:
+        """Something that pointed to a cluster no longer does, in memory."""
+        self.released.append(cluster)
+
+    def release_bytes(self, offset: int, length: int) -> None:
+        """The same for all clusters that a range of the file touches."""
+        self.released.extend(range(offset >> self._bits, ((offset + length - 1) >> self._bits) + 1))
+
+    def take_back(self, cluster: int, count: int) -> None:
+        """Clusters that were given out, and that nothing ever pointed to."""
+        for each in range(cluster, cluster + count):
+            self.add(each, -1)
+
+    # ---- giving out -------------------------------------------------------------------------
+
+    def allocate(self, most: int) -> tuple[int, int]:
+        """Take free clusters that lie side by side, each with a refcount of 1.
+
+        Args:
+            most: how many are wanted.
+
+        Returns:
+            The first cluster's number, and how many they are: at least one.
+
+        Raises:
+            ImageFormatError: what is counted as free holds metadata.
+        """
+        while True:
+            number = self._hint >> self.per_block_bits
+            block = self.block(number)
+            if block is None:
+                block = self._new_block(number)
+                continue
+            start = self._hint & (self.per_block - 1)
+            at = block.find_free(start)
+            if at is None:
+                block.full_below = self.per_block if start <= block.full_below else block.full_below
+                self._hint = (number + 1) << self.per_block_bits
+                continue
+            count = block.free_run(at, most)
+            cluster = (number << self.per_block_bits) + at
+            self._take(block, cluster, count)
+            return cluster, count
+
+    def allocate_contiguous(self, count: int) -> int:
+        """Take exactly `count` clusters side by side, for a table; returns the first one."""
+        at = self._hint
+        run = 0
+        while run < count:
+            block = self.block(at >> self.per_block_bits)
+            free = block is None or not block.values[at & (self.per_block - 1)]
+            run = run + 1 if free else 0
+            at += 1
+        first = at - count
+        for cluster in range(first, at):
+            if self.get(cluster):  # a block for these very clusters has taken its place here
+                for taken in range(first, cluster):
+                    self.add(taken, -1)
+                self._hint = max(self._hint, cluster)
+                return self.allocate_contiguous(count)
+            self._refuse_metadata(cluster)
+            self.add(cluster, 1)
+        self.end = max(self.end, at << self._bits)
+        return first
+
+    def _take(self, block: RefcountBlock, cluster: int, count: int) -> None:
+        at = cluster & (self.per_block - 1)
+        for each in range(cluster, cluster + count):
+            self._refuse_metadata(each)
+        values = block.values
+        for place in range(at, at + count):
+            values[place] = 1
+        if block.full_below == at:
+            block.full_below = at + count
+        self._mark(block)
+        self._hint = cluster + count
+        self.end = max(self.end, (cluster + count) << self._bits)
+
+    def _refuse_metadata(self, cluster: int) -> None:
+        if cluster in self.metadata:
+            raise ImageFormatError(
+                "has wrong refcounts: it would overwrite its own tables; check and repair it",
+                errno=errno.EIO,
+            )
+
+    def allocate_bytes(self, length: int) -> int:
+        """Room for a compressed cluster: byte offset of `length` bytes, packed close together.
+
+        Args:
+            length: bytes, at most a cluster.
+        """
+        at = self._packing
+        room = -at % (1 << self._bits)
+        if room and self.get(at >> self._bits) < self.most:
+            if length <= room or self._take_following(at >> self._bits):
+                self.add(at >> self._bits, 1)
+                self._packing = at + length
+                return at
+        cluster, _ = self.allocate(1)
+        self._packing = (cluster << self._bits) + length
+        return cluster << self._bits
+
+    def _take_following(self, cluster: int) -> bool:
+        """Take the cluster behind one, if it is free."""
+        if self.get(cluster + 1):
+            return False
+        hint, self._hint = self._hint, cluster + 1
+        taken, _ = self.allocate(1)
+        self._hint = min(self._hint, hint)
+        if taken == cluster + 1:
+            return True
+        self.take_back(taken, 1)  # a new refcount block has taken the place
+        return False
+
+    # ---- growing ----------------------------------------------------------------------------
+
+    def _new_block(self, number: int) -> RefcountBlock:
+        """A block for clusters that none covers yet, in the first of them that it may have."""
+        if number >= len(self.table):
+            self._grow_table(number)
+            found = self.block(number)
+            if found is not None:
+                return found
+        cluster = number << self.per_block_bits
+        self._refuse_metadata(cluster)
+        block = RefcountBlock.empty(self.order, cluster << self._bits, self.per_block)
+        block.values[0] = 1
+        self._add_block(number, block)
+        return block
+
+    def _add_block(self, number: int, block: RefcountBlock) -> None:
+        self._enter(number, block)
+        self._mark(block)
+        self.table[number] = block.offset
+        self.table_dirty.add(number >> _TABLE_SECTOR_SHIFT)
+        self.metadata.add(block.offset >> self._bits)
+        self.end = max(self.end, block.offset + (1 << self._bits))
+
+    def _grow_table(self, number: int) -> None:
+        """A larger table, in clusters that new blocks of its own cover."""
+        from tap_qcow2 import layout
+
+        first = number << self.per_block_bits
+        wanted = max(number + 1, len(self.table) * 3 // 2)
+        while True:
+            clusters = (wanted * 8 + (1 << self._bits) - 1) >> self._bits
+            blocks = (clusters + self.per_block - 1) // self.per_block + 1
+            if number + blocks <= clusters << (self._bits - 3):
+                break
+            wanted = number + blocks + 1
+        if clusters << self._bits > layout.MAX_REFTABLE_BYTES:
+            raise NotSupportedError(
+                "the refcount table has reached its largest size: larger clusters are needed",
+                errno=errno.EFBIG,
+            )
+        self._move_table(first, clusters, blocks, number)
+
+    def _move_table(self, first: int, clusters: int, blocks: int, number: int) -> None:
+        """The blocks come first, in the clusters that they count; the table follows."""
+        header = self._header
+        old = header.refcount_table_offset >> self._bits, header.refcount_table_clusters
+        entries = clusters << (self._bits - 3)
+        self.table.extend(words.zeroes(entries - len(self.table)))
+        for each in range(blocks):
+            offset = (first + each) << self._bits
+            block = RefcountBlock.empty(self.order, offset, self.per_block)
+            self._add_block(number + each, block)
+        place = first + blocks
+        for cluster in range(first, place + clusters):
+            self._refuse_metadata_unless_block(cluster, first, blocks)
+            self.add(cluster, 1)
+        header.refcount_table_offset = place << self._bits
+        header.refcount_table_clusters = clusters
+        self.end = max(self.end, (place + clusters) << self._bits)
+        self.table_moved = True
+        self.metadata.difference_update(range(old[0], old[0] + old[1]))
+        self.metadata.update(range(place, place + clusters))
+        self.released.extend(range(old[0], old[0] + old[1]))
+
+    def _refuse_metadata_unless_block(self, cluster: int, first: int, blocks: int) -> None:
+        if cluster >= first + blocks:
+            self._refuse_metadata(cluster)
+
+    def forget(self) -> None:
+        """Drop what is in memory of the blocks: they were changed on disk. None may be dirty."""
+        assert not self.dirty
+        self._blocks.clear()
+        self._hint = 0
+        self._packing = 0
+
+
+def _below_zero(cluster: int) -> ImageFormatError:
+    return ImageFormatError(
+        f"has wrong refcounts: cluster {cluster} is in use and counted as free; check and repair it",
+        errno=errno.EIO,
+    )
