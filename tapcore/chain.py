@@ -27,7 +27,7 @@ from tapcore.errors import (
     open_error,
 )
 from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
-from tapcore.names import RAW_HANDLES, split_name
+from tapcore.names import RAW_HANDLES, as_handles, split_name
 from tapcore.probe import first_sector_guard, probe
 from tapcore.references import ReferencePolicy, printable
 from tapcore.registry import Registry
@@ -144,6 +144,7 @@ def _open_parents(
                 "record the parent's format in its child (rebase)",
                 image=child.name,
             )
+        recorded = as_handles(recorded, registry)
         parent_id = _resolve_parent(recorded, child, disk, registry, policy)
         if _identity(parent_id.name) in seen:
             raise ImageFormatError("is its own ancestor", image=parent_id.name, errno=errno.ELOOP)

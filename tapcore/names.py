@@ -14,6 +14,9 @@ RAW_HANDLES = ("aio", "sync")
 """Handles for a file that no driver recognises, the first one installed; a convention of names:
 the core knows no format."""
 
+RAW_FORMAT = "raw"
+"""What image formats record as the format of a raw parent."""
+
 RAW_SUFFIXES = (".img", ".raw")
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -111,6 +114,24 @@ def split_name(text: str, registry: Registry) -> DiskId:
         exc.image = text
         raise
     raise AssertionError("unreachable")
+
+
+def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
+    """A parent as an image records it, in this registry's handles.
+
+    Images made elsewhere call every raw file's format `raw`, and may carry the format as a prefix of
+    the name (`qcow2:base.qcow2`), where no other place for it exists.
+
+    Args:
+        recorded: what `td_get_parent_id` said.
+        registry: what is installed.
+    """
+    handle, name = recorded.drivertype, recorded.name
+    if not handle:
+        head, colon, rest = name.partition(":")
+        if colon and rest and (head == RAW_FORMAT or registry.knows(head)):
+            handle, name = head, rest
+    return DiskId(name, raw_handle(registry) if handle == RAW_FORMAT else handle)
 
 
 def raw_handle(registry: Registry) -> str:

@@ -14,6 +14,7 @@ from tapcore.imagefile.hostfile import occupied_bytes
 from tapcore.imagefile.locks import being_written, holder_of
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.models import DiskDriver, DiskId
+from tapcore.names import as_handles
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_image
@@ -90,7 +91,7 @@ def _describe(
     else:
         image = f"{handle}:{image}"
         disk_size, writable = sum(e.length for e in disk.extents() if e.kind != "zero"), True
-    parent, parent_handle = _parent(dd, references, notes)
+    parent, parent_handle = _parent(dd, references, notes, registry)
     return ImageInfo(
         image=image,
         handle=handle,
@@ -118,13 +119,14 @@ def _host_file(path: str, notes: list[str]) -> tuple[int, bool]:
 
 
 def _parent(
-    dd: DiskDriver, references: ReferencePolicy, notes: list[str]
+    dd: DiskDriver, references: ReferencePolicy, notes: list[str], registry: Registry
 ) -> tuple[str | None, str | None]:
     if dd.next is not None:
         return dd.next.name, dd.next.drv.disk_type
     recorded = recorded_parent(dd)
     if recorded is None:
         return None, None
+    recorded = as_handles(recorded, registry)
     return _resolved(recorded, dd, references, notes), recorded.drivertype or None
 
 
