@@ -185,7 +185,7 @@ def _make_data_file(name: str, plan: Plan, size: int) -> None:
 
 
 def _write_first_clusters(name: str, plan: Plan, secret: bytes) -> None:
-    """Header, refcount table, refcount blocks, L1 table, and a LUKS header: one behind the other."""
+    """Header, refcount table and blocks, L1 table, LUKS header: one behind the other."""
     header = plan.header
     size = 1 << header.cluster_bits
     luks = _luks_header(secret) if header.crypt_method == layout.CRYPT_LUKS else b""

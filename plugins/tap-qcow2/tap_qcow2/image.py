@@ -11,6 +11,7 @@ from tap_qcow2 import layout, words
 from tap_qcow2.header import Header, parse_header
 from tap_qcow2.l2tables import L2Tables
 from tap_qcow2.refcounts import Refcounts
+from tap_qcow2.underway import UnderWay
 from tap_qcow2.writeback import Writeback
 from tapcore import (
     SECTOR_SHIFT,
@@ -61,6 +62,7 @@ class Image:
         size: of the disk shown, bytes; a snapshot's own where one is shown.
         young: the L2 tables used lately, by L1 index: what the fast paths look into.
         busy: clusters of the disk that are being allocated, and what waits for each.
+        under_way: data I/O that waits for the disk.
         writing: preparations for a first change have been made.
         broken: damage was found while it was open: it is not written any more.
         lazy: refcounts on disk may be behind, and the dirty bit there says so.
@@ -99,6 +101,7 @@ class Image:
         )
         self.writeback = Writeback(self)
         self.busy: dict[int, list[Waiting]] = {}
+        self.under_way = UnderWay()
         self.writing = False
         self.broken = False
         self.lazy = False
@@ -200,7 +203,7 @@ class Image:
         data = self.data_file()
         res = data.read_now(host, buf)
         if res is None:
-            return data.queue_read(host, buf, answer)  # type: ignore[arg-type]
+            return data.queue_read(host, buf, self.under_way.counted(answer))
         cb, dd, sector, nb_sectors, id, prv = answer
         done: int = cb(dd, res, sector, nb_sectors, id, prv)
         return done
@@ -210,7 +213,7 @@ class Image:
         data = self.data_file()
         res = data.write_now(host, buf)
         if res is None:
-            return data.queue_write(host, buf, answer)  # type: ignore[arg-type]
+            return data.queue_write(host, buf, self.under_way.counted(answer))
         cb, dd, sector, nb_sectors, id, prv = answer
         done: int = cb(dd, res, sector, nb_sectors, id, prv)
         return done
@@ -376,7 +379,7 @@ def format_name(parent: DiskId) -> str:
 
 
 def metadata_clusters(image: Image) -> set[int]:
-    """Host clusters that hold the image's own structures: never to be given out, or written as data.
+    """Host clusters that hold the image's own structures: never given out, or written as data.
 
     The L2 tables of snapshots are not among them, as in QEMU's default: there may be very many.
     """

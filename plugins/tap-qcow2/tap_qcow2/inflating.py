@@ -73,7 +73,8 @@ class Inflater:
                 for at, buf, answer in self._wanted.pop(entry)
             )
 
-        self._image.file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        answer = self._image.under_way.counted((inflated, None, 0, 0, 0, None))
+        self._image.file.queue_work(work, (), answer)
 
     def _keep(self, entry: int, content: bytes) -> None:
         self._kept[entry] = content

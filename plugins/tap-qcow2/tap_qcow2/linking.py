@@ -24,7 +24,7 @@ def own_table(image: Image, index: int) -> Table:
         OSError: it could not be read.
     """
     tables, refcounts = image.tables, image.refcounts
-    if not tables.offset_of(index) and tables.cached(index) is None:
+    if tables.cached(index) is None and not tables.offset_of(index):
         cluster, _ = refcounts.allocate(1)
         refcounts.metadata.add(cluster)
         return tables.add(index, cluster << image.cluster_bits)

@@ -84,6 +84,8 @@ class RefcountBlock:
     def free_run(self, start: int, most: int) -> int:
         """How many clusters from a free one on are free, `most` at most."""
         values, end = self.values, min(start + most, len(self.values))
+        if most > 8 and not any(values[start:end]):
+            return end - start
         at = start
         while at < end and not values[at]:
             at += 1

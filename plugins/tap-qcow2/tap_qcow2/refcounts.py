@@ -11,9 +11,10 @@ Source: qcow2.rst, "Host cluster management".
 from __future__ import annotations
 
 import errno
+from array import array
 from typing import Final
 
-from tap_qcow2 import words
+from tap_qcow2 import layout, words
 from tap_qcow2.header import Header
 from tap_qcow2.refcountblock import RefcountBlock
 from tap_qcow2.words import Words
@@ -203,19 +204,20 @@ class Refcounts:
 
     def _take(self, block: RefcountBlock, cluster: int, count: int) -> None:
         at = cluster & (self.per_block - 1)
-        for each in range(cluster, cluster + count):
-            self._refuse_metadata(each)
+        self._refuse_metadata(cluster, count)
         values = block.values
-        for place in range(at, at + count):
-            values[place] = 1
+        if count == 1:
+            values[at] = 1
+        else:
+            values[at : at + count] = array(values.typecode, (1,)) * count
         if block.full_below == at:
             block.full_below = at + count
         self._mark(block)
         self._hint = cluster + count
         self.end = max(self.end, (cluster + count) << self._bits)
 
-    def _refuse_metadata(self, cluster: int) -> None:
-        if cluster in self.metadata:
+    def _refuse_metadata(self, cluster: int, count: int = 1) -> None:
+        if not self.metadata.isdisjoint(range(cluster, cluster + count)):
             raise ImageFormatError(
                 "has wrong refcounts: it would overwrite its own tables; check and repair it",
                 errno=errno.EIO,
@@ -229,11 +231,14 @@ class Refcounts:
         """
         at = self._packing
         room = -at % (1 << self._bits)
-        if room and self.get(at >> self._bits) < self.most:
-            if length <= room or self._take_following(at >> self._bits):
-                self.add(at >> self._bits, 1)
-                self._packing = at + length
-                return at
+        if (
+            room
+            and self.get(at >> self._bits) < self.most
+            and (length <= room or self._take_following(at >> self._bits))
+        ):
+            self.add(at >> self._bits, 1)
+            self._packing = at + length
+            return at
         cluster, _ = self.allocate(1)
         self._packing = (cluster << self._bits) + length
         return cluster << self._bits
@@ -276,8 +281,6 @@ class Refcounts:
 
     def _grow_table(self, number: int) -> None:
         """A larger table, in clusters that new blocks of its own cover."""
-        from tap_qcow2 import layout
-
         first = number << self.per_block_bits
         wanted = max(number + 1, len(self.table) * 3 // 2)
         while True:
@@ -329,6 +332,6 @@ class Refcounts:
 
 def _below_zero(cluster: int) -> ImageFormatError:
     return ImageFormatError(
-        f"has wrong refcounts: cluster {cluster} is in use and counted as free; check and repair it",
+        f"has wrong refcounts: cluster {cluster} is in use, but counted as free; repair it",
         errno=errno.EIO,
     )

@@ -1,4 +1,4 @@
-"""Writing metadata back, in an order in which a crash at any moment leaves at worst leaked clusters.
+"""Writing metadata back in an order in which a crash leaves at worst leaked clusters.
 
 All changes of tables are made in memory. A write-back takes a picture of them and brings it to the
 disk in stages, each safe on disk (fdatasync) before the next begins:
@@ -227,9 +227,8 @@ class Writeback:
         _write(file, before)
         if data is not file and data is not None and (res := data.flush_blocking()):
             return res
-        if data is file or any(picture.stages):
-            if res := file.flush_blocking():
-                return res
+        if (data is file or any(picture.stages)) and (res := file.flush_blocking()):
+            return res
         for stage in (between, last):
             if stage:
                 _write(file, stage)
@@ -248,12 +247,19 @@ class Writeback:
         if res:
             self._restore(picture)
             return
+        released = picture.released
+        if released:
+            self._image.under_way.barrier(lambda: self._count_down(released))
+
+    def _count_down(self, released: list[int]) -> None:
+        """Nothing points to these any more, on disk or in a request that is under way."""
         refcounts = self._image.refcounts
-        for cluster in picture.released:
+        for cluster in released:
             try:
                 refcounts.add(cluster, -1)
             except ImageFormatError as exc:
                 self._image.mark_corrupt(exc.message)
+                return
 
     def _restore(self, picture: Picture) -> None:
         """It failed: everything in the picture is to be written again."""

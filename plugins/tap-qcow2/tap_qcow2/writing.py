@@ -188,7 +188,7 @@ class Write:
         return self._write_whole(sector, host, count, part), until
 
     def _kept_place(self, table: Table | None, sector: int) -> int:
-        """Host offset of space that is the cluster's own already, though not valid all over; or -1."""
+        """Host offset of space that the cluster has already, though not valid all over; or -1."""
         image = self._image
         if table is None:
             return -1

@@ -1,0 +1,86 @@
+"""What an image from a stranger says of itself: its header alone, nothing else is opened."""
+
+from __future__ import annotations
+
+import os
+
+from tap_qcow2 import layout
+from tap_qcow2.header import Header, parse_header
+from tapcore import Finding, ImageFormatError, Inspection
+
+_HUGE = 1 << 50  # a petabyte in a file that is not large is meant to make somebody write it
+
+
+def inspect(fd: int, size: int) -> Inspection:
+    """Look at the header.
+
+    Args:
+        fd: the file, open for reading.
+        size: its size, bytes.
+
+    Raises:
+        TapError: not a qcow2 image, or one that cannot be opened.
+    """
+    head = os.pread(fd, 4096, 0)
+    bits = int.from_bytes(head[20:24], "big")
+    if 12 < bits <= layout.MAX_CLUSTER_BITS:
+        head = os.pread(fd, 1 << bits, 0)
+    header = parse_header(head, file_size=size)
+    if not header.size % 512 == 0:
+        raise ImageFormatError("has a size that is not a multiple of 512 bytes")
+    return Inspection(
+        virtual_size=header.size,
+        features=tuple(_features(header)),
+        references=tuple(_references(header)),
+        findings=tuple(_findings(header, size)),
+    )
+
+
+def _features(header: Header) -> list[str]:
+    found = [f"version {header.version}", f"clusters of {1 << header.cluster_bits} bytes"]
+    for wanted, name in (
+        (header.refcount_order != 4, f"refcounts of {1 << header.refcount_order} bits"),
+        (header.compression_type, layout.COMPRESSION_NAMES[header.compression_type]),
+        (header.extended_l2, "extended L2 entries"),
+        (header.lazy_refcounts, "lazy refcounts"),
+        (header.has_data_file, "external data file"),
+        (header.data_file_raw, "raw external data"),
+        (header.crypt_method, f"encrypted ({layout.CRYPT_NAMES[header.crypt_method]})"),
+        (header.nb_snapshots, f"{header.nb_snapshots} snapshots"),
+        (header.extension(layout.EXT_BITMAPS) is not None, "bitmaps"),
+        (header.dirty, "not closed"),
+        (header.corrupt, "marked as corrupt"),
+    ):
+        if wanted:
+            found.append(name)
+    return found
+
+
+def _references(header: Header) -> list[tuple[str, str]]:
+    found = []
+    if header.backing_file:
+        found.append(("parent", header.backing_file))
+    if header.has_data_file:
+        found.append(("data file", header.data_file))
+    return found
+
+
+def _findings(header: Header, size: int) -> list[Finding]:
+    found = []
+    if header.has_data_file:
+        text = "keeps its data in another file: whoever opens it reads and writes that one"
+        found.append(Finding("danger", text))
+    if header.backing_file and not header.backing_format:
+        text = "does not record its parent's format, so that it would be guessed"
+        found.append(Finding("note", text))
+    if header.size > _HUGE:
+        found.append(Finding("danger", f"claims a size of {header.size} bytes"))
+    if header.corrupt:
+        found.append(Finding("note", "is marked as corrupt: check it"))
+    if header.dirty:
+        found.append(Finding("note", "was not closed: its refcounts may be wrong"))
+    if header.crypt_method == layout.CRYPT_AES:
+        found.append(Finding("note", "has the legacy AES encryption, which is not safe"))
+    if header.l1_size * 8 > max(size, 1 << 20):
+        found.append(Finding("danger", "has an L1 table that is larger than the file"))
+    return found
