@@ -1,36 +1,14 @@
-"""The tools with a format that raw drivers do not have: parents, options, checks, dangers.
-
-The toy's file is a 64 KiB header (JSON) and after it the disk's 4 KiB blocks, each at its place;
-the header lists those that are stored.
-"""
+"""The tools with a format that raw drivers do not have: parents, options, checks, dangers."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import attrs
 import pytest
+from drivers.toy import BLOCK, HEAD, content, fill, head_of
 
 import tapcore
-from tapcore import (
-    BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
-    TD_NO_PARENT,
-    CheckResult,
-    DiskDriver,
-    DiskId,
-    DiskInfo,
-    Extent,
-    Finding,
-    FormatOption,
-    ImageFormatError,
-    Inspection,
-    Registry,
-    hookimpl,
-)
 from tapcore.cli.main import main
 from tapcore.references import ReferencePolicy
 from tapcore.tools.check import check_image
@@ -42,177 +20,7 @@ from tapcore.tools.inspect import inspect_image
 from tapcore.tools.map import map_disk
 from tapcore.tools.opening import open_image
 
-HEAD = 64 << 10
-BLOCK = 4096
-SECTORS = BLOCK >> 9
 MIB = 1 << 20
-
-
-@attrs.define
-class Toy:
-    fd: int
-    path: str
-    head: dict[str, Any]
-
-    def save(self) -> None:
-        os.pwrite(self.fd, json.dumps(self.head).encode().ljust(HEAD), 0)
-
-
-def read_head(fd: int) -> dict[str, Any]:
-    try:
-        head = json.loads(os.pread(fd, HEAD, 0))
-        assert head["magic"] == "TOY"
-    except (ValueError, KeyError, AssertionError):
-        raise ImageFormatError("is not a toy image") from None
-    return head  # type: ignore[no-any-return]
-
-
-class ToyDriver:
-    disk_info = DiskInfo(
-        handle="toy",
-        name="toy image",
-        api=HOOKS_VERSION,
-        suffixes=(".toy",),
-        create_options=(FormatOption("colour", "of the toy", ("red", "blue"), "red"),),
-    )
-
-    @hookimpl
-    def td_probe(self, name: str, head: bytes) -> bool:
-        return head.startswith(b'{"magic": "TOY"')
-
-    @hookimpl
-    def td_create(
-        self, name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
-    ) -> None:
-        head = {"magic": "TOY", "size": size, "blocks": [], "options": dict(options)}
-        if parent is not None:
-            head |= {"parent": parent.name, "parent_handle": parent.drivertype}
-        with open(name, "wb") as file:
-            file.write(json.dumps(head).encode().ljust(HEAD))
-
-    @hookimpl
-    def td_open(self, dd: DiskDriver, name: str, flags: int) -> None:
-        fd = os.open(name, os.O_RDONLY if flags & tapcore.TD_RDONLY else os.O_RDWR)
-        try:
-            dd.private = Toy(fd, name, read_head(fd))
-        except BaseException:
-            os.close(fd)
-            raise
-        dd.size = dd.private.head["size"] >> 9
-        dd.sector_size = BLOCK
-
-    @hookimpl
-    def td_close(self, dd: DiskDriver) -> None:
-        os.close(dd.private.fd)
-
-    @hookimpl
-    def td_get_parent_id(self, dd: DiskDriver, id: DiskId) -> int:
-        if "parent" not in dd.private.head:
-            return TD_NO_PARENT
-        id.name = dd.private.head["parent"]
-        id.drivertype = dd.private.head["parent_handle"]
-        return 0
-
-    @hookimpl
-    def td_validate_parent(self, dd: DiskDriver, p: DiskDriver, flags: int) -> int:
-        return 0
-
-    @hookimpl
-    def td_queue_read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb_sectors: int,
-        buf: memoryview,
-        cb: Any,
-        id: int,
-        prv: Any,
-    ) -> int:
-        toy, done = dd.private, 0
-        for at in range(sector, sector + nb_sectors, SECTORS):
-            count = min(SECTORS, sector + nb_sectors - at)
-            res = BLK_NOT_ALLOCATED
-            if at // SECTORS in toy.head["blocks"]:
-                part = buf[(at - sector) << 9 : (at - sector + count) << 9]
-                os.preadv(toy.fd, [part], HEAD + (at << 9))
-                res = 0
-            done += cb(dd, res, at, count, id, prv)
-        return done
-
-    @hookimpl
-    def td_queue_write(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb_sectors: int,
-        buf: memoryview,
-        cb: Any,
-        id: int,
-        prv: Any,
-    ) -> int:
-        toy = dd.private
-        os.pwrite(toy.fd, buf, HEAD + (sector << 9))
-        first, end = sector // SECTORS, -(-(sector + nb_sectors) // SECTORS)
-        toy.head["blocks"] = sorted({*toy.head["blocks"], *range(first, end)})
-        toy.save()
-        return cb(dd, 0, sector, nb_sectors, id, prv)  # type: ignore[no-any-return]
-
-    @hookimpl
-    def td_extents(self, dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
-        toy, at, end = dd.private, sector, sector + nb_sectors
-        while at < end:
-            count = min(SECTORS - at % SECTORS, end - at)
-            if at // SECTORS in toy.head["blocks"]:
-                yield Extent(at, count, "data", toy.fd, toy.path, HEAD + (at << 9))
-            else:
-                yield Extent(at, count, "unallocated")
-            at += count
-
-    @hookimpl
-    def td_info(self, dd: DiskDriver) -> dict[str, Any]:
-        return {"colour": dd.private.head["options"].get("colour"), "label": "a\x1b[31mb"}
-
-    @hookimpl
-    def td_inspect(self, name: str, fd: int, size: int) -> Inspection:
-        head = read_head(fd)
-        references = (("parent", head["parent"]),) if "parent" in head else ()
-        findings = (Finding("danger", "it bites"),) if head.get("bites") else ()
-        return Inspection(head["size"], ("toy", "blocks"), references, findings)
-
-    @hookimpl
-    def td_check(self, dd: DiskDriver, repair: str) -> CheckResult:
-        result = CheckResult(total_clusters=dd.size // SECTORS)
-        result.allocated_clusters = len(dd.private.head["blocks"])
-        stored = os.fstat(dd.private.fd).st_size - HEAD
-        result.leaks = max(stored // BLOCK - max(dd.private.head["blocks"], default=-1) - 1, 0)
-        if any(block * SECTORS >= dd.size for block in dd.private.head["blocks"]):
-            result.corruptions = 1
-            result.messages.append("a block lies past the end")
-        if repair and result.leaks:
-            os.ftruncate(dd.private.fd, HEAD + stored - result.leaks * BLOCK)
-            result.leaks_fixed, result.leaks = result.leaks, 0
-        return result
-
-
-@pytest.fixture
-def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A directory to work in, and the toy driver beside those installed."""
-    registry = Registry()
-    registry.register(ToyDriver())
-    monkeypatch.setattr("tapcore.registry._default", registry)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def fill(image: str, *pieces: tuple[int, bytes]) -> None:
-    with tapcore.open(image) as disk:
-        for offset, data in pieces:
-            disk.pwrite(offset, data)
-
-
-def content(image: str) -> bytes:
-    with tapcore.open(image, readonly=True) as disk:
-        return disk.pread(0, disk.size)
 
 
 # ---- parents ---------------------------------------------------------------------------------
@@ -331,7 +139,7 @@ def test_map_of_a_chain(toys: Path) -> None:
 def test_convert_between_formats(toys: Path) -> None:
     Path("a.img").write_bytes(bytes(MIB) + b"x" * 5000 + bytes(MIB - 5000 + 512))
     convert_image("a.img", "b.toy", options={"colour": "blue"})
-    assert len(read_file_head("b.toy")["blocks"]) == 2
+    assert len(head_of("b.toy")["blocks"]) == 2
     convert_image("b.toy", "c.raw")
     assert Path("c.raw").read_bytes() == Path("a.img").read_bytes()
 
@@ -356,7 +164,7 @@ def test_convert_onto_a_parent_stores_the_differences(toys: Path) -> None:
         disk.discard(2 * MIB, MIB)
     convert_image("new.img", "child.toy", parent="base.toy")
     assert content("toy:child.toy") == Path("new.img").read_bytes()
-    assert 0 not in read_file_head("child.toy")["blocks"]
+    assert 0 not in head_of("child.toy")["blocks"]
 
 
 def test_convert_onto_one_of_its_parents_is_refused(toys: Path) -> None:
@@ -364,14 +172,6 @@ def test_convert_onto_one_of_its_parents_is_refused(toys: Path) -> None:
     create_image("child.toy", MIB, parent="base.toy")
     with pytest.raises(tapcore.UsageError, match="is the source, or one of its parents"):
         convert_image("child.toy", "base.toy", force=True)
-
-
-def read_file_head(path: str) -> dict[str, Any]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return read_head(fd)
-    finally:
-        os.close(fd)
 
 
 # ---- inspect ---------------------------------------------------------------------------------
@@ -477,7 +277,7 @@ def test_a_driver_that_breaks_is_one_line(
         raise ZeroDivisionError("oops\nand more")
 
     create_image("a.toy", MIB)
-    monkeypatch.setitem(globals(), "read_head", broken)
+    monkeypatch.setattr("drivers.toy.read_head", broken)
     assert main(["map", "toy:a.toy"]) == 1
     assert capsys.readouterr().err == "tapdisk: a.toy: ZeroDivisionError: oops\n"
 

@@ -10,6 +10,7 @@ import click
 from tapcore.cli.failures import Session, set_up_logging
 
 if TYPE_CHECKING:
+    from tapcore.keys import Keys
     from tapcore.references import ReferencePolicy
 
     IntParam = click.ParamType[int]
@@ -140,11 +141,20 @@ def _not_a_size(
     return click.UsageError(f"{option}{message}", ctx)
 
 
-def policy(parents: tuple[str, ...]) -> ReferencePolicy:
-    """The policy that the values of `--parents` mean."""
+def _policy(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> ReferencePolicy:
+    """What the values of `--parents` mean."""
     from tapcore.references import ReferencePolicy
 
-    return ReferencePolicy.from_words(parents)
+    return ReferencePolicy.from_words(words)
+
+
+def _keys(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Keys | None:
+    """The passphrases that the values of `--key-file` name; reads the files."""
+    if not words or ctx.resilient_parsing:
+        return None
+    from tapcore.keys import Keys
+
+    return Keys.from_words(words)
 
 
 # ---- decorators ------------------------------------------------------------------------------
@@ -158,10 +168,35 @@ def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
 
 parents_option = click.option(
     "--parents",
+    "references",
     multiple=True,
+    callback=_policy,
     metavar="DIR|any|none",
     help="Where a file that an image names (parent, data file, extent) may lie, besides the "
     "directory tree of the image itself. Repeatable.",
+)
+
+key_file_option = click.option(
+    "--key-file",
+    "keys",
+    multiple=True,
+    callback=_keys,
+    metavar="[IMAGE=]FILE",
+    help="The passphrase of encrypted images, or of one IMAGE of the chain: the content of FILE "
+    "without a newline at its end. Repeatable.",
+)
+
+
+def opening_options(function: F) -> F:
+    """What every command takes that opens an image: `references` and `keys`."""
+    return parents_option(key_file_option(function))
+
+
+metadata_cache_option = click.option(
+    "--metadata-cache",
+    type=Size(),
+    metavar="SIZE",
+    help="Memory for the tables of each image.  [default: the format's own]",
 )
 
 cache_option = click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tapcore.errors import NotSupportedError, open_error
+from tapcore.keys import Keys
 from tapcore.models import CheckResult
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry
@@ -18,6 +19,7 @@ def check_image(
     *,
     repair: Repair = "",
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> CheckResult:
     """Check one image; its parents are not opened.
@@ -26,6 +28,7 @@ def check_image(
         name: `[HANDLE:]PATH`.
         repair: "leaks" gives back what nothing refers to, "all" repairs what it can.
         references: which files the image may name.
+        keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -38,7 +41,9 @@ def check_image(
         name,
         writing=bool(repair),
         references=references,
+        keys=keys,
         with_parents=False,
+        metadata_only=True,
         registry=registry,
     ) as disk:
         dd = disk.state.disks

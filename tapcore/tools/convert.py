@@ -11,6 +11,7 @@ from typing import Final
 from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
 from tapcore.errors import NotSupportedError, UsageError
+from tapcore.keys import Keys
 from tapcore.models import DiskId
 from tapcore.names import RAW_HANDLES
 from tapcore.references import ReferencePolicy
@@ -36,6 +37,7 @@ def convert_image(
     snapshot: str = "",
     force: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
     progress: Progress | None = None,
 ) -> tuple[DiskId, int]:
@@ -50,6 +52,7 @@ def convert_image(
         snapshot: copy this internal snapshot of the source.
         force: replace what is there.
         references: which files the source may name.
+        keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
         progress: told how far it is; what it raises stops the work.
 
@@ -66,7 +69,7 @@ def convert_image(
         raise NotSupportedError(
             f"the format '{info.handle}' cannot store compressed data (-c)", image=goal.name
         )
-    with open_image(source, references=references, registry=registry) as disk:
+    with open_image(source, references=references, keys=keys, registry=registry) as disk:
         if snapshot:
             raise NotSupportedError(
                 f"the format '{disk.handle}' has no internal snapshots (--snapshot)",
@@ -80,11 +83,14 @@ def convert_image(
             options=options,
             force=force,
             references=references,
+            keys=keys,
             registry=registry,
         )
         with (
             _removed_unless_finished(goal.name),
-            open_image(goal, writing=True, references=references, registry=registry) as new,
+            open_image(
+                goal, writing=True, references=references, keys=keys, registry=registry
+            ) as new,
         ):
             written = _Copy(disk, new, progress, follows_parent=bool(parent)).run()
             new.sync()

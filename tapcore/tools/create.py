@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.opening import open_host_fd
+from tapcore.keys import Keys
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import handle_for_new, split_name
 from tapcore.references import ReferencePolicy
@@ -23,6 +24,7 @@ def create_image(
     options: Mapping[str, str] | None = None,
     force: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> DiskId:
     """Make a new image.
@@ -35,6 +37,7 @@ def create_image(
         options: the format's own (`-o`).
         force: replace what is there.
         references: which files the parent may name in turn.
+        keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -53,7 +56,7 @@ def create_image(
         )
     recorded = None
     if parent:
-        recorded, parent_size = _open_parent(parent, target, references, registry)
+        recorded, parent_size = _open_parent(parent, target, references, keys, registry)
         size = parent_size if size is None else size
     if size is None:
         raise UsageError("a new image needs a size (for example 10G)", image=target.name)
@@ -134,7 +137,11 @@ def _check_options(target: DiskId, info: DiskInfo, options: Mapping[str, str]) -
 
 
 def _open_parent(
-    parent: str, target: DiskId, references: ReferencePolicy | None, registry: Registry
+    parent: str,
+    target: DiskId,
+    references: ReferencePolicy | None,
+    keys: Keys | None,
+    registry: Registry,
 ) -> tuple[DiskId, int]:
     """The parent as it is to be recorded, and its size; it must be an image that can be opened."""
     given = split_name(parent, registry)
@@ -142,7 +149,11 @@ def _open_parent(
     if _same_file(path, target.name):
         raise UsageError("cannot be its own parent", image=target.name)
     with open_image(
-        DiskId(path, given.drivertype), references=references, registry=registry
+        DiskId(path, given.drivertype),
+        references=references,
+        keys=keys,
+        metadata_only=True,
+        registry=registry,
     ) as disk:
         return DiskId(given.name, disk.handle), disk.size
 

@@ -13,6 +13,7 @@ from tapcore.errors import ReferencePolicyError, TapError, open_error
 from tapcore.imagefile.hostfile import occupied_bytes
 from tapcore.imagefile.locks import being_written, holder_of
 from tapcore.imagefile.opening import open_host_fd
+from tapcore.keys import Keys
 from tapcore.models import DiskDriver, DiskId
 from tapcore.names import as_handles
 from tapcore.references import ReferencePolicy
@@ -62,18 +63,26 @@ def image_info(
     *,
     chain: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> list[ImageInfo]:
     """The facts of an image, and with `chain` of its parents, child first.
 
     Without `chain` no parent is opened: an image whose parent is missing can still be looked at.
+    No content is read, so an encrypted image needs no passphrase.
 
     Raises:
         TapError: the image, or with `chain` a parent, cannot be opened.
     """
     registry = registry or default_registry()
     with open_image(
-        name, references=references, lock=False, with_parents=chain, registry=registry
+        name,
+        references=references,
+        keys=keys,
+        lock=False,
+        with_parents=chain,
+        metadata_only=True,
+        registry=registry,
     ) as disk:
         assert disk.state.disks is not None
         images = disk.state.disks.chain()

@@ -10,6 +10,7 @@ from tapcore.chain import open_disk
 from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.errors import TapError
+from tapcore.keys import Keys
 from tapcore.models import CacheMode, DiskId, OpenOptions, TdState
 from tapcore.names import RAW_HANDLES, split_name
 from tapcore.references import ReferencePolicy
@@ -27,9 +28,13 @@ def open_image(
     *,
     writing: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     cache: CacheMode = "writeback",
+    metadata_cache: int | None = None,
     lock: bool = True,
+    snapshot: str = "",
     with_parents: bool = True,
+    metadata_only: bool = False,
     registry: Registry | None = None,
 ) -> Disk:
     """Open a disk for a person at a prompt; as `open_chain`, for use as a file."""
@@ -38,9 +43,13 @@ def open_image(
             name,
             writing=writing,
             references=references,
+            keys=keys,
             cache=cache,
+            metadata_cache=metadata_cache,
             lock=lock,
+            snapshot=snapshot,
             with_parents=with_parents,
+            metadata_only=metadata_only,
             registry=registry,
         )
     )
@@ -51,9 +60,13 @@ def open_chain(
     *,
     writing: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     cache: CacheMode = "writeback",
+    metadata_cache: int | None = None,
     lock: bool = True,
+    snapshot: str = "",
     with_parents: bool = True,
+    metadata_only: bool = False,
     registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
@@ -62,9 +75,13 @@ def open_chain(
         name: `[HANDLE:]PATH`, or its parts.
         writing: open for reading and writing.
         references: which files the image may name; None for the default policy.
+        keys: passphrases of encrypted images.
         cache: "writeback" or "none".
+        metadata_cache: bytes for the tables of each image; None: the driver's default.
         lock: take QEMU-compatible locks; False only looks.
+        snapshot: open this internal snapshot of the image, read-only.
         with_parents: False opens the image alone (its holes read as zeroes).
+        metadata_only: no content will be read or written.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -74,13 +91,22 @@ def open_chain(
         TapError: always with an image's name.
     """
     registry = registry or default_registry()
+    options = OpenOptions(
+        cache=cache,
+        references=references,
+        locking=lock,
+        snapshot=snapshot,
+        keys=keys or Keys(),
+        metadata_cache=metadata_cache,
+        metadata_only=metadata_only,
+    )
     try:
         disk_id = split_name(name, registry) if isinstance(name, str) else name
         state = open_disk(
             disk_id,
             registry,
             flags=0 if writing else TD_RDONLY,
-            options=OpenOptions(cache=cache, references=references, locking=lock),
+            options=options,
             with_parents=with_parents,
         )
     except TapError as exc:

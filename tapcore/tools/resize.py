@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tapcore.errors import NotSupportedError, TapError, UsageError
+from tapcore.keys import Keys
 from tapcore.names import changed_size, format_size, parse_size, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
@@ -15,6 +16,7 @@ def resize_image(
     *,
     shrink: bool = False,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> tuple[int, int]:
     """Change a disk's virtual size; new space reads as zeroes.
@@ -24,6 +26,7 @@ def resize_image(
         size: `SIZE`, `+N` or `-N`, rounded up to whole sectors.
         shrink: making it smaller, which cuts its end off, is meant.
         references: which files the image may name.
+        keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -34,7 +37,9 @@ def resize_image(
     """
     registry = registry or default_registry()
     _refuse_what_does_not_last(name, registry)
-    with open_image(name, writing=True, references=references, registry=registry) as disk:
+    with open_image(
+        name, writing=True, references=references, keys=keys, registry=registry
+    ) as disk:
         path = disk.state.image.name
         if disk.state.disks is None or "td_resize" not in disk.state.disks.drv.implemented:
             raise NotSupportedError(f"the format '{disk.handle}' cannot be resized", image=path)

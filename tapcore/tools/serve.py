@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tapcore.chain import close_disk
 from tapcore.errors import TapError, UsageError
+from tapcore.keys import Keys
 from tapcore.models import CacheMode, TdState
 from tapcore.names import split_name
 from tapcore.nbd.exports import Export, Exports
@@ -24,7 +25,9 @@ def nbd_server(
     names: Sequence[str] = (),
     read_only: bool = False,
     cache: CacheMode = "writeback",
+    metadata_cache: int | None = None,
     references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
@@ -36,7 +39,9 @@ def nbd_server(
             export, and several are named as their files are.
         read_only: open and offer them for reading only.
         cache: "writeback" or "none".
+        metadata_cache: bytes for the tables of each image; None: the driver's default.
         references: which files the images may name.
+        keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
 
     Raises:
@@ -53,7 +58,9 @@ def nbd_server(
                     image,
                     writing=not read_only,
                     references=references,
+                    keys=keys,
                     cache=cache,
+                    metadata_cache=metadata_cache,
                     registry=registry,
                 )
             )

@@ -9,16 +9,18 @@ from tapcore.cli.options import (
     cache_option,
     image_argument,
     json_option,
-    parents_option,
-    policy,
+    metadata_cache_option,
+    opening_options,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.output import print_json, print_pairs
 from tapcore.cli.progress import progress
 from tapcore.errors import UsageError
+from tapcore.keys import Keys
 from tapcore.models import CacheMode
 from tapcore.names import format_size, split_name
+from tapcore.references import ReferencePolicy
 from tapcore.registry import default_registry
 from tapcore.tools.bench import PATTERNS, BenchResult, Pattern, Workload, bench_disk
 from tapcore.tools.opening import open_image
@@ -47,8 +49,9 @@ from tapcore.tools.opening import open_image
 @click.option("--size", type=Size(), help="How many bytes to move, at most.")
 @click.option("--force", is_flag=True, help="Write, and destroy what the image holds.")
 @cache_option
+@metadata_cache_option
 @json_option
-@parents_option
+@opening_options
 @quiet_option
 def command(
     image: str,
@@ -59,8 +62,10 @@ def command(
     size: int | None,
     force: bool,
     cache: CacheMode,
+    metadata_cache: int | None,
     as_json: bool,
-    parents: tuple[str, ...],
+    references: ReferencePolicy,
+    keys: Keys | None,
     quiet: bool,
 ) -> None:
     """Drive IMAGE in-process, through the driver interface and without a server.
@@ -72,7 +77,14 @@ def command(
     if work.writes and not force:
         _refuse_to_destroy(image)
     with (
-        open_image(image, writing=work.writes, references=policy(parents), cache=cache) as disk,
+        open_image(
+            image,
+            writing=work.writes,
+            references=references,
+            keys=keys,
+            cache=cache,
+            metadata_cache=metadata_cache,
+        ) as disk,
         progress("running", quiet=quiet, in_bytes=False) as tell,
     ):
         result = bench_disk(disk, work, progress=tell)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_json, print_line
+from tapcore.keys import Keys
 from tapcore.models import CheckResult
+from tapcore.references import ReferencePolicy
 from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
 
 
@@ -18,13 +20,15 @@ from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
     help="Repair: only space that nothing refers to, or all that can be.",
 )
 @json_option
-@parents_option
-def command(image: str, repair: Repair | None, as_json: bool, parents: tuple[str, ...]) -> int:
+@opening_options
+def command(
+    image: str, repair: Repair | None, as_json: bool, references: ReferencePolicy, keys: Keys | None
+) -> int:
     """Check the consistency of IMAGE's metadata.
 
     Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space.
     """
-    result = check_image(image, repair=repair or "", references=policy(parents))
+    result = check_image(image, repair=repair or "", references=references, keys=keys)
     if as_json:
         print_json(check_as_dict(result))
     else:

@@ -6,14 +6,15 @@ import click
 
 from tapcore.cli.options import (
     image_argument,
-    parents_option,
-    policy,
+    opening_options,
     quiet_option,
     session_of,
     tap_command,
 )
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import progress
+from tapcore.keys import Keys
+from tapcore.references import ReferencePolicy
 from tapcore.tools.compare import Comparison, compare_disks
 from tapcore.tools.opening import open_image
 
@@ -24,11 +25,17 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 @image_argument("a")
 @image_argument("b")
 @click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")
-@parents_option
+@opening_options
 @quiet_option
 @click.pass_context
 def command(
-    ctx: click.Context, a: str, b: str, strict: bool, parents: tuple[str, ...], quiet: bool
+    ctx: click.Context,
+    a: str,
+    b: str,
+    strict: bool,
+    references: ReferencePolicy,
+    keys: Keys | None,
+    quiet: bool,
 ) -> int:
     """Do the images A and B have the same content?
 
@@ -36,10 +43,9 @@ def command(
     1 different, 2 an error.
     """
     session_of(ctx).error_status = FAILED
-    references = policy(parents)
     with (
-        open_image(a, references=references) as one,
-        open_image(b, references=references) as other,
+        open_image(a, references=references, keys=keys) as one,
+        open_image(b, references=references, keys=keys) as other,
         progress("comparing", quiet=quiet) as tell,
     ):
         found = compare_disks(one, other, strict=strict, progress=tell)

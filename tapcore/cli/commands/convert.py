@@ -8,16 +8,17 @@ from tapcore.cli.options import (
     force_option,
     format_options,
     image_argument,
+    opening_options,
     parent_option,
-    parents_option,
-    policy,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import progress
+from tapcore.keys import Keys
 from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
 from tapcore.tools.convert import convert_image
 
 
@@ -29,7 +30,7 @@ from tapcore.tools.convert import convert_image
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
 @force_option
-@parents_option
+@opening_options
 @quiet_option
 def command(
     source: str,
@@ -39,7 +40,8 @@ def command(
     options: dict[str, str],
     snapshot: str,
     force: bool,
-    parents: tuple[str, ...],
+    references: ReferencePolicy,
+    keys: Keys | None,
     quiet: bool,
 ) -> None:
     """Copy SOURCE's content to a new image TARGET.
@@ -60,7 +62,8 @@ def command(
             compressed=compressed,
             snapshot=snapshot,
             force=force,
-            references=policy(parents),
+            references=references,
+            keys=keys,
             progress=tell,
         )
     if not quiet:

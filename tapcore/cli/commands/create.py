@@ -9,15 +9,16 @@ from tapcore.cli.options import (
     force_option,
     format_options,
     image_argument,
+    opening_options,
     parent_option,
-    parents_option,
-    policy,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import print_line
+from tapcore.keys import Keys
 from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
 from tapcore.tools.create import create_image
 
 
@@ -27,7 +28,7 @@ from tapcore.tools.create import create_image
 @parent_option
 @format_options
 @force_option
-@parents_option
+@opening_options
 @quiet_option
 def command(
     image: str,
@@ -35,7 +36,8 @@ def command(
     parent: str,
     options: dict[str, str],
     force: bool,
-    parents: tuple[str, ...],
+    references: ReferencePolicy,
+    keys: Keys | None,
     quiet: bool,
 ) -> None:
     """Make a new IMAGE of SIZE (10G, 512M, ...; with -b it may be left out: the parent's).
@@ -46,7 +48,7 @@ def command(
         print_format_options(image)
         return
     made = create_image(
-        image, size, parent=parent, options=options, force=force, references=policy(parents)
+        image, size, parent=parent, options=options, force=force, references=references, keys=keys
     )
     if not quiet:
         what = f", {format_size(size)}" if size is not None else ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
+from tapcore.keys import Keys
 from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
 from tapcore.tools.info import ImageInfo, image_info
 
 
@@ -14,10 +16,12 @@ from tapcore.tools.info import ImageInfo, image_info
 @image_argument()
 @json_option
 @click.option("--chain", is_flag=True, help="Its parents too, child first.")
-@parents_option
-def command(image: str, as_json: bool, chain: bool, parents: tuple[str, ...]) -> None:
+@opening_options
+def command(
+    image: str, as_json: bool, chain: bool, references: ReferencePolicy, keys: Keys | None
+) -> None:
     """Tell what IMAGE is. Takes no lock, and opens parents only with --chain."""
-    found = image_info(image, chain=chain, references=policy(parents))
+    found = image_info(image, chain=chain, references=references, keys=keys)
     if as_json:
         objects = [info.as_dict() for info in found]
         print_json(objects if chain else objects[0])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.options import image_argument, json_option, parents_option, tap_command
 from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
 from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
 from tapcore.tools.inspect import InspectedImage, inspect_image
 
 HARMLESS, AFRAID = 0, 2
@@ -14,13 +15,13 @@ HARMLESS, AFRAID = 0, 2
 @image_argument()
 @json_option
 @parents_option
-def command(image: str, as_json: bool, parents: tuple[str, ...]) -> int:
+def command(image: str, as_json: bool, references: ReferencePolicy) -> int:
     """Look at an IMAGE from a stranger.
 
     Nothing but IMAGE is opened, and that for reading. Exit status: 0 harmless, 1 not an image or
     unreadable, 2 something to be afraid of.
     """
-    found = inspect_image(image, references=policy(parents))
+    found = inspect_image(image, references=references)
     if as_json:
         print_json(found.as_dict())
     else:

@@ -6,8 +6,10 @@ import json
 import sys
 from collections.abc import Iterator
 
-from tapcore.cli.options import image_argument, json_option, parents_option, policy, tap_command
+from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_line
+from tapcore.keys import Keys
+from tapcore.references import ReferencePolicy
 from tapcore.tools.map import MapItem, map_disk
 from tapcore.tools.opening import open_image
 
@@ -15,13 +17,13 @@ from tapcore.tools.opening import open_image
 @tap_command("map", short_help="which ranges hold data, read as zeroes, or come from a parent")
 @image_argument()
 @json_option
-@parents_option
-def command(image: str, as_json: bool, parents: tuple[str, ...]) -> None:
+@opening_options
+def command(image: str, as_json: bool, references: ReferencePolicy, keys: Keys | None) -> None:
     """Tell which ranges of IMAGE hold data, read as zeroes, or come from a parent.
 
     DEPTH is 0 for IMAGE itself, 1 for its parent, and so on. Offsets are bytes.
     """
-    with open_image(image, references=policy(parents)) as disk:
+    with open_image(image, references=references, keys=keys) as disk:
         items = map_disk(disk)
         if as_json:
             _print_json(items, disk.state.image.name)

@@ -7,12 +7,13 @@ import click
 from tapcore.cli.options import (
     SizeChange,
     image_argument,
-    parents_option,
-    policy,
+    opening_options,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.output import print_line, size_with_bytes
+from tapcore.keys import Keys
+from tapcore.references import ReferencePolicy
 from tapcore.tools.resize import resize_image
 
 
@@ -32,10 +33,12 @@ def _no_option(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @image_argument(callback=_no_option)
 @click.argument("size", metavar="SIZE|+N|-N", type=SizeChange())
 @click.option("--shrink", is_flag=True, help="Allow to cut the end off.")
-@parents_option
+@opening_options
 @quiet_option
-def command(image: str, size: str, shrink: bool, parents: tuple[str, ...], quiet: bool) -> None:
+def command(
+    image: str, size: str, shrink: bool, references: ReferencePolicy, keys: Keys | None, quiet: bool
+) -> None:
     """Set IMAGE's size (20G), or change it (+5G, -512M). New space reads as zeroes."""
-    old, new = resize_image(image, size, shrink=shrink, references=policy(parents))
+    old, new = resize_image(image, size, shrink=shrink, references=references, keys=keys)
     if not quiet:
         print_line(f"resized from {size_with_bytes(old)} to {size_with_bytes(new)}")

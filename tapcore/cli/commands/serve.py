@@ -7,12 +7,14 @@ import click
 from tapcore.cli.options import (
     cache_option,
     image_argument,
-    parents_option,
-    policy,
+    metadata_cache_option,
+    opening_options,
     tap_command,
 )
+from tapcore.keys import Keys
 from tapcore.models import CacheMode
 from tapcore.nbd.server import DEFAULT_PORT, TcpAddress, UnixAddress
+from tapcore.references import ReferencePolicy
 from tapcore.tools.serve import nbd_server
 
 LOCAL = "127.0.0.1"
@@ -37,7 +39,8 @@ LOCAL = "127.0.0.1"
     "export, and several have the names of their files.",
 )
 @cache_option
-@parents_option
+@metadata_cache_option
+@opening_options
 def command(
     images: tuple[str, ...],
     socket: str | None,
@@ -46,7 +49,9 @@ def command(
     read_only: bool,
     names: tuple[str, ...],
     cache: CacheMode,
-    parents: tuple[str, ...],
+    metadata_cache: int | None,
+    references: ReferencePolicy,
+    keys: Keys | None,
 ) -> None:
     """Serve images over NBD until SIGTERM or Ctrl-C.
 
@@ -56,7 +61,14 @@ def command(
         raise click.UsageError("--socket is one way to listen, --bind and --port are another")
     address = UnixAddress(socket) if socket is not None else _tcp(bind, port)
     server = nbd_server(
-        images, address, names=names, read_only=read_only, cache=cache, references=policy(parents)
+        images,
+        address,
+        names=names,
+        read_only=read_only,
+        cache=cache,
+        metadata_cache=metadata_cache,
+        references=references,
+        keys=keys,
     )
     server.stop_on_signals()
     for uri in server.uris():
