@@ -238,7 +238,10 @@ class Walk:
                     f"cluster {cluster} has {count} references and "
                     f"a refcount of {counted.get(cluster, 0)}"
                 )
-        self.leaks = sum(value > self._counts[number] for number, value in counted.items())
+        last = self.end >> self.bits  # of what lies past the end, QEMU says nothing
+        self.leaks = sum(
+            value > self._counts[number] for number, value in counted.items() if number < last
+        )
         for name, copied, cluster in self._flags:
             if copied != (counted.get(cluster, 0) == 1):
                 self.copied_wrong.append(f"{name} has a wrong COPIED flag")
