@@ -12,11 +12,11 @@ ARGS ?=
 
 export PYTHON IMAGE
 
-.PHONY: help install run test peers lint format bench dist clean
+.PHONY: help install run test peers lint format bench bench-formats dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 install: $(STAMP) ## set up .venv with tapcore, its plugins and the development tools
 	@:
@@ -43,6 +43,9 @@ format: install ## let ruff format and fix what it can
 
 bench: install peers ## side by side with qemu-nbd, qemu-storage-daemon and nbdkit
 	@$(VENV)/bin/python benchmarks/nbd.py $(ARGS)
+
+bench-formats: install peers ## qcow2 and VMDK images, side by side with QEMU's servers
+	@$(VENV)/bin/python benchmarks/formats.py $(ARGS)
 
 dist: install ## wheels of everything, into dist/
 	@sh scripts/dist.sh

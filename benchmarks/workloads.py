@@ -28,7 +28,7 @@ class Row:
     @property
     def name(self) -> str:
         name = f"{self.bs}-{self.rw}-qd{self.depth}"
-        return f"direct-{name}" if self.group == DIRECT else name
+        return name if self.group == CACHED else f"{self.group}-{name}"
 
     @property
     def writes(self) -> bool:
@@ -86,13 +86,18 @@ def fio_problem() -> str | None:
     return None
 
 
-def run_fio(row: Row, uri: str, seconds: float) -> FioResult:
-    """Drive URI for so long. One thread, so that ending fio's process ends the whole client."""
+def run_fio(row: Row, uri: str, seconds: float, *, once: int = 0) -> FioResult:
+    """Drive URI for so long. One thread, so that ending fio's process ends the whole client.
+
+    With `once` so many bytes are gone through a single time instead, however long that takes.
+    """
+    how_long = ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
+    if once:
+        how_long = [f"--size={once}", "--end_fsync=1"]
     argv = [
         "fio", f"--name={row.name}", "--ioengine=nbd", f"--uri={uri}", "--thread",
         f"--rw={row.rw}", f"--bs={row.bs}", f"--iodepth={row.depth}", "--norandommap",
-        "--time_based", f"--runtime={round(seconds * 1000)}ms",
-        "--eta=never", "--output-format=json",
+        *how_long, "--eta=never", "--output-format=json",
     ]  # fmt: skip
     try:
         done = subprocess.run(
