@@ -108,7 +108,7 @@ def _below(parent: DiskDriver, depth: int, hole: Extent) -> Iterator[MappedExten
         yield from _layer(parent, depth, hole.sector, held)
     if held < hole.nb_sectors:
         rest = Extent(hole.sector + held, hole.nb_sectors - held, "zero")
-        yield _mapped(rest, "zero", depth - 1)
+        yield _mapped(rest, "zero", depth - 1, present=False)
 
 
 def _mapped(
