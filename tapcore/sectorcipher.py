@@ -119,7 +119,7 @@ def _iv_maker(key: bytes, iv: str) -> Callable[[int, int], bytes]:
     kind, _, hash_name = iv.partition(":")
     try:
         salt = hashlib.new(hash_name, key).digest() if kind == "essiv" else b""
-    except ValueError:  # unknown, or not available here
+    except (TypeError, ValueError):  # not available here, or of any length
         salt = b""
     if len(salt) not in _KEY_SIZES["cbc"]:
         raise NotSupportedError(f"IVs of the kind {iv} are not supported")
