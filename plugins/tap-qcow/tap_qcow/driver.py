@@ -1,0 +1,219 @@
+"""QEMU copy-on-write images of version 1: the hooks."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from tap_qcow import changing, create, header, reading, zeroing
+from tap_qcow.deflating import write_compressed
+from tap_qcow.image import Image, open_image
+from tap_qcow.inspection import format_facts, inspect
+from tap_qcow.mapping import DEFLATED, HOLE, runs
+from tap_qcow.writing import Write, no_room, write
+from tapcore import (
+    DEFAULT_SECTOR_SIZE,
+    HOOKS_VERSION,
+    SECTOR_SHIFT,
+    TD_NO_PARENT,
+    DiskDriver,
+    DiskId,
+    DiskInfo,
+    Extent,
+    Inspection,
+    Measurement,
+    TdCallback,
+    hookimpl,
+)
+
+disk_info = DiskInfo(
+    handle="qcow",
+    name="QEMU copy-on-write, version 1",
+    api=HOOKS_VERSION,
+    suffixes=(".qcow",),
+    create_options=create.CREATE_OPTIONS,
+)
+
+
+@hookimpl
+def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+    """Clusters are allocated and filled up by the driver itself, so small units will do."""
+    image = open_image(dd, name, flags)
+    dd.private = image
+    dd.io_fd[0] = image.file.io_fd
+    dd.size = image.sectors
+    dd.sector_size = image.file.sector_size if image.file.direct else DEFAULT_SECTOR_SIZE
+    dd.cluster_size = image.geometry.cluster_size
+
+
+@hookimpl
+def td_close(dd: DiskDriver) -> None:
+    """As a flush; then blktap's checksum, where the image has one."""
+    dd.private.close()
+
+
+@hookimpl
+def td_queue_read(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """From the page cache at once, else later; holes are the core's affair."""
+    return reading.read(dd.private, dd, sector, nb_sectors, buf, cb, id, prv)
+
+
+@hookimpl
+def td_queue_write(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """In place, or at the end of the file."""
+    image: Image = dd.private
+    if res := no_room(image):
+        return res
+    return write(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)
+
+
+@hookimpl
+def td_queue_write_compressed(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Not in an encrypted image: nobody would look for plain content there."""
+    image: Image = dd.private
+    if image.header.encrypted:
+        return -errno.EOPNOTSUPP
+    if res := no_room(image):
+        return res
+    return write_compressed(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)
+
+
+@hookimpl
+def td_queue_write_zeroes(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    may_unmap: bool,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """Where the host file can do it."""
+    return zeroing.write_zeroes(dd.private, dd, sector, nb_sectors, may_unmap, cb, id, prv)
+
+
+@hookimpl
+def td_queue_discard(
+    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Punch holes into clusters, which stay where they are."""
+    return zeroing.discard(dd.private, dd, sector, nb_sectors, cb, id, prv)
+
+
+@hookimpl
+def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+    """Data, then the tables that point to it, in a thread."""
+    image: Image = dd.private
+    return image.writeback.flush(lambda res: cb(dd, res, 0, 0, id, prv))
+
+
+@hookimpl
+def td_submit(dd: DiskDriver) -> int:
+    """One call to the kernel for the batch."""
+    dd.private.file.submit()
+    return 0
+
+
+@hookimpl
+def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
+    """Answer what has finished, and start what had to wait for it."""
+    image: Image = dd.private
+    finished = image.file.reap()
+    image.file.submit()
+    return finished
+
+
+@hookimpl
+def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+    """The name alone: the format has no place for the parent's format."""
+    name = dd.private.header.backing_file
+    if not name:
+        return TD_NO_PARENT
+    id.name, id.drivertype = name, ""
+    return 0
+
+
+@hookimpl
+def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+    """Nothing is recorded by which a changed parent could be told."""
+    return 0
+
+
+@hookimpl
+def td_probe(name: str, head: bytes) -> bool:
+    """By magic and version."""
+    return header.is_qcow(head)
+
+
+@hookimpl
+def td_create(
+    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
+) -> None:
+    """Laid out as QEMU does, byte for byte."""
+    method = create.encryption(options)
+    named = parent.name if parent is not None else ""
+    new = create.new_header(create.check_size(size), named, method)
+    create.write_image(name, new, create.l1_end(new))
+
+
+@hookimpl
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """The header, the L1 table, and what the data takes of tables and clusters."""
+    create.encryption(options)
+    return create.measure(create.check_size(size), data)
+
+
+@hookimpl
+def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
+    """Straight from the tables; encrypted content is data that lies nowhere plain."""
+    image: Image = dd.private
+    file = image.file
+    for run in runs(image, sector, nb_sectors):
+        if run.kind == HOLE:
+            yield Extent(run.sector, run.nb_sectors, "unallocated")
+        elif run.kind == DEFLATED:
+            yield Extent(run.sector, run.nb_sectors, "compressed")
+        elif image.header.encrypted or run.where + (run.nb_sectors << SECTOR_SHIFT) > file.size:
+            yield Extent(run.sector, run.nb_sectors, "data")
+        else:
+            yield Extent(run.sector, run.nb_sectors, "data", file.fd, file.path, run.where)
+
+
+@hookimpl
+def td_info(dd: DiskDriver) -> dict[str, Any]:
+    """The header's facts."""
+    image: Image = dd.private
+    return format_facts(image.header, little=image.little)
+
+
+@hookimpl
+def td_inspect(name: str, fd: int, size: int) -> Inspection:
+    """The header alone."""
+    return inspect(fd, size)
+
+
+@hookimpl
+def td_resize(dd: DiskDriver, size: int) -> None:
+    """Grow; QEMU cannot, but reads the result."""
+    changing.grow(dd.private, dd, size)
+
+
+@hookimpl
+def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """Record the parent's name."""
+    changing.set_parent(dd.private, parent)
+
+
+@hookimpl
+def td_make_empty(dd: DiskDriver) -> None:
+    """Empty the L1 table, and cut the file off behind it."""
+    changing.make_empty(dd.private)

@@ -1,0 +1,163 @@
+"""From sectors of the disk to what lies there: runs of one kind, as the tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tap_qcow.layout import COMPRESSED
+from tap_qcow.tables import Table
+from tapcore import SECTOR_SHIFT, TapError
+
+if TYPE_CHECKING:
+    from tap_qcow.image import Image
+
+HOLE: Final = 0
+PLAIN: Final = 1
+DEFLATED: Final = 2
+
+
+class Run(NamedTuple):
+    """Sectors that are stored in one way.
+
+    Attributes:
+        kind: HOLE, PLAIN or DEFLATED (then inside one cluster).
+        sector: the first one.
+        nb_sectors: how many.
+        where: PLAIN: the byte offset in the file; DEFLATED: the L2 entry.
+    """
+
+    kind: int
+    sector: int
+    nb_sectors: int
+    where: int
+
+
+def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:
+    """The run that begins at a sector.
+
+    Args:
+        image: open.
+        table: that maps the sector.
+        sector: the first one.
+        stop: nothing from this sector on is of interest; not past what the table maps.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+    """
+    geometry = image.geometry
+    shift = geometry.cluster_shift
+    entries = table.entries
+    at = (sector >> shift) & geometry.entry_mask
+    last = ((stop - 1) >> shift) & geometry.entry_mask
+    skip = sector & geometry.sector_mask
+    entry = entries[at]
+    if entry & COMPRESSED:
+        return Run(DEFLATED, sector, min(sector - skip + (1 << shift), stop) - sector, entry)
+    step = geometry.cluster_size if entry else 0
+    next_one, expected = at + 1, entry + step
+    while next_one <= last and entries[next_one] == expected:
+        next_one += 1
+        expected += step
+    until = min(sector - skip + ((next_one - at) << shift), stop)
+    if not entry:
+        return Run(HOLE, sector, until - sector, 0)
+    image.check_place(entry, expected - entry)
+    return Run(PLAIN, sector, until - sector, entry + (skip << SECTOR_SHIFT))
+
+
+def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
+    """The runs of a range, in order; waits for tables that are not in memory.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+        OSError: a table cannot be read.
+    """
+    end = sector + nb_sectors
+    while sector < end:
+        index = sector >> image.geometry.table_shift
+        if not image.tables.l1[index]:
+            stop = _past_empty_tables(image, index, end)
+            yield Run(HOLE, sector, stop - sector, 0)
+            sector = stop
+            continue
+        table = image.tables.wait(index)
+        stop = min(end, (index + 1) << image.geometry.table_shift)
+        while sector < stop:
+            run = run_at(image, table, sector, stop)
+            yield run
+            sector += run.nb_sectors
+
+
+def _past_empty_tables(image: Image, index: int, end: int) -> int:
+    """From an L1 entry that is 0: the sector up to which those after it are, too."""
+    l1, shift = image.tables.l1, image.geometry.table_shift
+    last = (end - 1) >> shift
+    while index <= last and not l1[index]:
+        index += 1
+    return min(end, index << shift)
+
+
+def each_run(
+    image: Image,
+    sector: int,
+    nb_sectors: int,
+    visit: Callable[[Run], int],
+    fail: Callable[[int, int, int], int],
+) -> int:
+    """Visit the runs of a range; those whose table has to be read from disk are visited later.
+
+    Args:
+        image: open.
+        sector: first sector.
+        nb_sectors: how many.
+        visit: called with each run; returns how many requests it finished.
+        fail: the same, for what no run can be told of: `fail(-errno, sector, nb_sectors)`.
+
+    Returns:
+        How many requests were finished inside this call.
+    """
+    end = sector + nb_sectors
+    finished = 0
+    while sector < end:
+        index = sector >> image.geometry.table_shift
+        if image.tables.l1[index]:
+            stop = min(end, (index + 1) << image.geometry.table_shift)
+            finished += _each_in_table(image, index, sector, stop, visit, fail)
+        else:
+            stop = _past_empty_tables(image, index, end)
+            finished += visit(Run(HOLE, sector, stop - sector, 0))
+        sector = stop
+    return finished
+
+
+def _each_in_table(
+    image: Image,
+    index: int,
+    sector: int,
+    stop: int,
+    visit: Callable[[Run], int],
+    fail: Callable[[int, int, int], int],
+) -> int:
+    try:
+        table = image.tables.now(index)
+    except TapError as exc:
+        return fail(-exc.errno, sector, stop - sector)
+    if table is None:
+
+        def go_on(res: int) -> int:
+            if res:
+                return fail(res, sector, stop - sector)
+            return _each_in_table(image, index, sector, stop, visit, fail)
+
+        image.tables.load(index, go_on)
+        return 0
+    finished = 0
+    while sector < stop:
+        try:
+            run = run_at(image, table, sector, stop)
+        except TapError as exc:
+            return finished + fail(-exc.errno, sector, stop - sector)
+        finished += visit(run)
+        sector += run.nb_sectors
+    return finished
