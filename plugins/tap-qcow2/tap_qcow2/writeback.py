@@ -133,12 +133,13 @@ class Writeback:
         image.file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
 
     def all_now(self) -> None:
-        """Bring everything to the disk and wait for it; nothing may be under way.
+        """Bring everything to the disk and wait for it; no request may be under way.
 
         Raises:
             OSError: as the system says.
         """
-        assert not self.running
+        while self.running:  # one that began by itself
+            self._image.file.drain()
         while True:
             picture = self._take_picture()
             try:
