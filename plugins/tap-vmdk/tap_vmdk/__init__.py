@@ -1,0 +1,1 @@
+"""VMware disk images (VMDK) for tapcore."""

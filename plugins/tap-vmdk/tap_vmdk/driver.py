@@ -1,0 +1,246 @@
+"""The hooks of the handle `vmdk`; what they do is in the other modules."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tap_vmdk import sesparse
+from tap_vmdk.cowd import MAGIC as COWD_MAGIC
+from tap_vmdk.descriptor import looks_like_descriptor
+from tap_vmdk.image import Image
+from tap_vmdk.opening import open_image
+from tap_vmdk.options import CREATE_OPTIONS
+from tap_vmdk.sparse import MAGIC as SPARSE_MAGIC
+from tap_vmdk.streampart import StreamPart
+from tapcore import (
+    HOOKS_VERSION,
+    TD_NO_PARENT,
+    CheckResult,
+    DiskDriver,
+    DiskId,
+    DiskInfo,
+    Extent,
+    Inspection,
+    Measurement,
+    TdCallback,
+    hookimpl,
+)
+
+disk_info = DiskInfo(
+    handle="vmdk",
+    name="vmware image (vmdk)",
+    api=HOOKS_VERSION,
+    single_handler=True,
+    suffixes=(".vmdk",),
+    create_options=CREATE_OPTIONS,
+)
+
+
+@hookimpl
+def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+    """Open the descriptor and all extents."""
+    image = open_image(dd, name, flags)
+    dd.private = image
+    dd.size = image.sectors
+    dd.io_fd[0] = image.pollable()
+    dd.sector_size = max((part.unit for part in image.parts), default=512)
+    dd.cluster_size = max((part.cluster for part in image.parts), default=0)
+
+
+@hookimpl
+def td_close(dd: DiskDriver) -> None:
+    """Flush as `td_queue_flush` does, and close every file."""
+    dd.private.close()
+
+
+@hookimpl
+def td_queue_read(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """From the part that holds the range."""
+    done: int = dd.private.read(dd, sector, nb_sectors, buf, cb, id, prv)
+    return done
+
+
+@hookimpl
+def td_queue_write(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """To the part that holds the range."""
+    done: int = dd.private.write(dd, sector, nb_sectors, buf, cb, id, prv)
+    return done
+
+
+@hookimpl
+def td_queue_write_compressed(
+    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """A stream stores everything so; other kinds nothing."""
+    image: Image = dd.private
+    if not isinstance(image.parts[0], StreamPart):
+        return -errno.EOPNOTSUPP
+    return image.write(dd, sector, nb_sectors, buf, cb, id, prv)
+
+
+@hookimpl
+def td_queue_write_zeroes(
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    may_unmap: bool,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """Holes in the files, or entries that say so."""
+    image: Image = dd.private
+    return image.zero(dd, sector, nb_sectors, may_unmap, cb, id, prv)
+
+
+@hookimpl
+def td_queue_discard(
+    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+) -> int:
+    """Holes in the files."""
+    image: Image = dd.private
+    return image.discard(dd, sector, nb_sectors, cb, id, prv)
+
+
+@hookimpl
+def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+    """Content first, then the tables that point to it."""
+    image: Image = dd.private
+    return image.flusher.flush(dd, cb, id, prv)
+
+
+@hookimpl
+def td_submit(dd: DiskDriver) -> int:
+    """Hand on what was queued."""
+    dd.private.submit()
+    return 0
+
+
+@hookimpl
+def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
+    """Answer what has finished."""
+    image: Image = dd.private
+    return image.reap()
+
+
+@hookimpl
+def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
+    """From the tables, and from the file system where content lies plain."""
+    image: Image = dd.private
+    return image.extents(sector, nb_sectors)
+
+
+@hookimpl
+def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+    """What the descriptor says."""
+    from tap_vmdk.parents import recorded_parent
+
+    parent = recorded_parent(dd.private)
+    if parent is None:
+        return TD_NO_PARENT
+    id.name, id.drivertype = parent, "vmdk"
+    return 0
+
+
+@hookimpl
+def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+    """By its content id."""
+    from tap_vmdk.parents import check_parent
+
+    check_parent(dd.private, p.private)
+    return 0
+
+
+@hookimpl
+def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """Rewrite the descriptor."""
+    from tap_vmdk.parents import record_parent
+
+    record_parent(dd, parent)
+
+
+@hookimpl
+def td_make_empty(dd: DiskDriver) -> None:
+    """Rewrite all tables, and give the space back."""
+    from tap_vmdk.parents import make_empty
+
+    make_empty(dd)
+
+
+@hookimpl
+def td_probe(name: str, head: bytes) -> bool:
+    """By the first bytes."""
+    if head[:4] in (SPARSE_MAGIC, COWD_MAGIC):
+        return True
+    return sesparse.is_sesparse(head) or looks_like_descriptor(head)
+
+
+@hookimpl
+def td_create(
+    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
+) -> None:
+    """Make the descriptor and all extents."""
+    from tap_vmdk.create import create_image
+
+    create_image(name, size, parent, options)
+
+
+@hookimpl
+def td_info(dd: DiskDriver) -> dict[str, Any]:
+    """What the descriptor and the headers say."""
+    from tap_vmdk.information import describe
+
+    return describe(dd.private)
+
+
+@hookimpl
+def td_inspect(name: str, fd: int, size: int) -> Inspection:
+    """The header and the descriptor alone."""
+    from tap_vmdk.information import inspect
+
+    return inspect(name, fd, size)
+
+
+@hookimpl
+def td_resize(dd: DiskDriver, size: int) -> None:
+    """Flat and sparse disks of a single extent can grow."""
+    from tap_vmdk.resize import resize
+
+    resize(dd, size)
+
+
+@hookimpl
+def td_check(dd: DiskDriver, repair: str) -> CheckResult:
+    """The tables of every sparse extent, and the descriptor against the extents."""
+    from tap_vmdk.check import check
+
+    return check(dd, repair)
+
+
+@hookimpl
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """From the number of grains."""
+    from tap_vmdk.measure import measure
+
+    return measure(size, options, data)
+
+
+@hookimpl
+def td_stream(
+    out: Callable[[Any], object],
+    size: int,
+    options: Mapping[str, str],
+    pieces: Iterable[tuple[int, memoryview]],
+) -> None:
+    """A streamOptimized disk, whatever else is asked for is refused."""
+    from tap_vmdk.stream import write_stream
+
+    write_stream(out, size, options, pieces)

@@ -1,0 +1,336 @@
+"""Where the grains of a sparse file lie: its grain directories, and grain tables kept in memory.
+
+Whatever the kind of file, an entry in memory is the sector of the file where the grain begins, 0
+for a hole, or 1 for zeroes.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from tapcore import ImageFile, ImageFormatError
+
+HOLE: Final = 0
+ZERO: Final = 1
+DAMAGED: Final = -1
+"""What `GrainMap.run` says of grains whose entry cannot be true."""
+
+DEFAULT_CACHE: Final = 32 << 20
+"""Bytes of grain tables kept in memory for each file: enough for 512 GiB in grains of 64 KiB."""
+
+
+@attrs.frozen
+class Layout:
+    """What the header of a sparse file, of any kind, says of its tables.
+
+    Attributes:
+        capacity: of the file's disk, sectors.
+        grain: sectors in a grain, a power of two.
+        entries: in a table, a power of two.
+        tables: how many cover the capacity.
+        table_bytes: on disk.
+        directory_bytes: on disk.
+        directories: where the directories lie (bytes), the first one first.
+        first_grain: no grain lies before this sector.
+        zeroes: an entry of 1 means zeroes; otherwise it is an error.
+        whole: grains are stored whole, so that one must not reach past the end of the file.
+        decode_directory: from a directory's bytes to the tables' sectors.
+        decode_table: from a table's bytes to the grains' sectors.
+    """
+
+    capacity: int
+    grain: int
+    entries: int
+    tables: int
+    table_bytes: int
+    directory_bytes: int
+    directories: tuple[int, ...]
+    first_grain: int
+    zeroes: bool
+    whole: bool
+    decode_directory: Callable[[bytes], array[int]]
+    decode_table: Callable[[bytes], array[int]]
+
+
+def words32(raw: bytes) -> array[int]:
+    """Little-endian words of 4 bytes."""
+    words = array("I")
+    words.frombytes(raw)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def raw32(words: array[int]) -> bytes:
+    """The opposite of `words32`."""
+    if sys.byteorder == "big":
+        words = words[:]
+        words.byteswap()
+    return words.tobytes()
+
+
+def round_up(value: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-value // unit) * unit
+
+
+class GrainMap:
+    """The tables of one sparse file.
+
+    Args:
+        file: open.
+        layout: of it.
+        cache_bytes: of tables to keep; those with unsaved entries are kept in any case.
+
+    Attributes:
+        file: as given.
+        layout: as given.
+        cache_bytes: as given.
+        directory: sectors of the tables; 0 for a table that is not there.
+        spare: the same of the second directory, where there is one.
+        tables: those in memory whose entries can all be true.
+        damaged: those in memory that have entries that cannot be true.
+        unsaved: numbers of the tables with entries that are not on disk yet.
+        empty: the table that stands for all that hold nothing but holes; not to be changed.
+        end: sectors of the file that are used; new grains go behind it.
+        pinned: keeps tables from being dropped while somebody is about to change one.
+    """
+
+    def __init__(self, file: ImageFile, layout: Layout, cache_bytes: int) -> None:
+        self.file = file
+        self.layout = layout
+        self.grain_shift = layout.grain.bit_length() - 1
+        self.grain_mask = layout.grain - 1
+        self.entry_mask = layout.entries - 1
+        self.table_shift = self.grain_shift + layout.entries.bit_length() - 1
+        self.tables: dict[int, array[int]] = {}
+        self.damaged: dict[int, array[int]] = {}
+        self.unsaved: set[int] = set()
+        self.pinned = 0
+        self.empty = layout.decode_table(bytes(layout.table_bytes))
+        self.cache_bytes = cache_bytes
+        self._most = max(cache_bytes // layout.table_bytes, 16)
+        self._size = -(-file.size // 512)  # sectors, as opened
+        self.end = round_up(max(self._size, layout.first_grain), layout.grain)
+        self._trusted = bytearray(layout.tables)  # tables whose entries were checked once
+        found = [self._read_directory(offset) for offset in layout.directories]
+        first = next((directory for directory in found if directory is not None), None)
+        if first is None:
+            raise ImageFormatError("has a grain directory that lies outside the file")
+        self.directory = first
+        self.spare = found[1] if len(found) > 1 else None
+        self.whole_directories = all(directory is not None for directory in found)
+
+    def _read_directory(self, offset: int) -> array[int] | None:
+        size = self.layout.directory_bytes
+        if not 0 < offset <= self.file.size - size:
+            return None
+        raw = self.file.read_metadata(offset, size)
+        return self.layout.decode_directory(raw)[: self.layout.tables]
+
+    # ---- tables -----------------------------------------------------------------------------
+
+    def table_at(self, sector: int) -> bool:
+        """Whether a table can lie at a sector, as a directory says."""
+        return sector > 0 and sector * 512 + self.layout.table_bytes <= self.file.size
+
+    def table_now(self, index: int) -> array[int] | None:
+        """A table, if it is in memory or in the page cache."""
+        table = self.tables.get(index)
+        if table is None:
+            table = self.damaged.get(index)
+        if table is None:
+            table = self.load(index, self.file.metadata_now)
+            if table is not None:
+                table = self.install(index, table)
+        return table
+
+    def table(self, index: int) -> array[int]:
+        """A table; waits for the disk.
+
+        Raises:
+            OSError: it cannot be read.
+            ImageFormatError: the directory does not say where it is.
+        """
+        table = self.table_now(index)
+        if table is None:
+            table = self.install(index, self.read(index))
+        return table
+
+    def read(self, index: int) -> array[int]:
+        """Load a table, waiting for the disk; changes nothing, so that threads may call it.
+
+        Raises:
+            OSError: it cannot be read.
+            ImageFormatError: the directory does not say where it is.
+        """
+        table = self.load(index, self.file.read_metadata)
+        assert table is not None
+        return table
+
+    def load(self, index: int, read: Callable[[int, int], bytes | None]) -> array[int] | None:
+        """Load a table by one of the file's ways of reading; None where that would wait."""
+        place = self.directory[index]
+        if not place:
+            return self.empty
+        if not self.table_at(place):
+            return self._load_spare(index)
+        raw = read(place * 512, self.layout.table_bytes)
+        if raw is None:
+            return None
+        if not any(raw):
+            return self.empty
+        table = self.layout.decode_table(raw)
+        if self._possible(index, table) or self.spare is None:
+            return table
+        return self._mend(index, table)
+
+    def _load_spare(self, index: int) -> array[int]:
+        """The table that the other directory names; read at once, as this is rare."""
+        place = self.spare[index] if self.spare is not None else 0
+        if not self.table_at(place):
+            raise ImageFormatError(f"its grain directory has a damaged entry {index}")
+        raw = self.file.read_metadata(place * 512, self.layout.table_bytes)
+        return self.layout.decode_table(raw)
+
+    def _mend(self, index: int, table: array[int]) -> array[int]:
+        """Take from the redundant table what cannot be true in the first one."""
+        try:
+            other = self._load_spare(index)
+        except ImageFormatError:
+            return table
+        for number, place in enumerate(table):
+            if not self.place_possible(place) and self.place_possible(other[number]):
+                table[number] = other[number]
+        return table
+
+    def _limit(self) -> int:
+        """The last sector of the file, as opened, at which a grain may begin."""
+        if self.layout.whole:
+            return round_up(self._size, self.layout.grain) - self.layout.grain
+        return self._size - 1
+
+    def place_possible(self, place: int) -> bool:
+        """Whether an entry of the file as it was opened can be true."""
+        if place <= ZERO:
+            return place == HOLE or self.layout.zeroes
+        return self.layout.first_grain <= place <= self._limit()
+
+    def _possible(self, index: int, table: array[int]) -> bool:
+        """Whether all entries of a table can be true; after the first time they are ours."""
+        if self._trusted[index]:
+            return True
+        if max(table) > self._limit():
+            return False
+        least = min(filter(None, table), default=self.layout.first_grain)
+        if least == ZERO and self.layout.zeroes:
+            least = min(filter(ZERO.__lt__, table), default=self.layout.first_grain)
+        return least >= self.layout.first_grain
+
+    def install(self, index: int, table: array[int]) -> array[int]:
+        """Keep a table that was loaded, unless there is one by now.
+
+        Returns:
+            The one that is kept.
+        """
+        known = self.tables.get(index)
+        if known is None:
+            known = self.damaged.get(index)
+        if known is not None:
+            return known
+        if not self._possible(index, table):
+            self.damaged[index] = table
+            return table
+        self._trusted[index] = 1
+        self.tables[index] = table
+        if len(self.tables) > self._most:
+            self._forget_some()
+        return table
+
+    def _forget_some(self) -> None:
+        """Drop the tables that have been there longest, but for those with unsaved entries."""
+        if self.pinned:
+            return
+        count = max(self._most // 8, 1)
+        old = (index for index in list(self.tables) if index not in self.unsaved)
+        for _, index in zip(range(count), old, strict=False):
+            del self.tables[index]
+
+    def set_entries(self, at: int, place: int, count: int) -> None:
+        """Change the entries of consecutive grains, to be saved with the next flush.
+
+        Args:
+            at: a sector in the first of them.
+            place: of the first one, the others follow it; or `HOLE` or `ZERO` for all.
+            count: grains, all of one table, which is in memory.
+        """
+        index, first = at >> self.table_shift, (at >> self.grain_shift) & self.entry_mask
+        table = self.tables[index]
+        if table is self.empty:
+            table = self.tables[index] = self.empty[:]
+        step = self.layout.grain if place > ZERO else 0
+        for number in range(first, first + count):
+            table[number] = place
+            place += step
+        self.unsaved.add(index)
+
+    def forget_all(self) -> None:
+        """Drop every table; nothing may be unsaved."""
+        self.tables.clear()
+        self.damaged.clear()
+
+    # ---- lookup -----------------------------------------------------------------------------
+
+    def run(self, at: int, count: int) -> tuple[int, int] | None:
+        """The longest run of sectors that are stored in one way, within a table.
+
+        Args:
+            at: first sector, of the file's disk.
+            count: at most so many.
+
+        Returns:
+            Where it is (a sector of the file, `HOLE`, `ZERO` or `DAMAGED`) and its sectors; None:
+            the table would have to be waited for.
+
+        Raises:
+            ImageFormatError: the directory does not say where the table is.
+        """
+        index = at >> self.table_shift
+        table = self.tables.get(index)
+        if table is None:
+            table = self.table_now(index)
+            if table is None:
+                return None
+            if index in self.damaged:
+                return self._run_of_damaged(table, at, count)
+        if table is self.empty:
+            return HOLE, min(count, ((index + 1) << self.table_shift) - at)
+        return self._run_in(table, at, count)
+
+    def _run_in(self, table: array[int], at: int, count: int) -> tuple[int, int]:
+        grain, number = self.layout.grain, (at >> self.grain_shift) & self.entry_mask
+        skip = at & self.grain_mask
+        place, length = table[number], grain - skip
+        step = grain if place > ZERO else 0
+        expected, last = place + step, self.entry_mask
+        while length < count and number < last and table[number + 1] == expected:
+            number += 1
+            expected += step
+            length += grain
+        if place > ZERO:
+            place += skip
+        return place, min(length, count)
+
+    def _run_of_damaged(self, table: array[int], at: int, count: int) -> tuple[int, int]:
+        """Of one grain at a time."""
+        place = table[(at >> self.grain_shift) & self.entry_mask]
+        skip = at & self.grain_mask
+        length = min(self.layout.grain - skip, count)
+        if not self.place_possible(place):
+            return DAMAGED, length
+        return (place + skip if place > ZERO else place), length

@@ -1,0 +1,304 @@
+"""An open image: its descriptor, its parts, and requests on their way to them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import attrs
+
+from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.flushing import Flusher
+from tap_vmdk.parts import Part
+from tap_vmdk.sparse import SparseHeader
+from tapcore import DiskDriver, Extent, ImageFile, NotSupportedError, TdCallback
+
+_CID = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{8})\b", re.M)
+
+
+@attrs.define(eq=False)
+class DescriptorPlace:
+    """Where a descriptor is kept.
+
+    Attributes:
+        file: that holds it.
+        offset: bytes.
+        room: bytes; None where it is a file of its own.
+    """
+
+    file: ImageFile
+    offset: int = 0
+    room: int | None = None
+
+    def write(self, descriptor: Descriptor) -> None:
+        """Replace all of it.
+
+        Raises:
+            NotSupportedError: it does not fit any more.
+            OSError: as the system says.
+        """
+        text = descriptor.serialise()
+        if self.room is None:
+            self.file.write_metadata(0, text)
+            if self.file.size != len(text):
+                self.file.resize(len(text))
+            return
+        if len(text) > self.room:
+            raise NotSupportedError("has no room for so long a descriptor")
+        self.file.write_metadata(self.offset, text.ljust(self.room, b"\0"))
+
+    def write_cid(self, descriptor: Descriptor) -> None:
+        """Replace the content id alone, where that is possible: a crash cannot tear it."""
+        size = self.file.size if self.room is None else self.room
+        found = _CID.search(self.file.read_metadata(self.offset, size))
+        if found is None:
+            self.write(descriptor)
+        else:
+            cid = b"%08x" % descriptor.cid
+            self.file.write_metadata(self.offset + found.start(1), cid)
+
+
+class Image:
+    """What `dd.private` is.
+
+    Args:
+        file: the file that the image is named by.
+        descriptor: None for a sparse file that has none.
+        place: where the descriptor is.
+        subformat: for people, and for `info`.
+        header: of the file, where it is a hosted sparse file.
+
+    Attributes:
+        file: as given.
+        descriptor: as given.
+        place: as given.
+        subformat: as given.
+        header: as given.
+        parts: in the order of the disk; none where only metadata is wanted.
+        sectors: of the disk.
+        files: all that are open, the image's own first.
+        changed: something was written since it was opened.
+        read: as `td_queue_read`.
+        write: as `td_queue_write`.
+        flusher: does the flushes.
+    """
+
+    def __init__(
+        self,
+        file: ImageFile,
+        descriptor: Descriptor | None,
+        place: DescriptorPlace | None,
+        subformat: str,
+        header: SparseHeader | None = None,
+    ) -> None:
+        self.file = file
+        self.descriptor = descriptor
+        self.place = place
+        self.subformat = subformat
+        self.header = header
+        self.parts: list[Part] = []
+        self.sectors = 0
+        self.files = [file]
+        self.changed = False
+        self.read: Callable[..., int] = self._read
+        self.write: Callable[..., int] = self._first_write
+        self._starts: list[int] = []
+        self._epoll: select.epoll | None = None
+        self._by_fd: dict[int, ImageFile] = {}
+        self.flusher = Flusher([], [])
+
+    def set_parts(self, parts: list[Part]) -> None:
+        """Take the parts over, in the order of the disk."""
+        self.parts = parts
+        self._starts = [part.start for part in parts]
+        self.sectors = parts[-1].end
+        for part in parts:
+            if part.file is not None and part.file not in self.files:
+                self.files.append(part.file)
+        for file in self.files:
+            file.keeps_overflow = True
+        if len(parts) == 1:
+            self.read = parts[0].read
+        if self.file.read_only:
+            self.write = self._refuse
+        elif self.changed:
+            self.write = parts[0].write if len(parts) == 1 else self._write
+        written = [file for file in self.files if not file.read_only]
+        self.flusher = Flusher(written, parts)
+
+    def pollable(self) -> int:
+        """A descriptor that is readable when a file has answers."""
+        if len(self.files) == 1:
+            return self.file.io_fd
+        self._epoll = select.epoll(len(self.files))
+        for file in self.files:
+            self._epoll.register(file.io_fd, select.EPOLLIN)
+            self._by_fd[file.io_fd] = file
+        return self._epoll.fileno()
+
+    # ---- requests ---------------------------------------------------------------------------
+
+    def _part(self, sector: int) -> Part:
+        return self.parts[bisect_right(self._starts, sector) - 1]
+
+    def _read(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        """Of a disk with several parts."""
+        part = self._part(sector)
+        if sector + nb <= part.end:
+            return part.read(dd, sector, nb, buf, cb, id, prv)
+        finished = 0
+        for part, first, count in self._pieces(sector, nb):
+            piece = buf[(first - sector) << 9 : (first - sector + count) << 9]
+            finished += part.read(dd, first, count, piece, cb, id, prv)
+        return finished
+
+    def _write(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        finished = 0
+        for part, first, count in self._pieces(sector, nb):
+            piece = buf[(first - sector) << 9 : (first - sector + count) << 9]
+            finished += part.write(dd, first, count, piece, cb, id, prv)
+        return finished
+
+    def _first_write(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        self.begin_writing()
+        return self.write(dd, sector, nb, buf, cb, id, prv)
+
+    @staticmethod
+    def _refuse(*_: Any) -> int:
+        return -errno.EROFS
+
+    def begin_writing(self) -> None:
+        """Before the first change after each open: give the content another id.
+
+        Raises:
+            OSError: as the system says; nothing may be written then.
+        """
+        if self.changed:
+            return
+        if self.file.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if self.descriptor is not None and self.place is not None:
+            self.descriptor.new_cid()
+            self.place.write_cid(self.descriptor)
+        for part in self.parts:
+            if part.writable:
+                part.begin_writing()
+        self.changed = True
+        self.write = self.parts[0].write if len(self.parts) == 1 else self._write
+
+    def _pieces(self, sector: int, nb: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts of a range, as (part, first sector, sectors)."""
+        end = sector + nb
+        number = bisect_right(self._starts, sector) - 1
+        while sector < end:
+            part = self.parts[number]
+            count = min(part.end, end) - sector
+            yield part, sector, count
+            sector += count
+            number += 1
+
+    def zero(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        may_unmap: bool,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        """As `td_queue_write_zeroes`."""
+        self.begin_writing()
+        return sum(
+            part.zero(dd, first, count, may_unmap, cb, id, prv)
+            for part, first, count in list(self._pieces(sector, nb))
+        )
+
+    def discard(
+        self, dd: DiskDriver, sector: int, nb: int, cb: TdCallback, id: int, prv: Any
+    ) -> int:
+        """As `td_queue_discard`."""
+        self.begin_writing()
+        return sum(
+            part.discard(dd, first, count, cb, id, prv)
+            for part, first, count in list(self._pieces(sector, nb))
+        )
+
+    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
+        """As `td_extents`."""
+        for part, first, count in self._pieces(sector, nb):
+            yield from part.extents(first, count)
+
+    def submit(self) -> None:
+        """As `td_submit`."""
+        for file in self.files:
+            file.submit()
+
+    def reap(self) -> int:
+        """As `td_do_callbacks`; what callbacks have queued is handed on too."""
+        if self._epoll is None:
+            finished = self.file.reap()
+            self.file.submit()
+            return finished
+        finished = sum(self._by_fd[fd].reap() for fd, _ in self._epoll.poll(0))
+        self.submit()
+        return finished
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Wait until nothing is under way, whatever leads to what."""
+        while any(file.in_flight for file in self.files):
+            for file in self.files:
+                file.drain()
+
+    def close(self) -> None:
+        """Finish, flush and release everything.
+
+        Raises:
+            OSError, TapError: the last flush failed; everything is released all the same.
+        """
+        with ExitStack() as stack:
+            for file in self.files:
+                stack.callback(file.close)
+            if self._epoll is not None:
+                stack.callback(self._epoll.close)
+            self.drain()
+            if self.changed:
+                self.flusher.flush_blocking()
+                for part in self.parts:
+                    if part.writable:
+                        part.finish()

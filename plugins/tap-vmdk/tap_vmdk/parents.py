@@ -1,0 +1,135 @@
+"""Parents: which one a disk records, whether it is still that one, and recording another."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tap_vmdk.descriptor import NO_PARENT, Descriptor
+from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.image import Image
+from tap_vmdk.opening import extent_lines, identify, stands_alone
+from tapcore import (
+    TD_RDONLY,
+    DiskDriver,
+    DiskId,
+    ImageFormatError,
+    NotSupportedError,
+    OpenOptions,
+    UsageError,
+    open_image_file,
+)
+
+
+def recorded_parent(image: Image) -> str | None:
+    """The name of the parent as it is recorded; None for a disk that stands alone.
+
+    Raises:
+        ImageFormatError: there is one, but it is not said where.
+    """
+    descriptor = image.descriptor
+    if descriptor is None or descriptor.parent_cid == NO_PARENT:
+        return None
+    if not descriptor.parent_hint:
+        raise ImageFormatError("has a parent, but does not say where it is")
+    return descriptor.parent_hint
+
+
+def check_parent(child: Image, parent: Any) -> None:
+    """Raise where a parent is not the one that the child was made on.
+
+    Args:
+        child: its image.
+        parent: what the parent's driver has as `private`.
+
+    Raises:
+        ImageFormatError: it was changed since, or is of another format.
+    """
+    if not isinstance(parent, Image):
+        raise ImageFormatError("has a parent that is not a VMDK")
+    if child.descriptor is None or parent.descriptor is None:
+        return
+    wanted, found = child.descriptor.parent_cid, parent.descriptor.cid
+    if wanted != found:
+        raise ImageFormatError(
+            "its parent was changed after it was made "
+            f"(its content id is {found:08x}, and {wanted:08x} was recorded)"
+        )
+
+
+def cid_of(path: str) -> tuple[int, int]:
+    """Content id and size (sectors) of a VMDK that is to be a parent.
+
+    Args:
+        path: of the file, which its user has named.
+
+    Raises:
+        TapError, OSError: it is no VMDK, or cannot be read.
+    """
+    file = open_image_file(path, TD_RDONLY, OpenOptions(locking=False))
+    try:
+        image = identify(file)
+        if image.descriptor is None:
+            raise UsageError("a file without a descriptor cannot be a parent", image=path)
+        return image.descriptor.cid, _sectors(image)
+    finally:
+        file.close()
+
+
+def _sectors(image: Image) -> int:
+    if stands_alone(image):
+        assert image.header is not None
+        return image.header.capacity
+    return sum(line.sectors for line in extent_lines(image))
+
+
+def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """As `td_set_parent`."""
+    image: Image = dd.private
+    if image.descriptor is None or image.place is None:
+        raise NotSupportedError("has no descriptor that could name a parent")
+    descriptor = Descriptor(list(image.descriptor.lines), image.descriptor.encoding)
+    if parent is None:
+        descriptor.set("parentCID", f"{NO_PARENT:08x}", after="CID")
+        descriptor.remove("parentFileNameHint")
+    else:
+        if parent.drivertype not in ("", "vmdk"):
+            raise UsageError("the parent of a VMDK must be a VMDK")
+        if any(c in parent.name for c in '"\r\n\0'):
+            raise UsageError("the parent's name must not have quotes or line ends")
+        if not all(isinstance(part, WritablePart) for part in image.parts):
+            raise NotSupportedError(f"a {image.subformat} disk cannot have a parent")
+        path = os.path.join(os.path.dirname(os.path.realpath(dd.name)), parent.name)
+        cid, _ = cid_of(path)
+        descriptor.set("parentCID", f"{cid:08x}", after="CID")
+        descriptor.set("parentFileNameHint", f'"{parent.name}"', after="createType")
+    _rewrite(image, descriptor)
+
+
+def _rewrite(image: Image, descriptor: Descriptor) -> None:
+    """Put another descriptor in the place of the present one, on disk when this returns."""
+    assert image.place is not None
+    image.flusher.flush_blocking()
+    image.place.write(descriptor)
+    image.descriptor = descriptor
+    image.flusher.flush_blocking()
+
+
+def make_empty(dd: DiskDriver) -> None:
+    """As `td_make_empty`."""
+    image: Image = dd.private
+    parts = [part for part in image.parts if isinstance(part, WritablePart)]
+    if len(parts) != len(image.parts):
+        raise NotSupportedError(f"a {image.subformat} disk cannot be emptied")
+    image.begin_writing()
+    image.flusher.flush_blocking()
+    for part in parts:
+        part.make_empty()
+    parent = dd.next.private if dd.next is not None else None
+    if image.descriptor is None or not isinstance(parent, Image):
+        return
+    # what it held may just have been written to the parent, which has another id then
+    current = identify(parent.file).descriptor
+    if current is not None and current.cid != image.descriptor.parent_cid:
+        image.descriptor.set("parentCID", f"{current.cid:08x}", after="CID")
+        _rewrite(image, image.descriptor)

@@ -1,0 +1,150 @@
+"""Growing disks of a single extent, where that is safe."""
+
+from __future__ import annotations
+
+import os
+from array import array
+
+import attrs
+
+from tap_vmdk.create import SPLIT_SECTORS
+from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.grains import ZERO, GrainMap, raw32, round_up
+from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.image import Image
+from tap_vmdk.layouts import hosted_layout
+from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE, NewDisk
+from tap_vmdk.parents import recorded_parent
+from tap_vmdk.parts import FlatPart, Part
+from tap_vmdk.sparse import SparseHeader
+from tapcore import DiskDriver, NotSupportedError, UsageError
+
+
+def resize(dd: DiskDriver, size: int) -> None:
+    """As `td_resize`: flat disks grow with their file, sparse ones get more tables.
+
+    Raises:
+        NotSupportedError: it would shrink, or is of another kind.
+    """
+    image: Image = dd.private
+    sectors = size // 512
+    if sectors == image.sectors:
+        return
+    if sectors < image.sectors:
+        raise NotSupportedError("a VMDK cannot be made smaller")
+    if len(image.parts) != 1 or image.descriptor is None or image.place is None:
+        raise NotSupportedError("a VMDK of several extents, or without descriptor, cannot grow")
+    if image.subformat in (SPLIT_SPARSE, SPLIT_FLAT) and sectors > SPLIT_SECTORS:
+        raise NotSupportedError("an extent of a split disk cannot grow over 2 GiB")
+    _refuse_longer_parent(dd, image)
+    image.begin_writing()
+    image.flusher.flush_blocking()
+    part = image.parts[0]
+    if isinstance(part, FlatPart):
+        _grow_flat(part, sectors)
+    elif isinstance(part, WritablePart):
+        part = grow_sparse(part, sectors)
+    else:
+        raise NotSupportedError(f"a {image.subformat} disk cannot grow")
+    image.flusher.flush_blocking()  # before the descriptor says so
+    _describe(image, part, sectors)
+    image.flusher.flush_blocking()
+    part.end = sectors
+    image.set_parts([part])
+    dd.size = sectors
+
+
+def _refuse_longer_parent(dd: DiskDriver, image: Image) -> None:
+    """New sectors must read as zeroes, and a longer parent would show in them."""
+    if recorded_parent(image) is None:
+        return
+    if dd.next is None or dd.next.size > image.sectors:
+        raise NotSupportedError("its parent is longer, or not open: growing would show more of it")
+
+
+def _grow_flat(part: FlatPart, sectors: int) -> None:
+    end = (part.line.offset + sectors) * 512
+    old = (part.line.offset + part.line.sectors) * 512
+    if part.file.size > old:  # what lies there is not the disk's, and must not become so
+        raise NotSupportedError("its extent's file is longer than the disk")
+    part.file.truncate_up(end)
+
+
+def grow_sparse(part: WritablePart, sectors: int) -> WritablePart:
+    """Give a sparse file more sectors, on disk when this returns.
+
+    The new tables, and the directories where they do not fit into their old places, go to the
+    end of the file. The header, one sector, says at one stroke that all is so.
+
+    Returns:
+        What takes the part's place.
+    """
+    file, old = part.map.file, part.header
+    header = attrs.evolve(old, capacity=sectors)
+    header.check()
+    if not part.map.whole_directories:
+        raise NotSupportedError("its grain directories are damaged")
+    _zero_after_end(part)
+    if header.tables > old.tables:
+        header = _more_tables(part, header)
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+    file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+    map = GrainMap(file, hosted_layout(header), part.map.cache_bytes)
+    line = attrs.evolve(part.line, sectors=sectors)
+    return WritablePart(line, part.start, map, header)
+
+
+def _zero_after_end(part: WritablePart) -> None:
+    """In the last grain, what lies behind the disk's end so far."""
+    end = part.header.capacity
+    rest = -end % part.header.grain
+    if not rest:
+        return
+    part.map.table((end - 1) >> part.map.table_shift)
+    run = part.map.run(end - 1, 1)
+    if run is not None and run[0] > ZERO:
+        part.map.file.write_metadata((run[0] + 1) << 9, bytes(rest << 9))
+
+
+def _more_tables(part: WritablePart, header: SparseHeader) -> SparseHeader:
+    """Make tables, and places for them in the directories; returns the header that names them."""
+    file, old, added = part.map.file, part.header, header.tables - part.header.tables
+    fits = header.directory_sectors == old.directory_sectors
+    directories = [part.map.directory]
+    if part.map.spare is not None:
+        directories.append(part.map.spare)
+    offsets = []
+    for directory, offset in zip(directories, part.map.layout.directories, strict=True):
+        first = part.take(round_up(added * header.table_sectors, header.grain))
+        tables = range(first, first + added * header.table_sectors, header.table_sectors)
+        place = (
+            offset // 512 if fits else part.take(round_up(header.directory_sectors, header.grain))
+        )
+        file.truncate_up(part.map.end << 9)
+        content = raw32(directory + array("I", tables))
+        file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
+        offsets.append(place)
+    return attrs.evolve(
+        header, gd_offset=offsets[0], rgd_offset=offsets[1] if len(offsets) > 1 else old.rgd_offset
+    )
+
+
+def _describe(image: Image, part: Part, sectors: int) -> None:
+    """Put the new size into the descriptor."""
+    assert image.descriptor is not None
+    assert image.place is not None
+    descriptor = Descriptor(list(image.descriptor.lines), image.descriptor.encoding)
+    lines = descriptor.extents()
+    if len(lines) != 1:
+        raise UsageError("its descriptor names several extents")
+    descriptor.replace_extents([attrs.evolve(lines[0], sectors=sectors)])
+    part.line = attrs.evolve(part.line, sectors=sectors)
+    adapter = descriptor.get("ddb.adapterType") or "ide"
+    disk = NewDisk(sectors, image.subformat, adapter, 4, False)
+    if descriptor.get("ddb.geometry.cylinders") is not None:
+        descriptor.set("ddb.geometry.cylinders", f' "{disk.cylinders}"')
+    image.place.write(descriptor)
+    image.descriptor = descriptor

@@ -1,0 +1,273 @@
+"""Writing streams (streamOptimized) in place: grains are compressed in threads, and appended.
+
+The file stays readable at every moment. While it is written, its header says where the last
+flush has put the grain directory; at the end a footer follows that directory, and the header
+refers to the footer. Written once, in ascending order, it is what `stream.py` would have written.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from functools import partial
+from typing import Any
+
+import attrs
+
+from tap_vmdk import sparse
+from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.descriptor import ExtentLine
+from tap_vmdk.grains import DAMAGED, HOLE, ZERO, GrainMap, raw32
+from tap_vmdk.parts import Save
+from tap_vmdk.sparse import SparseHeader
+from tapcore import DiskDriver, TapError, TdCallback
+from tapcore.deflate import deflate
+
+_LAST_SECTOR = 1 << 32
+
+
+@attrs.define(eq=False)
+class Job:
+    """A grain on its way into the file.
+
+    Attributes:
+        at: its first sector, of the file's disk.
+        content: as it was handed in; shorter at the disk's end.
+        stored: what goes into the file; empty for a grain of zeroes.
+        res: 0 or -errno, None while it is being compressed.
+        answer: to be called when it is in the file.
+    """
+
+    at: int
+    content: memoryview
+    stored: bytes = b""
+    res: int | None = None
+    answer: Any = None
+
+
+class StreamPart(CompressedPart):
+    """A stream that is written.
+
+    Args:
+        line: as the descriptor has it.
+        map: of its grains.
+        header: of the file.
+        tail: sector where the footer begins, or the file ends.
+    """
+
+    def __init__(self, line: ExtentLine, map: GrainMap, header: SparseHeader, tail: int) -> None:
+        super().__init__(line, 0, map, markers=True)
+        self.writable = True
+        self.unit = self.cluster
+        self.header = header
+        self._zeroes = bytes(self.cluster)
+        self._jobs: deque[Job] = deque()
+        fresh = not any(map.directory)
+        self._end = max(header.overhead, map.layout.first_grain) if fresh else tail
+        self._cut = self._end
+        self._footed = header.gd_offset == sparse.GD_AT_END
+        gd = map.layout.directories[0] // 512
+        self._open_header = attrs.evolve(
+            header, flags=header.flags & ~sparse.FLAG_REDUNDANT, rgd_offset=0, gd_offset=gd
+        )
+        self._fresh = fresh
+        self._begun = False
+        self._beginning = threading.Lock()
+        self._saving: set[int] = set()
+
+    # ---- write ------------------------------------------------------------------------------
+
+    def write(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        """Whole grains: each is compressed by a thread; they are appended in the order given."""
+        finished = 0
+        while nb:
+            at = sector - self.start
+            try:
+                table = self.map.table_now(at >> self._table_shift)
+            except (TapError, OSError) as exc:
+                return finished + cb(dd, -self._failed(exc), sector, nb, id, prv)
+            if table is None:
+                self._load(dd, sector, nb, self._table_is_there, id, (self.write, buf, cb, prv))
+                return finished
+            count = min(self._grain, nb)
+            if at >> self._table_shift in self.map.damaged:
+                finished += cb(dd, -errno.EIO, sector, count, id, prv)
+            else:
+                job = Job(at, buf[: count << 9])
+                self._jobs.append(job)
+                self.map.pinned += 1
+                answer = (self._compressed, dd, sector, count, id, (job, cb, prv))
+                self.map.file.queue_work(self._compress, (job,), answer)
+            sector += count
+            nb -= count
+            buf = buf[count << 9 :]
+        return finished
+
+    def _compress(self, job: Job) -> int:
+        """In a thread."""
+        content: bytes | memoryview = job.content
+        if len(content) < self.cluster:
+            content = bytes(content).ljust(self.cluster, b"\0")
+        if content[0] or bytes(content) != self._zeroes:
+            job.stored = sparse.grain_with_marker(job.at, deflate(content, wbits=15))
+        return self._begin() if not self._begun else 0
+
+    def _begin(self) -> int:
+        """Before the first change, in a thread: let the header refer to the grain directory."""
+        with self._beginning:
+            if self._begun:
+                return 0
+            if not self._fresh:
+                self.map.file.write_metadata(0, self._open_header.pack())
+                if res := self.map.file.flush_blocking():
+                    return res
+            self.map.file.resize(self._cut << 9)  # off with the footer, or the empty directory
+            self._begun = True
+        return 0
+
+    def _compressed(
+        self, dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Any, ...]
+    ) -> int:
+        job, cb, mine = prv
+        job.res = res
+        job.answer = (cb, dd, sector, nb, id, mine)
+        finished = 0
+        while self._jobs and self._jobs[0].res is not None:
+            finished += self._append(self._jobs.popleft())
+        return finished
+
+    def _append(self, job: Job) -> int:
+        dd, sector, nb, id = job.answer[1:5]
+        if job.res or not job.stored:
+            return self._stored(dd, job.res or 0, sector, nb, id, (job, HOLE))
+        place, end = self._end, self._end + (len(job.stored) >> 9)
+        if end > _LAST_SECTOR:
+            return self._stored(dd, -errno.EFBIG, sector, nb, id, (job, HOLE))
+        self._end = end
+        content = memoryview(job.stored)
+        res = self.map.file.write_now(place << 9, content)
+        if res is None:
+            return self.map.file.queue_write(
+                place << 9, content, (self._stored, dd, sector, nb, id, (job, place))
+            )
+        return self._stored(dd, res, sector, nb, id, (job, place))
+
+    def _stored(
+        self, dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Job, int]
+    ) -> int:
+        job, place = prv
+        self.map.pinned -= 1
+        if res == 0 and self._place(job.at) != place:
+            self.map.set_entries(job.at, place, 1)
+        cb, mine = job.answer[0], job.answer[5]
+        finished: int = cb(dd, res, sector, nb, id, mine)
+        return finished
+
+    # ---- discard and zeroes -----------------------------------------------------------------
+
+    def zero(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb: int,
+        may_unmap: bool,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        """Whole grains become holes; what was stored of them stays behind in the file."""
+        return self._clear(dd, 0, sector, nb, id, (cb, prv))
+
+    def discard(
+        self, dd: DiskDriver, sector: int, nb: int, cb: TdCallback, id: int, prv: Any
+    ) -> int:
+        """The same."""
+        return self._clear(dd, 0, sector, nb, id, (cb, prv))
+
+    def _clear(
+        self, dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Any, ...]
+    ) -> int:
+        cb, mine = prv
+        if res:
+            failed: int = cb(dd, res, sector, nb, id, mine)
+            return failed
+        finished = 0
+        while nb:
+            try:
+                run = self.map.run(sector - self.start, nb)
+            except (TapError, OSError) as exc:
+                return finished + int(cb(dd, -self._failed(exc), sector, nb, id, mine))
+            if run is None:
+                self._load(dd, sector, nb, self._clear, id, prv)
+                return finished
+            place, count = run
+            if place > ZERO:
+                self.map.set_entries(sector - self.start, HOLE, -(-count // self._grain))
+            finished += cb(dd, -errno.EIO if place == DAMAGED else 0, sector, count, id, mine)
+            sector += count
+            nb -= count
+        return finished
+
+    # ---- metadata ---------------------------------------------------------------------------
+
+    def unsaved(self) -> Save | None:
+        """The changed tables and a new directory, behind the grains."""
+        changed = self.map.unsaved
+        if not changed:
+            return None
+        self._saving, self.map.unsaved = changed, set()
+        self.map.pinned += 1
+        content = bytearray()
+        for index in sorted(changed):
+            table = raw32(self._tables[index])
+            if any(table):
+                content += sparse.marker(sparse.MARKER_TABLE, self.header.table_sectors)
+                self.map.directory[index] = self._end + (len(content) >> 9)
+                content += table.ljust(self.header.table_sectors << 9, b"\0")
+            else:
+                self.map.directory[index] = 0
+        size = self.header.directory_sectors
+        content += sparse.marker(sparse.MARKER_DIRECTORY, size)
+        gd_offset = self._end + (len(content) >> 9)
+        content += raw32(self.map.directory).ljust(size << 9, b"\0")
+        start, self._end = self._end, self._end + (len(content) >> 9)
+        header = attrs.evolve(self._open_header, gd_offset=gd_offset)
+        return partial(self._save, start, content, header)
+
+    def _save(self, start: int, content: bytearray, header: SparseHeader) -> int:
+        if res := self._begin():
+            return res
+        file = self.map.file
+        file.write_metadata(start << 9, content)
+        if res := file.flush_blocking():
+            return res
+        file.write_metadata(0, header.pack())
+        self._open_header = header
+        return 0
+
+    def saved(self, ok: bool) -> None:
+        """As for other sparse files."""
+        self.map.pinned -= 1
+        if not ok:
+            self.map.unsaved |= self._saving
+        self._saving = set()
+
+    def finish(self) -> None:
+        """Put the footer behind the directory, then let the header refer to it."""
+        if not self._begun or not self._footed:
+            return
+        file, header = self.map.file, attrs.evolve(self._open_header, gd_offset=sparse.GD_AT_END)
+        file.write_metadata(self._end << 9, sparse.footer(header, self._open_header.gd_offset))
+        if res := file.flush_blocking():
+            raise OSError(-res, "the flush failed")
+        file.write_metadata(0, header.pack())

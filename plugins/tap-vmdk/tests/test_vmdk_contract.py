@@ -1,0 +1,59 @@
+"""The test kit's checks for every kind of VMDK that is written."""
+
+import os
+from typing import ClassVar
+
+from tapcore.models import CacheMode, DiskId
+from tapcore.testkit import DriverContract
+
+
+class TestMonolithicSparse(DriverContract):
+    handle = "vmdk"
+    cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback", "none")
+
+
+class _Kind(DriverContract):
+    """Images of another subformat than the default."""
+
+    options: ClassVar[dict[str, str]] = {}
+
+    def make_image(self, size: int, name: str = "image") -> str:
+        path = os.path.join(self.folder, f"{name}.vmdk")
+        self.operations().td_create(path, size, None, self.options)
+        return path
+
+
+class TestZeroedGrain(_Kind):
+    handle = "vmdk"
+    options: ClassVar[dict[str, str]] = {"zeroed_grain": "on"}
+
+    def make_child(self, parent: str, size: int | None, name: str = "child") -> str:
+        path = os.path.join(self.folder, f"{name}.vmdk")
+        recorded = DiskId(os.path.basename(parent), "vmdk")
+        self.operations().td_create(path, size, recorded, self.options)
+        return path
+
+
+class TestMonolithicFlat(_Kind):
+    handle = "vmdk"
+    options: ClassVar[dict[str, str]] = {"subformat": "monolithicFlat"}
+    damages = 100
+    cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback", "none")
+
+    def image_files(self, image: str) -> list[str]:
+        return [image, image.removesuffix(".vmdk") + "-flat.vmdk"]
+
+
+class TestSplitSparse(_Kind):
+    handle = "vmdk"
+    options: ClassVar[dict[str, str]] = {"subformat": "twoGbMaxExtentSparse"}
+    damages = 100
+
+    def image_files(self, image: str) -> list[str]:
+        return [image, image.removesuffix(".vmdk") + "-s001.vmdk"]
+
+
+class TestStreamOptimized(_Kind):
+    handle = "vmdk"
+    options: ClassVar[dict[str, str]] = {"subformat": "streamOptimized"}
+    test_resizing_keeps_the_content = None  # a stream has one size
