@@ -169,7 +169,12 @@ class Tables:
     @property
     def overfull(self) -> bool:
         """So many tables have changes that they should be written back."""
-        return len(self.dirty) > self.most
+        return len(self.dirty) > self.most // 2
+
+    @property
+    def full(self) -> bool:
+        """So many have that no more should be changed before that is done."""
+        return len(self.dirty) >= self.most
 
     def set(self, table: Table, first: int, entries: Iterable[int]) -> None:
         """Change L2 entries.

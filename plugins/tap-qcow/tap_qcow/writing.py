@@ -74,7 +74,7 @@ class Write:
 def no_room(image: Image) -> int:
     """-EBUSY, or the error of the last write-back, while too many tables wait to be written."""
     writeback = image.writeback
-    if len(image.tables.dirty) <= 2 * image.tables.most:
+    if not image.tables.full:
         return 0
     if not writeback.running:
         failed = writeback.error

@@ -93,6 +93,24 @@ class TestFewTables(QcowContract):
         return Session(disk, patience=self.patience, errors=errors)
 
 
+@pytest.mark.usefixtures("nothing_at_once")
+class TestNothingAtOnce(QcowContract):
+    """As if the page cache were empty, and full: tables are read, clusters written, by threads."""
+
+    handle = "qcow"
+
+    @pytest.fixture
+    def nothing_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("read_now", "write_now", "metadata_now"):
+            monkeypatch.setattr(tapcore.ImageFile, name, lambda *_: None)
+
+    def make_image(self, size: int, name: str = "image") -> str:
+        path = os.path.join(self.folder, name)
+        header = Header(layout.Geometry(13, 6), size, l1_offset=HEADER.size)
+        write_image(path, header, l1_end(header))
+        return path
+
+
 class TestEncrypted(QcowContract):
     handle = "qcow"
 
