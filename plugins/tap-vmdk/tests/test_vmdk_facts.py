@@ -1,0 +1,182 @@
+"""info, measure, resize, options, probing: what tools ask a VMDK."""
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tapcore
+from peers import peer
+from tapcore.registry import default_registry
+from tapcore.tools.info import image_info
+
+
+def drv() -> tapcore.models.TapDisk:  # type: ignore[name-defined]
+    found = default_registry().get("vmdk").drv
+    assert found is not None
+    return found
+
+
+def test_info(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    options = {"hwversion": "10", "adapter_type": "lsilogic", "zeroed_grain": "on"}
+    tapcore.create_image(f"vmdk:{image}", 1 << 20, options=options)
+    (info,) = image_info(f"vmdk:{image}")
+    found = info.format
+    assert found["subformat"] == "monolithicSparse"
+    assert found["grain_size"] == 65536
+    assert found["parent_cid"] == "ffffffff"
+    assert len(found["cid"]) == 8
+    assert found["extents"] == [
+        {"type": "SPARSE", "access": "RW", "size": 1 << 20, "grain_size": 65536}
+    ]
+    assert (found["adapter_type"], found["hwversion"]) == ("lsilogic", "10")
+    assert (found["version"], found["zeroed_grain"], found["compressed"]) == (2, True, False)
+
+
+def test_info_of_a_split_disk_opens_nothing_else(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    size = 3 << 30
+    tapcore.create_image(f"vmdk:{image}", size, options={"subformat": "twoGbMaxExtentSparse"})
+    for path in tmp_path.glob("disk-s*.vmdk"):
+        path.unlink()
+    (info,) = image_info(f"vmdk:{image}")
+    assert info.virtual_size == size
+    assert [e["filename"] for e in info.format["extents"]] == ["disk-s001.vmdk", "disk-s002.vmdk"]
+    assert sum(e["size"] for e in info.format["extents"]) == size
+
+
+@pytest.mark.parametrize("kind", ["monolithicSparse", "monolithicFlat"])
+def test_growing(tmp_path: Path, rng: random.Random, kind: str) -> None:
+    image = tmp_path / "disk.vmdk"
+    size = (3 << 20) + 512
+    tapcore.create_image(f"vmdk:{image}", size, options={"subformat": kind})
+    content = rng.randbytes(size)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, content)
+        for new in (40 << 20, 6 << 30):  # more tables, then a directory that does not fit
+            disk.resize(new)
+            assert disk.pread(size, 1 << 20) == bytes(1 << 20)
+            disk.pwrite(new - 512, b"e" * 512)
+        with pytest.raises(tapcore.NotSupportedError, match="smaller"):
+            disk.resize(size)
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        assert disk.size == 6 << 30
+        assert disk.pread(0, size) == content
+        assert disk.pread((40 << 20) - 512, 1024) == b"e" * 512 + bytes(512)
+        assert disk.pread((6 << 30) - 512, 512) == b"e" * 512
+    subprocess.run([peer("qemu-img"), "check", str(image)], check=True, capture_output=True)
+    subprocess.run(
+        [peer("qemu-io"), "-f", "vmdk", "-c", "read -P 101 6442450432 512", str(image)],
+        check=True,
+        capture_output=True,
+    )
+    assert tapcore.tools.check.check_image(f"vmdk:{image}").corruptions == 0  # type: ignore[attr-defined]
+
+
+def test_a_child_of_a_longer_parent_does_not_grow(tmp_path: Path) -> None:
+    tapcore.create_image(f"vmdk:{tmp_path}/base.vmdk", 2 << 20)
+    tapcore.create_image(f"vmdk:{tmp_path}/child.vmdk", 1 << 20, parent="vmdk:base.vmdk")
+    with (
+        tapcore.open(f"vmdk:{tmp_path}/child.vmdk") as disk,
+        pytest.raises(tapcore.NotSupportedError, match="longer"),
+    ):
+        disk.resize(3 << 20)
+
+
+@pytest.mark.parametrize(
+    "kind", ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "streamOptimized"]
+)
+def test_measure(tmp_path: Path, rng: random.Random, kind: str) -> None:
+    size, options = (5 << 20) + 512, {"subformat": kind}
+    data = [(0, 1000), (1000, 65536), (4 << 20, 70000), (size - 512, 512)]
+    said = drv().td_measure(size, options, iter(data))
+    image = tmp_path / "disk.vmdk"
+    tapcore.create_image(f"vmdk:{image}", size, options=options)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        for start, length in data:
+            disk.pwrite(start, rng.randbytes(length))
+    used = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert used <= said.required <= used + 70_000
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, rng.randbytes(size))
+    if kind != "streamOptimized":  # which keeps what was written before
+        used = sum(path.stat().st_size for path in tmp_path.iterdir())
+        assert used <= said.fully_allocated <= used + 70_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hwversion": "0"},
+        {"hwversion": "x"},
+        {"hwversion": "99999999999999999999"},
+        {"subformat": "monolithicFlat", "zeroed_grain": "on"},
+        {"subformat": "streamOptimized", "zeroed_grain": "on"},
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(tapcore.UsageError):
+        tapcore.create_image(f"vmdk:{tmp_path}/disk.vmdk", 4096, options=options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 1 << 50])
+def test_sizes_that_make_no_sense(tmp_path: Path, size: int) -> None:
+    with pytest.raises(tapcore.UsageError):
+        tapcore.create_image(f"vmdk:{tmp_path}/disk.vmdk", size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_large_disk_is_made_and_opened_quickly(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    tapcore.create_image(f"vmdk:{image}", 8 << 40)
+    assert image.stat().st_blocks * 512 < 10 << 20
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite((8 << 40) - 1000, b"end")
+        assert disk.pread((8 << 40) - 1001, 5) == b"\0end\0"
+
+
+def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(tapcore.UsageError, match="quotes"):
+        tapcore.create_image(f'vmdk:{tmp_path}/a"b.vmdk', 4096)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_text(tmp_path: Path, rng: random.Random) -> None:
+    name = os.fsdecode(b"caf\xe9.vmdk")
+    options = {"subformat": "monolithicFlat"}
+    tapcore.create_image(f"vmdk:{tmp_path}/{name}", 4096, options=options)
+    with tapcore.open(f"vmdk:{tmp_path}/{name}") as disk:
+        disk.pwrite(0, b"x" * 4096)
+    assert (tmp_path / os.fsdecode(b"caf\xe9-flat.vmdk")).read_bytes() == b"x" * 4096
+
+
+def test_probing(tmp_path: Path) -> None:
+    for kind in ("monolithicSparse", "monolithicFlat", "streamOptimized"):
+        image = tmp_path / f"{kind}.vmdk"
+        tapcore.create_image(f"vmdk:{image}", 4096, options={"subformat": kind})
+        with tapcore.open(str(image), readonly=True) as disk:
+            assert disk.handle == "vmdk"
+
+
+def test_many_writes_into_one_new_grain_at_once(tmp_path: Path, rng: random.Random) -> None:
+    """They wait for the grain instead of each taking one."""
+    from diskmodel import run_all
+    from tapcore.engine import WRITE, Request
+
+    image = tmp_path / "disk.vmdk"
+    tapcore.create_image(f"vmdk:{image}", 1 << 20)
+    content = rng.randbytes(65536)
+    with tapcore.open(f"vmdk:{image}", cache="none") as disk:
+        pieces = [memoryview(bytearray(content[at : at + 4096])) for at in range(0, 65536, 4096)]
+        requests = [
+            Request(WRITE, n * 4096, 4096, piece, lambda _: None) for n, piece in enumerate(pieces)
+        ]
+        rng.shuffle(requests)
+        run_all(disk, requests)
+        assert not any(request.status for request in requests)
+        assert disk.pread(0, 65536) == content
+    assert image.stat().st_size == 65536 * 2
