@@ -19,6 +19,7 @@ import itertools
 import os
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -48,6 +49,7 @@ class Change:
         began: moment before the system call.
         done: moment after it.
         safe: moment at which an fdatasync that covers it was done.
+        metadata: it came through `write_metadata`.
     """
 
     path: str
@@ -58,6 +60,7 @@ class Change:
     began: int
     done: int = NEVER
     safe: int = NEVER
+    metadata: bool = False
 
     def __str__(self) -> str:
         what = {"write": "write", "zero": "zero", "size": "resize to"}[self.kind]
@@ -243,25 +246,43 @@ class Recording:
     def states(self, rng: random.Random, count: int) -> Iterator[State]:
         """Files after crashes at random moments, with random losses.
 
-        Every window between barriers is visited about equally often, if there are enough states.
+        Every window between barriers is visited about equally often, if there are enough states. In
+        a third of them one write of metadata has survived alone: first headers (at offset 0), then
+        those whose place was written least often.
         """
         moments = self.moments
         windows = sorted({barrier.done - 1 for barrier in self.barriers})
+        places = Counter(change.offset for change in self.changes if change.metadata)
+        alone = [change for change in self.changes if change.metadata]
+        alone.sort(key=lambda it: (it.offset > 0, places[it.offset], rng.random()))
         order: list[int] = []
-        for _ in range(count):
+        for number in range(count):
+            if number % 3 == 0 and number // 3 < len(alone):
+                survivor = alone[number // 3]
+                moment = min(survivor.safe, moments[-1] + 1) - 1
+                yield self.state(rng, moment, lambda change, it=survivor: change is it)
+                continue
             if not order:
-                order = rng.sample(windows, len(windows)) + rng.sample(moments, len(windows))
+                order = rng.sample(windows, len(windows))
+                order += [rng.choice(moments) for _ in windows]
             yield self.state(rng, order.pop(0))
 
-    def state(self, rng: random.Random, moment: int) -> State:
-        """The files after a crash at a moment, with random losses."""
+    def state(
+        self, rng: random.Random, moment: int, keep: Callable[[Change], bool] | None = None
+    ) -> State:
+        """The files after a crash at a moment.
+
+        Args:
+            rng: decides what is lost, and how writes are torn.
+            moment: of the crash.
+            keep: says instead which of the changes that may be lost are there.
+        """
         contents = {path: bytearray(content) for path, content in self.before.items()}
         begun = [change for change in self.changes if change.began <= moment]
-        choose = _way_of_losing(rng, [change for change in begun if change.safe > moment])
+        choose = keep or _way_of_losing(rng, [each for each in begun if each.safe > moment])
         lost = []
         for change in begun:
-            keep = True if change.safe <= moment else choose(change)
-            if keep is False:
+            if change.safe > moment and not choose(change):
                 lost.append(str(change))
                 continue
             sectors = None
@@ -275,6 +296,7 @@ class Recording:
 
 def _way_of_losing(rng: random.Random, pending: list[Change]) -> Callable[[Change], bool]:
     """Which of the changes that may be lost are kept; single survivors find most mistakes."""
+    pending = [change for change in pending if change.metadata] or pending
     way = rng.randrange(5)
     if way == 0 or not pending:
         return lambda change: False
@@ -350,6 +372,13 @@ def _write(rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any) ->
     return _doing(rec, partial(call, offset, buf), change)
 
 
+def _write_metadata(rec: Recording, call: Any, file: ImageFile, offset: int, data: Any) -> Any:
+    view = memoryview(data).cast("B")
+    change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
+    change.metadata = True
+    return _doing(rec, partial(call, offset, data), change)
+
+
 def _punch(rec: Recording, call: Any, file: ImageFile, offset: int, length: int, *more: Any) -> Any:
     change = rec.begin(file, "zero", offset, offset + length)
     return _doing(rec, partial(call, offset, length, *more), change)
@@ -413,7 +442,7 @@ class _Answer:
 _WRAPPERS: tuple[tuple[type[ImageFile], str, Any], ...] = (
     (ImageFile, "write_now", _write_now),
     (ImageFile, "write_blocking", _write),
-    (ImageFile, "write_metadata", _write),
+    (ImageFile, "write_metadata", _write_metadata),
     (ImageFile, "zero_blocking", _punch),
     (ImageFile, "discard_blocking", _punch),
     (ImageFile, "flush_blocking", _flush),

@@ -39,6 +39,7 @@ class Variant:
         parent: over a raw parent with content, shorter than the disk.
         compressed: begins with compressed clusters.
         snapshot: begins with a snapshot of some content.
+        filled: bytes of the disk that have content to begin with.
         largest: bytes of a request at most.
         batches: of requests.
         states: that are looked at.
@@ -51,6 +52,7 @@ class Variant:
     parent: bool = False
     compressed: bool = False
     snapshot: bool = False
+    filled: int = 0
     largest: int = 256 << 10
     batches: int = 50
     states: int = 70
@@ -67,9 +69,12 @@ VARIANTS = [
     Variant("default-with-parent", {}, parent=True),
     _small("cluster-512", {"cluster_size": 512}),
     _small("cluster-4096", {"cluster_size": 4096}, size=5 * MIB),
-    # the refcount table grows: a block counts 32 KiB, and a table of one cluster has 64 of them
+    # a block counts 32 KiB, and a table of one cluster has 64 of them: it is nearly full
     _small(
-        "refcount-table-grows", {"cluster_size": 512, "refcount_bits": 64}, size=4 * MIB, batches=70
+        "refcount-table-grows",
+        {"cluster_size": 512, "refcount_bits": 64},
+        size=4 * MIB,
+        filled=1900 << 10,
     ),
     _small("refcount-1", {"cluster_size": 4096, "refcount_bits": 1}),
     Variant("extended", {"extended_l2": "on"}),
@@ -112,6 +117,9 @@ class Crashes:
             create(self.image, variant.size, **variant.options)
         if "data_file" in variant.options:
             self.files.append(self.home / "disk.data")
+        if variant.filled:
+            with tapcore.open(f"qcow2:{self.image}") as disk:
+                disk.pwrite(0, self.rng.randbytes(variant.filled))
         if variant.snapshot:
             with tapcore.open(f"qcow2:{self.image}") as disk:
                 for offset, length in variant.windows:
