@@ -220,9 +220,7 @@ def _flushed(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> Callable[[int
 def td_submit(dd: DiskDriver) -> int:
     """Hand queued direct I/O to the kernel; write tables back where too many have changed."""
     image: Image = dd.private
-    image.file.submit()
-    if image.data is not image.file and image.data is not None:
-        image.data.submit()
+    image.submit()
     if image.writing:
         image.writeback.when_needed()
     return 0
@@ -234,7 +232,9 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     image: Image = dd.private
     file = image.data if sid else image.file
     assert file is not None
-    return file.reap()
+    finished = file.reap()
+    image.submit()  # what has finished may have led to more
+    return finished
 
 
 # ---- what it is ------------------------------------------------------------------------------

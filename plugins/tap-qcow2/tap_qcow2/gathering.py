@@ -83,6 +83,7 @@ class Gathering:
 
     def _from_below(self, request: Any) -> None:
         self._one_less(request.status)
+        self._image.submit()  # this may come from a parent's hook, and nobody submits here
 
     def _one_less(self, res: int) -> int:
         self._status = self._status or res

@@ -196,6 +196,12 @@ class Image:
             header.backing_file, header.backing_format = before
             raise
 
+    def submit(self) -> None:
+        """Hand queued direct I/O to the kernel."""
+        self.file.submit()
+        if self.data is not None and self.data is not self.file:
+            self.data.submit()
+
     # ---- data in host files -----------------------------------------------------------------
 
     def _read_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:

@@ -37,6 +37,7 @@ class SnapshotEntry:
         disk_size: bytes; None where it is not recorded (version 2).
         icount: executed instructions; None where there is none.
         extra_tail: extra data that is not known here, kept as it is.
+        stored_bytes: how long the entry is in the table that it was read from, with padding.
     """
 
     l1_offset: int
@@ -50,6 +51,7 @@ class SnapshotEntry:
     disk_size: int | None = None
     icount: int | None = None
     extra_tail: bytes = b""
+    stored_bytes: int = 0
 
     def public(self) -> Snapshot:
         """As the core knows it."""
@@ -91,8 +93,8 @@ def _bytes(text: str) -> bytes:
 
 
 def table_bytes(snapshots: list[SnapshotEntry]) -> int:
-    """Bytes that a table of these takes."""
-    return sum(len(snapshot.serialize()) for snapshot in snapshots)
+    """Bytes that the table takes from which these were read."""
+    return sum(snapshot.stored_bytes for snapshot in snapshots)
 
 
 def read_snapshots(image: Image) -> list[SnapshotEntry]:
@@ -106,16 +108,16 @@ def read_snapshots(image: Image) -> list[SnapshotEntry]:
     found: list[SnapshotEntry] = []
     at, budget = header.snapshots_offset, layout.MAX_SNAPSHOT_TABLE_BYTES
     for _ in range(header.nb_snapshots):
-        entry, length = _read_entry(image, at)
-        at += length
-        budget -= length
+        entry = _read_entry(image, at)
+        at += entry.stored_bytes
+        budget -= entry.stored_bytes
         if budget < 0 or at > image.file.size + 8:
             raise ImageFormatError("has a snapshot table that ends outside of the file")
         found.append(entry)
     return found
 
 
-def _read_entry(image: Image, at: int) -> tuple[SnapshotEntry, int]:
+def _read_entry(image: Image, at: int) -> SnapshotEntry:
     file = image.file
     if at + ENTRY.size > file.size:
         raise ImageFormatError("has a snapshot table that ends outside of the file")
@@ -145,7 +147,8 @@ def _read_entry(image: Image, at: int) -> tuple[SnapshotEntry, int]:
         vm_state_size=vm_state_size,
     )
     _take_extra(entry, body[:extra_length])
-    return entry, length + -length % 8
+    entry.stored_bytes = length + -length % 8
+    return entry
 
 
 def _take_extra(entry: SnapshotEntry, extra: bytes) -> None:

@@ -1,0 +1,341 @@
+"""Everything that refers to host clusters, found and counted: from the header down to the data.
+
+An L2 table is read once, however many L1 tables lead to it, and what it says counts as often. The
+work is bounded by what the file really holds: tables in holes of it are not read, and an image
+whose tables overlap so much that there is more to read than that is given up.
+
+Source: qcow2.rst; the findings are those of `qemu-img check`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from tap_qcow2 import layout, words
+from tap_qcow2.checking_counts import Counts
+from tap_qcow2.checking_entries import Rules, judge, runs
+from tap_qcow2.checking_report import Report
+from tap_qcow2.snapshottable import SnapshotEntry, read_snapshots, table_bytes
+from tap_qcow2.words import Words
+from tapcore import ImageFormatError
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+
+_MAX_CRYPTO_BYTES: Final = 64 << 20
+_FREE_WORK: Final = 256 << 20
+"""Bytes of tables that may be read whatever the file holds."""
+
+
+class GivenUpError(Exception):
+    """The tables of an image overlap so much that a look at all of it would take unbounded time."""
+
+
+@attrs.define
+class L1Table:
+    """An L1 table: of the disk as it is, or of snapshots.
+
+    Attributes:
+        name: for messages.
+        offset: bytes.
+        size: entries.
+        times: how many refer to it.
+        active: it is the one of the disk as it is.
+    """
+
+    name: str
+    offset: int
+    size: int
+    times: int = 1
+    active: bool = False
+
+
+@attrs.define
+class L2Uses:
+    """How often an L2 table is referred to, by all L1 tables and by the active one."""
+
+    times: int = 0
+    active: int = 0
+
+
+class Walk:
+    """The references of one image.
+
+    Args:
+        image: open; its file is read, not what is in memory.
+        report: gets what is found.
+
+    Attributes:
+        rules: of the image.
+        counts: references, by host cluster.
+        structures: those of them that are not data, L2 tables or refcount structures.
+        l1_tables: the active one first; those that cannot be read are left out.
+        l2_tables: by their offset in the file (bytes).
+        snapshots: the table of snapshots.
+        l1_damaged: an L1 entry should be another.
+        l2_damaged: offsets of the L2 tables of which an entry should be another.
+        bitmaps_damaged: the directory, or a table of a bitmap, cannot be true.
+        snapshots_incomplete: entries of the snapshot table lack what version 3 demands.
+        suspicious: offsets of active L2 tables of which not every entry is flagged as COPIED, or
+            that are damaged: the flags of others are right where nothing is shared.
+    """
+
+    def __init__(self, image: Image, report: Report) -> None:
+        self._image = image
+        self._file = image.file
+        self._report = report
+        self._bits = image.cluster_bits
+        self._size = image.geometry.cluster_size
+        self._zeroes = bytes(self._size)
+        self._work_left = _FREE_WORK + 8 * min(image.file.size, 8 * image.file.occupied())
+        self.rules = Rules.of(image.header, image.file.size)
+        self.counts = Counts(image.refcounts.per_block_bits)
+        self.structures = Counts(image.refcounts.per_block_bits)
+        self.l1_tables: list[L1Table] = []
+        self.l2_tables: dict[int, L2Uses] = {}
+        self.snapshots: list[SnapshotEntry] = []
+        self.l1_damaged = False
+        self.l2_damaged: set[int] = set()
+        self.bitmaps_damaged = False
+        self.snapshots_incomplete = False
+        self.suspicious: set[int] = set()
+
+    def run(self) -> None:
+        """Walk through it all.
+
+        Raises:
+            OSError: a table cannot be read.
+            GivenUpError, TooFarApartError: see there.
+            ImageFormatError: the snapshot table cannot be read.
+        """
+        header = self._image.header
+        self._structure("header", 0, self._size)
+        self.l1_tables.append(
+            L1Table("L1 table", header.l1_table_offset, header.l1_size, active=True)
+        )
+        self._snapshot_table()
+        for table in self.l1_tables:
+            self._walk_l1(table)
+        for offset in sorted(self.l2_tables):
+            self._walk_l2(offset, self.l2_tables[offset])
+        self._crypto_header()
+        self._bitmaps()
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """A table; None where there is nothing but a hole, or that lies behind the file's end.
+
+        Raises:
+            OSError: as the system says.
+            GivenUpError: see there.
+        """
+        end = min(offset + length, self._file.size)
+        if offset >= end or not any(data for _, _, data in self._file.runs(offset, end - offset)):
+            return None
+        self.charge(length)
+        return self._file.read_metadata(offset, length)
+
+    def charge(self, length: int) -> None:
+        """So many bytes of tables are to be looked at."""
+        self._work_left -= length
+        if self._work_left < 0:
+            raise GivenUpError
+
+    # ---- structures -------------------------------------------------------------------------
+
+    def _structure(self, name: str, offset: int, length: int, times: int = 1) -> bool:
+        """Count what is not data."""
+        if not length:
+            return True
+        if not self.rules.inside(offset, length):
+            message = f"{name} ({length} bytes at {offset:#x}) lies outside of the file"
+            self._report.corrupt(message, times)
+            return False
+        first = offset >> self._bits
+        count = ((offset + length - 1) >> self._bits) - first + 1
+        self.counts.add(first, count, times)
+        self.structures.add(first, count, times)
+        return True
+
+    def _snapshot_table(self) -> None:
+        header = self._image.header
+        if not header.nb_snapshots:
+            return
+        if header.has_data_file:
+            self._report.corrupt("it has snapshots, and a data file")
+        self.snapshots = read_snapshots(self._image)
+        tables: dict[tuple[int, int], L1Table] = {}
+        for number, snapshot in enumerate(self.snapshots):
+            name = f"snapshot {number} ('{snapshot.name[:60]}')"
+            if header.version >= 3 and snapshot.disk_size is None:
+                self._report.corrupt(f"{name} has an incomplete entry in the snapshot table")
+                self.snapshots_incomplete = True
+            if snapshot.l1_offset & (self._size - 1):
+                self._report.corrupt(f"{name} has an L1 table that is not at a cluster's boundary")
+            elif snapshot.l1_size * 8 > layout.MAX_L1_BYTES:
+                self._report.corrupt(f"{name} has an L1 table that is too large")
+            else:
+                place = snapshot.l1_offset, snapshot.l1_size
+                if place in tables:
+                    tables[place].times += 1
+                else:
+                    tables[place] = L1Table(f"L1 table of {name}", *place)
+        self.l1_tables.extend(tables.values())
+        self._structure("snapshot table", header.snapshots_offset, table_bytes(self.snapshots))
+
+    def _crypto_header(self) -> None:
+        place = self._image.header.crypto
+        if place is None:
+            return
+        if place[0] & (self._size - 1) or place[1] > _MAX_CRYPTO_BYTES:
+            self._report.corrupt(f"encryption header ({place[1]} bytes at {place[0]:#x}) cannot be")
+        else:
+            self._structure("encryption header", *place)
+
+    def _bitmaps(self) -> None:
+        from tap_qcow2.bitmaps import directory_range, read_directory, read_table, valid
+
+        image = self._image
+        if not valid(image):
+            return
+        try:
+            offset, length, _ = directory_range(image)
+            self._structure("bitmap directory", offset, length)
+            entries = read_directory(image)
+        except ImageFormatError as exc:
+            self._report.corrupt(f"it {exc.message}")
+            self.bitmaps_damaged = True
+            return
+        for entry in entries:
+            name = f"bitmap '{entry.name[:60]}'"
+            length = entry.table_size * 8
+            self.charge(length)
+            if not self._structure(f"table of {name}", entry.table_offset, length):
+                self.bitmaps_damaged = True
+                continue
+            for word in filter(None, read_table(image, entry)):
+                self._bitmap_cluster(name, word)
+
+    def _bitmap_cluster(self, name: str, word: int) -> None:
+        offset = word & layout.OFFSET_MASK
+        reserved = word & ~(layout.OFFSET_MASK | 1) or (offset and word & 1)
+        if reserved or offset & (self._size - 1):
+            self._report.corrupt(f"{name} has an impossible table entry ({word:#x})")
+            self.bitmaps_damaged = True
+        elif offset and not self._structure(name, offset, self._size):
+            self.bitmaps_damaged = True
+
+    # ---- L1 ---------------------------------------------------------------------------------
+
+    def _walk_l1(self, table: L1Table) -> None:
+        self._structure(table.name, table.offset, table.size * 8, table.times)
+        content = self.read(table.offset, table.size * 8)
+        if content is None:
+            return
+        for entry, count in Counter(filter(None, words.from_bytes(content))).items():
+            self._l1_entry(table, entry, count * table.times)
+
+    def _l1_entry(self, table: L1Table, entry: int, times: int) -> None:
+        report = self._report
+        if entry & layout.L1_RESERVED:
+            report.corrupt(f"{table.name} has an entry with reserved bits ({entry:#x})", times)
+            self.l1_damaged = True
+        offset = entry & layout.OFFSET_MASK
+        if not self.rules.inside(offset, self._size):
+            message = f"{table.name} has an entry that leads outside of the file ({entry:#x})"
+            report.corrupt(message, times)
+            self.l1_damaged = True
+        else:
+            last = (offset + self._size - 1) >> self._bits
+            self.counts.add(offset >> self._bits, last - (offset >> self._bits) + 1, times)
+        if offset & (self._size - 1):
+            message = f"{table.name} has an entry that is not at a cluster's boundary ({entry:#x})"
+            report.corrupt(message, times)
+            self.l1_damaged = True
+        if not offset:
+            report.say(f"{table.name} has an entry that leads to the header ({entry:#x})")
+            self.l1_damaged = True
+        uses = self.l2_tables.get(offset)
+        if uses is None:
+            uses = self.l2_tables[offset] = L2Uses()
+        uses.times += times
+        if table.active:
+            uses.active += times
+
+    # ---- L2 ---------------------------------------------------------------------------------
+
+    def _walk_l2(self, offset: int, uses: L2Uses) -> None:
+        content = self.read(offset, self._size)
+        if content is None or content == self._zeroes:
+            return
+        entries = words.from_bytes(content)
+        if self._image.extended:
+            live = self._extended_entries(offset, entries, uses)
+        else:
+            live = [entry for entry in entries if entry > 1]  # nor merely zero
+        rules, counts, times = self.rules, self.counts, uses.times
+        all_copied, allocated = layout.COPIED, 0
+        for entry, count in runs(live, self._size):
+            first = (entry & layout.OFFSET_MASK) >> self._bits
+            outside = first + count > rules.clusters and not rules.data_file
+            if entry & rules.odd or not first or outside:
+                for number in range(count):
+                    self._closer(offset, entry + number * self._size, 0, uses)
+                continue
+            all_copied &= entry
+            allocated += count
+            if not rules.data_file:
+                counts.add(first, count, times)
+        self._report.result.allocated_clusters += allocated * uses.active
+        if uses.active and not all_copied:
+            self.suspicious.add(offset)
+
+    def _extended_entries(self, offset: int, entries: Words, uses: L2Uses) -> list[int]:
+        """Those of which nothing else than place and flags is of interest."""
+        live: list[int] = []
+        host, most = layout.OFFSET_MASK, layout.ALL_ALLOCATED
+        for entry, bitmap in zip(entries[::2], entries[1::2], strict=True):
+            if entry & host and not (entry & layout.COMPRESSED or bitmap & bitmap >> 32 & most):
+                live.append(entry)
+            elif entry or bitmap:
+                self._closer(offset, entry, bitmap, uses)
+        return live
+
+    def _closer(self, offset: int, entry: int, bitmap: int, uses: L2Uses) -> None:
+        """An entry that is not just plain data in its place."""
+        usual = entry & layout.COMPRESSED and not entry & layout.COPIED and not bitmap
+        if usual and self._compressed(entry, uses):
+            return
+        found = judge(self.rules, entry, bitmap)
+        if found.problems:
+            self.l2_damaged.add(offset)
+            self.suspicious.add(offset)
+            shown = f"{entry:#x}, {bitmap:#x}" if self._image.extended else f"{entry:#x}"
+            for problem in found.problems:
+                message = f"entry {shown} of the L2 table at {offset:#x} {problem}"
+                self._report.corrupt(message, uses.times)
+        if found.length:
+            first = found.offset >> self._bits
+            last = (found.offset + found.length - 1) >> self._bits
+            self.counts.add(first, last - first + 1, uses.times)
+        if found.flagged and uses.active and not found.entry & layout.COPIED:
+            self.suspicious.add(offset)
+        self._report.result.allocated_clusters += found.allocated * uses.active
+        self._report.result.compressed_clusters += found.compressed * uses.active
+
+    def _compressed(self, entry: int, uses: L2Uses) -> bool:
+        """The quick way for the many; False: judge it."""
+        rules = self.rules
+        offset, length = rules.geometry.compressed(entry)
+        if rules.data_file or not rules.inside(offset, length):
+            return False
+        first = offset >> self._bits
+        last = (offset + length - 1) >> self._bits
+        self.counts.add(first, last - first + 1, uses.times)
+        self._report.result.allocated_clusters += uses.active
+        self._report.result.compressed_clusters += uses.active
+        return True
