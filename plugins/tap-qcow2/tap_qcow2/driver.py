@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
+    BLK_NOT_ALLOCATED,
     HOOKS_VERSION,
     SECTOR_SHIFT,
     TD_NO_PARENT,
@@ -121,9 +122,9 @@ def td_queue_read(
                 res = image.file.read_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
-    from tap_qcow2.reading import read
-
-    return read(image, dd, sector, nb_sectors, buf, cb, id, prv)
+            elif not entry:
+                return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
+    return image.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -143,10 +144,8 @@ def td_queue_write(
                     return cb(dd, res, sector, nb_sectors, id, prv)
     if image.must_wait:
         return -errno.EBUSY
-    from tap_qcow2.writing import Write
-
     image.about_to_change(sector, nb_sectors)
-    return Write(image, dd, cb, id, prv).run(sector, buf)
+    return image.write(image, dd, cb, id, prv).run(sector, buf)
 
 
 @hookimpl

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tap_qcow2 import layout, words
 from tap_qcow2.header import Header, parse_header
 from tap_qcow2.l2tables import L2Tables
+from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
 from tap_qcow2.underway import UnderWay
 from tap_qcow2.writeback import Writeback
+from tap_qcow2.writing import Write
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -71,6 +73,8 @@ class Image:
         tracker: of bitmaps that record what is written; None where there are none.
         read_data: reads at a host offset (bytes), now or later; returns what the callback returned.
         write_data: the same for writing.
+        read: what the read hook does with all that is not simple.
+        write: the same for the write hook.
         fast_read: the short way through the read hook may be taken.
         fast_write: the same for the write hook.
     """
@@ -112,6 +116,8 @@ class Image:
         self._inflater: Inflater | None = None
         self.read_data = self._read_plain
         self.write_data = self._write_plain
+        self.read = read
+        self.write = Write
         self.fast_read = False
         self.fast_write = False
         self.choose_paths()
@@ -124,7 +130,8 @@ class Image:
             TapError: not an image, damaged, or it needs what is not known here.
             OSError: as the system says.
         """
-        header = parse_header(read_head(file), file_size=file.size)
+        to_check = dd.options.metadata_only
+        header = parse_header(read_head(file), file_size=file.size, to_check=to_check)
         if header.corrupt and not dd.read_only and not dd.options.metadata_only:
             raise ImageOpenError(
                 "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
