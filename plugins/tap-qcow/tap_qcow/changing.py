@@ -15,7 +15,7 @@ import attrs
 from tap_qcow import layout, words
 from tap_qcow.header import HEADER, XEN_PAGE, Header, encode_name
 from tap_qcow.mapping import DEFLATED, HOLE, runs
-from tapcore import SECTOR_SHIFT, NotSupportedError, UsageError
+from tapcore import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -62,8 +62,9 @@ def make_empty(image: Image) -> None:
     image.tables.forget(words.zeroes(len(image.tables.l1)))
     image.inflater.forget()
     end = max(end for _, end in image.header.places())
+    unit = DEFAULT_SECTOR_SIZE if image.header.xen is None else XEN_PAGE
     with contextlib.suppress(UsageError):  # a block device keeps its size
-        image.file.resize(-(-end >> SECTOR_SHIFT) << SECTOR_SHIFT)
+        image.file.resize(-(-end // unit) * unit)
     image.end = image.file.size
     image.seal()
     _sync(image.file)
