@@ -26,6 +26,7 @@ def run(tool: str, *words: object, status: int = 0) -> str:
             [peer(tool), *map(str, words)],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=60,
             check=False,
             cwd=home,
@@ -120,7 +121,13 @@ def checked(image: Path, *flags: str) -> dict[str, Any]:
     """`qemu-img check --output=json`: whatever it found."""
     words = [peer("qemu-img"), "check", "--output=json", "-f", "qcow2", *flags, str(image)]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False, cwd=image.parent
+        words,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+        cwd=image.parent,
     )
     assert done.returncode in (0, 2, 3), done.stderr
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -131,7 +138,13 @@ def assert_clean(image: Path) -> None:
     """`qemu-img check` finds neither leaks nor errors."""
     words = [peer("qemu-img"), "check", "-f", "qcow2", str(image)]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False, cwd=image.parent
+        words,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+        cwd=image.parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
