@@ -40,6 +40,8 @@ class PartCheck:
         self._compressed = isinstance(part, CompressedPart)
         head = self._file.read_metadata(0, sparse.HEADER_BYTES)
         self._header = SparseHeader.unpack(head) if is_hosted(head) else None
+        marked = self._header is not None and self._header.flags & sparse.FLAG_MARKERS
+        self._marker = 1 if marked else 0  # sectors before each piece of metadata
         self._sectors = -(-self._file.size // 512)
         self._space = SpaceMap(1)
         self.result = CheckResult()
@@ -90,7 +92,7 @@ class PartCheck:
         size = -(-self._layout.directory_bytes // 512)
         for offset in self._layout.directories:
             if 0 < offset <= self._file.size - self._layout.directory_bytes:
-                use(offset // 512, size, METADATA)
+                use(offset // 512 - self._marker, size + self._marker, METADATA)
             else:
                 self._corrupt(f"a grain directory lies outside the file (at {offset})")
         if self._header is not None and self._header.gd_offset == sparse.GD_AT_END:
@@ -128,9 +130,7 @@ class PartCheck:
             self._corrupt(f"entry {index} of the {which}grain directory points past the file")
             return None
         size = self._layout.table_bytes
-        self._space.use(place, -(-size // 512), METADATA)
-        if self._header is not None and self._header.flags & sparse.FLAG_MARKERS:
-            self._space.use(place - 1, 1, METADATA)
+        self._space.use(place - self._marker, -(-size // 512) + self._marker, METADATA)
         return self._layout.decode_table(self._file.read_metadata(place << 9, size))
 
     def _entries(self, index: int, table: array[int], spare: array[int] | None) -> None:
@@ -180,7 +180,7 @@ class PartCheck:
 
     def _stored_length(self, at: int, place: int) -> int:
         """Sectors that a compressed grain takes; damage is counted."""
-        if self._header is None or not self._header.flags & sparse.FLAG_MARKERS:
+        if not self._marker:
             return 1
         sector, size = GRAIN_MARKER.unpack(self._file.read_metadata(place << 9, GRAIN_MARKER.size))
         length: int = -(-(GRAIN_MARKER.size + size) // 512)

@@ -129,18 +129,25 @@ class Image:
             self.write = self._refuse
         elif self.changed:
             self.write = parts[0].write if len(parts) == 1 else self._write
+        if self._epoll is not None:
+            self._poll_files()
         written = [file for file in self.files if not file.read_only]
         self.flusher = Flusher(written, parts)
 
     def pollable(self) -> int:
-        """A descriptor that is readable when a file has answers."""
-        if len(self.files) == 1:
+        """A descriptor that is readable when a file has answers, also of those opened later."""
+        if len(self.files) == 1 and self.parts:
             return self.file.io_fd
-        self._epoll = select.epoll(len(self.files))
-        for file in self.files:
-            self._epoll.register(file.io_fd, select.EPOLLIN)
-            self._by_fd[file.io_fd] = file
+        self._epoll = select.epoll()
+        self._poll_files()
         return self._epoll.fileno()
+
+    def _poll_files(self) -> None:
+        assert self._epoll is not None
+        for file in self.files:
+            if file.io_fd not in self._by_fd:
+                self._epoll.register(file.io_fd, select.EPOLLIN)
+                self._by_fd[file.io_fd] = file
 
     # ---- requests ---------------------------------------------------------------------------
 

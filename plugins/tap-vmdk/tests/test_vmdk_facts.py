@@ -99,7 +99,9 @@ def test_measure(tmp_path: Path, rng: random.Random, kind: str) -> None:
         for start, length in data:
             disk.pwrite(start, rng.randbytes(length))
     used = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert used <= said.required <= used + 70_000
+    assert used <= said.required
+    if kind != "streamOptimized":  # of which only the worst case can be told
+        assert said.required <= used + 70_000
     with tapcore.open(f"vmdk:{image}") as disk:
         disk.pwrite(0, rng.randbytes(size))
     if kind != "streamOptimized":  # which keeps what was written before
