@@ -5,30 +5,66 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
+import click
+
+from tapcore.cli.options import (
+    image_argument,
+    json_option,
+    opening_options,
+    quiet_option,
+    tap_command,
+)
 from tapcore.cli.output import print_line
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
 from tapcore.tools.map import MapItem, map_disk
 from tapcore.tools.opening import open_image
 
+if TYPE_CHECKING:
+    from tapcore.disk import Disk
+
 
 @tap_command("map", short_help="which ranges hold data, read as zeroes, or come from a parent")
 @image_argument()
 @json_option
+@click.option("--picture", is_flag=True, help="Draw it, with a legend that has the sums.")
+@click.option(
+    "--svg", metavar="FILE", default="", help="Draw the whole chain, for a browser, into FILE."
+)
+@click.option("--force", is_flag=True, help="Replace a FILE that exists.")
 @opening_options
-def command(image: str, as_json: bool, references: ReferencePolicy, keys: Keys | None) -> None:
+@quiet_option
+def command(
+    image: str,
+    as_json: bool,
+    picture: bool,
+    svg: str,
+    force: bool,
+    references: ReferencePolicy,
+    keys: Keys | None,
+    quiet: bool,
+) -> None:
     """Tell which ranges of IMAGE hold data, read as zeroes, or come from a parent.
 
     DEPTH is 0 for IMAGE itself, 1 for its parent, and so on. Offsets are bytes.
+
+    In a picture each character, or part of a row, is a range of the disk. Where a range holds
+    several kinds, it shows the content (data, compressed, of a parent) of which it has most,
+    however little that is; the thin characters say that it is no more than half.
     """
+    if as_json and (picture or svg):
+        raise click.UsageError("--json is one way to show it, --picture and --svg are others")
     with open_image(image, references=references, keys=keys) as disk:
-        items = map_disk(disk)
-        if as_json:
-            _print_json(items, disk.state.image.name)
-        else:
-            _print(items, disk.size)
+        if svg:
+            _write_svg(disk, svg, force, quiet)
+        if picture:
+            _print_picture(disk, quiet)
+        elif as_json:
+            _print_json(map_disk(disk), disk.state.image.name)
+        elif not svg:
+            _print(map_disk(disk), disk.size)
 
 
 def _print_json(items: Iterator[MapItem], image: str) -> None:
@@ -60,3 +96,31 @@ def _content(item: MapItem) -> str:
     if item.data:
         return "data"
     return "zero" if item.present else "hole"
+
+
+# ---- pictures --------------------------------------------------------------------------------
+
+
+def _print_picture(disk: Disk, quiet: bool) -> None:
+    from tapcore.cli.drawing import drawing_area, print_styled
+    from tapcore.cli.progress import progress
+    from tapcore.tools.picture_text import characters_for, text_picture
+
+    columns, lines = drawing_area()
+    characters = characters_for(sys.stdout.encoding)  # the bar puts another stdout in its place
+    with progress("looking", quiet=quiet) as tell:
+        picture = text_picture(disk, columns, lines, characters=characters, progress=tell)
+    print_styled(picture)
+
+
+def _write_svg(disk: Disk, path: str, force: bool, quiet: bool) -> None:
+    from tapcore.cli.drawing import claim_file
+    from tapcore.cli.progress import progress
+    from tapcore.tools.picture_svg import svg_picture
+
+    assert disk.state.disks is not None
+    images = [dd.name for dd in disk.state.disks.chain()]
+    with claim_file(path, force=force, never=images) as write:
+        with progress("looking", quiet=quiet) as tell:
+            text = svg_picture(disk, progress=tell)
+        write(text)
