@@ -13,6 +13,7 @@ from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.opening import extent_lines, open_extent, stands_alone
 from tap_vmdk.parts import Part
+from tap_vmdk.resize import mend_directories
 from tap_vmdk.sparseparts import SparsePart
 from tapcore import CheckResult, DiskDriver, ImageFormatError, TapError, describe_error
 
@@ -24,7 +25,7 @@ def check(dd: DiskDriver, repair: str) -> CheckResult:
     if not image.parts:
         _open_extents(dd, image, result)
     _check_embedded(image, result, repair)
-    for part in image.parts:
+    for part in list(image.parts):
         if isinstance(part, SparsePart):
             _check_part(image, part, result, repair)
         elif part.file is not None:
@@ -39,6 +40,8 @@ def _check_part(image: Image, part: SparsePart, result: CheckResult, repair: str
         found = PartCheck(part).run()
         if (found.corruptions and repair == "all") or found.leaks:
             image.begin_writing()
+            if repair == "all" and not part.map.whole_directories:
+                part = _mended(image, part)
             PartCheck(part, repair=repair).run()
             left = PartCheck(part).run()
             left.corruptions_fixed = max(found.corruptions - left.corruptions, 0)
@@ -48,6 +51,15 @@ def _check_part(image: Image, part: SparsePart, result: CheckResult, repair: str
     else:
         found = PartCheck(part).run()
     _add(result, found)
+
+
+def _mended(image: Image, part: WritablePart) -> WritablePart:
+    """The part with a new directory in the place of one that lies outside the file."""
+    again = mend_directories(part)
+    image.set_parts([again if each is part else each for each in image.parts])
+    if image.header is not None:
+        image.header = again.header
+    return again
 
 
 def _add(result: CheckResult, found: CheckResult) -> None:

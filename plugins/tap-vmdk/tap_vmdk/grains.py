@@ -93,6 +93,8 @@ class GrainMap:
         cache_bytes: as given.
         directory: sectors of the tables; 0 for a table that is not there.
         spare: the same of the second directory, where there is one.
+        bad_directory: which of the two lies outside the file; -1: none.
+        whole_directories: none does.
         tables: those in memory whose entries can all be true.
         damaged: those in memory that have entries that cannot be true.
         unsaved: numbers of the tables with entries that are not on disk yet.
@@ -124,7 +126,8 @@ class GrainMap:
             raise ImageFormatError("has a grain directory that lies outside the file")
         self.directory = first
         self.spare = found[1] if len(found) > 1 else None
-        self.whole_directories = all(directory is not None for directory in found)
+        self.bad_directory = next((n for n, each in enumerate(found) if each is None), -1)
+        self.whole_directories = self.bad_directory < 0
 
     def _read_directory(self, offset: int) -> array[int] | None:
         size = self.layout.directory_bytes

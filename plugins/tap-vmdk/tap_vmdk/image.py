@@ -83,6 +83,7 @@ class Image:
         parts: in the order of the disk; none where only metadata is wanted.
         sectors: of the disk.
         files: all that are open, the image's own first.
+        named: those of the extents, by name and access.
         changed: something was written since it was opened.
         read: as `td_queue_read`.
         write: as `td_queue_write`.
@@ -105,6 +106,7 @@ class Image:
         self.parts: list[Part] = []
         self.sectors = 0
         self.files = [file]
+        self.named: dict[tuple[str, str], ImageFile] = {}
         self.changed = False
         self.read: Callable[..., int] = self._read
         self.write: Callable[..., int] = self._first_write

@@ -104,7 +104,7 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
         else:
             open_parts(dd, image)
         if not flags & TD_RDONLY:
-            refuse_unwritable(image)
+            refuse_unwritable(image, mending=dd.options.metadata_only)
     except BaseException:
         for each in image.files if image is not None else [file]:
             each.close()
@@ -222,9 +222,7 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
         return ZeroPart(line, start)
     if line.kind not in FLAT_KINDS + SPARSE_KINDS:
         raise NotSupportedError(f"has an extent of the kind {line.kind}, which is not supported")
-    flags = dd.flags if line.access == "RW" else TD_RDONLY
-    file = open_named_file(dd, line.name, role="extent", flags=flags)
-    image.files.append(file)
+    file = _extent_file(dd, image, line)
     if line.kind in FLAT_KINDS:
         return _flat(line, start, file)
     part = _sparse(dd, line, start, file)
@@ -234,6 +232,20 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
             f"and its descriptor says {line.sectors}"
         )
     return part
+
+
+def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
+    """The file of an extent; flat ones may share it, as partitions of a disk do."""
+    known = image.named.get((line.name, line.access))
+    if known is not None:
+        if line.kind in SPARSE_KINDS:
+            raise ImageFormatError(f"names the sparse extent {known.path} twice")
+        return known
+    flags = dd.flags if line.access == "RW" else TD_RDONLY
+    file = open_named_file(dd, line.name, role="extent", flags=flags)
+    image.files.append(file)
+    image.named[line.name, line.access] = file
+    return file
 
 
 def _flat(line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
@@ -297,13 +309,24 @@ def _cache(dd: DiskDriver) -> int:
     return DEFAULT_CACHE if given is None else given
 
 
-def refuse_unwritable(image: Image) -> None:
+def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
     """Raise where a part of the disk could not be written.
+
+    Args:
+        image: open for writing.
+        mending: its metadata may be damaged.
 
     Raises:
         NotSupportedError: with the reason.
+        ImageFormatError: it has to be repaired before.
     """
     for part in image.parts:
+        damaged = isinstance(part, WritablePart) and not part.map.whole_directories
+        if damaged and not mending:
+            raise ImageFormatError(
+                "has a damaged grain directory; it can be read, and `tapdisk check --repair all` "
+                "mends it"
+            )
         if not part.writable and not isinstance(part, ZeroPart):
             named = f" '{part.line.name}'" if part.line.name else ""
             raise NotSupportedError(f"cannot be written: its extent{named}: {part.reason}")

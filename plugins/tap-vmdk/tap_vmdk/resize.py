@@ -109,29 +109,6 @@ def _zero_after_end(part: WritablePart) -> None:
         part.map.file.write_metadata((run[0] + 1) << 9, bytes(rest << 9))
 
 
-def _more_tables(part: WritablePart, header: SparseHeader) -> SparseHeader:
-    """Make tables, and places for them in the directories; returns the header that names them."""
-    file, old, added = part.map.file, part.header, header.tables - part.header.tables
-    fits = header.directory_sectors == old.directory_sectors
-    directories = [part.map.directory]
-    if part.map.spare is not None:
-        directories.append(part.map.spare)
-    offsets = []
-    for directory, offset in zip(directories, part.map.layout.directories, strict=True):
-        first = part.take(round_up(added * header.table_sectors, header.grain))
-        tables = range(first, first + added * header.table_sectors, header.table_sectors)
-        place = (
-            offset // 512 if fits else part.take(round_up(header.directory_sectors, header.grain))
-        )
-        file.truncate_up(part.map.end << 9)
-        content = raw32(directory + array("I", tables))
-        file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
-        offsets.append(place)
-    return attrs.evolve(
-        header, gd_offset=offsets[0], rgd_offset=offsets[1] if len(offsets) > 1 else old.rgd_offset
-    )
-
-
 def _describe(image: Image, part: Part, sectors: int) -> None:
     """Put the new size into the descriptor."""
     assert image.descriptor is not None
@@ -148,3 +125,56 @@ def _describe(image: Image, part: Part, sectors: int) -> None:
         descriptor.set("ddb.geometry.cylinders", f' "{disk.cylinders}"')
     image.place.write(descriptor)
     image.descriptor = descriptor
+
+
+def _more_tables(part: WritablePart, header: SparseHeader) -> SparseHeader:
+    """Make tables, and places for them in the directories; returns the header that names them."""
+    file, old, added = part.map.file, part.header, header.tables - part.header.tables
+    fits = header.directory_sectors == old.directory_sectors
+    offsets = []
+    directories = (part.map.directory, part.map.spare)
+    for directory, offset in zip(directories, part.map.layout.directories, strict=False):
+        assert directory is not None
+        first = part.take(round_up(added * header.table_sectors, header.grain))
+        tables = range(first, first + added * header.table_sectors, header.table_sectors)
+        place = offset // 512
+        if not fits:
+            place = part.take(round_up(header.directory_sectors, header.grain))
+        file.truncate_up(part.map.end << 9)
+        content = raw32(directory + array("I", tables))
+        file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
+        offsets.append(place)
+    rgd = offsets[1] if len(offsets) > 1 else old.rgd_offset
+    return attrs.evolve(header, gd_offset=offsets[0], rgd_offset=rgd)
+
+
+def mend_directories(part: WritablePart) -> WritablePart:
+    """Make a directory, and tables, in the place of one that lies outside the file.
+
+    Returns:
+        What takes the part's place.
+    """
+    file, header, map = part.map.file, part.header, part.map
+    good = map.directory
+    table_bytes = map.layout.table_bytes
+    first = part.take(round_up(len(good) * header.table_sectors, header.grain))
+    tables = range(first, first + len(good) * header.table_sectors, header.table_sectors)
+    place = part.take(round_up(header.directory_sectors, header.grain))
+    file.truncate_up(map.end << 9)
+    for old, new in zip(good, tables, strict=True):
+        if map.table_at(old):
+            file.write_metadata(new << 9, file.read_metadata(old << 9, table_bytes))
+    directory = array("I", (new if old else 0 for old, new in zip(good, tables, strict=True)))
+    raw = raw32(directory).ljust(header.directory_sectors << 9, b"\0")
+    file.write_metadata(place << 9, raw)
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+    if map.bad_directory == 0:
+        header = attrs.evolve(header, gd_offset=place)
+    else:
+        header = attrs.evolve(header, rgd_offset=place)
+    file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+    again = GrainMap(file, hosted_layout(header), map.cache_bytes)
+    return WritablePart(part.line, part.start, again, header)

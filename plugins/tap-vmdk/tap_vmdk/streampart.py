@@ -8,6 +8,7 @@ refers to the footer. Written once, in ascending order, it is what `stream.py` w
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections import deque
 from functools import partial
@@ -269,5 +270,5 @@ class StreamPart(CompressedPart):
         file, header = self.map.file, attrs.evolve(self._open_header, gd_offset=sparse.GD_AT_END)
         file.write_metadata(self._end << 9, sparse.footer(header, self._open_header.gd_offset))
         if res := file.flush_blocking():
-            raise OSError(-res, "the flush failed")
+            raise OSError(-res, os.strerror(-res))
         file.write_metadata(0, header.pack())

@@ -151,12 +151,21 @@ def test_a_damaged_directory_entry_gets_a_new_table(tmp_path: Path, rng: random.
     assert read(image) == content
 
 
-def test_a_directory_outside_the_file_is_said(tmp_path: Path, rng: random.Random) -> None:
+def test_a_directory_outside_the_file_is_made_anew(tmp_path: Path, rng: random.Random) -> None:
+    content = content_of(rng)
     image = tmp_path / "disk.vmdk"
-    image.write_bytes(with_descriptor(content_of(rng), damage_gd=True))
+    image.write_bytes(with_descriptor(content, damage_gd=True))
+    with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
+        tapcore.open(f"vmdk:{image}")
     found = check_image(f"vmdk:{image}")
-    assert found.corruptions >= 1
-    assert any("directory lies outside" in message for message in found.messages)
+    assert found.corruptions == 1
+    assert "directory lies outside" in found.messages[0]
+    result = repaired(image)
+    assert (result.corruptions, result.corruptions_fixed) == (0, 1)
+    assert read(image) == content
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, b"new")
+    assert read(image) == b"new" + content[3:]
 
 
 def test_leaked_grains_are_given_back(tmp_path: Path, rng: random.Random) -> None:

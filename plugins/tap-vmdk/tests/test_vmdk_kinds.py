@@ -276,3 +276,15 @@ def test_other_encodings_of_names(tmp_path: Path) -> None:
         image = tmp_path / "disk.vmdk"
         image.write_bytes(text.decode().encode(codec))
         assert read(image) == b"e" * 512
+
+
+def test_flat_extents_share_a_file(tmp_path: Path, rng: random.Random) -> None:
+    content = rng.randbytes(4096)
+    (tmp_path / "flat.vmdk").write_bytes(content)
+    image = tmp_path / "disk.vmdk"
+    lines = ['RW 4 FLAT "flat.vmdk" 4', 'RW 4 FLAT "flat.vmdk" 0']
+    image.write_bytes(descriptor("custom", lines))
+    with tapcore.open(f"vmdk:{image}") as disk:
+        assert disk.pread(0, 4096) == content[2048:] + content[:2048]
+        disk.pwrite(2000, b"across the two" * 10)
+    assert read(image)[2000:2140] == b"across the two" * 10
