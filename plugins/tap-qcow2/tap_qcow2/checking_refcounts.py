@@ -33,7 +33,7 @@ class Comparison:
 
     Attributes:
         blocks: offsets (bytes) of the refcount blocks that can be used, by their number; 0: none.
-        counted_blocks: the clusters of blocks that were counted as references.
+        counted: clusters (first, how many) of these structures that were counted as references.
         rebuild: the refcount structures are damaged, or lack a block: they are to be made anew.
         overflow: something is referred to more often than a refcount can say.
         misflagged: COPIED flags are wrong.
@@ -50,7 +50,7 @@ class Comparison:
         self._order = image.refcounts.order
         self._per_block_bits = image.refcounts.per_block_bits
         self.blocks: list[int] = []
-        self.counted_blocks: list[int] = []
+        self.counted: list[tuple[int, int]] = []
         self.rebuild = False
         self.overflow = False
         self.misflagged = False
@@ -73,6 +73,8 @@ class Comparison:
         else:
             first = header.refcount_table_offset >> header.cluster_bits
             self._counts.add(first, header.refcount_table_clusters)
+            self.counted.append((first, header.refcount_table_clusters))
+            self.rebuild = self._counts.ones(*self.counted[0]) != header.refcount_table_clusters
         table = self._image.refcounts.table
         self.blocks = [0] * len(table)
         for number, offset in enumerate(table):
@@ -91,7 +93,7 @@ class Comparison:
             problem = "has reserved bits"
         else:
             self.blocks[number] = offset
-            self.counted_blocks.append(offset >> bits)
+            self.counted.append((offset >> bits, 1))
             self._counts.add(offset >> bits, 1)
             times = self._counts.get(offset >> bits)
             if times == 1:
@@ -120,7 +122,7 @@ class Comparison:
             if first >= limit:
                 break
             self._compare_block(number, pages.get(number, []), limit)
-        self.end = min(self._end(), limit)
+        self.end = self._end(limit)
 
     def _compare_block(self, number: int, pages: list[int], limit: int) -> None:
         """A block beside the pages (their numbers) of references to the clusters that it counts."""
@@ -178,14 +180,15 @@ class Comparison:
             self.wrong.add(number)
         self._stored[page] = values
 
-    def _end(self) -> int:
+    def _end(self, limit: int) -> int:
         page, got = self._last
-        values = RefcountBlock.parse(self._order, 0, got).values
+        base = page << self._counts.page_bits
+        values = RefcountBlock.parse(self._order, 0, got).values[: limit - base]
         last = max((at for at, value in enumerate(values) if value), default=-1)
         counted = self._counts.pages.get(page)
         if counted is not None:
             last = max(last, last_used(counted))
-        return (page << self._counts.page_bits) + last + 1
+        return base + last + 1
 
     # ---- flags ------------------------------------------------------------------------------
 

@@ -81,6 +81,9 @@ class Walk:
         snapshots_incomplete: entries of the snapshot table lack what version 3 demands.
         suspicious: offsets of active L2 tables of which not every entry is flagged as COPIED, or
             that are damaged: the flags of others are right where nothing is shared.
+        crowded: clusters of structures that something else leads to as an L2 table or data, and of
+            L2 tables that are data too: how often as data. What refcount structures share is not
+            among them.
     """
 
     def __init__(self, image: Image, report: Report) -> None:
@@ -102,6 +105,7 @@ class Walk:
         self.bitmaps_damaged = False
         self.snapshots_incomplete = False
         self.suspicious: set[int] = set()
+        self.crowded: dict[int, int] = {}
 
     def run(self) -> None:
         """Walk through it all.
@@ -123,6 +127,24 @@ class Walk:
             self._walk_l2(offset, self.l2_tables[offset])
         self._crypto_header()
         self._bitmaps()
+        self._find_crowded()
+
+    def _find_crowded(self) -> None:
+        structures, counts = self.structures, self.counts
+        for number, page in structures.pages.items():
+            if page == counts.pages[number]:
+                continue
+            base = number << counts.page_bits
+            for at, (here, whole) in enumerate(zip(page, counts.pages[number], strict=True)):
+                if here and here != whole:
+                    self.crowded[base + at] = whole - here
+        for offset, uses in self.l2_tables.items():
+            cluster = offset >> self._bits
+            if offset & (self._size - 1) or cluster >= self.rules.clusters:
+                continue  # its L1 entry is damaged
+            data = counts.get(cluster) - structures.get(cluster) - uses.times
+            if data or cluster in self.crowded:
+                self.crowded[cluster] = data
 
     # ---- reading ----------------------------------------------------------------------------
 
