@@ -119,8 +119,8 @@ def split_name(text: str, registry: Registry) -> DiskId:
 def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
     """A parent as an image records it, in this registry's handles.
 
-    Images made elsewhere call every raw file's format `raw`, and may carry the format as a prefix of
-    the name (`qcow2:base.qcow2`), where no other place for it exists.
+    Images made elsewhere call every raw file's format `raw`, and may carry the format as a prefix
+    of the name (`qcow2:base.qcow2`), where there is no other place for it.
 
     Args:
         recorded: what `td_get_parent_id` said.

@@ -204,7 +204,9 @@ class Dispatcher:
         return res
 
     def _call_failed(self, layer: Layer, seg: Segment, exc: Exception) -> None:
-        if not isinstance(exc, OSError):
+        if isinstance(exc, TapError):
+            log.error("%s: %s failed: %s", layer.dd.name, OP_NAMES[seg.op], exc.message)
+        elif not isinstance(exc, OSError):
             log.exception("%s: %s failed", layer.dd.name, OP_NAMES[seg.op])
         self._returned_error(seg, errno_of(exc))
 
@@ -453,7 +455,9 @@ class Dispatcher:
         try:
             finished = layer.submit(layer.dd)
         except Exception as exc:
-            if not isinstance(exc, OSError):
+            if isinstance(exc, TapError):
+                log.error("%s: submit failed: %s", layer.dd.name, exc.message)
+            elif not isinstance(exc, OSError):
                 log.exception("%s: submit failed", layer.dd.name)
             for seg in batch:
                 self._returned_error(seg, errno_of(exc))

@@ -57,8 +57,6 @@ disk_info = DiskInfo(
 )
 
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
-_KIND = 0xC000_0000_0000_0001  # copied, compressed, zero
-_COMPRESSED_OR_ZERO = 0x4000_0000_0000_0001
 _COPIED = 1 << 63
 
 
@@ -118,7 +116,7 @@ def td_queue_read(
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
             host = entry & _OFFSET
-            if host and not entry & _COMPRESSED_OR_ZERO:
+            if host and not entry & image.not_plain:
                 res = image.file.read_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
@@ -138,7 +136,7 @@ def td_queue_write(
         skip = sector & image.sector_mask
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
-            if entry & _KIND == _COPIED:
+            if entry & image.kind_mask == _COPIED:
                 res = image.file.write_now((entry & _OFFSET) + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)

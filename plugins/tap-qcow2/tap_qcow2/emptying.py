@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
-from tap_qcow2.linking import release_data
+from tap_qcow2.linking import check_for_writing, release_data
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -54,6 +54,7 @@ def _release_all(image: Image) -> None:
         if not entry & layout.OFFSET_MASK:
             continue
         table = image.tables.wait(index)
+        check_for_writing(image, table)
         for at in range(0, len(table.entries), step):
             if table.entries[at]:
                 release_data(image, table.entries[at])

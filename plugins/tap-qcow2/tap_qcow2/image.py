@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2 import layout, words
-from tap_qcow2.header import Header, parse_header
+from tap_qcow2.header import ATOMIC, Header, parse_header
 from tap_qcow2.l2tables import L2Tables
 from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
@@ -75,6 +75,8 @@ class Image:
         write_data: the same for writing.
         read: what the read hook does with all that is not simple.
         write: the same for the write hook.
+        not_plain: bits of an L2 entry, any of which makes it a case for the long way.
+        kind_mask: these and the one that says that the cluster may be written in place.
         fast_read: the short way through the read hook may be taken.
         fast_write: the same for the write hook.
     """
@@ -118,6 +120,9 @@ class Image:
         self.write_data = self._write_plain
         self.read = read
         self.write = Write
+        unaligned = (geometry.cluster_size - 1) & layout.OFFSET_MASK
+        self.not_plain = layout.NOT_PLAIN | unaligned
+        self.kind_mask = layout.COPIED | self.not_plain
         self.fast_read = False
         self.fast_write = False
         self.choose_paths()
@@ -310,9 +315,29 @@ class Image:
             OSError: as the system says.
             UsageError: it does not fit into its cluster.
         """
-        content = self.header.serialize()
-        room = min(1 << self.cluster_bits, 4096)
-        self.file.write_metadata(0, content.ljust(room, b"\0"))
+        header = self.header
+        before = header.length, header.backing_offset
+        try:
+            head, name = header.parts(with_names=False)
+            self._write_header_parts(head, header.backing_offset, name)
+        except BaseException:
+            header.length, header.backing_offset = before
+            raise
+        end = header.backing_offset + len(name)
+        header.stored_name = (header.backing_offset, end) if name else (0, 0)
+
+    def _write_header_parts(self, head: bytes, at: int, name: bytes) -> None:
+        """First what lies behind the first sector, which then makes all of it valid as one."""
+        behind = [(ATOMIC, head[ATOMIC:]), (max(at, ATOMIC), name[max(ATOMIC - at, 0) :])]
+        for offset, content in behind:
+            if content:
+                self.file.write_metadata(offset, content)
+        if any(content for _, content in behind):
+            self.flush_file()
+        first = head[:ATOMIC]
+        if name and at < ATOMIC:
+            first += name[: ATOMIC - at]
+        self.file.write_metadata(0, first.ljust(ATOMIC, b"\0"))
         self.flush_file()
 
     def flush_file(self) -> None:

@@ -97,6 +97,9 @@ class L2Tables:
         Raises:
             ImageFormatError: the entry is not possible.
         """
+        table = self.young.get(index) or self._old.get(index)
+        if table is not None:  # perhaps a new one, for which the file has not grown yet
+            return table.offset
         if index >= len(self.l1):
             return 0
         entry = self.l1[index]

@@ -29,6 +29,8 @@ def own_table(image: Image, index: int) -> Table:
         refcounts.metadata.add(cluster)
         return tables.add(index, cluster << image.cluster_bits)
     table = tables.wait(index)
+    if not table.checked:
+        check_for_writing(image, table)
     if tables.l1[index] & layout.COPIED:
         return table
     cluster, _ = refcounts.allocate(1)
@@ -38,24 +40,31 @@ def own_table(image: Image, index: int) -> Table:
 
 
 def check_for_writing(image: Image, table: Table) -> None:
-    """Before the first write through a table: none of its entries may lead to metadata.
+    """Before the first change through a table: none of its entries may lead to metadata.
+
+    What an entry points to is written in place, or given up when the entry changes.
 
     Raises:
         ImageFormatError: one does, or is not possible.
     """
+    geometry = image.geometry
+    entries = table.entries if geometry.words == 1 else table.entries[::2]
+    mask, compressed, bits = layout.OFFSET_MASK, layout.COMPRESSED, image.cluster_bits
     if image.data is image.file:
-        words = image.geometry.words
-        entries = table.entries if words == 1 else table.entries[::2]
-        mask, compressed = layout.OFFSET_MASK, layout.COMPRESSED
         hosts = {entry & mask for entry in entries if entry & mask and not entry & compressed}
-        low = image.geometry.cluster_size - 1
-        if any(host & low for host in hosts):
+        if any(host & (geometry.cluster_size - 1) for host in hosts):
             raise ImageFormatError("has an impossible L2 entry", errno=errno.EIO)
-        bits = image.cluster_bits
-        if not image.refcounts.metadata.isdisjoint({host >> bits for host in hosts}):
-            raise ImageFormatError(
-                "has an L2 entry that points to the image's own tables", errno=errno.EIO
-            )
+        clusters = {host >> bits for host in hosts}
+    else:
+        clusters = set()
+    for entry in entries:
+        if entry & compressed:
+            offset, length = geometry.compressed(entry)
+            clusters.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))
+    if not image.refcounts.metadata.isdisjoint(clusters):
+        raise ImageFormatError(
+            "has an L2 entry that points to the image's own tables", errno=errno.EIO
+        )
     table.checked = True
 
 
