@@ -24,6 +24,9 @@ FEATURE: Final = struct.Struct(">BB46s")
 V2_LENGTH: Final = VERSION_2.size
 V3_LENGTH: Final = V2_LENGTH + VERSION_3.size
 FULL_LENGTH: Final = V3_LENGTH + COMPRESSION.size
+ATOMIC: Final = 512
+"""Bytes of a sector, which reaches the disk as one."""
+
 FIXED_BYTES: Final = 1 << layout.MAX_CLUSTER_BITS
 """The header, its extensions and the parent's name lie in the first cluster."""
 
@@ -37,7 +40,8 @@ class Header:
         feature_names: (type, bit): name, from the image's own table.
         tail: what follows the fields known here inside `header_length`, kept as it is.
         length: `header_length`.
-        backing_offset: where the parent's name lies in the file; 0 without one.
+        backing_offset: where the parent's name is to lie in the file; 0 without one.
+        stored_name: where it lies on disk: (first byte, the one behind the last).
     """
 
     version: int = 3
@@ -64,6 +68,7 @@ class Header:
     tail: bytes = b""
     length: int = FULL_LENGTH
     backing_offset: int = 0
+    stored_name: tuple[int, int] = (0, 0)
 
     @property
     def geometry(self) -> Geometry:
@@ -149,8 +154,19 @@ class Header:
         Raises:
             UsageError: they do not fit in one cluster.
         """
-        body = b"".join(_pack_extension(kind, content) for kind, content in self._all_extensions())
-        body += _pack_extension(layout.EXT_END, b"")
+        head, name = self.parts(with_names=True)
+        return head.ljust(self.backing_offset, b"\0") + name
+
+    def parts(self, *, with_names: bool) -> tuple[bytes, bytes]:
+        """Header with extensions, for the file's start; and the name for `backing_offset`.
+
+        Args:
+            with_names: of features, too; else only where all fits in a sector, so that no crash
+                can tear it.
+
+        Raises:
+            UsageError: they do not fit in one cluster.
+        """
         name = _encoded(self.backing_file)
         if len(name) > layout.MAX_BACKING_NAME:
             raise UsageError(f"a parent's name may have {layout.MAX_BACKING_NAME} bytes at most")
@@ -158,13 +174,29 @@ class Header:
             self.length = V2_LENGTH
         elif self.length < V3_LENGTH or self.compression_type:
             self.length = FULL_LENGTH + len(self.tail)
-        self.backing_offset = self.length + len(body) if name else 0
-        content = self.fields() + body + name
-        if len(content) > 1 << self.cluster_bits:
+        body = self._packed_extensions(with_names=True)
+        if not with_names and self.length + len(body) > ATOMIC:
+            body = self._packed_extensions(with_names=False)
+        end = self.length + len(body)
+        self.backing_offset = self._place_of_name(end, len(name)) if name else 0
+        if max(end, self.backing_offset + len(name)) > 1 << self.cluster_bits:
             raise UsageError("the parent's name does not fit into the header's cluster")
-        return content
+        return self.fields() + body, name
 
-    def _all_extensions(self) -> list[tuple[int, bytes]]:
+    def _place_of_name(self, end: int, length: int) -> int:
+        """Behind the extensions, and not over the present one, which counts until sector 0 changes.
+
+        Args:
+            end: of the extensions, bytes.
+            length: of the name, bytes.
+        """
+        start, stop = self.stored_name
+        if end + length <= ATOMIC or end >= stop or start >= end + length:
+            return end
+        other = -(-stop // ATOMIC) * ATOMIC
+        return other if other + length <= 1 << self.cluster_bits else end
+
+    def _packed_extensions(self, *, with_names: bool) -> bytes:
         found: list[tuple[int, bytes]] = []
         if self.backing_file and self.backing_format:
             found.append((layout.EXT_BACKING_FORMAT, self.backing_format.encode()))
@@ -172,9 +204,10 @@ class Header:
             found.append((layout.EXT_DATA_FILE, _encoded(self.data_file)))
         if self.crypto is not None:
             found.append((layout.EXT_CRYPTO, CRYPTO.pack(*self.crypto)))
-        if self.version >= 3 and self.cluster_bits > layout.MIN_CLUSTER_BITS:
+        if with_names and self.version >= 3 and self.cluster_bits > layout.MIN_CLUSTER_BITS:
             found.append((layout.EXT_FEATURE_NAMES, self._feature_table()))
-        return found + self.extensions
+        found += [*self.extensions, (layout.EXT_END, b"")]
+        return b"".join(_pack_extension(kind, content) for kind, content in found)
 
     def _feature_table(self) -> bytes:
         names = layout.FEATURE_NAMES | self.feature_names
@@ -195,12 +228,14 @@ def _pack_extension(kind: int, content: bytes) -> bytes:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def parse_header(head: bytes, *, file_size: int) -> Header:
+def parse_header(head: bytes, *, file_size: int, to_check: bool = False) -> Header:
     """Read and check the header.
 
     Args:
         head: the file's start: the first cluster, or all of a shorter file.
         file_size: bytes.
+        to_check: only metadata is wanted, perhaps of a damaged image: the L1 table may reach behind
+            the file's end; a refcount table in an impossible place is taken as having no clusters.
 
     Raises:
         ImageFormatError: not a qcow2 image, or a field has a value that is not possible.
@@ -219,7 +254,7 @@ def parse_header(head: bytes, *, file_size: int) -> Header:
     header.backing_file = _backing_name(head, header, backing_size)
     if not header.backing_file:
         header.backing_format = ""
-    _check_places(header, file_size)
+    _check_places(header, file_size, to_check=to_check)
     return header
 
 
@@ -344,27 +379,38 @@ def _backing_name(head: bytes, header: Header, size: int) -> str:
         raise ImageFormatError(f"names a parent with {size} bytes, which is too long")
     if offset < V2_LENGTH or offset + size > len(head):
         raise ImageFormatError("has its parent's name outside of the header's cluster")
+    header.stored_name = (offset, offset + size)
     return head[offset : offset + size].decode("utf-8", "surrogateescape")
 
 
-def _check_places(header: Header, file_size: int) -> None:
+def _check_places(header: Header, file_size: int, *, to_check: bool) -> None:
     """The tables must lie at cluster boundaries and inside the file."""
     geometry = header.geometry
     if header.l1_size * 8 > layout.MAX_L1_BYTES:
         raise ImageFormatError(f"has an L1 table that is too large ({header.l1_size} entries)")
     if geometry.l1_entries(header.size) > header.l1_size:
         raise ImageFormatError("has an L1 table that is too small for its size")
-    _check_place(header, "L1 table", header.l1_table_offset, header.l1_size * 8, file_size)
-    reftable = header.refcount_table_clusters << header.cluster_bits
-    if reftable > layout.MAX_REFTABLE_BYTES:
-        raise ImageFormatError(f"has a refcount table that is too large ({reftable} bytes)")
-    if not reftable:
-        raise ImageFormatError("has no refcount table")
-    _check_place(header, "refcount table", header.refcount_table_offset, 8, file_size)
+    l1_bytes = 0 if to_check else header.l1_size * 8
+    _check_place(header, "L1 table", header.l1_table_offset, l1_bytes, file_size)
+    try:
+        _check_refcount_table(header, file_size)
+    except ImageFormatError:
+        if not to_check:
+            raise
+        header.refcount_table_offset = header.refcount_table_clusters = 0
     if header.nb_snapshots > layout.MAX_SNAPSHOTS:
         raise ImageFormatError(f"has too many snapshots ({header.nb_snapshots})")
     if header.nb_snapshots:
         _check_place(header, "snapshot table", header.snapshots_offset, 1, file_size)
+
+
+def _check_refcount_table(header: Header, file_size: int) -> None:
+    length = header.refcount_table_clusters << header.cluster_bits
+    if length > layout.MAX_REFTABLE_BYTES:
+        raise ImageFormatError(f"has a refcount table that is too large ({length} bytes)")
+    if not length:
+        raise ImageFormatError("has no refcount table")
+    _check_place(header, "refcount table", header.refcount_table_offset, 8, file_size)
 
 
 def _check_place(header: Header, what: str, offset: int, length: int, file_size: int) -> None:
