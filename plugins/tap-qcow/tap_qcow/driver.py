@@ -10,7 +10,7 @@ from tap_qcow import changing, create, header, reading, zeroing
 from tap_qcow.deflating import write_compressed
 from tap_qcow.image import Image, open_image
 from tap_qcow.inspection import format_facts, inspect
-from tap_qcow.mapping import DEFLATED, HOLE, runs
+from tap_qcow.mapping import DEFLATED, HOLE, plain_place, runs
 from tap_qcow.writing import Write, no_room, write
 from tapcore import (
     DEFAULT_SECTOR_SIZE,
@@ -58,7 +58,14 @@ def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """From the page cache at once, else later; holes are the core's affair."""
-    return reading.read(dd.private, dd, sector, nb_sectors, buf, cb, id, prv)
+    image: Image = dd.private
+    where = plain_place(image, sector, nb_sectors)
+    if not where or image.cipher is not None:
+        return reading.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
+    res = image.file.read_now(where, buf)
+    if res is None:
+        return image.file.queue_read(where, buf, (cb, dd, sector, nb_sectors, id, prv))
+    return cb(dd, res, sector, nb_sectors, id, prv)
 
 
 @hookimpl
@@ -67,6 +74,12 @@ def td_queue_write(
 ) -> int:
     """In place, or at the end of the file."""
     image: Image = dd.private
+    where = plain_place(image, sector, nb_sectors)
+    if where and image.cipher is None:
+        res = image.file.write_now(where, buf)
+        if res is None:
+            return image.file.queue_write(where, buf, (cb, dd, sector, nb_sectors, id, prv))
+        return cb(dd, res, sector, nb_sectors, id, prv)
     if res := no_room(image):
         return res
     return write(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)

@@ -58,6 +58,7 @@ class Image:
             or zeroes, encrypted.
         claims: clusters that are being stored for the first time.
         end: where the next cluster goes, at the earliest; bytes.
+        places_end: behind the header, the parent's name and the L1 table; bytes.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Image:
     def note_places(self) -> None:
         """Where header, name and L1 table lie has changed."""
         self._places = self.header.places()
-        self._places_end = max(end for _, end in self._places)
+        self.places_end = max(end for _, end in self._places)
 
     def check_place(self, offset: int, length: int) -> None:
         """Raise ImageFormatError where a cluster or table cannot lie.
@@ -95,7 +96,7 @@ class Image:
         if (
             offset & 511
             or offset >= self.file.size
-            or (offset < self._places_end and self._overlaps(offset, offset + length))
+            or (offset < self.places_end and self._overlaps(offset, offset + length))
         ):
             raise ImageFormatError(f"has an impossible table entry ({offset:#x})", errno=errno.EIO)
 

@@ -103,14 +103,14 @@ def test_writes_to_a_new_cluster_wait_until_it_is_there(tmp_path: Path, gate: Ga
     (tmp_path / "parent").write_bytes(b"p" * (1 << 20))
     image = make(tmp_path / "disk.qcow", 1 << 20, "parent")
     with session(image) as asked:
-        for sector, byte in ((9, b"1"), (10, b"2"), (15, b"3"), (10, b"4")):
+        for sector, byte in ((9, b"1"), (10, b"2"), (15, b"3"), (8, b"4")):
             asked.write(sector, byte * 512)
         asked.write(16, b"n" * 512)
         gate.opened.set()
         asked.finish()
         read = asked.read(8, 16)
         asked.finish()
-        want = [b"p", b"1", b"4", b"p", b"p", b"p", b"p", b"3", b"n", *[b"p"] * 7]
+        want = [b"4", b"1", b"2", b"p", b"p", b"p", b"p", b"3", b"n", *[b"p"] * 7]
         assert read.read() == b"".join(byte * 512 for byte in want)
     assert image.stat().st_size == 8192 + 4096 + 2 * CLUSTER  # L1, the L2 table, two clusters
 
