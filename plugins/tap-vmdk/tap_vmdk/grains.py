@@ -100,6 +100,7 @@ class GrainMap:
         unsaved: numbers of the tables with entries that are not on disk yet.
         empty: the table that stands for all that hold nothing but holes; not to be changed.
         end: sectors of the file that are used; new grains go behind it.
+        generation: changes when tables are dropped: what a thread began to load before may be old.
         pinned: keeps tables from being dropped while somebody is about to change one.
     """
 
@@ -114,6 +115,7 @@ class GrainMap:
         self.damaged: dict[int, array[int]] = {}
         self.unsaved: set[int] = set()
         self.pinned = 0
+        self.generation = 0
         self.empty = layout.decode_table(bytes(layout.table_bytes))
         self.cache_bytes = cache_bytes
         self._most = max(cache_bytes // layout.table_bytes, 16)
@@ -256,13 +258,17 @@ class GrainMap:
         return table
 
     def _forget_some(self) -> None:
-        """Drop the tables that have been there longest, but for those with unsaved entries."""
+        """Drop the tables that have been there longest, but for those with unsaved entries.
+
+        Nor the last one, which somebody is about to use.
+        """
         if self.pinned:
             return
         count = max(self._most // 8, 1)
-        old = (index for index in list(self.tables) if index not in self.unsaved)
+        old = (index for index in list(self.tables)[:-1] if index not in self.unsaved)
         for _, index in zip(range(count), old, strict=False):
             del self.tables[index]
+        self.generation += 1
 
     def set_entries(self, at: int, place: int, count: int) -> None:
         """Change the entries of consecutive grains, to be saved with the next flush.
@@ -286,6 +292,7 @@ class GrainMap:
         """Drop every table; nothing may be unsaved."""
         self.tables.clear()
         self.damaged.clear()
+        self.generation += 1
 
     # ---- lookup -----------------------------------------------------------------------------
 

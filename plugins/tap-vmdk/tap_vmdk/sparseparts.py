@@ -152,6 +152,7 @@ class SparsePart(Part):
     ) -> None:
         """Load the table of a sector in a thread; `then` is called as a callback."""
         index = (sector - self.start) >> self._table_shift
+        generation = self.map.generation
         found: list[array[int]] = []
 
         def work() -> int:
@@ -164,7 +165,7 @@ class SparsePart(Part):
         def loaded(
             dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Any, ...]
         ) -> int:
-            if not res:
+            if not res and generation == self.map.generation:
                 self.map.install(index, found[0])
             return then(dd, res, sector, nb, id, prv)
 

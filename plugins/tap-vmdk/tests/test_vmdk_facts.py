@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 import tapcore
+from diskmodel import run_all
 from peers import peer
+from tapcore.chain import open_disk
+from tapcore.disk import Disk
+from tapcore.engine import WRITE, Request
+from tapcore.models import DiskId, OpenOptions, TapDisk
 from tapcore.registry import default_registry
+from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 
 
-def drv() -> tapcore.models.TapDisk:  # type: ignore[name-defined]
+def drv() -> TapDisk:
     found = default_registry().get("vmdk").drv
     assert found is not None
     return found
@@ -73,7 +79,8 @@ def test_growing(tmp_path: Path, rng: random.Random, kind: str) -> None:
         check=True,
         capture_output=True,
     )
-    assert tapcore.tools.check.check_image(f"vmdk:{image}").corruptions == 0  # type: ignore[attr-defined]
+    found = check_image(f"vmdk:{image}")
+    assert (found.corruptions, found.leaks) == (0, 0), found.messages
 
 
 def test_a_child_of_a_longer_parent_does_not_grow(tmp_path: Path) -> None:
@@ -166,9 +173,6 @@ def test_probing(tmp_path: Path) -> None:
 
 def test_many_writes_into_one_new_grain_at_once(tmp_path: Path, rng: random.Random) -> None:
     """They wait for the grain instead of each taking one."""
-    from diskmodel import run_all
-    from tapcore.engine import WRITE, Request
-
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 1 << 20)
     content = rng.randbytes(65536)
@@ -182,3 +186,31 @@ def test_many_writes_into_one_new_grain_at_once(tmp_path: Path, rng: random.Rand
         assert not any(request.status for request in requests)
         assert disk.pread(0, 65536) == content
     assert image.stat().st_size == 65536 * 2
+
+
+@pytest.mark.parametrize("kind", ["monolithicSparse", "streamOptimized"])
+def test_tables_come_and_go_in_a_small_cache(tmp_path: Path, rng: random.Random, kind: str) -> None:
+    """64 tables, of which 16 are kept, at work in both directions."""
+    image, size = tmp_path / "disk.vmdk", 2 << 30
+    tapcore.create_image(f"vmdk:{image}", size, options={"subformat": kind})
+    content: dict[int, bytes] = {}
+    for cache in (0, None):
+        options = OpenOptions(metadata_cache=cache)
+        state = open_disk(DiskId(str(image), "vmdk"), default_registry(), options=options)
+        with Disk(state) as disk:
+            for _ in range(150):
+                at = rng.randrange(size >> 16) << 16
+                content[at] = rng.randbytes(512)
+                disk.pwrite(at, content[at])
+                if rng.random() < 0.1:
+                    disk.sync()
+                at = rng.choice(list(content))
+                assert disk.pread(at, 512) == content[at]
+            assert state.disks is not None
+            tables = state.disks.private.parts[0].map.tables
+            if cache == 0:
+                disk.sync()
+                disk.pread(0, 512)
+                assert len(tables) < 64
+            for at, piece in content.items():
+                assert disk.pread(at, 512) == piece

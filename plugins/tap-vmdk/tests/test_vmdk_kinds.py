@@ -248,6 +248,16 @@ def test_extents_of_every_kind_in_one_disk(tmp_path: Path, rng: random.Random) -
         tapcore.open(f"vmdk:{image}")
 
 
+def test_a_flat_file_of_vmfs(tmp_path: Path, rng: random.Random) -> None:
+    content = rng.randbytes(10240)
+    image = extent(tmp_path, "vmfs", 'RW 20 VMFS "extent.vmdk"', content)
+    assert read(image) == content
+    assert as_qemu(image) == content
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(100, b"written")
+    assert (tmp_path / "extent.vmdk").read_bytes()[100:107] == b"written"
+
+
 def test_an_embedded_descriptor_may_name_other_files(tmp_path: Path, rng: random.Random) -> None:
     content = rng.randbytes(1 << 16)
     (tmp_path / "flat.vmdk").write_bytes(content)

@@ -10,7 +10,9 @@ import pytest
 
 import tapcore
 from peers import peer
+from tapcore.chain import close_disk, open_disk
 from tapcore.models import DiskId
+from tapcore.registry import default_registry
 
 SIZE = 1 << 20
 
@@ -36,9 +38,6 @@ def cids(image: Path) -> tuple[str, str]:
 
 
 def call(image: Path, hook: str, *args: object, with_parents: bool = True) -> None:
-    from tapcore.chain import close_disk, open_disk
-    from tapcore.registry import default_registry
-
     state = open_disk(DiskId(str(image), "vmdk"), default_registry(), with_parents=with_parents)
     try:
         assert state.disks is not None
