@@ -11,6 +11,9 @@ import attrs
 
 from tapcore.errors import UsageError, describe
 
+KEY_FILE_OPTION: Final = "encrypt.key-file"
+"""The option (`-o`) of formats that make encrypted images: the file with the passphrase."""
+
 MAX_KEY_BYTES: Final = 1 << 20
 """A file longer than this is not a passphrase, but some other file named by mistake."""
 
@@ -57,6 +60,10 @@ class Keys:
             else:
                 default = key
         return cls(default, tuple(by_image.items()))
+
+    def having(self, image_path: str, key: bytes) -> Keys:
+        """The same, and the passphrase of one more image, if it has none of its own yet."""
+        return Keys(self.default, (*self.by_image, (_real_path(image_path), key)))
 
     def passphrase(self, image_path: str) -> bytes | None:
         """The passphrase of an image, or None where none was given.

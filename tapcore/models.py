@@ -157,6 +157,8 @@ class OpenOptions:
         keys: passphrases of encrypted images.
         metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
             default.
+        durable: flushes wait for the disk. False for a new image that is thrown away when the work
+            on it is not finished: nobody relies on what it holds until then.
         metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
             that holds nothing but content, and asks for no passphrase.
         private: what a test or an embedding program wants to pass to its own driver.
@@ -170,6 +172,7 @@ class OpenOptions:
     snapshot: str = ""
     keys: Keys = attrs.field(factory=Keys)
     metadata_cache: int | None = None
+    durable: bool = True
     metadata_only: bool = False
     private: Mapping[str, Any] = attrs.field(factory=dict)
 

@@ -6,14 +6,15 @@ They expect `dd.private` to be the open `ImageFile`. How the bytes are moved is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from tapcore.buffers import ZEROES
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import UsageError
 from tapcore.hookspecs import hookimpl
 from tapcore.imagefile import ImageFile, create_host_file, describe_host_file
-from tapcore.models import DiskDriver, DiskId, Extent, FormatOption, Inspection
+from tapcore.models import DiskDriver, DiskId, Extent, FormatOption, Inspection, Measurement
 
 CREATE_OPTIONS: Final = (
     FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
@@ -59,6 +60,37 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 
 
 @hookimpl
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """The disk itself: what is sparse on this file system need not be on another."""
+    return Measurement(required=size, fully_allocated=size)
+
+
+@hookimpl
+def td_stream(
+    out: Callable[[Any], object],
+    size: int,
+    options: Mapping[str, str],
+    pieces: Iterable[tuple[int, memoryview]],
+) -> None:
+    """The disk, byte for byte; what lies between the pieces as zeroes."""
+    if options.get("preallocation", "off") != "off":
+        raise UsageError("what goes into a pipe has no preallocation")
+    done = 0
+    for offset, content in pieces:
+        _zeroes(out, offset - done)
+        out(content)
+        done = offset + len(content)
+    _zeroes(out, size - done)
+
+
+def _zeroes(out: Callable[[Any], object], length: int) -> None:
+    for start in range(0, length, len(ZEROES)):
+        out(ZEROES[: min(len(ZEROES), length - start)])
+
+
+@hookimpl
 def td_close(dd: DiskDriver) -> None:
     """Finish what is under way, flush and close the file."""
     dd.private.close()
@@ -71,5 +103,7 @@ __all__ = [
     "td_extents",
     "td_info",
     "td_inspect",
+    "td_measure",
     "td_resize",
+    "td_stream",
 ]

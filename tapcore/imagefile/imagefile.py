@@ -28,6 +28,10 @@ Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
 """What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
 
 _NOWAIT: Final = os.RWF_NOWAIT
+_BULK_WRITE: Final = 256 << 10
+"""Of a new image that is being filled, writes of so many bytes go to threads: whoever fills it has
+the next reads to do meanwhile."""
+
 _SLOW_WRITE_SECONDS: Final = 0.005
 """A write into the page cache that takes longer was throttled by the kernel."""
 
@@ -49,6 +53,9 @@ class ImageFile:
     """
 
     direct = False
+    durable = True
+    """False: flushes do not wait for the disk (a new image that nobody relies on yet)."""
+
     keeps_overflow = False
     """Set by a driver that splits requests: `queue_read` and `queue_write` then keep what finds no
     room, and never answer -EBUSY."""
@@ -99,7 +106,7 @@ class ImageFile:
         Returns:
             0, -errno, or None: queue it.
         """
-        if self._throttled:
+        if self._throttled or (not self.durable and len(buf) >= _BULK_WRITE):
             return None
         started = monotonic()
         try:
@@ -204,7 +211,8 @@ class ImageFile:
     def flush_blocking(self) -> int:
         """fdatasync; returns 0 or -errno."""
         try:
-            os.fdatasync(self.fd)
+            if self.durable:
+                os.fdatasync(self.fd)
         except OSError as exc:
             return -errno_of(exc)
         return 0
@@ -362,7 +370,7 @@ class ImageFile:
         """
         try:
             self.drain()
-            if not self.read_only:
+            if not self.read_only and self.durable:
                 os.fdatasync(self.fd)
         except OSError as exc:
             message = f"the last flush failed: {describe(exc)}"

@@ -56,7 +56,7 @@ def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
     Args:
         path: resolved and allowed.
         flags: `TD_RDONLY` or 0.
-        options: cache mode and locking.
+        options: cache mode, locking, and whether flushes wait for the disk.
 
     Returns:
         The file, locked; asynchronous in either cache mode.
@@ -73,14 +73,20 @@ def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
     try:
         if options.locking:
             lock_image(fd, writing=not read_only, path=path)
-        if not direct:
-            return ImageFile(fd, path, read_only=read_only)
-        from tapcore.imagefile.direct import DirectFile
-
-        return DirectFile(fd, path, read_only=read_only)
+        file = _file(fd, path, read_only=read_only, direct=direct)
     except BaseException:
         os.close(fd)
         raise
+    file.durable = options.durable
+    return file
+
+
+def _file(fd: int, path: str, *, read_only: bool, direct: bool) -> ImageFile:
+    if not direct:
+        return ImageFile(fd, path, read_only=read_only)
+    from tapcore.imagefile.direct import DirectFile
+
+    return DirectFile(fd, path, read_only=read_only)
 
 
 def _open_direct(path: str, access: int) -> int | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.engine import MappedExtent
 from tapcore.tools.opening import Progress
+from tapcore.tools.plan import pairs
 from tapcore.tools.readahead import read_ahead
 from tapcore.tools.zeroes import first_difference, first_nonzero
 
@@ -68,25 +68,8 @@ def compare_disks(
     return Comparison(False, "content", at, sizes_differ=differ)
 
 
-def _pairs(
-    one: Disk, other: Disk, length: int
-) -> Iterator[tuple[int, int, MappedExtent, MappedExtent]]:
-    """Ranges (start, end) of the first `length` bytes in which neither disk's extent changes."""
-    left, right = one.extents(0, length), other.extents(0, length)
-    a, b = next(left, None), next(right, None)
-    at = 0
-    while a is not None and b is not None:
-        end = min(a.end, b.end)
-        yield at, end, a, b
-        at = end
-        if a.end == end:
-            a = next(left, None)
-        if b.end == end:
-            b = next(right, None)
-
-
 def _allocation_differs(one: Disk, other: Disk) -> int | None:
-    for start, _, a, b in _pairs(one, other, one.size):
+    for start, _, a, b in pairs(one, other, 0, one.size):
         if (a.kind == "zero", a.present) != (b.kind == "zero", b.present):
             return start
     return None
@@ -105,7 +88,7 @@ def _content_differs(one: Disk, other: Disk, length: int, tell: Progress, total:
 
 
 def _to_be_read(one: Disk, other: Disk, length: int) -> Iterator[_Range]:
-    for start, end, a, b in _pairs(one, other, length):
+    for start, end, a, b in pairs(one, other, 0, length):
         if a.kind != "zero" or b.kind != "zero":
             yield start, end - start, None
 

@@ -6,25 +6,40 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from typing import Final
+
+import attrs
 
 from tapcore.disk import Disk
-from tapcore.engine import MappedExtent
-from tapcore.errors import NotSupportedError, UsageError
-from tapcore.keys import Keys
-from tapcore.models import DiskId
-from tapcore.names import RAW_HANDLES
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
+from tapcore.models import DiskId, DiskInfo
+from tapcore.names import RAW_HANDLES, raw_handle, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.create import create_image, new_image_target
+from tapcore.tools.formatoptions import check_options
 from tapcore.tools.opening import Progress, open_image
-from tapcore.tools.readahead import Piece, read_ahead
-from tapcore.tools.zeroes import data_runs, first_difference
+from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
+from tapcore.tools.sharing import BlockSharing
+from tapcore.tools.streams import STANDARD, standard_input, stream_disk
+from tapcore.tools.transfer import Transfer, write_unit
 
-_KERNEL_COPY_MIN: Final = 64 << 10
-"""Shorter runs are written from memory: a system call of its own would cost more."""
 
-_ZERO_WINDOW: Final = 1 << 30
+@attrs.frozen
+class _Wish:
+    """What was asked for; see `convert_image`."""
+
+    parent: str
+    options: dict[str, str]
+    compressed: bool
+    force: bool
+    keep_partial: bool
+    sync: bool
+    references: ReferencePolicy | None
+    keys: Keys
+    metadata_cache: int | None
+    registry: Registry
+    progress: Progress | None
 
 
 def convert_image(
@@ -36,65 +51,157 @@ def convert_image(
     compressed: bool = False,
     snapshot: str = "",
     force: bool = False,
+    keep_partial: bool = False,
+    sync: bool = False,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
+    metadata_cache: int | None = None,
     registry: Registry | None = None,
     progress: Progress | None = None,
 ) -> tuple[DiskId, int]:
-    """Make a new image with the content of another. On disk when it returns.
+    """Make a new image with the content of another.
 
     Args:
-        source: `[HANDLE:]PATH`.
-        target: `[HANDLE:]PATH`; without a handle the suffix says the format.
+        source: `[HANDLE:]PATH`; "-" reads a raw disk from standard input.
+        target: `[HANDLE:]PATH`; without a handle the suffix says the format. "-" writes a raw
+            disk, and `HANDLE:-` an image, to standard output.
         parent: of the new image, which then holds only what differs from it.
         options: of the new format (`-o`).
         compressed: store the data compressed.
         snapshot: copy this internal snapshot of the source.
         force: replace what is there.
+        keep_partial: leave a half-written target when the work is stopped.
+        sync: return when the copy is on disk, not only with the kernel.
         references: which files the source may name.
-        keys: passphrases of encrypted images.
+        keys: passphrases of encrypted images, of the new one too.
+        metadata_cache: bytes for the tables of each image; None: the driver's default.
         registry: drivers to use instead of the installed ones.
         progress: told how far it is; what it raises stops the work.
 
     Returns:
-        The new image, and the bytes written to it.
+        The new image, and the bytes of data written to it.
 
     Raises:
         TapError: with the name of the image concerned. A half-written target is removed, whatever
             stopped the work.
     """
-    registry = registry or default_registry()
-    goal, info = new_image_target(target, registry)
-    if compressed:
+    wish = _Wish(
+        parent=parent,
+        options=dict(options or {}),
+        compressed=compressed,
+        force=force,
+        keep_partial=keep_partial,
+        sync=sync,
+        references=references,
+        keys=keys or Keys(),
+        metadata_cache=metadata_cache,
+        registry=registry or default_registry(),
+        progress=progress,
+    )
+    goal, info = _goal(target, wish)
+    with _source(source, goal, snapshot, wish) as disk:
+        if goal.name == STANDARD:
+            return goal, stream_disk(disk, info, wish.options, progress)
+        return goal, _into_file(disk, goal, wish)
+
+
+# ---- where from, where to --------------------------------------------------------------------
+
+
+def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
+    """The new image, and its driver, which can make it as it is wished."""
+    if target == STANDARD:
+        target = f"{raw_handle(wish.registry)}:{STANDARD}"
+    goal, info = new_image_target(target, wish.registry)
+    if wish.compressed and "compress" not in info.capabilities:
         raise NotSupportedError(
             f"the format '{info.handle}' cannot store compressed data (-c)", image=goal.name
         )
-    with open_image(source, references=references, keys=keys, registry=registry) as disk:
-        if snapshot:
-            raise NotSupportedError(
-                f"the format '{disk.handle}' has no internal snapshots (--snapshot)",
-                image=disk.state.image.name,
-            )
-        _refuse_own_source(disk, goal)
-        create_image(
-            str(goal),
-            disk.size,
-            parent=parent,
-            options=options,
-            force=force,
-            references=references,
-            keys=keys,
-            registry=registry,
+    if goal.name != STANDARD:
+        return goal, info
+    if "stream" not in info.capabilities:
+        raise NotSupportedError(
+            f"an image of the format '{info.handle}' cannot be written to a pipe", image=goal.name
         )
-        with (
-            _removed_unless_finished(goal.name),
+    if wish.parent:
+        raise UsageError("an image that goes into a pipe has no parent (-b)", image=goal.name)
+    check_options(goal.name, info.handle, info.create_options, wish.options)
+    return goal, info
+
+
+@contextlib.contextmanager
+def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[Disk]:
+    with contextlib.ExitStack() as stack:
+        named = _named(source, wish.registry)
+        if named.name == STANDARD:
+            named.drivertype = _raw_input(named, wish.registry)
+            named.name = stack.enter_context(standard_input(_room_for(goal), wish.progress))
+        yield stack.enter_context(
             open_image(
-                goal, writing=True, references=references, keys=keys, registry=registry
-            ) as new,
-        ):
-            written = _Copy(disk, new, progress, follows_parent=bool(parent)).run()
+                named,
+                references=wish.references,
+                keys=wish.keys,
+                metadata_cache=wish.metadata_cache,
+                snapshot=snapshot,
+                registry=wish.registry,
+            )
+        )
+
+
+def _named(source: str, registry: Registry) -> DiskId:
+    try:
+        return split_name(source, registry)
+    except TapError as exc:
+        exc.image = exc.image or source
+        raise
+
+
+def _raw_input(named: DiskId, registry: Registry) -> str:
+    handle = named.drivertype or raw_handle(registry)
+    if handle not in RAW_HANDLES:
+        raise UsageError("what comes from standard input is a raw disk", image=str(named))
+    return handle
+
+
+def _room_for(goal: DiskId) -> str:
+    """Where what comes from standard input is kept: beside the target, else in TMPDIR."""
+    if goal.name != STANDARD:
+        return goal.name
+    return os.path.join(os.environ.get("TMPDIR", "/var/tmp"), "x")
+
+
+# ---- into a file -----------------------------------------------------------------------------
+
+
+def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
+    _refuse_own_source(disk, goal)
+    create_image(
+        str(goal),
+        disk.size,
+        parent=wish.parent,
+        options=wish.options,
+        force=wish.force,
+        references=wish.references,
+        keys=wish.keys,
+        registry=wish.registry,
+    )
+    keep = wish.keep_partial
+    with contextlib.nullcontext() if keep else _removed_unless_finished(goal.name):
+        keys = wish.keys
+        if KEY_FILE_OPTION in wish.options:
+            keys = keys.having(goal.name, read_key_file(wish.options[KEY_FILE_OPTION]))
+        with open_image(
+            goal,
+            writing=True,
+            references=wish.references,
+            keys=keys,
+            metadata_cache=wish.metadata_cache,
+            durable=wish.sync,
+            registry=wish.registry,
+        ) as new:
+            written = _copy(disk, new, wish)
             new.sync()
-    return goal, written
+    return written
 
 
 def _refuse_own_source(disk: Disk, goal: DiskId) -> None:
@@ -116,121 +223,36 @@ def _removed_unless_finished(path: str) -> Iterator[None]:
         raise
 
 
-class _Copy:
-    """The copying of one disk into a new one.
-
-    Args:
-        source: open for reading.
-        target: open for writing, of the same size.
-        progress: or None.
-        follows_parent: the target shows a parent's content; only differences are written.
-    """
-
-    def __init__(
-        self, source: Disk, target: Disk, progress: Progress | None, *, follows_parent: bool
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._progress = progress
-        self._follows_parent = follows_parent
-        self._fresh = not follows_parent and not _is_device(target.state.image.name)
-        self._written = 0
-        self._plain_fd = -1
-
-    def run(self) -> int:
-        """Copy; returns the bytes written."""
-        with self._plain_target():
-            for piece in read_ahead(self._source, self._ranges()):
-                self._tell(piece.start)
-                self._take(piece)
-        self._tell(self._source.size)
-        return self._written
-
-    def _tell(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(done, self._source.size)
-
-    def _ranges(self) -> Iterator[tuple[int, int, MappedExtent]]:
-        """What has to be read; zeroes are seen to here (a fresh image is all zeroes)."""
-        for extent in self._source.extents():
-            if extent.kind != "zero":
-                yield extent.start, extent.length, extent
-            elif not self._fresh:
-                self._zero(extent.start, extent.length)
-
-    def _take(self, piece: Piece[MappedExtent]) -> None:
-        """Write what a piece holds, leaving zeroes out where the target has them already."""
-        if self._follows_parent:
-            there = bytearray(piece.length)
-            self._target.pread_into(piece.start, there)
-            if first_difference(piece.content, there, piece.length) is not None:
-                self._write(piece, 0, piece.length)
-            return
-        done = 0
-        for start, end in data_runs(piece.content, piece.length):
-            if start > done and not self._fresh:
-                self._zero(piece.start + done, start - done)
-            self._write(piece, start, end)
-            done = end
-        if done < piece.length and not self._fresh:
-            self._zero(piece.start + done, piece.length - done)
-
-    def _write(self, piece: Piece[MappedExtent], start: int, end: int) -> None:
-        self._written += end - start
-        if self._plain_fd >= 0 and piece.tag.fd is not None and end - start >= _KERNEL_COPY_MIN:
-            start += self._copy_in_kernel(piece, start, end)
-        if start < end:
-            self._target.pwrite(piece.start + start, memoryview(piece.content)[start:end])
-
-    def _copy_in_kernel(self, piece: Piece[MappedExtent], start: int, end: int) -> int:
-        """Let the kernel copy, or share, plain data; returns the bytes that it did.
-
-        The piece was read all the same, to find zeroes: it comes from the page cache then, and
-        what is saved is the second copy, the blocks (where the file system shares them), and the
-        way back over the network (where the server copies).
-        """
-        extent = piece.tag
-        assert extent.fd is not None
-        done = 0
-        while start + done < end:
-            at = piece.start + start + done
-            try:
-                count = os.copy_file_range(
-                    extent.fd,
-                    self._plain_fd,
-                    end - start - done,
-                    extent.offset + at - extent.start,
-                    at,
-                )
-            except OSError:  # other file systems, kernels, a full disk: writing will say which
-                count = 0
-            if not count:
-                break
-            done += count
-        return done
-
-    def _zero(self, start: int, length: int) -> None:
-        """Make a range of a target that is not fresh read as zeroes, where it does not yet."""
-        for at in range(start, start + length, _ZERO_WINDOW):
-            count = min(_ZERO_WINDOW, start + length - at)
-            for extent in list(self._target.extents(at, count)):
-                if extent.kind != "zero":
-                    self._target.zero(extent.start, extent.length)
-
-    @contextlib.contextmanager
-    def _plain_target(self) -> Iterator[None]:
-        """While it lasts, `_plain_fd` writes at the disk's own offsets, where that is so simple."""
-        image = self._target.state.image
-        if image.drivertype not in RAW_HANDLES or not self._fresh:
-            yield
-            return
-        self._plain_fd = os.open(image.name, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            yield
-        finally:
-            os.close(self._plain_fd)
-            self._plain_fd = -1
+def _copy(source: Disk, target: Disk, wish: _Wish) -> int:
+    """Make a new image, of the source's size, read as the source; returns the bytes written."""
+    unit = write_unit(target)
+    path = target.state.image.name
+    fresh = not wish.parent and not stat.S_ISBLK(os.stat(path).st_mode)
+    transfer = Transfer(
+        source,
+        target,
+        against=target if wish.parent else None,
+        fresh=fresh,
+        compressed=wish.compressed,
+        progress=wish.progress,
+    )
+    if wish.parent:
+        return transfer.run(jobs_for_difference(source, target, unit))
+    if not fresh:
+        return transfer.run(jobs_for_used(source, unit))
+    jobs = jobs_for_fresh(source, unit)
+    if target.handle not in RAW_HANDLES:
+        return transfer.run(jobs)
+    return _sharing_blocks(path, jobs, transfer, source.size, wish.progress)
 
 
-def _is_device(path: str) -> bool:
-    return stat.S_ISBLK(os.stat(path).st_mode)
+def _sharing_blocks(
+    path: str, jobs: Iterator[Job], transfer: Transfer, size: int, progress: Progress | None
+) -> int:
+    try:
+        sharing = BlockSharing(path, progress, size)
+    except OSError as exc:
+        raise open_error(exc, path) from None
+    with contextlib.closing(sharing):
+        written = transfer.run(sharing.filter(jobs))
+        return written + sharing.shared

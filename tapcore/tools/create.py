@@ -13,6 +13,7 @@ from tapcore.models import DiskId, DiskInfo
 from tapcore.names import handle_for_new, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.tools.formatoptions import check_options
 from tapcore.tools.opening import open_image
 
 
@@ -49,7 +50,7 @@ def create_image(
     registry = registry or default_registry()
     target, info = new_image_target(name, registry)
     options = dict(options or {})
-    _check_options(target, info, options)
+    check_options(target.name, info.handle, info.create_options, options)
     if parent and "parents" not in info.capabilities:
         raise NotSupportedError(
             f"the format '{info.handle}' has no parents (-b)", image=target.name
@@ -116,24 +117,6 @@ def refuse_to_replace(path: str, *, force: bool) -> None:
         raise open_error(exc, path) from None
     finally:
         os.close(fd)
-
-
-def _check_options(target: DiskId, info: DiskInfo, options: Mapping[str, str]) -> None:
-    known = {option.name: option for option in info.create_options}
-    for key, value in options.items():
-        option = known.get(key)
-        if option is None:
-            names = ", ".join(known) or "none"
-            raise UsageError(
-                f"the format '{info.handle}' has no option '{key}' (known: {names})",
-                image=target.name,
-            )
-        if option.choices and value not in option.choices:
-            raise UsageError(
-                f"'{value}' is not a value of the option '{key}' "
-                f"(allowed: {', '.join(option.choices)})",
-                image=target.name,
-            )
 
 
 def _open_parent(

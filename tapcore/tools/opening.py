@@ -35,6 +35,7 @@ def open_image(
     snapshot: str = "",
     with_parents: bool = True,
     metadata_only: bool = False,
+    durable: bool = True,
     registry: Registry | None = None,
 ) -> Disk:
     """Open a disk for a person at a prompt; as `open_chain`, for use as a file."""
@@ -50,6 +51,7 @@ def open_image(
             snapshot=snapshot,
             with_parents=with_parents,
             metadata_only=metadata_only,
+            durable=durable,
             registry=registry,
         )
     )
@@ -67,6 +69,7 @@ def open_chain(
     snapshot: str = "",
     with_parents: bool = True,
     metadata_only: bool = False,
+    durable: bool = True,
     registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
@@ -82,6 +85,7 @@ def open_chain(
         snapshot: open this internal snapshot of the image, read-only.
         with_parents: False opens the image alone (its holes read as zeroes).
         metadata_only: no content will be read or written.
+        durable: flushes wait for the disk; False for a new image that is not finished.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -99,6 +103,7 @@ def open_chain(
         keys=keys or Keys(),
         metadata_cache=metadata_cache,
         metadata_only=metadata_only,
+        durable=durable,
     )
     try:
         disk_id = split_name(name, registry) if isinstance(name, str) else name

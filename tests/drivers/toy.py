@@ -263,18 +263,22 @@ class ToyDriver:
     @hookimpl
     def td_extents(self, dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
         toy, at, end = dd.private, sector, sector + nb_sectors
-        while at < end:
-            count = min(SECTORS - at % SECTORS, end - at)
-            block = at // SECTORS
-            if block in toy.head.get("compressed", ()):
-                yield Extent(at, count, "compressed")
-            elif block in toy.head["blocks"]:
-                yield Extent(at, count, "data", toy.fd, toy.path, HEAD + (at << 9))
-            elif block in toy.head.get("zeroes", ()):
-                yield Extent(at, count, "zero")
+        kinds = dict.fromkeys(toy.head.get("zeroes", ()), "zero")
+        kinds |= dict.fromkeys(toy.head["blocks"], "data")
+        kinds |= dict.fromkeys(toy.head.get("compressed", ()), "compressed")
+        for block in sorted(kinds):
+            lo, hi = max(block * SECTORS, at), min((block + 1) * SECTORS, end)
+            if lo >= hi:
+                continue
+            if at < lo:
+                yield Extent(at, lo - at, "unallocated")
+            if kinds[block] == "data":
+                yield Extent(lo, hi - lo, "data", toy.fd, toy.path, HEAD + (lo << 9))
             else:
-                yield Extent(at, count, "unallocated")
-            at += count
+                yield Extent(lo, hi - lo, kinds[block])  # type: ignore[arg-type]
+            at = hi
+        if at < end:
+            yield Extent(at, end - at, "unallocated")
 
     # ---- the whole image ----------------------------------------------------------------------
 

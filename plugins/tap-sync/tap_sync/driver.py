@@ -25,7 +25,9 @@ from tapcore.rawfile import (
     td_extents,
     td_info,
     td_inspect,
+    td_measure,
     td_resize,
+    td_stream,
 )
 
 disk_info = DiskInfo(
@@ -108,5 +110,7 @@ __all__ = [
     "td_extents",
     "td_info",
     "td_inspect",
+    "td_measure",
     "td_resize",
+    "td_stream",
 ]

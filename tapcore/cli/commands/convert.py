@@ -8,6 +8,7 @@ from tapcore.cli.options import (
     force_option,
     format_options,
     image_argument,
+    metadata_cache_option,
     opening_options,
     parent_option,
     quiet_option,
@@ -20,6 +21,7 @@ from tapcore.keys import Keys
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
 from tapcore.tools.convert import convert_image
+from tapcore.tools.streams import STANDARD
 
 
 @tap_command("convert", short_help="copy an image's content to a new image of any format")
@@ -30,6 +32,9 @@ from tapcore.tools.convert import convert_image
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
 @force_option
+@click.option("--keep-partial", is_flag=True, help="Leave a half-written TARGET when stopped.")
+@click.option("--sync", is_flag=True, help="End when the copy is on disk, as if by sync(1).")
+@metadata_cache_option
 @opening_options
 @quiet_option
 def command(
@@ -40,15 +45,20 @@ def command(
     options: dict[str, str],
     snapshot: str,
     force: bool,
+    keep_partial: bool,
+    sync: bool,
+    metadata_cache: int | None,
     references: ReferencePolicy,
     keys: Keys | None,
     quiet: bool,
 ) -> None:
     """Copy SOURCE's content to a new image TARGET.
 
-    Sparse stays sparse, and longer runs of zeroes are not stored. The copy is on disk when the
-    command ends; a half-written one is removed. TARGET's format is its HANDLE, or that of its
-    suffix (.img and .raw: raw).
+    Sparse stays sparse, and longer runs of zeroes are not stored. TARGET's format is its HANDLE, or
+    that of its suffix (.img and .raw: raw). A half-written TARGET is removed.
+
+    SOURCE may be '-': a raw disk from standard input. TARGET may be '-', a raw disk to standard
+    output, or HANDLE:- for an image of a format that can be written front to back.
     """
     if "help" in options:
         print_format_options(target)
@@ -62,9 +72,12 @@ def command(
             compressed=compressed,
             snapshot=snapshot,
             force=force,
+            keep_partial=keep_partial,
+            sync=sync,
+            metadata_cache=metadata_cache,
             references=references,
             keys=keys,
             progress=tell,
         )
-    if not quiet:
+    if not quiet and made.name != STANDARD:
         print_line(f"created {made.name}: {made.drivertype}, {format_size(written)} of data")

@@ -1,0 +1,156 @@
+"""Standard input as a source, standard output as a target: images through pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from tapcore.disk import Disk
+from tapcore.errors import IOFailedError, UsageError, describe
+from tapcore.models import DiskInfo
+from tapcore.tools.opening import Progress
+from tapcore.tools.plan import Job, in_units
+from tapcore.tools.readahead import read_ahead
+from tapcore.tools.zeroes import data_runs
+
+STANDARD: Final = "-"
+"""The name of standard input or output; a file of that name is `./-`."""
+
+_STDIN, _STDOUT = 0, 1
+_PIECE: Final = 1 << 20
+_UNIT: Final = 64 << 10
+_POLL_MS: Final = 200
+
+
+# ---- standard input --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def standard_input(beside: str, progress: Progress | None) -> Iterator[str]:
+    """Standard input up to its end as a file that can be opened by name.
+
+    A pipe is kept in a temporary file without a name, which is sparse; a file is used as it is.
+
+    Args:
+        beside: a path in whose directory there is room for it.
+        progress: told how much has come; what it raises stops the work.
+
+    Yields:
+        The name; it is gone afterwards.
+    """
+    if _is_whole_file(_STDIN):
+        yield f"/proc/self/fd/{_STDIN}"
+        return
+    with tempfile.TemporaryFile(dir=os.path.dirname(beside) or ".", buffering=0) as spool:
+        try:
+            _spool(spool.fileno(), progress)
+        except OSError as exc:
+            raise IOFailedError(f"standard input: {describe(exc)}", errno=exc.errno) from None
+        yield f"/proc/self/fd/{spool.fileno()}"
+
+
+def _is_whole_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0
+    except OSError:
+        return False
+
+
+def _spool(fd: int, progress: Progress | None) -> None:
+    """Keep what comes, but for zeroes."""
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
+    ready = select.poll()
+    ready.register(_STDIN, select.POLLIN)
+    held = 0
+    while True:
+        if progress is not None:
+            progress(held, 0)
+        if not ready.poll(_POLL_MS):  # so that a signal is seen while nothing comes
+            continue
+        count = os.readv(_STDIN, [view])
+        if not count:
+            break
+        for start, end in data_runs(buffer, count):
+            _write_all(fd, view[start:end], held + start)
+        held += count
+    os.ftruncate(fd, held)
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(fd, view, offset)
+        offset += count
+        view = view[count:]
+
+
+# ---- standard output -------------------------------------------------------------------------
+
+
+def stream_disk(
+    disk: Disk, info: DiskInfo, options: Mapping[str, str], progress: Progress | None
+) -> int:
+    """Write a disk as a new image to standard output, from front to back.
+
+    Args:
+        disk: open.
+        info: the driver of the new image's format, which has `td_stream`.
+        options: of the format.
+        progress: told how far it is; what it raises stops the work.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        IOFailedError: reading or writing failed.
+        BrokenPipeError: nobody reads any more.
+    """
+    if os.isatty(_STDOUT):
+        raise UsageError("an image is not written to a terminal; redirect standard output")
+    written = 0
+
+    def out(data: Any) -> None:
+        nonlocal written
+        view = memoryview(data).cast("B")
+        written += len(view)
+        while view:
+            view = view[_write_some(view) :]
+
+    assert info.drv is not None
+    info.drv.td_stream(out, disk.size, options, _pieces(disk, progress))
+    if progress is not None:
+        progress(disk.size, disk.size)
+    return written
+
+
+def _write_some(view: memoryview) -> int:
+    try:
+        return os.write(_STDOUT, view)
+    except BlockingIOError:  # somebody made the pipe so
+        ready = select.poll()
+        ready.register(_STDOUT, select.POLLOUT)
+        ready.poll()
+        return 0
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        text = f"standard output: {describe(exc)}"
+        raise IOFailedError(text, errno=exc.errno or errno.EIO) from None
+
+
+def _pieces(disk: Disk, progress: Progress | None) -> Iterator[tuple[int, memoryview]]:
+    """What a disk holds, in order, in whole units, zeroes left out."""
+    held = (Job(run.start, run.end, "copy") for run in disk.extents() if run.kind != "zero")
+    units = in_units(held, _UNIT, disk.size, "copy")
+    for piece in read_ahead(disk, ((job.start, job.end - job.start, None) for job in units)):
+        if progress is not None:
+            progress(piece.start, disk.size)
+        view = memoryview(piece.content)
+        for start, end in data_runs(piece.content, piece.length, unit=_UNIT):
+            yield piece.start + start, view[start:end]
