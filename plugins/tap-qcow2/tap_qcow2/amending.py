@@ -49,6 +49,10 @@ def amend(image: Image, options: Mapping[str, str]) -> None:
     target = _target(image, options)
     if target.version < image.header.version:
         _check_downgrade(image)
+    if image.header.dirty and not image.lazy:  # so far it was opened for its metadata only
+        from tap_qcow2.checking import repair_dirty
+
+        repair_dirty(image)
     image.begin_writing()
     image.clean()
     if target.version > image.header.version:

@@ -3,6 +3,7 @@
 import random
 import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from qcow2tools import (
 )
 from qcow2walk import SNAPSHOT, walk
 from tapcore import DiskDriver
+from tapcore.chain import close_disk, open_disk
+from tapcore.registry import default_registry
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -422,6 +425,47 @@ def test_lazy_refcounts_are_not_behind_afterwards(tmp_path: Path) -> None:
     assert_clean(image)
 
 
+def test_an_image_that_was_not_closed_is_repaired_first(tmp_path: Path) -> None:
+    """Also where it is opened for its metadata only, which repairs nothing by itself."""
+    image = create(tmp_path / "disk.qcow2", 8 * MIB, lazy_refcounts="on", cluster_size=4096)
+    crashed = tmp_path / "crashed.qcow2"
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(MIB, b"x" * 300_000)
+        disk.sync()
+        shutil.copy(image, crashed)
+        want = disk.pread(0, 8 * MIB)
+    assert walk(crashed.read_bytes()).problems
+    options = tapcore.OpenOptions(metadata_only=True)
+    state = open_disk(f"qcow2:{crashed}", default_registry(), flags=0, options=options)
+    dd = state.disks
+    assert dd is not None
+    dd.drv.td_amend(dd, {"refcount_bits": "64"})
+    close_disk(state)
+    assert_clean(crashed)
+    assert content_by_qemu(crashed) == want
+
+
+def test_damaged_images_never_make_it_fail_badly(tmp_path: Path, rng: random.Random) -> None:
+    """It is refused with a reason, or the image is as sound as it was."""
+    image = create(tmp_path / "disk.qcow2", 2 * MIB, cluster_size=4096)
+    fill(image, rng, 2 * MIB)
+    qemu_img("snapshot", "-c", "one", image)
+    fill(image, rng, 2 * MIB)
+    good = image.read_bytes()
+    places = walk(good).places
+    for _ in range(40):
+        bad = bytearray(good)
+        for _ in range(rng.choice((1, 2))):
+            place = rng.choice(places)
+            at = place.offset + rng.randrange(place.length)
+            bad[at] = rng.choice((0, 1, 0x10, 0x80, 0xFF))
+        image.write_bytes(bad)
+        for step in ({"compat": "0.10"}, {"refcount_bits": rng.choice((1, 4, 32, 64))}):
+            with suppress(tapcore.TapError):
+                amend(image, **step)
+        assert image.stat().st_size < 4 * len(good)
+
+
 # ---- crashes -----------------------------------------------------------------------------------
 
 CRASHES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
@@ -479,18 +523,20 @@ def test_a_crash_while_another_parent_is_recorded(
     bitmaps: bool, tmp_path: Path, rng: random.Random
 ) -> None:
     """The header has more than a sector; at any moment it names a parent whole, or none."""
-    names = [f"{letter * rng.choice((1, 100, 250))}.raw" for letter in "abc"]
-    for folder in (tmp_path, tmp_path / "crashed"):
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            (folder / name).write_bytes(bytes(MIB))
+    names = [f"{letter * rng.choice((1, 200, 250))}.raw" for letter in "abc"]
+    names[1:] = [f"{'d' * 200}/{name}" for name in names[1:]]
+    (tmp_path / "crashed").mkdir()
+    for name in names:
+        for path in (tmp_path / name, tmp_path / "crashed" / name):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(MIB))
     image = create(tmp_path / "disk.qcow2", MIB, parent=names[0], form="raw")
     crashed = tmp_path / "crashed" / "disk.qcow2"
     if bitmaps:
         qemu_img("bitmap", "--add", image, "one")
     with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
         dd = leaf(disk)
-        for name in (names[1], "", names[2], names[0], names[1], ""):
+        for name in (names[1], names[2], "", names[2], names[1], names[0], names[1], ""):
             parent = tapcore.DiskId(name, "aio") if name else None
             dd.drv.td_set_parent(dd, parent)
     seen = set()
