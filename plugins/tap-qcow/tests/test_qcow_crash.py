@@ -58,8 +58,8 @@ class Variant:
     cache: CacheMode = "writeback"
     late: bool = False
     largest: int = 64 * KIB
-    batches: int = 40
-    states: int = 40
+    batches: int = 30
+    states: int = 30
 
 
 VARIANTS = [
@@ -116,14 +116,16 @@ class Crashes:
             header = Header(geometry, variant.size, 512, name, HEADER.size, 0, method)
         write_image(str(self.image), header, l1_end(header))
 
-    def open(self, image: Path, *, readonly: bool = False) -> tapcore.Disk:
+    def open(
+        self, image: Path, *, readonly: bool = False, cache: CacheMode = "writeback"
+    ) -> tapcore.Disk:
         variant = self.variant
         return tapcore.open(
             f"qcow:{image}",
             readonly=readonly,
             keys=PASSPHRASE if variant.encrypted else None,
             metadata_cache=variant.metadata_cache,
-            cache=variant.cache,
+            cache=cache,
         )
 
     def restore(self, state: State) -> bytes:
@@ -180,7 +182,10 @@ def test_a_crash_at_any_moment(
         make_writes_late(monkeypatch)
     crashes = Crashes(variant, tmp_path, rng)
     windows = ((0, variant.size),)
-    with Recording(crashes.image) as recording, crashes.open(crashes.image) as disk:
+    with (
+        Recording(crashes.image) as recording,
+        crashes.open(crashes.image, cache=variant.cache) as disk,
+    ):
         work = Workload(disk, recording, rng, windows, crashes.below, variant.largest)
         work.run(variant.batches)
     assert len(recording.barriers) > 5
