@@ -188,11 +188,20 @@ def fits(image: Image, entry: BitmapEntry) -> bool:
 
 
 def read_table(image: Image, entry: BitmapEntry) -> Words:
-    """The entries of a bitmap's table.
+    """The entries of a bitmap's table, no two of which lead to one cluster.
 
     Raises:
+        ImageFormatError: two do.
         OSError: as the system says.
     """
+    table = _stored_table(image, entry)
+    places = [word for word in table if word & layout.OFFSET_MASK]
+    if len(set(places)) < len(places):
+        raise ImageFormatError(f"has a bitmap '{entry.name}' with a cluster of bits that is shared")
+    return table
+
+
+def _stored_table(image: Image, entry: BitmapEntry) -> Words:
     return words.from_bytes(image.file.read_metadata(entry.table_offset, entry.table_size * 8))
 
 
@@ -319,7 +328,7 @@ def bitmap_ranges_on_disk(image: Image) -> Iterator[tuple[int, int]]:
     for entry in read_directory(image):
         yield entry.table_offset, entry.table_size * 8
         start = end = 0
-        for word in read_table(image, entry):
+        for word in _stored_table(image, entry):
             offset = word & layout.OFFSET_MASK
             if not offset or offset >= image.file.size:
                 continue  # told when it is read

@@ -22,7 +22,9 @@ from tap_qcow2.bitmaps import (
 )
 from tap_qcow2.bitmaptracking import Recording, write_flags
 from tap_qcow2.bitruns import cut, either
+from tap_qcow2.image import metadata_clusters
 from tap_qcow2.words import Words
+from tapcore import ImageFormatError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -63,6 +65,7 @@ def store_bitmaps(image: Image, recordings: list[Recording]) -> None:
             entry = recording.entry
             tables.append(NewTable(entry, read_table(image, entry), entry.table_offset))
             _Filling(image, tables[-1]).fill(recording)
+        _check_given_up(image, tables)
         image.writeback.all_now()  # the new clusters are counted
         image.flush_file()
     except BaseException:
@@ -75,6 +78,16 @@ def store_bitmaps(image: Image, recordings: list[Recording]) -> None:
         image.refcounts.metadata.difference_update(new.given_up)
         image.refcounts.metadata.update(new.taken)
         image.refcounts.released.extend(new.given_up)
+
+
+def _check_given_up(image: Image, tables: list[NewTable]) -> None:
+    """What a damaged bitmap calls its own may be something else's."""
+    given_up = [cluster for new in tables for cluster in new.given_up]
+    if not given_up:
+        return
+    others = metadata_clusters(image, with_bitmaps=False)
+    if len(set(given_up)) < len(given_up) or not others.isdisjoint(given_up):
+        raise ImageFormatError("has a bitmap that overlaps other structures")
 
 
 class _Filling:

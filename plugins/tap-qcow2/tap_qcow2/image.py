@@ -416,10 +416,14 @@ def format_name(parent: DiskId) -> str:
     return "raw" if parent.drivertype in ("aio", "sync") else parent.drivertype
 
 
-def metadata_clusters(image: Image) -> set[int]:
+def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
     """Host clusters that hold the image's own structures: never given out, or written as data.
 
     The L2 tables of snapshots are not among them, as in QEMU's default: there may be very many.
+
+    Args:
+        image: open.
+        with_bitmaps: those of persistent bitmaps, too.
     """
     header, bits = image.header, image.cluster_bits
     found = {0}
@@ -437,7 +441,7 @@ def metadata_clusters(image: Image) -> set[int]:
         _add_range(found, header.snapshots_offset, table_bytes(snapshots), bits)
         for snapshot in snapshots:
             _add_range(found, snapshot.l1_offset, snapshot.l1_size * 8, bits)
-    if header.extension(layout.EXT_BITMAPS) is not None:
+    if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
         from tap_qcow2.bitmaps import bitmap_ranges_on_disk
 
         for offset, length in bitmap_ranges_on_disk(image):

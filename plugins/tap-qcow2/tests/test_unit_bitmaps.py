@@ -467,6 +467,32 @@ def test_a_damaged_table_is_an_error(word: int, tmp_path: Path) -> None:
     assert listed(image)["one"].inconsistent
 
 
+def test_a_bitmap_that_overlaps_something_is_not_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or the header, given up as a cluster of bits, would be given out for data."""
+    image = create(tmp_path / "disk.qcow2", 8 * MIB, cluster_size=512)
+    add(image, "one", 512)
+    qemu_io(image, "write -q 0 512")
+    good = Entries(image)
+    table = good.fields()[0]
+    (l1,) = struct.unpack_from(">Q", good.content, 40)
+    for words in ((l1,), (5 << 16, 5 << 16)):
+        entries = Entries(image)
+        struct.pack_into(f">{len(words)}Q", entries.content, table, *words)
+        entries.content.extend(bytes(1 << 20))
+        entries.save()
+        with tapcore.open(f"qcow2:{image}") as disk:
+            disk.pwrite(MIB, b"x" * 512)
+        assert "inconsistent now" in caplog.text
+        caplog.clear()
+        assert walk(image.read_bytes()).l1_offset == l1
+        image.write_bytes(good.content)
+    entries.save()
+    with pytest.raises(tapcore.ImageFormatError, match="shared"):
+        dirty(image, "one")
+
+
 def test_random_damage_never_does_harm(tmp_path: Path, rng: random.Random) -> None:
     image = create(tmp_path / "disk.qcow2", 40 * MIB, cluster_size=512)
     for name in ("one", "two", "three"):
