@@ -6,14 +6,13 @@ of clusters behind the file's end are nobody's loss, and not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
 from tap_qcow2.checking_counts import Counts, last_used
-from tap_qcow2.checking_entries import Rules, judge, runs
 from tap_qcow2.checking_report import Report
 from tap_qcow2.checking_walk import Walk
+from tap_qcow2.copiedflags import flagged_runs
 from tap_qcow2.refcountblock import RefcountBlock
 from tap_qcow2.words import Words
 
@@ -250,27 +249,3 @@ class Comparison:
         content = self._walk.read(self.blocks[number], size) or bytes(size)
         block = RefcountBlock.parse(self._order, 0, content)
         return block.values[cluster & ((1 << self._per_block_bits) - 1)]
-
-
-def flagged_runs(rules: Rules, entries: Words) -> Iterator[tuple[int, int, bool]]:
-    """The entries of an L2 table whose COPIED flag tells something: (host cluster, how many, it).
-
-    Args:
-        rules: of the image.
-        entries: of the table.
-    """
-    geometry = rules.geometry
-    if geometry.extended:
-        live = [entry for entry in entries[::2] if entry]
-    else:
-        live = [entry for entry in entries if entry > 1]
-    for entry, count in runs(live, geometry.cluster_size):
-        first = (entry & layout.OFFSET_MASK) >> geometry.cluster_bits
-        if not entry & rules.odd and first:
-            yield first, count, bool(entry & layout.COPIED)
-            continue
-        for number in range(count):
-            each = entry + number * geometry.cluster_size
-            if judge(rules, each).flagged:
-                first = (each & layout.OFFSET_MASK) >> geometry.cluster_bits
-                yield first, 1, bool(each & layout.COPIED)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 from tap_qcow2 import words
@@ -90,6 +91,15 @@ class RefcountBlock:
         while at < end and not values[at]:
             at += 1
         return at - start
+
+    def free_runs(self, at: int, end: int) -> Iterator[tuple[int, int]]:
+        """The free clusters between two items: (first item, how many side by side)."""
+        values = self.values
+        while at < end:
+            run = 0 if values[at] else self.free_run(at, end - at)
+            if run:
+                yield at, run
+            at += run or 1
 
 
 @functools.cache

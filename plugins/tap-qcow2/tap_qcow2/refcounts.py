@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 from tap_qcow2 import layout, words
@@ -100,7 +101,65 @@ class Refcounts:
         block = self.block(cluster >> self.per_block_bits)
         return 0 if block is None else block.values[cluster & (self.per_block - 1)]
 
+    def ones(self, cluster: int, count: int) -> int:
+        """How many of the clusters side by side are referred to exactly once."""
+        found = 0
+        for block, at, end in self._parts(cluster, count):
+            if block is not None:
+                found += block.values[at:end].count(1)
+        return found
+
+    def _parts(self, cluster: int, count: int) -> Iterator[tuple[RefcountBlock | None, int, int]]:
+        """Clusters side by side as parts of blocks: (block, first item, the one behind)."""
+        while count:
+            at = cluster & (self.per_block - 1)
+            step = min(count, self.per_block - at)
+            yield self.block(cluster >> self.per_block_bits), at, at + step
+            cluster += step
+            count -= step
+
     # ---- changing ---------------------------------------------------------------------------
+
+    def add_run(self, cluster: int, count: int, delta: int) -> list[tuple[int, int]]:
+        """Change the refcounts of clusters in use that lie side by side, all of them or none.
+
+        Args:
+            cluster: the first one.
+            count: how many.
+            delta: 1 or -1.
+
+        Returns:
+            Those that are free now: (first cluster, how many).
+
+        Raises:
+            ImageFormatError: one of them is counted as free.
+            NotSupportedError: a refcount would not fit into its width.
+        """
+        for block, at, end in self._parts(cluster, count):
+            if block is None or not min(block.values[at:end]):
+                raise _below_zero(cluster)
+            if max(block.values[at:end]) + delta > self.most:
+                raise self._too_large()
+        freed: list[tuple[int, int]] = []
+        for block, at, end in self._parts(cluster, count):  # each is marked before the next is read
+            assert block is not None
+            values = block.values
+            values[at:end] = array(values.typecode, [value + delta for value in values[at:end]])
+            self._mark(block)
+            if not min(values[at:end]):
+                block.full_below = min(block.full_below, at)
+                freed.extend((cluster + run - at, many) for run, many in block.free_runs(at, end))
+            cluster += end - at
+        if freed:
+            self._hint = min(self._hint, freed[0][0])
+            self._packing = 0
+        return freed
+
+    def _too_large(self) -> NotSupportedError:
+        return NotSupportedError(
+            f"a refcount would exceed {self.most}: amend refcount_bits to a larger width",
+            errno=errno.EINVAL,
+        )
 
     def add(self, cluster: int, delta: int) -> int:
         """Change one refcount in memory; returns the new one.
@@ -120,10 +179,7 @@ class Refcounts:
         if value < 0:
             raise _below_zero(cluster)
         if value > self.most:
-            raise NotSupportedError(
-                f"a refcount would exceed {self.most}: amend refcount_bits to a larger width",
-                errno=errno.EINVAL,
-            )
+            raise self._too_large()
         block.values[at] = value
         if not value:
             block.full_below = min(block.full_below, at)

@@ -7,15 +7,14 @@ not be written where it is (a table that lies on top of something else) is copie
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from tap_qcow2 import layout, words
-from tap_qcow2.checking_counts import Counts
-from tap_qcow2.checking_entries import Rules, judge
-from tap_qcow2.checking_refcounts import flagged_runs
+from tap_qcow2.checking_entries import judge
 from tap_qcow2.checking_walk import L1Table, Walk
+from tap_qcow2.copiedflags import set_flags, write_changed
 from tap_qcow2.rebuilding import FreeSpace
 from tap_qcow2.refcountblock import RefcountBlock
 from tap_qcow2.refcounts import Refcounts
@@ -24,10 +23,6 @@ from tap_qcow2.words import Words
 if TYPE_CHECKING:
     from tap_qcow2.checking import Analysis
     from tap_qcow2.image import Image
-    from tapcore import ImageFile
-
-_PIECE: Final = 512
-"""Changed tables are written by the sector, so that no entry is ever torn."""
 
 Way = Literal["up", "down", "exact"]
 
@@ -75,76 +70,19 @@ def write_refcounts(image: Image, analysis: Analysis, way: Way) -> None:
             choose = max if way == "up" else min
             block.values = array(block.values.typecode, map(choose, block.values, wanted))
             right = block.serialize()
-        _write_changed(image.file, offset, content, right)
+        write_changed(image.file, offset, content, right)
     image.flush_file()
 
 
-def _write_changed(file: ImageFile, offset: int, old: bytes, new: bytes) -> bool:
-    """Write the sectors of a table that differ, neighbours together; whether there were any."""
-    at, length = 0, len(new)
-    found = False
-    while at < length:
-        if old[at : at + _PIECE] == new[at : at + _PIECE]:
-            at += _PIECE
-            continue
-        start = at
-        while at < length and old[at : at + _PIECE] != new[at : at + _PIECE]:
-            at += _PIECE
-        file.write_metadata(offset + start, new[start:at])
-        found = True
-    return found
-
-
-# ---- flags -----------------------------------------------------------------------------------
-
-
 def write_flags(image: Image, walk: Walk) -> None:
-    """Set the COPIED flags of the active tables as the references demand, and wait for the disk.
+    """Let the COPIED flags of the active tables be what the references demand.
 
     Raises:
         OSError: as the system says.
     """
-    counts, rules = walk.counts, walk.rules
-    l1 = walk.l1_tables[0]
-    content = image.file.read_metadata(l1.offset, l1.size * 8)
-    entries = words.from_bytes(content)
-    for index, entry in enumerate(entries):
-        cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
-        if cluster:
-            entries[index] = flagged(entry, counts.get(cluster) == 1)
-    _write_changed(image.file, l1.offset, content, words.to_bytes(entries))
-    for offset, uses in sorted(walk.l2_tables.items()):
-        if not uses.active or offset & (image.geometry.cluster_size - 1):
-            continue
-        content = walk.read(offset, image.geometry.cluster_size) or b""
-        entries = words.from_bytes(content)
-        if _flags_fit(rules, counts, entries):
-            continue
-        _set_flags(rules, counts, entries)
-        _write_changed(image.file, offset, content, words.to_bytes(entries))
-    image.flush_file()
-
-
-def flagged(entry: int, single: bool) -> int:
-    """An entry with its COPIED flag as it should be."""
-    return entry | layout.COPIED if single else entry & ~layout.COPIED
-
-
-def _flags_fit(rules: Rules, counts: Counts, entries: Words) -> bool:
-    for first, count, copied in flagged_runs(rules, entries):
-        single = count if rules.data_file else counts.ones(first, count)
-        if single != (count if copied else 0):
-            return False
-    return True
-
-
-def _set_flags(rules: Rules, counts: Counts, entries: Words) -> None:
-    bits, step = rules.geometry.cluster_bits, rules.geometry.words
-    for at in range(0, len(entries), step):
-        entry = entries[at]
-        if entry > 1 and judge(rules, entry, entries[at + 1] if step == 2 else 0).flagged:
-            cluster = (entry & layout.OFFSET_MASK) >> bits
-            entries[at] = flagged(entry, rules.data_file or counts.get(cluster) == 1)
+    low = image.geometry.cluster_size - 1
+    active = [offset for offset, uses in walk.l2_tables.items() if uses.active and not offset & low]
+    set_flags(image, walk.rules, sorted(active), walk.counts)
 
 
 # ---- tables ----------------------------------------------------------------------------------
@@ -236,7 +174,7 @@ class TableRepair:
         place = self._moves.tables.get(cluster, cluster)
         if place == cluster and self._walk.structures.get(cluster):
             return
-        _write_changed(self._file, place << self._bits, content, words.to_bytes(entries))
+        write_changed(self._file, place << self._bits, content, words.to_bytes(entries))
 
     def _correct_entry(self, entries: Words, at: int) -> None:
         extended = self._step == 2
@@ -260,7 +198,7 @@ class TableRepair:
         for index, entry in enumerate(entries):
             if entry:
                 entries[index] = self._l1_entry(entry)
-        _write_changed(self._file, table.offset, content, words.to_bytes(entries))
+        write_changed(self._file, table.offset, content, words.to_bytes(entries))
 
     def _is_alone(self, table: L1Table) -> bool:
         """It is there, and no other structure is: data and L2 tables have moved."""

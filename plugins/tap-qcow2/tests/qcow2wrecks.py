@@ -1,4 +1,4 @@
-"""Images of every layout, and every kind of damage to their metadata: for tests of check and repair.
+"""Images of every layout, and every kind of damage to their metadata: for check and repair.
 
 Damage is done to the bytes of a file, at the places that `qcow2walk.walk` finds in a sound one.
 """
