@@ -7,6 +7,7 @@ from array import array
 
 from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.descriptor import MAX_DESCRIPTOR
 from tap_vmdk.grains import HOLE, ZERO, raw32, round_up
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.layouts import with_footer
@@ -89,6 +90,9 @@ class PartCheck:
         """Note where header, descriptor and directories lie."""
         use = self._space.use
         use(0, self._layout.first_grain, METADATA)
+        if self._header is not None and self._header.descriptor_offset:
+            size = min(self._header.descriptor_size, MAX_DESCRIPTOR // 512)
+            use(self._header.descriptor_offset, size, METADATA)
         size = -(-self._layout.directory_bytes // 512)
         for offset in self._layout.directories:
             if 0 < offset <= self._file.size - self._layout.directory_bytes:

@@ -173,9 +173,9 @@ class Descriptor:
             raise ImageFormatError(f"has no proper {key} in its descriptor")
         return int(text, 16)
 
-    def new_cid(self) -> None:
-        """Say that the content is another now."""
-        self.set("CID", f"{random_cid(self.cid):08x}")
+    def new_cid(self, digits: int = 8) -> None:
+        """Say that the content is another now, by an id of so many digits."""
+        self.set("CID", f"{random_cid(self.cid, digits):0{digits}x}")
 
     # ---- extents ----------------------------------------------------------------------------
 
@@ -231,10 +231,10 @@ def _value(line: str) -> str:
     return found[2] if found[2] is not None else found[3]
 
 
-def random_cid(other: int = 0) -> int:
+def random_cid(other: int = 0, digits: int = 8) -> int:
     """A new content id: neither `other` nor one of those that mean something else."""
     while True:
-        cid = secrets.randbits(32)
+        cid = secrets.randbits(4 * digits)
         if cid not in (other, 0, NO_PARENT, NO_PARENT - 1):
             return cid
 

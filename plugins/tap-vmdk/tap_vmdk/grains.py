@@ -116,7 +116,8 @@ class GrainMap:
         self.unsaved: set[int] = set()
         self.pinned = 0
         self.generation = 0
-        self.empty = layout.decode_table(bytes(layout.table_bytes))
+        self._no_grains = bytes(layout.table_bytes)
+        self.empty = layout.decode_table(self._no_grains)
         self.cache_bytes = cache_bytes
         self._most = max(cache_bytes // layout.table_bytes, 16)
         self._size = -(-file.size // 512)  # sectors, as opened
@@ -188,7 +189,7 @@ class GrainMap:
         raw = read(place * 512, self.layout.table_bytes)
         if raw is None:
             return None
-        if not any(raw):
+        if raw == self._no_grains:
             return self.empty
         table = self.layout.decode_table(raw)
         if self._possible(index, table) or self.spare is None:

@@ -15,11 +15,12 @@ import attrs
 
 from tap_vmdk.descriptor import Descriptor
 from tap_vmdk.flushing import Flusher
+from tap_vmdk.grains import round_up
 from tap_vmdk.parts import Part
-from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
 from tapcore import DiskDriver, Extent, ImageFile, NotSupportedError, TdCallback
 
-_CID = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{8})\b", re.M)
+_CID = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
 
 
 @attrs.define(eq=False)
@@ -37,7 +38,10 @@ class DescriptorPlace:
     room: int | None = None
 
     def write(self, descriptor: Descriptor) -> None:
-        """Replace all of it.
+        """Replace all of it, on disk when this returns.
+
+        Within a sparse file the header refers to a copy meanwhile, so that a crash leaves the old
+        one or the new one.
 
         Raises:
             NotSupportedError: it does not fit any more.
@@ -48,19 +52,35 @@ class DescriptorPlace:
             self.file.write_metadata(0, text)
             if self.file.size != len(text):
                 self.file.resize(len(text))
+            self._flush()
             return
         if len(text) > self.room:
             raise NotSupportedError("has no room for so long a descriptor")
-        self.file.write_metadata(self.offset, text.ljust(self.room, b"\0"))
+        content = text.ljust(self.room, b"\0")
+        header = SparseHeader.unpack(self.file.read_metadata(0, HEADER_BYTES))
+        size = self.file.size
+        for offset in (round_up(size, 512), self.offset):
+            self.file.write_metadata(offset, content)
+            self._flush()
+            here = attrs.evolve(header, descriptor_offset=offset // 512)
+            self.file.write_metadata(0, here.pack())
+            self._flush()
+        self.file.resize(size)
+
+    def _flush(self) -> None:
+        if res := self.file.flush_blocking():
+            raise OSError(-res, os.strerror(-res))
 
     def write_cid(self, descriptor: Descriptor) -> None:
-        """Replace the content id alone, where that is possible: a crash cannot tear it."""
+        """Change the content id, if that can be done in place with one of the same length."""
         size = self.file.size if self.room is None else self.room
         found = _CID.search(self.file.read_metadata(self.offset, size))
+        digits = len(found[1]) if found else 8
+        descriptor.new_cid(digits)
         if found is None:
             self.write(descriptor)
         else:
-            cid = b"%08x" % descriptor.cid
+            cid = b"%0*x" % (digits, descriptor.cid)
             self.file.write_metadata(self.offset + found.start(1), cid)
 
 
@@ -220,7 +240,6 @@ class Image:
         if self.file.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if self.descriptor is not None and self.place is not None:
-            self.descriptor.new_cid()
             self.place.write_cid(self.descriptor)
         for part in self.parts:
             if part.writable:

@@ -26,7 +26,7 @@ def hosted_layout(header: SparseHeader) -> Layout:
         table_bytes=header.entries * 4,
         directory_bytes=header.tables * 4,
         directories=tuple(min(offset, 1 << 54) * 512 for offset in offsets),
-        first_grain=max(1, min(header.descriptor_offset + header.descriptor_size, 1 << 16)),
+        first_grain=1 + (header.descriptor_size if header.descriptor_offset == 1 else 0),
         zeroes=bool(header.flags & sparse.FLAG_ZEROED),
         whole=not header.compressed,
         decode_directory=words32,

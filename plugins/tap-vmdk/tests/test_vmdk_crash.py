@@ -93,3 +93,35 @@ def _check(image: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_crash_while_growing_or_changing_the_parent_leaves_a_good_disk(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    for name in ("base", "other"):
+        tapcore.create_image(f"vmdk:{tmp_path}/{name}.vmdk", SIZE)
+        with tapcore.open(f"vmdk:{tmp_path}/{name}.vmdk") as disk:
+            disk.pwrite(0, name.encode() * 1000)
+    image = tmp_path / "disk.vmdk"
+    tapcore.create_image(f"vmdk:{image}", None, parent="vmdk:base.vmdk")
+    content = rng.randbytes(100_000)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(1 << 20, content)
+    with Recording(image) as recording, tapcore.open(f"vmdk:{image}") as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        dd.drv.td_set_parent(dd, tapcore.DiskId("./other.vmdk", "vmdk"))
+        dd.drv.td_set_parent(dd, tapcore.DiskId("other.vmdk", "vmdk"))
+        disk.resize(40 << 20)
+        disk.resize(5 << 30)
+    copy = tmp_path / "copy.vmdk"
+    seen = set()
+    for state in itertools.chain(recording.prefixes(), recording.states(rng, 100)):
+        state.write({image: copy})
+        with tapcore.open(f"vmdk:{copy}", readonly=True) as disk:
+            below = disk.pread(0, 5)
+            assert disk.pread(1 << 20, 100_000) == content
+            assert disk.pread(disk.size - 512, 512) == bytes(512)
+            seen.add((below, disk.size))
+    assert {below for below, _ in seen} == {b"baseb", b"other"}
+    assert {size for _, size in seen} == {SIZE, 40 << 20, 5 << 30}
