@@ -14,7 +14,6 @@ is safe. It runs in a thread, one at a time.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,6 @@ from tapcore import ImageFile
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
-
-log = logging.getLogger(__name__)
 
 Write = tuple[int, bytes]
 """Offset in the file (bytes), and content."""
@@ -91,7 +88,6 @@ class Writeback:
             self._begin()
 
     def _begin(self) -> None:
-        image = self._image
         waiting, self._waiting = self._waiting, []
         picture = self._take_picture()
         self.running = True
@@ -100,17 +96,15 @@ class Writeback:
             self.running = False
             self._conclude(picture, res)
             done = sum(then(res) for then in waiting)
+            if self._lost:
+                waiting_still, self._waiting = self._waiting, []
+                return done + sum(then(self._lost) for then in waiting_still)
             if self._waiting and not self.running:
                 self._begin()
             return done
 
-        try:
-            image.file.truncate_up(image.end)  # here: nothing is given out meanwhile
-            work, args = self._perform, (picture,)
-        except OSError as exc:
-            log.warning("%s: the file cannot grow: %s", image.file.path, exc.strerror)
-            work, args = _fail, (exc,)  # type: ignore[assignment]
-        image.file.queue_work(work, args, (finished, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        answer = (finished, None, 0, 0, 0, None)
+        self._image.file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
 
     def all_now(self) -> None:
         """Bring everything to the disk and wait for it; nothing may be under way.
@@ -123,7 +117,6 @@ class Writeback:
             raise OSError(-self._lost, os.strerror(-self._lost))
         picture = self._take_picture()
         try:
-            self._image.file.truncate_up(self._image.end)
             res = self._perform(picture)
         except OSError as exc:
             res = -(exc.errno or errno.EIO)
@@ -178,10 +171,6 @@ class Writeback:
             tables.l1_dirty |= picture.l1
         elif picture.extension is not None:
             self._image.header.xen = picture.extension
-
-
-def _fail(exc: OSError) -> int:
-    raise exc
 
 
 def _blocks(

@@ -219,8 +219,11 @@ def _store(request: Write, table: Table, entry: int, sector: int, stop: int) -> 
         return until, request.answer(-(exc.errno or errno.EIO), sector, until)
     claim = Claim(image.claims, table, start, end)
     place = host + ((sector & mask) << SECTOR_SHIFT)
+    content = request.stored_content(sector, until)
+    if rest := (-until & mask) << SECTOR_SHIFT:  # so that the file is as long as the table says
+        content = memoryview(bytes(content) + bytes(rest))
     done = partial(_stored, request, claim, host, sector, until)
-    return until, put(request, place, request.stored_content(sector, until), done)
+    return until, put(request, place, content, done)
 
 
 def _new_clusters(image: Image, table: Table, start: int, stop: int) -> int:
@@ -285,14 +288,9 @@ def _stored(request: Write, claim: Claim, host: int, sector: int, until: int, re
     if res:
         return _give_up(request, claim, res, sector, until)
     size = image.geometry.cluster_size
-    end = host + (claim.end - claim.start) * size
-    if image.file.size < end:
-        try:  # what was left out is zeroes, and the file's, before anybody is told where it lies
-            image.file.truncate_up(image.end)
-        except OSError as exc:
-            return _give_up(request, claim, -(exc.errno or errno.EIO), sector, until)
     first = claim.start & image.geometry.entry_mask
-    image.tables.set(claim.table, first, range(host, end, size))
+    places = range(host, host + (claim.end - claim.start) * size, size)
+    image.tables.set(claim.table, first, places)
     image.writeback.when_needed()
     finished = request.answer(0, sector, until)
     return finished + claim.release()
