@@ -13,6 +13,8 @@ need qemu-storage-daemon qemu-system-common
 need nbdinfo libnbd-bin
 need nbdkit nbdkit
 need fio fio
+need zsh zsh
+need fish fish
 
 # libaio.so.1, of `--cache none` (Debian 13 has it as libaio1t64, and knows this name too).
 has_libaio() {

@@ -11,7 +11,9 @@ from typing import NoReturn
 import pytest
 
 PACKAGES = {  # command: Debian package
+    "bash": "bash",
     "fio": "fio",
+    "fish": "fish",
     "nbdcopy": "libnbd-bin",
     "nbdfuse": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
@@ -20,6 +22,7 @@ PACKAGES = {  # command: Debian package
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
+    "zsh": "zsh",
 }
 
 

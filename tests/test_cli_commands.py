@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,9 @@ def test_version(call: Call) -> None:
 def test_help_lists_every_command(call: Call) -> None:
     status, out, err = call("--help")
     assert (status, err) == (0, "")
+    width = max(map(len, COMMANDS))
     for name, text in COMMANDS.items():
-        assert f"  {name:8} {text}\n" in out
+        assert f"  {name:{width}}  {text}\n" in out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,7 +68,7 @@ def test_every_command_has_help_and_the_common_options(call: Call, name: str) ->
         assert f"tapdisk {name} [OPTIONS]" in out
         assert "--log-level" in out
         assert "--debug" in out
-        if name != "formats":
+        if name not in ("formats", "completion"):
             assert "--parents DIR|any|none" in out
     command = tapdisk.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
@@ -79,19 +79,6 @@ def test_without_a_command_the_help_is_the_error(call: Call) -> None:
     status, out, err = call()
     assert (status, out) == (2, "")
     assert "Commands:" in err
-
-
-def test_completion_knows_commands_and_options() -> None:
-    environment = {
-        "_TAPDISK_COMPLETE": "bash_complete",
-        "COMP_WORDS": "tapdisk conv",
-        "COMP_CWORD": "1",
-    }
-    script = Path(sys.executable).parent / "tapdisk"
-    done = subprocess.run(
-        [script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "plain,convert\n"
 
 
 # ---- formats ---------------------------------------------------------------------------------

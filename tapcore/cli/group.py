@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tapcore import __version__
-from tapcore.cli.options import HELP_SETTINGS, common_options
+from tapcore.cli.options import HELP_SETTINGS, common_options, write_examples
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: Final[Mapping[str, str]] = {
     "formats": "the drivers that are installed, and what each can do",
@@ -24,6 +27,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "resize": "grow or shrink an image",
     "serve": "serve images over NBD",
     "bench": "drive an image in-process: IOPS, MB/s, latency",
+    "completion": "print the completion script of a shell",
 }
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
 
@@ -49,6 +53,17 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Commands from the table, without importing any; and options."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=text)
+            for name, text in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -63,6 +78,11 @@ class LazyGroup(click.Group):
         """The table above."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The epilog, and examples."""
+        super().format_epilog(ctx, formatter)
+        write_examples("", formatter)
 
 
 @click.group(

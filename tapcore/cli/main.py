@@ -43,9 +43,10 @@ def _open_standard_streams() -> None:
 
 def _run(arguments: list[str], session: Session) -> int:
     if _COMPLETE in os.environ:
-        from click.shell_completion import shell_complete
+        from tapcore.cli.completion import complete
 
-        return shell_complete(tapdisk, {}, PROGRAM, _COMPLETE, os.environ[_COMPLETE])
+        sys.stdout.write(complete(tapdisk, os.environ))
+        return 0
     # not through click's own main(), which would report errors in its way
     try:
         with tapdisk.make_context(PROGRAM, arguments, obj=session) as context:

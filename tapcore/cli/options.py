@@ -81,6 +81,24 @@ class TapCommand(click.Command):
         set_up_logging(level, session_of(ctx))
         return super().invoke(ctx)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, at the end of the help."""
+        super().format_epilog(ctx, formatter)
+        write_examples(self.name or "", formatter)
+
+
+def write_examples(command: str, formatter: click.HelpFormatter) -> None:
+    """The examples of a command, as a section of its help."""
+    from tapcore.cli.examples import EXAMPLES
+
+    if command not in EXAMPLES:
+        return
+    with formatter.section("Examples"):
+        for example in EXAMPLES[command]:
+            if example.text:
+                formatter.write_text(f"{example.text}:")
+            formatter.write(f"{'':{formatter.current_indent + 4}}{example.line}\n")
+
 
 def tap_command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], TapCommand]:
     """A decorator: the function becomes the command; an int that it returns is the exit status."""
@@ -157,12 +175,50 @@ def _keys(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) ->
     return Keys.from_words(words)
 
 
+# ---- completion ------------------------------------------------------------------------------
+
+Complete = Callable[[click.Context, click.Parameter, str], list[Any]]
+
+
+def completes(kind: str) -> Complete:
+    """What a shell offers for a value.
+
+    Args:
+        kind: "image", "file", "key_file" or "parents": a function of `tapcore.cli.candidates`.
+    """
+
+    def items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from tapcore.cli import candidates
+
+        found: list[Any] = getattr(candidates, f"{kind}_items")(incomplete)
+        return found
+
+    return items
+
+
+def _format_option_items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The options of the format that the command line names so far."""
+    from tapcore.cli.candidates import format_option_items
+
+    names = [
+        argument.name for argument in ctx.command.params if isinstance(argument, click.Argument)
+    ]
+    # before an option that lacks its value click leaves the arguments where they are
+    given = dict(zip(names, ctx.args, strict=False))
+    given.update((name, value) for name, value in ctx.params.items() if value)
+    image = given.get("target") or given.get("image")
+    if not image:
+        return []
+    return list(format_option_items(image, incomplete, amending=ctx.info_name == "amend"))
+
+
 # ---- decorators ------------------------------------------------------------------------------
 
 
 def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
     """An image's name; existence is checked by whoever opens it."""
     settings.setdefault("metavar", name.upper())
+    settings.setdefault("shell_complete", completes("image"))
     return click.argument(name, **settings)
 
 
@@ -171,6 +227,7 @@ parents_option = click.option(
     "references",
     multiple=True,
     callback=_policy,
+    shell_complete=completes("parents"),
     metavar="DIR|any|none",
     help="Where a file that an image names (parent, data file, extent) may lie, besides the "
     "directory tree of the image itself. Repeatable.",
@@ -181,6 +238,7 @@ key_file_option = click.option(
     "keys",
     multiple=True,
     callback=_keys,
+    shell_complete=completes("key_file"),
     metavar="[IMAGE=]FILE",
     help="The passphrase of encrypted images, or of one IMAGE of the chain: the content of FILE "
     "without a newline at its end. Repeatable.",
@@ -216,6 +274,7 @@ force_option = click.option("--force", is_flag=True, help="Replace an image that
 parent_option = click.option(
     "-b",
     "--parent",
+    shell_complete=completes("image"),
     metavar="PARENT",
     default="",
     help="Make a copy-on-write child of this image; a relative path counts from the new image's "
@@ -231,6 +290,7 @@ def format_options(function: F) -> F:
         multiple=True,
         metavar="KEY=VALUE",
         callback=_key_values,
+        shell_complete=_format_option_items,
         help="An option of the format; '-o help' lists them. Several: repeat it, or separate them "
         "by commas (',,' is a comma in a value).",
     )(function)

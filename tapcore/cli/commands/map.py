@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tapcore.cli.options import (
+    completes,
     image_argument,
     json_option,
     opening_options,
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 @json_option
 @click.option("--picture", is_flag=True, help="Draw it, with a legend that has the sums.")
 @click.option(
-    "--svg", metavar="FILE", default="", help="Draw the whole chain, for a browser, into FILE."
+    "--svg",
+    metavar="FILE",
+    default="",
+    shell_complete=completes("file"),
+    help="Draw the whole chain, for a browser, into FILE.",
 )
 @click.option("--force", is_flag=True, help="Replace a FILE that exists.")
 @opening_options

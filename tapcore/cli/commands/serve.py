@@ -6,6 +6,7 @@ import click
 
 from tapcore.cli.options import (
     cache_option,
+    completes,
     image_argument,
     metadata_cache_option,
     opening_options,
@@ -22,7 +23,12 @@ LOCAL = "127.0.0.1"
 
 @tap_command("serve", short_help="serve images over NBD")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--socket", metavar="PATH", help="Listen on this Unix socket (mode 0600).")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    shell_complete=completes("file"),
+    help="Listen on this Unix socket (mode 0600).",
+)
 @click.option("--bind", metavar="ADDR", help=f"Listen on TCP, here.  [default: {LOCAL}]")
 @click.option(
     "--port",

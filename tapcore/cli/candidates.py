@@ -1,0 +1,97 @@
+"""What can stand where a command line wants an image, a file, an option: for completion."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from click.shell_completion import CompletionItem
+
+_MOST: Final = 2000
+"""Of one directory's files."""
+
+
+def image_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`[HANDLE:]PATH`: handles that are installed, and files."""
+    from importlib.metadata import entry_points  # no driver is loaded to know its handle
+
+    from tapcore.registry import DRIVER_GROUP
+
+    handles = sorted({entry.name for entry in entry_points(group=DRIVER_GROUP)})
+    handle, colon, path = incomplete.partition(":")
+    if colon and handle in handles:
+        return file_items(path, f"{handle}:")
+    found = [CompletionItem(f"{name}:") for name in handles if name.startswith(incomplete)]
+    return [*file_items(incomplete), *found]
+
+
+def file_items(
+    incomplete: str, front: str = "", *, only_directories: bool = False
+) -> list[CompletionItem[str]]:
+    """Files and directories whose path goes on from what was typed.
+
+    Args:
+        incomplete: the beginning of a path; `~` is the user's home.
+        front: what stands before the path in the word.
+        only_directories: leave files out.
+    """
+    directory, name = os.path.split(incomplete)
+    shown = f"{directory.rstrip('/')}/" if directory else ""
+    found: list[str] = []
+    try:
+        with os.scandir(os.path.expanduser(directory) or ".") as entries:
+            for entry in entries:
+                if not entry.name.startswith(name) or (entry.name[0] == "." and not name):
+                    continue
+                if entry.is_dir():
+                    found.append(f"{entry.name}/")
+                elif not only_directories:
+                    found.append(entry.name)
+                if len(found) == _MOST:
+                    break
+    except OSError:  # not there, or not to be read
+        return []
+    return [CompletionItem(f"{front}{shown}{name}", type="file") for name in sorted(found)]
+
+
+def key_file_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`[IMAGE=]FILE`."""
+    image, equals, path = incomplete.rpartition("=")
+    return file_items(path, image + equals)
+
+
+def parents_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`DIR|any|none`."""
+    words = [CompletionItem(word) for word in ("any", "none") if word.startswith(incomplete)]
+    return [*words, *file_items(incomplete, only_directories=True)]
+
+
+def format_option_items(
+    image: str, incomplete: str, *, amending: bool = False
+) -> list[CompletionItem[str]]:
+    """`KEY=VALUE[,KEY=VALUE]...` of the format that a new image's name says.
+
+    Args:
+        image: `[HANDLE:]PATH`.
+        incomplete: the beginning of the option's value.
+        amending: what can be changed of an image, not what a new one can have.
+    """
+    from tapcore.names import handle_for_new, split_name
+    from tapcore.registry import default_registry
+
+    registry = default_registry()
+    info = handle_for_new(split_name(image, registry), registry)
+    known = info.amend_options if amending else info.create_options
+    options = {option.name: option for option in known}
+    before, comma, last = incomplete.rpartition(",")
+    front = before + comma
+    key, equals, value = last.partition("=")
+    if equals:
+        choices = options[key].choices if key in options else ()
+        values = [choice for choice in choices if choice.startswith(value)]
+        return [CompletionItem(f"{front}{key}={choice}") for choice in values]
+    return [
+        CompletionItem(f"{front}{name}=", help=option.help)
+        for name, option in options.items()
+        if name.startswith(last)
+    ]

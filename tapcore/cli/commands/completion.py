@@ -1,0 +1,19 @@
+"""`tapdisk completion`."""
+
+from __future__ import annotations
+
+import click
+
+from tapcore.cli.completion import SCRIPTS, script
+from tapcore.cli.options import tap_command
+
+
+@tap_command("completion", short_help="print the completion script of a shell")
+@click.argument("shell", type=click.Choice(tuple(SCRIPTS)))
+def command(shell: str) -> None:
+    """Print the script that completes tapdisk's command lines in SHELL (bash, zsh or fish).
+
+    It completes commands, options, handles of the drivers that are installed, files, and the keys
+    and values of -o.
+    """
+    click.echo(script(shell), nl=False)

@@ -1,0 +1,144 @@
+"""Examples of every command: shown by `--help` and in the man pages, from this one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class Example(NamedTuple):
+    """One command line.
+
+    Attributes:
+        text: what it is for, without a full stop.
+        line: to be typed, on one line.
+    """
+
+    text: str
+    line: str
+
+
+def _examples(*pairs: tuple[str, str]) -> tuple[Example, ...]:
+    return tuple(Example(*pair) for pair in pairs)
+
+
+EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
+    "": _examples(
+        ("A new disk, served to a virtual machine", "tapdisk create disk.qcow2 20G"),
+        ("", "tapdisk serve disk.qcow2 --socket /tmp/disk.sock"),
+        ("An appliance for another hypervisor", "tapdisk convert appliance.vmdk disk.qcow2"),
+    ),
+    "formats": _examples(
+        ("What is installed, and what it can do", "tapdisk formats"),
+        ("For a program", "tapdisk formats --json"),
+    ),
+    "info": _examples(
+        ("What an image is", "tapdisk info disk.qcow2"),
+        ("With all its parents, as a tree", "tapdisk info child.qcow2 --chain"),
+        ("For a program", "tapdisk info disk.qcow2 --json"),
+    ),
+    "inspect": _examples(
+        ("Is it safe to open? (exit status 0: yes)", "tapdisk inspect stranger.qcow2"),
+        (
+            "A parent may lie in that directory as well",
+            "tapdisk inspect stranger.qcow2 --parents /srv/templates",
+        ),
+    ),
+    "create": _examples(
+        ("An image of 20 GiB that grows as it is written to", "tapdisk create disk.qcow2 20G"),
+        ("A child that holds only what differs", "tapdisk create child.qcow2 -b base.qcow2"),
+        (
+            "With options; '-o help' lists them",
+            "tapdisk create disk.qcow2 20G -o cluster_size=128K,lazy_refcounts=on",
+        ),
+    ),
+    "convert": _examples(
+        ("An appliance to qcow2, compressed", "tapdisk convert -c appliance.vmdk disk.qcow2"),
+        ("Give space back that nothing uses", "tapdisk convert disk.qcow2 smaller.qcow2"),
+        (
+            "What an internal snapshot holds, as a raw image",
+            "tapdisk convert --snapshot before-upgrade disk.qcow2 old.img",
+        ),
+    ),
+    "map": _examples(
+        ("What lies where, as a table", "tapdisk map disk.qcow2"),
+        ("Drawn on the terminal", "tapdisk map disk.qcow2 --picture"),
+        ("A whole chain, for a browser", "tapdisk map child.qcow2 --svg chain.svg"),
+    ),
+    "check": _examples(
+        ("Is the metadata consistent?", "tapdisk check disk.qcow2"),
+        ("Give lost clusters back", "tapdisk check disk.qcow2 --repair leaks"),
+        ("Repair all that can be (copy it first)", "tapdisk check disk.qcow2 --repair all"),
+    ),
+    "compare": _examples(
+        ("Do both disks read the same?", "tapdisk compare disk.qcow2 copy.img"),
+        ("And are they allocated the same?", "tapdisk compare --strict disk.qcow2 copy.qcow2"),
+    ),
+    "resize": _examples(
+        ("To 30 GiB", "tapdisk resize disk.qcow2 30G"),
+        ("5 GiB more", "tapdisk resize disk.qcow2 +5G"),
+        ("Cut the last GiB off, with what it holds", "tapdisk resize disk.qcow2 --shrink -1G"),
+    ),
+    "snapshot": _examples(
+        ("Keep the present state", "tapdisk snapshot create disk.qcow2 before-upgrade"),
+        ("The states that there are", "tapdisk snapshot list disk.qcow2"),
+        ("Go back to one", "tapdisk snapshot apply disk.qcow2 before-upgrade"),
+    ),
+    "commit": _examples(
+        ("Fold what the child holds into its parent", "tapdisk commit child.qcow2"),
+        (
+            "The parent lies elsewhere",
+            "tapdisk commit child.qcow2 --parents /srv/templates",
+        ),
+    ),
+    "rebase": _examples(
+        ("Another parent; the content stays", "tapdisk rebase child.qcow2 -b newbase.qcow2"),
+        ("Let it stand alone", "tapdisk rebase child.qcow2 -b ''"),
+        (
+            "The parent was moved: only record where it is",
+            "tapdisk rebase child.qcow2 -b moved/base.qcow2 --unsafe",
+        ),
+    ),
+    "amend": _examples(
+        ("For programs that know only version 2", "tapdisk amend disk.qcow2 -o compat=0.10"),
+        ("Several options at once", "tapdisk amend disk.qcow2 -o compat=1.1,lazy_refcounts=on"),
+    ),
+    "measure": _examples(
+        ("How large would this be as qcow2?", "tapdisk measure disk.img -O qcow2"),
+        ("And for a program", "tapdisk measure disk.img -O qcow2 --json"),
+    ),
+    "serve": _examples(
+        (
+            "On a Unix socket, for this user only",
+            "tapdisk serve disk.qcow2 --socket /tmp/disk.sock",
+        ),
+        (
+            "Two images on TCP, read-only",
+            "tapdisk serve --read-only base.qcow2 data.img --bind 127.0.0.1 --port 10809",
+        ),
+        (
+            "An encrypted image",
+            "tapdisk serve secret.qcow2 --key-file passphrase.txt --socket /tmp/disk.sock",
+        ),
+    ),
+    "bench": _examples(
+        ("4 KiB reads at random places, 32 in flight", "tapdisk bench disk.qcow2"),
+        (
+            "Large reads in order, past the page cache",
+            "tapdisk bench disk.qcow2 --rw read --bs 1M --depth 8 --cache none",
+        ),
+        (
+            "Writes, of a disk in memory (of a file they need --force)",
+            "tapdisk bench ram:1G --rw randwrite",
+        ),
+    ),
+    "completion": _examples(
+        (
+            "bash, for this user",
+            "tapdisk completion bash > ~/.local/share/bash-completion/completions/tapdisk",
+        ),
+        ("zsh, a directory of $fpath", "tapdisk completion zsh > ~/.zfunc/_tapdisk"),
+        ("fish", "tapdisk completion fish > ~/.config/fish/completions/tapdisk.fish"),
+    ),
+}
+"""By command; "" is `tapdisk` itself. An example without a text goes on with the one before."""
