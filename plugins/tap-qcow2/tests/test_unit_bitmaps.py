@@ -580,6 +580,34 @@ def test_a_size_that_a_bitmap_cannot_have_is_refused(tmp_path: Path) -> None:
     assert_same(image, "fine")
 
 
+# ---- snapshots ---------------------------------------------------------------------------------
+
+
+def test_bitmaps_survive_snapshots_and_record_what_those_change(tmp_path: Path) -> None:
+    """QEMU refuses to apply one where there are bitmaps; here all of the disk counts as changed."""
+    image = create(tmp_path / "disk.qcow2", 8 * MIB, cluster_size=4096)
+    qemu_io(image, "write -q -P 1 0 1M")
+    add(image, "on")
+    add(image, "off", 512, "--disable")
+    with tapcore.open(f"qcow2:{image}") as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        dd.drv.td_snapshot_create(dd, "one")
+        disk.pwrite(MIB, b"x" * 512)
+    assert dirty(image, "on") == dirty_by_qemu(image, "on") == [(MIB, 65536)]
+    qemu_img("snapshot", "-c", "two", image)
+    before = _structures(image, "off")
+    with tapcore.open(f"qcow2:{image}") as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        dd.drv.td_snapshot_delete(dd, "two")
+        assert disk.bitmap_ranges("on") == [(MIB, 65536)]
+        dd.drv.td_snapshot_apply(dd, "one")
+    assert dirty(image, "on") == dirty_by_qemu(image, "on") == [(0, 8 * MIB)]
+    assert _structures(image, "off") == before
+    assert_clean(image)
+
+
 # ---- failures and crashes ----------------------------------------------------------------------
 
 
