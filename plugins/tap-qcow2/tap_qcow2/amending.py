@@ -15,7 +15,8 @@ from tap_qcow2 import bitmaps, layout
 from tap_qcow2.creation import refcount_order
 from tap_qcow2.expanding import expand_zeroes
 from tap_qcow2.refcountwidth import change_width
-from tap_qcow2.snapshottable import SnapshotEntry, read_snapshots, table_bytes
+from tap_qcow2.snapshots import rewrite_snapshots
+from tap_qcow2.snapshottable import read_snapshots
 from tapcore import SECTOR_SHIFT, UsageError
 
 if TYPE_CHECKING:
@@ -96,31 +97,9 @@ def _upgrade(image: Image) -> None:
     """The header grows; snapshots have to say which size the disk had."""
     snapshots = read_snapshots(image)
     if any(snapshot.disk_size is None for snapshot in snapshots):
-        _write_sizes(image, snapshots)
+        rewrite_snapshots(image, snapshots)
+        image.clean()
     _switch_version(image, 3)
-
-
-def _write_sizes(image: Image, snapshots: list[SnapshotEntry]) -> None:
-    """A new snapshot table, in which every entry has the disk's size."""
-    header, refcounts = image.header, image.refcounts
-    for snapshot in snapshots:
-        if snapshot.disk_size is None:
-            snapshot.disk_size = header.size
-    content = b"".join(snapshot.serialize() for snapshot in snapshots)
-    count = image.geometry.clusters(len(content))
-    first = refcounts.allocate_contiguous(count)
-    image.file.write_metadata(first << image.cluster_bits, content)
-    image.writeback.all_now()
-    old = range(
-        header.snapshots_offset >> image.cluster_bits,
-        image.geometry.clusters(header.snapshots_offset + table_bytes(snapshots)),
-    )
-    header.snapshots_offset = first << image.cluster_bits
-    image.write_header_fields()
-    refcounts.metadata.difference_update(old)
-    refcounts.metadata.update(range(first, first + count))
-    refcounts.released.extend(old)
-    image.writeback.all_now()
 
 
 # ---- to version 2 ----------------------------------------------------------------------------
