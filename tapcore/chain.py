@@ -133,19 +133,15 @@ def _open_parents(
     seen = {_identity(child.name)}
     depth = 1
     child_was_probed = False
-    while (recorded := _parent_of(child)) is not None:
+    while (recorded := recorded_parent(child)) is not None:
         if depth >= MAX_CHAIN_DEPTH:
             raise ImageOpenError(
                 f"has more than {MAX_CHAIN_DEPTH} images in its chain", image=disk.image.name
             )
         if child_was_probed:
-            raise ImageOpenError(
-                "names a parent, but its own format was only guessed: "
-                "record the parent's format in its child (rebase)",
-                image=child.name,
-            )
+            raise guessed_parent_error(child.name)
         recorded = as_handles(recorded, registry)
-        parent_id = _resolve_parent(recorded, child, disk, registry, policy)
+        parent_id = resolve_parent(recorded, child, disk.image.name, registry, policy)
         if _identity(parent_id.name) in seen:
             raise ImageFormatError("is its own ancestor", image=parent_id.name, errno=errno.ELOOP)
         seen.add(_identity(parent_id.name))
@@ -156,7 +152,21 @@ def _open_parents(
         depth += 1
 
 
-def _parent_of(dd: DiskDriver) -> DiskId | None:
+def guessed_parent_error(image: str) -> ImageOpenError:
+    """For an image that was probed as a parent, and names a parent of its own."""
+    return ImageOpenError(
+        "names a parent, but its own format was only guessed: "
+        "record the parent's format in its child (rebase)",
+        image=image,
+    )
+
+
+def recorded_parent(dd: DiskDriver) -> DiskId | None:
+    """The parent as an open image records it, not resolved; None where it stands alone.
+
+    Raises:
+        TapError: it cannot be told.
+    """
     found = DiskId("")
     try:
         res = dd.drv.td_get_parent_id(dd, found)
@@ -171,14 +181,21 @@ def _parent_of(dd: DiskDriver) -> DiskId | None:
     return found
 
 
-def _resolve_parent(
-    recorded: DiskId,
-    child: DiskDriver,
-    disk: TdState,
-    registry: Registry,
-    policy: ReferencePolicy,
+def resolve_parent(
+    recorded: DiskId, child: DiskDriver, root: str, registry: Registry, policy: ReferencePolicy
 ) -> DiskId:
-    """From what the child records to a real path and a handle."""
+    """From what a child records to a real path and a handle.
+
+    Args:
+        recorded: in this registry's handles (`as_handles`).
+        child: the image that records it.
+        root: path of the image that the user named.
+        registry: the drivers.
+        policy: which files may be named.
+
+    Raises:
+        TapError: there is no such file, no driver for it, or it is not allowed.
+    """
     if recorded.drivertype and recorded.drivertype not in registry:
         raise ImageOpenError(
             f"its parent is of the format '{printable(recorded.drivertype)}', "
@@ -189,7 +206,7 @@ def _resolve_parent(
         raise ImageOpenError(
             f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
         )
-    path = policy.resolve(recorded.name, image=child.name, root=disk.image.name)
+    path = policy.resolve(recorded.name, image=child.name, root=root)
     if not os.path.lexists(path):
         raise ImageOpenError(
             f"its parent '{printable(recorded.name)}' does not exist",

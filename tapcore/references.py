@@ -43,6 +43,12 @@ class ReferencePolicy:
             none="none" in words,
         )
 
+    def and_home_of(self, image: str) -> ReferencePolicy:
+        """The same, with the directory tree of an image: for a parent that is opened by itself, but
+        may name what its child might."""
+        home = os.path.dirname(os.path.realpath(image))
+        return attrs.evolve(self, directories=(*self.directories, home))
+
     def resolve(self, named: str, *, image: str, root: str) -> str:
         """The real path of a file that an image names.
 

@@ -88,6 +88,8 @@ def _line(exc: BaseException) -> str:
 def _wrong_command_line(exc: click.UsageError) -> int:
     """click's own text on one line; the help that click gives instead of a command stays whole."""
     message = exc.format_message()
+    if isinstance(exc, click.MissingParameter):  # which lists choices one below the other
+        message = " ".join(message.split())
     if "\n" in message.strip():
         click.echo(message, err=True)
         return exc.exit_code

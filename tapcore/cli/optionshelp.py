@@ -1,11 +1,14 @@
-"""`-o help`: the options of a new image's format."""
+"""`-o help`: the options that a format takes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from tapcore.cli.output import print_line, print_pairs
 from tapcore.models import FormatOption
 from tapcore.registry import default_registry
 from tapcore.tools.create import new_image_target
+from tapcore.tools.opening import open_image
 
 
 def print_format_options(image: str) -> None:
@@ -15,14 +18,39 @@ def print_format_options(image: str) -> None:
         TapError: its name does not say the format.
     """
     _, info = new_image_target(image, default_registry())
-    if not info.create_options:
-        print_line(f"the format '{info.handle}' has no options")
+    _print(info.handle, info.create_options)
+
+
+def print_create_options(handle: str) -> None:
+    """List what `-o` takes for a new image of a format.
+
+    Raises:
+        TapError: no driver has the handle.
+    """
+    _print(handle, default_registry().get(handle).create_options)
+
+
+def print_amend_options(image: str) -> None:
+    """List what `-o` takes for an image that exists.
+
+    Raises:
+        TapError: it cannot be opened.
+    """
+    with open_image(image, lock=False, with_parents=False, metadata_only=True) as disk:
+        handle = disk.handle
+    options = default_registry().get(handle).amend_options
+    _print(handle, options, defaults=False)
+
+
+def _print(handle: str, options: Sequence[FormatOption], *, defaults: bool = True) -> None:
+    if not options:
+        print_line(f"the format '{handle}' has no options")
         return
-    print_pairs([(option.name, _describe(option)) for option in info.create_options])
+    print_pairs([(option.name, _describe(option, defaults)) for option in options])
 
 
-def _describe(option: FormatOption) -> str:
+def _describe(option: FormatOption, default: bool) -> str:
     text = option.help
     if option.choices:
         text += f": {', '.join(option.choices)}"
-    return f"{text} (default: {option.default})" if option.default else text
+    return f"{text} (default: {option.default})" if default and option.default else text

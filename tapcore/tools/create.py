@@ -133,7 +133,7 @@ def _open_parent(
         raise UsageError("cannot be its own parent", image=target.name)
     with open_image(
         DiskId(path, given.drivertype),
-        references=references,
+        references=(references or ReferencePolicy()).and_home_of(target.name),
         keys=keys,
         metadata_only=True,
         registry=registry,

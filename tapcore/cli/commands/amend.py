@@ -1,0 +1,40 @@
+"""`tapdisk amend`."""
+
+from __future__ import annotations
+
+from tapcore.cli.options import (
+    format_options,
+    image_argument,
+    opening_options,
+    quiet_option,
+    tap_command,
+)
+from tapcore.cli.optionshelp import print_amend_options
+from tapcore.cli.output import print_line
+from tapcore.keys import Keys
+from tapcore.references import ReferencePolicy
+from tapcore.tools.amend import amend_image
+
+
+@tap_command("amend", short_help="change options of an image in place")
+@image_argument()
+@format_options
+@opening_options
+@quiet_option
+def command(
+    image: str,
+    options: dict[str, str],
+    references: ReferencePolicy,
+    keys: Keys | None,
+    quiet: bool,
+) -> None:
+    """Change options of IMAGE in place; what it holds stays.
+
+    Which can be changed is the format's to say: '-o help' lists them.
+    """
+    if "help" in options:
+        print_amend_options(image)
+        return
+    amend_image(image, options, references=references, keys=keys)
+    if not quiet:
+        print_line("changed " + ", ".join(f"{key} to {value}" for key, value in options.items()))

@@ -1,0 +1,30 @@
+"""`tapdisk commit`."""
+
+from __future__ import annotations
+
+from tapcore.cli.options import image_argument, opening_options, quiet_option, tap_command
+from tapcore.cli.output import print_line
+from tapcore.cli.progress import progress
+from tapcore.keys import Keys
+from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
+from tapcore.tools.commit import commit_image
+
+
+@tap_command("commit", short_help="fold an image's own data into its parent")
+@image_argument()
+@opening_options
+@quiet_option
+def command(image: str, references: ReferencePolicy, keys: Keys | None, quiet: bool) -> None:
+    """Fold what IMAGE holds itself into its parent, and empty IMAGE.
+
+    Both read the same afterwards. The parent grows where IMAGE is larger. Other children of that
+    parent are spoilt. Both must not be in use.
+    """
+    with progress("committing", quiet=quiet) as tell:
+        done = commit_image(image, references=references, keys=keys, progress=tell)
+    if quiet:
+        return
+    print_line(f"committed {format_size(done.written)} of data to {done.parent.name}")
+    if not done.emptied:
+        print_line("the image still holds its data too: its format cannot be emptied")

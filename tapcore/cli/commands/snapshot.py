@@ -1,0 +1,97 @@
+"""`tapdisk snapshot`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+import click
+
+from tapcore.cli.options import (
+    image_argument,
+    json_option,
+    opening_options,
+    quiet_option,
+    tap_command,
+)
+from tapcore.cli.output import print_json, print_line, print_table
+from tapcore.keys import Keys
+from tapcore.models import Snapshot
+from tapcore.names import format_size
+from tapcore.references import ReferencePolicy
+from tapcore.tools.snapshots import (
+    apply_snapshot,
+    create_snapshot,
+    delete_snapshot,
+    list_snapshots,
+    snapshot_as_dict,
+)
+
+_CHANGES: dict[str, tuple[Callable[..., Snapshot], str]] = {
+    "create": (create_snapshot, "created"),
+    "apply": (apply_snapshot, "applied"),
+    "delete": (delete_snapshot, "deleted"),
+}
+
+
+@tap_command("snapshot", short_help="list, create, apply or delete internal snapshots")
+@click.argument(
+    "action", type=click.Choice(("list", *_CHANGES)), metavar="list|create|apply|delete"
+)
+@image_argument()
+@click.argument("name", required=False)
+@json_option
+@opening_options
+@quiet_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    action: str,
+    image: str,
+    name: str | None,
+    as_json: bool,
+    references: ReferencePolicy,
+    keys: Keys | None,
+    quiet: bool,
+) -> None:
+    """List IMAGE's internal snapshots, or create, apply or delete the one called NAME.
+
+    NAME is a snapshot's name or its id. To apply one means that IMAGE holds what it held then; what
+    it holds now is gone, unless a snapshot keeps it.
+    """
+    if action == "list":
+        if name is not None:
+            raise click.UsageError("'list' takes no NAME", ctx)
+        _print(list_snapshots(image, references=references, keys=keys), as_json=as_json)
+        return
+    if name is None:
+        raise click.UsageError(f"'{action}' needs a NAME", ctx)
+    change, done = _CHANGES[action]
+    snapshot = change(image, name, references=references, keys=keys)
+    if as_json:
+        print_json(snapshot_as_dict(snapshot))
+    elif not quiet:
+        print_line(f"{done} the snapshot {snapshot.name} (id {snapshot.id})")
+
+
+def _print(snapshots: list[Snapshot], *, as_json: bool) -> None:
+    if as_json:
+        print_json([snapshot_as_dict(snapshot) for snapshot in snapshots])
+    elif snapshots:
+        print_table(("ID", "NAME", "VM STATE", "DATE", "VM CLOCK"), list(map(_row, snapshots)))
+    else:
+        print_line("no snapshots")
+
+
+def _row(snapshot: Snapshot) -> tuple[str, ...]:
+    date = datetime.fromtimestamp(snapshot.date_sec).strftime("%Y-%m-%d %H:%M:%S")
+    state = format_size(snapshot.vm_state_size) if snapshot.vm_state_size else "-"
+    return snapshot.id, snapshot.name, state, date, _clock(snapshot.vm_clock_nsec)
+
+
+def _clock(nanoseconds: int) -> str:
+    """Hours, minutes and seconds that a virtual machine has run."""
+    seconds, thousandths = divmod(nanoseconds // 1_000_000, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}.{thousandths:03}"

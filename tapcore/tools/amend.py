@@ -1,0 +1,51 @@
+"""Changing options of an image that exists, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.keys import Keys
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.formatoptions import check_options
+from tapcore.tools.opening import open_image
+
+
+def amend_image(
+    name: str,
+    options: Mapping[str, str],
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> None:
+    """Change what can be changed in place; the content stays.
+
+    Args:
+        name: `[HANDLE:]PATH`.
+        options: the format's own (`-o`), at least one.
+        references: which files the image may name.
+        keys: passphrases of encrypted images.
+        registry: drivers to use instead of the installed ones.
+
+    Raises:
+        TapError: with the image's name.
+    """
+    if not options:
+        raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=name)
+    registry = registry or default_registry()
+    with open_image(
+        name, writing=True, references=references, keys=keys, registry=registry
+    ) as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        info = registry.get(disk.handle)
+        if "amend" not in info.capabilities:
+            text = f"the format '{disk.handle}' has nothing that can be changed in place"
+            raise NotSupportedError(text, image=dd.name)
+        check_options(dd.name, disk.handle, info.amend_options, options)
+        try:
+            dd.drv.td_amend(dd, dict(options))
+        except (TapError, OSError) as exc:
+            raise open_error(exc, dd.name) from exc

@@ -1,0 +1,150 @@
+"""Folding the data of a child into its parent."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+
+from tapcore.chain import guessed_parent_error, recorded_parent, resolve_parent
+from tapcore.disk import Disk
+from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
+from tapcore.keys import Keys
+from tapcore.models import DiskDriver, DiskId
+from tapcore.names import as_handles, format_size
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.plan import jobs_for_own
+from tapcore.tools.transfer import Transfer
+
+
+@attrs.frozen
+class Commit:
+    """What was done.
+
+    Attributes:
+        parent: the image that holds the data now.
+        written: bytes of data that were written into it.
+        emptied: the child holds no data of its own any more; not every format can be emptied.
+    """
+
+    parent: DiskId
+    written: int
+    emptied: bool
+
+
+def commit_image(
+    name: str,
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+) -> Commit:
+    """Write what an image holds itself into its parent, then empty it. It reads as before.
+
+    The parent may be of any format; it grows where the child is larger. Other children of the same
+    parent are spoilt by that. On disk when it returns; stopped at any moment, both are still right.
+
+    Args:
+        name: `[HANDLE:]PATH` of the child.
+        references: which files the images may name.
+        keys: passphrases of encrypted images.
+        registry: drivers to use instead of the installed ones.
+        progress: told how far it is; what it raises stops the work.
+
+    Raises:
+        TapError: with the name of the image concerned.
+    """
+    registry = registry or default_registry()
+    # alone: its parent is to be written, which a chain of its own would forbid
+    with open_image(
+        name,
+        writing=True,
+        references=references,
+        keys=keys,
+        with_parents=False,
+        registry=registry,
+    ) as child:
+        dd = child.state.disks
+        assert dd is not None
+        recorded = recorded_parent(dd)
+        if recorded is None:
+            raise UsageError("has no parent", image=dd.name)
+        parent, written, fits = _fold(
+            child, dd, recorded, references or ReferencePolicy(), keys, registry, progress
+        )
+        try:
+            if not fits and "td_set_parent" in dd.drv.implemented:
+                dd.drv.td_set_parent(dd, recorded)  # what tells a changed parent is recorded anew
+            emptied = "td_make_empty" in dd.drv.implemented
+            if emptied:
+                dd.drv.td_make_empty(dd)
+        except (TapError, OSError) as exc:
+            raise open_error(exc, dd.name) from exc
+        child.sync()
+    return Commit(parent, written, emptied)
+
+
+def _fold(
+    child: Disk,
+    dd: DiskDriver,
+    recorded: DiskId,
+    policy: ReferencePolicy,
+    keys: Keys | None,
+    registry: Registry,
+    progress: Progress | None,
+) -> tuple[DiskId, int, bool]:
+    """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
+    recorded = as_handles(recorded, registry)
+    parent_id = resolve_parent(recorded, dd, dd.name, registry, policy)
+    with open_image(
+        DiskId(parent_id.name, recorded.drivertype),  # what was not recorded is probed, and guarded
+        writing=True,
+        references=policy.and_home_of(dd.name),
+        keys=keys,
+        registry=registry,
+    ) as parent:
+        leaf = parent.state.disks
+        assert leaf is not None
+        if not recorded.drivertype and leaf.next is not None:
+            raise guessed_parent_error(leaf.name)
+        _check_fit(dd, leaf)
+        if child.size > parent.size:
+            _grow(parent, leaf, child.size)
+        written = Transfer(child, parent, progress=progress).run(jobs_for_own(child))
+        parent.sync()
+        return parent_id, written, _fits(dd, leaf)
+
+
+def _check_fit(child: DiskDriver, parent: DiskDriver) -> None:
+    try:
+        code = child.drv.td_validate_parent(child, parent, 0)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, child.name) from exc
+    if code:
+        text = f"its parent {parent.name} does not fit: {os.strerror(abs(code))}"
+        raise ImageOpenError(text, image=child.name, errno=abs(code))
+
+
+def _fits(child: DiskDriver, parent: DiskDriver) -> bool:
+    try:
+        _check_fit(child, parent)
+    except TapError:
+        return False
+    return True
+
+
+def _grow(parent: Disk, leaf: DiskDriver, size: int) -> None:
+    if "td_resize" not in leaf.drv.implemented:
+        raise NotSupportedError(
+            f"is smaller than its child by {format_size(size - parent.size)}, "
+            f"and the format '{parent.handle}' cannot be resized",
+            image=leaf.name,
+        )
+    old = parent.size
+    parent.resize(size)
+    for run in list(parent.extents(old)):  # a longer parent of its own must not show
+        if run.kind != "zero":
+            parent.zero(run.start, run.length)

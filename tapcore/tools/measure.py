@@ -1,0 +1,86 @@
+"""How large a new image would be, without making one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tapcore.errors import NotSupportedError, TapError, open_error
+from tapcore.keys import Keys
+from tapcore.models import DiskInfo, Measurement
+from tapcore.names import round_up_to_sector
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.formatoptions import check_options
+from tapcore.tools.opening import open_image
+
+
+def measure_image(
+    source: str,
+    handle: str,
+    *,
+    options: Mapping[str, str] | None = None,
+    snapshot: str = "",
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> Measurement:
+    """The bytes that a conversion would need. Looks at extents, not at content.
+
+    Args:
+        source: `[HANDLE:]PATH` of the image to be converted.
+        handle: of the new image's format.
+        options: of the new format (`-o`).
+        snapshot: of the source, that would be converted.
+        references: which files the source may name.
+        keys: passphrases of encrypted images.
+        registry: drivers to use instead of the installed ones.
+
+    Raises:
+        TapError: the source cannot be opened, or the format cannot tell.
+    """
+    registry = registry or default_registry()
+    info = _measuring(handle, options or {}, registry)
+    with open_image(
+        source, references=references, keys=keys, snapshot=snapshot, registry=registry
+    ) as disk:
+        data = ((run.start, run.length) for run in disk.extents() if run.kind != "zero")
+        return _measure(info, disk.size, options or {}, data)
+
+
+def measure_size(
+    size: int,
+    handle: str,
+    *,
+    options: Mapping[str, str] | None = None,
+    registry: Registry | None = None,
+) -> Measurement:
+    """The bytes that an empty disk of a size (bytes) would need; else as `measure_image`."""
+    info = _measuring(handle, options or {}, registry or default_registry())
+    return _measure(info, round_up_to_sector(size), options or {}, ())
+
+
+def measurement_as_dict(found: Measurement) -> dict[str, Any]:
+    """The object of `measure --json`; `bitmaps` only where there are some."""
+    facts = {"required": found.required, "fully-allocated": found.fully_allocated}
+    return facts | ({"bitmaps": found.bitmaps} if found.bitmaps else {})
+
+
+def _measuring(handle: str, options: Mapping[str, str], registry: Registry) -> DiskInfo:
+    info = registry.get(handle)
+    if "measure" not in info.capabilities:
+        text = f"the size of images of the format '{handle}' cannot be told beforehand"
+        raise NotSupportedError(text)
+    check_options("", handle, info.create_options, options)
+    return info
+
+
+def _measure(
+    info: DiskInfo, size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    assert info.drv is not None
+    try:
+        found: Measurement = info.drv.td_measure(size, dict(options), data)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, "") from exc
+    return found

@@ -1,0 +1,179 @@
+"""Giving an image another parent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import attrs
+
+from tapcore.disk import Disk
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.keys import Keys
+from tapcore.models import DiskDriver, DiskId
+from tapcore.names import split_name
+from tapcore.probe import probe
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry, default_registry
+from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.plan import jobs_for_holes
+from tapcore.tools.transfer import Transfer
+
+
+@attrs.frozen
+class Rebase:
+    """What was done.
+
+    Attributes:
+        parent: as it is recorded now; None: the image stands alone.
+        written: bytes of data that were copied into the image, so that it reads as before.
+    """
+
+    parent: DiskId | None
+    written: int
+
+
+def rebase_image(
+    name: str,
+    parent: str,
+    *,
+    unsafe: bool = False,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+) -> Rebase:
+    """Change an image's parent, keeping what the image reads as.
+
+    Whatever would read differently is copied into the image before. On disk when it returns;
+    stopped at any moment, the image still reads as before.
+
+    Args:
+        name: `[HANDLE:]PATH`.
+        parent: `[HANDLE:]PATH` of the new one; a relative path counts from the image's directory,
+            since it is recorded as it is given. Empty: the image is to stand alone.
+        unsafe: only change what is recorded: the new parent is known to hold the same, or its name
+            alone has changed. The old one need not exist.
+        references: which files the images may name.
+        keys: passphrases of encrypted images.
+        registry: drivers to use instead of the installed ones.
+        progress: told how far it is; what it raises stops the work.
+
+    Raises:
+        TapError: with the name of the image concerned; its parent is the one that it was.
+    """
+    registry = registry or default_registry()
+    image = _path_of(name, registry)
+    recorded, path = _new_parent(parent, image, registry, must_exist=not unsafe)
+    if unsafe:
+        with _changeable(name, references, keys, registry, with_parents=False) as (_, dd):
+            _record(dd, recorded)
+        return Rebase(recorded, 0)
+    with contextlib.ExitStack() as stack:
+        other: Disk | None = None
+        if recorded is not None:
+            other = stack.enter_context(
+                open_image(
+                    DiskId(path, recorded.drivertype),
+                    references=(references or ReferencePolicy()).and_home_of(image),
+                    keys=keys,
+                    registry=registry,
+                )
+            )
+            _refuse_own_ancestor(other, image)
+        disk, dd = stack.enter_context(
+            _changeable(name, references, keys, registry, with_parents=True)
+        )
+        written = _keep_content(disk, other, progress)
+        _record(dd, recorded)
+        return Rebase(recorded, written)
+
+
+def _keep_content(disk: Disk, parent: Disk | None, progress: Progress | None) -> int:
+    """Copy what would read differently, onto the disk; returns the bytes of data."""
+    transfer = Transfer(
+        disk,
+        disk,
+        against=parent,
+        fresh=parent is None,  # what stands alone reads as zeroes where it holds nothing
+        hold_zeroes=parent is not None,
+        progress=progress,
+    )
+    written = transfer.run(jobs_for_holes(disk, parent))
+    disk.sync()
+    return written
+
+
+@contextlib.contextmanager
+def _changeable(
+    name: str,
+    references: ReferencePolicy | None,
+    keys: Keys | None,
+    registry: Registry,
+    *,
+    with_parents: bool,
+) -> Iterator[tuple[Disk, DiskDriver]]:
+    with open_image(
+        name,
+        writing=True,
+        references=references,
+        keys=keys,
+        with_parents=with_parents,
+        registry=registry,
+    ) as disk:
+        dd = disk.state.disks
+        assert dd is not None
+        if "td_set_parent" not in dd.drv.implemented:
+            text = f"the format '{disk.handle}' has no parent that could be changed"
+            raise NotSupportedError(text, image=dd.name)
+        yield disk, dd
+
+
+def _record(dd: DiskDriver, parent: DiskId | None) -> None:
+    try:
+        dd.drv.td_set_parent(dd, parent)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, dd.name) from exc
+
+
+def _path_of(name: str, registry: Registry) -> str:
+    try:
+        return split_name(name, registry).name
+    except TapError as exc:
+        exc.image = exc.image or name
+        raise
+
+
+def _new_parent(
+    parent: str, image: str, registry: Registry, *, must_exist: bool
+) -> tuple[DiskId | None, str]:
+    """The parent as it is to be recorded, and its path."""
+    if not parent:
+        return None, ""
+    given = split_name(parent, registry)
+    path = os.path.join(os.path.dirname(image), given.name)
+    if _same_file(path, image):
+        raise UsageError("cannot be its own parent", image=image)
+    if given.drivertype and not registry.get(given.drivertype).file_backed:
+        raise UsageError(f"a '{given.drivertype}' disk cannot be a parent", image=image)
+    if given.drivertype:
+        return given, path
+    if not must_exist and not os.path.lexists(path):
+        text = f"'{parent}' does not exist; write HANDLE:PATH, so that its format can be recorded"
+        raise UsageError(text, image=image)
+    return DiskId(given.name, probe(path, registry)), path
+
+
+def _refuse_own_ancestor(parent: Disk, image: str) -> None:
+    assert parent.state.disks is not None
+    for dd in parent.state.disks.chain():
+        if _same_file(dd.name, image):
+            raise UsageError("would be its own ancestor", image=image)
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

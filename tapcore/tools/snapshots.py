@@ -1,0 +1,154 @@
+"""Internal snapshots: states of a disk that its image keeps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+
+from tapcore.disk import Disk
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.keys import Keys
+from tapcore.models import DiskDriver, Snapshot
+from tapcore.references import ReferencePolicy
+from tapcore.registry import Registry
+from tapcore.tools.opening import open_image
+
+
+def list_snapshots(
+    name: str,
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> list[Snapshot]:
+    """The snapshots of an image, in its own order. Takes no lock.
+
+    Args:
+        name: `[HANDLE:]PATH`.
+        references: which files the image may name.
+        keys: passphrases of encrypted images.
+        registry: drivers to use instead of the installed ones.
+
+    Raises:
+        TapError: the image cannot be opened, or its format has no snapshots.
+    """
+    with open_image(
+        name,
+        references=references,
+        keys=keys,
+        lock=False,
+        with_parents=False,
+        metadata_only=True,
+        registry=registry,
+    ) as disk:
+        _leaf(disk, "td_snapshots")
+        return disk.snapshots()
+
+
+def create_snapshot(
+    name: str,
+    snapshot: str,
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> Snapshot:
+    """Keep the present content of an image under a name; arguments as `list_snapshots`.
+
+    Raises:
+        UsageError: the name is empty, or a snapshot has it already.
+    """
+    if not snapshot or "\0" in snapshot:
+        raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=name)
+    with _changing(name, "td_snapshot_create", references, keys, registry) as dd:
+        if any(snapshot in (found.id, found.name) for found in dd.drv.td_snapshots(dd)):
+            raise UsageError(f"has a snapshot '{snapshot}' already")
+        made: Snapshot = dd.drv.td_snapshot_create(dd, snapshot)
+        return made
+
+
+def apply_snapshot(
+    name: str,
+    snapshot: str,
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> Snapshot:
+    """Make an image's content that of a snapshot, by id or name, which stays.
+
+    What the image held until then is gone. Arguments as `list_snapshots`.
+    """
+    with _changing(name, "td_snapshot_apply", references, keys, registry) as dd:
+        found = find_snapshot(dd.drv.td_snapshots(dd), snapshot)
+        dd.drv.td_snapshot_apply(dd, found.id)
+        return found
+
+
+def delete_snapshot(
+    name: str,
+    snapshot: str,
+    *,
+    references: ReferencePolicy | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
+) -> Snapshot:
+    """Forget a snapshot, by id or name; arguments as `list_snapshots`."""
+    with _changing(name, "td_snapshot_delete", references, keys, registry) as dd:
+        found = find_snapshot(dd.drv.td_snapshots(dd), snapshot)
+        dd.drv.td_snapshot_delete(dd, found.id)
+        return found
+
+
+def find_snapshot(snapshots: Sequence[Snapshot], name: str) -> Snapshot:
+    """The snapshot of an id, or where no id is so, of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for attribute in ("id", "name"):
+        for snapshot in snapshots:
+            if getattr(snapshot, attribute) == name:
+                return snapshot
+    raise UsageError(f"has no snapshot '{name}'")
+
+
+def snapshot_as_dict(snapshot: Snapshot) -> dict[str, Any]:
+    """The item of `snapshot list --json`."""
+    return attrs.asdict(snapshot)
+
+
+@contextlib.contextmanager
+def _changing(
+    name: str,
+    hook: str,
+    references: ReferencePolicy | None,
+    keys: Keys | None,
+    registry: Registry | None,
+) -> Iterator[DiskDriver]:
+    """An image open for writing, alone; errors get its name."""
+    with open_image(
+        name,
+        writing=True,
+        references=references,
+        keys=keys,
+        with_parents=False,
+        registry=registry,
+    ) as disk:
+        dd = _leaf(disk, hook)
+        try:
+            yield dd
+        except (TapError, OSError) as exc:
+            raise open_error(exc, dd.name) from exc
+
+
+def _leaf(disk: Disk, hook: str) -> DiskDriver:
+    dd = disk.state.disks
+    assert dd is not None
+    if hook not in dd.drv.implemented:
+        text = f"the format '{disk.handle}' has no internal snapshots"
+        raise NotSupportedError(text, image=dd.name)
+    return dd
