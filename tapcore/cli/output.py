@@ -26,10 +26,15 @@ def print_json(value: object) -> None:
 
 def print_pairs(pairs: Iterable[tuple[str, object]], indent: str = "") -> None:
     """`name: value` lines with the values in one column."""
+    for line in pair_lines(pairs, indent):
+        print_line(line)
+
+
+def pair_lines(pairs: Iterable[tuple[str, object]], indent: str = "") -> list[str]:
+    """What `print_pairs` prints."""
     rows = [(f"{indent}{printable(name)}:", text_of(value)) for name, value in pairs]
     width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        print_line(f"{name:{width}} {value}".rstrip())
+    return [f"{name:{width}} {value}".rstrip() for name, value in rows]
 
 
 def text_of(value: object) -> str:
@@ -58,10 +63,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         _print_rich(headers, safe)
         return
-    widths = [max(map(len, column)) for column in zip(headers, *safe, strict=True)]
-    for row in (headers, *safe):
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    for line in table_lines(headers, safe):
+        print(line)
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in plain columns."""
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (headers, *rows)
+    ]
 
 
 def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ from tapcore.imagefile.hostfile import occupied_bytes
 from tapcore.imagefile.locks import being_written, holder_of
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import Keys
-from tapcore.models import DiskDriver, DiskId
+from tapcore.models import Bitmap, DiskDriver, DiskId, Snapshot
 from tapcore.names import as_handles
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
@@ -36,6 +36,8 @@ class ImageInfo:
         parent_handle: of the parent's driver as recorded (with a chain: as opened), or None.
         format: the format's own facts.
         notes: lines for a person: who writes to it, why its parent would not be opened.
+        snapshots: internal ones; `format` has them too, where the driver says so.
+        bitmaps: persistent ones, likewise.
     """
 
     image: str
@@ -48,13 +50,15 @@ class ImageInfo:
     parent_handle: str | None
     format: dict[str, Any]
     notes: tuple[str, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The object of `info --json`."""
         return {
             field.name: getattr(self, field.name)
             for field in attrs.fields(ImageInfo)
-            if field.name != "notes"
+            if field.name not in ("notes", "snapshots", "bitmaps")
         }
 
 
@@ -112,6 +116,8 @@ def _describe(
         parent_handle=parent_handle,
         format=dict(dd.drv.td_info(dd)),
         notes=tuple(notes),
+        snapshots=tuple(dd.drv.td_snapshots(dd)),
+        bitmaps=tuple(dd.drv.td_bitmaps(dd)),
     )
 
 
