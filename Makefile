@@ -12,7 +12,7 @@ ARGS ?=
 
 export PYTHON IMAGE
 
-.PHONY: help install run test peers lint format bench bench-formats dist clean
+.PHONY: help install run test peers lint format bench bench-formats man dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +46,10 @@ bench: install peers ## side by side with qemu-nbd, qemu-storage-daemon and nbdk
 
 bench-formats: install peers ## qcow2 and VMDK images, side by side with QEMU's servers
 	@$(VENV)/bin/python benchmarks/formats.py $(ARGS)
+
+man: install ## man pages of every command, into build/man/
+	@$(VENV)/bin/python scripts/manpages.py build/man
+	@ls build/man/*.1
 
 dist: install ## wheels of everything, into dist/
 	@sh scripts/dist.sh

@@ -91,6 +91,8 @@ def test_keys_and_values_of_the_format(folder: Path) -> None:
             "preallocation=full",
         ]
     assert offered("tapdisk create aio:x -o a=b,pre") == ["a=b,preallocation="]
+    assert offered("tapdisk measure x -O ai") == ["aio"]
+    assert offered("tapdisk measure x -O aio -o pre") == ["preallocation="]
     assert offered("tapdisk create aio:x -o no=") == []
     assert offered("tapdisk create -o pre") == []
 

@@ -11,17 +11,26 @@ _MOST: Final = 2000
 """Of one directory's files."""
 
 
-def image_items(incomplete: str) -> list[CompletionItem[str]]:
-    """`[HANDLE:]PATH`: handles that are installed, and files."""
-    from importlib.metadata import entry_points  # no driver is loaded to know its handle
+def _handles() -> list[str]:
+    """Of the drivers that are installed; none is loaded for it."""
+    from importlib.metadata import entry_points
 
     from tapcore.registry import DRIVER_GROUP
 
-    handles = sorted({entry.name for entry in entry_points(group=DRIVER_GROUP)})
+    return sorted({entry.name for entry in entry_points(group=DRIVER_GROUP)})
+
+
+def handle_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`HANDLE`."""
+    return [CompletionItem(name) for name in _handles() if name.startswith(incomplete)]
+
+
+def image_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`[HANDLE:]PATH`: handles that are installed, and files."""
     handle, colon, path = incomplete.partition(":")
-    if colon and handle in handles:
+    if colon and handle in _handles():
         return file_items(path, f"{handle}:")
-    found = [CompletionItem(f"{name}:") for name in handles if name.startswith(incomplete)]
+    found = [CompletionItem(f"{name}:") for name in _handles() if name.startswith(incomplete)]
     return [*file_items(incomplete), *found]
 
 

@@ -184,7 +184,7 @@ def completes(kind: str) -> Complete:
     """What a shell offers for a value.
 
     Args:
-        kind: "image", "file", "key_file" or "parents": a function of `tapcore.cli.candidates`.
+        kind: "image", "handle", "file", "key_file", "parents": of `tapcore.cli.candidates`.
     """
 
     def items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -206,7 +206,8 @@ def _format_option_items(ctx: click.Context, param: click.Parameter, incomplete:
     # before an option that lacks its value click leaves the arguments where they are
     given = dict(zip(names, ctx.args, strict=False))
     given.update((name, value) for name, value in ctx.params.items() if value)
-    image = given.get("target") or given.get("image")
+    made = f"{given['handle']}:new" if "handle" in given else None
+    image = made or given.get("target") or given.get("image")
     if not image:
         return []
     return list(format_option_items(image, incomplete, amending=ctx.info_name == "amend"))

@@ -9,9 +9,9 @@ from tapcore.cli.options import tap_command
 
 
 @tap_command("completion", short_help="print the completion script of a shell")
-@click.argument("shell", type=click.Choice(tuple(SCRIPTS)))
+@click.argument("shell", type=click.Choice(tuple(SCRIPTS)), metavar="|".join(SCRIPTS))
 def command(shell: str) -> None:
-    """Print the script that completes tapdisk's command lines in SHELL (bash, zsh or fish).
+    """Print the script that completes tapdisk's command lines in a shell.
 
     It completes commands, options, handles of the drivers that are installed, files, and the keys
     and values of -o.

@@ -6,6 +6,7 @@ import click
 
 from tapcore.cli.options import (
     Size,
+    completes,
     format_options,
     image_argument,
     json_option,
@@ -21,8 +22,16 @@ from tapcore.tools.measure import measure_image, measure_size, measurement_as_di
 
 
 @tap_command("measure", short_help="how large a new image would be")
-@image_argument("source", required=False)
-@click.option("-O", "--output", "handle", required=True, metavar="HANDLE", help="Its format.")
+@image_argument("source", required=False, metavar="[SOURCE]")
+@click.option(
+    "-O",
+    "--output",
+    "handle",
+    required=True,
+    metavar="HANDLE",
+    shell_complete=completes("handle"),
+    help="Its format.",
+)
 @click.option("--size", type=Size(), help="Of an empty disk of this size, without a SOURCE.")
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Of this internal snapshot.")

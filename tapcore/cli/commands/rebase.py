@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.options import image_argument, opening_options, quiet_option, tap_command
+from tapcore.cli.options import (
+    completes,
+    image_argument,
+    opening_options,
+    quiet_option,
+    tap_command,
+)
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import progress
 from tapcore.keys import Keys
@@ -19,6 +25,7 @@ from tapcore.tools.rebase import Rebase, rebase_image
     "-b",
     "--parent",
     metavar="PARENT",
+    shell_complete=completes("image"),
     required=True,
     help="The new parent; a relative path counts from IMAGE's directory. '': none, IMAGE is to "
     "stand alone.",

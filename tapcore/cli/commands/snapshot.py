@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 
 import click
 
@@ -15,9 +14,9 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import print_json, print_line, print_table
+from tapcore.cli.snapshottable import COLUMNS, snapshot_rows
 from tapcore.keys import Keys
 from tapcore.models import Snapshot
-from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
 from tapcore.tools.snapshots import (
     apply_snapshot,
@@ -78,20 +77,6 @@ def _print(snapshots: list[Snapshot], *, as_json: bool) -> None:
     if as_json:
         print_json([snapshot_as_dict(snapshot) for snapshot in snapshots])
     elif snapshots:
-        print_table(("ID", "NAME", "VM STATE", "DATE", "VM CLOCK"), list(map(_row, snapshots)))
+        print_table(COLUMNS, snapshot_rows(snapshots))
     else:
         print_line("no snapshots")
-
-
-def _row(snapshot: Snapshot) -> tuple[str, ...]:
-    date = datetime.fromtimestamp(snapshot.date_sec).strftime("%Y-%m-%d %H:%M:%S")
-    state = format_size(snapshot.vm_state_size) if snapshot.vm_state_size else "-"
-    return snapshot.id, snapshot.name, state, date, _clock(snapshot.vm_clock_nsec)
-
-
-def _clock(nanoseconds: int) -> str:
-    """Hours, minutes and seconds that a virtual machine has run."""
-    seconds, thousandths = divmod(nanoseconds // 1_000_000, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{seconds:02}.{thousandths:03}"
