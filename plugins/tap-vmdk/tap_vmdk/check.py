@@ -105,14 +105,19 @@ def _check_embedded(image: Image, result: CheckResult, repair: str) -> None:
         result.messages.append("line ends in the file were changed, as transfers of text do")
     if descriptor is None or image.place is None or not stands_alone(image):
         return
-    lines = descriptor.extents()
-    sectors = sum(line.sectors for line in lines)
-    if len(lines) == 1 and sectors == header.capacity:
-        return
-    result.messages.append(
-        f"the descriptor says {sectors} sectors in {len(lines)} extents, "
-        f"and the header {header.capacity}"
-    )
+    lines: list[ExtentLine] = []
+    try:
+        lines = descriptor.extents()
+    except ImageFormatError as exc:
+        result.messages.append(exc.message)
+    else:
+        sectors = sum(line.sectors for line in lines)
+        if len(lines) == 1 and sectors == header.capacity:
+            return
+        result.messages.append(
+            f"the descriptor says {sectors} sectors in {len(lines)} extents, "
+            f"and the header {header.capacity}"
+        )
     if repair != "all":
         result.corruptions += 1
         return

@@ -199,6 +199,17 @@ def test_descriptor_and_header_disagree_on_the_size(tmp_path: Path, rng: random.
     assert read(image) == content
 
 
+def test_an_embedded_extent_line_that_makes_no_sense(tmp_path: Path, rng: random.Random) -> None:
+    content = content_of(rng)
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(with_descriptor(content).replace(b"RW 1536 SPARSE", b"RW zzzz SPARSE"))
+    assert read(image) == content  # what counts is the header
+    assert check_image(f"vmdk:{image}").corruptions == 1
+    result = repaired(image)
+    assert (result.corruptions, result.corruptions_fixed) == (0, 1)
+    assert b"RW 1536 SPARSE" in image.read_bytes()
+
+
 def test_extents_that_do_not_fit_their_descriptor(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.vmdk"
     (tmp_path / "a.vmdk").write_bytes(hosted(rng.randbytes(4096)))

@@ -15,6 +15,7 @@ class TestMonolithicSparse(DriverContract):
 class _Kind(DriverContract):
     """Images of another subformat than the default."""
 
+    sizes: ClassVar[tuple[int, ...]] = ((200 << 10) + 512, 3 << 20)
     options: ClassVar[dict[str, str]] = {}
 
     def make_image(self, size: int, name: str = "image") -> str:
@@ -38,7 +39,6 @@ class TestMonolithicFlat(_Kind):
     handle = "vmdk"
     options: ClassVar[dict[str, str]] = {"subformat": "monolithicFlat"}
     damages = 100
-    cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback", "none")
 
     def image_files(self, image: str) -> list[str]:
         return [image, image.removesuffix(".vmdk") + "-flat.vmdk"]

@@ -11,6 +11,7 @@ import pytest
 import tapcore
 from peers import peer
 from tap_vmdk.create import SPLIT_SECTORS
+from tapcore.tools.map import map_disk
 
 KINDS = (
     "monolithicSparse",
@@ -180,3 +181,35 @@ def _raw(folder: Path, content: dict[int, bytes], size: int) -> str:
         for at, piece in content.items():
             os.pwrite(file.fileno(), piece, at)
     return str(path)
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_map_agrees(tmp_path: Path, rng: random.Random, child: bool) -> None:
+    image, base, grain = tmp_path / "disk.vmdk", tmp_path / "base.vmdk", 65536
+    size = 70 * grain
+    tapcore.create_image(f"vmdk:{base}", size)
+    parent = "vmdk:base.vmdk" if child else ""
+    options = {"zeroed_grain": "on"}
+    for path, kwargs in ((base, {}), (image, {"parent": parent, "options": options})):
+        if path == image:
+            tapcore.create_image(f"vmdk:{path}", size, **kwargs)  # type: ignore[arg-type]
+        with tapcore.open(f"vmdk:{path}") as disk:
+            for number in rng.sample(range(70), 25):
+                disk.pwrite(number * grain, rng.randbytes(grain))
+    qemu_io(image, f"write -z -u {3 * grain} {2 * grain}")
+    theirs = json.loads(qemu_img("map", "--output=json", "-f", "vmdk", image))
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        ours = [item.as_dict(str(image)) for item in map_disk(disk)]
+    assert grains_of(ours) == grains_of(theirs)
+
+
+def grains_of(items: list[dict[str, object]]) -> list[tuple[object, ...]]:
+    """For each grain what the maps must agree on."""
+    found: list[tuple[object, ...]] = []
+    for item in items:
+        start, length = int(str(item["start"])), int(str(item["length"]))
+        for at in range(start, start + length, 65536):
+            place = int(str(item["offset"])) + at - start if item["data"] else None
+            depth = item["depth"] if item["data"] else None
+            found.append((item["data"], item["zero"], depth, place))
+    return found
