@@ -237,7 +237,9 @@ class ImageFile:
         return 0
 
     def _punch(self, offset: int, length: int) -> None:
-        length = min(length, max(self.size - offset, 0))  # nothing lies past the end
+        # nothing lies past the end; `size` is not asked, as threads that make the file longer side
+        # by side may leave it too small, and content would stay
+        length = min(length, max(host_file_size(self.fd) - offset, 0))
         if length:
             punch_hole(self.fd, offset, length)
             self.holes.forget()
