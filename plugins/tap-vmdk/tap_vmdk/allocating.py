@@ -61,7 +61,7 @@ class AllocatingPart(SparsePart):
         self.busy: dict[int, Allocation] = {}  # by grain
         self._new_tables: set[int] = set()  # whose directory entries are not on disk yet
         self._saving: tuple[set[int], set[int]] = (set(), set())
-        map.end = max(map.end, round_up(min(header.overhead, 1 << 16), map.layout.grain))
+        map.end = max(map.end, round_up(min(header.overhead, _LAST_SECTOR), map.layout.grain))
 
     def not_busy(self, at: int, count: int) -> int:
         """How many sectors lie before the first grain that is being written."""
