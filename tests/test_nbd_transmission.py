@@ -324,7 +324,7 @@ def test_after_goodbye_nothing_is_taken() -> None:
         assert wire.parser.idle
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 28, b"\x25\x60\x95\x14" + bytes(24), os.urandom(28)])
+@pytest.mark.parametrize("garbage", [b"\0" * 28, b"\x25\x60\x95\x14" + bytes(24), b"\xa5" * 28])
 def test_garbage_is_the_end(garbage: bytes) -> None:
     with ram() as wire:
         wire.feed(wire.make(READ, 0, 512) + garbage + wire.make(READ, 0, 1)[:5])

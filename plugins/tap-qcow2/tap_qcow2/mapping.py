@@ -9,17 +9,22 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tap_qcow2 import layout
+from tap_qcow2 import layout, words
 from tapcore import SECTOR_SHIFT, ImageFormatError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
     from tap_qcow2.l2tables import Table
+    from tap_qcow2.words import Words
 
 UNALLOCATED: Final = 0
 ZERO: Final = 1
 DATA: Final = 2
 COMPRESSED: Final = 3
+
+
+_MANY: Final = 256
+_NOTHING: Final = words.zeroes(_MANY)
 
 
 class Run(NamedTuple):
@@ -96,12 +101,15 @@ def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:
     return Run(kind, sector, until - sector, where)
 
 
-def _same(entries: object, at: int, last: int, image: Image, kind: int, where: int) -> int:
+def _same(entries: Words, at: int, last: int, image: Image, kind: int, where: int) -> int:
     """How many clusters are zero, or unallocated, like the first one."""
     more = 1
+    if kind == UNALLOCATED:  # mostly entries of zero: many at once
+        while entries[at + more : at + more + _MANY] == _NOTHING and at + more + _MANY <= last:
+            more += _MANY
     step = image.geometry.cluster_size if where else 0
     while at + more <= last:
-        entry = entries[at + more]  # type: ignore[index]
+        entry = entries[at + more]
         if standard_entry(image, entry) != (kind, where + more * step if where else 0):
             break
         more += 1
