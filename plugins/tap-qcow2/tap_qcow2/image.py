@@ -433,13 +433,15 @@ def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
     mask = layout.OFFSET_MASK
     found.update((entry & mask) >> bits for entry in image.tables.l1 if entry & mask)
     if header.crypto is not None:
-        _add_range(found, *header.crypto, bits)
+        offset, length = header.crypto  # checked only where the key is asked for
+        _add_range(found, offset, min(length, layout.MAX_CRYPTO_HEADER), bits)
     if header.nb_snapshots:
-        from tap_qcow2.snapshottable import read_snapshots, table_bytes
+        from tap_qcow2.snapshottable import check_snapshot_l1, read_snapshots, table_bytes
 
         snapshots = read_snapshots(image)
         _add_range(found, header.snapshots_offset, table_bytes(snapshots), bits)
         for snapshot in snapshots:
+            check_snapshot_l1(image, snapshot)
             _add_range(found, snapshot.l1_offset, snapshot.l1_size * 8, bits)
     if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
         from tap_qcow2.bitmaps import bitmap_ranges_on_disk

@@ -107,7 +107,7 @@ def _set_up_cipher(image: Image) -> None:
     if image.header.crypto is None:
         raise ImageFormatError("is encrypted with LUKS, but has no LUKS header")
     offset, length = image.header.crypto
-    if offset % image.geometry.cluster_size or not 0 < length <= 64 << 20:
+    if offset % image.geometry.cluster_size or not 0 < length <= layout.MAX_CRYPTO_HEADER:
         raise ImageFormatError("has its LUKS header at an impossible place")
     if offset + length > image.file.size:
         raise ImageFormatError("has its LUKS header outside of the file")
