@@ -22,7 +22,7 @@ from tap_qcow2.bitmaps import (
 )
 from tap_qcow2.bitmaptracking import Recording, write_flags
 from tap_qcow2.bitruns import cut, either
-from tap_qcow2.image import metadata_clusters
+from tap_qcow2.metadata import metadata_clusters
 from tap_qcow2.words import Words
 from tapcore import ImageFormatError
 

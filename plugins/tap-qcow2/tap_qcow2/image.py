@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tap_qcow2 import layout, words
 from tap_qcow2.header import ATOMIC, Header, parse_header
 from tap_qcow2.l2tables import L2Tables
+from tap_qcow2.metadata import metadata_clusters
 from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
 from tap_qcow2.underway import UnderWay
@@ -291,13 +292,25 @@ class Image:
         if self.tracker is not None:
             self.tracker.mark(sector, nb_sectors)
 
-    @property
-    def must_wait(self) -> bool:
-        """Too many tables have changed: a write-back has to finish before more are."""
+    def held_back(self) -> int:
+        """Why no more tables may be changed now; 0 where they may.
+
+        Returns:
+            -EBUSY until a write-back has finished; another -errno while these fail.
+        """
         if not self.tables.overfull:
-            return False
+            return 0
         self.writeback.when_needed()
-        return True
+        return self.writeback.failing or -errno.EBUSY
+
+    def give_back(self, cluster: int, count: int) -> None:
+        """Host clusters that were given out, and that nothing ever pointed to, are free again."""
+        try:
+            self.refcounts.take_back(cluster, count)
+        except ImageFormatError as exc:
+            self.mark_corrupt(exc.message)
+        except OSError as exc:  # a reason to fail was there before
+            log.warning("%s: clusters are leaked: %s", self.dd.name, exc.strerror)
 
     def write_header_fields(self) -> None:
         """Write the header's fixed part, and wait until it is on disk.
@@ -305,6 +318,7 @@ class Image:
         Raises:
             OSError: as the system says.
         """
+        self._settle_refcount_table()
         self.file.write_metadata(0, self.header.fields())
         self.flush_file()
 
@@ -315,6 +329,7 @@ class Image:
             OSError: as the system says.
             UsageError: it does not fit into its cluster.
         """
+        self._settle_refcount_table()
         header = self.header
         before = header.length, header.backing_offset
         try:
@@ -325,6 +340,11 @@ class Image:
             raise
         end = header.backing_offset + len(name)
         header.stored_name = (header.backing_offset, end) if name else (0, 0)
+
+    def _settle_refcount_table(self) -> None:
+        """Where it has a new place, of which the header must not tell before it is there."""
+        if self.refcounts.table_moved or self.writeback.running:
+            self.writeback.all_now()
 
     def _write_header_parts(self, head: bytes, at: int, name: bytes) -> None:
         """First what lies behind the first sector, which then makes all of it valid as one."""
@@ -357,7 +377,8 @@ class Image:
             return
         self.header.incompatible |= layout.INCOMPAT_CORRUPT
         try:
-            self.file.write_metadata(0, self.header.fields())
+            at = layout.INCOMPAT_OFFSET  # no more: the refcount table may be about to move
+            self.file.write_metadata(at, self.header.incompatible.to_bytes(8, "big"))
         except OSError as exc:
             log.error("%s: it could not be marked as corrupt: %s", self.dd.name, exc.strerror)
 
@@ -378,6 +399,8 @@ class Image:
                 self.header.incompatible &= ~layout.INCOMPAT_DIRTY
                 self.write_header_fields()
                 self.lazy = False
+            if res := self.writeback.failure_to_tell():
+                raise OSError(-res, "an earlier flush failed")
         finally:
             self.closing = False
         self.writing = False
@@ -414,43 +437,3 @@ class Image:
 def format_name(parent: DiskId) -> str:
     """How the header names a parent's format: as QEMU does, for which all raw files are one."""
     return "raw" if parent.drivertype in ("aio", "sync") else parent.drivertype
-
-
-def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
-    """Host clusters that hold the image's own structures: never given out, or written as data.
-
-    The L2 tables of snapshots are not among them, as in QEMU's default: there may be very many.
-
-    Args:
-        image: open.
-        with_bitmaps: those of persistent bitmaps, too.
-    """
-    header, bits = image.header, image.cluster_bits
-    found = {0}
-    _add_range(found, header.l1_table_offset, header.l1_size * 8, bits)
-    _add_range(found, header.refcount_table_offset, header.refcount_table_clusters << bits, bits)
-    found.update(entry >> bits for entry in image.refcounts.table if entry)
-    mask = layout.OFFSET_MASK
-    found.update((entry & mask) >> bits for entry in image.tables.l1 if entry & mask)
-    if header.crypto is not None:
-        offset, length = header.crypto  # checked only where the key is asked for
-        _add_range(found, offset, min(length, layout.MAX_CRYPTO_HEADER), bits)
-    if header.nb_snapshots:
-        from tap_qcow2.snapshottable import check_snapshot_l1, read_snapshots, table_bytes
-
-        snapshots = read_snapshots(image)
-        _add_range(found, header.snapshots_offset, table_bytes(snapshots), bits)
-        for snapshot in snapshots:
-            check_snapshot_l1(image, snapshot)
-            _add_range(found, snapshot.l1_offset, snapshot.l1_size * 8, bits)
-    if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
-        from tap_qcow2.bitmaps import bitmap_ranges_on_disk
-
-        for offset, length in bitmap_ranges_on_disk(image):
-            _add_range(found, offset, length, bits)
-    return found
-
-
-def _add_range(found: set[int], offset: int, length: int, bits: int) -> None:
-    if length:
-        found.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))

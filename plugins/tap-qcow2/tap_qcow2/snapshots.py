@@ -22,7 +22,7 @@ import attrs
 from tap_qcow2 import layout, words
 from tap_qcow2.checking_entries import Rules
 from tap_qcow2.copiedflags import clear_flags, set_flags
-from tap_qcow2.image import metadata_clusters
+from tap_qcow2.metadata import metadata_clusters
 from tap_qcow2.sharing import count_down, count_up, l2_offsets, references
 from tap_qcow2.snapshottable import (
     SnapshotEntry,
