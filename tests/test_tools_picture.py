@@ -193,9 +193,9 @@ def test_an_svg_has_a_row_for_each_image_and_one_for_the_disk(family: Path) -> N
     assert texts[:6] == [
         "child.toy: 256 KiB",
         "toy, a chain of 3 images, child on top",
-        "child.toy (toy, depth 0): 256 KiB, holds 16 KiB of data and 16 KiB compressed",
+        "child.toy (toy, depth 0): 256 KiB, holds 16 KiB of data and 16 KiB of compressed data",
         "base.toy (toy, depth 1): 256 KiB, holds 40 KiB of data",
-        "old.toy (toy, depth 2): 128 KiB, holds 24 KiB of data and 8 KiB compressed",
+        "old.toy (toy, depth 2): 128 KiB, holds 24 KiB of data and 8 KiB of compressed data",
         "the disk: what all of them show together",
     ]
     for text in ("64 KiB", "data in child.toy (depth 0)", "compressed data in old.toy (depth 2)"):
@@ -330,7 +330,7 @@ def test_map_svg_replaces_nothing_unasked(family: Path, capsys: pytest.CaptureFi
     assert ET.parse("out.svg").getroot().tag == f"{SVG}svg"
     (family / "out.svg").write_text("mine")
     assert main(["map", "child.toy", "--svg", "out.svg"]) == 1
-    assert "out.svg: exists; --force would replace it" in capsys.readouterr().err
+    assert "out.svg: exists already; --force replaces it" in capsys.readouterr().err
     assert (family / "out.svg").read_text() == "mine"
     assert main(["map", "child.toy", "--svg", "out.svg", "--force", "--picture"]) == 0
     assert "child.toy (toy): 256 KiB" in capsys.readouterr().out

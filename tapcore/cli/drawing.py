@@ -61,7 +61,7 @@ def claim_file(
     """
     if os.path.lexists(path):
         if not force:
-            raise UsageError("exists; --force would replace it", image=path)
+            raise UsageError("exists already; --force replaces it", image=path)
         if any(_is_same(path, name) for name in never):
             raise UsageError("is the image, or one of its parents", image=path)
 

@@ -193,14 +193,15 @@ class _Drawing:
         return self._held(row, row.depth)
 
     def _held(self, row: Row, depth: int) -> str:
-        """`child.qcow2 (qcow2, depth 0): 10 GiB, holds 1 GiB of data, ...`."""
+        """`child.qcow2 (qcow2, depth 0): 10 GiB, holds 1 GiB of data ...`."""
         data = row.totals.get(depth * KINDS + DATA, 0)
         packed = row.totals.get(depth * KINDS + COMPRESSED, 0)
-        more = f" and {format_size(packed)} compressed" if packed else ""
+        held = [f"{format_size(data)} of data"] if data or not packed else []
+        held += [f"{format_size(packed)} of compressed data"] if packed else []
         name = printable(short_name(row.name), _NAME)
         return (
             f"{name} ({row.handle}, depth {depth}): {format_size(row.size)}, "
-            f"holds {format_size(data)} of data{more}"
+            f"holds {' and '.join(held)}"
         )
 
     def _part(self, row: Row, part: _Part, top: int) -> None:
