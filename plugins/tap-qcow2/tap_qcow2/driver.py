@@ -140,8 +140,8 @@ def td_queue_write(
                 res = image.file.write_now((entry & _OFFSET) + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
-    if image.must_wait:
-        return -errno.EBUSY
+    if res := image.held_back():
+        return res
     image.about_to_change(sector, nb_sectors)
     return image.write(image, dd, cb, id, prv).run(sector, buf)
 
@@ -154,8 +154,8 @@ def td_queue_write_compressed(
     from tap_qcow2.deflating import write_compressed
 
     image: Image = dd.private
-    if image.must_wait:
-        return -errno.EBUSY
+    if res := image.held_back():
+        return res
     image.about_to_change(sector, nb_sectors)
     return write_compressed(image, dd, sector, nb_sectors, buf, cb, id, prv)
 
@@ -194,8 +194,8 @@ def _zero(
     from tap_qcow2.zeroing import Zeroing
 
     image: Image = dd.private
-    if image.must_wait:
-        return -errno.EBUSY
+    if res := image.held_back():
+        return res
     image.about_to_change(sector, nb_sectors)
     return Zeroing(image, *how, dd, cb, id, prv).run(sector, sector + nb_sectors)
 

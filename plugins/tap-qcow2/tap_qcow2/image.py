@@ -322,6 +322,27 @@ class Image:
         self.file.write_metadata(0, self.header.fields())
         self.flush_file()
 
+    def change_header(self, **fields: int) -> None:
+        """Write the header with other values of some fields, and wait until they are on disk.
+
+        Raises:
+            OSError: the old values stand; or, where these cannot be written again, nobody knows
+                which are on disk, and the image is not written any more.
+        """
+        before = {name: getattr(self.header, name) for name in fields}
+        try:
+            for name, value in fields.items():
+                setattr(self.header, name, value)
+            self.write_header_fields()
+        except BaseException:
+            for name, value in before.items():
+                setattr(self.header, name, value)
+            try:
+                self.write_header_fields()
+            except OSError:
+                self._give_up("its header cannot be written")
+            raise
+
     def write_header(self) -> None:
         """Write the header with its extensions and names, and wait until it is on disk.
 
@@ -369,10 +390,7 @@ class Image:
         """Damage was found: tell it, and let nobody write any more."""
         if self.broken:
             return
-        log.error("%s: %s", self.dd.name, reason)
-        self.broken = True
-        self.writing = False
-        self.choose_paths()
+        self._give_up(reason)
         if self.read_only or self.header.version < 3:
             return
         self.header.incompatible |= layout.INCOMPAT_CORRUPT
@@ -381,6 +399,12 @@ class Image:
             self.file.write_metadata(at, self.header.incompatible.to_bytes(8, "big"))
         except OSError as exc:
             log.error("%s: it could not be marked as corrupt: %s", self.dd.name, exc.strerror)
+
+    def _give_up(self, reason: str) -> None:
+        log.error("%s: %s", self.dd.name, reason)
+        self.broken = True
+        self.writing = False
+        self.choose_paths()
 
     def clean(self) -> None:
         """Bring everything to the disk; afterwards the file alone is the image, without leaks.

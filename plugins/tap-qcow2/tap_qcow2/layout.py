@@ -15,6 +15,9 @@ MAGIC: Final = b"QFI\xfb"
 
 # ---- feature bits ----------------------------------------------------------------------------
 
+INCOMPAT_OFFSET: Final = 72
+"""Of the field in the header, bytes."""
+
 INCOMPAT_DIRTY: Final = 1 << 0
 INCOMPAT_CORRUPT: Final = 1 << 1
 INCOMPAT_DATA_FILE: Final = 1 << 2

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +29,7 @@ import attrs
 from tap_qcow2 import words
 from tap_qcow2.l2tables import BLOCK_SHIFT, L1_BLOCK_SHIFT, Table
 from tap_qcow2.refcountblock import RefcountBlock
-from tapcore import ImageFile, ImageFormatError
+from tapcore import ImageFile, ImageFormatError, TapError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -57,10 +58,13 @@ class Picture:
         blocks: refcount blocks.
         l1: sectors of the L1 table.
         table_sectors: sectors of the refcount table.
-        table_moved: the header gets the refcount table's new place.
+        table_moved: the refcount table is written whole, to a new place.
+        header: gets the refcount table's place.
         released: clusters to be counted down at the end.
         holes: ranges (offset, length) that are given back to the file system.
         failed: -errno of what failed before the stages.
+        lost: -errno with which an fdatasync failed.
+        reached: the last stage that has begun, from 1: something of it may be on disk.
     """
 
     end: int = 0
@@ -71,9 +75,12 @@ class Picture:
     l1: set[int] = attrs.field(factory=set)
     table_sectors: set[int] = attrs.field(factory=set)
     table_moved: bool = False
+    header: bool = False
     released: list[int] = attrs.field(factory=list)
     holes: list[tuple[int, int]] = attrs.field(factory=list)
     failed: int = 0
+    lost: int = 0
+    reached: int = 1
 
 
 class Writeback:
@@ -84,13 +91,17 @@ class Writeback:
 
     Attributes:
         running: one is under way.
+        failing: -errno of the last one; 0: it succeeded.
         discarded: clusters whose space goes back to the file system once they are free.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._waiting: list[Callable[[int], int]] = []
+        self._untold = 0
+        self._header_due = False  # the refcount table is at its new place, the header perhaps not
         self.running = False
+        self.failing = 0
         self.discarded: set[int] = set()
 
     # ---- asking for one ---------------------------------------------------------------------
@@ -104,11 +115,14 @@ class Writeback:
 
     def when_needed(self) -> None:
         """Begin one if so much waits that memory would not stay bounded."""
-        image = self._image
-        if not self.running and (
-            image.tables.overfull or len(image.refcounts.released) > MOST_RELEASED
-        ):
+        if self.needed and not self.running:
             self._begin()
+
+    @property
+    def needed(self) -> bool:
+        """So much waits that memory would not stay bounded."""
+        image = self._image
+        return image.tables.overfull or len(image.refcounts.released) > MOST_RELEASED
 
     def _begin(self) -> None:
         image = self._image
@@ -124,6 +138,11 @@ class Writeback:
         def finished(dd: object, res: int, *_: Any) -> int:
             self.running = False
             self._conclude(picture, res)
+            if waiting:
+                untold = self.failure_to_tell()
+                res = res or untold
+            else:
+                self._untold = picture.lost or self._untold
             done = sum(then(res) for then in waiting)
             if self._waiting and not self.running:
                 self._begin()
@@ -131,6 +150,14 @@ class Writeback:
 
         answer = (finished, None, 0, 0, 0, None)
         image.file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
+
+    def failure_to_tell(self) -> int:
+        """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none.
+
+        The kernel tells only once that data may be lost, and whoever flushes next must hear of it.
+        """
+        untold, self._untold = self._untold, 0
+        return untold
 
     def all_now(self) -> None:
         """Bring everything to the disk and wait for it; no request may be under way.
@@ -182,7 +209,8 @@ class Writeback:
     def _picture_refcounts(self, picture: Picture) -> None:
         image = self._image
         refcounts = image.refcounts
-        if image.lazy and not image.closing and len(refcounts.dirty) <= MOST_LAZY:
+        moved = refcounts.table_moved or self._header_due
+        if image.lazy and not image.closing and not moved and len(refcounts.dirty) <= MOST_LAZY:
             return  # the dirty bit says that they are behind
         first, second, _ = picture.stages
         for block in refcounts.dirty:
@@ -191,12 +219,14 @@ class Writeback:
             block.dirty, block.pinned = False, True
         refcounts.dirty.clear()
         offset = image.header.refcount_table_offset
-        if refcounts.table_moved:
+        picture.table_moved, refcounts.table_moved = refcounts.table_moved, False
+        picture.header, self._header_due = picture.table_moved or self._header_due, False
+        if picture.table_moved:
             first.append((offset, words.to_bytes(refcounts.table)))
-            second.append((0, image.header.fields()))
-            picture.table_moved, refcounts.table_moved = True, False
         else:
             second.extend(_blocks(refcounts.table, refcounts.table_dirty, 6, offset))
+        if picture.header:
+            second.append((0, image.header.fields()))
         picture.table_sectors, refcounts.table_dirty = refcounts.table_dirty, set()
 
     def _picture_released(self, picture: Picture) -> None:
@@ -208,13 +238,20 @@ class Writeback:
         size = self._image.geometry.cluster_size
         times = Counter(picture.released)
         for cluster in sorted(self.discarded.intersection(times)):
-            if refcounts.get(cluster) != times[cluster]:
+            if not self._gets_free(cluster, times[cluster]):
                 continue
             if picture.holes and sum(picture.holes[-1]) == cluster * size:
                 picture.holes[-1] = (picture.holes[-1][0], picture.holes[-1][1] + size)
             else:
                 picture.holes.append((cluster * size, size))
         self.discarded.difference_update(times)
+
+    def _gets_free(self, cluster: int, times: int) -> bool:
+        """Whether nothing will refer to a cluster when it is counted down so often."""
+        try:
+            return self._image.refcounts.get(cluster) == times
+        except (TapError, OSError):  # counting it down will tell
+            return False
 
     # ---- to the disk ------------------------------------------------------------------------
 
@@ -226,21 +263,25 @@ class Writeback:
             return picture.failed
         before, between, last = picture.stages
         _write(file, before)
-        if data is not file and data is not None and (res := data.flush_blocking()):
-            return res
-        if (data is file or any(picture.stages)) and (res := file.flush_blocking()):
-            return res
-        for stage in (between, last):
-            if stage:
+        if data is not file and data is not None:
+            picture.lost = data.flush_blocking()
+        if not picture.lost and (data is file or any(picture.stages)):
+            picture.lost = file.flush_blocking()
+        for number, stage in ((2, between), (3, last)):
+            if stage and not picture.lost:
+                picture.reached = number
                 _write(file, stage)
-                if res := file.flush_blocking():
-                    return res
+                picture.lost = file.flush_blocking()
+        if picture.lost:
+            return picture.lost
         for offset, length in picture.holes:
             if res := file.discard_blocking(offset, length):
-                return res
+                log.warning("space is not given back: %s", os.strerror(-res))
+                break  # the image is safe on disk all the same
         return 0
 
     def _conclude(self, picture: Picture, res: int) -> None:
+        self.failing = res
         for table, _ in picture.tables:
             table.pinned = False
         for block in picture.blocks:
@@ -261,22 +302,33 @@ class Writeback:
             except ImageFormatError as exc:
                 self._image.mark_corrupt(exc.message)
                 return
+            except OSError as exc:
+                log.warning("%s: clusters are leaked: %s", self._image.dd.name, exc.strerror)
+                return
 
     def _restore(self, picture: Picture) -> None:
-        """It failed: everything in the picture is to be written again."""
+        """It failed: everything in the picture is to be written again.
+
+        What a stage that had begun points to is on disk, and perhaps pointed to: from now on it is
+        changed in the order that holds for such.
+        """
         tables, refcounts = self._image.tables, self._image.refcounts
         for table, dirty in picture.tables:
             table.dirty |= dirty
             tables.dirty.add(table)
         for table in picture.fresh:
-            table.fresh = True
+            table.fresh = picture.reached < 3
         tables.l1_dirty |= picture.l1
         for block in picture.blocks:
             block.dirty = True
             refcounts.dirty.add(block)
         refcounts.table_dirty |= picture.table_sectors
-        refcounts.table_moved |= picture.table_moved
+        refcounts.table_moved |= picture.table_moved and picture.reached < 2
+        self._header_due |= picture.header and not refcounts.table_moved
         refcounts.released[:0] = picture.released
+        bits = self._image.cluster_bits
+        for offset, length in picture.holes:
+            self.discarded.update(range(offset >> bits, (offset + length) >> bits))
 
 
 def _blocks(content: words.Words, dirty: set[int], shift: int, offset: int) -> list[Write]:
