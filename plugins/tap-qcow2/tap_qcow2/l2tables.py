@@ -88,6 +88,7 @@ class L2Tables:
         self.young: dict[int, Table] = {}
         self._old: dict[int, Table] = {}
         self._loading: dict[int, list[Callable[[int], int]]] = {}
+        self._outdated: set[int] = set()  # of these: what a thread reads may be older than a change
 
     # ---- finding ----------------------------------------------------------------------------
 
@@ -149,12 +150,15 @@ class L2Tables:
         Args:
             index: of an L1 entry that has a table, not in memory.
             then: returns how many requests it completed.
+
+        Raises:
+            ImageFormatError: the L1 entry is not possible.
         """
-        waiting = self._loading.setdefault(index, [])
-        waiting.append(then)
-        if len(waiting) > 1:
+        if index in self._loading:
+            self._loading[index].append(then)
             return
         offset = self.offset_of(index)
+        self._loading[index] = [then]
         found: list[bytes] = []
 
         def work() -> int:
@@ -163,7 +167,9 @@ class L2Tables:
 
         def loaded(dd: object, res: int, *_: object) -> int:
             resume = self._loading.pop(index)
-            if res == 0 and self.cached(index) is None and self.offset_of(index) == offset:
+            if index in self._outdated:
+                self._outdated.remove(index)
+            elif res == 0:
                 self._enter(index, offset, found[0])
             return sum(call(res) for call in resume)
 
@@ -172,6 +178,8 @@ class L2Tables:
     def _enter(self, index: int, offset: int, content: bytes) -> Table:
         table = Table(index, offset, words.from_bytes(content))
         self._keep(table)
+        if index in self._loading:
+            self._outdated.add(index)
         return table
 
     def _keep(self, table: Table) -> None:
@@ -224,6 +232,8 @@ class L2Tables:
         self._old.pop(index, None)
         table = Table(index, offset, content, fresh=True)
         self._keep(table)
+        if index in self._loading:
+            self._outdated.add(index)
         self.dirty.add(table)
         self.set_l1(index, offset | layout.COPIED)
         return table

@@ -77,17 +77,15 @@ def _read_in_table(
 
             tables.load(index, go_on)
             return 0
-    except ImageFormatError as exc:
-        image.mark_corrupt(exc.message)
-        return cb(dd, -errno.EIO, sector, stop - sector, id, prv)
+    except (TapError, OSError) as exc:
+        return _fail(image, exc, (cb, dd, sector, stop - sector, id, prv))
     finished = 0
     first = sector
     while sector < stop:
         try:
             run = mapping.run_at(image, table, sector, stop)
         except ImageFormatError as exc:
-            image.mark_corrupt(exc.message)
-            return finished + cb(dd, -errno.EIO, sector, stop - sector, id, prv)
+            return finished + _fail(image, exc, (cb, dd, sector, stop - sector, id, prv))
         at = (sector - first) << SECTOR_SHIFT
         part = buf[at : at + (run.nb_sectors << SECTOR_SHIFT)]
         finished += _read_run(image, run, part, (cb, dd, sector, run.nb_sectors, id, prv))
@@ -98,17 +96,24 @@ def _read_in_table(
 def _read_run(image: Image, run: mapping.Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
     cb, dd, sector, nb_sectors, id, prv = answer
     done: int
-    if run.kind == mapping.DATA:
-        try:
+    try:
+        if run.kind == mapping.DATA:
             return image.read_data(run.where, buf, answer)
-        except TapError as exc:
-            done = cb(dd, -(exc.errno or errno.EIO), sector, nb_sectors, id, prv)
-            return done
-    if run.kind == mapping.COMPRESSED:
-        return image.inflater.read(run, buf, answer)
+        if run.kind == mapping.COMPRESSED:
+            return image.inflater.read(run, buf, answer)
+    except (TapError, OSError) as exc:
+        return _fail(image, exc, answer)
     if run.kind == mapping.ZERO:
         buf[:] = bytes(len(buf))
         done = cb(dd, 0, sector, nb_sectors, id, prv)
         return done
     done = cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
+    return done
+
+
+def _fail(image: Image, exc: TapError | OSError, answer: tuple[Any, ...]) -> int:
+    if isinstance(exc, ImageFormatError):
+        image.mark_corrupt(exc.message)
+    cb, dd, sector, nb_sectors, id, prv = answer
+    done: int = cb(dd, -(exc.errno or errno.EIO), sector, nb_sectors, id, prv)
     return done
