@@ -109,9 +109,16 @@ class _Cluster:
         nb_sectors = len(self._buf) >> SECTOR_SHIFT
         answer = (written, image.dd, self._sector, nb_sectors, 0, None)
         res_now = image.file.write_now(offset, memoryview(self._stream))
-        if res_now is None:
-            return image.file.queue_write(offset, memoryview(self._stream), answer)
-        return written(image.dd, res_now)
+        if res_now is not None:
+            return written(image.dd, res_now)
+        # neighbours share pages, so under O_DIRECT, too, it goes through the page cache
+        image.file.queue_work(self._write, (offset,), answer)
+        return 0
+
+    def _write(self, offset: int) -> int:
+        """In a thread."""
+        self._image.file.write_metadata(offset, self._stream)
+        return 0
 
     def _store_plain(self) -> int:
         """It does not become smaller."""
@@ -127,10 +134,13 @@ class _Cluster:
         try:
             table = own_table(image, self._cluster >> geometry.l2_bits)
         except (TapError, OSError) as exc:
+            if isinstance(exc, ImageFormatError):
+                image.mark_corrupt(exc.message)
             return -(exc.errno or errno.EIO)
         at = self._cluster & image.entry_mask
         release_data(image, table.entries[at * geometry.words])
         entry = geometry.compressed_entry(offset, len(self._stream))
+        image.inflater.forget(entry)
         if image.extended:
             image.tables.set_extended(table, at, entry, 0)
         else:
@@ -142,7 +152,7 @@ class _Cluster:
         if res and offset >= 0:
             bits = image.cluster_bits
             last = (offset + len(self._stream) - 1) >> bits
-            image.refcounts.take_back(offset >> bits, last - (offset >> bits) + 1)
+            image.give_back(offset >> bits, last - (offset >> bits) + 1)
         cb, dd, id, prv = self._answer
         finished = cb(dd, res, self._sector, len(self._buf) >> SECTOR_SHIFT, id, prv)
         return finished + image.wake(self._cluster)

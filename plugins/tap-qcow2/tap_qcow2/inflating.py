@@ -104,7 +104,7 @@ class Inflater:
         return content
 
     def forget(self, entry: int) -> None:
-        """A compressed cluster was given up: its place may soon hold another one."""
+        """A new cluster has been written where another one was, which had the same entry."""
         self._kept.pop(entry, None)
 
 

@@ -120,7 +120,6 @@ def release_data(image: Image, entry: int, host: int = -1) -> None:
     """An L2 entry is about to be replaced: give up what it points to, unless that is `host`."""
     if entry & layout.COMPRESSED:
         image.refcounts.release_bytes(*image.geometry.compressed(entry))
-        image.inflater.forget(entry)
         return
     old = entry & layout.OFFSET_MASK
     if old and old != host and image.data is image.file:
