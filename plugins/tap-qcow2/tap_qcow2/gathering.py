@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2 import mapping
-from tapcore import SECTOR_SHIFT, TapError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -23,14 +23,13 @@ class Gathering:
             completed.
     """
 
-    __slots__ = ("_done", "_finished", "_image", "_open", "_status")
+    __slots__ = ("_done", "_image", "_open", "_status")
 
     def __init__(self, image: Image, done: Callable[[int], int]) -> None:
         self._image = image
         self._done = done
         self._open = 1  # until `start` has asked for everything
         self._status = 0
-        self._finished = 0
 
     def start(
         self, table: Table | None, ranges: list[tuple[int, int]], first: int, view: memoryview
@@ -46,17 +45,22 @@ class Gathering:
         Returns:
             How many requests were completed, if everything was there at once.
         """
-        for start, end in ranges:
-            while start < end:
-                run = (
-                    mapping.Run(mapping.UNALLOCATED, start, end - start, 0)
-                    if table is None
-                    else mapping.run_at(self._image, table, start, end)
-                )
-                at = (start - first) << SECTOR_SHIFT
-                self._read(run, view[at : at + (run.nb_sectors << SECTOR_SHIFT)])
-                start += run.nb_sectors
-        return self._one_less(0)
+        status = 0
+        try:
+            for start, end in ranges:
+                while start < end:
+                    run = (
+                        mapping.Run(mapping.UNALLOCATED, start, end - start, 0)
+                        if table is None
+                        else mapping.run_at(self._image, table, start, end)
+                    )
+                    at = (start - first) << SECTOR_SHIFT
+                    self._read(run, view[at : at + (run.nb_sectors << SECTOR_SHIFT)])
+                    start += run.nb_sectors
+        except ImageFormatError as exc:  # what has begun must finish first
+            self._image.mark_corrupt(exc.message)
+            status = -errno.EIO
+        return self._one_less(status)
 
     def _read(self, run: mapping.Run, view: memoryview) -> None:
         image = self._image
@@ -64,9 +68,9 @@ class Gathering:
         answer = (self._answered, image.dd, run.sector, run.nb_sectors, 0, None)
         try:
             if run.kind == mapping.DATA:
-                self._finished += image.read_data(run.where, view, answer)
+                image.read_data(run.where, view, answer)
             elif run.kind == mapping.COMPRESSED:
-                self._finished += image.inflater.read(run, view, answer)
+                image.inflater.read(run, view, answer)
             elif run.kind == mapping.ZERO or image.dd.next is None:
                 view[:] = bytes(len(view))
                 self._open -= 1

@@ -219,7 +219,7 @@ class Write:
 
     def _give_back(self, host: int, count: int, kept: int) -> None:
         if kept < 0 and self._image.data is self._image.file:
-            self._image.refcounts.take_back(host >> self._image.cluster_bits, count)
+            self._image.give_back(host >> self._image.cluster_bits, count)
 
     def _write_whole(self, sector: int, host: int, count: int, buf: memoryview) -> int:
         image = self._image
@@ -265,9 +265,13 @@ class Write:
         if kept < 0:
             host, _, fresh = self._take(table, sector, 1)
         link_as = (cluster, host, lo, hi, alone)
-        untouched = not covered and fresh and shows_zeroes(image, table, fill)
-        if untouched:  # a hole of the file, which need not be written
-            image.file.truncate_up(image.refcounts.end)
+        try:
+            untouched = not covered and fresh and shows_zeroes(image, table, fill)
+            if untouched:  # a hole of the file, which need not be written
+                image.file.truncate_up(image.refcounts.end)
+        except (TapError, OSError):
+            self._give_back(host, 1, kept)
+            raise
         image.busy[cluster] = []
         if covered or untouched:
             return self._write_out(link_as, kept, sector, buf, sector, end)
@@ -334,6 +338,9 @@ class Write:
         mask = layout.ALL_ALLOCATED if alone else self._touched(lo, hi)
         try:
             link_subclusters(self._image, cluster, host, mask, alone=alone)
+        except ImageFormatError as exc:
+            self._image.mark_corrupt(exc.message)
+            return -(exc.errno or errno.EIO)
         except (TapError, OSError) as exc:
             return -(exc.errno or errno.EIO)
         return 0
