@@ -76,7 +76,14 @@ class Zeroing:
                 finished += self._done(res, sector, stop)
                 done_from = stop
             sector = stop
+            if sector < end and image.writeback.needed:
+                image.writeback.flush(self._after_flush(sector, end))
+                end = sector
         return finished + self._done(0, done_from, end)
+
+    def _after_flush(self, sector: int, end: int) -> Callable[[int], int]:
+        """So many tables have changed that the rest has to wait until they are on disk."""
+        return lambda res: self._done(res, sector, end) if res else self.run(sector, end)
 
     def _later(self, sector: int, stop: int) -> Callable[[], int]:
         return lambda: self.run(sector, stop)
@@ -219,7 +226,8 @@ class Zeroing:
         table = own_table(image, sector >> image.table_shift)
         old, _ = self._entry(table, sector)
         host = entry & layout.OFFSET_MASK
-        if not old & layout.COMPRESSED and old & layout.OFFSET_MASK and not host:
+        plain = not old & layout.COMPRESSED and image.data is image.file
+        if plain and old & layout.OFFSET_MASK and not host:
             image.writeback.discarded.add((old & layout.OFFSET_MASK) >> image.cluster_bits)
         release_data(image, old, host or -1)
         cluster = (sector >> image.cluster_shift) & image.entry_mask
