@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
 from tap_qcow2.linking import check_for_writing, release_data
+from tap_qcow2.metadata import metadata_clusters
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -18,28 +19,31 @@ def make_empty(image: Image) -> None:
     """Make every cluster of the current state unallocated; snapshots stay as they are.
 
     Raises:
-        TapError, OSError: it failed; at worst clusters are leaked.
+        TapError, OSError: it failed, and nothing has changed; or it could only not give back all
+            that became free.
     """
     image.begin_writing()
     image.writeback.all_now()
     old_offset, old_clusters = image.header.l1_table_offset, _l1_clusters(image)
-    _release_all(image)
     place = image.refcounts.allocate_contiguous(old_clusters)
     offset = place << image.cluster_bits
-    released, image.refcounts.released = image.refcounts.released, []
-    image.tables.l1 = words.zeroes(image.header.l1_size)
-    image.tables.forget()
-    image.writeback.all_now()  # refcounts of the new table
-    image.file.write_metadata(offset, bytes(old_clusters << image.cluster_bits))
-    image.flush_file()
-    image.header.l1_table_offset = image.tables.l1_offset = offset
-    image.write_header_fields()
-    image.refcounts.metadata.update(range(place, place + old_clusters))
-    image.refcounts.released.extend(released)
+    try:
+        image.writeback.all_now()  # refcounts of the new table
+        image.file.write_metadata(offset, bytes(old_clusters << image.cluster_bits))
+        image.flush_file()
+        _release_all(image)
+        image.change_header(l1_table_offset=offset)
+    except BaseException:
+        image.refcounts.released.clear()
+        if not image.broken:
+            image.give_back(place, old_clusters)
+        raise
     first = old_offset >> image.cluster_bits
     image.refcounts.released.extend(range(first, first + old_clusters))
-    image.refcounts.metadata.difference_update(range(first, first + old_clusters))
-    image.writeback.discarded.update(released)
+    image.writeback.discarded.update(image.refcounts.released)
+    image.tables.l1, image.tables.l1_offset = words.zeroes(image.header.l1_size), offset
+    image.tables.forget()
+    image.refcounts.metadata = metadata_clusters(image)
     image.writeback.all_now()
 
 
@@ -59,4 +63,3 @@ def _release_all(image: Image) -> None:
             if table.entries[at]:
                 release_data(image, table.entries[at])
         image.refcounts.release(table.offset >> image.cluster_bits)
-        image.refcounts.metadata.discard(table.offset >> image.cluster_bits)

@@ -25,7 +25,8 @@ def resize(image: Image, size: int) -> None:
         size: bytes, a multiple of 512.
 
     Raises:
-        TapError, OSError: the size is as it was.
+        TapError, OSError: the size is as it was; or it is smaller, and what lies past its end is
+            given up when the disk grows again.
     """
     header = image.header
     if header.nb_snapshots and header.version < 3:
@@ -45,10 +46,11 @@ def resize(image: Image, size: int) -> None:
     if size > old:
         _grow(image, old, size)
     else:
-        _shrink(image, old, size)
+        _shrink(image, size)
 
 
 def _grow(image: Image, old: int, size: int) -> None:
+    _cut(image, old)
     entries = image.geometry.l1_entries(size)
     if entries > image.header.l1_size:
         _move_l1(image, entries)
@@ -72,8 +74,7 @@ def _end_of_old(image: Image, old: int, size: int) -> int:
 
 
 def _set_size(image: Image, size: int) -> None:
-    image.header.size = size
-    image.write_header_fields()
+    image.change_header(size=size)
     image.size = size
     image.dd.size = size >> SECTOR_SHIFT
 
@@ -84,50 +85,59 @@ def _move_l1(image: Image, entries: int) -> None:
     image.writeback.all_now()
     clusters = image.geometry.clusters(entries * 8)
     place = refcounts.allocate_contiguous(clusters)
-    refcounts.metadata.update(range(place, place + clusters))
-    image.writeback.all_now()  # counted on disk
     offset = place << image.cluster_bits
     l1 = words.zeroes(entries)
     l1[: len(tables.l1)] = tables.l1
     content = words.to_bytes(l1).ljust(clusters << image.cluster_bits, b"\0")
-    image.file.write_metadata(offset, content)
-    image.flush_file()
     first = header.l1_table_offset >> image.cluster_bits
     old = range(first, first + max(image.geometry.clusters(header.l1_size * 8), 1))
-    header.l1_table_offset, header.l1_size = offset, entries
-    image.write_header_fields()
+    try:
+        image.writeback.all_now()  # counted on disk
+        image.file.write_metadata(offset, content)
+        image.flush_file()
+        image.change_header(l1_table_offset=offset, l1_size=entries)
+    except BaseException:
+        if not image.broken:
+            image.give_back(place, clusters)
+        raise
     tables.l1, tables.l1_offset = l1, offset
+    refcounts.metadata.update(range(place, place + clusters))
     refcounts.metadata.difference_update(old)
     refcounts.released.extend(old)
 
 
-def _shrink(image: Image, old: int, size: int) -> None:
+def _shrink(image: Image, size: int) -> None:
     _set_size(image, size)
-    first = image.geometry.clusters(size)
-    last = image.geometry.clusters(old)
-    per_table = 1 << image.geometry.l2_bits
-    index = first >> image.geometry.l2_bits
-    while index < len(image.tables.l1) and index * per_table < last:
-        if image.tables.offset_of(index):
-            _cut_table(image, index, max(first - index * per_table, 0))
-        index += 1
-        image.writeback.when_needed()
-        if image.writeback.running:
-            image.file.drain()
+    _cut(image, size)
     if image.header.data_file_raw:
         image.data_file().resize(size)
     image.writeback.all_now()
 
 
+def _cut(image: Image, size: int) -> None:
+    """Give up all clusters behind a size (bytes)."""
+    tables, bits = image.tables, image.geometry.l2_bits
+    first = image.geometry.clusters(size)
+    for index in range(first >> bits, len(tables.l1)):
+        if tables.l1[index]:
+            _cut_table(image, index, max(first - (index << bits), 0))
+            image.writeback.when_needed()
+            if image.writeback.running:
+                image.file.drain()
+
+
 def _cut_table(image: Image, index: int, keep: int) -> None:
     """Give up what a table maps from its entry `keep` on; all of it with the table itself."""
     tables, step = image.tables, image.geometry.words
+    if not tables.offset_of(index) or not any(tables.wait(index).entries[keep * step :]):
+        return
     table = own_table(image, index)
     for number in range(keep, 1 << image.geometry.l2_bits):
         entry = table.entries[number * step]
         if not entry and not (image.extended and table.entries[number * step + 1]):
             continue
-        if entry & layout.OFFSET_MASK and not entry & layout.COMPRESSED:
+        plain = not entry & layout.COMPRESSED and image.data is image.file
+        if plain and entry & layout.OFFSET_MASK:
             image.writeback.discarded.add((entry & layout.OFFSET_MASK) >> image.cluster_bits)
         release_data(image, entry)
         if image.extended:
