@@ -1,21 +1,39 @@
 """Code on the pages of docs/: a comment before a block says what it is.
 
-`<!-- file: PATH -->`: the content of a file, beside the page. `python tests/docpages.py` fills
-these in anew. `<!-- test: NAME -->` and `<!-- run: NAME -->`: run by tests/test_docs.py.
+`<!-- file: PATH -->`: the content of a file, beside the page. `<!-- test: NAME -->` and
+`<!-- run: NAME -->`: run by tests/test_docs.py.
+
+`<!-- session: PEERS -->`: commands behind `$`, and what they print. All sessions of a page are one,
+in a folder of its own; PEERS are the programs that it needs besides tapdisk ("none" for none).
+`<!-- setup ... -->` has commands that are not shown, run at that place.
+
+`python tests/docpages.py [PAGE]...` fills files and sessions in anew.
 """
 
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import attrs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+SHOWN_FOLDER = "/vm"
+"""What the sessions' folder is called on a page."""
 
 _BLOCK = re.compile(
     r"^<!-- (?P<role>\w+): (?P<name>\S+) -->\n```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_STEP = re.compile(
+    r"^<!-- setup\n(?P<setup>.*?)^-->$"
+    r"|^<!-- session: (?P<peers>\S+) -->\n```console\n(?P<session>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_MARK = "\x1e"
 
 
 @attrs.frozen
@@ -43,6 +61,107 @@ def filled(page: str) -> str:
     return _BLOCK.sub(fill, (DOCS / page).read_text())
 
 
+# ---- sessions --------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Step:
+    """A command of a page, and what the page says that it prints; None: it is not shown."""
+
+    command: str
+    printed: str | None
+
+
+def peers_of(page: str) -> set[str]:
+    """The programs that a page's sessions need."""
+    found = {match["peers"] for match in _STEP.finditer((DOCS / page).read_text())}
+    return {name for names in found - {None, "none"} for name in names.split(",")}
+
+
+def steps(page: str) -> list[Step]:
+    """All commands of a page, in order."""
+    found: list[Step] = []
+    for match in _STEP.finditer((DOCS / page).read_text()):
+        if match["setup"] is not None:
+            found.append(Step(match["setup"], None))
+            continue
+        for command, printed in _split(match["session"]):
+            found.append(Step(command, printed))
+    return found
+
+
+def _split(session: str) -> list[tuple[str, str]]:
+    parts = re.split(r"^\$ (.*)\n", session, flags=re.MULTILINE)
+    assert not parts[0], f"a session begins with a command: {parts[0]!r}"
+    return [*zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def run(found: list[Step], folder: Path) -> list[str]:
+    """Run the commands in one shell; what each printed, on both outputs."""
+    script = "".join(map(_as_shell, range(len(found)), [step.command for step in found]))
+    binaries = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
+        cwd=folder,
+        env={
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "COLUMNS": "80",
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=110,
+    )
+    text = done.stdout.decode().replace(str(folder), SHOWN_FOLDER)
+    assert done.returncode == 0, text
+    printed = [part + "\n" * (part[-1:] not in ("", "\n")) for part in text.split(_MARK)[1:]]
+    assert len(printed) == len(found), text
+    return printed
+
+
+def _as_shell(number: int, command: str) -> str:
+    """A failure ends it all; of what goes on in the background the first output is awaited."""
+    mark = f"printf '{_MARK}'\n"
+    if not command.endswith(" &"):
+        return f'{mark}{{ {command}\n}} || {{ echo "exit status $?"; exit 1; }}\n'
+    said = f".said{number}"
+    start = f"( exec {command.removesuffix(' &')} ) >{said} 2>&1 &\n"
+    return f"{mark}{start}until [ -s {said} ]; do sleep 0.02; done; cat {said}\n"
+
+
+def shape(printed: str) -> str:
+    """What a command prints, without what differs from machine to machine: numbers and gaps."""
+    text = re.sub(r"\b[0-9a-f]{8}\b", "#", printed)
+    unit = r" ?(?:[KMGTPE]i?B(?:/s)?|B|bytes|µs|ms|s|%)\b"
+    text = re.sub(rf"\d[\d.,:-]*(?:{unit}|%)?", "#", text)
+    return re.sub(r"[ \t]+", " ", text)
+
+
+def refilled(page: str, printed: list[str]) -> str:
+    """The page, with what its commands printed."""
+    rest = iter(printed)
+
+    def fill(match: re.Match[str]) -> str:
+        if match["setup"] is not None:
+            next(rest)
+            return match[0]
+        lines = [f"$ {command}\n{next(rest)}" for command, _ in _split(match["session"])]
+        return f"<!-- session: {match['peers']} -->\n```console\n{''.join(lines)}```"
+
+    return _STEP.sub(fill, (DOCS / page).read_text())
+
+
+def main() -> None:
+    names = sys.argv[1:] or sorted(path.name for path in DOCS.glob("*.md"))
+    for name in names:
+        (DOCS / name).write_text(filled(name))
+        if found := steps(name):
+            with tempfile.TemporaryDirectory() as folder:
+                (DOCS / name).write_text(refilled(name, run(found, Path(folder))))
+
+
 if __name__ == "__main__":
-    for path in DOCS.glob("*.md"):
-        path.write_text(filled(path.name))
+    main()

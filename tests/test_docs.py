@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from docpages import DOCS, ROOT, blocks, filled
+from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
+from peers import peer
 from tapcore import TapError
 from tapcore.cli.group import COMMANDS
 from tapcore.nbd import connection, constants, server, transmission
@@ -36,6 +37,18 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text()
     assert [page for page in PAGES if f"]({page})" not in index] == ["README.md"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
+def test_the_sessions_of_a_page_are_what_happens(page: str, tmp_path: Path) -> None:
+    """But for numbers, which differ between machines."""
+    for name in peers_of(page):
+        peer(name)
+    found = steps(page)
+    for step, printed in zip(found, run(found, tmp_path), strict=True):
+        if step.printed is not None:
+            again = f"{step.command}\nrun: python tests/docpages.py {page}"
+            assert shape(printed) == shape(step.printed), again
 
 
 @pytest.mark.parametrize("page", ["python.md", "filters.md"])
@@ -87,7 +100,7 @@ def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     assert len(commands) >= 9
     (tmp_path / "stranger.img").write_bytes(bytes(4096))
     for command in commands:
-        words = shlex.split(command)
+        words = shlex.split(command.partition(" > ")[0])
         if words[1] == "serve":
             serve(words[2:], tmp_path)
             continue
