@@ -210,7 +210,9 @@ class Image:
             raise
 
     def submit(self) -> None:
-        """Hand queued direct I/O to the kernel."""
+        """Hand queued direct I/O to the kernel, and compressed clusters to a thread."""
+        if self._inflater is not None:
+            self._inflater.submit()
         self.file.submit()
         if self.data is not None and self.data is not self.file:
             self.data.submit()
@@ -453,9 +455,11 @@ class Image:
     def _drain(self) -> None:
         """What finishes in one file may begin something in the other."""
         files = [self.file] if self.data in (None, self.file) else [self.file, self.data_file()]
+        self.submit()
         while any(file.in_flight for file in files):
             for file in files:
                 file.drain()
+            self.submit()
 
 
 def format_name(parent: DiskId) -> str:

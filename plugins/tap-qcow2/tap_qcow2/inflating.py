@@ -1,4 +1,8 @@
-"""Reading compressed clusters: inflated in threads, the last ones kept."""
+"""Reading compressed clusters: inflated in threads, several at a time, the last ones kept.
+
+To hand work to a thread and to hear of its end costs as much as to inflate a cluster, so those that
+are asked for together go together.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tap_qcow2.codecs import codec
 from tap_qcow2.mapping import Run
-from tapcore import SECTOR_SHIFT, ImageFormatError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
 
 KEPT_BYTES: Final = 4 << 20
 """Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
+
+TOGETHER: Final = 8
+"""Clusters that one thread inflates in one go."""
 
 _Wanted = tuple[int, memoryview, tuple[Any, ...]]
 """Byte offset in the cluster, where the content goes, and the answer."""
@@ -33,6 +40,7 @@ class Inflater:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._most = max(KEPT_BYTES >> image.cluster_bits, 2)
         self._wanted: dict[int, list[_Wanted]] = {}
+        self._collected: list[int] = []
 
     def read(self, run: Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
         """Read a part of one compressed cluster.
@@ -54,27 +62,43 @@ class Inflater:
         wanted = self._wanted.setdefault(entry, [])
         wanted.append((at, buf, answer))
         if len(wanted) == 1:
-            self._start(entry)
+            self._collected.append(entry)
+            if len(self._collected) == TOGETHER:
+                self.submit()
         return 0
 
-    def _start(self, entry: int) -> None:
-        found: list[bytes] = []
+    def submit(self) -> None:
+        """Hand what was collected to a thread."""
+        if not self._collected:
+            return
+        entries, self._collected = self._collected, []
+        found: list[bytes | int] = []
 
         def work() -> int:
-            found.append(self.content(entry))
+            found.extend(map(self._content_or_error, entries))
             return 0
 
         def inflated(dd: object, res: int, *_: Any) -> int:
-            content = found[0] if not res else None
-            if content is not None:
-                self._keep(entry, content)
-            return sum(
-                _fail(res, answer) if content is None else _give(content, at, buf, answer)
-                for at, buf, answer in self._wanted.pop(entry)
-            )
+            contents = found if not res else [res] * len(entries)
+            return sum(map(self._arrived, entries, contents))
 
         answer = self._image.under_way.counted((inflated, None, 0, 0, 0, None))
         self._image.file.queue_work(work, (), answer)
+
+    def _content_or_error(self, entry: int) -> bytes | int:
+        """In a thread: the content, or -errno."""
+        try:
+            return self.content(entry)
+        except (TapError, OSError) as exc:
+            return -(exc.errno or errno.EIO)
+
+    def _arrived(self, entry: int, content: bytes | int) -> int:
+        wanted = self._wanted.pop(entry)
+        if isinstance(content, int):
+            return sum(_fail(content, answer) for _, _, answer in wanted)
+        if any(len(buf) < len(content) for _, buf, _ in wanted):
+            self._keep(entry, content)  # the rest of it may be wanted next
+        return sum(_give(content, at, buf, answer) for at, buf, answer in wanted)
 
     def _keep(self, entry: int, content: bytes) -> None:
         self._kept[entry] = content
