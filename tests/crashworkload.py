@@ -5,7 +5,7 @@ later each sector may be there or not, whatever the others are.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -82,6 +82,20 @@ class Workload:
         self.disk.sync()
         self._flushed.append((began, self.recording.now()))
 
+    def write(self, op: int, offset: int, content: bytes) -> None:
+        """A write of a certain kind (WRITE, WRITE_COMPRESSED), alone."""
+        request = self._change(op, offset // SECTOR, content)
+        run_all(self.disk, [request])
+        assert request.status == 0, request.status
+
+    def replaced(self, content: Mapping[int, bytes], began: int) -> None:
+        """All windows have got another content at once, by other means; it is safe by now."""
+        for offset, after in content.items():
+            done = self.recording.now()
+            entry = Done(offset // SECTOR, after, fua=True, began=began, done=done)
+            self.history.append(entry)
+            self._remember(entry)
+
     def _batch(self) -> None:
         requests = [self._request(sector, count) for sector, count in self._places()]
         if self.rng.random() < self.flushes:
@@ -112,21 +126,26 @@ class Workload:
     def _request(self, sector: int, count: int) -> Request:
         op = self.rng.choice((WRITE, WRITE, WRITE, WRITE, ZERO, DISCARD))
         content = bytes(count * SECTOR) if op != WRITE else self.rng.randbytes(count * SECTOR)
-        entry = Done(sector, content, discard=op == DISCARD)
-        entry.fua = op == WRITE and self.rng.random() < 0.1
+        return self._change(op, sector, content, fua=op == WRITE and self.rng.random() < 0.1)
+
+    def _change(self, op: int, sector: int, content: bytes, *, fua: bool = False) -> Request:
+        entry = Done(sector, content, discard=op == DISCARD, fua=fua)
         entry.began = self.recording.now()
         self.history.append(entry)
 
         def done(request: Request) -> None:
             entry.done = self.recording.now()
 
-        view = memoryview(bytearray(content)) if op == WRITE else None
-        request = Request(op, sector * SECTOR, len(content), view, done, fua=entry.fua)
+        view = None if op in (ZERO, DISCARD) else memoryview(bytearray(content))
+        request = Request(op, sector * SECTOR, len(content), view, done, fua=fua)
         request.may_unmap = self.rng.random() < 0.5
         if op != DISCARD:
-            for n in range(count):
-                self._now[sector + n] = content[n * SECTOR : (n + 1) * SECTOR]
+            self._remember(entry)
         return request
+
+    def _remember(self, entry: Done) -> None:
+        for n in range(entry.nb_sectors):
+            self._now[entry.sector + n] = entry.content[n * SECTOR : (n + 1) * SECTOR]
 
     def _flush_request(self) -> Request:
         began = self.recording.now()

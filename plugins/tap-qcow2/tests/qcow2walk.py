@@ -40,6 +40,7 @@ class Walk:
 
     Attributes:
         problems: each is corruption.
+        copied_wrong: flags that do not fit the refcounts, though they do no harm by themselves.
         leaks: clusters that are counted more often than they are referred to.
         places: of all metadata.
         extensions: of the header: (type, offset of the content, length).
@@ -243,7 +244,9 @@ class Walk:
             value > self._counts[number] for number, value in counted.items() if number < last
         )
         for name, copied, cluster in self._flags:
-            if copied != (counted.get(cluster, 0) == 1):
+            if copied and self._counts[cluster] > 1:
+                self.problems.append(f"{name} has a COPIED flag, and is shared")
+            elif copied != (counted.get(cluster, 0) == 1):
                 self.copied_wrong.append(f"{name} has a wrong COPIED flag")
 
 

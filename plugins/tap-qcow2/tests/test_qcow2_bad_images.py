@@ -590,7 +590,7 @@ def test_tables_that_point_to_themselves(
 
 
 BAD_ENTRIES = {
-    "unaligned": 0x400 | COPIED,
+    "unaligned": 0x200 | COPIED,
     "past-the-end": (1 << 50) | COPIED,
     "past-the-end-and-shared": 1 << 50,
     "compressed-past-the-end": COMPRESSED | 1 << 50,
