@@ -21,7 +21,7 @@ from tapcore.imagefile.hostfile import (
     zero_range,
 )
 from tapcore.imagefile.linux import all_in_page_cache, lies_in_memory
-from tapcore.imagefile.workers import Completions, shared_pool
+from tapcore.imagefile.workers import Completions, Lane, shared_pool
 from tapcore.models import DiskDriver, Extent, TdCallback
 
 Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
@@ -69,6 +69,7 @@ class ImageFile:
         self.in_flight = 0
         self.holes = HoleMap(fd)
         self._completions = Completions()
+        self._writes = Lane()
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
         self._nowait = True
@@ -130,7 +131,8 @@ class ImageFile:
 
     def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
         """Write later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
-        self._put(self.write_blocking, (offset, buf), answer)
+        self._writes.put(self.write_blocking, (offset, buf), self._completions, answer)
+        self.in_flight += 1
         return 0
 
     def queue_flush(self, answer: Answer) -> None:

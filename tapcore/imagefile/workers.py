@@ -16,7 +16,7 @@ from tapcore.errors import errno_of
 
 MAX_THREADS: Final = 8
 
-Task = tuple[Callable[..., int], tuple[Any, ...], "Completions", Any]
+Task = tuple[Callable[..., int], tuple[Any, ...], "Completions | None", Any]
 
 
 class Completions:
@@ -65,15 +65,17 @@ class WorkerPool:
         self._lock = threading.Lock()
 
     def put(
-        self, work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any
+        self, work: Callable[..., int], args: tuple[Any, ...], to: Completions | None, token: Any
     ) -> None:
         """Run `work(*args)`, which returns 0 or -errno or raises; then `to.add(result, token)`.
+
+        Without `to` nobody is told.
 
         Raises:
             OSError: EAGAIN, no thread can be started and there is none; nothing was taken.
         """
         if sys.is_finalizing():  # a disk that nobody closed: daemonic threads run no more
-            self._do(work, args, to, token)
+            do_task(work, args, to, token)
             return
         with self._lock:
             if self._threads <= self._unfinished and self._threads < self._limit:
@@ -93,17 +95,61 @@ class WorkerPool:
     def _run(self) -> None:
         get = self._tasks.get
         while True:
-            self._do(*get())  # holds no buffer while idle
+            do_task(*get())  # holds no buffer while idle
             with self._lock:
                 self._unfinished -= 1
 
-    @staticmethod
-    def _do(work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any) -> None:
-        try:
-            res = work(*args)
-        except Exception as exc:
-            res = -errno_of(exc)
+
+def do_task(
+    work: Callable[..., int], args: tuple[Any, ...], to: Completions | None, token: Any
+) -> None:
+    """Do a task now, in this thread."""
+    try:
+        res = work(*args)
+    except Exception as exc:
+        res = -errno_of(exc)
+    if to is not None:
         to.add(res, token)
+
+
+class Lane:
+    """Tasks of which one is done at a time, in order, by any thread of the pool.
+
+    For writes to one file: the kernel lets in one at a time, and threads that wait for each other
+    there would only burn time.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: deque[Task] = deque()
+        self._running = False
+        self._lock = threading.Lock()
+
+    def put(
+        self, work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any
+    ) -> None:
+        """As `WorkerPool.put`."""
+        with self._lock:
+            self._tasks.append((work, args, to, token))
+            if self._running:
+                return
+            self._running = True
+        try:
+            shared_pool().put(self._go, (), None, None)
+        except OSError:
+            with self._lock:
+                self._running = False
+                self._tasks.pop()
+            raise
+
+    def _go(self) -> int:
+        while True:
+            with self._lock:
+                if not self._tasks:
+                    self._running = False
+                    return 0
+                task = self._tasks.popleft()
+            do_task(*task)
+            del task  # holds no buffer while it waits for the lock
 
 
 _pool: tuple[int, WorkerPool] | None = None
