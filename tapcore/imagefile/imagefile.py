@@ -131,8 +131,7 @@ class ImageFile:
 
     def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
         """Write later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
-        self._writes.put(self.write_blocking, (offset, buf), self._completions, answer)
-        self.in_flight += 1
+        self._put(self.write_blocking, (offset, buf), answer, self._writes)
         return 0
 
     def queue_flush(self, answer: Answer) -> None:
@@ -169,8 +168,10 @@ class ImageFile:
             self._throttled = False
         return finished
 
-    def _put(self, work: Any, args: tuple[Any, ...], answer: Answer) -> None:
-        shared_pool().put(work, args, self._completions, answer)
+    def _put(
+        self, work: Any, args: tuple[Any, ...], answer: Answer, lane: Lane | None = None
+    ) -> None:
+        (lane or shared_pool()).put(work, args, self._completions, answer)
         self.in_flight += 1
 
     # ---- blocking --------------------------------------------------------------------------

@@ -125,7 +125,9 @@ class LateHost:
 
     # ---- instead of the pool of threads -----------------------------------------------------
 
-    def _put(self, file: ImageFile, work: Any, args: tuple[Any, ...], answer: Answer) -> None:
+    def _put(
+        self, file: ImageFile, work: Any, args: tuple[Any, ...], answer: Answer, lane: Any = None
+    ) -> None:
         file.in_flight += 1
         self.tasks.append(Task(self, file, work, args, answer))
 
