@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -32,6 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as exc:
         status = report(exc, session)
     return status
+
+
+def run() -> NoReturn:
+    """The console script: `main`, and an end without the interpreter's slow tidying up.
+
+    By then everything is closed and written; what is left would only be memory given back piece by
+    piece.
+    """
+    status = main()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _open_standard_streams() -> None:

@@ -42,8 +42,13 @@ class MappedExtent:
         """First byte past the run."""
         return self.start + self.length
 
-    def joins(self, other: MappedExtent) -> bool:
-        """Whether `other`, which follows this one, is the same kind of run going on."""
+    def joins(self, other: MappedExtent, after: int | None = None) -> bool:
+        """Whether `other`, which follows this one, is the same kind of run going on.
+
+        Args:
+            other: the run that follows.
+            after: bytes from this one's start to its; None: this one's length.
+        """
         if (self.depth, self.kind, self.present, self.allocated, self.fd, self.filename) != (
             other.depth,
             other.kind,
@@ -54,7 +59,8 @@ class MappedExtent:
         ):
             return False
         placed = self.fd is not None or bool(self.filename)
-        return not placed or self.offset + self.length == other.offset
+        after = self.length if after is None else after
+        return not placed or self.offset + after == other.offset
 
 
 def chain_extents(dd: DiskDriver, offset: int, length: int) -> Iterator[MappedExtent]:
@@ -72,16 +78,21 @@ def chain_extents(dd: DiskDriver, offset: int, length: int) -> Iterator[MappedEx
     first = offset >> SECTOR_SHIFT
     count = ((end + 511) >> SECTOR_SHIFT) - first
     last: MappedExtent | None = None
+    length = 0  # of `last` and what joins it
     for run in _layer(dd, 0, first, count):
         run = _cut(run, offset, end)
-        if last is not None and last.joins(run):
-            last = attrs.evolve(last, length=last.length + run.length)
-            continue
         if last is not None:
-            yield last
-        last = run
+            if last.joins(run, length):
+                length += run.length
+                continue
+            yield _long(last, length)
+        last, length = run, run.length
     if last is not None:
-        yield last
+        yield _long(last, length)
+
+
+def _long(run: MappedExtent, length: int) -> MappedExtent:
+    return run if run.length == length else attrs.evolve(run, length=length)
 
 
 def _cut(run: MappedExtent, start: int, end: int) -> MappedExtent:
