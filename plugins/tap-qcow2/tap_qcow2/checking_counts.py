@@ -15,11 +15,11 @@ from tap_qcow2.refcountblock import RefcountBlock
 
 Page: TypeAlias = "bytearray | array[int]"
 
-_MAX_PAGE_BITS = 10
-_FREE_PAGES = 1 << 19
-"""Pages that may be made without asking for what: 512 MiB of memory."""
+_MAX_PAGE_BITS = 9
+_FREE_PAGES = 1 << 18
+"""Pages that may be made without asking for what: 128 MiB."""
 
-_REFERENCES_A_PAGE = 16
+_REFERENCES_A_PAGE = 8
 """Beyond that, so many references must have been counted for each page."""
 
 
@@ -75,6 +75,16 @@ class Counts:
             cluster += step
             count -= step
 
+    def add_each(self, clusters: list[int], times: int) -> None:
+        """The same for single clusters that lie anywhere: quicker for many."""
+        pages, bits, mask = self.pages, self.page_bits, self._size - 1
+        self._total += len(clusters) * times
+        for cluster in clusters:
+            try:
+                pages[cluster >> bits][cluster & mask] += times
+            except (KeyError, ValueError):
+                self.add(cluster, 1, times)
+
     def _new_page(self, number: int) -> Page:
         pages = self.pages
         if len(pages) >= _FREE_PAGES and len(pages) * _REFERENCES_A_PAGE > self._total:
@@ -96,6 +106,8 @@ class Counts:
 
     def ones(self, cluster: int, count: int) -> int:
         """How many of the clusters side by side are referred to exactly once."""
+        if count == 1:
+            return int(self.get(cluster) == 1)
         found = 0
         while count:
             at = cluster & (self._size - 1)

@@ -6,6 +6,8 @@ of clusters behind the file's end are nobody's loss, and not looked at.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
@@ -32,7 +34,7 @@ class Comparison:
 
     Attributes:
         blocks: offsets (bytes) of the refcount blocks that can be used, by their number; 0: none.
-        counted: clusters (first, how many) of these structures that were counted as references.
+        counted: how often clusters were counted as being of these structures.
         rebuild: the refcount structures are damaged, or lack a block: they are to be made anew.
         overflow: something is referred to more often than a refcount can say.
         misflagged: COPIED flags are wrong.
@@ -48,14 +50,14 @@ class Comparison:
         self._stored: dict[int, Words] = {}
         self._order = image.refcounts.order
         self._per_block_bits = image.refcounts.per_block_bits
-        self.blocks: list[int] = []
-        self.counted: list[tuple[int, int]] = []
+        self.blocks = words.zeroes(0)
+        self.counted: Counter[int] = Counter()
         self.rebuild = False
         self.overflow = False
         self.misflagged = False
         self.wrong: set[int] = set()
         self.end = 0
-        self._last = 0, b""
+        self._last: list[tuple[int, bytes]] = []
 
     # ---- the structures ---------------------------------------------------------------------
 
@@ -71,11 +73,12 @@ class Comparison:
             self.rebuild = True
         else:
             first = header.refcount_table_offset >> header.cluster_bits
-            self._counts.add(first, header.refcount_table_clusters)
-            self.counted.append((first, header.refcount_table_clusters))
-            self.rebuild = self._counts.ones(*self.counted[0]) != header.refcount_table_clusters
+            count = header.refcount_table_clusters
+            self._counts.add(first, count)
+            self.counted.update(range(first, first + count))
+            self.rebuild = self._counts.ones(first, count) != count
         table = self._image.refcounts.table
-        self.blocks = [0] * len(table)
+        self.blocks = words.zeroes(len(table))
         for number, offset in enumerate(table):
             if offset:
                 self._count_block(number, offset)
@@ -92,7 +95,7 @@ class Comparison:
             problem = "has reserved bits"
         else:
             self.blocks[number] = offset
-            self.counted.append((offset >> bits, 1))
+            self.counted[offset >> bits] += 1
             self._counts.add(offset >> bits, 1)
             times = self._counts.get(offset >> bits)
             if times == 1:
@@ -115,12 +118,12 @@ class Comparison:
         """
         limit = max(self._walk.rules.clusters, self._counts.end())
         pages = self._counts.by_block(self._per_block_bits)
-        blocks = {number for number, offset in enumerate(self.blocks) if offset}
-        for number in sorted(blocks.union(pages)):
-            first = number << self._per_block_bits
-            if first >= limit:
+        beyond = sorted(number for number in pages if number >= len(self.blocks))
+        for number in itertools.chain(range(len(self.blocks)), beyond):
+            if number << self._per_block_bits >= limit:
                 break
-            self._compare_block(number, pages.get(number, []), limit)
+            if number in pages or self.blocks[number]:
+                self._compare_block(number, pages.get(number, []), limit)
         self.end = self._end(limit)
 
     def _compare_block(self, number: int, pages: list[int], limit: int) -> None:
@@ -134,6 +137,8 @@ class Comparison:
         zeroes = bytes(size)
         wanted = set(pages)
         for page in pages if content is None else range(number << shift, (number + 1) << shift):
+            if page << self._counts.page_bits >= limit:
+                break
             at = (page - (number << shift)) * size
             got = zeroes if content is None else content[at : at + size]
             if page in wanted:
@@ -144,7 +149,7 @@ class Comparison:
                 self._tell_differences(number, page, got, limit)
             else:
                 continue
-            self._last = page, got
+            self._last = [*self._last[-1:], (page, got)]
 
     def _find_overflow(self, page: int) -> bool:
         counted = self._counts.pages[page]
@@ -155,9 +160,7 @@ class Comparison:
         for at, value in enumerate(counted):
             if value > most:
                 cluster = (page << self._counts.page_bits) + at
-                message = (
-                    f"cluster {cluster} is referred to {value} times: a refcount ends at {most}"
-                )
+                message = f"cluster {cluster} has {value} references, too many for its refcount"
                 self._report.corrupt(message, value - most)
                 self.overflow = found = True
         return found
@@ -177,17 +180,21 @@ class Comparison:
             else:
                 self._report.leaked(message)
             self.wrong.add(number)
-        self._stored[page] = values
+        if counted is not None:
+            self._stored[page] = values
 
     def _end(self, limit: int) -> int:
-        page, got = self._last
-        base = page << self._counts.page_bits
-        values = RefcountBlock.parse(self._order, 0, got).values[: limit - base]
-        last = max((at for at, value in enumerate(values) if value), default=-1)
-        counted = self._counts.pages.get(page)
-        if counted is not None:
-            last = max(last, last_used(counted))
-        return base + last + 1
+        """In the last page that is not empty; of the one at the limit perhaps all lies behind."""
+        for page, got in reversed(self._last):
+            base = page << self._counts.page_bits
+            values = RefcountBlock.parse(self._order, 0, got).values[: limit - base]
+            last = max((at for at, value in enumerate(values) if value), default=-1)
+            counted = self._counts.pages.get(page)
+            if counted is not None:
+                last = max(last, last_used(counted))
+            if last >= 0:
+                return base + last + 1
+        return 0
 
     # ---- flags ------------------------------------------------------------------------------
 

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from tap_qcow2.image import Image
 
 _MAX_CRYPTO_BYTES: Final = 64 << 20
-_FREE_WORK: Final = 256 << 20
+_FREE_WORK: Final = 64 << 20
 """Bytes of tables that may be read whatever the file holds."""
+
+_FREE_TABLES: Final = 1 << 18
+"""L2 tables to remember that lie in holes of the file."""
+
+_PART: Final = 1 << 16
+"""Entries of an L1 table that are looked at together."""
 
 
 class GivenUpError(Exception):
@@ -93,7 +99,7 @@ class Walk:
         self._bits = image.cluster_bits
         self._size = image.geometry.cluster_size
         self._zeroes = bytes(self._size)
-        self._work_left = _FREE_WORK + 8 * min(image.file.size, 8 * image.file.occupied())
+        self._work_left = _FREE_WORK + 2 * min(image.file.size, 2 * image.file.occupied())
         self.rules = Rules.of(image.header, image.file.size)
         self.counts = Counts(image.refcounts.per_block_bits)
         self.structures = Counts(image.refcounts.per_block_bits)
@@ -155,11 +161,14 @@ class Walk:
             OSError: as the system says.
             GivenUpError: see there.
         """
-        end = min(offset + length, self._file.size)
-        if offset >= end or not any(data for _, _, data in self._file.runs(offset, end - offset)):
+        if not self._holds_data(offset, length):
             return None
         self.charge(length)
         return self._file.read_metadata(offset, length)
+
+    def _holds_data(self, offset: int, length: int) -> bool:
+        end = min(offset + length, self._file.size)
+        return offset < end and any(data for _, _, data in self._file.runs(offset, end - offset))
 
     def charge(self, length: int) -> None:
         """So many bytes of tables are to be looked at."""
@@ -258,8 +267,11 @@ class Walk:
         content = self.read(table.offset, table.size * 8)
         if content is None:
             return
-        for entry, count in Counter(filter(None, words.from_bytes(content))).items():
-            self._l1_entry(table, entry, count * table.times)
+        entries = words.from_bytes(content)
+        for start in range(0, len(entries), _PART):
+            part = filter(None, entries[start : start + _PART])
+            for entry, count in Counter(part).items():
+                self._l1_entry(table, entry, count * table.times)
 
     def _l1_entry(self, table: L1Table, entry: int, times: int) -> None:
         report = self._report
@@ -283,6 +295,8 @@ class Walk:
             self.l1_damaged = True
         uses = self.l2_tables.get(offset)
         if uses is None:
+            if len(self.l2_tables) >= _FREE_TABLES and not self._holds_data(offset, self._size):
+                return
             uses = self.l2_tables[offset] = L2Uses()
         uses.times += times
         if table.active:
@@ -299,8 +313,9 @@ class Walk:
             live = self._extended_entries(offset, entries, uses)
         else:
             live = [entry for entry in entries if entry > 1]  # nor merely zero
-        rules, counts, times = self.rules, self.counts, uses.times
+        rules = self.rules
         all_copied, allocated = layout.COPIED, 0
+        single: list[int] = []
         for entry, count in runs(live, self._size):
             first = (entry & layout.OFFSET_MASK) >> self._bits
             outside = first + count > rules.clusters and not rules.data_file
@@ -310,8 +325,12 @@ class Walk:
                 continue
             all_copied &= entry
             allocated += count
-            if not rules.data_file:
-                counts.add(first, count, times)
+            if count == 1:
+                single.append(first)
+            elif not rules.data_file:
+                self.counts.add(first, count, uses.times)
+        if not rules.data_file:
+            self.counts.add_each(single, uses.times)
         self._report.result.allocated_clusters += allocated * uses.active
         if uses.active and not all_copied:
             self.suspicious.add(offset)

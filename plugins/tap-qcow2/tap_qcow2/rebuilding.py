@@ -76,8 +76,8 @@ def rebuild(image: Image, counts: Counts, comparison: Comparison, space: FreeSpa
         ImageFormatError: the table would become too large.
         OSError: as the system says; the old structures stand.
     """
-    for first, count in comparison.counted:
-        counts.add(first, count, -1)
+    for cluster, times in comparison.counted.items():
+        counts.add(cluster, 1, -times)
     per_block_bits = image.refcounts.per_block_bits
     shift = per_block_bits - counts.page_bits
     needed = {number >> shift for number, page in counts.pages.items() if any(page)}

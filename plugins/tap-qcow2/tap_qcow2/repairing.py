@@ -95,10 +95,12 @@ class Moves:
     Attributes:
         data: cluster number of data: the new one.
         tables: cluster number of an L2 table: the new one.
+        packed: L2 entry of a compressed cluster: the new one.
     """
 
     data: dict[int, int] = attrs.field(factory=dict)
     tables: dict[int, int] = attrs.field(factory=dict)
+    packed: dict[int, int] = attrs.field(factory=dict)
 
 
 class TableRepair:
@@ -118,6 +120,7 @@ class TableRepair:
         self._flush = image.flush_file
         self._size = image.geometry.cluster_size
         self._bits = image.cluster_bits
+        self._geometry = image.geometry
         self._step = image.geometry.words
         self._walk = walk
         self._space = space
@@ -134,18 +137,43 @@ class TableRepair:
         tables = {offset >> self._bits: uses.times for offset, uses in walk.l2_tables.items()}
         for cluster, references in sorted(walk.crowded.items()):
             if references:
-                self._moves.data[cluster] = self._copy(cluster, references)
+                self._moves.data[cluster] = self._copy(cluster, 1, references)
             if cluster in tables and walk.structures.get(cluster):
-                self._moves.tables[cluster] = self._copy(cluster, tables[cluster])
+                self._moves.tables[cluster] = self._copy(cluster, 1, tables[cluster])
+        if self._moves.data:
+            for offset, uses in sorted(walk.l2_tables.items()):
+                self._copy_compressed(offset, uses.times)
         if walk.crowded:
             self._flush()
 
-    def _copy(self, cluster: int, references: int) -> int:
-        new = self._space.find(1)
-        self._walk.counts.add(new, 1, references)
-        content = self._file.read_metadata(cluster << self._bits, self._size)
+    def _copy(self, cluster: int, count: int, references: int) -> int:
+        new = self._space.find(count)
+        self._walk.counts.add(new, count, references)
+        content = self._file.read_metadata(cluster << self._bits, self._size * count)
         self._file.write_metadata(new << self._bits, content)
         return new
+
+    def _copy_compressed(self, offset: int, times: int) -> None:
+        """Of a table, the compressed clusters that lie on what has to be copied."""
+        geometry, moves = self._geometry, self._moves
+        content = self._walk.read(offset, self._size)
+        if content is None:
+            return
+        for entry in words.from_bytes(content)[:: self._step]:
+            if not entry & layout.COMPRESSED or entry & layout.COPIED:
+                continue
+            start, length = geometry.compressed(entry)
+            first = start >> self._bits
+            count = ((start + length - 1) >> self._bits) - first + 1
+            if moves.data.keys().isdisjoint(range(first, first + count)):
+                continue
+            if entry in moves.packed:
+                moved = geometry.compressed(moves.packed[entry])[0]
+                self._walk.counts.add(moved >> self._bits, count, times)
+            elif self._walk.rules.inside(start, length):
+                new = self._copy(first, count, times)
+                moved = (new - first) << self._bits
+                moves.packed[entry] = entry + moved
 
     def correct(self) -> None:
         """Write the tables as they should be; all that they may lead to is counted on disk.
@@ -184,7 +212,7 @@ class TableRepair:
         if found.flagged and not found.lost and host >> self._bits in self._moves.data:
             host = self._moves.data[host >> self._bits] << self._bits
             found.entry = found.entry & ~layout.OFFSET_MASK | host
-        entries[at] = found.entry
+        entries[at] = self._moves.packed.get(found.entry, found.entry)
         if extended:
             entries[at + 1] = found.bitmap
 

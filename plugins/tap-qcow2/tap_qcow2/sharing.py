@@ -18,8 +18,8 @@ from tapcore import ImageFormatError
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
 
-_MOST_DIRTY: Final = 256
-"""Refcount blocks that may have changed before they are written."""
+_MOST_DIRTY: Final = 64 << 20
+"""Bytes of refcount blocks that may have changed before they are written."""
 
 _MOST_FREED: Final = 4096
 """Ranges that wait to be given back to the file system."""
@@ -60,7 +60,8 @@ def _table_references(rules: Rules, table: Words) -> Iterator[tuple[int, int]]:
     geometry = rules.geometry
     bits, size = geometry.cluster_bits, geometry.cluster_size
     entries = table[::2] if geometry.extended else table
-    for entry, count in runs([entry for entry in entries if entry > 1], size):
+    live = sorted(entry for entry in entries if entry > 1)  # few refcount blocks, one by one
+    for entry, count in runs(live, size):
         first = (entry & layout.OFFSET_MASK) >> bits
         if first and not entry & rules.odd and first + count <= rules.clusters:
             yield first, count
@@ -81,15 +82,20 @@ def count_up(image: Image, l1: Words) -> None:
         TapError, OSError: nothing has changed.
     """
     done = 0
+    most_dirty = _most_dirty(image)
     try:
         for cluster, count in references(image, l1):
             image.refcounts.add_run(cluster, count, 1)
             done += 1
-            if len(image.refcounts.dirty) > _MOST_DIRTY:
+            if len(image.refcounts.dirty) > most_dirty:
                 image.writeback.all_now()
     except BaseException:
         _count_down(image, itertools.islice(references(image, l1), done))
         raise
+
+
+def _most_dirty(image: Image) -> int:
+    return max(_MOST_DIRTY >> image.cluster_bits, 16)
 
 
 def count_down(image: Image, l1: Words, more: Iterable[tuple[int, int]] = ()) -> None:
@@ -109,9 +115,10 @@ def count_down(image: Image, l1: Words, more: Iterable[tuple[int, int]] = ()) ->
 
 def _count_down(image: Image, runs: Iterable[tuple[int, int]]) -> None:
     freed: list[tuple[int, int]] = []
+    most_dirty = _most_dirty(image)
     for cluster, count in runs:
         freed += image.refcounts.add_run(cluster, count, -1)
-        if len(image.refcounts.dirty) > _MOST_DIRTY or len(freed) > _MOST_FREED:
+        if len(image.refcounts.dirty) > most_dirty or len(freed) > _MOST_FREED:
             _give_back(image, freed)
     _give_back(image, freed)
 

@@ -262,6 +262,11 @@ def _unaligned(it: Wreck, word: int) -> int:
     return word & ~((it.cluster - 1) & OFFSET) | (512 if it.cluster > 512 else 0)
 
 
+def _anywhere(it: Wreck, word: int) -> int:
+    cluster = it.rng.randrange(it.walk.end // it.cluster)
+    return word & ~OFFSET | cluster * it.cluster
+
+
 DAMAGES: dict[str, Damage] = {
     "refcount-up": lambda it: it.refcount(lambda v: v + 1, bool),
     "refcount-far-up": lambda it: it.refcount(lambda v: v + 77, bool),
@@ -283,6 +288,7 @@ DAMAGES: dict[str, Damage] = {
     "l1-on-refcount-block": changed("L1 table", bool, moved("refcount block")),
     "l1-on-l1": changed("L1 table", bool, moved("L1 table")),
     "l1-to-header": changed("L1 table", bool, lambda it, word: COPIED),
+    "l1-anywhere": changed("L1 table", bool, _anywhere),
     "l1-zeroed": changed("L1 table", bool, lambda it, word: 0),
     "l1-twice": doubled("L1 table"),
     "l2-copied": changed("L2", plain, lambda it, word: word ^ COPIED),
@@ -299,6 +305,7 @@ DAMAGES: dict[str, Damage] = {
     "l2-on-refcount-block": changed("L2", plain, moved("refcount block")),
     "l2-on-refcount-table": changed("L2", plain, moved("refcount table")),
     "l2-on-snapshot-table": changed("L2", plain, moved("snapshot table")),
+    "l2-anywhere": changed("L2", plain, _anywhere),
     "l2-compressed": changed("L2", plain, lambda it, word: word & ~COPIED | COMPRESSED),
     "compressed-copied": changed("L2", packed, lambda it, word: word | COPIED),
     "compressed-outside": changed("L2", packed, lambda it, word: word | 1 << 40),
