@@ -174,6 +174,18 @@ def test_a_failed_read_names_the_source_and_the_place(
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path, rng: random.Random) -> None:
+    (tmp_path / "a").write_bytes(rng.randbytes(3 * MIB))
+
+    def shrink(done: int, total: int) -> None:
+        if done == MIB:
+            os.truncate(tmp_path / "a", MIB + 100)
+
+    with pytest.raises(tapcore.IOFailedError, match=f"a: read failed between {MIB} and {2 * MIB}"):
+        convert_image(f"aio:{tmp_path}/a", f"aio:{tmp_path}/b", progress=shrink)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_an_existing_target_is_refused_and_stays(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 512)
     (tmp_path / "b").write_bytes(b"b" * 512)

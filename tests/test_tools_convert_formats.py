@@ -115,7 +115,7 @@ def test_holes_are_never_read(
     monkeypatch.setattr(ToyDriver, "td_queue_read", watching)
     registry = tapcore.Registry()
     registry.register(ToyDriver())
-    convert_image("a.toy", "b.img", registry=registry)
+    convert_image("a.toy", "b.toy", registry=registry)
     assert read == held
 
 

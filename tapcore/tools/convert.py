@@ -19,8 +19,8 @@ from tapcore.registry import Registry, default_registry
 from tapcore.tools.create import create_image, new_image_target
 from tapcore.tools.formatoptions import check_options
 from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
-from tapcore.tools.sharing import BlockSharing
 from tapcore.tools.streams import STANDARD, standard_input, stream_disk
 from tapcore.tools.transfer import Transfer, write_unit
 
@@ -243,16 +243,16 @@ def _copy(source: Disk, target: Disk, wish: _Wish) -> int:
     jobs = jobs_for_fresh(source, unit)
     if target.handle not in RAW_HANDLES:
         return transfer.run(jobs)
-    return _sharing_blocks(path, jobs, transfer, source.size, wish.progress)
+    return _plainly(source, path, jobs, transfer, wish.progress)
 
 
-def _sharing_blocks(
-    path: str, jobs: Iterator[Job], transfer: Transfer, size: int, progress: Progress | None
+def _plainly(
+    source: Disk, path: str, jobs: Iterator[Job], transfer: Transfer, progress: Progress | None
 ) -> int:
+    """Into a plain file: what lies plain in files goes from file to file."""
     try:
-        sharing = BlockSharing(path, progress, size)
+        copier = PlainCopier(source.state.image.name, path, progress, source.size)
     except OSError as exc:
         raise open_error(exc, path) from None
-    with contextlib.closing(sharing):
-        written = transfer.run(sharing.filter(jobs))
-        return written + sharing.shared
+    with contextlib.closing(copier):
+        return transfer.run(copier.filter(jobs)) + copier.written
