@@ -168,12 +168,9 @@ class Refcounts:
             ImageFormatError: it would become negative.
             NotSupportedError: it would not fit into its width.
         """
-        number = cluster >> self.per_block_bits
-        block = self.block(number)
+        block = self.block(cluster >> self.per_block_bits)
         if block is None:
-            if delta < 0:
-                raise _below_zero(cluster)
-            block = self._new_block(number)
+            raise _below_zero(cluster)
         at = cluster & (self.per_block - 1)
         value = block.values[at] + delta
         if value < 0:
@@ -238,25 +235,44 @@ class Refcounts:
             return cluster, count
 
     def allocate_contiguous(self, count: int) -> int:
-        """Take exactly `count` clusters side by side, for a table; returns the first one."""
-        at = self._hint
-        run = 0
-        while run < count:
-            block = self.block(at >> self.per_block_bits)
-            free = block is None or not block.values[at & (self.per_block - 1)]
-            run = run + 1 if free else 0
-            at += 1
-        first = at - count
-        for cluster in range(first, at):
-            if self.get(cluster):  # a block for these very clusters has taken its place here
-                for taken in range(first, cluster):
-                    self.add(taken, -1)
-                self._hint = max(self._hint, cluster)
-                return self.allocate_contiguous(count)
-            self._refuse_metadata(cluster)
+        """Take exactly `count` clusters side by side, for a table; returns the first one.
+
+        Blocks that are missing to count them are put in front of them: a block that sat down in the
+        first cluster that it counts, as for single clusters, would lie in the middle.
+        """
+        first, missing = self._find_run(count)
+        while missing and missing[-1] >= len(self.table):
+            self._grow_table(missing[-1])
+            first, missing = self._find_run(count)
+        total = len(missing) + count
+        self._refuse_metadata(first, total)
+        for place, number in enumerate(missing, first):
+            offset = place << self._bits
+            self._add_block(number, RefcountBlock.empty(self.order, offset, self.per_block))
+        for cluster in range(first, first + total):
             self.add(cluster, 1)
-        self.end = max(self.end, at << self._bits)
-        return first
+        self.end = max(self.end, (first + total) << self._bits)
+        return first + len(missing)
+
+    def _find_run(self, count: int) -> tuple[int, list[int]]:
+        """Free clusters side by side, `count` and one for each block that is missing among them.
+
+        Returns:
+            The first cluster, and the numbers of these blocks.
+        """
+        at, run = self._hint, 0
+        missing: list[int] = []
+        while run < count + len(missing) or not run:
+            number = at >> self.per_block_bits
+            block = self.block(number)
+            if block is not None and block.values[at & (self.per_block - 1)]:
+                run, missing = 0, []
+            else:
+                run += 1
+                if block is None and number not in missing[-1:]:
+                    missing.append(number)
+            at += 1
+        return at - run, missing
 
     def _take(self, block: RefcountBlock, cluster: int, count: int) -> None:
         at = cluster & (self.per_block - 1)
