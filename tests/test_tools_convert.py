@@ -181,7 +181,7 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path, rng: random
         if done == MIB:
             os.truncate(tmp_path / "a", MIB + 100)
 
-    with pytest.raises(tapcore.IOFailedError, match=f"a: read failed between {MIB} and {2 * MIB}"):
+    with pytest.raises(tapcore.IOFailedError, match=r"a: read failed between \d+ and \d+: Input"):
         convert_image(f"aio:{tmp_path}/a", f"aio:{tmp_path}/b", progress=shrink)
     assert os.listdir(tmp_path) == ["a"]
 

@@ -116,7 +116,8 @@ def test_holes_are_never_read(
     registry = tapcore.Registry()
     registry.register(ToyDriver())
     convert_image("a.toy", "b.toy", registry=registry)
-    assert read == held
+    per = CLUSTER // BLOCK
+    assert held <= read <= {block // per * per + n for block in held for n in range(per)}
 
 
 def test_a_terabyte_of_nothing_is_quick(toys: Path) -> None:
