@@ -136,11 +136,11 @@ def test_every_header_field_at_its_limits(
         for value in extreme_values(good(layout), HEADER_FIELDS[field][1]):
             image.write_bytes(with_field(good(layout).content, field, value))
             what = f"an image with {field} = {value:#x}"
-            with watched(f"inspecting {what}", seconds=1.0):
+            with watched(f"inspecting {what}", seconds=4.0):
                 inspect_image(f"qcow2:{image}")
-            with watched(f"reading {what}", seconds=2.0):
+            with watched(f"reading {what}", seconds=4.0):
                 read_it(image)
-            with watched(f"checking {what}", seconds=2.0):
+            with watched(f"checking {what}", seconds=4.0):
                 check_image(f"qcow2:{image}")
 
 
@@ -163,7 +163,7 @@ def test_cve_2014_0144_l1_size(value: int, good: Callable[[str], Walk], tmp_path
     """An L1 table larger than 32 MiB, or than the file."""
     image = tmp_path / "bad.qcow2"
     image.write_bytes(with_field(good("default").content, "l1_size", value))
-    with watched("a large L1 table", seconds=0.5, memory=8 * MIB):
+    with watched("a large L1 table", seconds=4.0, memory=8 * MIB):
         assert "L1 table" in seen(image)
 
 
@@ -188,7 +188,7 @@ def test_cve_2014_0144_refcount_table_size(
 ) -> None:
     image = tmp_path / "bad.qcow2"
     image.write_bytes(with_field(good("default").content, "refcount_table_clusters", value))
-    with watched("a large refcount table", seconds=0.5, memory=8 * MIB):
+    with watched("a large refcount table", seconds=4.0, memory=8 * MIB):
         assert "refcount table" in seen(image)
 
 
@@ -207,7 +207,7 @@ def test_cve_2014_0144_number_of_snapshots(
 ) -> None:
     image = tmp_path / "bad.qcow2"
     image.write_bytes(with_field(good("default").content, "nb_snapshots", value))
-    with watched("many snapshots", seconds=0.5, memory=8 * MIB):
+    with watched("many snapshots", seconds=4.0, memory=8 * MIB):
         assert "snapshots" in seen(image)
 
 
@@ -381,7 +381,7 @@ def test_cve_2015_4463_a_compressed_cluster_that_never_ends(
     image = tmp_path / "bomb.qcow2"
     image.write_bytes(compressed_bomb(good(layout), stream))
     with (
-        watched("a bomb", seconds=2.0, memory=16 * MIB),
+        watched("a bomb", seconds=4.0, memory=16 * MIB),
         tapcore.open(f"qcow2:{image}", readonly=True) as disk,
     ):
         assert not any(disk.pread(0, 4096))
@@ -399,7 +399,7 @@ def test_a_zstd_cluster_that_wants_a_large_window(
     image = tmp_path / "window.qcow2"
     image.write_bytes(compressed_bomb(good("zstd"), bytes(frame)))
     with (
-        watched("a large window", seconds=2.0, memory=16 * MIB),
+        watched("a large window", seconds=4.0, memory=16 * MIB),
         tapcore.open(f"qcow2:{image}", readonly=True) as disk,
     ):
         disk.pread(0, 4096)
@@ -408,7 +408,7 @@ def test_a_zstd_cluster_that_wants_a_large_window(
 def test_cve_2015_5162_a_huge_disk_in_a_small_file(tmp_path: Path) -> None:
     """Nothing is done in proportion to what an image only claims."""
     image = create(tmp_path / "huge.qcow2", 1 << 56, cluster_size=2 * MIB)
-    with watched("a disk of 64 PiB", seconds=2.0, memory=24 * MIB):
+    with watched("a disk of 64 PiB", seconds=10.0, memory=24 * MIB):
         inspect_image(f"qcow2:{image}")
         image_info(f"qcow2:{image}")
         check_image(f"qcow2:{image}")
