@@ -1,19 +1,15 @@
-"""The hooks of the handle `vmdk`; what they do is in the other modules."""
+"""The hooks of the handle `vmdk`; what they do is in the other modules.
+
+These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+"""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tap_vmdk import sesparse
-from tap_vmdk.cowd import MAGIC as COWD_MAGIC
-from tap_vmdk.descriptor import looks_like_descriptor
-from tap_vmdk.image import Image
-from tap_vmdk.opening import open_image
 from tap_vmdk.options import CREATE_OPTIONS
-from tap_vmdk.sparse import MAGIC as SPARSE_MAGIC
-from tap_vmdk.streampart import StreamPart
 from tapcore import (
     HOOKS_VERSION,
     TD_NO_PARENT,
@@ -28,6 +24,9 @@ from tapcore import (
     hookimpl,
 )
 
+if TYPE_CHECKING:
+    from tap_vmdk.image import Image
+
 disk_info = DiskInfo(
     handle="vmdk",
     name="vmware image (vmdk)",
@@ -41,6 +40,8 @@ disk_info = DiskInfo(
 @hookimpl
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """Open the descriptor and all extents."""
+    from tap_vmdk.opening import open_image
+
     image = open_image(dd, name, flags)
     dd.private = image
     dd.size = image.sectors
@@ -78,6 +79,8 @@ def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """A stream stores everything so; other kinds nothing."""
+    from tap_vmdk.streampart import StreamPart
+
     image: Image = dd.private
     if not isinstance(image.parts[0], StreamPart):
         return -errno.EOPNOTSUPP
@@ -176,9 +179,13 @@ def td_make_empty(dd: DiskDriver) -> None:
 @hookimpl
 def td_probe(name: str, head: bytes) -> bool:
     """By the first bytes."""
-    if head[:4] in (SPARSE_MAGIC, COWD_MAGIC):
+    from tap_vmdk import cowd, sparse
+    from tap_vmdk.descriptor import looks_like_descriptor
+    from tap_vmdk.sesparse import is_sesparse
+
+    if head[:4] in (sparse.MAGIC, cowd.MAGIC):
         return True
-    return sesparse.is_sesparse(head) or looks_like_descriptor(head)
+    return is_sesparse(head) or looks_like_descriptor(head)
 
 
 @hookimpl
