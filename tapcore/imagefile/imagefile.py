@@ -171,8 +171,11 @@ class ImageFile:
     def _put(
         self, work: Any, args: tuple[Any, ...], answer: Answer, lane: Lane | None = None
     ) -> None:
-        (lane or shared_pool()).put(work, args, self._completions, answer)
         self.in_flight += 1
+        try:
+            (lane or shared_pool()).put(work, args, self._completions, answer)
+        except OSError as exc:  # no thread: an answer like any other failure's
+            self._completions.add(-errno_of(exc), answer)
 
     # ---- blocking --------------------------------------------------------------------------
 
