@@ -268,6 +268,14 @@ cache_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+progress_option = click.option(
+    "--progress",
+    "progress_style",
+    type=click.Choice(("auto", "plain", "none")),
+    default="auto",
+    help="A bar on a terminal and nothing elsewhere, a line a second, or nothing.  [default: auto]",
+)
+
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
 force_option = click.option("--force", is_flag=True, help="Replace an image that exists.")

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, and an end at a good moment when a signal asks for one."""
+"""How far a piece of work is, and an end at a good moment when a signal asks for one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 from tapcore.cli.failures import Stopped
+from tapcore.names import format_size
 
 Progress = Callable[[int, int], None]
+Style: TypeAlias = Literal["auto", "plain", "none"]
+
+_SECONDS: Final = 1.0  # between two lines
 
 
 @contextlib.contextmanager
-def progress(what: str, *, quiet: bool, in_bytes: bool = True) -> Iterator[Progress]:
-    """Show how far a piece of work is.
+def progress(
+    what: str, *, quiet: bool, style: Style = "auto", in_bytes: bool = True
+) -> Iterator[Progress]:
+    """Show how far a piece of work is, on standard error.
 
     The work calls what this gives between its pieces; there, and not in the middle of one, SIGINT
     and SIGTERM take effect, so that it can clean up. A second one ends the process at once.
 
     Args:
-        what: a word for the bar.
-        quiet: no bar.
-        in_bytes: what is counted.
+        what: a word for it.
+        quiet: show nothing.
+        style: "auto" is a bar on a terminal and nothing elsewhere; "plain" a line a second.
+        in_bytes: what is counted; else milliseconds.
     """
-    with _stopping() as check, _bar(what, quiet, in_bytes) as show:
+    plain = style == "plain" and not quiet
+    quiet = quiet or style == "none"
+    shown = _lines(what, in_bytes) if plain else _bar(what, quiet, in_bytes)
+    with _stopping() as check, shown as show:
 
         def tell(done: int, total: int) -> None:
             check()
@@ -59,6 +70,39 @@ def _stopping() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
+def _lines(what: str, in_bytes: bool) -> Iterator[Progress]:
+    """For logs and programs: a line a second, and a last one."""
+    started = told = monotonic()
+    last = (0, 0)
+
+    def show(done: int, total: int) -> None:
+        nonlocal told, last
+        last = (done, total)
+        now = monotonic()
+        if now - told >= _SECONDS:
+            told = now
+            _print_line(what, last, now - started, in_bytes)
+
+    yield show
+    _print_line(what, last, monotonic() - started, in_bytes)
+
+
+def _print_line(what: str, how_far: tuple[int, int], seconds: float, in_bytes: bool) -> None:
+    done, total = how_far
+    parts = []
+    if total:
+        parts.append(f"{100 * done / total:.1f}%")
+    if in_bytes:
+        parts.append(format_size(done) + (f" of {format_size(total)}" if total else ""))
+        if seconds > 0:
+            parts.append(f"{format_size(int(done / seconds))}/s")
+    if 0 < done < total:
+        parts.append(f"{seconds * (total - done) / done:.0f} s left")
+    with contextlib.suppress(OSError):
+        print(f"tapdisk: {what}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
 def _bar(what: str, quiet: bool, in_bytes: bool) -> Iterator[Progress | None]:
     """rich's bar on standard error, so that standard output stays what was asked for."""
     if quiet or not sys.stderr.isatty():
@@ -71,7 +115,7 @@ def _bar(what: str, quiet: bool, in_bytes: bool) -> Iterator[Progress | None]:
         task = rich.add_task(what, total=None)
 
         def show(done: int, total: int) -> None:
-            rich.update(task, completed=done, total=total)
+            rich.update(task, completed=done, total=total or None)
 
         yield show
 

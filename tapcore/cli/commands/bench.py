@@ -11,11 +11,12 @@ from tapcore.cli.options import (
     json_option,
     metadata_cache_option,
     opening_options,
+    progress_option,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.output import print_json, print_pairs
-from tapcore.cli.progress import progress
+from tapcore.cli.progress import Style, progress
 from tapcore.errors import UsageError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode
@@ -52,6 +53,7 @@ from tapcore.tools.opening import open_image
 @metadata_cache_option
 @json_option
 @opening_options
+@progress_option
 @quiet_option
 def command(
     image: str,
@@ -66,6 +68,7 @@ def command(
     as_json: bool,
     references: ReferencePolicy,
     keys: Keys | None,
+    progress_style: Style,
     quiet: bool,
 ) -> None:
     """Drive IMAGE in-process, through the driver interface and without a server.
@@ -85,7 +88,7 @@ def command(
             cache=cache,
             metadata_cache=metadata_cache,
         ) as disk,
-        progress("running", quiet=quiet, in_bytes=False) as tell,
+        progress("running", quiet=quiet, style=progress_style, in_bytes=False) as tell,
     ):
         result = bench_disk(disk, work, progress=tell)
     if as_json:

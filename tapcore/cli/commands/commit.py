@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from tapcore.cli.options import image_argument, opening_options, quiet_option, tap_command
+from tapcore.cli.options import (
+    image_argument,
+    opening_options,
+    progress_option,
+    quiet_option,
+    tap_command,
+)
 from tapcore.cli.output import print_line
-from tapcore.cli.progress import progress
+from tapcore.cli.progress import Style, progress
 from tapcore.keys import Keys
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
@@ -14,14 +20,17 @@ from tapcore.tools.commit import commit_image
 @tap_command("commit", short_help="fold an image's own data into its parent")
 @image_argument()
 @opening_options
+@progress_option
 @quiet_option
-def command(image: str, references: ReferencePolicy, keys: Keys | None, quiet: bool) -> None:
+def command(
+    image: str, references: ReferencePolicy, keys: Keys | None, progress_style: Style, quiet: bool
+) -> None:
     """Fold what IMAGE holds itself into its parent, and empty IMAGE.
 
     Both read the same afterwards. The parent grows where IMAGE is larger. Other children of that
     parent are spoilt. Both must not be in use.
     """
-    with progress("committing", quiet=quiet) as tell:
+    with progress("committing", quiet=quiet, style=progress_style) as tell:
         done = commit_image(image, references=references, keys=keys, progress=tell)
     if quiet:
         return

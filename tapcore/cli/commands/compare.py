@@ -7,12 +7,13 @@ import click
 from tapcore.cli.options import (
     image_argument,
     opening_options,
+    progress_option,
     quiet_option,
     session_of,
     tap_command,
 )
 from tapcore.cli.output import print_line
-from tapcore.cli.progress import progress
+from tapcore.cli.progress import Style, progress
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
 from tapcore.tools.compare import Comparison, compare_disks
@@ -26,6 +27,7 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 @image_argument("b")
 @click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")
 @opening_options
+@progress_option
 @quiet_option
 @click.pass_context
 def command(
@@ -35,6 +37,7 @@ def command(
     strict: bool,
     references: ReferencePolicy,
     keys: Keys | None,
+    progress_style: Style,
     quiet: bool,
 ) -> int:
     """Do the images A and B have the same content?
@@ -46,7 +49,7 @@ def command(
     with (
         open_image(a, references=references, keys=keys) as one,
         open_image(b, references=references, keys=keys) as other,
-        progress("comparing", quiet=quiet) as tell,
+        progress("comparing", quiet=quiet, style=progress_style) as tell,
     ):
         found = compare_disks(one, other, strict=strict, progress=tell)
     if not quiet:

@@ -11,12 +11,13 @@ from tapcore.cli.options import (
     metadata_cache_option,
     opening_options,
     parent_option,
+    progress_option,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import print_line
-from tapcore.cli.progress import progress
+from tapcore.cli.progress import Style, progress
 from tapcore.keys import Keys
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
@@ -36,6 +37,7 @@ from tapcore.tools.streams import STANDARD
 @click.option("--sync", is_flag=True, help="End when the copy is on disk, as if by sync(1).")
 @metadata_cache_option
 @opening_options
+@progress_option
 @quiet_option
 def command(
     source: str,
@@ -50,6 +52,7 @@ def command(
     metadata_cache: int | None,
     references: ReferencePolicy,
     keys: Keys | None,
+    progress_style: Style,
     quiet: bool,
 ) -> None:
     """Copy SOURCE's content to a new image TARGET.
@@ -63,7 +66,7 @@ def command(
     if "help" in options:
         print_format_options(target)
         return
-    with progress("converting", quiet=quiet) as tell:
+    with progress("converting", quiet=quiet, style=progress_style) as tell:
         made, written = convert_image(
             source,
             target,

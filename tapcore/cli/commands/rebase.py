@@ -8,11 +8,12 @@ from tapcore.cli.options import (
     completes,
     image_argument,
     opening_options,
+    progress_option,
     quiet_option,
     tap_command,
 )
 from tapcore.cli.output import print_line
-from tapcore.cli.progress import progress
+from tapcore.cli.progress import Style, progress
 from tapcore.keys import Keys
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
@@ -37,6 +38,7 @@ from tapcore.tools.rebase import Rebase, rebase_image
     help="Only change what is recorded: PARENT holds the same, or only its name has changed.",
 )
 @opening_options
+@progress_option
 @quiet_option
 def command(
     image: str,
@@ -44,6 +46,7 @@ def command(
     unsafe: bool,
     references: ReferencePolicy,
     keys: Keys | None,
+    progress_style: Style,
     quiet: bool,
 ) -> None:
     """Give IMAGE another parent; IMAGE reads as before.
@@ -51,7 +54,7 @@ def command(
     What would read differently is copied into IMAGE first. With --unsafe nothing is, and the old
     parent need not exist.
     """
-    with progress("rebasing", quiet=quiet) as tell:
+    with progress("rebasing", quiet=quiet, style=progress_style) as tell:
         done = rebase_image(
             image, parent, unsafe=unsafe, references=references, keys=keys, progress=tell
         )
