@@ -41,7 +41,7 @@ class TestDefault(DriverContract):
 class Layout(DriverContract):
     """Images with create options; smaller and fewer ones than the kit's defaults."""
 
-    sizes = ((200 << 10) + 512, 3 << 20)
+    sizes = ((300 << 10) + 512,)
     damages = 60
     options: ClassVar[dict[str, str]] = {}
     test_every_option_makes_an_image: Any = None  # once is enough
@@ -60,16 +60,13 @@ class Layout(DriverContract):
 
 class TestSmallestClusters(Layout):
     options: ClassVar = {"cluster_size": "512"}
-
-
-class TestSmallestClustersDirect(Layout):
-    options: ClassVar = {"cluster_size": "512", "refcount_bits": "64"}
-    sizes = ((200 << 10) + 512,)
-    cache_modes = ("none",)
+    sizes = ((300 << 10) + 512, 3 << 20)
 
 
 class TestLargestClusters(Layout):
     options: ClassVar = {"cluster_size": "2M"}
+    sizes = ((3 << 20) + 512,)
+    damages = 20
 
 
 class TestExtended(Layout):
