@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         describe_host_file,
         host_file_size,
         open_image_file,
+        remove_host_file,
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.keys import Keys
@@ -118,6 +119,7 @@ _HOMES = {
         "describe_host_file",
         "host_file_size",
         "open_image_file",
+        "remove_host_file",
     ),
     "keys": ("Keys",),
     "models": (
@@ -212,6 +214,7 @@ __all__ = [
     "open_image_file",
     "open_named_file",
     "parse_size",
+    "remove_host_file",
 ]
 
 

@@ -100,3 +100,12 @@ def test_a_failure_leaves_nothing_behind(
         create_host_file(str(tmp_path / "new.img"), MIB, how)
     assert os.listdir(tmp_path) == []
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_was_made_can_be_taken_back_and_nothing_else(tmp_path: Path) -> None:
+    tapcore.create_host_file(str(tmp_path / "made"), 512)
+    os.mkfifo(tmp_path / "fifo")  # as a device node would be
+    (tmp_path / "folder").mkdir()
+    for name in ("made", "fifo", "folder", "nothing"):
+        tapcore.remove_host_file(str(tmp_path / name))
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder"]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapcore
+from hostfs import loop_device, mounted
 from peers import peer
 from tapcore.cli.main import main
 
@@ -70,6 +72,16 @@ def test_compressed(rng: random.Random, target: str, options: list[str]) -> None
     assert os.path.getsize("b") < 0.7 * os.path.getsize("a.img")
 
 
+def test_an_image_of_a_kind_that_cannot_compress(
+    rng: random.Random, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw("a.img", rng)
+    assert main(["convert", "-q", "-c", "a.img", "b.vmdk"]) == 1
+    said = "tapdisk: b.vmdk: cannot hold compressed data (-c): Operation not supported\n"
+    assert capsys.readouterr().err == said
+    assert not os.path.exists("b.vmdk")
+
+
 def test_an_appliance_through_a_pipe(rng: random.Random) -> None:
     data = raw("a.img", rng)
     with open("b.vmdk", "wb") as out:
@@ -96,3 +108,39 @@ def test_a_chains_life(rng: random.Random, handle: str) -> None:
     assert main(["rebase", "-q", f"{handle}:child", "-b", ""]) == 0
     os.unlink("base")
     assert content("child", handle) == data
+
+
+@pytest.mark.parametrize("handle", FORMATS)
+def test_a_block_device_is_used_or_refused_and_never_removed(
+    rng: random.Random, handle: str
+) -> None:
+    data = raw("a.img", rng)
+    Path("disk").write_bytes(rng.randbytes(2 * SIZE))
+    with loop_device(Path("disk")) as device:
+        status = main(["convert", "-q", "--force", "a.img", f"{handle}:{device}"])
+        assert os.path.exists(device)
+        if status == 0:
+            assert content(str(device), handle) == data
+        else:
+            assert handle != "aio"
+
+
+@pytest.mark.parametrize("options", [[], ["-c"]], ids=["", "compressed"])
+@pytest.mark.parametrize("handle", FORMATS)
+def test_a_full_disk_is_one_line_and_nothing_is_left(
+    rng: random.Random,
+    capsys: pytest.CaptureFixture[str],
+    here: Path,
+    handle: str,
+    options: list[str],
+) -> None:
+    if handle == "aio" and options:
+        return
+    if handle == "vmdk" and options:
+        options = ["-c", "-o", "subformat=streamOptimized"]
+    Path("a.img").write_bytes(rng.randbytes(SIZE))
+    with mounted("tmpfs", here / "small", options="size=2M") as small:
+        assert main(["convert", "-q", *options, "a.img", f"{handle}:{small}/b"]) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"tapdisk: {small}/b: .*No space left on device\n", said)
+        assert os.listdir(small) == []

@@ -4,7 +4,12 @@ Reads that the page cache can answer are answered at once; the rest go to a smal
 with `--cache none`, to an asynchronous engine that a plugin brings (tap-aio's Linux AIO).
 """
 
-from tapcore.imagefile.hostfile import create_host_file, describe_host_file, host_file_size
+from tapcore.imagefile.hostfile import (
+    create_host_file,
+    describe_host_file,
+    host_file_size,
+    remove_host_file,
+)
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.opening import open_image_file
 
@@ -14,4 +19,5 @@ __all__ = [
     "describe_host_file",
     "host_file_size",
     "open_image_file",
+    "remove_host_file",
 ]

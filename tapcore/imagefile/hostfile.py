@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -95,6 +96,13 @@ def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
             raise UsageError("the block device is smaller than the image would be", image=path)
     finally:
         os.close(fd)
+
+
+def remove_host_file(path: str) -> None:
+    """Take back what `create_host_file` made: a file goes, a block device stays; raises nothing."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.stat(path).st_mode):
+            os.unlink(path)
 
 
 def _make_anew(fd: int, path: str, size: int, preallocation: str) -> None:

@@ -11,6 +11,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.imagefile import remove_host_file
 from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import RAW_HANDLES, raw_handle, split_name
@@ -217,9 +218,7 @@ def _removed_unless_finished(path: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.stat(path).st_mode):
-                os.unlink(path)
+        remove_host_file(path)
         raise
 
 

@@ -7,6 +7,7 @@ back, but neither their reads nor their writes wait for each other.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -259,7 +260,9 @@ class Transfer:
     def _change(self, piece: _Piece, op: int, offset: int, view: memoryview) -> None:
         def finished(request: Request) -> None:
             self._requests -= 1
-            if request.status:
+            if op == WRITE_COMPRESSED and request.status == -errno.EOPNOTSUPP:
+                self._fail(self._target, "cannot hold compressed data (-c)", request.status)
+            elif request.status:
                 self._fail(self._target, "write failed", request.status)
             self._wrote(piece)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from tapcore import (
     NotSupportedError,
     UsageError,
     create_host_file,
+    remove_host_file,
 )
 
 CREATE_OPTIONS: Final = (
@@ -100,8 +100,7 @@ def write_image(path: str, header: Header, length: int) -> None:
                 file.seek(header.backing_offset)
                 file.write(encode_name(header.backing_file))
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        remove_host_file(path)
         raise
 
 

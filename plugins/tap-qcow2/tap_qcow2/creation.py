@@ -18,6 +18,7 @@ from tapcore import (
     UsageError,
     create_host_file,
     parse_size,
+    remove_host_file,
 )
 
 _SIZE_LIMIT: Final = "a disk of this size needs larger clusters (cluster_size)"
@@ -65,8 +66,7 @@ def create(name: str, size: int | None, parent: DiskId | None, options: Mapping[
 
             preallocate(name, plan.preallocation)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        remove_host_file(name)
         raise
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -24,7 +23,7 @@ from tap_vmdk.options import (
 )
 from tap_vmdk.parents import cid_of
 from tap_vmdk.sparse import SparseHeader
-from tapcore import DiskId, UsageError, create_host_file
+from tapcore import DiskId, UsageError, create_host_file, remove_host_file
 
 SPLIT_SECTORS: Final = 4192256
 """Of an extent of a split disk: 2047 MiB, as VMware splits."""
@@ -54,8 +53,7 @@ def create_image(
         _create(name, disk, parent_cid, hint, made)
     except BaseException:
         for path in made:
-            with suppress(OSError):
-                os.unlink(path)
+            remove_host_file(path)
         raise
 
 
