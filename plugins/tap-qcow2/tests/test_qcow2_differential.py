@@ -362,3 +362,41 @@ def _snapshot(image: Path, what: str, name: str, *, mine: bool) -> None:
     else:
         flag = {"create": "-c", "apply": "-a", "delete": "-d"}[what]
         qemu_img("snapshot", flag, name, image)
+
+
+HUGE: dict[str, tuple[int, dict[str, object]]] = {
+    "17T": (17 << 40, {}),
+    "1T-of-2048": (1 << 40, {"cluster_size": 2048}),
+    "16T-extended": ((16 << 40) + 512, {"extended_l2": "on", "cluster_size": 2 * MIB}),
+    "32P-of-2M": (1 << 55, {"cluster_size": 2 * MIB}),
+    "6T-v2": (6 << 40, {"compat": "0.10", "cluster_size": 131072}),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_huge_disks_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
+    """Anywhere, and at the very end; each side reads what the other has written."""
+    size, options = HUGE[kind]
+    image = create(tmp_path / "disk.qcow2", size, **options)
+    places: dict[int, int] = {}
+    for number in range(2):
+        new = [size - 4096 * (number + 1), *(rng.randrange(size) & -4096 for _ in range(4))]
+        patterns = {at: rng.randint(1, 255) for at in new}
+        places |= patterns
+        if number % 2:
+            qemu_io(image, *(f"write -P {byte} {at} 4096" for at, byte in patterns.items()))
+        else:
+            with tapcore.open(f"qcow2:{image}") as disk:
+                for at, byte in patterns.items():
+                    disk.pwrite(at, bytes([byte]) * 4096)
+        assert_clean(image)
+        qemu_io(image, *(f"read -P {byte} {at} 4096" for at, byte in places.items()))
+        with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
+            for at, byte in places.items():
+                assert disk.pread(at, 4096) == bytes([byte]) * 4096
+    middle = 200 << 30
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.zero(0, middle)
+        disk.discard(middle, size - middle)
+    assert_clean(image)
+    qemu_io(image, f"read -P 0 {middle - MIB} 1M", f"read -P 0 {size - 512} 512")

@@ -2,6 +2,7 @@
 
 import random
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from typing import Any
 from unittest.mock import patch
 
 import attrs
+import nbd_client
 import pytest
+from served import served
 
 import tapcore
 from diskmodel import drive
@@ -157,6 +160,28 @@ def test_a_slow_read_does_not_return_what_another_wrote(tmp_path: Path) -> None:
         assert slow.tag
         assert bytes(got) in (b"a" * CLUSTER, bytes(CLUSTER))
     assert_clean(image)
+
+
+def test_a_slow_client_does_not_get_what_another_wrote(tmp_path: Path) -> None:
+    """Its replies wait as places in the image file, which may be given out again meanwhile."""
+    image = create(tmp_path / "disk.qcow2", 64 * MIB)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * (8 * MIB))
+    with (
+        served(f"qcow2:{image}", "--socket", tmp_path / "socket") as server,
+        server.client() as slow,
+        server.client() as other,
+    ):
+        cookies = [slow.send(nbd_client.READ, n * MIB, MIB) for n in range(8)]
+        assert slow.sock.recv(1, socket.MSG_PEEK)  # they are under way
+        other.call(nbd_client.TRIM, 0, 8 * MIB)
+        for _ in range(2):
+            other.flush()
+        other.write(32 * MIB, b"b" * (8 * MIB))
+        other.flush()
+        for n, cookie in enumerate(cookies):
+            assert set(slow.answer(cookie).content(n * MIB, MIB)) <= {0, ord("a")}
+        assert set(slow.read(0, MIB)) == {0}
 
 
 # ---- many at once -------------------------------------------------------------------------------
