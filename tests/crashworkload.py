@@ -98,7 +98,7 @@ class Workload:
 
     def _batch(self) -> None:
         requests = [self._request(sector, count) for sector, count in self._places()]
-        if self.rng.random() < self.flushes:
+        while self.rng.random() < self.flushes:  # several may be under way at once
             requests.insert(self.rng.randrange(len(requests) + 1), self._flush_request())
         # the moments of all are taken before any is submitted: they count as beginning together
         run_all(self.disk, requests)

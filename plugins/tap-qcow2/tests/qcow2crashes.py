@@ -7,7 +7,10 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import attrs
 
@@ -16,6 +19,7 @@ from crashrecorder import Recording, State
 from crashworkload import Workload
 from qcow2tools import MIB, checked, create, qemu_img, source_content
 from qcow2walk import Walk, walk
+from tapcore.imagefile.imagefile import ImageFile
 from tapcore.tools.check import Repair, check_image
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
@@ -37,6 +41,8 @@ class Variant:
         largest: bytes of a request at most.
         batches: of requests.
         states: that are looked at.
+        cache: mode in which the work is done.
+        late: no write is done at once; in the page cache, too, threads do them.
         flags_lag: COPIED flags may not fit the refcounts after a crash (without a dirty bit that is
             so while a snapshot is made or deleted, with QEMU too): only a repair puts them right.
     """
@@ -52,6 +58,8 @@ class Variant:
     largest: int = 256 << 10
     batches: int = 50
     states: int = 70
+    cache: tapcore.CacheMode = "writeback"
+    late: bool = False
     flags_lag: bool = False
 
 
@@ -110,9 +118,11 @@ class Crashes:
             change: what is done besides, after every few batches.
         """
         variant = self.variant
+        never: Any = patch.object(ImageFile, "write_now", lambda *_: None)
         with (
+            never if variant.late else nullcontext(),
             Recording(*self.files) as self.recording,
-            tapcore.open(f"qcow2:{self.image}") as disk,
+            tapcore.open(f"qcow2:{self.image}", cache=variant.cache) as disk,
         ):
             self.work = Workload(
                 disk, self.recording, self.rng, variant.windows, self.below, variant.largest

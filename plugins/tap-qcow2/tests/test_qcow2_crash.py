@@ -41,6 +41,9 @@ VARIANTS = [
     small("data-file", {"data_file": "disk.data"}, size=4 * MIB),
     small("data-file-raw", {"data_file": "disk.data", "data_file_raw": "on"}, size=4 * MIB),
     small("v2", {"compat": "0.10", "cluster_size": 4096}),
+    small("direct", {"cluster_size": 4096}, cache="none"),
+    small("late", {"cluster_size": 4096}, late=True),
+    small("late-with-parent", {"cluster_size": 8192}, late=True, parent=True),
     small("over-compressed", {"cluster_size": 16384}, compressed=True),
     small("over-a-snapshot", {"cluster_size": 2048}, snapshot=True),
 ]
@@ -153,7 +156,10 @@ def test_a_crash_while_the_size_changes(
     crashes.look_everywhere(look)
 
 
-@pytest.mark.parametrize("variant", CHANGED, ids=lambda variant: variant.name)
+NARROW = small("refcount-2", {"cluster_size": 4096, "refcount_bits": 2}, batches=60, states=50)
+
+
+@pytest.mark.parametrize("variant", [*CHANGED, NARROW], ids=lambda variant: variant.name)
 def test_a_crash_while_compressed_clusters_are_written(
     variant: Variant, tmp_path: Path, rng: random.Random
 ) -> None:
