@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -16,6 +16,9 @@ from tapcore.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.handshake import ExportInfo
 from tapcore.references import printable
+
+if TYPE_CHECKING:
+    from tapcore.nbd.replies import Replies
 
 MAX_READ_EXTENTS: Final = 64
 """A read that is scattered more widely than this is answered as one run of data."""
@@ -45,12 +48,14 @@ class Export:
         engine: its engine.
         info: what the handshake tells of it.
         file_spans: replies may be sent straight from host files.
+        span_holders: the outgoing sides of connections that may have such replies waiting.
     """
 
     disk: TdState
     engine: Engine
     info: ExportInfo
     file_spans: bool
+    span_holders: set[Replies] = attrs.field(factory=set)
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
@@ -94,6 +99,15 @@ class Export:
         if not all_in_page_cache(extent.fd, extent.offset, extent.length):
             return None
         return FileSpan(extent.fd, extent.offset, extent.length)
+
+    def before_giving_up(self) -> None:
+        """Space in host files may be given up next, and then hold other content.
+
+        A client that is slow to take its replies would get that, where they wait to be sent from
+        the file.
+        """
+        while self.span_holders:
+            self.span_holders.pop().read_spans()
 
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the kernel to read a range (bytes) into the page cache; advice, so never an error."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from tapcore.buffers import POOL
+from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import FileSpan
 
@@ -215,6 +217,18 @@ class Replies:
         leases, sent = self._leases, self.sent
         while leases and leases[0][0] <= sent:
             POOL.give(leases.popleft()[1])
+
+    def read_spans(self) -> None:
+        """Read what was to be sent from host files: it is about to be given up there.
+
+        It lies in the page cache, or did when it was queued.
+        """
+        queue = self.queue
+        for place, item in enumerate(queue):
+            if isinstance(item, FileSpan):
+                content = os.pread(item.fd, item.length, item.offset)
+                if item.length - len(content) < DEFAULT_SECTOR_SIZE:  # the file may end inside its last one
+                    queue[place] = content.ljust(item.length, b"\0")
 
     @property
     def unsent(self) -> int:

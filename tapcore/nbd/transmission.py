@@ -264,6 +264,7 @@ class Transmission:
             if span is None:
                 return False
             contents.append((part.start, part.length, span))
+        self._export.span_holders.add(self.replies)
         _, length, content = contents[0]
         if content is not None and len(contents) == 1:
             self.replies.data(cookie, offset, content, length)
@@ -409,6 +410,7 @@ class Transmission:
             op, offset, length = FLUSH, 0, 0
         else:
             op = DISCARD if command == nbd.CMD_TRIM else ZERO
+            self._export.before_giving_up()
         req = NbdRequest(op, offset, length, None, self._stream_done)
         req.cookie = cookie
         req.fua = bool(flags & nbd.CMD_FLAG_FUA) and op != FLUSH
@@ -460,6 +462,7 @@ class Transmission:
         self.finished = True
         self._abort_stream()
         self._received.close()
+        self._export.span_holders.discard(self.replies)
         self.replies.discard()
 
 
