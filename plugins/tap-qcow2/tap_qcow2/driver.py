@@ -136,8 +136,9 @@ def td_queue_write(
         skip = sector & image.sector_mask
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
-            if entry & image.kind_mask == _COPIED:
-                res = image.file.write_now((entry & _OFFSET) + (skip << 9), buf)
+            host = entry & _OFFSET
+            if host and entry & image.kind_mask == _COPIED:
+                res = image.file.write_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
     if res := image.held_back():
