@@ -227,7 +227,8 @@ class Replies:
         for place, item in enumerate(queue):
             if isinstance(item, FileSpan):
                 content = os.pread(item.fd, item.length, item.offset)
-                if item.length - len(content) < DEFAULT_SECTOR_SIZE:  # the file may end inside its last one
+                missing = item.length - len(content)
+                if missing < DEFAULT_SECTOR_SIZE:  # the file may end inside its last sector
                     queue[place] = content.ljust(item.length, b"\0")
 
     @property

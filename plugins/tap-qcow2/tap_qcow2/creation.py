@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -17,6 +18,7 @@ from tapcore import (
     DiskId,
     UsageError,
     create_host_file,
+    host_file_size,
     parse_size,
     remove_host_file,
 )
@@ -207,7 +209,10 @@ def _write_first_clusters(name: str, plan: Plan, secret: bytes) -> None:
         table[number] = (first_block + number) * size
     used = at + luks_clusters
     with _writing(name) as fd:
-        os.ftruncate(fd, used * size)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            os.ftruncate(fd, used * size)
+        elif host_file_size(fd) < used * size:
+            raise UsageError("the block device is too small for the image's tables")
         for number, content in enumerate(_full_blocks(header, used, blocks)):
             os.pwrite(fd, content, (first_block + number) * size)
         os.pwrite(fd, words.to_bytes(table), header.refcount_table_offset)

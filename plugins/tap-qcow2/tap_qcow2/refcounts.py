@@ -11,6 +11,8 @@ Source: qcow2.rst, "Host cluster management".
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from array import array
 from collections.abc import Iterator
 from typing import Final
@@ -60,6 +62,7 @@ class Refcounts:
         self.released: list[int] = []
         self.metadata: set[int] = set()
         self.end = file.size
+        self._limit = file.size >> self._bits if _is_device(file) else 0
         self._blocks: dict[int, RefcountBlock] = {}
         self._keep = max(BLOCK_CACHE >> header.cluster_bits, 4)
         self._hint = 0
@@ -231,6 +234,9 @@ class Refcounts:
                 continue
             count = block.free_run(at, most)
             cluster = (number << self.per_block_bits) + at
+            if self._limit:
+                count = max(min(count, self._limit - cluster), 1)
+                self._refuse_past_end(cluster + count)
             self._take(block, cluster, count)
             return cluster, count
 
@@ -245,6 +251,7 @@ class Refcounts:
             self._grow_table(missing[-1])
             first, missing = self._find_run(count)
         total = len(missing) + count
+        self._refuse_past_end(first + total)
         self._refuse_metadata(first, total)
         for place, number in enumerate(missing, first):
             offset = place << self._bits
@@ -295,6 +302,11 @@ class Refcounts:
                 errno=errno.EIO,
             )
 
+    def _refuse_past_end(self, end: int) -> None:
+        """On a block device, which cannot grow: nothing is given out that does not exist."""
+        if self._limit and end > self._limit:
+            raise OSError(errno.ENOSPC, "the block device is full")
+
     def allocate_bytes(self, length: int) -> int:
         """Room for a compressed cluster: byte offset of `length` bytes, packed close together.
 
@@ -337,6 +349,7 @@ class Refcounts:
             if found is not None:
                 return found
         cluster = number << self.per_block_bits
+        self._refuse_past_end(cluster + 1)
         self._refuse_metadata(cluster)
         block = RefcountBlock.empty(self.order, cluster << self._bits, self.per_block)
         block.values[0] = 1
@@ -371,6 +384,7 @@ class Refcounts:
     def _move_table(self, first: int, clusters: int, blocks: int, number: int) -> None:
         """The blocks come first, in the clusters that they count; the table follows."""
         header = self._header
+        self._refuse_past_end(first + blocks + clusters)
         old = header.refcount_table_offset >> self._bits, header.refcount_table_clusters
         entries = clusters << (self._bits - 3)
         self.table.extend(words.zeroes(entries - len(self.table)))
@@ -400,6 +414,10 @@ class Refcounts:
         self._blocks.clear()
         self._hint = 0
         self._packing = 0
+
+
+def _is_device(file: ImageFile) -> bool:
+    return stat.S_ISBLK(os.fstat(file.fd).st_mode)
 
 
 def _below_zero(cluster: int) -> ImageFormatError:
