@@ -1,4 +1,4 @@
-"""Images on block devices: they cannot grow, and being full costs only the write that finds it so."""
+"""Images on block devices: they cannot grow; being full costs only the write that finds it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import missing, peer
 
 import tapcore
+from peers import missing, peer
 
 MIB = 1 << 20
 
