@@ -94,7 +94,7 @@ def check(image: Image, repair: str) -> CheckResult:
         result.messages.append("nothing was repaired, since not all could be checked")
         return result
     last = first
-    if not first.clean:
+    if not first.clean or first.comparison.stale:
         notes = _repair_leaks(image, first) if repair == "leaks" else _repair_all(image, first)
         last = analyse(image)
         result = _after_repair(first, last, notes)
@@ -139,10 +139,13 @@ def _repair_all(image: Image, found: Analysis) -> list[str]:
     if _lengthen_file(image, found.walk):
         found = analyse(image)
     for _ in range(_ROUNDS):
-        if not found.tables_damaged:
+        shared = found.comparison.too_low or found.comparison.overflow
+        if not (found.tables_damaged or shared):
             break
         tables = TableRepair(image, found.walk, _space(image, found))
         tables.make_copies()
+        if shared:
+            tables.part_twins()
         _raise_refcounts(image, found, notes)
         tables.correct()
         if tables.lost:

@@ -1,7 +1,7 @@
 """The refcounts on disk beside the references that were counted, and the COPIED flags beside both.
 
 Source: qcow2.rst, "Host cluster management"; the findings are those of `qemu-img check`. Refcounts
-of clusters behind the file's end are nobody's loss, and not looked at.
+of clusters behind the file's end are nobody's loss before it grows, and not called leaked.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class Comparison:
         blocks: offsets (bytes) of the refcount blocks that can be used, by their number; 0: none.
         counted: how often clusters were counted as being of these structures.
         rebuild: the refcount structures are damaged, or lack a block: they are to be made anew.
+        too_low: a refcount is less than the references.
         overflow: something is referred to more often than a refcount can say.
         misflagged: COPIED flags are wrong.
         wrong: numbers of the blocks with wrong refcounts.
+        stale: numbers of the blocks that count clusters behind the file's end.
         end: the cluster behind the last one that is in use, or counted so.
     """
 
@@ -53,9 +55,11 @@ class Comparison:
         self.blocks = words.zeroes(0)
         self.counted: Counter[int] = Counter()
         self.rebuild = False
+        self.too_low = False
         self.overflow = False
         self.misflagged = False
         self.wrong: set[int] = set()
+        self.stale: set[int] = set()
         self.end = 0
         self._last: list[tuple[int, bytes]] = []
 
@@ -120,8 +124,6 @@ class Comparison:
         pages = self._counts.by_block(self._per_block_bits)
         beyond = sorted(number for number in pages if number >= len(self.blocks))
         for number in itertools.chain(range(len(self.blocks)), beyond):
-            if number << self._per_block_bits >= limit:
-                break
             if number in pages or self.blocks[number]:
                 self._compare_block(number, pages.get(number, []), limit)
         self.end = self._end(limit)
@@ -137,10 +139,12 @@ class Comparison:
         zeroes = bytes(size)
         wanted = set(pages)
         for page in pages if content is None else range(number << shift, (number + 1) << shift):
-            if page << self._counts.page_bits >= limit:
-                break
             at = (page - (number << shift)) * size
             got = zeroes if content is None else content[at : at + size]
+            if page << self._counts.page_bits >= limit:
+                if got != zeroes:
+                    self.stale.add(number)
+                continue
             if page in wanted:
                 over = self._find_overflow(page)
                 if over or got != self._counts.serialize(page, self._order):
@@ -172,11 +176,15 @@ class Comparison:
         base = page << self._counts.page_bits
         for at, refcount in enumerate(values):
             wanted = min(counted[at], most) if counted is not None else 0
-            if refcount == wanted or base + at >= limit:
+            if refcount == wanted:
                 continue
+            if base + at >= limit:
+                self.stale.add(number)
+                break
             message = f"cluster {base + at} has a refcount of {refcount}, and {wanted} references"
             if refcount < wanted:
                 self._report.corrupt(message)
+                self.too_low = True
             else:
                 self._report.leaked(message)
             self.wrong.add(number)

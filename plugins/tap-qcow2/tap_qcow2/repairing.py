@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from tap_qcow2 import layout, words
+from tap_qcow2.checking_counts import Counts
 from tap_qcow2.checking_entries import judge
 from tap_qcow2.checking_walk import L1Table, Walk
-from tap_qcow2.copiedflags import set_flags, write_changed
+from tap_qcow2.copiedflags import flagged_runs, set_flags, write_changed
 from tap_qcow2.rebuilding import FreeSpace
 from tap_qcow2.refcountblock import RefcountBlock
 from tap_qcow2.refcounts import Refcounts
@@ -56,7 +57,7 @@ def write_refcounts(image: Image, analysis: Analysis, way: Way) -> None:
     counts, comparison = analysis.walk.counts, analysis.comparison
     refcounts = image.refcounts
     pages = counts.by_block(refcounts.per_block_bits)
-    for number in sorted(comparison.wrong):
+    for number in sorted(comparison.wrong | comparison.stale):
         offset = comparison.blocks[number] if number < len(comparison.blocks) else 0
         if not offset or counts.get(offset >> image.cluster_bits) != 1:
             continue
@@ -96,11 +97,14 @@ class Moves:
         data: cluster number of data: the new one.
         tables: cluster number of an L2 table: the new one.
         packed: L2 entry of a compressed cluster: the new one.
+        twins: offset of an L2 table: which of its words lead to data that another entry of the disk
+            leads to as well, and the cluster that each gets.
     """
 
     data: dict[int, int] = attrs.field(factory=dict)
     tables: dict[int, int] = attrs.field(factory=dict)
     packed: dict[int, int] = attrs.field(factory=dict)
+    twins: dict[int, dict[int, int]] = attrs.field(factory=dict)
 
 
 class TableRepair:
@@ -175,6 +179,42 @@ class TableRepair:
                 moved = (new - first) << self._bits
                 moves.packed[entry] = entry + moved
 
+    def part_twins(self) -> None:
+        """Copy data that several entries of the disk lead to, for all of them but the first.
+
+        Entries of an L2 table that the disk has twice go on to share their data.
+
+        Raises:
+            OSError: as the system says.
+        """
+        walk = self._walk
+        if walk.rules.data_file:
+            return
+        seen = Counts(walk.counts.page_bits)
+        for offset, uses in sorted(walk.l2_tables.items()):
+            content = self._walk.read(offset, self._size) if uses.active == 1 else None
+            if content is None or offset & (self._size - 1):
+                continue
+            entries = words.from_bytes(content)
+            for first, count, _ in flagged_runs(walk.rules, entries):
+                if walk.counts.ones(first, count) != count:
+                    self._part_twins_of(offset, uses.times, entries, seen)
+                    break
+        if self._moves.twins:
+            self._flush()
+
+    def _part_twins_of(self, offset: int, times: int, entries: Words, seen: Counts) -> None:
+        for at in range(0, len(entries), self._step):
+            extended = self._step == 2
+            found = judge(self._walk.rules, entries[at], entries[at + 1] if extended else 0)
+            cluster = found.offset >> self._bits
+            if not found.flagged or found.lost or self._walk.counts.get(cluster) < 2:
+                continue
+            if seen.get(cluster):
+                new = self._copy(cluster, 1, times)
+                self._moves.twins.setdefault(offset, {})[at] = new
+            seen.add(cluster, 1)
+
     def correct(self) -> None:
         """Write the tables as they should be; all that they may lead to is counted on disk.
 
@@ -182,7 +222,8 @@ class TableRepair:
             OSError: as the system says.
         """
         walk = self._walk
-        for offset in sorted(walk.l2_tables if self._moves.data else walk.l2_damaged):
+        some = walk.l2_damaged.union(self._moves.twins)
+        for offset in sorted(walk.l2_tables if self._moves.data else some):
             if not offset & (self._size - 1):
                 self._correct_l2(offset)
         self._flush()
@@ -199,6 +240,8 @@ class TableRepair:
         for at in range(0, len(entries), self._step):
             if entries[at] > 1 or (self._step == 2 and (entries[at] or entries[at + 1])):
                 self._correct_entry(entries, at)
+        for at, new in self._moves.twins.get(offset, {}).items():
+            entries[at] = entries[at] & ~layout.OFFSET_MASK | new << self._bits
         place = self._moves.tables.get(cluster, cluster)
         if place == cluster and self._walk.structures.get(cluster):
             return
