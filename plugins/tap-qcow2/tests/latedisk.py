@@ -40,6 +40,7 @@ class Task:
         self.file = file
         self.answer = answer
         self.result: int | None = None
+        self.sleeps_until = 0
         self._host = host
         self._work = (work, args)
         self._turn = threading.Semaphore(0)
@@ -85,6 +86,7 @@ class LateHost:
     Attributes:
         rng: decides everything.
         at_once: how often the page cache has what is asked for, 0 to 1.
+        slow: how often an operation takes very long, 0 to 1.
         faults: name of a method of `ImageFile`: how often it fails, 0 to 1.
         codes: what it fails with.
         failed: how many calls have failed.
@@ -94,6 +96,7 @@ class LateHost:
 
     rng: random.Random
     at_once: float = 0.0
+    slow: float = 0.0
     faults: Mapping[str, float] = attrs.field(factory=dict)
     codes: tuple[int, ...] = (errno.EIO, errno.ENOSPC)
     failed: int = 0
@@ -101,6 +104,7 @@ class LateHost:
     held: set[Task] = attrs.field(factory=set)
     of_thread: dict[threading.Thread, Task] = attrs.field(factory=dict)
     back: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(0))
+    _steps: int = 0
     _patches: ExitStack = attrs.field(factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -129,7 +133,10 @@ class LateHost:
         self, file: ImageFile, work: Any, args: tuple[Any, ...], answer: Answer, lane: Any = None
     ) -> None:
         file.in_flight += 1
-        self.tasks.append(Task(self, file, work, args, answer))
+        task = Task(self, file, work, args, answer)
+        if self.rng.random() < self.slow:
+            task.sleeps_until = self._steps + self.rng.randrange(400)
+        self.tasks.append(task)
 
     def _drain(self, file: ImageFile) -> None:
         while file.in_flight:
@@ -138,10 +145,12 @@ class LateHost:
 
     def step(self) -> bool:
         """Let something happen; False: there is nothing."""
+        self._steps += 1
         tasks = [task for task in self.tasks if task not in self.held]
         if not tasks:
             return False
-        task = self.rng.choice(tasks)
+        awake = [task for task in tasks if task.sleeps_until <= self._steps]
+        task = self.rng.choice(awake or tasks)
         if task.result is None:
             task.go_on()
         else:

@@ -1,17 +1,20 @@
 """Everything late, in any order, and failing: no request is lost, none damages another."""
 
 import errno
+import itertools
 import logging
+import os
 import random
 import select
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import pytest
 
 import tapcore
+from crashrecorder import Recording
 from latedisk import LateHost
 from qcow2tools import (
     MIB,
@@ -28,6 +31,7 @@ from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, 
 
 SECTOR = 512
 NEVER = 1 << 62
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 FAULTS = {
     "write_now": 0.02,
     "write_blocking": 0.04,
@@ -60,21 +64,23 @@ class Change:
 
 @attrs.define(slots=False)
 class History:
-    """What each sector of a disk may hold: what ran at the same time had any order."""
+    """What each sector of a disk may hold: what ran at the same time had any order.
+
+    Attributes:
+        sectors: the changes of each.
+        flushes: moments at which those that succeeded began and were answered.
+        now: gives a moment later than all others.
+    """
 
     sectors: list[list[Change]]
-    clock: int = 0
+    flushes: list[tuple[int, int]] = attrs.field(factory=list)
+    now: Callable[[], int] = attrs.field(factory=lambda: itertools.count(1).__next__)
 
     @classmethod
     def of(cls, content: bytes) -> "History":
         """Before the first request."""
         parts = [content[at : at + SECTOR] for at in range(0, len(content), SECTOR)]
         return cls([[Change(part, -1, done=-1)] for part in parts])
-
-    def now(self) -> int:
-        """A moment later than all others."""
-        self.clock += 1
-        return self.clock
 
     def wrong(self, first: int, content: bytes, began: int, done: int) -> str:
         """What is wrong with content read from a sector on, from one moment to another."""
@@ -89,6 +95,19 @@ class History:
                     f"{' or '.join(content[:8].hex() for content in allowed)}"
                 )
         return ""
+
+    def lost(self, content: bytes, crash: int) -> str:
+        """What is wrong with the content of a disk that crashed at a moment."""
+        covered = max((began for began, done in self.flushes if done <= crash), default=0)
+        return self.wrong(0, content, covered, crash + 1)
+
+
+def inconsistent(content: bytes) -> list[str]:
+    """What is wrong with an image's tables; refcounts are not, where the dirty bit is set."""
+    found = walk(content)
+    if found.incompatible & 1:
+        return [each for each in found.problems if "refcount of" not in each]
+    return found.problems + found.copied_wrong
 
 
 # ---- many requests at once ---------------------------------------------------------------------
@@ -106,7 +125,11 @@ class Crowd:
         span: bytes of the disk that are worked on.
         below: what the parents hold there.
         ops: kinds of requests.
+        history: what all that did.
         copies: of the files, made when a flush was answered: (moment it began, answered, contents).
+        errors: what was read, or lay in the file, and should not have.
+        statuses: of the requests, in the order of their answers.
+        submitted: how many requests there were.
     """
 
     disk: tapcore.Disk
@@ -182,9 +205,7 @@ class Crowd:
 
     def _walk(self) -> None:
         """What is in the file, whatever of it is on disk, is consistent at any moment."""
-        found = walk(self.files[0].read_bytes())
-        if not found.incompatible & 1 and (found.problems or found.copied_wrong):
-            self.errors += (found.problems + found.copied_wrong)[:1]
+        self.errors += inconsistent(self.files[0].read_bytes())[:1]
 
     # ---- requests ---------------------------------------------------------------------------
 
@@ -258,7 +279,10 @@ class Crowd:
 
         def done(request: Request) -> None:
             self.statuses.append(request.status)
-            if not request.status and len(self.copies) < 3 and self.rng.random() < 0.3:
+            if request.status:
+                return
+            self.history.flushes.append((began, self.history.now()))
+            if self.files and len(self.copies) < 3 and self.rng.random() < 0.3:
                 contents = [path.read_bytes() for path in self.files]
                 self.copies.append((began, self.history.now(), contents))
 
@@ -382,16 +406,21 @@ class Trial:
         now = crowd.history.now()
         assert not crowd.history.wrong(0, content, now, now)
         assert content_by_qemu(self.image)[: self.kind.span] == content
-        copy = self.folder / "copy"
-        copy.mkdir()
-        for path in self.folder.glob("parent.*"):
-            shutil.copy(path, copy)
         for began, done, contents in crowd.copies:
-            for path, bytes_then in zip(self.files, contents, strict=True):
-                (copy / path.name).write_bytes(bytes_then)
-            with tapcore.open(f"qcow2:{copy / self.image.name}", readonly=True) as disk:
-                wrong = crowd.history.wrong(0, disk.pread(0, self.kind.span), began, done)
+            wrong = crowd.history.wrong(0, self.read(contents), began, done)
             assert not wrong, f"after a flush: {wrong}"
+
+    def read(self, contents: Sequence[bytes]) -> bytes:
+        """What the disk holds if its files hold something."""
+        copy = self.folder / "copy"
+        if not copy.exists():
+            copy.mkdir()
+            for path in self.folder.glob("parent.*"):
+                shutil.copy(path, copy)
+        for path, content in zip(self.files, contents, strict=True):
+            (copy / path.name).write_bytes(content)
+        with tapcore.open(f"qcow2:{copy / self.image.name}", readonly=True) as disk:
+            return disk.pread(0, self.kind.span)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -400,7 +429,7 @@ def test_everything_late(
 ) -> None:
     trial = Trial(KINDS[kind], tmp_path, rng)
     with trial.open() as disk:
-        host = LateHost(rng, at_once=rng.choice((0, 0, 0.3, 0.8)))
+        host = LateHost(rng, at_once=rng.choice((0, 0, 0.3, 0.8)), slow=rng.choice((0, 0.05, 0.2)))
         crowd = trial.crowd(disk, host)
         with host:
             crowd.run(220, 24)
@@ -419,7 +448,7 @@ def test_everything_late_and_failing(
     """What was answered with success is there, and a flush that succeeds keeps it."""
     trial = Trial(KINDS[kind], tmp_path, rng)
     with trial.open() as disk:
-        host = LateHost(rng, at_once=rng.choice((0, 0.5)))
+        host = LateHost(rng, at_once=rng.choice((0, 0.5)), slow=rng.choice((0, 0.1)))
         crowd = trial.crowd(disk, host)
         with host:
             host.faults = FAULTS | READ_FAULTS if reads else FAULTS
@@ -436,6 +465,28 @@ def test_everything_late_and_failing(
     assert not found["check-errors"], found
     trial.judge(crowd, content)
     assert not [each for each in caplog.records if "answered" in each.getMessage()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crash_when_everything_is_late_and_failing(
+    kind: str, tmp_path: Path, rng: random.Random
+) -> None:
+    """Whatever of what is not flushed reached the disk: consistent, and nothing flushed is lost."""
+    trial = Trial(KINDS[kind], tmp_path, rng)
+    with trial.open() as disk:
+        host = LateHost(rng, at_once=rng.choice((0, 0.5)), slow=rng.choice((0, 0.1)))
+        crowd = trial.crowd(disk, host)
+        with Recording(*trial.files) as recording:
+            crowd.history.now = recording.now
+            with host:
+                host.faults = FAULTS
+                crowd.run(120, 16)
+    for state in recording.states(rng, 12 * THOROUGH):
+        contents = [state.contents[os.path.realpath(path)] for path in trial.files]
+        problems = inconsistent(contents[0])
+        assert not problems, f"{state}: {problems[0]}"
+        wrong = crowd.history.lost(trial.read(contents), state.moment)
+        assert not wrong, f"{state}: {wrong}"
 
 
 # ---- particular meetings -----------------------------------------------------------------------
