@@ -167,7 +167,7 @@ class DirectFile(ImageFile):
             res = 0
         if res == 0:
             if into is None:
-                self.size = max(self.size, offset + len(view))
+                self._reaches(offset + len(view))
             elif bounce is not None:
                 into[:] = view[skip : skip + len(into)]
         if bounce is not None:
@@ -206,7 +206,7 @@ class DirectFile(ImageFile):
             count = os.pwritev(fd, (buf,), offset)
             offset += count
             buf = buf[count:]
-        self.size = max(self.size, offset)
+        self._reaches(offset)
         return 0
 
     def _through_cache(self) -> int:

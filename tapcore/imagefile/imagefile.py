@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
@@ -70,6 +71,7 @@ class ImageFile:
         self.holes = HoleMap(fd)
         self._completions = Completions()
         self._writes = Lane()
+        self._growing = threading.Lock()
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
         self._nowait = True
@@ -119,7 +121,7 @@ class ImageFile:
         if count != len(buf):
             return None
         if offset + count > self.size:
-            self.size = offset + count
+            self._reaches(offset + count)
         return 0
 
     # ---- queued ----------------------------------------------------------------------------
@@ -177,6 +179,12 @@ class ImageFile:
         except OSError as exc:  # no thread: an answer like any other failure's
             self._completions.add(-errno_of(exc), answer)
 
+    def _reaches(self, end: int) -> None:
+        """The file is at least so long (bytes): the loop and threads may find that side by side."""
+        with self._growing:
+            if end > self.size:
+                self.size = end
+
     # ---- blocking --------------------------------------------------------------------------
 
     def read_blocking(self, offset: int, buf: memoryview) -> int:
@@ -211,7 +219,7 @@ class ImageFile:
             offset += count
             buf = buf[count:]
         if end > self.size:
-            self.size = end
+            self._reaches(end)
         return 0
 
     def flush_blocking(self) -> int:
@@ -305,7 +313,7 @@ class ImageFile:
             count = os.pwritev(self.meta_fd, (view,), offset)
             offset += count
             view = view[count:]
-        self.size = max(self.size, end)
+        self._reaches(end)
 
     def queue_work(self, work: Callable[..., int], args: tuple[Any, ...], answer: Answer) -> None:
         """Run `work(*args)`, which returns 0 or -errno or raises, in a thread; `reap` answers."""
@@ -325,7 +333,7 @@ class ImageFile:
             resize_host_file(self.fd, size)
         except UsageError:
             raise OSError(errno.ENOSPC, "the block device is full") from None
-        self.size = max(self.size, size)
+        self._reaches(size)
 
     # ---- what lies where -------------------------------------------------------------------
 
