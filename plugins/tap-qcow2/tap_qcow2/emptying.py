@@ -24,7 +24,10 @@ def make_empty(image: Image) -> None:
     """
     image.begin_writing()
     image.writeback.all_now()
-    old_offset, old_clusters = image.header.l1_table_offset, _l1_clusters(image)
+    old_offset = image.header.l1_table_offset
+    old_clusters = image.geometry.clusters(image.header.l1_size * 8)
+    if not old_clusters:  # a disk without a sector
+        return
     place = image.refcounts.allocate_contiguous(old_clusters)
     offset = place << image.cluster_bits
     try:
@@ -45,10 +48,6 @@ def make_empty(image: Image) -> None:
     image.tables.forget()
     image.refcounts.metadata = metadata_clusters(image)
     image.writeback.all_now()
-
-
-def _l1_clusters(image: Image) -> int:
-    return max(image.geometry.clusters(image.header.l1_size * 8), 1)
 
 
 def _release_all(image: Image) -> None:

@@ -90,7 +90,7 @@ def _move_l1(image: Image, entries: int) -> None:
     l1[: len(tables.l1)] = tables.l1
     content = words.to_bytes(l1).ljust(clusters << image.cluster_bits, b"\0")
     first = header.l1_table_offset >> image.cluster_bits
-    old = range(first, first + max(image.geometry.clusters(header.l1_size * 8), 1))
+    old = range(first, first + image.geometry.clusters(header.l1_size * 8))  # perhaps none
     try:
         image.writeback.all_now()  # counted on disk
         image.file.write_metadata(offset, content)

@@ -266,7 +266,7 @@ def _l1_of(image: Image, entry: SnapshotEntry) -> Words:
 
 def _l1_place(image: Image) -> Run:
     header = image.header
-    clusters = max(image.geometry.clusters(header.l1_size * 8), 1)
+    clusters = image.geometry.clusters(header.l1_size * 8)  # none of a disk without a sector
     return header.l1_table_offset >> image.cluster_bits, clusters
 
 
@@ -278,8 +278,10 @@ def _write_l1(image: Image, offset: int, l1: Words, clusters: int = 0) -> None:
 
 
 def _allocate(image: Image, length: int, undo: ExitStack) -> Run:
-    """Clusters side by side for a table of so many bytes."""
-    count = max(image.geometry.clusters(length), 1)
+    """Clusters side by side for a table of so many bytes; none for none."""
+    count = image.geometry.clusters(length)
+    if not count:
+        return 0, 0
     first = image.refcounts.allocate_contiguous(count)
     undo.callback(image.refcounts.take_back, first, count)
     return first, count
