@@ -263,7 +263,7 @@ KINDS: dict[str, Maker] = {
     "over-shorter-raw-v2": child("raw", SIZE - MIB - 512, {}, compat="0.10", cluster_size=4096),
     "over-shorter-qcow2": child("qcow2", SIZE - MIB, {"cluster_size": 512}),
     "over-vmdk": child("vmdk", SIZE - 2 * MIB, {}, cluster_size=8192),
-    "over-split-vmdk": child("vmdk", SIZE + MIB, {"subformat": "twoGbMaxExtentFlat"}),
+    "over-split-vmdk": child("vmdk", SIZE + MIB, {"subformat": "twoGbMaxExtentSparse"}),
     "over-compressed-vmdk": child("vmdk", SIZE, {"subformat": "streamOptimized"}),
     "over-qcow1": child("qcow", SIZE - 512, {}, cluster_size=512),
     "over-qcow2-of-2M": child("qcow2", SIZE, {"cluster_size": 2 * MIB}, cluster_size=512),
