@@ -133,6 +133,8 @@ class Comparison:
         offset = self.blocks[number] if number < len(self.blocks) else 0
         if not offset:
             self.rebuild = True
+        if self.counted[offset >> self._image.cluster_bits] > 1:
+            self._walk.overlaps(self._image.geometry.cluster_size)
         content = self._walk.read(offset, self._image.geometry.cluster_size) if offset else None
         shift = self._per_block_bits - self._counts.page_bits
         size = self._image.geometry.cluster_size >> shift
@@ -211,7 +213,6 @@ class Comparison:
 
         Raises:
             OSError: a table cannot be read.
-            GivenUpError: see there.
         """
         walk = self._walk
         stored = Counts(self._per_block_bits)

@@ -1,8 +1,8 @@
 """Everything that refers to host clusters, found and counted: from the header down to the data.
 
-An L2 table is read once, however many L1 tables lead to it, and what it says counts as often. The
-work is bounded by what the file really holds: tables in holes of it are not read, and an image
-whose tables overlap so much that there is more to read than that is given up.
+An L2 table is read once, however many L1 tables lead to it, and what it says counts as often. So
+the work is bounded by what the file really holds: tables in holes of it are not read, and an image
+in which too many tables overlap is given up.
 
 Source: qcow2.rst; the findings are those of `qemu-img check`.
 """
@@ -16,18 +16,18 @@ import attrs
 
 from tap_qcow2 import layout, words
 from tap_qcow2.checking_counts import Counts
-from tap_qcow2.checking_entries import Rules, judge, runs
+from tap_qcow2.checking_entries import Rules
 from tap_qcow2.checking_report import Report
+from tap_qcow2.checking_tables import EntryCounter, L2Uses
 from tap_qcow2.snapshottable import SnapshotEntry, read_snapshots, table_bytes
-from tap_qcow2.words import Words
 from tapcore import ImageFormatError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
 
 _MAX_CRYPTO_BYTES: Final = 64 << 20
-_FREE_WORK: Final = 64 << 20
-"""Bytes of tables that may be read whatever the file holds."""
+_MOST_OVERLAPPING: Final = 64 << 20
+"""Bytes of tables to look at that lie, all or in part, where another one was found already."""
 
 _FREE_TABLES: Final = 1 << 18
 """L2 tables to remember that lie in holes of the file."""
@@ -57,14 +57,6 @@ class L1Table:
     size: int
     times: int = 1
     active: bool = False
-
-
-@attrs.define
-class L2Uses:
-    """How often an L2 table is referred to, by all L1 tables and by the active one."""
-
-    times: int = 0
-    active: int = 0
 
 
 class Walk:
@@ -99,7 +91,7 @@ class Walk:
         self._bits = image.cluster_bits
         self._size = image.geometry.cluster_size
         self._zeroes = bytes(self._size)
-        self._work_left = _FREE_WORK + 2 * min(image.file.size, 2 * image.file.occupied())
+        self._overlapping = 0
         self.rules = Rules.of(image.header, image.file.size)
         self.counts = Counts(image.refcounts.per_block_bits)
         self.structures = Counts(image.refcounts.per_block_bits)
@@ -107,10 +99,11 @@ class Walk:
         self.l2_tables: dict[int, L2Uses] = {}
         self.snapshots: list[SnapshotEntry] = []
         self.l1_damaged = False
-        self.l2_damaged: set[int] = set()
+        self._entries = EntryCounter(self.rules, self.counts, report)
+        self.l2_damaged = self._entries.damaged
         self.bitmaps_damaged = False
         self.snapshots_incomplete = False
-        self.suspicious: set[int] = set()
+        self.suspicious = self._entries.suspicious
         self.crowded: dict[int, int] = {}
 
     def run(self) -> None:
@@ -159,21 +152,23 @@ class Walk:
 
         Raises:
             OSError: as the system says.
-            GivenUpError: see there.
         """
         if not self._holds_data(offset, length):
             return None
-        self.charge(length)
         return self._file.read_metadata(offset, length)
 
     def _holds_data(self, offset: int, length: int) -> bool:
         end = min(offset + length, self._file.size)
         return offset < end and any(data for _, _, data in self._file.runs(offset, end - offset))
 
-    def charge(self, length: int) -> None:
-        """So many bytes of tables are to be looked at."""
-        self._work_left -= length
-        if self._work_left < 0:
+    def overlaps(self, length: int) -> None:
+        """A table of so many bytes is to be looked at that overlaps others.
+
+        Raises:
+            GivenUpError: that makes too much.
+        """
+        self._overlapping += length
+        if self._overlapping > _MOST_OVERLAPPING:
             raise GivenUpError
 
     # ---- structures -------------------------------------------------------------------------
@@ -244,7 +239,6 @@ class Walk:
         for entry in entries:
             name = f"bitmap '{entry.name[:60]}'"
             length = entry.table_size * 8
-            self.charge(length)
             if not self._structure(f"table of {name}", entry.table_offset, length):
                 self.bitmaps_damaged = True
                 continue
@@ -263,8 +257,11 @@ class Walk:
     # ---- L1 ---------------------------------------------------------------------------------
 
     def _walk_l1(self, table: L1Table) -> None:
-        self._structure(table.name, table.offset, table.size * 8, table.times)
-        content = self.read(table.offset, table.size * 8)
+        length = table.size * 8
+        if self._lies_on_another(table.offset, length):
+            self.overlaps(length)
+        self._structure(table.name, table.offset, length, table.times)
+        content = self.read(table.offset, length)
         if content is None:
             return
         entries = words.from_bytes(content)
@@ -272,6 +269,11 @@ class Walk:
             part = filter(None, entries[start : start + _PART])
             for entry, count in Counter(part).items():
                 self._l1_entry(table, entry, count * table.times)
+
+    def _lies_on_another(self, offset: int, length: int) -> bool:
+        end = min(offset + length, self._file.size)
+        clusters = range(offset >> self._bits, (end + self._size - 1) >> self._bits)
+        return any(self.structures.get(cluster) for cluster in clusters)
 
     def _l1_entry(self, table: L1Table, entry: int, times: int) -> None:
         report = self._report
@@ -302,81 +304,10 @@ class Walk:
         if table.active:
             uses.active += times
 
-    # ---- L2 ---------------------------------------------------------------------------------
-
     def _walk_l2(self, offset: int, uses: L2Uses) -> None:
         content = self.read(offset, self._size)
         if content is None or content == self._zeroes:
             return
-        entries = words.from_bytes(content)
-        if self._image.extended:
-            live = self._extended_entries(offset, entries, uses)
-        else:
-            live = [entry for entry in entries if entry > 1]  # nor merely zero
-        rules = self.rules
-        all_copied, allocated = layout.COPIED, 0
-        single: list[int] = []
-        for entry, count in runs(live, self._size):
-            first = (entry & layout.OFFSET_MASK) >> self._bits
-            outside = first + count > rules.clusters and not rules.data_file
-            if entry & rules.odd or not first or outside:
-                for number in range(count):
-                    self._closer(offset, entry + number * self._size, 0, uses)
-                continue
-            all_copied &= entry
-            allocated += count
-            if count == 1:
-                single.append(first)
-            elif not rules.data_file:
-                self.counts.add(first, count, uses.times)
-        if not rules.data_file:
-            self.counts.add_each(single, uses.times)
-        self._report.result.allocated_clusters += allocated * uses.active
-        if uses.active and not all_copied:
-            self.suspicious.add(offset)
-
-    def _extended_entries(self, offset: int, entries: Words, uses: L2Uses) -> list[int]:
-        """Those of which nothing else than place and flags is of interest."""
-        live: list[int] = []
-        host, most = layout.OFFSET_MASK, layout.ALL_ALLOCATED
-        for entry, bitmap in zip(entries[::2], entries[1::2], strict=True):
-            if entry & host and not (entry & layout.COMPRESSED or bitmap & bitmap >> 32 & most):
-                live.append(entry)
-            elif entry or bitmap:
-                self._closer(offset, entry, bitmap, uses)
-        return live
-
-    def _closer(self, offset: int, entry: int, bitmap: int, uses: L2Uses) -> None:
-        """An entry that is not just plain data in its place."""
-        usual = entry & layout.COMPRESSED and not entry & layout.COPIED and not bitmap
-        if usual and self._compressed(entry, uses):
-            return
-        found = judge(self.rules, entry, bitmap)
-        if found.problems:
-            self.l2_damaged.add(offset)
-            self.suspicious.add(offset)
-            shown = f"{entry:#x}, {bitmap:#x}" if self._image.extended else f"{entry:#x}"
-            for problem in found.problems:
-                message = f"entry {shown} of the L2 table at {offset:#x} {problem}"
-                self._report.corrupt(message, uses.times)
-        if found.length:
-            first = found.offset >> self._bits
-            last = (found.offset + found.length - 1) >> self._bits
-            self.counts.add(first, last - first + 1, uses.times)
-        if found.flagged and uses.active and not found.entry & layout.COPIED:
-            self.suspicious.add(offset)
-        self._report.result.allocated_clusters += found.allocated * uses.active
-        self._report.result.compressed_clusters += found.compressed * uses.active
-
-    def _compressed(self, entry: int, uses: L2Uses) -> bool:
-        """The quick way for the many; False: judge it."""
-        rules = self.rules
-        offset, length = rules.geometry.compressed(entry)
-        if rules.data_file or not rules.inside(offset, length):
-            return False
-        first = offset >> self._bits
-        last = (offset + length - 1) >> self._bits
-        self.counts.add(first, last - first + 1, uses.times)
-        self._report.result.allocated_clusters += uses.active
-        self._report.result.compressed_clusters += uses.active
-        return True
+        if offset & (self._size - 1):
+            self.overlaps(self._size)
+        self._entries.count(offset, words.from_bytes(content), uses)
