@@ -60,6 +60,7 @@ class Workload:
     _flushed: list[tuple[int, int]] = attrs.field(factory=list)
     _before: dict[int, bytes] = attrs.field(factory=dict)
     _now: dict[int, bytes] = attrs.field(factory=dict)
+    _judged: tuple[int, dict[int, bytearray], dict[int, list[bytes]]] = (-1, {}, {})
 
     def __attrs_post_init__(self) -> None:
         for offset, length in self.windows:
@@ -186,45 +187,63 @@ class Workload:
             offset: of the window.
             content: as read.
         """
-        allowed = self._allowed(moment)
-        before = self._before[offset]
-        if len(content) != len(before):
-            return f"{len(content)} bytes instead of {len(before)}"
-        for at in range(0, len(content), SECTOR):
-            sector = (offset + at) // SECTOR
-            got = content[at : at + SECTOR]
-            possible = allowed.get(sector, (before[at : at + SECTOR],))
-            if got not in possible:
-                what = "zeroes" if not any(got) else got[:8].hex()
-                wanted = " or ".join(each[:8].hex() for each in possible)
-                return f"sector {sector} reads {what}, where {wanted} was written"
-        return ""
+        sure, unsure = self._expected(moment)
+        want = sure[offset]
+        if len(content) != len(want):
+            return f"{len(content)} bytes instead of {len(want)}"
+        if content == want:
+            return ""
+        first = offset // SECTOR
+        levelled = bytearray(content)
+        for sector, allowed in unsure.items():
+            at = (sector - first) * SECTOR
+            if 0 <= at < len(content) and content[at : at + SECTOR] in allowed:
+                levelled[at : at + SECTOR] = want[at : at + SECTOR]
+        if levelled == want:
+            return ""
+        at = next(
+            n for n in range(0, len(want), SECTOR) if levelled[n:][:SECTOR] != want[n:][:SECTOR]
+        )
+        sector = first + at // SECTOR
+        got = content[at : at + SECTOR]
+        what = "zeroes" if not any(got) else got[:8].hex()
+        possible = (bytes(want[at : at + SECTOR]), *unsure.get(sector, ()))
+        wanted = " or ".join(each[:8].hex() for each in possible)
+        return f"sector {sector} reads {what}, where {wanted} was written"
 
-    def _allowed(self, moment: int) -> dict[int, list[bytes]]:
-        """What each sector that was worked on may hold."""
+    def _expected(self, moment: int) -> tuple[dict[int, bytearray], dict[int, list[bytes]]]:
+        """What the windows surely hold, and what single sectors may hold instead."""
+        if self._judged[0] == moment:
+            return self._judged[1:]
         covered = max((began for began, done in self._flushed if done <= moment), default=0)
-        found: dict[int, list[bytes]] = {}
+        sure = {offset: bytearray(before) for offset, before in self._before.items()}
+        unsure: dict[int, list[bytes]] = {}
         for entry in self.history:
             if entry.began > moment:
                 continue
-            sure = entry.done < covered or (entry.fua and entry.done <= moment)
-            for n in range(entry.nb_sectors):
-                self._enter(found, entry, n, sure=sure)
-        return found
+            if entry.discard:
+                self._may_hold(unsure, entry)
+            elif entry.done < covered or (entry.fua and entry.done <= moment):
+                self._surely_holds(sure, unsure, entry)
+            else:
+                self._may_hold(unsure, entry)
+        self._judged = moment, sure, unsure
+        return sure, unsure
 
-    def _enter(self, found: dict[int, list[bytes]], entry: Done, n: int, *, sure: bool) -> None:
-        sector, content = entry.sector + n, entry.content[n * SECTOR : (n + 1) * SECTOR]
-        if sure and not entry.discard:
-            found[sector] = [content]
-            return
-        possible = found.setdefault(sector, [self._original(sector)])
-        possible.append(content)
-        if entry.discard:
-            possible.append(self._below(sector))
+    @staticmethod
+    def _surely_holds(
+        sure: dict[int, bytearray], unsure: dict[int, list[bytes]], entry: Done
+    ) -> None:
+        for offset, content in sure.items():
+            at = entry.sector * SECTOR - offset
+            if 0 <= at < len(content):
+                content[at : at + len(entry.content)] = entry.content
+        for sector in range(entry.sector, entry.sector + entry.nb_sectors) if unsure else ():
+            unsure.pop(sector, None)
 
-    def _original(self, sector: int) -> bytes:
-        for offset, before in self._before.items():
-            at = sector * SECTOR - offset
-            if 0 <= at < len(before):
-                return before[at : at + SECTOR]
-        raise KeyError(sector)
+    def _may_hold(self, unsure: dict[int, list[bytes]], entry: Done) -> None:
+        for n in range(entry.nb_sectors):
+            allowed = unsure.setdefault(entry.sector + n, [])
+            allowed.append(entry.content[n * SECTOR : (n + 1) * SECTOR])
+            if entry.discard:
+                allowed.append(self._below(entry.sector + n))

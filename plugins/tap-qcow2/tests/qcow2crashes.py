@@ -57,7 +57,7 @@ class Variant:
     filled: int = 0
     largest: int = 256 << 10
     batches: int = 50
-    states: int = 70
+    states: int = 48
     cache: tapcore.CacheMode = "writeback"
     late: bool = False
     flags_lag: bool = False

@@ -225,7 +225,8 @@ class Walk:
             if entry & 511:
                 self.problems.append(f"refcount table entry {index} has reserved bits")
             if entry and self.refer(f"refcount block {index}", entry & -512, self.cluster):
-                block = self.content[entry : entry + self.cluster].ljust(self.cluster, b"\0")
+                block = self.content[entry : entry + self.cluster].rstrip(b"\0")
+                block = block.ljust(-(-len(block) // 8) * 8, b"\0")
                 for number, value in enumerate(_unpack(block, bits)):
                     if value:
                         yield index * per_block + number, value

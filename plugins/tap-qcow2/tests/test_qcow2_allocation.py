@@ -1,6 +1,7 @@
 """Every sort of allocation at every distance from where a new refcount block, or a larger refcount
 table, is needed: nothing is given out twice."""
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
     """An image whose file has about so many clusters."""
     folder = tmp_path_factory.mktemp("filled")
 
+    @functools.cache
     def make(clusters: int) -> bytes:
         image = create(folder / "disk.qcow2", 4 * MIB, cluster_size=CLUSTER, refcount_bits=64)
         with tapcore.open(f"qcow2:{image}") as disk:

@@ -275,8 +275,7 @@ KINDS: dict[str, Maker] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
     pair = KINDS[kind](tmp_path, rng)
-    pair.check()
-    for number in range(4):
+    for number in range(3):
         pair.round(rng.choice((1, 6, 14)), mine=number % 2 == 0)
 
 
