@@ -48,6 +48,8 @@ class FreeSpace:
                 file.truncate_up((first + count) << geometry.cluster_bits)
             except OSError:
                 continue
+            if start == self._end:
+                self._end = first + count
             return first
         raise OSError(errno.ENOSPC, "there is no room for new tables")
 

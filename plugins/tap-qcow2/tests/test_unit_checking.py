@@ -1,6 +1,7 @@
 """What `check` finds in damaged images: the same as `qemu-img check`, and in bounded memory."""
 
 import json
+import os
 import random
 import resource
 import struct
@@ -20,6 +21,8 @@ from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
 from tap_qcow2.checking_counts import Counts
 from tap_qcow2.checking_entries import runs
 from tapcore.tools.check import check_image, check_status
+
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 
 COUNTERS = (
     "leaks",
@@ -79,8 +82,8 @@ def test_damage_is_found_as_qemu_finds_it(
     image = layout.make(tmp_path, rng)
     good = image.read_bytes()
     assert ours(image)[:2] == theirs(image)[:2]
-    for number in range(14):
-        names = rng.sample(sorted(DAMAGES), 1 + (number > 10))
+    for number in range(10 * THOROUGH):
+        names = rng.sample(sorted(DAMAGES), 1 + (number % 5 == 4))
         wreck = Wreck(bytearray(good), rng)
         done = [name for name in names if DAMAGES[name](wreck)]
         image.write_bytes(wreck.content)

@@ -81,7 +81,7 @@ def test_both_sides_in_turn(options: dict[str, object], tmp_path: Path, rng: ran
     image = create(tmp_path / "disk.qcow2", SIZE, **options)
     qemu_io(image, *commands(rng, SIZE, 8))
     kept: dict[str, bytes] = {}
-    for step in range(14):
+    for step in range(10):
         ours = step % 2 == 0
         what = rng.choice(("create", "create", "apply", "delete")) if kept else "create"
         name = f"n{step}" if what == "create" else rng.choice(sorted(kept))
@@ -324,7 +324,7 @@ def test_a_failing_write_leaves_an_image_that_is_repaired_when_it_is_opened(
         lambda it: delete_snapshot(it, "one"),
     ]
     for operation in operations:
-        for number in range(2, 40, 3):
+        for number in range(2, 40, 5):
             image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
             with opened(image) as (disk, it):
                 write_some(disk, rng)
