@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tap_qcow2.codecs import codec
@@ -41,6 +42,7 @@ class Inflater:
         self._most = max(KEPT_BYTES >> image.cluster_bits, 2)
         self._wanted: dict[int, list[_Wanted]] = {}
         self._collected: list[int] = []
+        self._task: tuple[Callable[[], int], tuple[Any, ...]] | None = None
 
     def read(self, run: Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
         """Read a part of one compressed cluster.
@@ -62,6 +64,8 @@ class Inflater:
         wanted = self._wanted.setdefault(entry, [])
         wanted.append((at, buf, answer))
         if len(wanted) == 1:
+            if self._task is None:
+                self._task = self._begin()
             self._collected.append(entry)
             if len(self._collected) == TOGETHER:
                 self.submit()
@@ -69,9 +73,18 @@ class Inflater:
 
     def submit(self) -> None:
         """Hand what was collected to a thread."""
-        if not self._collected:
+        if self._task is None:
             return
-        entries, self._collected = self._collected, []
+        (work, answer), self._task = self._task, None
+        self._image.file.queue_work(work, (), answer)
+
+    def _begin(self) -> tuple[Callable[[], int], tuple[Any, ...]]:
+        """A task for clusters that are still to be collected, and its answer.
+
+        It counts as under way from now on: what is collected may be given up before it is read.
+        """
+        entries: list[int] = []
+        self._collected = entries
         found: list[bytes | int] = []
 
         def work() -> int:
@@ -82,8 +95,7 @@ class Inflater:
             contents = found if not res else [res] * len(entries)
             return sum(map(self._arrived, entries, contents))
 
-        answer = self._image.under_way.counted((inflated, None, 0, 0, 0, None))
-        self._image.file.queue_work(work, (), answer)
+        return work, self._image.under_way.counted((inflated, None, 0, 0, 0, None))
 
     def _content_or_error(self, entry: int) -> bytes | int:
         """In a thread: the content, or -errno."""

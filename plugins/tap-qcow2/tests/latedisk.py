@@ -41,6 +41,7 @@ class Task:
         self.answer = answer
         self.result: int | None = None
         self.sleeps_until = 0
+        self.name: str = work.__qualname__
         self._host = host
         self._work = (work, args)
         self._turn = threading.Semaphore(0)
