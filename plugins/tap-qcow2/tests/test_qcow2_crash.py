@@ -7,6 +7,7 @@ few writes in their order, and with anything lost, or torn, that no fdatasync ha
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import attrs
@@ -18,9 +19,11 @@ from served import TAPDISK
 import tapcore
 from crashrecorder import NEVER, State
 from crashworkload import Workload
-from qcow2tools import MIB, checked, create, run
+from peers import peer
+from qcow2tools import MIB, assert_clean, checked, create, run
 from qcow2walk import walk
 from tapcore.engine import WRITE_COMPRESSED
+from tapcore.tools.check import check_image
 
 VARIANTS = [
     Variant("default", {}),
@@ -263,3 +266,47 @@ def test_a_server_is_killed_while_it_writes(
         said = checked(image)
         assert not said.get("corruptions"), said
     run("qemu-io", "-f", "qcow2", "-c", "read 0 64M", image)
+
+
+@pytest.mark.parametrize("options", [{}, {"extended_l2": "on"}, {"cluster_size": 4096}])
+def test_a_server_is_killed_under_load(
+    options: dict[str, object], tmp_path: Path, rng: random.Random
+) -> None:
+    """fio writes, trims and syncs with two jobs; whatever it had come to, nothing is corrupt."""
+    image = create(tmp_path / "disk.qcow2", 256 * MIB, **options)
+    with subprocess.Popen(
+        [TAPDISK, "serve", f"qcow2:{image}", "--socket", tmp_path / "socket"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        uri = server.stdout.readline().strip()
+        words = [
+            "--name=load",
+            "--ioengine=nbd",
+            f"--uri={uri}",
+            "--rw=randtrimwrite",
+            "--bs=4k-64k",
+        ]
+        words += ["--bsrange=4k-256k", "--iodepth=16", "--numjobs=2", "--fsync=40", "--time_based"]
+        words += ["--runtime=30", "--size=200m", "--thread"]
+        with subprocess.Popen(
+            [peer("fio"), *words],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as load:
+            deadline = time.monotonic() + 20
+            while image.stat().st_blocks < 8 << 11 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(rng.random() / 4)
+            server.send_signal(signal.SIGKILL)
+            load.wait(20)
+    assert image.stat().st_blocks >= 8 << 11, "there was no load"
+    found, problems = judge(image.read_bytes())
+    assert not problems, problems[:5]
+    said = checked(image)
+    assert not said.get("corruptions"), said
+    assert said.get("leaks", 0) == found.leaks
+    check_image(f"qcow2:{image}", repair="leaks")
+    assert_clean(image)
