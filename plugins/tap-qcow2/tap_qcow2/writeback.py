@@ -8,9 +8,10 @@ disk in stages, each safe on disk (fdatasync) before the next begins:
 2. what makes new refcount blocks valid: refcount table entries, or the header;
 3. what points to all that: entries in L2 tables and in the L1 table.
 
-Only then are clusters that nothing points to any more counted down, in memory: that reaches the
-disk with stage 1 of the next write-back. What changes while one runs is not in its picture, so
-nothing is published before its data is safe.
+Only then, and when no request under way uses them, is the space of clusters that nothing points to
+any more given back to the file system, and are they counted down in memory: that reaches the disk
+with stage 1 of the next write-back. What changes while one runs is not in its picture, so nothing
+is published before its data is safe.
 
 The stages of one write-back run in a thread, and only one runs at a time.
 """
@@ -19,9 +20,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable
+from os import strerror
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -98,6 +99,8 @@ class Writeback:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._waiting: list[Callable[[int], int]] = []
+        self._waits = False  # for the disk: nothing is done in threads
+        self._punching = 0  # holes, in threads
         self._untold = 0
         self._header_due = False  # the refcount table is at its new place, the header perhaps not
         self.running = False
@@ -165,8 +168,15 @@ class Writeback:
         Raises:
             OSError: as the system says.
         """
-        while self.running:  # one that began by itself
+        while self.running or self._punching:  # what began by itself
             self._image.file.drain()
+        self._waits = True
+        try:
+            self._until_clean()
+        finally:
+            self._waits = False
+
+    def _until_clean(self) -> None:
         while True:
             picture = self._take_picture()
             try:
@@ -272,12 +282,14 @@ class Writeback:
                 picture.reached = number
                 _write(file, stage)
                 picture.lost = file.flush_blocking()
-        if picture.lost:
-            return picture.lost
-        for offset, length in picture.holes:
-            if res := file.discard_blocking(offset, length):
-                log.warning("space is not given back: %s", os.strerror(-res))
-                break  # the image is safe on disk all the same
+        return picture.lost
+
+    def _punch(self, holes: list[tuple[int, int]]) -> int:
+        """Give ranges back to the file system, perhaps in a thread."""
+        for offset, length in holes:
+            if res := self._image.file.discard_blocking(offset, length):
+                log.warning("%s: space is not given back: %s", self._image.dd.name, strerror(-res))
+                return res
         return 0
 
     def _conclude(self, picture: Picture, res: int) -> None:
@@ -289,12 +301,32 @@ class Writeback:
         if res:
             self._restore(picture)
             return
-        released = picture.released
-        if released:
-            self._image.under_way.barrier(lambda: self._count_down(released))
+        if picture.released:
+            self._image.under_way.barrier(lambda: self._free(picture))
+
+    def _free(self, picture: Picture) -> None:
+        """Nothing points to what was released any more, on disk or in a request under way.
+
+        Not even a read does: of an encrypted cluster it would decrypt the zeroes of a hole.
+        """
+
+        def punched(*_: Any) -> int:
+            self._punching -= 1
+            self._count_down(picture.released)
+            return 0
+
+        if not picture.holes:
+            self._count_down(picture.released)
+        elif self._waits:
+            self._punch(picture.holes)
+            self._count_down(picture.released)
+        else:
+            self._punching += 1
+            answer = (punched, None, 0, 0, 0, None)
+            self._image.file.queue_work(self._punch, (picture.holes,), answer)  # type: ignore[arg-type]
 
     def _count_down(self, released: list[int]) -> None:
-        """Nothing points to these any more, on disk or in a request that is under way."""
+        """These can be given out again."""
         refcounts = self._image.refcounts
         for cluster in released:
             try:

@@ -242,6 +242,7 @@ def test_space_that_cannot_be_given_back_fails_no_flush(tmp_path: Path) -> None:
         disk.discard(0, MIB // 2)
         with failing("discard_blocking", lambda *_: True, raises=False) as fault:
             disk.sync()
+            image_of(disk).file.drain()
         assert fault.failed
     assert_clean(image)
 
