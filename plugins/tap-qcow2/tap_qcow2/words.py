@@ -34,4 +34,4 @@ def to_bytes(words: Words) -> bytes:
 
 def zeroes(count: int, typecode: str = "Q") -> Words:
     """An array of `count` zeroes."""
-    return array(typecode, bytes(array(typecode).itemsize * count))
+    return array(typecode, (0,)) * count
