@@ -57,7 +57,7 @@ class Variant:
     filled: int = 0
     largest: int = 256 << 10
     batches: int = 50
-    states: int = 48
+    states: int = 36
     cache: tapcore.CacheMode = "writeback"
     late: bool = False
     flags_lag: bool = False
@@ -145,7 +145,7 @@ class Crashes:
         recording = self.recording
         count = self.variant.states * THOROUGH
         step = max(len(recording.changes) // count, 1)
-        slow = max(count // 6, 1)
+        slow = max(count // 4, 1)
         number = 0
         for states in (recording.prefixes(step), recording.states(self.rng, count)):
             for state in states:
