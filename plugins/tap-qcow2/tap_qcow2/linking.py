@@ -36,7 +36,11 @@ def own_table(image: Image, index: int) -> Table:
     cluster, _ = refcounts.allocate(1)
     refcounts.metadata.add(cluster)
     refcounts.release(table.offset >> image.cluster_bits)
-    return tables.add(index, cluster << image.cluster_bits, table.entries)
+    own = tables.add(index, cluster << image.cluster_bits, table.entries)
+    if {table.offset, table.offset | layout.COPIED}.isdisjoint(tables.l1):
+        # a snapshot's, or nobody's, and then it may be given out again
+        refcounts.metadata.discard(table.offset >> image.cluster_bits)
+    return own
 
 
 def check_for_writing(image: Image, table: Table) -> None:

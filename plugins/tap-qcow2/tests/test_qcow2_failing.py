@@ -400,3 +400,26 @@ def test_what_a_failed_shrinking_left_does_not_show_when_the_disk_grows(tmp_path
         assert disk.pread(0, disk.size) == b"a" * size + bytes(MIB + 4096 - size)
     assert_clean(image)
     assert content_by_qemu(image) == b"a" * size + bytes(MIB + 4096 - size)
+
+
+# ---- what a crash of others left ---------------------------------------------------------------
+
+
+def test_a_table_that_lacks_its_flag_is_copied_and_its_place_used_again(tmp_path: Path) -> None:
+    """As QEMU leaves it when it crashes while it deletes a snapshot: not shared any more."""
+    image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * 8192)
+        l1 = image_of(disk).header.l1_table_offset
+        table = image_of(disk).tables.offset_of(0)
+    with open(image, "r+b") as file:
+        file.seek(l1)
+        file.write(table.to_bytes(8, "big"))
+    with tapcore.open(f"qcow2:{image}") as disk:
+        for n in range(4):
+            disk.pwrite(16384 + n * 4096, b"b" * 4096)
+            disk.sync()
+        assert image_of(disk).tables.offset_of(0) != table
+        assert image_of(disk).refcounts.get(table >> 12) == 1, "its place is used"
+        assert disk.pread(0, 32768) == b"a" * 8192 + bytes(8192) + b"b" * 16384
+    assert_clean(image)
