@@ -161,9 +161,9 @@ class Crowd:
 
     def settle(self) -> None:
         """Until all is answered but what the host holds back."""
+        self.engine.turn()
         while len(self.host.tasks) > len(self.host.held) or self.engine.timeout is not None:
             self.proceed()
-        self.engine.turn()
 
     def submit(
         self,

@@ -252,6 +252,8 @@ def test_a_crash_when_everything_is_late_and_failing(
             with host:
                 host.faults = FAULTS
                 crowd.run(120, 16)
+                host.faults = {}
+                crowd.flush()  # may tell of a failure that nobody heard of yet
     for state in recording.states(rng, 12 * THOROUGH):
         contents = [state.contents[os.path.realpath(path)] for path in trial.files]
         problems = inconsistent(contents[0])
