@@ -226,9 +226,7 @@ class Comparison:
                 self._check_l2_flags(offset, uses.active, stored)
 
     def _check_l1_flags(self, stored: Counts) -> None:
-        table = self._walk.l1_tables[0]
-        content = self._walk.read(table.offset, table.size * 8)
-        for entry in filter(None, words.from_bytes(content or b"")):
+        for entry in filter(None, self._walk.entries(self._walk.l1_tables[0])):
             offset = entry & layout.OFFSET_MASK
             refcount = self._refcount(stored, offset >> self._image.cluster_bits)
             if offset and (refcount == 1) != bool(entry & layout.COPIED):

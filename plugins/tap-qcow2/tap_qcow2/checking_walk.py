@@ -157,6 +157,15 @@ class Walk:
             return None
         return self._file.read_metadata(offset, length)
 
+    def entries(self, table: L1Table) -> words.Words:
+        """Of an L1 table, as many as lie inside the file; none where there is but a hole.
+
+        Raises:
+            OSError: as the system says.
+        """
+        inside = table.size if self._holds_data(table.offset, table.size * 8) else 0
+        return words.read(self._file, table.offset, inside)
+
     def _holds_data(self, offset: int, length: int) -> bool:
         end = min(offset + length, self._file.size)
         return offset < end and any(data for _, _, data in self._file.runs(offset, end - offset))
@@ -261,10 +270,7 @@ class Walk:
         if self._lies_on_another(table.offset, length):
             self.overlaps(length)
         self._structure(table.name, table.offset, length, table.times)
-        content = self.read(table.offset, length)
-        if content is None:
-            return
-        entries = words.from_bytes(content)
+        entries = self.entries(table)
         for start in range(0, len(entries), _PART):
             part = filter(None, entries[start : start + _PART])
             for entry, count in Counter(part).items():

@@ -67,8 +67,8 @@ def set_flags(image: Image, rules: Rules, tables: Iterable[int], references: Ref
         OSError: as the system says.
     """
     file, header = image.file, image.header
-    content = file.read_metadata(header.l1_table_offset, header.l1_size * 8)
-    entries = words.from_bytes(content)
+    entries = words.read(file, header.l1_table_offset, header.l1_size)
+    content = words.to_bytes(entries)
     for index, entry in enumerate(entries):
         cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
         if cluster:

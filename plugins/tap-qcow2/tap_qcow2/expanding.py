@@ -38,11 +38,11 @@ def expand_zeroes(image: Image) -> None:
     own = image.tables
     for snapshot in read_snapshots(image):
         check_snapshot_l1(image, snapshot)
-        l1 = image.file.read_metadata(snapshot.l1_offset, snapshot.l1_size * 8)
+        l1 = words.read(image.file, snapshot.l1_offset, snapshot.l1_size)
         image.tables = L2Tables(
             image.file,
             image.geometry,
-            words.from_bytes(l1),
+            l1,
             snapshot.l1_offset,
             image.dd.options.metadata_cache,
         )

@@ -96,9 +96,7 @@ class Image:
         self.extended = geometry.extended
         self.read_only = dd.read_only
         self.size = header.size >> SECTOR_SHIFT << SECTOR_SHIFT
-        inside = max(min(header.l1_size * 8, file.size - header.l1_table_offset), 0) & ~7
-        l1 = words.from_bytes(file.read_metadata(header.l1_table_offset, inside))
-        l1 += words.zeroes(header.l1_size - len(l1))  # of a table that is cut off, for a check
+        l1 = words.read(file, header.l1_table_offset, header.l1_size)
         cache = dd.options.metadata_cache
         self.tables = L2Tables(file, geometry, l1, header.l1_table_offset, cache)
         self.young = self.tables.young

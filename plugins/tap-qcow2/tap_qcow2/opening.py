@@ -121,7 +121,7 @@ def _show_snapshot(image: Image, wanted: str) -> None:
 
     snapshot = find_snapshot(read_snapshots(image), wanted)
     check_snapshot_l1(image, snapshot)
-    l1 = words.from_bytes(image.file.read_metadata(snapshot.l1_offset, snapshot.l1_size * 8))
+    l1 = words.read(image.file, snapshot.l1_offset, snapshot.l1_size)
     cache = image.dd.options.metadata_cache
     image.tables = L2Tables(image.file, image.geometry, l1, snapshot.l1_offset, cache)
     image.young = image.tables.young

@@ -32,9 +32,7 @@ def reload_tables(image: Image) -> None:
     """Read anew what is in memory of L1 table and refcounts: they were changed on disk."""
     header, file = image.header, image.file
     image.tables.forget()
-    image.tables.l1 = words.from_bytes(
-        file.read_metadata(header.l1_table_offset, header.l1_size * 8)
-    )
+    image.tables.l1 = words.read(file, header.l1_table_offset, header.l1_size)
     reftable = header.refcount_table_clusters << header.cluster_bits
     table = words.from_bytes(file.read_metadata(header.refcount_table_offset, reftable))
     image.refcounts = Refcounts(file, header, table)

@@ -214,9 +214,9 @@ def _changing(image: Image) -> Iterator[ExitStack]:
 def _settle(image: Image) -> None:
     """Everything fits together on disk: read anew what is in memory, and clear the dirty bit."""
     header = image.header
-    content = image.file.read_metadata(header.l1_table_offset, header.l1_size * 8)
+    l1 = words.read(image.file, header.l1_table_offset, header.l1_size)
     image.tables.forget()
-    image.tables.l1 = words.from_bytes(content)
+    image.tables.l1 = l1
     image.tables.l1_offset = header.l1_table_offset
     image.refcounts.metadata = metadata_clusters(image)
     image.writeback.all_now()
@@ -249,7 +249,7 @@ def _set_flags(image: Image) -> None:
     """Let the COPIED flags of the active tables be what the refcounts demand."""
     header = image.header
     rules = Rules.of(header, image.file.size)
-    l1 = words.from_bytes(image.file.read_metadata(header.l1_table_offset, header.l1_size * 8))
+    l1 = words.read(image.file, header.l1_table_offset, header.l1_size)
     set_flags(image, rules, l2_offsets(image, l1), image.refcounts)
 
 
@@ -261,7 +261,7 @@ def _validate(image: Image, l1: Words) -> None:
 
 def _l1_of(image: Image, entry: SnapshotEntry) -> Words:
     check_snapshot_l1(image, entry)
-    return words.from_bytes(image.file.read_metadata(entry.l1_offset, entry.l1_size * 8))
+    return words.read(image.file, entry.l1_offset, entry.l1_size)
 
 
 def _l1_place(image: Image) -> Run:

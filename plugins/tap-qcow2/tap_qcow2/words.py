@@ -6,6 +6,8 @@ import sys
 from array import array
 from typing import Final, TypeAlias
 
+from tapcore import ImageFile
+
 Words: TypeAlias = "array[int]"
 
 _SWAP: Final = sys.byteorder == "little"
@@ -22,6 +24,21 @@ def from_bytes(content: bytes, typecode: str = "Q") -> Words:
     if _SWAP:
         words.byteswap()
     return words
+
+
+def read(file: ImageFile, offset: int, count: int) -> Words:
+    """The entries of a table, as many as lie inside the file; waits for the disk.
+
+    Args:
+        file: that holds it.
+        offset: where it begins, bytes.
+        count: how many there should be.
+
+    Raises:
+        OSError: as the system says.
+    """
+    inside = max(min(count * 8, file.size - offset), 0) & ~7
+    return from_bytes(file.read_metadata(offset, inside))
 
 
 def to_bytes(words: Words) -> bytes:

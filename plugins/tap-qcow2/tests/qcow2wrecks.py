@@ -120,7 +120,8 @@ class Wreck:
         step = 8 * self.walk.words if start.startswith("L2") else 8
         for place in self.places(start):
             end = min(place.offset + place.length, len(self.content))
-            found += [at for at in range(place.offset, end, step) if accept(self.word(at))]
+            whole = range(place.offset, end - 7, step)  # a file that was cut may end inside a word
+            found += [at for at in whole if accept(self.word(at))]
         return found
 
     def pick(self, start: str, accept: Callable[[int], object] = bool) -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -246,3 +247,19 @@ def test_sparse_file_does_not_justify_memory(good: Callable[[str], Walk], tmp_pa
         read_it(image)
     with watched("checking a sparse file", seconds=20.0, memory=160 * MIB):
         check_image(f"qcow2:{image}")
+
+
+def test_a_cut_off_l1_table_costs_what_the_file_holds(tmp_path: Path) -> None:
+    """The header claims 32 MiB of entries, of which a few lie in the file."""
+    image = create(tmp_path / "bad.qcow2", MIB)
+    with open(image, "r+b") as file:
+        file.seek(36)
+        file.write((4 << 20).to_bytes(4, "big"))
+    tracemalloc.start()
+    try:
+        result = check_image(f"qcow2:{image}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert result.corruptions
+    assert peak < 8 * MIB
