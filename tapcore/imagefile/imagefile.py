@@ -22,6 +22,7 @@ from tapcore.imagefile.hostfile import (
     zero_range,
 )
 from tapcore.imagefile.linux import all_in_page_cache, lies_in_memory
+from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
 from tapcore.imagefile.workers import Completions, Lane, shared_pool
 from tapcore.models import DiskDriver, Extent, TdCallback
 
@@ -29,10 +30,6 @@ Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
 """What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
 
 _NOWAIT: Final = os.RWF_NOWAIT
-_BULK_WRITE: Final = 256 << 10
-"""Of a new image that is being filled, writes of so many bytes go to threads: whoever fills it has
-the next reads to do meanwhile."""
-
 _SLOW_WRITE_SECONDS: Final = 0.005
 """A write into the page cache that takes longer was throttled by the kernel."""
 
@@ -71,6 +68,7 @@ class ImageFile:
         self.holes = HoleMap(fd)
         self._completions = Completions()
         self._writes = Lane()
+        self._blocks = BlockReserver(fd)
         self._growing = threading.Lock()
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
@@ -109,8 +107,12 @@ class ImageFile:
         Returns:
             0, -errno, or None: queue it.
         """
-        if self._throttled or (not self.durable and len(buf) >= _BULK_WRITE):
+        if self._throttled:
             return None
+        if len(buf) >= LONG_WRITE:
+            if not self.durable:  # a new image: who fills it has the next reads to do meanwhile
+                return None
+            self._before_long_write(offset, len(buf))
         started = monotonic()
         try:
             count = os.pwritev(self.fd, (buf,), offset)
@@ -211,6 +213,8 @@ class ImageFile:
     def write_blocking(self, offset: int, buf: memoryview) -> int:
         """Write all of `buf`; returns 0 or -errno."""
         end = offset + len(buf)
+        if len(buf) >= LONG_WRITE:
+            self._before_long_write(offset, len(buf))
         while len(buf):
             try:
                 count = os.pwritev(self.fd, (buf,), offset)
@@ -221,6 +225,10 @@ class ImageFile:
         if end > self.size:
             self._reaches(end)
         return 0
+
+    def _before_long_write(self, offset: int, length: int) -> None:
+        if offset >= self.size:
+            self._blocks.before_write(offset, length)
 
     def flush_blocking(self) -> int:
         """fdatasync; returns 0 or -errno."""

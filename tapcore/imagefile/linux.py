@@ -111,12 +111,18 @@ def all_in_page_cache(fd: int, offset: int, length: int) -> bool:
 
 
 TMPFS_MAGIC: Final = 0x01021994
+EXT4_MAGIC: Final = 0xEF53
 
 
-def lies_in_memory(fd: int) -> bool:
-    """Whether a file lies on tmpfs, where reading never waits for a disk."""
+def file_system_magic(fd: int) -> int:
+    """Which file system a file lies on (`f_type` of statfs(2)); 0 where that cannot be told."""
     import ctypes
 
     statfs = (ctypes.c_long * 32)()  # struct statfs is shorter on every architecture
     call = ctypes.CDLL(None, use_errno=True).fstatfs
-    return call(fd, statfs) == 0 and statfs[0] == TMPFS_MAGIC
+    return int(statfs[0]) if call(fd, statfs) == 0 else 0
+
+
+def lies_in_memory(fd: int) -> bool:
+    """Whether a file lies on tmpfs, where reading never waits for a disk."""
+    return file_system_magic(fd) == TMPFS_MAGIC

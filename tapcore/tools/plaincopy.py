@@ -18,6 +18,7 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
+from tapcore.imagefile.reserving import BlockReserver
 from tapcore.imagefile.workers import Completions, shared_pool
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
@@ -73,6 +74,7 @@ class PlainCopier:
         self._progress = progress
         self._total = total
         self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._blocks = BlockReserver(self._fd)
         self._completions = Completions()
         self._ready = select.poll()
         self._ready.register(self._completions.eventfd, select.POLLIN)
@@ -155,6 +157,7 @@ class PlainCopier:
             _read(piece.fd, view[: piece.length], piece.offset)
             piece.reading = False
             for start, end in data_runs(buffer, piece.length):
+                self._blocks.before_write(piece.start + start, end - start)
                 _write(self._fd, view[start:end], piece.start + start)
                 piece.written += end - start
         self._buffers.append(buffer)

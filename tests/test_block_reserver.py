@@ -1,0 +1,109 @@
+"""Blocks for long writes, asked for before: only where it helps, and never seen in a file."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hostfs import mounted, small_ext4
+from tapcore.imagefile.imagefile import ImageFile
+from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
+
+MIB = 1 << 20
+
+
+@contextmanager
+def a_file(where: Path) -> Iterator[int]:
+    fd = os.open(where / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def taken(fd: int) -> int:
+    return os.fstat(fd).st_blocks * 512
+
+
+def test_on_ext4_blocks_are_taken_and_the_file_keeps_its_size(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+        BlockReserver(fd).before_write(0, 4 * MIB)
+        assert taken(fd) >= 4 * MIB
+        assert os.fstat(fd).st_size == 0
+
+
+def test_a_short_write_is_not_worth_asking(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+        BlockReserver(fd).before_write(0, LONG_WRITE - 1)
+        assert taken(fd) == 0
+
+
+def test_other_file_systems_are_not_asked(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path / "mnt") as where, a_file(where) as fd:
+        BlockReserver(fd).before_write(0, 4 * MIB)
+        assert taken(fd) == 0
+
+
+def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(fd: int, mode: int, offset: int, length: int) -> None:
+        asked.append(offset)
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr("tapcore.imagefile.reserving.fallocate", refuse)
+    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+        blocks = BlockReserver(fd)
+        for at in range(3):
+            blocks.before_write(at * MIB, MIB)
+    assert asked == [0]
+
+
+def test_a_full_file_system_is_left_for_the_write_to_tell(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 8 * MIB) as where, a_file(where) as fd:
+        file = ImageFile(os.dup(fd), str(where / "file"), read_only=False)
+        try:
+            content = memoryview(b"x" * (16 * MIB))
+            assert file.write_blocking(0, content) == -errno.ENOSPC
+            assert file.write_now(file.size, content) in (-errno.ENOSPC, None)
+        finally:
+            file.close()
+
+
+def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        BlockReserver, "before_write", lambda self, offset, length: asked.append((offset, length))
+    )
+    with a_file(tmp_path) as fd:
+        file = ImageFile(os.dup(fd), str(tmp_path / "file"), read_only=False)
+        content = memoryview(b"x" * MIB)
+        assert file.write_now(0, content) == 0
+        assert file.write_blocking(MIB, content) == 0
+        assert file.write_blocking(0, content) == 0
+        assert file.write_now(MIB // 2, content) == 0
+        file.close()
+    assert asked == [(0, MIB), (MIB, MIB)]
+    assert (tmp_path / "file").read_bytes() == b"x" * (2 * MIB)
+
+
+def test_zeroes_stay_holes_in_a_converted_file(tmp_path: Path) -> None:
+    """What is reserved is what is written, so a sparse copy takes no more than its data."""
+    from tapcore.tools.convert import convert_image
+
+    with small_ext4(tmp_path, 64 * MIB) as where:
+        source = where / "source.raw"
+        with open(source, "wb") as file:
+            for piece in (b"a" * MIB, bytes(2 * MIB), b"b" * (MIB // 2), bytes(MIB // 2)):
+                file.write(piece)
+            file.truncate(32 * MIB)
+        convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}")
+        os.sync()
+        assert (where / "copy.raw").stat().st_blocks * 512 == MIB + MIB // 2
+        assert subprocess.run(["cmp", source, where / "copy.raw"], check=False).returncode == 0
