@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import attrs
@@ -17,6 +16,7 @@ import pluggy
 from tapcore import defaults, hookspecs
 from tapcore.constants import HOOKS_VERSION
 from tapcore.errors import UnknownHandleError, UsageError, describe
+from tapcore.installed import EntryPoint, entry_points
 from tapcore.models import DiskInfo, TapDisk
 
 DRIVER_GROUP = "tapcore.drivers"

@@ -13,8 +13,7 @@ _MOST: Final = 2000
 
 def _handles() -> list[str]:
     """Of the drivers that are installed; none is loaded for it."""
-    from importlib.metadata import entry_points
-
+    from tapcore.installed import entry_points
     from tapcore.registry import DRIVER_GROUP
 
     return sorted({entry.name for entry in entry_points(group=DRIVER_GROUP)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tapcore.cli.group import tapdisk
 
 PROGRAM = "tapdisk"
 _COMPLETE = "_TAPDISK_COMPLETE"
+_OBJECTS_BEFORE_COLLECTING = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +44,8 @@ def run() -> NoReturn:
     By then everything is closed and written; what is left would only be memory given back piece by
     piece.
     """
+    # importing makes many objects and no garbage; looking for it would take a tenth of a command
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTING, *gc.get_threshold()[1:])
     status = main()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()

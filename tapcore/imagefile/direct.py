@@ -7,12 +7,12 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import entry_points
 from typing import Any, Final, Protocol
 
 from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
 from tapcore.imagefile.imagefile import Answer, ImageFile
+from tapcore.installed import entry_points
 
 ENGINE_GROUP: Final = "tapcore.io_engines"
 QUEUE_DEPTH: Final = 256

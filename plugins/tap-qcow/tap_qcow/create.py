@@ -12,18 +12,12 @@ from tap_qcow.header import HEADER, Header, encode_name
 from tap_qcow.layout import Geometry
 from tapcore import (
     SECTOR_SHIFT,
-    FormatOption,
     Keys,
     Measurement,
     NotSupportedError,
     UsageError,
     create_host_file,
     remove_host_file,
-)
-
-CREATE_OPTIONS: Final = (
-    FormatOption("encrypt.format", "encrypt the content: aes (weak, for old programs)"),
-    FormatOption("encrypt.key-file", "file that holds the passphrase"),
 )
 
 LARGEST: Final = layout.MAX_L1_BYTES // 8 << (12 + 9)

@@ -1,44 +1,46 @@
-"""QEMU copy-on-write images of version 1: the hooks."""
+"""The hooks of QEMU copy-on-write images of version 1; what they do is in the other modules.
+
+These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+"""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from tap_qcow import changing, create, header, reading, zeroing
-from tap_qcow.deflating import write_compressed
-from tap_qcow.image import Image, open_image
-from tap_qcow.inspection import format_facts, inspect
-from tap_qcow.mapping import DEFLATED, HOLE, plain_place, runs
-from tap_qcow.writing import Write, no_room, write
 from tapcore import (
     DEFAULT_SECTOR_SIZE,
     HOOKS_VERSION,
-    SECTOR_SHIFT,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
     DiskInfo,
-    Extent,
-    Inspection,
-    Measurement,
+    FormatOption,
     TdCallback,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    from tap_qcow.image import Image
+    from tapcore import Extent, Inspection, Measurement
 
 disk_info = DiskInfo(
     handle="qcow",
     name="QEMU copy-on-write, version 1",
     api=HOOKS_VERSION,
     suffixes=(".qcow",),
-    create_options=create.CREATE_OPTIONS,
+    create_options=(
+        FormatOption("encrypt.format", "encrypt the content: aes (weak, for old programs)"),
+        FormatOption("encrypt.key-file", "file that holds the passphrase"),
+    ),
 )
 
 
 @hookimpl
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """Clusters are allocated and filled up by the driver itself, so small units will do."""
+    from tap_qcow.image import open_image
+
     image = open_image(dd, name, flags)
     dd.private = image
     dd.io_fd[0] = image.file.io_fd
@@ -57,15 +59,9 @@ def td_close(dd: DiskDriver) -> None:
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """From the page cache at once, else later; holes are the core's affair."""
+    """See `requests`; holes are the core's affair."""
     image: Image = dd.private
-    where = plain_place(image, sector, nb_sectors)
-    if not where or image.cipher is not None:
-        return reading.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
-    res = image.file.read_now(where, buf)
-    if res is None:
-        return image.file.queue_read(where, buf, (cb, dd, sector, nb_sectors, id, prv))
-    return cb(dd, res, sector, nb_sectors, id, prv)
+    return image.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -74,28 +70,17 @@ def td_queue_write(
 ) -> int:
     """In place, or at the end of the file."""
     image: Image = dd.private
-    where = plain_place(image, sector, nb_sectors)
-    if where and image.cipher is None:
-        res = image.file.write_now(where, buf)
-        if res is None:
-            return image.file.queue_write(where, buf, (cb, dd, sector, nb_sectors, id, prv))
-        return cb(dd, res, sector, nb_sectors, id, prv)
-    if res := no_room(image):
-        return res
-    return write(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)
+    return image.write(image, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
 def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """Not in an encrypted image: nobody would look for plain content there."""
-    image: Image = dd.private
-    if image.header.encrypted:
-        return -errno.EOPNOTSUPP
-    if res := no_room(image):
-        return res
-    return write_compressed(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)
+    """At the end of the file."""
+    from tap_qcow.requests import write_compressed
+
+    return write_compressed(dd.private, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -109,6 +94,8 @@ def td_queue_write_zeroes(
     prv: Any,
 ) -> int:
     """Where the host file can do it."""
+    from tap_qcow import zeroing
+
     return zeroing.write_zeroes(dd.private, dd, sector, nb_sectors, may_unmap, cb, id, prv)
 
 
@@ -117,6 +104,8 @@ def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """Punch holes into clusters, which stay where they are."""
+    from tap_qcow import zeroing
+
     return zeroing.discard(dd.private, dd, sector, nb_sectors, cb, id, prv)
 
 
@@ -162,7 +151,7 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
 @hookimpl
 def td_probe(name: str, head: bytes) -> bool:
     """By magic and version."""
-    return header.is_qcow(head)
+    return head.startswith(b"QFI\xfb\0\0\0\1")
 
 
 @hookimpl
@@ -170,6 +159,8 @@ def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
     """Laid out as QEMU does, byte for byte."""
+    from tap_qcow import create
+
     method = create.encryption(options)
     named = parent.name if parent is not None else ""
     new = create.new_header(create.check_size(size), named, method)
@@ -181,29 +172,25 @@ def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
     """The header, the L1 table, and what the data takes of tables and clusters."""
+    from tap_qcow import create
+
     create.encryption(options)
     return create.measure(create.check_size(size), data)
 
 
 @hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
-    """Straight from the tables; encrypted content is data that lies nowhere plain."""
-    image: Image = dd.private
-    file = image.file
-    for run in runs(image, sector, nb_sectors):
-        if run.kind == HOLE:
-            yield Extent(run.sector, run.nb_sectors, "unallocated")
-        elif run.kind == DEFLATED:
-            yield Extent(run.sector, run.nb_sectors, "compressed")
-        elif image.header.encrypted or run.where + (run.nb_sectors << SECTOR_SHIFT) > file.size:
-            yield Extent(run.sector, run.nb_sectors, "data")
-        else:
-            yield Extent(run.sector, run.nb_sectors, "data", file.fd, file.path, run.where)
+def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
+    """Straight from the tables."""
+    from tap_qcow.mapping import extents
+
+    return extents(dd.private, sector, nb_sectors)
 
 
 @hookimpl
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """The header's facts."""
+    from tap_qcow.inspection import format_facts
+
     image: Image = dd.private
     return format_facts(image.header, little=image.little)
 
@@ -211,22 +198,30 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
 @hookimpl
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """The header alone."""
+    from tap_qcow.inspection import inspect
+
     return inspect(fd, size)
 
 
 @hookimpl
 def td_resize(dd: DiskDriver, size: int) -> None:
     """Grow; QEMU cannot, but reads the result."""
+    from tap_qcow import changing
+
     changing.grow(dd.private, dd, size)
 
 
 @hookimpl
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Record the parent's name."""
+    from tap_qcow import changing
+
     changing.set_parent(dd.private, parent)
 
 
 @hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
     """Empty the L1 table, and cut the file off behind it."""
+    from tap_qcow import changing
+
     changing.make_empty(dd.private)

@@ -140,11 +140,6 @@ def encode_name(name: str) -> bytes:
     return encoded
 
 
-def is_qcow(head: bytes) -> bool:
-    """Whether a file that begins so is an image of version 1."""
-    return head.startswith(layout.MAGIC) and head[4:8] == bytes((0, 0, 0, layout.VERSION))
-
-
 def read_header(read: Read, file_size: int) -> Header:
     """Read and check the header.
 

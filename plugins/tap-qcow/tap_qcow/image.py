@@ -19,6 +19,7 @@ from tap_qcow.header import (
     read_header,
     xen_checksum,
 )
+from tap_qcow.requests import read, write
 from tap_qcow.tables import Tables
 from tap_qcow.words import Words
 from tap_qcow.writeback import Writeback
@@ -58,6 +59,7 @@ class Image:
             or zeroes, encrypted.
         claims: clusters that are being stored for the first time.
         end: where the next cluster goes, at the earliest; bytes.
+        read, write: do requests; arguments and result are the hooks', the image before them.
         places_end: behind the header, the parent's name and the L1 table; bytes.
     """
 
@@ -73,6 +75,7 @@ class Image:
         self.fills = header.encrypted or bool(header.backing_file)
         self.claims: list[Claim] = []
         self.end = file.size
+        self.read, self.write = read, write
         self.note_places()
         cache = dd.options.metadata_cache
         self.tables = Tables(file, header.geometry, l1, self.check_place, cache)

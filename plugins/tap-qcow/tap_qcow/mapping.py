@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow.layout import COMPRESSED
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, TapError
+from tapcore import SECTOR_SHIFT, Extent, TapError
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -187,3 +187,17 @@ def _each_in_table(
         finished += visit(run)
         sector += run.nb_sectors
     return finished
+
+
+def extents(image: Image, sector: int, nb_sectors: int) -> Iterator[Extent]:
+    """As `td_extents` yields them; encrypted content is data that lies nowhere plain."""
+    file = image.file
+    for run in runs(image, sector, nb_sectors):
+        if run.kind == HOLE:
+            yield Extent(run.sector, run.nb_sectors, "unallocated")
+        elif run.kind == DEFLATED:
+            yield Extent(run.sector, run.nb_sectors, "compressed")
+        elif image.header.encrypted or run.where + (run.nb_sectors << SECTOR_SHIFT) > file.size:
+            yield Extent(run.sector, run.nb_sectors, "data")
+        else:
+            yield Extent(run.sector, run.nb_sectors, "data", file.fd, file.path, run.where)

@@ -11,6 +11,7 @@ from tap_vmdk.descriptor import MAX_DESCRIPTOR
 from tap_vmdk.grains import HOLE, ZERO, raw32, round_up
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.layouts import with_footer
+from tap_vmdk.signature import kind_of
 from tap_vmdk.spacemap import GRAIN, METADATA, MisalignedError, SpaceMap
 from tap_vmdk.sparse import GRAIN_MARKER, SparseHeader
 from tap_vmdk.sparseparts import SparsePart
@@ -21,7 +22,7 @@ _MESSAGES = 20
 
 def is_hosted(head: bytes) -> bool:
     """Whether a file is a hosted sparse file."""
-    return head.startswith(sparse.MAGIC)
+    return kind_of(head) == "hosted"
 
 
 class PartCheck:

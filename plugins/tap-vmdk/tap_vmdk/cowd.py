@@ -10,9 +10,9 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.signature import COWD_MAGIC
 from tapcore import ImageFormatError, NotSupportedError
 
-MAGIC: Final = b"COWD"
 ENTRIES: Final = 4096
 """In a grain table."""
 _HEADER: Final = struct.Struct("<4sIIIIIII")
@@ -47,7 +47,7 @@ class CowdHeader:
         Raises:
             ImageFormatError, NotSupportedError: not such a file, or nothing that can be.
         """
-        if len(raw) < _HEADER.size or raw[:4] != MAGIC:
+        if len(raw) < _HEADER.size or raw[:4] != COWD_MAGIC:
             raise ImageFormatError("is not a COWD file")
         header = cls(*_HEADER.unpack_from(raw)[1:])
         if header.version != 1:

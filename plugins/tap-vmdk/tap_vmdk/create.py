@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -12,15 +11,8 @@ import attrs
 from tap_vmdk import sparse
 from tap_vmdk.descriptor import NO_PARENT, Descriptor, ExtentLine, random_cid
 from tap_vmdk.grains import raw32, round_up, words32
-from tap_vmdk.options import (
-    MONOLITHIC_FLAT,
-    MONOLITHIC_SPARSE,
-    SPLIT_FLAT,
-    SPLIT_SPARSE,
-    STREAM,
-    NewDisk,
-    new_disk,
-)
+from tap_vmdk.newdisk import NewDisk, new_disk
+from tap_vmdk.options import MONOLITHIC_FLAT, MONOLITHIC_SPARSE, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tap_vmdk.parents import cid_of
 from tap_vmdk.sparse import SparseHeader
 from tapcore import DiskId, UsageError, create_host_file, remove_host_file
@@ -160,7 +152,7 @@ def new_descriptor(
             f'ddb.geometry.cylinders = "{disk.cylinders}"',
             f'ddb.geometry.heads = "{disk.heads}"',
             'ddb.geometry.sectors = "63"',
-            f'ddb.longContentID = "{secrets.token_hex(16)}"',
+            f'ddb.longContentID = "{os.urandom(16).hex()}"',
             'ddb.toolsVersion = "2147483647"',
             f'ddb.virtualHWVersion = "{disk.hwversion}"',
         ]

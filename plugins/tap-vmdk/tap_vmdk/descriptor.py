@@ -6,8 +6,8 @@ are, so that what is not understood survives a change of the rest.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import Final
 
 import attrs
@@ -19,8 +19,6 @@ MAX_DESCRIPTOR: Final = 1 << 20
 MAX_EXTENTS: Final = 32768
 NO_PARENT: Final = 0xFFFFFFFF
 """`parentCID` of a disk that stands alone."""
-
-MAGIC: Final = b"# disk descriptorfile"
 
 _ENTRY = re.compile(r'\s*([A-Za-z0-9_.]+)\s*=\s*(?:"([^"]*)"|([^"]*?))\s*$')
 _EXTENT = re.compile(
@@ -234,11 +232,6 @@ def _value(line: str) -> str:
 def random_cid(other: int = 0, digits: int = 8) -> int:
     """A new content id: neither `other` nor one of those that mean something else."""
     while True:
-        cid = secrets.randbits(4 * digits)
+        cid = int.from_bytes(os.urandom(4), "little") >> (32 - 4 * digits)
         if cid not in (other, 0, NO_PARENT, NO_PARENT - 1):
             return cid
-
-
-def looks_like_descriptor(head: bytes) -> bool:
-    """Whether a file begins as a descriptor does."""
-    return head[:512].lstrip(b" \t\r\n").lower().startswith(MAGIC)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tap_vmdk.options import CREATE_OPTIONS
+from tap_vmdk.signature import kind_of
 from tapcore import (
     HOOKS_VERSION,
     TD_NO_PARENT,
@@ -179,13 +180,7 @@ def td_make_empty(dd: DiskDriver) -> None:
 @hookimpl
 def td_probe(name: str, head: bytes) -> bool:
     """By the first bytes."""
-    from tap_vmdk import cowd, sparse
-    from tap_vmdk.descriptor import looks_like_descriptor
-    from tap_vmdk.sesparse import is_sesparse
-
-    if head[:4] in (sparse.MAGIC, cowd.MAGIC):
-        return True
-    return is_sesparse(head) or looks_like_descriptor(head)
+    return kind_of(head) != ""
 
 
 @hookimpl

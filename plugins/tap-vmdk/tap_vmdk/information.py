@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tap_vmdk import cowd, sesparse, sparse
+from tap_vmdk import sparse
 from tap_vmdk.cowd import CowdHeader
-from tap_vmdk.descriptor import (
-    MAX_DESCRIPTOR,
-    NO_PARENT,
-    Descriptor,
-    ExtentLine,
-    looks_like_descriptor,
-)
+from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
 from tap_vmdk.image import Image
 from tap_vmdk.opening import refuse_kind
 from tap_vmdk.sesparse import SeSparseHeader
+from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
 from tapcore import Finding, ImageFormatError, Inspection, NotSupportedError
 
@@ -75,14 +70,15 @@ def _printable(text: str | None) -> str | None:
 def inspect(name: str, fd: int, size: int) -> Inspection:
     """As `td_inspect`."""
     head = os.pread(fd, 4096, 0)
-    if head.startswith(sparse.MAGIC):
+    kind = kind_of(head)
+    if kind == "hosted":
         return _inspect_hosted(name, fd, size, SparseHeader.unpack(head))
-    if head.startswith(cowd.MAGIC):
+    if kind == "cowd":
         header = CowdHeader.unpack(head)
         return Inspection(header.capacity * 512, ("vmfsSparse (COWD)",))
-    if sesparse.is_sesparse(head):
+    if kind == "sesparse":
         return Inspection(SeSparseHeader.unpack(head).capacity * 512, ("seSparse",))
-    if not looks_like_descriptor(head) and b"createType" not in head:
+    if kind != "descriptor" and b"createType" not in head:
         raise ImageFormatError("is not a VMDK")
     if size > MAX_DESCRIPTOR:
         raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")

@@ -6,6 +6,7 @@ from tap_vmdk import cowd, sesparse, sparse
 from tap_vmdk.cowd import CowdHeader
 from tap_vmdk.grains import Layout, words32
 from tap_vmdk.sesparse import SeSparseHeader
+from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse import SparseHeader
 from tapcore import ImageFile, ImageFormatError
 
@@ -89,7 +90,7 @@ def with_footer(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, in
     start = max(file.size // 512 * 512 - _TAIL_BYTES, 0)
     tail = file.read_metadata(start, file.size // 512 * 512 - start)
     at = len(tail)
-    while (at := tail.rfind(sparse.MAGIC, 512, at)) >= 0:
+    while (at := tail.rfind(HOSTED_MAGIC, 512, at)) >= 0:
         if at % 512 == 0 and len(tail) - at >= sparse.HEADER_BYTES:
             found = SparseHeader.unpack(tail[at : at + sparse.HEADER_BYTES])
             if _fits(found, header):

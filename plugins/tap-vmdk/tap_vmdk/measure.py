@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tap_vmdk.create import SPLIT_SECTORS, sparse_geometry, stream_header
-from tap_vmdk.options import MONOLITHIC_FLAT, SPLIT_FLAT, SPLIT_SPARSE, STREAM, NewDisk, new_disk
+from tap_vmdk.newdisk import NewDisk, new_disk
+from tap_vmdk.options import MONOLITHIC_FLAT, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tap_vmdk.sparse import DEFAULT_GRAIN
 from tapcore import Measurement
 

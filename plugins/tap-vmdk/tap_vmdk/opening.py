@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from tap_vmdk import cowd, sesparse, sparse
+from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
-from tap_vmdk.descriptor import (
-    MAX_DESCRIPTOR,
-    NO_PARENT,
-    Descriptor,
-    ExtentLine,
-    looks_like_descriptor,
-)
+from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
 from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import DescriptorPlace, Image
@@ -23,6 +17,7 @@ from tap_vmdk.layouts import (
     with_footer,
 )
 from tap_vmdk.parts import FlatPart, Part, ZeroPart
+from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.sparseparts import SparsePart
 from tap_vmdk.streampart import StreamPart
@@ -130,13 +125,14 @@ def identify(file: ImageFile) -> Image:
         NotSupportedError: one that is not supported.
     """
     head = file.read_metadata(0, 4096)
-    if head.startswith(sparse.MAGIC):
+    kind = kind_of(head)
+    if kind == "hosted":
         return _hosted(file, SparseHeader.unpack(head))
-    if head.startswith(cowd.MAGIC):
+    if kind == "cowd":
         return Image(file, None, None, "vmfsSparse")
-    if sesparse.is_sesparse(head):
+    if kind == "sesparse":
         return Image(file, None, None, "seSparse")
-    if not looks_like_descriptor(head) and b"createType" not in head:
+    if kind != "descriptor" and b"createType" not in head:
         raise ImageFormatError("is not a VMDK")
     if file.size > MAX_DESCRIPTOR:
         raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")
@@ -258,26 +254,28 @@ def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
     """The image's own file is the disk."""
     file = image.file
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
-    if head.startswith(sparse.MAGIC):
+    kind = kind_of(head)
+    if kind == "hosted":
         header = SparseHeader.unpack(head)
         line = ExtentLine("RW", header.capacity, "SPARSE")
         no_parent = image.descriptor is None or image.descriptor.parent_cid == NO_PARENT
         return _hosted_part(dd, line, 0, file, appendable=no_parent)
-    if head.startswith(cowd.MAGIC):
-        capacity, kind = cowd_header(file).capacity, "VMFSSPARSE"
+    if kind == "cowd":
+        line = ExtentLine("RW", cowd_header(file).capacity, "VMFSSPARSE")
     else:
-        capacity, kind = sesparse_header(file).capacity, "SESPARSE"
-    return _sparse(dd, ExtentLine("RW", capacity, kind), 0, file)
+        line = ExtentLine("RW", sesparse_header(file).capacity, "SESPARSE")
+    return _sparse(dd, line, 0, file)
 
 
 def _sparse(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> SparsePart:
     """A sparse file of whatever kind it is."""
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
-    if head.startswith(sparse.MAGIC):
+    kind = kind_of(head)
+    if kind == "hosted":
         return _hosted_part(dd, line, start, file)
-    if head.startswith(cowd.MAGIC):
+    if kind == "cowd":
         layout, reason = cowd_layout(cowd_header(file)), "vmfsSparse (COWD) can only be read"
-    elif sesparse.is_sesparse(head):
+    elif kind == "sesparse":
         layout, reason = sesparse_layout(sesparse_header(file)), "seSparse can only be read"
     else:
         raise ImageFormatError(f"its extent {file.path} is not a sparse file")

@@ -13,7 +13,8 @@ from tap_vmdk.grains import ZERO, GrainMap, raw32, round_up
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.layouts import hosted_layout
-from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE, NewDisk
+from tap_vmdk.newdisk import NewDisk
+from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE
 from tap_vmdk.parents import recorded_parent
 from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader

@@ -14,9 +14,9 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.signature import kind_of
 from tapcore import ImageFormatError, NotSupportedError
 
-MAGIC: Final = 0xCAFEBABE
 VERSION: Final = 0x2_0000_0001
 _VOLATILE_MAGIC: Final = 0xCAFECAFE
 HEADER_BYTES: Final = 1024
@@ -66,7 +66,7 @@ class SeSparseHeader:
         Raises:
             ImageFormatError, NotSupportedError: not such a file, or not in a state to be read.
         """
-        if not is_sesparse(raw):
+        if len(raw) < HEADER_BYTES or kind_of(raw) != "sesparse":
             raise ImageFormatError("is not an SESparse file")
         words = _CONSTANT.unpack_from(raw)
         if words[1] != VERSION:
@@ -146,11 +146,6 @@ class SeSparseHeader:
             else:
                 words[index] = 1 if kind in (_UNMAPPED, _ZERO) else DAMAGED
         return words
-
-
-def is_sesparse(head: bytes) -> bool:
-    """Whether a file begins as such files do."""
-    return len(head) >= HEADER_BYTES and _CONSTANT.unpack_from(head)[0] == MAGIC
 
 
 def _words(raw: bytes) -> array[int]:

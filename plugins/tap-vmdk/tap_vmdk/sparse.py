@@ -10,9 +10,9 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.signature import HOSTED_MAGIC
 from tapcore import ImageFormatError, NotSupportedError
 
-MAGIC: Final = b"KDMV"
 HEADER_BYTES: Final = 512
 _HEADER: Final = struct.Struct("<4sIIQQQQIQQQB4sH")
 
@@ -80,13 +80,13 @@ class SparseHeader:
         Raises:
             ImageFormatError: not such a header.
         """
-        if len(raw) < _HEADER.size or raw[:4] != MAGIC:
+        if len(raw) < _HEADER.size or raw[:4] != HOSTED_MAGIC:
             raise ImageFormatError("is not a sparse VMDK")
         return cls(*_HEADER.unpack_from(raw)[1:])
 
     def pack(self) -> bytes:
         """A whole sector."""
-        return _HEADER.pack(MAGIC, *attrs.astuple(self)).ljust(HEADER_BYTES, b"\0")
+        return _HEADER.pack(HOSTED_MAGIC, *attrs.astuple(self)).ljust(HEADER_BYTES, b"\0")
 
     def check(self) -> None:
         """Refuse what no program could have written, or this one does not know.

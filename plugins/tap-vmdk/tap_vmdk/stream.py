@@ -17,7 +17,8 @@ from tap_vmdk import sparse
 from tap_vmdk.create import STREAM_NAME, new_descriptor, stream_head, stream_header
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import raw32, words32
-from tap_vmdk.options import STREAM, NewDisk, new_disk
+from tap_vmdk.newdisk import NewDisk, new_disk
+from tap_vmdk.options import STREAM
 from tapcore import NotSupportedError
 from tapcore.deflate import deflate
 

