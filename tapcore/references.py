@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import PurePath
 
 import attrs
 
@@ -97,4 +96,4 @@ class ReferencePolicy:
 
 
 def _inside(path: str, tree: str) -> bool:
-    return PurePath(path).is_relative_to(tree)
+    return f"{path}/".startswith(f"{tree.rstrip('/')}/")

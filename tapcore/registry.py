@@ -157,6 +157,10 @@ class Registry:
         """Every row, the broken ones too, with the distribution that brought it."""
         return [_with_distribution(row) for row in (*self._rows.values(), *self._refused)]
 
+    def broken(self) -> list[DiskInfo]:
+        """The rows of drivers that cannot be used."""
+        return [row.info for row in (*self._rows.values(), *self._refused) if row.info.error]
+
     def get(self, handle: str) -> DiskInfo:
         """The driver of a handle.
 

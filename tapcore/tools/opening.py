@@ -124,11 +124,10 @@ def open_chain(
 
 def _warn_of_broken(registry: Registry, image: str) -> None:
     """A format that nobody recognises is raw, or one whose driver could not be asked."""
-    for info in registry.table():
-        if info.error:
-            log.warning(
-                "%s: taken as raw, but the driver '%s' could not be asked: %s",
-                image,
-                info.handle,
-                info.error,
-            )
+    for info in registry.broken():
+        log.warning(
+            "%s: taken as raw, but the driver '%s' could not be asked: %s",
+            image,
+            info.handle,
+            info.error,
+        )

@@ -7,7 +7,6 @@ import errno
 import os
 import select
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -47,6 +46,8 @@ def standard_input(beside: str, progress: Progress | None) -> Iterator[str]:
     if _is_whole_file(_STDIN):
         yield f"/proc/self/fd/{_STDIN}"
         return
+    import tempfile
+
     with tempfile.TemporaryFile(dir=os.path.dirname(beside) or ".", buffering=0) as spool:
         try:
             _spool(spool.fileno(), progress)
