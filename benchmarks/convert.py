@@ -166,6 +166,7 @@ def main() -> int:
     parser.add_argument("--size", default="4G", help="of the disk (default 4G, half of it data)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the images lie")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled, too
     wanted = re.compile(args.jobs)
     command = str(REPOSITORY / ".venv" / "bin" / "tapdisk")
     columns = ["conversion", "tapdisk", "qemu-img", "quicker", "median", "target", "memory", ""]

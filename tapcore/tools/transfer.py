@@ -27,6 +27,10 @@ PIECE_BYTES: Final = 1 << 20
 MEMORY_BYTES: Final = 16 << 20
 """For the content under way; a piece of huge clusters may need more."""
 
+_WRITES: Final = 4
+"""Pieces being written, while all reads come from the page cache: enough to keep a thread busy, and
+few enough for the processor's cache to hold them from the read to the write."""
+
 _ZERO_WINDOW: Final = 1 << 30
 
 
@@ -132,7 +136,7 @@ class Transfer:
         return self.written
 
     def _step(self, coming: Iterator[_Piece]) -> None:
-        while not self._ended and self._pieces < self._room:
+        while not self._ended and not self._full():
             piece = next(coming, None)
             if piece is None:
                 self._ended = True
@@ -142,10 +146,16 @@ class Transfer:
         self._loop.turn()
         self._look_at_ready()
         self._loop.turn()
-        if self._requests and (self._ended or self._pieces >= self._room):
+        if self._requests and (self._ended or self._full()):
             self._loop.wait()
         if self._failure is not None:
             raise self._failure
+
+    def _full(self) -> bool:
+        if self._pieces >= self._room:
+            return True
+        # reading further ahead is for reads that take time, and compressing for every processor
+        return self._pieces >= _WRITES and not self._waiting and not self._compressed
 
     def _tell(self, done: int) -> None:
         if self._progress is not None:
