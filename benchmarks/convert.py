@@ -24,7 +24,6 @@ import report
 REPOSITORY = Path(__file__).resolve().parent.parent
 MEMORY_TARGET = 256 << 20
 _CHUNK = 1 << 20
-_SCRAP = bytes(_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +99,11 @@ def _make_sources(folder: Path, size: int) -> None:
     subprocess.run(["qemu-io", *writes, "sparse.qcow2"], check=True, cwd=folder)
 
 
-def _settle(folder: Path, size: int) -> None:
-    """Have memory for a new file at hand, in either program's turn.
-
-    What a virtual machine has freed may have gone back to its host, and costs ten times as much
-    to fill as what was in use just now.
-    """
-    scrap = folder / "scrap"
-    with open(scrap, "wb") as file:
-        for _ in range(size // _CHUNK):
-            file.write(_SCRAP)
-    scrap.unlink()
-
-
 def _run(argv: list[str], target: Path, room: int) -> tuple[float, int]:
     """Seconds, and bytes of memory at the peak."""
     target.unlink(missing_ok=True)
     os.sync()
-    _settle(target.parent, room)
+    disks.have_memory(target.parent, room)
     started = time.monotonic()
     process = subprocess.Popen(argv)
     _, status, usage = os.wait4(process.pid, 0)

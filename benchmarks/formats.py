@@ -211,6 +211,7 @@ def _run_case(case: Case, args: argparse.Namespace, results: Results, folder: Pa
                 if case.fresh:
                     image = case.make(images[spec.name].parent, args.size)
                     with Server(spec, _command(spec), image, folder) as server:
+                        disks.have_memory(folder, args.size)
                         turn = _measure(row, server, args.seconds, args.size)
                 else:
                     disks.warm(running[spec.name].file)

@@ -93,7 +93,7 @@ def run_fio(row: Row, uri: str, seconds: float, *, once: int = 0) -> FioResult:
     """
     how_long = ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
     if once:
-        how_long = [f"--size={once}", "--end_fsync=1"]
+        how_long = [f"--size={once}"]
     argv = [
         "fio", f"--name={row.name}", "--ioengine=nbd", f"--uri={uri}", "--thread",
         f"--rw={row.rw}", f"--bs={row.bs}", f"--iodepth={row.depth}", "--norandommap",
