@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         TapError,
         UnknownHandleError,
         UsageError,
+        printable,
     )
     from tapcore.errors import describe as describe_error
     from tapcore.hookspecs import hookimpl
@@ -111,6 +112,7 @@ _HOMES = {
         "TapError",
         "UnknownHandleError",
         "UsageError",
+        "printable",
     ),
     "hookspecs": ("hookimpl",),
     "imagefile": (
@@ -214,6 +216,7 @@ __all__ = [
     "open_image_file",
     "open_named_file",
     "parse_size",
+    "printable",
     "remove_host_file",
 ]
 

@@ -8,14 +8,22 @@ from __future__ import annotations
 import errno
 import os
 
+_MOST_TEXT = 2000
+
 
 class TapError(Exception):
     """Anything that tapcore refuses or fails at.
 
     Args:
-        message: one line, without the image's name.
+        message: one line, without the image's name; may hold names that come from an image, and so
+            from anybody.
         image: the image as the user named it; empty where no image is concerned.
         errno: the positive errno that a client of the disk is answered with.
+
+    Attributes:
+        message: as given, of bounded length and safe to print and to log.
+        image: as given.
+        errno: as given, or what the class stands for.
     """
 
     default_errno = errno.EIO
@@ -26,9 +34,17 @@ class TapError(Exception):
         self.image = image
         self.errno = self.default_errno if errno is None else errno
 
+    @property
+    def message(self) -> str:
+        return self._message
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self._message = printable(text, _MOST_TEXT)
+
     def __str__(self) -> str:
-        text = f"{self.image}: {self.message}" if self.image else self.message
-        return printable(text, len(text))  # names in it may come from an image, and so from anybody
+        image = printable(self.image, len(self.image))
+        return f"{image}: {self.message}" if image else self.message
 
 
 class UsageError(TapError):
@@ -109,7 +125,8 @@ def describe(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.errno is not None:
         return os.strerror(exc.errno)
     text = str(exc).strip().splitlines()
-    return f"{type(exc).__name__}: {text[0]}" if text else type(exc).__name__
+    name = type(exc).__name__
+    return f"{name}: {printable(text[0], _MOST_TEXT)}" if text else name
 
 
 def errno_of(exc: BaseException) -> int:

@@ -39,6 +39,7 @@ from tapcore import (
     NotSupportedError,
     Snapshot,
     UsageError,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def apply_snapshot(image: Image, wanted: str) -> None:
     size = header.size if entry.disk_size is None else entry.disk_size
     entries = max(image.geometry.l1_entries(size), len(l1), 1)
     if entries * 8 > layout.MAX_L1_BYTES:
-        raise ImageFormatError(f"has a snapshot '{entry.name}' with an impossible size ({size})")
+        name = printable(entry.name)
+        raise ImageFormatError(f"has a snapshot '{name}' with an impossible size ({size})")
     l1.extend(words.zeroes(entries - len(l1)))
     _tell_bitmaps(image, size)
     with _changing(image) as undo:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from tap_qcow2 import layout
-from tapcore import ImageFormatError, Snapshot
+from tapcore import ImageFormatError, Snapshot, printable
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -185,4 +185,5 @@ def check_snapshot_l1(image: Image, snapshot: SnapshotEntry) -> None:
     size = snapshot.l1_size * 8
     bad = snapshot.l1_offset & (image.geometry.cluster_size - 1) or size > layout.MAX_L1_BYTES
     if bad or snapshot.l1_offset + size > image.file.size:
-        raise ImageFormatError(f"has a snapshot '{snapshot.name}' with an impossible L1 table")
+        name = printable(snapshot.name)
+        raise ImageFormatError(f"has a snapshot '{name}' with an impossible L1 table")
