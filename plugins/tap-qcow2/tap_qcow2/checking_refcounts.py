@@ -226,7 +226,8 @@ class Comparison:
                 self._check_l2_flags(offset, uses.active, stored)
 
     def _check_l1_flags(self, stored: Counts) -> None:
-        for entry in filter(None, self._walk.entries(self._walk.l1_tables[0])):
+        entries = itertools.chain.from_iterable(self._walk.entries(self._walk.l1_tables[0]))
+        for entry in filter(None, entries):
             offset = entry & layout.OFFSET_MASK
             refcount = self._refcount(stored, offset >> self._image.cluster_bits)
             if offset and (refcount == 1) != bool(entry & layout.COPIED):

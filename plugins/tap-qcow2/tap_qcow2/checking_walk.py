@@ -10,6 +10,7 @@ Source: qcow2.rst; the findings are those of `qemu-img check`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -31,9 +32,6 @@ _MOST_OVERLAPPING: Final = 64 << 20
 
 _FREE_TABLES: Final = 1 << 18
 """L2 tables to remember that lie in holes of the file."""
-
-_PART: Final = 1 << 16
-"""Entries of an L1 table that are looked at together."""
 
 
 class GivenUpError(Exception):
@@ -157,14 +155,15 @@ class Walk:
             return None
         return self._file.read_metadata(offset, length)
 
-    def entries(self, table: L1Table) -> words.Words:
-        """Of an L1 table, as many as lie inside the file; none where there is but a hole.
+    def entries(self, table: L1Table) -> Iterator[words.Words]:
+        """Of an L1 table, as many as lie inside the file, in parts; not those in a hole.
 
         Raises:
             OSError: as the system says.
         """
         inside = table.size if self._holds_data(table.offset, table.size * 8) else 0
-        return words.read(self._file, table.offset, inside)
+        for _, content in words.parts(self._file, table.offset, inside):
+            yield words.from_bytes(content)
 
     def _holds_data(self, offset: int, length: int) -> bool:
         end = min(offset + length, self._file.size)
@@ -270,10 +269,8 @@ class Walk:
         if self._lies_on_another(table.offset, length):
             self.overlaps(length)
         self._structure(table.name, table.offset, length, table.times)
-        entries = self.entries(table)
-        for start in range(0, len(entries), _PART):
-            part = filter(None, entries[start : start + _PART])
-            for entry, count in Counter(part).items():
+        for part in self.entries(table):
+            for entry, count in Counter(filter(None, part)).items():
                 self._l1_entry(table, entry, count * table.times)
 
     def _lies_on_another(self, offset: int, length: int) -> bool:

@@ -67,13 +67,13 @@ def set_flags(image: Image, rules: Rules, tables: Iterable[int], references: Ref
         OSError: as the system says.
     """
     file, header = image.file, image.header
-    entries = words.read(file, header.l1_table_offset, header.l1_size)
-    content = words.to_bytes(entries)
-    for index, entry in enumerate(entries):
-        cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
-        if cluster:
-            entries[index] = _flagged(entry, references.get(cluster) == 1)
-    write_changed(file, header.l1_table_offset, content, words.to_bytes(entries))
+    for offset, content in words.parts(file, header.l1_table_offset, header.l1_size):
+        entries = words.from_bytes(content)
+        for index, entry in enumerate(entries):
+            cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
+            if cluster:
+                entries[index] = _flagged(entry, references.get(cluster) == 1)
+        write_changed(file, offset, content, words.to_bytes(entries))
     for offset in tables:
         content = file.read_metadata(offset, image.geometry.cluster_size)
         entries = words.from_bytes(content)

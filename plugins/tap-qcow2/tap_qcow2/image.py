@@ -451,6 +451,7 @@ class Image:
                     self.data.close()
             finally:
                 self.file.close()
+                self.tables.release()
 
     def _drain(self) -> None:
         """What finishes in one file may begin something in the other."""

@@ -238,6 +238,12 @@ class L2Tables:
         self.set_l1(index, offset | layout.COPIED)
         return table
 
+    def release(self) -> None:
+        """The image is closed: its memory must not wait for the garbage collector."""
+        self.dirty.clear()
+        self.forget()
+        self.l1 = words.zeroes(0)
+
     def forget(self) -> None:
         """Drop all tables: they, or the L1 table, were changed on disk. None may be dirty."""
         assert not self.dirty

@@ -32,6 +32,7 @@ def reload_tables(image: Image) -> None:
     """Read anew what is in memory of L1 table and refcounts: they were changed on disk."""
     header, file = image.header, image.file
     image.tables.forget()
+    image.tables.l1 = words.zeroes(0)  # it may have 32 MiB: not twice
     image.tables.l1 = words.read(file, header.l1_table_offset, header.l1_size)
     reftable = header.refcount_table_clusters << header.cluster_bits
     table = words.from_bytes(file.read_metadata(header.refcount_table_offset, reftable))
@@ -262,12 +263,12 @@ class TableRepair:
             return
         if not self._is_alone(table):
             return
-        content = self._file.read_metadata(table.offset, table.size * 8)
-        entries = words.from_bytes(content)
-        for index, entry in enumerate(entries):
-            if entry:
-                entries[index] = self._l1_entry(entry)
-        write_changed(self._file, table.offset, content, words.to_bytes(entries))
+        for offset, content in words.parts(self._file, table.offset, table.size):
+            entries = words.from_bytes(content)
+            for index, entry in enumerate(entries):
+                if entry:
+                    entries[index] = self._l1_entry(entry)
+            write_changed(self._file, offset, content, words.to_bytes(entries))
 
     def _is_alone(self, table: L1Table) -> bool:
         """It is there, and no other structure is: data and L2 tables have moved."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from tapcore import ImageFile
 
 Words: TypeAlias = "array[int]"
 
+_PART_BYTES: Final = 1 << 20
 _SWAP: Final = sys.byteorder == "little"
 
 
@@ -37,8 +39,19 @@ def read(file: ImageFile, offset: int, count: int) -> Words:
     Raises:
         OSError: as the system says.
     """
-    inside = max(min(count * 8, file.size - offset), 0) & ~7
-    return from_bytes(file.read_metadata(offset, inside))
+    words = array("Q")
+    for _, content in parts(file, offset, count):
+        words.frombytes(content)
+    if _SWAP:
+        words.byteswap()
+    return words
+
+
+def parts(file: ImageFile, offset: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """A table as `read` takes it, as (offset, bytes) of at most 1 MiB: it may have 32 MiB."""
+    end = offset + (max(min(count * 8, file.size - offset), 0) & ~7)
+    for at in range(offset, end, _PART_BYTES):
+        yield at, file.read_metadata(at, min(_PART_BYTES, end - at))
 
 
 def to_bytes(words: Words) -> bytes:

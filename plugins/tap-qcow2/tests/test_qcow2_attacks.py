@@ -263,3 +263,45 @@ def test_a_cut_off_l1_table_costs_what_the_file_holds(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert result.corruptions
     assert peak < 8 * MIB
+
+
+def test_repairing_the_largest_l1_table_needs_it_in_memory_once(tmp_path: Path) -> None:
+    """All that is read and written besides goes part by part."""
+    image = create(tmp_path / "bad.qcow2", MIB)
+    with open(image, "r+b") as file:
+        file.seek(36)
+        file.write((4 << 20).to_bytes(4, "big"))
+        file.truncate(file.seek(0, os.SEEK_END) + 40 * MIB)
+    tracemalloc.start()
+    try:
+        check_image(f"qcow2:{image}", repair="all")
+        result = check_image(f"qcow2:{image}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not result.corruptions
+    assert peak < 32 * MIB + 16 * MIB
+
+
+def test_what_is_logged_of_an_image_is_printable_and_short(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name of a damaged snapshot, on its way to the log of a server."""
+    image = create(tmp_path / "bad.qcow2", MIB)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"x" * 65536)
+        dd = disk.state.disks
+        assert dd is not None
+        dd.drv.td_snapshot_create(dd, "N" * 200)
+    content = image.read_bytes()
+    with open(image, "r+b") as file:
+        file.seek(content.index(b"N" * 200))
+        file.write(b"\x1b]0;title\x07\xff")
+        file.seek(int.from_bytes(content[64:72], "big"))  # the entry's place of the L1 table
+        file.write((1 << 60).to_bytes(8, "big"))
+    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(TapError):
+        disk.pwrite(0, b"y" * 65536)
+    assert caplog.messages
+    for message in caplog.messages:
+        assert message.isprintable()
+        assert len(message) < 1000
