@@ -33,6 +33,10 @@ def sparse_file(path: Path, rng: random.Random, size: int) -> bytes:
     return bytes(content)
 
 
+EXTENT_BLOCK = 4096
+"""What ext4 adds to the size of a file whose content lies in more than four places."""
+
+
 def occupied(path: Path) -> int:
     os.sync()  # delayed allocation
     return path.stat().st_blocks * 512
@@ -50,7 +54,7 @@ def test_every_pair(
     assert (made.name, made.drivertype) == (f"{tmp_path}/b", target)
     assert (tmp_path / "b").read_bytes() == content + bytes(whole - size)
     assert written <= occupied(tmp_path / "a")
-    assert occupied(tmp_path / "b") <= occupied(tmp_path / "a")
+    assert occupied(tmp_path / "b") <= occupied(tmp_path / "a") + EXTENT_BLOCK
 
 
 def test_an_empty_disk_in_memory_becomes_a_hole(tmp_path: Path) -> None:
