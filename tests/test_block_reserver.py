@@ -11,7 +11,8 @@ import pytest
 
 from hostfs import mounted, small_ext4
 from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
+from tapcore.imagefile.reserving import LONG_WRITE, WINDOW, BlockReserver
+from tapcore.tools.convert import convert_image
 
 MIB = 1 << 20
 
@@ -31,20 +32,20 @@ def taken(fd: int) -> int:
 
 def test_on_ext4_blocks_are_taken_and_the_file_keeps_its_size(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB)
+        BlockReserver(fd).before_write(0, 4 * MIB, filling=False)
         assert taken(fd) >= 4 * MIB
         assert os.fstat(fd).st_size == 0
 
 
 def test_a_short_write_is_not_worth_asking(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, LONG_WRITE - 1)
+        BlockReserver(fd).before_write(0, LONG_WRITE - 1, filling=True)
         assert taken(fd) == 0
 
 
 def test_other_file_systems_are_not_asked(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path / "mnt") as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB)
+        BlockReserver(fd).before_write(0, 4 * MIB, filling=False)
         assert taken(fd) == 0
 
 
@@ -59,7 +60,7 @@ def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
     with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
         blocks = BlockReserver(fd)
         for at in range(3):
-            blocks.before_write(at * MIB, MIB)
+            blocks.before_write(at * MIB, MIB, filling=False)
     assert asked == [0]
 
 
@@ -79,7 +80,9 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
 ) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        BlockReserver, "before_write", lambda self, offset, length: asked.append((offset, length))
+        BlockReserver,
+        "before_write",
+        lambda self, offset, length, filling: asked.append((offset, length)),
     )
     with a_file(tmp_path) as fd:
         file = ImageFile(os.dup(fd), str(tmp_path / "file"), read_only=False)
@@ -93,10 +96,43 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
     assert (tmp_path / "file").read_bytes() == b"x" * (2 * MIB)
 
 
+def test_what_was_taken_for_more_is_given_back_at_the_end(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+        file = ImageFile(os.dup(fd), str(where / "file"), read_only=False)
+        file.durable = False
+        for at in range(3):
+            assert file.write_blocking(at * MIB, memoryview(b"x" * MIB)) == 0
+        assert taken(fd) == WINDOW
+        file.close()
+        assert (taken(fd), os.fstat(fd).st_size) == (3 * MIB, 3 * MIB)
+        assert (where / "file").read_bytes() == b"x" * (3 * MIB)
+
+
+def test_a_copy_that_just_fits_is_made(tmp_path: Path) -> None:
+    """Zeroes that a source holds as data take no blocks from what is left."""
+    with mounted("tmpfs", tmp_path / "tmp") as elsewhere, small_ext4(tmp_path, 16 * MIB) as where:
+        source = elsewhere / "source.raw"
+        with open(source, "wb") as file:
+            for _ in range(24):  # 48 MiB, of which 12 are to be stored
+                file.write(b"a" * (MIB // 2) + bytes(MIB + MIB // 2))
+        convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}")
+        assert (where / "copy.raw").read_bytes() == source.read_bytes()
+        assert os.stat(where / "copy.raw").st_blocks * 512 <= 12 * MIB + 64 * 1024
+
+
+def test_a_raw_copy_lies_in_few_places(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 128 * MIB) as where:
+        source = tmp_path / "source.raw"
+        source.write_bytes(b"a" * (48 * MIB))
+        convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}")
+        os.sync()
+        command = ["filefrag", where / "copy.raw"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert int(found.rsplit(":", 1)[1].split()[0]) <= 8, found
+
+
 def test_zeroes_stay_holes_in_a_converted_file(tmp_path: Path) -> None:
     """What is reserved is what is written, so a sparse copy takes no more than its data."""
-    from tapcore.tools.convert import convert_image
-
     with small_ext4(tmp_path, 64 * MIB) as where:
         source = where / "source.raw"
         with open(source, "wb") as file:

@@ -228,7 +228,7 @@ class ImageFile:
 
     def _before_long_write(self, offset: int, length: int) -> None:
         if offset >= self.size:
-            self._blocks.before_write(offset, length)
+            self._blocks.before_write(offset, length, filling=not self.durable)
 
     def flush_blocking(self) -> int:
         """fdatasync; returns 0 or -errno."""
@@ -394,6 +394,7 @@ class ImageFile:
         """
         try:
             self.drain()
+            self._blocks.release()
             if not self.read_only and self.durable:
                 os.fdatasync(self.fd)
         except OSError as exc:

@@ -3,6 +3,9 @@
 ext4 reserves the place of every block that is written into a hole on its own: a third of the time
 of a long write through the page cache. Blocks that were asked for at once are only filled in. XFS
 and tmpfs gain nothing by it, and btrfs would not compress what is written there.
+
+Where a file is filled from front to back, blocks are taken for several writes together and in
+order, so that they lie together on the disk as well.
 """
 
 from __future__ import annotations
@@ -10,47 +13,85 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
-from tapcore.imagefile.linux import EXT4_MAGIC, FALLOC_FL_KEEP_SIZE, fallocate, file_system_magic
+from tapcore.imagefile.linux import (
+    EXT4_MAGIC,
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    fallocate,
+    file_system_magic,
+)
 
 LONG_WRITE: Final = 256 << 10
 """Bytes; for less, asking costs about what it saves."""
 
+WINDOW: Final = 8 << 20
+"""Bytes taken together where a file is being filled."""
+
 
 class BlockReserver:
-    """The blocks of one file that is being filled.
+    """The blocks of one file.
 
     Args:
         fd: open for writing.
     """
 
-    __slots__ = ("_fd", "_helps")
+    __slots__ = ("_end", "_fd", "_helps")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._end = 0
         self._helps: bool | None = None
 
-    def before_write(self, offset: int, length: int) -> None:
+    def before_write(self, offset: int, length: int, *, filling: bool) -> None:
         """Take blocks for a write that comes next; neither content nor the file's size change.
 
         Args:
             offset: bytes; from there on the file holds nothing yet.
             length: bytes.
+            filling: more will follow; what is taken for it must be given back by `release`.
 
         What goes wrong here is left for the write to meet, and to tell of.
         """
-        if length < LONG_WRITE or self._helps is False:
+        if length < LONG_WRITE or offset + length <= self._end:
             return
-        if self._helps is None and not self._find_out():
-            return
+        length = max(length, WINDOW) if filling else length
+        if self.take(offset, length):
+            self._end = offset + length
+
+    @property
+    def helps(self) -> bool:
+        """Whether the file lies where taking blocks is quicker."""
+        if self._helps is None:
+            plain = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            self._helps = plain and file_system_magic(self._fd) == EXT4_MAGIC
+        return self._helps
+
+    def take(self, offset: int, length: int) -> bool:
+        """Take the blocks of a range (bytes); False where that does not help, or goes wrong.
+
+        Then some of them may have been taken all the same.
+        """
+        if not self.helps:
+            return False
         try:
             fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, length)
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:  # ext2 and ext3 have the same magic
                 self._helps = False
+            return False
+        return True
 
-    def _find_out(self) -> bool:
-        plain = stat.S_ISREG(os.fstat(self._fd).st_mode)
-        self._helps = plain and file_system_magic(self._fd) == EXT4_MAGIC
-        return self._helps
+    def give_back(self, offset: int, length: int) -> None:
+        """Give back the blocks of a range (bytes), which holds nothing."""
+        with suppress(OSError):
+            fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def release(self) -> None:
+        """Give back what lies past the file's end; nobody may be writing."""
+        with suppress(OSError):
+            size = os.fstat(self._fd).st_size
+            if self._end > size:
+                os.ftruncate(self._fd, size)

@@ -18,7 +18,7 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
-from tapcore.imagefile.reserving import BlockReserver
+from tapcore.imagefile.reserving import LONG_WRITE, WINDOW, BlockReserver
 from tapcore.imagefile.workers import Completions, shared_pool
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
@@ -41,17 +41,19 @@ class _Piece:
         length: bytes.
         fd: of the file that holds it.
         offset: where in that, bytes.
+        held: its blocks were taken before; those of zeroes are to be given back.
         reading: it has not been read yet.
         written: bytes, without zeroes.
     """
 
-    __slots__ = ("fd", "length", "offset", "reading", "start", "written")
+    __slots__ = ("fd", "held", "length", "offset", "reading", "start", "written")
 
-    def __init__(self, start: int, length: int, fd: int, offset: int) -> None:
+    def __init__(self, start: int, length: int, fd: int, offset: int, *, held: bool) -> None:
         self.start = start
         self.length = length
         self.fd = fd
         self.offset = offset
+        self.held = held
         self.reading = True
         self.written = 0
 
@@ -137,15 +139,30 @@ class PlainCopier:
 
     def _copy(self, start: int, end: int, fd: int, shift: int) -> None:
         """Hand a run to threads, in pieces; waits where enough is under way."""
+        asked, held = start, False
         while start < end:
             self._tell(start)
             self._wait(_PIECES - 1)
             self._check()
+            if start == asked:
+                asked = min(end, (start // WINDOW + 1) * WINDOW)
+                held = self._take(start, asked - start)
             stop = min(end, (start // _PIECE + 1) * _PIECE)
-            piece = _Piece(start, stop - start, fd, start + shift)
+            piece = _Piece(start, stop - start, fd, start + shift, held=held)
             shared_pool().put(self._work, (piece,), self._completions, piece)
             self._in_flight += 1
             start = stop
+
+    def _take(self, start: int, length: int) -> bool:
+        """Take the blocks of a range before its pieces do, each in its turn and place."""
+        if length < LONG_WRITE or not self._blocks.helps:
+            return False
+        if self._blocks.take(start, length):
+            return True
+        # perhaps the file system is all but full: then nothing must be held that is not needed
+        self._wait(0)
+        self._blocks.give_back(start, length)
+        return False
 
     def _work(self, piece: _Piece) -> int:
         """In a thread: read a piece, and write it but for zeroes; returns 0 or -errno."""
@@ -156,12 +173,19 @@ class PlainCopier:
         with memoryview(buffer) as view:
             _read(piece.fd, view[: piece.length], piece.offset)
             piece.reading = False
+            done = 0
             for start, end in data_runs(buffer, piece.length):
-                self._blocks.before_write(piece.start + start, end - start)
+                self._leave_out(piece, done, start)
                 _write(self._fd, view[start:end], piece.start + start)
                 piece.written += end - start
+                done = end
+            self._leave_out(piece, done, piece.length)
         self._buffers.append(buffer)
         return 0
+
+    def _leave_out(self, piece: _Piece, start: int, end: int) -> None:
+        if piece.held and start < end:
+            self._blocks.give_back(piece.start + start, end - start)
 
     def _wait(self, most: int) -> None:
         """Until no more than so many pieces are under way."""
