@@ -31,14 +31,14 @@ def taken(fd: int) -> int:
 
 
 def test_on_ext4_blocks_are_taken_and_the_file_keeps_its_size(tmp_path: Path) -> None:
-    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+    with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         BlockReserver(fd).before_write(0, 4 * MIB, filling=False)
         assert taken(fd) >= 4 * MIB
         assert os.fstat(fd).st_size == 0
 
 
 def test_a_short_write_is_not_worth_asking(tmp_path: Path) -> None:
-    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+    with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         BlockReserver(fd).before_write(0, LONG_WRITE - 1, filling=True)
         assert taken(fd) == 0
 
@@ -57,11 +57,18 @@ def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr("tapcore.imagefile.reserving.fallocate", refuse)
-    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+    with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         blocks = BlockReserver(fd)
         for at in range(3):
             blocks.before_write(at * MIB, MIB, filling=False)
     assert asked == [0]
+
+
+def test_blocks_are_not_taken_where_few_are_left(tmp_path: Path) -> None:
+    with small_ext4(tmp_path, 16 * MIB) as where, a_file(where) as fd:
+        assert not BlockReserver(fd).take(0, 8 * MIB)
+        assert taken(fd) == 0
+        assert BlockReserver(fd).take(0, 2 * MIB)
 
 
 def test_a_full_file_system_is_left_for_the_write_to_tell(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
 
 
 def test_what_was_taken_for_more_is_given_back_at_the_end(tmp_path: Path) -> None:
-    with small_ext4(tmp_path, 32 * MIB) as where, a_file(where) as fd:
+    with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         file = ImageFile(os.dup(fd), str(where / "file"), read_only=False)
         file.durable = False
         for at in range(3):

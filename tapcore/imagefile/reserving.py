@@ -30,6 +30,9 @@ LONG_WRITE: Final = 256 << 10
 WINDOW: Final = 8 << 20
 """Bytes taken together where a file is being filled."""
 
+_ROOMY: Final = 4
+"""Of what is to be taken, so many times must be free: nobody may meet a full disk because of it."""
+
 
 class BlockReserver:
     """The blocks of one file.
@@ -74,7 +77,7 @@ class BlockReserver:
 
         Then some of them may have been taken all the same.
         """
-        if not self.helps:
+        if not self.helps or not self._has_room(length):
             return False
         try:
             fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, length)
@@ -83,6 +86,10 @@ class BlockReserver:
                 self._helps = False
             return False
         return True
+
+    def _has_room(self, length: int) -> bool:
+        system = os.fstatvfs(self._fd)
+        return system.f_bavail * system.f_frsize >= _ROOMY * length
 
     def give_back(self, offset: int, length: int) -> None:
         """Give back the blocks of a range (bytes), which holds nothing."""

@@ -159,7 +159,7 @@ class PlainCopier:
             return False
         if self._blocks.take(start, length):
             return True
-        # perhaps the file system is all but full: then nothing must be held that is not needed
+        # perhaps the file system is all but full: then nothing may be held that is not needed
         self._wait(0)
         self._blocks.give_back(start, length)
         return False
