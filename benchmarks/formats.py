@@ -188,6 +188,8 @@ def _copies(case: Case, folder: Path, specs: list[Spec], size: int) -> dict[str,
     for spec in specs[1:]:
         shutil.copytree(first, folder / spec.name)
         found[spec.name] = folder / spec.name / image.name
+    for path in folder.glob("*/*"):
+        disks.cool(path)  # in larger units than a copy's, pages take the kernel longer to write to
     return found
 
 
