@@ -40,7 +40,8 @@ class TapError(Exception):
 
     @message.setter
     def message(self, text: str) -> None:
-        self._message = printable(text, _MOST_TEXT)
+        short = _shortened(str(text))
+        self._message = printable(short, len(short))
 
     def __str__(self) -> str:
         image = printable(self.image, len(self.image))
@@ -103,6 +104,14 @@ class DriverError(TapError):
 
 class IOFailedError(TapError):
     """A read, write or flush failed with the errno given."""
+
+
+def _shortened(text: str) -> str:
+    """With its middle left out where it is too long: the reason stands at the end."""
+    if len(text) <= _MOST_TEXT:
+        return text
+    half = _MOST_TEXT // 2
+    return f"{text[:half]}…{text[1 - half :]}"
 
 
 def printable(text: str, limit: int = 200) -> str:

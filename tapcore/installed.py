@@ -73,7 +73,11 @@ def _only_plain_folders() -> bool:
     finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
     if finders != [PathFinder]:
         return False
-    return not any(path.endswith(".egg") or os.path.isfile(path) for path in sys.path)
+    return all(map(_is_plain, sys.path))
+
+
+def _is_plain(path: object) -> bool:
+    return isinstance(path, str) and not path.endswith(".egg") and not os.path.isfile(path)
 
 
 def _in_folders(group: str) -> Iterator[EntryPoint]:
@@ -94,7 +98,7 @@ def _normalized(name: str) -> str:
 def _records(path: str) -> list[str]:
     try:
         names = os.listdir(path)
-    except OSError:
+    except (OSError, ValueError):  # not there; not a path at all
         return []
     return [name for name in names if name.endswith((".dist-info", ".egg-info"))]
 

@@ -75,9 +75,10 @@ class Registry:
 
     def discover(self) -> None:
         """Add a row for each installed driver, in the order of their handles."""
-        known = [row.entry_point for row in (*self._rows.values(), *self._refused)]
+        rows = (*self._rows.values(), *self._refused)
+        known = {(row.entry_point.name, row.entry_point.value) for row in rows if row.entry_point}
         for ep in sorted(entry_points(group=DRIVER_GROUP), key=lambda ep: ep.name):
-            if ep in known:
+            if (ep.name, ep.value) in known:
                 continue
             try:
                 plugin = ep.load()

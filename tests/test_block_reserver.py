@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from hostfs import mounted, small_ext4
 from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.reserving import LONG_WRITE, WINDOW, BlockReserver
+from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
 from tapcore.tools.convert import convert_image
 
 MIB = 1 << 20
@@ -32,20 +33,20 @@ def taken(fd: int) -> int:
 
 def test_on_ext4_blocks_are_taken_and_the_file_keeps_its_size(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB, filling=False)
+        BlockReserver(fd).before_write(0, 4 * MIB)
         assert taken(fd) >= 4 * MIB
         assert os.fstat(fd).st_size == 0
 
 
 def test_a_short_write_is_not_worth_asking(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, LONG_WRITE - 1, filling=True)
+        BlockReserver(fd).before_write(0, LONG_WRITE - 1)
         assert taken(fd) == 0
 
 
 def test_other_file_systems_are_not_asked(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path / "mnt") as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB, filling=False)
+        BlockReserver(fd).before_write(0, 4 * MIB)
         assert taken(fd) == 0
 
 
@@ -60,7 +61,7 @@ def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         blocks = BlockReserver(fd)
         for at in range(3):
-            blocks.before_write(at * MIB, MIB, filling=False)
+            blocks.before_write(at * MIB, MIB)
     assert asked == [0]
 
 
@@ -89,7 +90,7 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
     monkeypatch.setattr(
         BlockReserver,
         "before_write",
-        lambda self, offset, length, filling: asked.append((offset, length)),
+        lambda self, offset, length: asked.append((offset, length)),
     )
     with a_file(tmp_path) as fd:
         file = ImageFile(os.dup(fd), str(tmp_path / "file"), read_only=False)
@@ -103,16 +104,59 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
     assert (tmp_path / "file").read_bytes() == b"x" * (2 * MIB)
 
 
-def test_what_was_taken_for_more_is_given_back_at_the_end(tmp_path: Path) -> None:
+def test_nothing_is_held_past_the_end_of_a_file(tmp_path: Path) -> None:
+    """Of an image in many files each would keep some from the others."""
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         file = ImageFile(os.dup(fd), str(where / "file"), read_only=False)
         file.durable = False
         for at in range(3):
             assert file.write_blocking(at * MIB, memoryview(b"x" * MIB)) == 0
-        assert taken(fd) == WINDOW
+            assert taken(fd) == (at + 1) * MIB
         file.close()
-        assert (taken(fd), os.fstat(fd).st_size) == (3 * MIB, 3 * MIB)
-        assert (where / "file").read_bytes() == b"x" * (3 * MIB)
+
+
+@pytest.mark.parametrize("how", ["falloc", "full"])
+def test_a_preallocated_copy_keeps_all_its_blocks(tmp_path: Path, how: str) -> None:
+    with small_ext4(tmp_path, 64 * MIB) as where:
+        source = tmp_path / "source.raw"
+        source.write_bytes(b"a" * (2 * MIB) + bytes(6 * MIB))
+        options = {"preallocation": how}
+        convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}", options=options)
+        assert (where / "copy.raw").stat().st_blocks * 512 >= 8 * MIB
+        assert (where / "copy.raw").read_bytes() == source.read_bytes()
+
+
+def test_scattered_zeroes_are_given_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, int]] = []
+    give_back = BlockReserver.give_back
+
+    def count(self: BlockReserver, offset: int, length: int) -> None:
+        given.append((offset, length))
+        give_back(self, offset, length)
+
+    monkeypatch.setattr(BlockReserver, "give_back", count)
+    with small_ext4(tmp_path, 64 * MIB) as where:
+        source = tmp_path / "source.raw"
+        source.write_bytes((b"a" * 4096 + bytes(4096)) * (2 * MIB // 8192))
+        convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}")
+        assert (where / "copy.raw").read_bytes() == source.read_bytes()
+        os.sync()
+        blocks = (where / "copy.raw").stat().st_blocks * 512
+    assert sorted(given) == [(0, MIB), (MIB, MIB)]
+    assert blocks <= MIB + 64 * 1024
+
+
+def test_a_python_without_ctypes_writes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
+        file = ImageFile(os.dup(fd), str(where / "file"), read_only=False)
+        assert file.write_blocking(0, memoryview(b"x" * MIB)) == 0
+        file.close()
+        assert not BlockReserver(fd).take(0, MIB)
 
 
 def test_a_copy_that_just_fits_is_made(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ SAFE = "a\\x0ab\\x1b[31m\\xdce9"
 
 def test_the_message_is_printable_and_of_bounded_length() -> None:
     assert TapError(ODD).message == SAFE
-    assert len(TapError("x" * 100_000).message) == 2000
+    long = TapError(f"its parent {'x' * 100_000}: is cut short").message
+    assert len(long) == 2000
+    assert long.endswith("xx: is cut short")
+
+
+def test_what_is_not_text_becomes_one() -> None:
+    assert TapError(ValueError("bad")).message == "bad"  # type: ignore[arg-type]
 
 
 def test_a_message_that_is_changed_is_printable_too() -> None:

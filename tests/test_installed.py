@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tapcore import installed
+from tapcore import Registry, installed
 
 Install = Callable[..., Path]
 
@@ -120,3 +120,23 @@ def test_broken_records_break_nothing_but_themselves(install: Install, text: str
     for point in points.values():
         with pytest.raises(ValueError, match="module name"):
             point.load()
+
+
+def test_a_path_object_on_the_path_is_no_obstacle(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("thing-1.dist-info", "[some.group]\na = b\n")
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    assert found("some.group") == [("a", "b")]
+
+
+def test_discovering_again_with_an_archive_on_the_path_adds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry()
+    before = [row.handle for row in registry.table()]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
+        file.writestr("thing-1.dist-info/METADATA", "Name: thing\nVersion: 1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "all.zip")])
+    registry.discover()
+    assert [row.handle for row in registry.table()] == before

@@ -144,7 +144,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 class _Pretended:
     def __init__(self, ep: EntryPoint, loads: Any) -> None:
-        self.name, self.dist, self._loads = ep.name, None, loads
+        self.name, self.value, self.dist, self._loads = ep.name, ep.value, None, loads
 
     def load(self) -> Any:
         if isinstance(self._loads, BaseException):

@@ -109,11 +109,11 @@ class ImageFile:
         """
         if self._throttled:
             return None
-        if len(buf) >= LONG_WRITE:
-            if not self.durable:  # a new image: who fills it has the next reads to do meanwhile
-                return None
-            self._before_long_write(offset, len(buf))
+        if not self.durable and len(buf) >= LONG_WRITE:
+            return None  # a new image: whoever fills it has the next reads to do meanwhile
         started = monotonic()
+        if len(buf) >= LONG_WRITE:
+            self._before_long_write(offset, len(buf))
         try:
             count = os.pwritev(self.fd, (buf,), offset)
         except OSError as exc:
@@ -228,7 +228,7 @@ class ImageFile:
 
     def _before_long_write(self, offset: int, length: int) -> None:
         if offset >= self.size:
-            self._blocks.before_write(offset, length, filling=not self.durable)
+            self._blocks.before_write(offset, length)
 
     def flush_blocking(self) -> int:
         """fdatasync; returns 0 or -errno."""
@@ -394,7 +394,6 @@ class ImageFile:
         """
         try:
             self.drain()
-            self._blocks.release()
             if not self.read_only and self.durable:
                 os.fdatasync(self.fd)
         except OSError as exc:

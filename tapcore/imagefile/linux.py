@@ -27,7 +27,8 @@ def _fallocate() -> Callable[[int, int, int, int], int]:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    call = libc.fallocate
+    # offsets have 64 bits in this one everywhere; a libc without it has no other kind
+    call = getattr(libc, "fallocate64", None) or libc.fallocate
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     call.restype = ctypes.c_int
 

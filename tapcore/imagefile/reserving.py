@@ -3,9 +3,6 @@
 ext4 reserves the place of every block that is written into a hole on its own: a third of the time
 of a long write through the page cache. Blocks that were asked for at once are only filled in. XFS
 and tmpfs gain nothing by it, and btrfs would not compress what is written there.
-
-Where a file is filled from front to back, blocks are taken for several writes together and in
-order, so that they lie together on the disk as well.
 """
 
 from __future__ import annotations
@@ -27,9 +24,6 @@ from tapcore.imagefile.linux import (
 LONG_WRITE: Final = 256 << 10
 """Bytes; for less, asking costs about what it saves."""
 
-WINDOW: Final = 8 << 20
-"""Bytes taken together where a file is being filled."""
-
 _ROOMY: Final = 4
 """Of what is to be taken, so many times must be free: nobody may meet a full disk because of it."""
 
@@ -41,35 +35,33 @@ class BlockReserver:
         fd: open for writing.
     """
 
-    __slots__ = ("_end", "_fd", "_helps")
+    __slots__ = ("_fd", "_helps")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._end = 0
         self._helps: bool | None = None
 
-    def before_write(self, offset: int, length: int, *, filling: bool) -> None:
-        """Take blocks for a write that comes next; neither content nor the file's size change.
+    def before_write(self, offset: int, length: int) -> None:
+        """Take the blocks of a write that comes next; neither content nor the file's size change.
 
         Args:
             offset: bytes; from there on the file holds nothing yet.
-            length: bytes.
-            filling: more will follow; what is taken for it must be given back by `release`.
+            length: bytes; no more than is written is taken.
 
         What goes wrong here is left for the write to meet, and to tell of.
         """
-        if length < LONG_WRITE or offset + length <= self._end:
-            return
-        length = max(length, WINDOW) if filling else length
-        if self.take(offset, length):
-            self._end = offset + length
+        if length >= LONG_WRITE:
+            self.take(offset, length)
 
     @property
     def helps(self) -> bool:
         """Whether the file lies where taking blocks is quicker."""
         if self._helps is None:
-            plain = stat.S_ISREG(os.fstat(self._fd).st_mode)
-            self._helps = plain and file_system_magic(self._fd) == EXT4_MAGIC
+            try:
+                plain = stat.S_ISREG(os.fstat(self._fd).st_mode)
+                self._helps = plain and file_system_magic(self._fd) == EXT4_MAGIC
+            except Exception:  # a Python without ctypes, too: it is only for speed
+                self._helps = False
         return self._helps
 
     def take(self, offset: int, length: int) -> bool:
@@ -88,17 +80,13 @@ class BlockReserver:
         return True
 
     def _has_room(self, length: int) -> bool:
-        system = os.fstatvfs(self._fd)
+        try:
+            system = os.fstatvfs(self._fd)
+        except OSError:
+            return False
         return system.f_bavail * system.f_frsize >= _ROOMY * length
 
     def give_back(self, offset: int, length: int) -> None:
-        """Give back the blocks of a range (bytes), which holds nothing."""
+        """Give back the blocks of a range (bytes) before the file's end, which holds nothing."""
         with suppress(OSError):
             fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
-
-    def release(self) -> None:
-        """Give back what lies past the file's end; nobody may be writing."""
-        with suppress(OSError):
-            size = os.fstat(self._fd).st_size
-            if self._end > size:
-                os.ftruncate(self._fd, size)

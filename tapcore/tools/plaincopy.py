@@ -18,7 +18,7 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
-from tapcore.imagefile.reserving import LONG_WRITE, WINDOW, BlockReserver
+from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
 from tapcore.imagefile.workers import Completions, shared_pool
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
@@ -31,6 +31,10 @@ _MOST_SHARED: Final = 1 << 30
 
 _PIECE: Final = 1 << 20
 _PIECES: Final = 8
+
+_FEW_GAPS: Final = 2
+_WINDOW: Final = 8 << 20
+"""Bytes of blocks that are taken together, in order, so that they lie together on the disk."""
 
 
 class _Piece:
@@ -77,6 +81,7 @@ class PlainCopier:
         self._total = total
         self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         self._blocks = BlockReserver(self._fd)
+        self._all_holes = not os.fstat(self._fd).st_blocks  # else it was to have all its blocks
         self._completions = Completions()
         self._ready = select.poll()
         self._ready.register(self._completions.eventfd, select.POLLIN)
@@ -145,7 +150,7 @@ class PlainCopier:
             self._wait(_PIECES - 1)
             self._check()
             if start == asked:
-                asked = min(end, (start // WINDOW + 1) * WINDOW)
+                asked = min(end, (start // _WINDOW + 1) * _WINDOW)
                 held = self._take(start, asked - start)
             stop = min(end, (start // _PIECE + 1) * _PIECE)
             piece = _Piece(start, stop - start, fd, start + shift, held=held)
@@ -155,7 +160,7 @@ class PlainCopier:
 
     def _take(self, start: int, length: int) -> bool:
         """Take the blocks of a range before its pieces do, each in its turn and place."""
-        if length < LONG_WRITE or not self._blocks.helps:
+        if length < LONG_WRITE or not self._all_holes or not self._blocks.helps:
             return False
         if self._blocks.take(start, length):
             return True
@@ -173,18 +178,22 @@ class PlainCopier:
         with memoryview(buffer) as view:
             _read(piece.fd, view[: piece.length], piece.offset)
             piece.reading = False
-            done = 0
-            for start, end in data_runs(buffer, piece.length):
-                self._leave_out(piece, done, start)
+            runs = list(data_runs(buffer, piece.length))
+            if piece.held:
+                self._leave_out_zeroes(piece, runs)
+            for start, end in runs:
                 _write(self._fd, view[start:end], piece.start + start)
                 piece.written += end - start
-                done = end
-            self._leave_out(piece, done, piece.length)
         self._buffers.append(buffer)
         return 0
 
-    def _leave_out(self, piece: _Piece, start: int, end: int) -> None:
-        if piece.held and start < end:
+    def _leave_out_zeroes(self, piece: _Piece, runs: list[tuple[int, int]]) -> None:
+        """Give back what blocks of a piece its data does not need; nothing of it is written yet."""
+        edges = [0, *(edge for run in runs for edge in run), piece.length]
+        gaps = [(lo, hi) for lo, hi in zip(edges[::2], edges[1::2], strict=True) if lo < hi]
+        if len(gaps) > _FEW_GAPS:
+            gaps = [(0, piece.length)]  # each costs as much as the blocks of many writes
+        for start, end in gaps:
             self._blocks.give_back(piece.start + start, end - start)
 
     def _wait(self, most: int) -> None:

@@ -14,12 +14,12 @@ from typing import Final
 
 import attrs
 
-from tap_vmdk.signature import kind_of
+from tap_vmdk.signature import SESPARSE_BYTES, kind_of
 from tapcore import ImageFormatError, NotSupportedError
 
 VERSION: Final = 0x2_0000_0001
 _VOLATILE_MAGIC: Final = 0xCAFECAFE
-HEADER_BYTES: Final = 1024
+HEADER_BYTES: Final = SESPARSE_BYTES
 """The constant header, and the volatile one behind it."""
 _CONSTANT: Final = struct.Struct("<26Q")
 _VOLATILE: Final = struct.Struct("<4Q")
@@ -66,7 +66,7 @@ class SeSparseHeader:
         Raises:
             ImageFormatError, NotSupportedError: not such a file, or not in a state to be read.
         """
-        if len(raw) < HEADER_BYTES or kind_of(raw) != "sesparse":
+        if kind_of(raw) != "sesparse":
             raise ImageFormatError("is not an SESparse file")
         words = _CONSTANT.unpack_from(raw)
         if words[1] != VERSION:
