@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--rows", metavar="REGEX", default="", help="only these rows")
     parser.add_argument("--rounds", metavar="N", type=int, default=3)
     parser.add_argument("--seconds", metavar="S", type=float, default=3.0, help="of each turn")
-    parser.add_argument("--size", default="512M", help="of the disk (default 512M)")
+    parser.add_argument("--size", default="1G", help="of the disk (default 1G)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the images lie")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
