@@ -33,20 +33,20 @@ def taken(fd: int) -> int:
 
 def test_on_ext4_blocks_are_taken_and_the_file_keeps_its_size(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB)
+        BlockReserver(fd).take(0, 4 * MIB)
         assert taken(fd) >= 4 * MIB
         assert os.fstat(fd).st_size == 0
 
 
 def test_a_short_write_is_not_worth_asking(tmp_path: Path) -> None:
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, LONG_WRITE - 1)
+        BlockReserver(fd).take(0, LONG_WRITE - 1)
         assert taken(fd) == 0
 
 
 def test_other_file_systems_are_not_asked(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path / "mnt") as where, a_file(where) as fd:
-        BlockReserver(fd).before_write(0, 4 * MIB)
+        BlockReserver(fd).take(0, 4 * MIB)
         assert taken(fd) == 0
 
 
@@ -61,7 +61,7 @@ def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         blocks = BlockReserver(fd)
         for at in range(3):
-            blocks.before_write(at * MIB, MIB)
+            blocks.take(at * MIB, MIB)
     assert asked == [0]
 
 
@@ -89,7 +89,7 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(
         BlockReserver,
-        "before_write",
+        "take",
         lambda self, offset, length: asked.append((offset, length)),
     )
     with a_file(tmp_path) as fd:

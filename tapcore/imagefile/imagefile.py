@@ -112,8 +112,8 @@ class ImageFile:
         if not self.durable and len(buf) >= LONG_WRITE:
             return None  # a new image: whoever fills it has the next reads to do meanwhile
         started = monotonic()
-        if len(buf) >= LONG_WRITE:
-            self._before_long_write(offset, len(buf))
+        if offset >= self.size:
+            self._blocks.take(offset, len(buf))
         try:
             count = os.pwritev(self.fd, (buf,), offset)
         except OSError as exc:
@@ -213,8 +213,8 @@ class ImageFile:
     def write_blocking(self, offset: int, buf: memoryview) -> int:
         """Write all of `buf`; returns 0 or -errno."""
         end = offset + len(buf)
-        if len(buf) >= LONG_WRITE:
-            self._before_long_write(offset, len(buf))
+        if offset >= self.size:
+            self._blocks.take(offset, len(buf))
         while len(buf):
             try:
                 count = os.pwritev(self.fd, (buf,), offset)
@@ -225,10 +225,6 @@ class ImageFile:
         if end > self.size:
             self._reaches(end)
         return 0
-
-    def _before_long_write(self, offset: int, length: int) -> None:
-        if offset >= self.size:
-            self._blocks.before_write(offset, length)
 
     def flush_blocking(self) -> int:
         """fdatasync; returns 0 or -errno."""

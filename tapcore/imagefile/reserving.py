@@ -41,18 +41,6 @@ class BlockReserver:
         self._fd = fd
         self._helps: bool | None = None
 
-    def before_write(self, offset: int, length: int) -> None:
-        """Take the blocks of a write that comes next; neither content nor the file's size change.
-
-        Args:
-            offset: bytes; from there on the file holds nothing yet.
-            length: bytes; no more than is written is taken.
-
-        What goes wrong here is left for the write to meet, and to tell of.
-        """
-        if length >= LONG_WRITE:
-            self.take(offset, length)
-
     @property
     def helps(self) -> bool:
         """Whether the file lies where taking blocks is quicker."""
@@ -65,11 +53,17 @@ class BlockReserver:
         return self._helps
 
     def take(self, offset: int, length: int) -> bool:
-        """Take the blocks of a range (bytes); False where that does not help, or goes wrong.
+        """Take the blocks of a write that comes next; neither content nor the file's size change.
 
-        Then some of them may have been taken all the same.
+        Args:
+            offset: bytes; from there on the file holds nothing yet.
+            length: bytes.
+
+        Returns:
+            False where that does not help, or goes wrong, which is left for the write to meet, and
+            to tell of; some blocks may have been taken all the same.
         """
-        if not self.helps or not self._has_room(length):
+        if length < LONG_WRITE or not self.helps or not self._has_room(length):
             return False
         try:
             fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, length)
