@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from tapcore.disk import Disk, open
     from tapcore.engine import MappedExtent
     from tapcore.errors import (
+        ClosedError,
         DriverError,
+        ForkedError,
         ImageFormatError,
         ImageLockedError,
         ImageOpenError,
@@ -100,7 +102,9 @@ _HOMES = {
     "disk": ("Disk", "open"),
     "engine": ("MappedExtent",),
     "errors": (
+        "ClosedError",
         "DriverError",
+        "ForkedError",
         "IOFailedError",
         "ImageFormatError",
         "ImageLockedError",
@@ -170,6 +174,7 @@ __all__ = [
     "Bitmap",
     "CacheMode",
     "CheckResult",
+    "ClosedError",
     "Disk",
     "DiskDriver",
     "DiskId",
@@ -177,6 +182,7 @@ __all__ = [
     "DriverError",
     "Extent",
     "Finding",
+    "ForkedError",
     "FormatOption",
     "IOFailedError",
     "ImageFile",

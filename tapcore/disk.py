@@ -29,6 +29,8 @@ from tapcore.engine import (
 from tapcore.engine.extents import chain_extents
 from tapcore.engine.requests import OP_NAMES
 from tapcore.errors import (
+    ClosedError,
+    ForkedError,
     IOFailedError,
     NotSupportedError,
     OutOfRangeError,
@@ -116,10 +118,24 @@ def open(
     return Disk(disk)
 
 
+_forks = 0
+"""How often this process was forked away from another since it loaded this module."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 class Disk(io.RawIOBase):
     """An open virtual disk: positioned calls, and a seekable file.
 
-    Every call waits for its answer. One thread at a time is let in, so a disk may be shared.
+    Every call waits for its answer. One thread at a time is let in, so a disk may be shared by
+    threads; not by processes: in a child that was forked every call raises ForkedError, and
+    closing writes nothing.
 
     Args:
         state: an open chain with its engine; closed with the disk.
@@ -132,6 +148,7 @@ class Disk(io.RawIOBase):
         self._engine = engine_of(state)
         self._leaf: DiskDriver = state.disks
         self._position = 0
+        self._forks = _forks
         self._lock = threading.RLock()
         self._poll = select.poll()
         self._sources: dict[int, tuple[DiskDriver, int]] = {}
@@ -209,6 +226,7 @@ class Disk(io.RawIOBase):
         """
         view = memoryview(data).cast("B")
         self._check_range(offset, len(view))
+        self._check_writable()
         for start in range(0, len(view), _MAX_CALL):
             part = view[start : start + _MAX_CALL]
             self._call(WRITE, offset + start, len(part), part, fua=fua)
@@ -229,6 +247,7 @@ class Disk(io.RawIOBase):
         """
         view = memoryview(data).cast("B")
         self._check_range(offset, len(view))
+        self._check_writable()
         if "td_queue_write_compressed" not in self._leaf.drv.implemented:
             text = f"the format '{self.handle}' cannot store compressed data"
             raise NotSupportedError(text, image=self.name)
@@ -242,6 +261,7 @@ class Disk(io.RawIOBase):
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
         self._check_range(offset, length)
+        self._check_writable()
         # in pieces: a driver that cannot zero has the zeroes written, all of a call at once
         for start in range(0, length, _MAX_ZERO):
             count = min(_MAX_ZERO, length - start)
@@ -249,10 +269,13 @@ class Disk(io.RawIOBase):
 
     def discard(self, offset: int, length: int) -> None:
         """Tell that the content of a range is no longer needed."""
+        self._check_range(offset, length)
+        self._check_writable()
         self._call(DISCARD, offset, length, None)
 
     def sync(self) -> None:
         """Return when everything written is on disk."""
+        self._check_open()
         if not self.read_only:
             self._call(FLUSH, 0, 0, None)
 
@@ -298,6 +321,7 @@ class Disk(io.RawIOBase):
 
     def _ask(self, question: Callable[[DiskDriver], Any]) -> Any:
         """Call a hook that needs no loop; its errors get the image's name."""
+        self._check_open()
         with self._lock:
             self._check_open()
             try:
@@ -307,10 +331,10 @@ class Disk(io.RawIOBase):
 
     def resize(self, size: int) -> None:
         """Change the virtual size (bytes, a multiple of 512); new space reads as zeroes."""
+        self._check_open()
         if size < 0 or size % 512:
             raise UsageError("a size must be a multiple of 512 bytes", image=self.name)
-        if self.read_only:
-            raise ReadOnlyError("is open read-only", image=self.name)
+        self._check_writable()
         with self._lock:
             self._check_open()
             try:
@@ -354,6 +378,7 @@ class Disk(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position."""
+        self._check_open()
         with self._lock:
             count = self.pread_into(self._position, memoryview(buffer).cast("B"))
             self._position += count
@@ -365,6 +390,8 @@ class Disk(io.RawIOBase):
         Raises:
             OutOfRangeError: the position is at or past the end.
         """
+        self._check_open()
+        self._check_writable()
         view = memoryview(data).cast("B")
         with self._lock:
             room = self.size - self._position
@@ -390,6 +417,10 @@ class Disk(io.RawIOBase):
             TapError: the last flush failed; everything is released all the same.
         """
         if self.closed:
+            return
+        if self._forks != _forks:  # tables and threads are the parent's, who goes on with them
+            self.flush = _nothing  # type: ignore[method-assign]
+            super().close()
             return
         with self._lock:
             try:
@@ -417,8 +448,15 @@ class Disk(io.RawIOBase):
     # ---- one request at a time --------------------------------------------------------------
 
     def _check_open(self) -> None:
+        if self._forks != _forks:  # before any lock: who held it was not forked
+            text = "was opened before this process was forked; open it again in this one"
+            raise ForkedError(text, image=self.name)
         if self.closed:
-            raise UsageError("the disk is closed", image=self.name, errno=errno.EBADF)
+            raise ClosedError("the disk is closed", image=self.name)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError("is open read-only", image=self.name)
 
     def _check_range(self, offset: int, length: int) -> None:
         self._check_open()
@@ -441,6 +479,7 @@ class Disk(io.RawIOBase):
         fua: bool = False,
         may_unmap: bool = True,
     ) -> None:
+        self._check_open()
         with self._lock:
             self._check_range(offset, length)
             outcome = _Outcome()
@@ -459,6 +498,10 @@ class Disk(io.RawIOBase):
             for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
                 engine.readable(*self._sources[fd])
             engine.turn()
+
+
+def _nothing() -> None:
+    """Instead of a flush."""
 
 
 @attrs.define

@@ -1,17 +1,37 @@
 """Exceptions that mean something: each carries an image's name and an errno.
 
 The text of an error is one line for a person: what is wrong and, where that is known, what to do.
+
+Each is an OSError too, since a disk is a file to whoever uses it, and so of Python's own class for
+its errno: a missing image is a FileNotFoundError. `except OSError` therefore catches them, also
+where only the system's own errors are meant: there `except TapError: raise` has to stand before it.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 _MOST_TEXT = 2000
 
+_PYTHONS_OWN: Final[dict[int, type[OSError]]] = {
+    errno.ENOENT: FileNotFoundError,
+    errno.EEXIST: FileExistsError,
+    errno.EACCES: PermissionError,
+    errno.EPERM: PermissionError,
+}
+"""What OSError itself becomes with these; not those of calls that are to be repeated."""
 
-class TapError(Exception):
+AnyError = TypeVar("AnyError", bound="TapError")
+
+_made: dict[tuple[type[TapError], type[OSError]], Any] = {}
+"""Classes of both kinds, each made once."""
+
+
+class TapError(OSError):
     """Anything that tapcore refuses or fails at.
 
     Args:
@@ -24,15 +44,24 @@ class TapError(Exception):
         message: as given, of bounded length and safe to print and to log.
         image: as given.
         errno: as given, or what the class stands for.
+        strerror: the message, where an OSError has the system's words.
+        filename: the image, or None.
     """
 
     default_errno = errno.EIO
+    errno: int
+
+    def __new__(cls: type[AnyError], *args: Any, **kwargs: Any) -> AnyError:
+        code = kwargs.get("errno") or cls.default_errno
+        new: AnyError = OSError.__new__(_with_pythons_own(cls, code))
+        return new
 
     def __init__(self, message: str, *, image: str = "", errno: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__()
         self.message = message
         self.image = image
         self.errno = self.default_errno if errno is None else errno
+        self.args = (self.errno, self.message)
 
     @property
     def message(self) -> str:
@@ -43,15 +72,66 @@ class TapError(Exception):
         short = _shortened(str(text))
         self._message = printable(short, len(short))
 
+    @property
+    def strerror(self) -> str:  # type: ignore[override]  # it follows the message, which may grow
+        return self._message
+
+    @property
+    def filename(self) -> str | None:
+        return self.image or None
+
     def __str__(self) -> str:
         image = printable(self.image, len(self.image))
         return f"{image}: {self.message}" if image else self.message
 
+    def __reduce__(self) -> tuple[Callable[..., TapError], tuple[Any, ...]]:
+        return _rebuilt, (_declared(type(self)), self.errno, self.args, self.__dict__)
 
-class UsageError(TapError):
+
+def _rebuilt(
+    kind: type[TapError], code: int, args: tuple[Any, ...], state: dict[str, Any]
+) -> TapError:
+    """From a pickle: a class may have an `__init__` of its own."""
+    new = kind.__new__(kind, errno=code)
+    new.errno, new.args = code, args
+    new.__dict__.update(state)
+    return new
+
+
+def _with_pythons_own(cls: type[AnyError], code: int) -> type[AnyError]:
+    """The class, which is Python's own for the errno too."""
+    own = _PYTHONS_OWN.get(code)
+    if own is None or issubclass(cls, own):
+        return cls
+    both = _made.get((cls, own))
+    if both is None:
+        inside = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        both = _made[cls, own] = type(cls.__name__, (cls, own), inside)
+    return both
+
+
+def _declared(cls: type[TapError]) -> type[TapError]:
+    """The class that stands in the source, of one that `_both` made."""
+    own = next((kind for kind in set(_PYTHONS_OWN.values()) if kind in cls.__bases__), None)
+    return cls if own is None else next(base for base in cls.__bases__ if base is not own)
+
+
+class UsageError(TapError, ValueError):
     """The caller asked for something that cannot be meant: a bad size, name or option."""
 
     default_errno = errno.EINVAL
+
+
+class ClosedError(UsageError):
+    """A call to a disk that is closed: ValueError, as with every file."""
+
+    default_errno = errno.EBADF
+
+
+class ForkedError(TapError):
+    """A call to a disk that another process opened: it was forked away from it."""
+
+    default_errno = errno.EBADF
 
 
 class UnknownHandleError(UsageError):
@@ -80,7 +160,7 @@ class ReferencePolicyError(TapError):
     default_errno = errno.EPERM
 
 
-class ReadOnlyError(TapError):
+class ReadOnlyError(TapError, io.UnsupportedOperation):
     """A write to a disk that was opened read-only."""
 
     default_errno = errno.EROFS
@@ -92,7 +172,7 @@ class OutOfRangeError(TapError):
     default_errno = errno.EINVAL
 
 
-class NotSupportedError(TapError):
+class NotSupportedError(TapError, io.UnsupportedOperation):
     """The format, or the host's file system, does not have the operation."""
 
     default_errno = errno.EOPNOTSUPP
@@ -149,7 +229,7 @@ def errno_of(exc: BaseException) -> int:
     """
     if isinstance(exc, MemoryError):
         return errno.ENOMEM
-    if isinstance(exc, TapError | OSError) and exc.errno:
+    if isinstance(exc, OSError) and exc.errno:
         return abs(exc.errno)
     return errno.EIO
 

@@ -188,12 +188,16 @@ def test_read_only(handle: str, path: Path, content: bytes) -> None:
         for call in (
             lambda: disk.pwrite(0, b"x"),
             lambda: disk.write(b"x"),
+            lambda: disk.pwrite(0, b""),
+            lambda: disk.write(b""),
             lambda: disk.zero(0, 512),
+            lambda: disk.zero(0, 0),
             lambda: disk.discard(0, 512),
             lambda: disk.resize(512),
         ):
             with pytest.raises(tapcore.ReadOnlyError) as caught:
                 call()
+            assert isinstance(caught.value, io.UnsupportedOperation)
             assert (caught.value.image, caught.value.errno) == (disk.name, errno.EROFS)
         disk.sync()
         assert disk.read() == content
@@ -222,8 +226,10 @@ def test_a_closed_disk_says_so(disk: tapcore.Disk) -> None:
         lambda: list(disk.extents()),
         lambda: disk.__enter__(),
     ):
-        with pytest.raises((tapcore.UsageError, ValueError), match="closed"):
+        with pytest.raises(tapcore.ClosedError, match="closed") as caught:
             call()
+        assert isinstance(caught.value, (ValueError, OSError))
+        assert caught.value.errno == errno.EBADF
 
 
 def test_the_context_manager_closes_also_after_an_error(path: Path) -> None:

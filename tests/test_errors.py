@@ -1,8 +1,14 @@
 """Errors are one line that is safe to print and to log, whatever the names in them are."""
 
+import copy
+import errno
+import io
+import pickle
+
 import pytest
 
-from tapcore.errors import ImageFormatError, TapError, describe, open_error
+import tapcore
+from tapcore.errors import ImageFormatError, TapError, describe, errno_of, open_error
 
 ODD = "a\nb\x1b[31m\udce9"
 SAFE = "a\\x0ab\\x1b[31m\\xdce9"
@@ -40,3 +46,79 @@ def test_an_error_keeps_the_image_that_it_names() -> None:
     first = ImageFormatError("is cut short", image="inner")
     assert open_error(first, "outer") is first
     assert open_error(OSError(2, "x"), "outer").image == "outer"
+
+
+# ---- Python's own classes ----------------------------------------------------------------------
+
+CLASSES = [
+    value
+    for name in tapcore.__all__
+    if name.endswith("Error") and issubclass(value := getattr(tapcore, name), TapError)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_each_is_an_oserror_with_what_one_has(kind: type[TapError]) -> None:
+    exc = kind("is wrong", image="a.img", errno=errno.ENOSPC)
+    assert isinstance(exc, OSError)
+    assert (exc.errno, exc.strerror, exc.filename) == (errno.ENOSPC, "is wrong", "a.img")
+    assert (str(exc), describe(exc), errno_of(exc)) == ("a.img: is wrong", "is wrong", errno.ENOSPC)
+    exc.message = f"its parent b: {exc.message}"
+    exc.image = ""
+    assert (exc.strerror, exc.filename) == ("its parent b: is wrong", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "own"),
+    [
+        (errno.ENOENT, FileNotFoundError),
+        (errno.EEXIST, FileExistsError),
+        (errno.EACCES, PermissionError),
+        (errno.EPERM, PermissionError),
+    ],
+)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_it_is_of_the_class_that_python_has_for_its_errno(
+    kind: type[TapError], code: int, own: type[OSError]
+) -> None:
+    exc = kind("is wrong", errno=code)
+    assert isinstance(exc, (kind, own))
+    assert isinstance(exc, own)
+    assert (type(exc).__name__, exc.errno) == (kind.__name__, code)
+
+
+@pytest.mark.parametrize("code", [errno.EINTR, errno.EAGAIN, errno.EPIPE])
+def test_it_is_never_one_that_asks_for_another_try(code: int) -> None:
+    exc = tapcore.IOFailedError("read failed", errno=code)
+    assert not isinstance(exc, (InterruptedError, BlockingIOError, BrokenPipeError))
+
+
+def test_a_call_that_cannot_be_is_a_valueerror() -> None:
+    assert issubclass(tapcore.UsageError, ValueError)
+    assert issubclass(tapcore.ClosedError, ValueError)
+    assert tapcore.ClosedError("is closed").errno == errno.EBADF
+    assert issubclass(tapcore.ReadOnlyError, io.UnsupportedOperation)
+    assert issubclass(tapcore.NotSupportedError, io.UnsupportedOperation)
+    for damaged in (tapcore.ImageFormatError, tapcore.ImageOpenError, tapcore.IOFailedError):
+        assert not issubclass(damaged, ValueError)
+
+
+class _OfAPlugin(tapcore.ImageFormatError):
+    def __init__(self, sector: int, size: int) -> None:
+        super().__init__(f"sector {sector} of {size} is odd", errno=errno.EIO)
+        self.sector = sector
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_it_goes_to_another_process_and_back(kind: type[TapError], code: int) -> None:
+    exc = kind(ODD, image=ODD, errno=code)
+    for other in (pickle.loads(pickle.dumps(exc)), copy.copy(exc)):
+        assert type(other) is type(exc)
+        assert (str(other), other.image, other.errno) == (str(exc), ODD, code)
+
+
+def test_a_class_with_arguments_of_its_own_does_too() -> None:
+    exc = pickle.loads(pickle.dumps(_OfAPlugin(7, 8)))
+    assert (type(exc), exc.sector, str(exc)) == (_OfAPlugin, 7, "sector 7 of 8 is odd")
+    assert exc.errno == errno.EIO

@@ -123,10 +123,10 @@ class Connection:
 
     def _receive(self, events: int) -> None:
         transmission = self._transmission
+        if transmission is None:
+            self._receive_handshake()
+            return
         try:
-            if transmission is None:
-                self._receive_handshake(self._socket.recv(_HANDSHAKE_RECEIVE))
-                return
             if transmission.finished or transmission.stalled:  # nothing is wanted from it now
                 if events & GONE:
                     self._lose("")
@@ -144,9 +144,16 @@ class Connection:
 
     # ---- handshake --------------------------------------------------------------------------
 
-    def _receive_handshake(self, data: bytes) -> None:
+    def _receive_handshake(self) -> None:
         handshake = self._handshake
         assert handshake is not None
+        try:
+            data = self._socket.recv(_HANDSHAKE_RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._lose(f"connection lost: {exc.strerror}")
+            return
         if not data:
             self._lose("")
             return

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tapcore.disk import Disk
-from tapcore.errors import IOFailedError, UsageError, describe
+from tapcore.errors import IOFailedError, TapError, UsageError, describe
 from tapcore.models import DiskInfo
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job, in_units
@@ -51,6 +51,8 @@ def standard_input(beside: str, progress: Progress | None) -> Iterator[str]:
     with tempfile.TemporaryFile(dir=os.path.dirname(beside) or ".", buffering=0) as spool:
         try:
             _spool(spool.fileno(), progress)
+        except TapError:
+            raise
         except OSError as exc:
             raise IOFailedError(f"standard input: {describe(exc)}", errno=exc.errno) from None
         yield f"/proc/self/fd/{spool.fileno()}"

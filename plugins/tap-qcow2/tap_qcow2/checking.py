@@ -63,10 +63,10 @@ def analyse(image: Image) -> Analysis:
         comparison.compare()
         comparison.check_flags()
         report.result.image_end_offset = comparison.end << image.cluster_bits
-    except OSError as exc:
-        report.failed(f"a table cannot be read: {describe_error(exc)}")
     except ImageFormatError as exc:
         report.failed(f"it {exc.message}")
+    except OSError as exc:
+        report.failed(f"a table cannot be read: {describe_error(exc)}")
     except GivenUpError:
         report.failed("its tables overlap so much that they cannot be checked in bounded time")
     except TooFarApartError:
