@@ -161,3 +161,34 @@ def test_close_lets_go_of_everything_when_the_last_flush_fails(
     assert (caught.value.errno, disk.closed) == (errno.EDQUOT, True)
     assert len(os.listdir("/proc/self/fd")) == before
     open_raw(kind, path).close()  # the lock is gone too
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flush_fails_once_for_an_error_that_has_passed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush that met it says so; what is written and flushed afterwards is stored."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    with open_raw(kind, path) as disk:
+        disk.pwrite(0, b"x" * 4096)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fails)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.sync()
+            with pytest.raises(tapcore.IOFailedError):
+                disk.pwrite(4096, b"y" * 4096, fua=True)
+        disk.pwrite(0, b"z" * 8192, fua=True)
+        disk.sync()
+    assert path.read_bytes()[:8193] == b"z" * 8192 + b"\0"
+
+
+def test_a_disk_in_memory_has_nothing_that_a_flush_could_fail_for() -> None:
+    with tapcore.open("ram:1M") as disk:
+        disk.pwrite(0, b"x" * 512)
+        disk.sync()
+        assert disk.pread(0, 512) == b"x" * 512

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -174,6 +175,8 @@ class Image:
         self.file.drain()
         if not self.file.read_only:
             self.writeback.all_now()
+            if res := self.writeback.failure_to_tell():
+                raise OSError(-res, os.strerror(-res))
             self.seal()
 
     def close(self) -> None:

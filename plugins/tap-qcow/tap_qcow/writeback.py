@@ -42,6 +42,8 @@ class Picture:
         tables: L2 tables, each with its dirty blocks, and whether it was fresh.
         l1: dirty blocks of the L1 table.
         extension: what blktap's extension becomes, before anything else; None: what it is.
+        lost: -errno with which an fdatasync failed.
+        reached: the last step that has begun, from 1: something of it may be on disk.
     """
 
     first: list[Write] = attrs.field(factory=list)
@@ -49,6 +51,8 @@ class Picture:
     tables: list[tuple[Table, set[int], bool]] = attrs.field(factory=list)
     l1: set[int] = attrs.field(factory=set)
     extension: XenExtension | None = None
+    lost: int = 0
+    reached: int = 1
 
 
 class Writeback:
@@ -65,18 +69,16 @@ class Writeback:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._waiting: list[Callable[[int], int]] = []
-        self._lost = 0
+        self._untold = 0
         self.running = False
         self.error = 0
 
     def flush(self, then: Callable[[int], int]) -> int:
         """Make all that clients have been answered safe, and then call `then(0 or -errno)`.
 
-        Returns:
-            What `then` returned, if it was called already.
+        What the kernel could not write it has forgotten, and says so once: the flush that hears of
+        it fails. Tables are written again from memory by the next one.
         """
-        if self._lost:
-            return then(self._lost)
         self._waiting.append(then)
         if not self.running:
             self._begin()
@@ -84,7 +86,7 @@ class Writeback:
 
     def when_needed(self) -> None:
         """Begin one if so many tables have changed that memory would not stay bounded."""
-        if not self.running and not self._lost and self._image.tables.overfull:
+        if not self.running and self._image.tables.overfull:
             self._begin()
 
     def _begin(self) -> None:
@@ -95,16 +97,23 @@ class Writeback:
         def finished(dd: object, res: int, *_: Any) -> int:
             self.running = False
             self._conclude(picture, res)
+            if waiting:
+                untold = self.failure_to_tell()
+                res = res or untold
+            else:
+                self._untold = picture.lost or self._untold
             done = sum(then(res) for then in waiting)
-            if self._lost:
-                waiting_still, self._waiting = self._waiting, []
-                return done + sum(then(self._lost) for then in waiting_still)
             if self._waiting and not self.running:
                 self._begin()
             return done
 
         answer = (finished, None, 0, 0, 0, None)
         self._image.file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
+
+    def failure_to_tell(self) -> int:
+        """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none."""
+        untold, self._untold = self._untold, 0
+        return untold
 
     def all_now(self) -> None:
         """Bring everything to the disk and wait for it; nothing may be under way.
@@ -113,8 +122,6 @@ class Writeback:
             OSError: as the system says.
         """
         assert not self.running
-        if self._lost:
-            raise OSError(-self._lost, os.strerror(-self._lost))
         picture = self._take_picture()
         try:
             res = self._perform(picture)
@@ -149,14 +156,13 @@ class Writeback:
     def _perform(self, picture: Picture) -> int:
         """In a thread. Returns 0 or -errno, or raises OSError."""
         file = self._image.file
-        for step in (picture.first, picture.last):
-            if step is picture.last and not step:
-                break
-            _write(file, step)
-            if res := file.flush_blocking():
-                self._lost = res  # what the kernel could not write it has forgotten by now
-                return res
-        return 0
+        _write(file, picture.first)
+        picture.lost = file.flush_blocking()
+        if picture.last and not picture.lost:
+            picture.reached = 2
+            _write(file, picture.last)
+            picture.lost = file.flush_blocking()
+        return picture.lost
 
     def _conclude(self, picture: Picture, res: int) -> None:
         self.error = res
@@ -165,7 +171,7 @@ class Writeback:
             table.pins -= 1
             if res:
                 table.dirty |= dirty
-                table.fresh = fresh
+                table.fresh = fresh and picture.reached < 2  # else something may point to it
                 tables.dirty.add(table)
         if res:
             tables.l1_dirty |= picture.l1
