@@ -26,6 +26,7 @@ from tapcore.engine.requests import (
     ZERO,
     CopyingRead,
     Layer,
+    Piece,
     Request,
     Segment,
     layers_of,
@@ -293,7 +294,9 @@ class Dispatcher:
         """A segment has no pending sectors: so have, perhaps, those that it is part of."""
         up = seg.up
         if up is not None and seg in self.order.writing:
+            assert isinstance(seg, Piece)  # whole writes have nothing above them
             self.order.wrote(seg)
+            seg.written()
         while up is not None:
             up.forwarded -= seg.nb_sectors
             up.pending -= seg.nb_sectors

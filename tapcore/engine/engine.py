@@ -15,8 +15,8 @@ from tapcore.engine.requests import (
     WRITE,
     WRITE_COMPRESSED,
     ZERO,
+    Piece,
     Request,
-    Segment,
 )
 from tapcore.engine.unaligned import submit_unaligned
 from tapcore.models import DiskDriver, TdState
@@ -119,18 +119,22 @@ class Engine(Dispatcher):
         req.layer = self._leaf
         return True
 
-    def write_piece(self, req: Request, sector: int, buf: memoryview) -> Segment:
+    def write_piece(self, req: Request, sector: int, buf: memoryview) -> Piece:
         """The next piece, whole sectors, of a request that `begin_write` took.
 
+        It is answered whether or not any more of the request ever comes.
+
         Returns:
-            Its segment; `buf` is in use until that has no `pending` sectors.
+            The piece; `buf` is in use until it has no `pending` sectors. Who wants to be told of
+            that sets its `written`.
         """
-        piece = Segment(WRITE, sector, len(buf) >> SECTOR_SHIFT, buf, req, self._leaf)
+        piece = Piece(WRITE, sector, len(buf) >> SECTOR_SHIFT, buf, req, self._leaf)
+        piece.written = _nothing
         req.forwarded += piece.nb_sectors
         self._start_piece(piece)
         return piece
 
-    def _start_piece(self, piece: Segment) -> None:
+    def _start_piece(self, piece: Piece) -> None:
         # ordered piece by piece: a client that stops in the middle keeps nobody waiting
         start, end = piece.sector, piece.sector + piece.nb_sectors
         if self.order.strict and self.order.must_wait(start, end):
@@ -173,6 +177,10 @@ class Engine(Dispatcher):
         """For tests and tools: submit one request and take one turn."""
         self.submit(req)
         self.turn()
+
+
+def _nothing() -> None:
+    """Nobody wants to be told."""
 
 
 def engine_of(disk: TdState) -> Engine:

@@ -76,6 +76,18 @@ class Segment:
         return self.buf[start : start + (nb_sectors << SECTOR_SHIFT)]
 
 
+class Piece(Segment):
+    """A run of a write whose content comes piece by piece.
+
+    Attributes:
+        written: called when it has been answered, if it was not at once: its buffer is free.
+    """
+
+    __slots__ = ("written",)
+
+    written: Callable[[], object]
+
+
 class Request(Segment):
     """What a client asked for, in bytes.
 

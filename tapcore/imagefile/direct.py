@@ -137,9 +137,20 @@ class DirectFile(ImageFile):
         return 0
 
     def submit(self) -> None:
-        """One io_submit for the batch; what the kernel refuses is answered here."""
-        for res, token in self._io.submit():
-            self._finish(res, token)
+        """One io_submit for the batch; what the kernel refuses is answered here.
+
+        What found no room before comes when there is some. Afterwards, whatever is left over waits
+        for operations that the kernel has: something will finish, and `reap` goes on.
+        """
+        io = self._io
+        while True:
+            for res, token in io.submit():
+                self._finish(res, token)
+            if not self._overflow or not io.free:
+                return
+            while self._overflow and io.free:
+                queue, offset, buf, answer = self._overflow.popleft()
+                queue(offset, buf, answer)
 
     def reap(self) -> int:
         """Answer all that has finished."""
@@ -151,10 +162,7 @@ class DirectFile(ImageFile):
         finished = 0
         for res, token in self._io.reap():
             finished += self._finish(res, token)
-        if self._overflow and self._io.free:
-            while self._overflow and self._io.free:
-                queue, offset, buf, answer = self._overflow.popleft()
-                queue(offset, buf, answer)
+        if self._overflow:
             self.submit()
         return finished + self._answer_completions()
 

@@ -196,14 +196,13 @@ class NbdServer:
         clients = self._clients
         again = True
         while again:
-            again = False
             for engine in self._engines:
                 engine.turn()
             dirty, clients.dirty = clients.dirty, set()
             for connection in dirty:
                 if connection.open and connection.service():
                     clients.dirty.add(connection)
-                    again = True
+            again = bool(clients.dirty)  # one client's request may finish what another waits for
         clients.check_deadlines()
         if self._stopping is None:
             self._listen_again()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tapcore.buffers import POOL
@@ -17,6 +18,10 @@ _PAGE_MASK: Final = 4095
 class StreamedWrite:
     """One write, taken piece by piece where the engine allows it, else as a whole.
 
+    Its memory is of two kinds. What waits for the client is one buffer: a piece, or the whole. What
+    waits for the disk are pieces handed over; each comes back by itself, however much of the write
+    is still to come, so that a client may always be kept waiting until some have.
+
     Args:
         engine: of the disk.
         req: the request, without a buffer.
@@ -27,7 +32,6 @@ class StreamedWrite:
         "_account",
         "_engine",
         "_fill",
-        "_leases",
         "_left",
         "_piece",
         "_req",
@@ -42,15 +46,7 @@ class StreamedWrite:
         self._account = account
         self._left = req.length
         self._sector = req.sector
-        self._leases: list[memoryview] = []
         self._fill = 0
-        done = req.done
-
-        def finished(request: Request) -> None:
-            self._give_back()
-            done(request)
-
-        req.done = finished
         self._whole = not engine.begin_write(req)
         self._piece, self._size = self._take()
 
@@ -58,14 +54,11 @@ class StreamedWrite:
         size = self._left if self._whole else min(PIECE, self._left)
         lease = POOL.take(size)
         self._account(len(lease))
-        self._leases.append(lease)
         return lease, size
 
-    def _give_back(self) -> None:
-        for lease in self._leases:
-            self._account(-len(lease))
-            POOL.give(lease)
-        self._leases.clear()
+    def _give_back(self, lease: memoryview) -> None:
+        POOL.give(lease)
+        self._account(-len(lease))
 
     def begin(self, data: memoryview) -> None:
         """The part that had arrived with the header; shorter than the whole."""
@@ -97,9 +90,15 @@ class StreamedWrite:
         return False
 
     def _submit_whole(self) -> bool:
-        self._left = 0
-        self._req.buf = self._piece[: self._size]
-        self._engine.submit(self._req)
+        req, lease, done = self._req, self._piece, self._req.done
+
+        def finished(request: Request) -> None:
+            self._give_back(lease)
+            done(request)
+
+        req.done = finished
+        req.buf = lease[: self._size]
+        self._engine.submit(req)
         return True
 
     def _write(self, size: int) -> bool:
@@ -108,6 +107,10 @@ class StreamedWrite:
         old, rest = self._piece, self._fill - size
         last = not self._left
         piece = self._engine.write_piece(self._req, self._sector, old[:size])
+        if piece.pending:
+            piece.written = partial(self._give_back, old)
+        elif last:
+            self._give_back(old)
         if last:
             return True
         self._sector += size >> SECTOR_SHIFT
@@ -126,8 +129,7 @@ class StreamedWrite:
         Returns:
             Whether the request's `done` is called all the same, for the part that was taken.
         """
-        if self._whole:
-            self._give_back()
-            return False
-        self._engine.cut_short(self._req, self._left >> SECTOR_SHIFT)
-        return True
+        self._give_back(self._piece)
+        if not self._whole:
+            self._engine.cut_short(self._req, self._left >> SECTOR_SHIFT)
+        return not self._whole

@@ -74,10 +74,18 @@ class NbdRequest(Request):
 class Transmission:
     """One client's requests.
 
+    What it waits for can always still happen. Between two requests it stops reading at each of
+    three limits: for requests that the engine has whole, and answers without this client; and for
+    the client to take replies that it has asked for. Inside a request it stops for its memory
+    alone: of that, what waits for this client is one buffer (a piece of a streamed write, or 32
+    MiB for one that has to come whole), which never reaches MAX_HELD by itself; so the engine has
+    the rest, and gives it back whatever else comes. A client that is in the middle of a request
+    need not take any reply first.
+
     Args:
         export: the disk.
         negotiated: what the handshake agreed on.
-        ready: called when there is something to be sent again.
+        ready: called when there is something to be sent again, or to be read.
         initial: bytes that came after the handshake's last option.
 
     Attributes:
@@ -95,6 +103,7 @@ class Transmission:
         "_gone",
         "_offered",
         "_read_only",
+        "_ready",
         "_received",
         "_skip",
         "_stream",
@@ -115,6 +124,7 @@ class Transmission:
         initial: bytes = b"",
     ) -> None:
         self._export = export
+        self._ready = ready
         self.engine = export.engine
         self.replies = Replies(structured=negotiated.structured_replies, ready=ready)
         flags = int(negotiated.transmission_flags)  # an IntFlag would be slow to test
@@ -172,6 +182,8 @@ class Transmission:
         return True
 
     def _over_limit(self) -> bool:
+        if self._stream is not None:
+            return self.held > MAX_HELD
         return (
             self.held > MAX_HELD
             or self.in_flight >= MAX_IN_FLIGHT
@@ -206,7 +218,7 @@ class Transmission:
             else:
                 rx.start = start + _HEADER
                 self._other(command, flags, cookie, offset, length)
-        if replies.queued > full:
+        if replies.queued > full and not self._skip:
             self.stalled = True
 
     def _break_off(self, why: str) -> None:
@@ -361,6 +373,8 @@ class Transmission:
 
     def _hold(self, size: int) -> None:
         self.held += size
+        if size < 0 and self.stalled:
+            self._ready()  # nothing is to be sent, but more may be read
 
     def _write_done(self, req: NbdRequest) -> None:
         self.in_flight -= 1

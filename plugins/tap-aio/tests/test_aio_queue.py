@@ -209,6 +209,23 @@ def test_an_operation_that_the_kernel_refuses_fails_alone(disk: tapcore.Disk) ->
     assert file_of(disk)._io.free == direct.QUEUE_DEPTH
 
 
+def test_what_found_no_room_is_answered_though_the_kernel_refuses_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is under way then, whose end could make anybody look again."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(direct, "QUEUE_DEPTH", 4)
+    with tapcore.open(f"aio:{path}", cache="none") as disk:
+        file_of(disk).keeps_overflow = True
+        between(disk, lambda count: -errno.EBADF)
+        done: list[Request] = []
+        for request in reads(disk, 30, done, size=512):
+            disk.state.blkif.submit(request)
+        disk.state.blkif.turn()
+        assert [req.status for req in done] == [-errno.EBADF] * 30
+
+
 def test_a_signal_while_reaping_loses_nothing(disk: tapcore.Disk) -> None:
     """io_getevents gives EINTR when it found nothing and a signal came; threads answer too."""
     file = file_of(disk)

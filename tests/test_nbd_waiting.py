@@ -1,0 +1,195 @@
+"""What a server waits for can always still happen: no request waits for itself.
+
+The disks here are as late as can be: they answer when the server takes nothing more from its
+client, or the client has nothing more to send, and then one thing at a time.
+"""
+
+import os
+import random
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers.late import LateImage
+from nbd_client import DF, EINVAL, READ, WRITE, Client, request
+from nbdwire import Wire, every_lease_comes_back, late, opened, settle
+from served import served
+
+import tapcore
+from tapcore.imagefile.imagefile import ImageFile
+from tapcore.imagefile.workers import Completions
+from tapcore.models import CacheMode
+from tapcore.nbd.streaming import PIECE
+from tapcore.nbd.transmission import MAX_HELD
+
+KIB, MIB = 1 << 10, 1 << 20
+STEP = 64 * KIB
+LONGEST = 32 * MIB
+
+KINDS: list[tuple[str, CacheMode, dict[str, str]]] = [
+    ("aio", "writeback", {}),
+    ("aio", "none", {}),
+    ("sync", "writeback", {}),
+    ("ram", "writeback", {}),
+    ("qcow2", "writeback", {}),
+    ("qcow2", "none", {"cluster_size": "4K"}),
+    ("qcow", "writeback", {}),
+    ("qcow", "none", {}),
+    ("vmdk", "writeback", {}),
+    ("vmdk", "none", {}),
+    ("vmdk", "none", {"subformat": "twoGbMaxExtentFlat"}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _leases() -> Iterator[None]:
+    with every_lease_comes_back():
+        yield
+
+
+@pytest.fixture
+def _late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever could be done at once has to be waited for; answers come one by one."""
+    monkeypatch.setattr(ImageFile, "write_now", lambda *_: None)
+    monkeypatch.setattr(ImageFile, "read_now", lambda *_: None)
+
+    def take_one(self: Completions) -> list[tuple[int, Any]]:
+        found = [self._done.popleft()] if self._done else []
+        if self._done:
+            os.eventfd_write(self.eventfd, 1)
+        return found
+
+    monkeypatch.setattr(Completions, "take", take_one)
+
+
+class LateDisk:
+    """Answers when it is asked to."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._engine = wire.side.engine
+        self._sources = {fd: (dd, sid) for fd, dd, sid in self._engine.poll_fds()}
+        self._poll = select.poll()
+        for fd in self._sources:
+            self._poll.register(fd, select.POLLIN)
+
+    def answer(self) -> None:
+        """Wait for the next thing that can happen; that there is none is what may never be."""
+        timeout = self._engine.timeout
+        ready = self._poll.poll(60_000 if timeout is None else 1000 * timeout + 1)
+        assert ready or timeout is not None, "it waits for what cannot happen"
+        for fd, _ in ready:
+            self._engine.readable(*self._sources[fd])
+
+
+def send_slowly(wire: Wire, disk: LateDisk, data: bytes) -> int:
+    """In steps, as long as the server takes any; returns how often it had to be waited for."""
+    waits = 0
+    view = memoryview(data)
+    while len(view):
+        while wire.side.stalled:
+            waits += 1
+            disk.answer()
+            wire.turn()
+        view = view[wire.feed_once(view[:STEP]) :]
+        wire.turn()
+        assert wire.side.held <= MAX_HELD + max(LONGEST, PIECE)
+    return waits
+
+
+def finish(wire: Wire, disk: LateDisk) -> None:
+    while wire.side.in_flight:
+        disk.answer()
+        wire.turn()
+    assert (wire.side.held, wire.side.stalled) == (0, False)
+
+
+@pytest.mark.usefixtures("_late")
+@pytest.mark.parametrize(
+    ("handle", "cache", "options"),
+    KINDS,
+    ids=["-".join([handle, cache, *options.values()]) for handle, cache, options in KINDS],
+)
+def test_the_longest_writes_of_a_slow_client_end(
+    handle: str, cache: CacheMode, options: dict[str, str], tmp_path: Path, rng: random.Random
+) -> None:
+    """One of 32 MiB, and one that has to come as a whole."""
+    name = f"{handle}:{tmp_path / 'disk'}"
+    if handle == "ram":
+        name = "ram:48M"
+    else:
+        tapcore.create_image(name, 48 * MIB, options=options)
+    data = rng.randbytes(LONGEST)
+    with opened(name, cache=cache) as state:
+        wire = Wire(state, spans=False)
+        disk = LateDisk(wire)
+        send_slowly(wire, disk, wire.make(WRITE, 8 * MIB, payload=data))
+        send_slowly(wire, disk, wire.make(WRITE, 3, payload=data[: 5 * MIB]))
+        finish(wire, disk)
+        assert wire.errors() == [0, 0]
+        wire.feed(wire.make(READ, 8 * MIB, LONGEST) + wire.make(READ, 3, 5 * MIB))
+        finish(wire, disk)
+        assert wire.parser.answers[3].content(8 * MIB, LONGEST) == data
+        assert wire.parser.answers[4].content(3, 5 * MIB) == data[: 5 * MIB]
+        wire.end()
+
+
+@pytest.mark.parametrize("length", [2 * MIB, 64 * MIB])
+def test_a_write_is_taken_to_its_end_whatever_its_client_has_not_read(
+    length: int, rng: random.Random
+) -> None:
+    """A client in the middle of a request may have to send it all before it reads anything.
+
+    So may one whose write is too long, and passed over.
+    """
+    data = rng.randbytes(MIB) * (length // MIB)
+    with late(LateImage(40 << 11, now=0.0, cluster=2048)) as (wire, disk):
+        wire.reads = False
+        wire.feed_once(b"".join(wire.make(READ, 0, MIB, DF) for _ in range(32)))
+        sent = memoryview(wire.make(WRITE, MIB, payload=data))
+        sent = sent[wire.feed_once(sent[:STEP]) :]
+        disk.engine.turn()
+        disk.wait_for(lambda: wire.side.replies.unsent > MAX_HELD)
+        while len(sent):
+            while wire.side.stalled and not wire.side.resume():
+                disk.step()
+            sent = sent[wire.feed_once(sent[:STEP]) :]
+        wire.reads = True
+        settle(wire, disk)
+        assert wire.errors() == [*[0] * 32, 0 if length < LONGEST else EINVAL]
+        if length < LONGEST:
+            assert disk.content()[MIB : MIB + length] == data
+
+
+def test_a_client_in_the_middle_of_a_write_is_read_from_again(tmp_path: Path) -> None:
+    """Over a socket: that a piece is on disk wakes its connection, though nothing is answered."""
+    with (
+        served("slow:64M", "--socket", "s", cwd=tmp_path, slow=0.3) as server,
+        server.client(timeout=60) as client,
+    ):
+        data = random.Random(1).randbytes(MIB) * 32
+        assert client.answer(client.send(WRITE, 512, payload=data)).error == 0
+        assert client.read(512 + 31 * MIB, MIB) == data[:MIB]
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_several_slow_clients_of_one_disk_all_end(cache: str, tmp_path: Path) -> None:
+    """In turn, 64 KiB each, in the same place: nobody's write waits for another's next step."""
+    tapcore.create_image(f"qcow2:{tmp_path}/d.qcow2", 64 * MIB)
+    with served("d.qcow2", "--socket", "s", "--cache", cache, cwd=tmp_path) as server:
+        clients = [Client(server.uri, timeout=60) for _ in range(4)]
+        content = [bytes([65 + n]) * (4 * MIB) for n in range(4)]
+        wires = [memoryview(request(WRITE, 7, 0, 4 * MIB, payload=each)) for each in content]
+        for client in clients:
+            client.parser.expect(WRITE, 7, 0, 4 * MIB)
+        while any(wires):
+            for number, client in enumerate(clients):
+                client.sock.sendall(wires[number][:STEP])
+                wires[number] = wires[number][STEP:]
+        for client in clients:
+            assert client.answer(7).error == 0
+        got = clients[0].read(0, 4 * MIB)
+        assert all(set(got[at : at + 512]) <= set(b"ABCD") for at in range(0, 4 * MIB, 512))
+        for client in clients:
+            client.close()
