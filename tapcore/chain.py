@@ -27,14 +27,14 @@ from tapcore.errors import (
     open_error,
 )
 from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
-from tapcore.names import RAW_HANDLES, as_handles, split_name
+from tapcore.names import RAW_HANDLES, ImageName, as_handles, split_name
 from tapcore.probe import first_sector_guard, probe
 from tapcore.references import ReferencePolicy, printable
 from tapcore.registry import Registry
 
 
 def open_disk(
-    name: str | DiskId,
+    name: ImageName | DiskId,
     registry: Registry,
     *,
     flags: int = 0,
@@ -58,7 +58,7 @@ def open_disk(
     Raises:
         TapError: with the image's name and what is wrong; everything opened was closed again.
     """
-    disk_id = split_name(name, registry) if isinstance(name, str) else name
+    disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
     options = options or OpenOptions()
     if options.snapshot:
         flags |= TD_RDONLY

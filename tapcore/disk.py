@@ -41,6 +41,7 @@ from tapcore.errors import (
 )
 from tapcore.keys import Keys
 from tapcore.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
+from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 
@@ -52,7 +53,7 @@ _MAX_ZERO = 1 << 30
 
 
 def open(
-    name: str,
+    name: ImageName,
     *,
     readonly: bool = False,
     parents: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...] = (),
@@ -61,7 +62,7 @@ def open(
     filters: tuple[str, ...] = (),
     copy_on_read: bool = False,
     snapshot: str = "",
-    keys: bytes | Mapping[str, bytes] | Keys | None = None,
+    keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
     metadata_cache: int | None = None,
     registry: Registry | None = None,
     private: Mapping[str, Any] | None = None,
@@ -91,6 +92,7 @@ def open(
     Raises:
         TapError: with the image's name, an errno, and one line saying what is wrong.
     """
+    name = os.fspath(name)
     words = parents if isinstance(parents, tuple) else (parents,)
     if not lock and not readonly:
         raise UsageError("a disk can be opened without a lock only for reading", image=name)
@@ -98,7 +100,7 @@ def open(
         raise UsageError("a snapshot can be opened only for reading", image=name)
     options = OpenOptions(
         cache=cache,
-        references=ReferencePolicy.from_words(tuple(os.fspath(w) for w in words)),
+        references=ReferencePolicy.from_words(words),
         locking=lock,
         filters=filters,
         snapshot=snapshot,
@@ -190,8 +192,11 @@ class Disk(io.RawIOBase):
 
     # ---- positioned calls -------------------------------------------------------------------
 
-    def pread(self, offset: int, length: int) -> bytes:
+    def pread(self, offset: int, *, length: int) -> bytes:
         """Bytes at an offset; fewer at the end of the disk.
+
+        Here as in every call of a disk a length has to be named: `os.pread` has the two the other
+        way round, and nobody would be told that they were swapped.
 
         Args:
             offset: bytes, not negative.
@@ -258,7 +263,7 @@ class Disk(io.RawIOBase):
             self._call(WRITE_COMPRESSED, offset + start, len(part), part)
         return len(view)
 
-    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+    def zero(self, offset: int, *, length: int, unmap: bool = True) -> None:
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
         self._check_range(offset, length)
         self._check_writable()
@@ -267,7 +272,7 @@ class Disk(io.RawIOBase):
             count = min(_MAX_ZERO, length - start)
             self._call(ZERO, offset + start, count, None, may_unmap=unmap)
 
-    def discard(self, offset: int, length: int) -> None:
+    def discard(self, offset: int, *, length: int) -> None:
         """Tell that the content of a range is no longer needed."""
         self._check_range(offset, length)
         self._check_writable()
@@ -279,7 +284,7 @@ class Disk(io.RawIOBase):
         if not self.read_only:
             self._call(FLUSH, 0, 0, None)
 
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
+    def extents(self, offset: int = 0, *, length: int | None = None) -> Iterator[MappedExtent]:
         """What lies where, in order and without gaps, over the whole chain.
 
         Args:

@@ -33,13 +33,15 @@ class Keys:
     by_image: tuple[tuple[str, bytes], ...] = attrs.field(default=(), repr=False)
 
     @classmethod
-    def of(cls, keys: bytes | Mapping[str, bytes] | None) -> Keys:
+    def of(
+        cls, keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | None
+    ) -> Keys:
         """From Python: one passphrase for all, or the path of each image and its own."""
         if keys is None:
             return cls()
         if isinstance(keys, bytes):
             return cls(default=keys)
-        return cls(by_image=tuple((_real_path(name), key) for name, key in keys.items()))
+        return cls(by_image=tuple((_real_path(os.fspath(name)), key) for name, key in keys.items()))
 
     @classmethod
     def from_words(cls, words: tuple[str, ...]) -> Keys:
@@ -78,7 +80,7 @@ class Keys:
         return self.default
 
 
-def read_key_file(path: str) -> bytes:
+def read_key_file(path: str | os.PathLike[str]) -> bytes:
     """A passphrase: the file's content (bytes) without one newline at its end.
 
     Raises:

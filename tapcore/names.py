@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TypeAlias
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_DISK_SECTORS
 from tapcore.errors import UnknownHandleError, UsageError
 from tapcore.models import DiskId, DiskInfo
 from tapcore.registry import Registry
+
+ImageName: TypeAlias = str | os.PathLike[str]
+"""`[HANDLE:]PATH`, as text or as a path, which means what its text says."""
 
 RAW_HANDLES = ("aio", "sync")
 """Handles for a file that no driver recognises, the first one installed; a convention of names:
@@ -81,19 +85,20 @@ def format_size(size: int) -> str:
     return f"{value:.4g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
-def split_name(text: str, registry: Registry) -> DiskId:
+def split_name(name: ImageName, registry: Registry) -> DiskId:
     """`[HANDLE:]PATH` into its parts.
 
     A prefix that no driver has and that is not part of an existing file's name is an error, so
     that a typing error does not become a file's name.
 
     Args:
-        text: as the user gave it.
+        name: as the user gave it.
         registry: what is installed.
 
     Returns:
         The name, with an empty `drivertype` where no handle was given.
     """
+    text = os.fspath(name)
     if not text:
         raise UsageError("an image's name must not be empty")
     if "\0" in text:

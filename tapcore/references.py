@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 import attrs
 
@@ -17,6 +18,10 @@ __all__ = ["ReferencePolicy", "printable"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 """A scheme (`nbd://`, `json:`), which other programs would follow; here it is just a file name."""
+
+
+def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    return tuple(os.fspath(path) for path in paths)
 
 
 @attrs.frozen
@@ -29,13 +34,14 @@ class ReferencePolicy:
         none: nothing is allowed.
     """
 
-    directories: tuple[str, ...] = ()
+    directories: tuple[str, ...] = attrs.field(default=(), converter=_as_text)
     any: bool = False
     none: bool = False
 
     @classmethod
-    def from_words(cls, words: tuple[str, ...]) -> ReferencePolicy:
+    def from_words(cls, words: Iterable[str | os.PathLike[str]]) -> ReferencePolicy:
         """From the values of `--parents DIR|any|none`, in the order given."""
+        words = _as_text(words)
         return cls(
             directories=tuple(os.path.realpath(w) for w in words if w not in ("any", "none")),
             any="any" in words,

@@ -64,7 +64,7 @@ class Workload:
 
     def __attrs_post_init__(self) -> None:
         for offset, length in self.windows:
-            content = self.disk.pread(offset, length)
+            content = self.disk.pread(offset, length=length)
             assert len(content) == length
             self._before[offset] = content
             for at in range(0, length, SECTOR):
@@ -156,7 +156,7 @@ class Workload:
 
     def _discarded(self, request: Request) -> None:
         """Each sector is as it was, or zeroes, or shows the parent again."""
-        got = self.disk.pread(request.offset, request.length)
+        got = self.disk.pread(request.offset, length=request.length)
         for n in range(request.nb_sectors):
             sector, content = request.sector + n, got[n * SECTOR : (n + 1) * SECTOR]
             assert content in (self._now[sector], bytes(SECTOR), self._below(sector)), sector

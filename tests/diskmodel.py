@@ -75,26 +75,26 @@ class Model:
             assert self.disk.pwrite(offset, content, fua=seed % 8 == 0) == length
             self.data[offset:end] = content
         elif kind == "read":
-            assert self.disk.pread(offset, length) == self.data[offset:end]
+            assert self.disk.pread(offset, length=length) == self.data[offset:end]
         elif kind == "sync":
             self.disk.sync()
         elif kind == "discard":
-            self.disk.discard(offset, length)
+            self.disk.discard(offset, length=length)
             self._discarded(offset, end)
         else:
-            self.disk.zero(offset, length, unmap=kind == "zero")
+            self.disk.zero(offset, length=length, unmap=kind == "zero")
             self.data[offset:end] = bytes(length)
 
     def _discarded(self, offset: int, end: int) -> None:
         """Each sector that lay inside is as it was, or zeroes."""
         for at in range((offset + 511) & ~511, end & ~511, 512):
-            now = self.disk.pread(at, 512)
+            now = self.disk.pread(at, length=512)
             assert now in (bytes(512), self.data[at : at + 512])
             self.data[at : at + 512] = now
 
     def check(self) -> None:
         """The whole content, and that no extent calls content a hole."""
-        assert self.disk.pread(0, len(self.data)) == self.data
+        assert self.disk.pread(0, length=len(self.data)) == self.data
         at = 0
         for run in self.disk.extents():
             assert (run.start, run.length > 0) == (at, True)

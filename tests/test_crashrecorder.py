@@ -134,7 +134,7 @@ def _crashes(driver: Any, folder: Path, rng: random.Random) -> list[str]:
         state.write({image: copy})
         try:
             with tapcore.open(f"chunkio:{copy}", readonly=True, registry=registry) as disk:
-                wrong = work.wrong(state.moment, 0, disk.pread(0, SIZE))
+                wrong = work.wrong(state.moment, 0, disk.pread(0, length=SIZE))
         except tapcore.TapError as exc:
             wrong = str(exc)
         if wrong:

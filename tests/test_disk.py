@@ -74,7 +74,7 @@ def test_the_end_of_a_disk_is_the_end_of_the_file(disk: tapcore.Disk, content: b
     disk.seek(SIZE - 3)
     assert disk.write(b"abcdef") == 3
     assert disk.write(b"") == 0
-    assert disk.pread(SIZE - 4, 100) == content[-4:-3] + b"abc"
+    assert disk.pread(SIZE - 4, length=100) == content[-4:-3] + b"abc"
     with pytest.raises(tapcore.UsageError, match="before the start"):
         disk.seek(-1)
     with pytest.raises(tapcore.UsageError, match="whence 7"):
@@ -100,7 +100,7 @@ def test_it_can_be_wrapped_and_copied(disk: tapcore.Disk, content: bytes) -> Non
     writer.flush()
     writer.detach()
     expected = b"".join(bytes([n % 256]) * 3 for n in range(3000))
-    assert disk.pread(501, 9000) == expected
+    assert disk.pread(501, length=9000) == expected
 
 
 def test_buffers_of_any_kind_are_taken(disk: tapcore.Disk) -> None:
@@ -119,17 +119,17 @@ def test_buffers_of_any_kind_are_taken(disk: tapcore.Disk) -> None:
 
 
 def test_ranges_past_the_end(disk: tapcore.Disk, content: bytes) -> None:
-    assert disk.pread(SIZE - 10, 100) == content[-10:]
-    assert disk.pread(SIZE + 10, 100) == b""
+    assert disk.pread(SIZE - 10, length=100) == content[-10:]
+    assert disk.pread(SIZE + 10, length=100) == b""
     for call in (
         lambda: disk.pwrite(SIZE - 1, b"ab"),
         lambda: disk.pwrite(-1, b"ab"),
         lambda: disk.pwrite(SIZE + 1, b""),
-        lambda: disk.zero(SIZE - 1, 2),
-        lambda: disk.zero(0, -1),
-        lambda: disk.discard(SIZE, 1),
-        lambda: disk.discard(-512, 512),
-        lambda: list(disk.extents(SIZE, 1)),
+        lambda: disk.zero(SIZE - 1, length=2),
+        lambda: disk.zero(0, length=-1),
+        lambda: disk.discard(SIZE, length=1),
+        lambda: disk.discard(-512, length=512),
+        lambda: list(disk.extents(SIZE, length=1)),
         lambda: list(disk.extents(-1)),
     ):
         with pytest.raises(tapcore.OutOfRangeError) as caught:
@@ -137,43 +137,46 @@ def test_ranges_past_the_end(disk: tapcore.Disk, content: bytes) -> None:
         assert (caught.value.image, caught.value.errno) == (disk.name, errno.EINVAL)
     for offset, length in ((-1, 5), (0, -5)):
         with pytest.raises(tapcore.UsageError):
-            disk.pread(offset, length)
-    assert disk.pread(0, SIZE) == content
+            disk.pread(offset, length=length)
+    assert disk.pread(0, length=SIZE) == content
 
 
 def test_calls_larger_than_one_request_are_split(
     disk: tapcore.Disk, content: bytes, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_module, "_MAX_CALL", 10_000)
-    assert disk.pread(5, SIZE) == content[5:]
+    assert disk.pread(5, length=SIZE) == content[5:]
     new = rng.randbytes(SIZE - 7)
     assert disk.pwrite(7, new) == len(new)
-    assert disk.pread(0, SIZE) == content[:7] + new
+    assert disk.pread(0, length=SIZE) == content[:7] + new
     with pytest.raises(tapcore.OutOfRangeError):  # as a whole: not half of it is written
         disk.pwrite(100, bytes(SIZE))
-    assert disk.pread(0, SIZE) == content[:7] + new
+    assert disk.pread(0, length=SIZE) == content[:7] + new
 
 
 def test_extents_of_a_part(disk: tapcore.Disk) -> None:
-    runs = list(disk.extents(1000, 3000))
+    runs = list(disk.extents(1000, length=3000))
     assert (runs[0].start, runs[-1].end) == (1000, 4000)
-    assert list(disk.extents(SIZE)) == list(disk.extents(5, 0)) == []
+    assert list(disk.extents(SIZE)) == list(disk.extents(5, length=0)) == []
 
 
 def test_resize(disk: tapcore.Disk, content: bytes) -> None:
     disk.resize(SIZE + 1024)
-    assert (disk.size, disk.pread(SIZE - 1, 2000)) == (SIZE + 1024, content[-1:] + bytes(1024))
+    assert (disk.size, disk.pread(SIZE - 1, length=2000)) == (
+        SIZE + 1024,
+        content[-1:] + bytes(1024),
+    )
     disk.pwrite(SIZE + 1023, b"!")
     disk.resize(SIZE)
     disk.resize(SIZE + 1024)
-    assert disk.pread(SIZE, 1024) == bytes(1024)
+    assert disk.pread(SIZE, length=1024) == bytes(1024)
     for size in (-512, 1000):
         with pytest.raises(tapcore.UsageError, match="multiple of 512"):
             disk.resize(size)
     with pytest.raises(tapcore.TapError) as caught:
         disk.resize(1 << 62)
     assert caught.value.image == disk.name
-    assert (disk.size, disk.pread(0, SIZE)) == (SIZE + 1024, content)
+    assert (disk.size, disk.pread(0, length=SIZE)) == (SIZE + 1024, content)
     disk.pwrite(0, b"alive")
 
 
@@ -190,9 +193,9 @@ def test_read_only(handle: str, path: Path, content: bytes) -> None:
             lambda: disk.write(b"x"),
             lambda: disk.pwrite(0, b""),
             lambda: disk.write(b""),
-            lambda: disk.zero(0, 512),
-            lambda: disk.zero(0, 0),
-            lambda: disk.discard(0, 512),
+            lambda: disk.zero(0, length=512),
+            lambda: disk.zero(0, length=0),
+            lambda: disk.discard(0, length=512),
             lambda: disk.resize(512),
         ):
             with pytest.raises(tapcore.ReadOnlyError) as caught:
@@ -213,14 +216,14 @@ def test_a_closed_disk_says_so(disk: tapcore.Disk) -> None:
     assert "closed" in repr(disk)
     for call in (
         lambda: disk.read(1),
-        lambda: disk.pread(0, 0),
-        lambda: disk.pread(SIZE, 1),
+        lambda: disk.pread(0, length=0),
+        lambda: disk.pread(SIZE, length=1),
         lambda: disk.pwrite(0, b"x"),
         lambda: disk.pwrite(0, b""),
         lambda: disk.tell(),
         lambda: disk.seek(0),
         lambda: disk.sync(),
-        lambda: disk.zero(0, 0),
+        lambda: disk.zero(0, length=0),
         lambda: disk.resize(512),
         lambda: disk.info(),
         lambda: list(disk.extents()),
@@ -266,14 +269,14 @@ def test_threads_may_share_a_disk(kind: str, path: Path, rng: random.Random) -> 
 
         def work(n: int) -> None:
             mine = random.Random(seeds[n])
-            model = bytearray(disk.pread(n * part, part))
+            model = bytearray(disk.pread(n * part, length=part))
             try:
                 for _ in range(60):
                     length = mine.randrange(1, 3000)
                     at = mine.randrange(part - length)
                     model[at : at + length] = new = mine.randbytes(length)
                     disk.pwrite(n * part + at, new)
-                    assert disk.pread(n * part, part) == model
+                    assert disk.pread(n * part, length=part) == model
                 disk.sync()
             except BaseException as exc:
                 errors.append(exc)
@@ -285,7 +288,7 @@ def test_threads_may_share_a_disk(kind: str, path: Path, rng: random.Random) -> 
         for thread in threads:
             thread.join()
         assert errors == []
-        assert disk.pread(0, SIZE) == b"".join(finals)
+        assert disk.pread(0, length=SIZE) == b"".join(finals)
 
 
 def test_reads_of_one_file_position_are_each_given_out_once(path: Path, content: bytes) -> None:
@@ -329,10 +332,10 @@ def test_many_opens_leave_no_descriptor(kind: str, path: Path) -> None:
         with tapcore.open(
             f"{handle}:{path}", readonly=readonly, cache="none" if direct else "writeback"
         ) as disk:
-            disk.pread(n, 5000)
+            disk.pread(n, length=5000)
             if not readonly:
                 disk.pwrite(SIZE - 3, b"end")
-                disk.discard(0, 8192)
+                disk.discard(0, length=8192)
             list(disk.extents())
     assert open_fds() == before
 

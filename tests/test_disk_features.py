@@ -24,9 +24,9 @@ def test_compressed_writes_of_whole_clusters(toys: Path, rng: random.Random) -> 
         assert disk.cluster_size == CLUSTER
         assert disk.write_compressed(CLUSTER, data) == len(data)
         assert disk.write_compressed(MIB, b"x" * 512) == 512  # the last one, cut by the end
-        assert [run.kind for run in disk.extents(CLUSTER, len(data))] == ["compressed"]
-        assert disk.pread(CLUSTER, len(data)) == data
-        assert disk.pread(MIB, 512) == b"x" * 512
+        assert [run.kind for run in disk.extents(CLUSTER, length=len(data))] == ["compressed"]
+        assert disk.pread(CLUSTER, length=len(data)) == data
+        assert disk.pread(MIB, length=512) == b"x" * 512
     assert len(head_of("a.toy")["compressed"]) == 17
 
 
@@ -35,7 +35,7 @@ def test_long_ones_are_split_at_clusters(toys: Path, rng: random.Random) -> None
     data = rng.randbytes(10 * MIB)
     with tapcore.open("toy:a.toy") as disk:
         assert disk.write_compressed(0, data) == len(data)
-        assert disk.pread(0, len(data)) == data
+        assert disk.pread(0, length=len(data)) == data
         assert disk.state.disks is not None
         assert disk.state.disks.private.writes == 10
 
@@ -114,8 +114,8 @@ def test_a_snapshot_is_opened_read_only_and_only_of_the_child(
     for name in ("first", "1"):
         with tapcore.open("toy:a.toy", snapshot=name, readonly=True) as disk:
             assert disk.read_only
-            assert disk.pread(0, 4) == b"base"
-            assert disk.pread(CLUSTER, 4) == b"then"
+            assert disk.pread(0, length=4) == b"base"
+            assert disk.pread(CLUSTER, length=4) == b"then"
     assert [options.snapshot for _, _, options in toy_driver.opened] == ["first", "", "1", ""]
     assert content("toy:a.toy")[CLUSTER : CLUSTER + 4] == b"now!"
 

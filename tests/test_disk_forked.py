@@ -62,15 +62,15 @@ def test_every_call_in_the_child_says_so_at_once(name: str) -> None:
     with tapcore.open(name) as disk:
         disk.pwrite(0, b"mine")
         calls: dict[str, Callable[[], object]] = {
-            "pread": lambda: disk.pread(0, 4),
+            "pread": lambda: disk.pread(0, length=4),
             "pread_into": lambda: disk.pread_into(0, bytearray(4)),
             "read": lambda: disk.read(4),
             "readinto": lambda: disk.readinto(bytearray(4)),
             "pwrite": lambda: disk.pwrite(0, b"his!"),
             "write": lambda: disk.write(b"his!"),
             "write_compressed": lambda: disk.write_compressed(0, bytes(512)),
-            "zero": lambda: disk.zero(0, 512),
-            "discard": lambda: disk.discard(0, 512),
+            "zero": lambda: disk.zero(0, length=512),
+            "discard": lambda: disk.discard(0, length=512),
             "sync": lambda: disk.sync(),
             "flush": lambda: disk.flush(),
             "seek": lambda: disk.seek(0),
@@ -84,7 +84,7 @@ def test_every_call_in_the_child_says_so_at_once(name: str) -> None:
         }
         said = in_a_child(lambda: ",".join(f"{k}:{outcome(v)}" for k, v in calls.items()))
         assert said == ",".join(f"{call}:ForkedError" for call in calls)
-        assert disk.pread(0, 4) == b"mine"
+        assert disk.pread(0, length=4) == b"mine"
 
 
 def test_it_says_so_also_while_a_thread_of_the_parent_is_in_a_call(name: str) -> None:
@@ -92,7 +92,9 @@ def test_it_says_so_also_while_a_thread_of_the_parent_is_in_a_call(name: str) ->
         with disk._lock:  # as in another thread's call
             told: list[str] = []
             thread = threading.Thread(
-                target=lambda: told.append(in_a_child(lambda: outcome(lambda: disk.pread(0, 4))))
+                target=lambda: told.append(
+                    in_a_child(lambda: outcome(lambda: disk.pread(0, length=4)))
+                )
             )
             thread.start()
             thread.join()
@@ -112,7 +114,7 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
         def close() -> str:
             disk.close()
             disk.close()
-            return f"{disk.closed} {outcome(lambda: disk.pread(0, 1))}"
+            return f"{disk.closed} {outcome(lambda: disk.pread(0, length=1))}"
 
         assert in_a_child(close) == "True ForkedError"
         assert path.read_bytes() == before
@@ -120,8 +122,8 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
             tapcore.open(f"{handle}:{path}")
         disk.pwrite(8192, b"goes on")
     with tapcore.open(f"{handle}:{path}", readonly=True) as disk:
-        assert disk.pread(4096, 28) == b"waits in the parent's tables"
-        assert disk.pread(8192, 7) == b"goes on"
+        assert disk.pread(4096, length=28) == b"waits in the parent's tables"
+        assert disk.pread(8192, length=7) == b"goes on"
 
 
 def test_the_child_opens_it_again_for_itself(tmp_path: Path) -> None:
@@ -130,11 +132,11 @@ def test_the_child_opens_it_again_for_itself(tmp_path: Path) -> None:
     with tapcore.open(name) as disk:
         disk.pwrite(0, b"content")
     with tapcore.open(name, readonly=True) as disk:
-        disk.pread(0, 7)
+        disk.pread(0, length=7)
 
         def again() -> str:
             with tapcore.open(name, readonly=True) as own:
-                return own.pread(0, 7).decode()
+                return own.pread(0, length=7).decode()
 
         assert in_a_child(again) == "content"
 
@@ -158,4 +160,4 @@ def test_a_child_that_ends_without_closing_it_writes_nothing(tmp_path: Path) -> 
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
     with tapcore.open(f"qcow2:{path}", readonly=True) as found:
-        assert (found.pread(0, 4), found.pread(512, 5)) == (b"once", b"twice")
+        assert (found.pread(0, length=4), found.pread(512, length=5)) == (b"once", b"twice")

@@ -106,7 +106,7 @@ def test_our_reader_lets_qemu_read_and_not_write(handle: str, image: Path) -> No
         assert qemu_io(image, "-r") == ""
         assert "lock" in qemu_io(image)
         with qemu_nbd(image, "-r"):
-            assert disk.pread(0, SIZE) == b"i" * SIZE
+            assert disk.pread(0, length=SIZE) == b"i" * SIZE
     assert qemu_io(image) == ""
 
 
@@ -125,7 +125,7 @@ def test_qemus_writer_keeps_us_out_and_is_named(handle: str, cache: str, image: 
             assert str(caught.value) == f"{image}: is in use by qemu-nbd (process {pid}){ending}"
         assert len(os.listdir("/proc/self/fd")) == before
         with tapcore.open(f"{handle}:{image}", readonly=True, lock=False) as disk:
-            assert disk.pread(0, 4) == b"iiii"
+            assert disk.pread(0, length=4) == b"iiii"
             assert being_written(disk.state.disks.private.fd)
     tapcore.open(f"{handle}:{image}").close()
 
@@ -133,7 +133,7 @@ def test_qemus_writer_keeps_us_out_and_is_named(handle: str, cache: str, image: 
 def test_qemus_reader_shares_with_ours_and_keeps_our_writer_out(image: Path) -> None:
     with qemu_nbd(image, "-r") as pid:
         with tapcore.open(f"aio:{image}", readonly=True) as disk:
-            assert disk.pread(0, 4) == b"iiii"
+            assert disk.pread(0, length=4) == b"iiii"
             assert not being_written(disk.state.disks.private.fd)
         with pytest.raises(
             tapcore.ImageLockedError, match=f"is in use by qemu-nbd \\(process {pid}"
@@ -146,7 +146,7 @@ def test_a_ram_disk_locks_the_file_while_it_loads_it(image: Path) -> None:
         with pytest.raises(tapcore.ImageLockedError):
             tapcore.open(f"ram:{image}")
         with tapcore.open(f"ram:{image}", readonly=True, lock=False) as disk:
-            assert disk.pread(0, SIZE) == b"i" * SIZE
+            assert disk.pread(0, length=SIZE) == b"i" * SIZE
     with tapcore.open(f"ram:{image}"), tapcore.open(f"aio:{image}"):
         pass  # loaded: the file is free again
 

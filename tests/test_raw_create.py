@@ -52,7 +52,7 @@ def test_an_image_that_is_in_use_is_not_replaced(tmp_path: Path) -> None:
         with tapcore.open(f"sync:{path}", readonly=readonly) as disk:
             with pytest.raises(tapcore.ImageLockedError, match="is in use"):
                 create_host_file(str(path), 2 * MIB)
-            assert disk.pread(0, MIB) == b"x" * MIB
+            assert disk.pread(0, length=MIB) == b"x" * MIB
     assert path.read_bytes() == b"x" * MIB
 
 

@@ -17,22 +17,22 @@ from tapcore.engine import READ, WRITE, Request
 def exercise(disk: tapcore.Disk, content: bytes, rng: random.Random) -> bytes:
     """Reads and writes of every alignment against a model; returns what must be there now."""
     data = bytearray(content)
-    assert disk.pread(0, disk.size) == data
+    assert disk.pread(0, length=disk.size) == data
     for length in (1, 511, 512, 513, 4096, 5000, 65_536):
         for unit in (1, 512, 4096):
             offset = rng.randrange(0, disk.size - length) // unit * unit
             new = rng.randbytes(length)
             disk.pwrite(offset, new)
             data[offset : offset + length] = new
-            assert disk.pread(offset, length) == new
-    disk.zero(8192, 16384)
+            assert disk.pread(offset, length=length) == new
+    disk.zero(8192, length=16384)
     data[8192 : 8192 + 16384] = bytes(16384)
-    disk.zero(40_000, 5_000, unmap=False)
+    disk.zero(40_000, length=5_000, unmap=False)
     data[40_000:45_000] = bytes(5_000)
-    disk.discard(65_536, 512)  # may do nothing here
-    data[65_536 : 65_536 + 512] = disk.pread(65_536, 512)
+    disk.discard(65_536, length=512)  # may do nothing here
+    data[65_536 : 65_536 + 512] = disk.pread(65_536, length=512)
     disk.sync()
-    assert disk.pread(0, disk.size) == data
+    assert disk.pread(0, length=disk.size) == data
     assert sum(run.length for run in disk.extents()) == disk.size
     return bytes(data)
 
@@ -54,7 +54,7 @@ def test_a_block_device_is_an_image(
             with pytest.raises(tapcore.UsageError, match="cannot be resized"):
                 disk.resize(1 << 20)
         with open_raw(kind, device, readonly=True) as disk:
-            assert disk.pread(0, disk.size) == content
+            assert disk.pread(0, length=disk.size) == content
     assert backing.read_bytes() == content
 
 
@@ -74,7 +74,7 @@ def test_a_file_on_a_disk_with_large_sectors(
                 new = rng.randbytes(min(300, disk.size - offset))
                 disk.pwrite(offset, new)
                 data[offset : offset + len(new)] = new
-                assert disk.pread(0, disk.size) == data
+                assert disk.pread(0, length=disk.size) == data
         assert path.read_bytes() == data
 
 
@@ -108,10 +108,10 @@ def test_memory_that_is_not_aligned_is_no_obstacle(
             view[:] = content
             run_all(disk, [Request(WRITE, 0, disk.size, view, done.append)])
             assert done[1].status == 0
-            assert disk.pread(0, disk.size) == content
+            assert disk.pread(0, length=disk.size) == content
         content = rng.randbytes(disk.size)
         run_all(disk, [Request(WRITE, 0, disk.size, memoryview(content), done.append)])
-        assert disk.pread(0, disk.size) == content
+        assert disk.pread(0, length=disk.size) == content
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,7 +136,7 @@ def test_without_o_direct_the_page_cache_is_used_and_said_so(
         path = where / "disk.img"
         path.write_bytes(bytes(4096))
         with caplog.at_level(logging.WARNING), open_raw("aio-direct", path) as disk:
-            assert disk.pread(0, 4096) == bytes(4096)
+            assert disk.pread(0, length=4096) == bytes(4096)
     assert "no O_DIRECT; using the page cache" in caplog.text
 
 

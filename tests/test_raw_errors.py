@@ -42,10 +42,10 @@ def test_a_full_file_system_fails_the_write_and_leaves_the_disk_usable(
         with pytest.raises(tapcore.IOFailedError, match="No space left") as caught:
             disk.pwrite(1 << 20, b"x" * (6 << 20))
         assert (caught.value.errno, caught.value.image) == (errno.ENOSPC, disk.name)
-        assert disk.pread(0, len(kept)) == kept
-        disk.discard(1 << 20, 7 << 20)
+        assert disk.pread(0, length=len(kept)) == kept
+        disk.discard(1 << 20, length=7 << 20)
         disk.pwrite(4 << 20, kept)
-        assert disk.pread(4 << 20, len(kept)) == kept
+        assert disk.pread(4 << 20, length=len(kept)) == kept
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +67,7 @@ def test_only_the_requests_that_do_not_fit_fail(kind: str, small_place: Path) ->
         good = [r for r in done if r.status == 0]
         assert len(done) == BIG >> 16
         for request in good:
-            assert disk.pread(request.offset, request.length) == content
+            assert disk.pread(request.offset, length=request.length) == content
 
 
 @pytest.mark.parametrize("preallocation", ["falloc", "full"])
@@ -102,9 +102,9 @@ def test_a_read_error_hits_only_the_requests_that_touch_it(
     with open_raw(kind, device, readonly=True) as disk:
         for offset, length in ((768 << 10, 4096), (508 << 10, 8192), (900_000, 7)):
             with pytest.raises(tapcore.IOFailedError) as caught:
-                disk.pread(offset, length)
+                disk.pread(offset, length=length)
             assert caught.value.errno == errno.EIO
-        assert disk.pread(0, 512 << 10) == content
+        assert disk.pread(0, length=512 << 10) == content
 
         done: list[Request] = []
         bufs = [memoryview(bytearray(32 << 10)) for _ in range(32)]
@@ -191,4 +191,4 @@ def test_a_disk_in_memory_has_nothing_that_a_flush_could_fail_for() -> None:
     with tapcore.open("ram:1M") as disk:
         disk.pwrite(0, b"x" * 512)
         disk.sync()
-        assert disk.pread(0, 512) == b"x" * 512
+        assert disk.pread(0, length=512) == b"x" * 512

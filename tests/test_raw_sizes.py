@@ -40,9 +40,9 @@ def test_the_last_sector_is_filled_up_with_zeroes(
     before = path.stat()
     with open_raw(kind, path) as disk:
         assert disk.size == (size + 511) // 512 * 512
-        assert disk.pread(0, disk.size) == content + bytes(disk.size - size)
-        assert disk.pread(size - 1, 600) == content[-1:] + bytes(disk.size - size)
-        assert disk.pread(disk.size - 1, 1) == (content[-1:] if size % 512 == 0 else b"\0")
+        assert disk.pread(0, length=disk.size) == content + bytes(disk.size - size)
+        assert disk.pread(size - 1, length=600) == content[-1:] + bytes(disk.size - size)
+        assert disk.pread(disk.size - 1, length=1) == (content[-1:] if size % 512 == 0 else b"\0")
         runs = list(disk.extents())
         assert sum(run.length for run in runs) == disk.size
         assert {run.kind for run in runs} == {"data"}
@@ -60,7 +60,7 @@ def test_writing_in_the_tail_keeps_every_other_byte(
         for offset in {disk.size - 1, size - 1, max(size - 600, 0)}:
             disk.pwrite(offset, b"\xaa")
             expected[offset] = 0xAA
-            assert disk.pread(0, disk.size) == expected
+            assert disk.pread(0, length=disk.size) == expected
     assert path.read_bytes() == expected
 
 
@@ -76,8 +76,8 @@ def test_zeroes_reach_the_end_of_a_tail_that_was_just_written(
         last = (disk.size - 1) // unit * unit
         for content in (b"\xff", bytearray(b"\xff")):  # the second can be written in place
             disk.pwrite(last, content * (disk.size - last))
-            disk.zero(last, disk.size - last, unmap=unmap)
-            assert disk.pread(last, disk.size - last) == bytes(disk.size - last)
+            disk.zero(last, length=disk.size - last, unmap=unmap)
+            assert disk.pread(last, length=disk.size - last) == bytes(disk.size - last)
 
 
 def test_an_empty_file_is_a_disk_without_sectors(kind: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_empty_file_is_a_disk_without_sectors(kind: str, tmp_path: Path) -> N
         disk.sync()
         disk.resize(1 << 20)
         disk.pwrite(4096, b"x" * 4096)
-        assert disk.pread(4095, 4098) == b"\0" + b"x" * 4096 + b"\0"
+        assert disk.pread(4095, length=4098) == b"\0" + b"x" * 4096 + b"\0"
     assert path.stat().st_size == 1 << 20
 
 
@@ -103,11 +103,11 @@ def test_reading_what_was_cut_off_by_another_is_an_error_not_zeroes(
         os.truncate(path, 64 << 10)
         for offset, length in ((64 << 10, 4096), (60 << 10, 8192), (128 << 10, 64 << 10)):
             with pytest.raises(tapcore.IOFailedError) as caught:
-                disk.pread(offset, length)
+                disk.pread(offset, length=length)
             assert caught.value.errno == errno.EIO
-        assert disk.pread(0, 64 << 10) == content[: 64 << 10]
+        assert disk.pread(0, length=64 << 10) == content[: 64 << 10]
         disk.pwrite(128 << 10, b"y" * 4096)
-        assert disk.pread(128 << 10, 4096) == b"y" * 4096
+        assert disk.pread(128 << 10, length=4096) == b"y" * 4096
 
 
 def test_opening_reading_and_empty_writes_allocate_nothing(kind: str, tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ def test_opening_reading_and_empty_writes_allocate_nothing(kind: str, tmp_path: 
     path.touch()
     os.truncate(path, 64 << 20)
     with open_raw(kind, path) as disk:
-        disk.pread(0, 4 << 20)
+        disk.pread(0, length=4 << 20)
         disk.pwrite(1 << 20, b"")
-        disk.zero(0, 0)
-        disk.discard(4096, 0)
-        disk.zero(2 << 20, 8 << 20)
-        disk.discard(0, disk.size)
+        disk.zero(0, length=0)
+        disk.discard(4096, length=0)
+        disk.zero(2 << 20, length=8 << 20)
+        disk.discard(0, length=disk.size)
         assert [(run.start, run.length, run.kind) for run in disk.extents()] == [
             (0, 64 << 20, "zero")
         ]
@@ -134,18 +134,18 @@ def test_discard_and_zero_give_space_back_and_zero_without_unmap_keeps_it(
     path.write_bytes(b"z" * (1 << 20))
     full = blocks(path)
     with open_raw(kind, path) as disk:
-        disk.discard(0, 256 << 10)
+        disk.discard(0, length=256 << 10)
         disk.sync()
         assert blocks(path) <= full - 250
-        disk.zero(256 << 10, 256 << 10)
+        disk.zero(256 << 10, length=256 << 10)
         disk.sync()
         half = blocks(path)
         assert half <= full - 500
-        disk.zero(512 << 10, 512 << 10, unmap=False)
+        disk.zero(512 << 10, length=512 << 10, unmap=False)
         disk.sync()
         assert blocks(path) == half
-        assert disk.pread(0, disk.size) == bytes(1 << 20)
-        disk.zero(0, 128 << 10, unmap=False)  # reserves what had been given back
+        assert disk.pread(0, length=disk.size) == bytes(1 << 20)
+        disk.zero(0, length=128 << 10, unmap=False)  # reserves what had been given back
         disk.sync()
         assert blocks(path) >= half + 128
 
@@ -171,7 +171,7 @@ def test_extents_follow_what_is_punched_and_resized(kind: str, tmp_path: Path) -
 
     with open_raw(kind, path) as disk:
         assert shape(disk) == [(0, 16, "data")]
-        disk.discard(16 << 10, 16 << 10)
+        disk.discard(16 << 10, length=16 << 10)
         assert shape(disk) == [(0, 4, "data"), (4, 8, "zero"), (8, 16, "data")]
         disk.pwrite(16 << 10, b"y" * 4096)
         disk.sync()
@@ -180,4 +180,4 @@ def test_extents_follow_what_is_punched_and_resized(kind: str, tmp_path: Path) -
         assert shape(disk) == [(0, 5, "data"), (5, 8, "zero")]
         disk.resize(64 << 10)
         assert shape(disk) == [(0, 5, "data"), (5, 16, "zero")]
-        assert disk.pread(32 << 10, 32 << 10) == bytes(32 << 10)
+        assert disk.pread(32 << 10, length=32 << 10) == bytes(32 << 10)

@@ -26,7 +26,7 @@ def chain(toys: Path, *, base: str = "base.toy", size: int = MIB, child: int = M
     create_image("child.toy", child, parent=f"{handle}:{base}")
     fill("toy:child.toy", *[change for change in CHANGES if change[0] < child - 5000])
     with tapcore.open("toy:child.toy") as disk:
-        disk.zero(10 * BLOCK, 20 * BLOCK)
+        disk.zero(10 * BLOCK, length=20 * BLOCK)
     return content("toy:child.toy")
 
 
@@ -38,7 +38,7 @@ def chain(toys: Path, *, base: str = "base.toy", size: int = MIB, child: int = M
 def test_both_read_as_the_child_did(toys: Path, base: str, size: int, child: int) -> None:
     wanted = chain(toys, base=base, size=size, child=child)
     with tapcore.open(base, readonly=True) as disk:
-        rest = disk.pread(child, size)
+        rest = disk.pread(child, length=size)
     done = commit_image("child.toy")
     assert done.parent == DiskId(str(toys / base), "toy" if base == "base.toy" else "aio")
     assert done.emptied
@@ -210,7 +210,7 @@ def other_parent(size: int = MIB) -> None:
     data[44 * BLOCK : 64 * BLOCK] = bytes(20 * BLOCK)
     fill("toy:other.toy", (0, bytes(data)))
     with tapcore.open("toy:other.toy") as disk:
-        disk.zero(44 * BLOCK, 20 * BLOCK)
+        disk.zero(44 * BLOCK, length=20 * BLOCK)
 
 
 def test_the_child_reads_as_before_and_holds_only_what_differs(toys: Path) -> None:

@@ -98,8 +98,8 @@ def test_a_chains_life(rng: random.Random, handle: str) -> None:
     assert main(["create", "-q", "-b", f"{handle}:base", f"{handle}:child"]) == 0
     with tapcore.open(f"{handle}:child") as disk:
         disk.pwrite(rng.randrange(SIZE - 99999), b"x" * 99999)
-        disk.zero(MIB, MIB)
-        data = disk.pread(0, SIZE)
+        disk.zero(MIB, length=MIB)
+        data = disk.pread(0, length=SIZE)
     for parent in ("other", "base"):
         assert main(["rebase", "-q", f"{handle}:child", "-b", f"{handle}:{parent}"]) == 0
         assert content("child", handle) == data

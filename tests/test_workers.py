@@ -131,7 +131,7 @@ def test_a_writer_that_the_kernel_slows_writes_by_threads_until_they_are_done(
             drive(engine)
         assert not file._throttled
         assert [r.status for r in done] == [0] * 32
-        assert disk.pread(0, disk.size) == content
+        assert disk.pread(0, length=disk.size) == content
 
 
 def test_close_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def use(content):
     with tapcore.open("aio:{path}") as disk:
         disk.pwrite(0, content * 512)
         disk.sync()  # by a thread
-        assert disk.pread(0, 512) == content * 512
+        assert disk.pread(0, length=512) == content * 512
 
 use(b"p")
 child = os.fork()

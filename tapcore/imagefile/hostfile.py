@@ -69,7 +69,7 @@ def describe_host_file(fd: int) -> dict[str, Any]:
     return {"kind": kind, "file_size": host_file_size(fd)}
 
 
-def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
+def create_host_file(path: str | os.PathLike[str], size: int, preallocation: str = "off") -> None:
     """Make (or replace) a plain file of a size; on an error nothing is left behind.
 
     A block device is not made but used: its head is left as it is, and it must be large enough.
@@ -85,6 +85,7 @@ def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
         ImageLockedError: it is an image that somebody uses.
         UsageError: a block device smaller than `size`.
     """
+    path = os.fspath(path)
     # O_NONBLOCK: opening a pipe must not hang
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
@@ -98,7 +99,7 @@ def create_host_file(path: str, size: int, preallocation: str = "off") -> None:
         os.close(fd)
 
 
-def remove_host_file(path: str) -> None:
+def remove_host_file(path: str | os.PathLike[str]) -> None:
     """Take back what `create_host_file` made: a file goes, a block device stays; raises nothing."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.stat(path).st_mode):

@@ -50,7 +50,7 @@ def _why(path: str, exc: OSError) -> str:
     return describe(exc)
 
 
-def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
+def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptions) -> ImageFile:
     """Open a host file for a driver.
 
     Args:
@@ -64,6 +64,7 @@ def open_image_file(path: str, flags: int, options: OpenOptions) -> ImageFile:
     Raises:
         TapError: not a file or block device, no permission, in use, or what to install.
     """
+    path = os.fspath(path)
     read_only = bool(flags & TD_RDONLY)
     access = os.O_RDONLY if read_only else os.O_RDWR
     fd = _open_direct(path, access) if options.cache == "none" else None

@@ -44,6 +44,10 @@ STOP_SECONDS: Final = 10.0
 DEFAULT_PORT: Final = 10809
 
 
+def _as_text(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path)
+
+
 @attrs.frozen
 class UnixAddress:
     """Listen on a Unix socket, for its owner only (mode 0600).
@@ -52,7 +56,7 @@ class UnixAddress:
         path: of the socket; removed at the end.
     """
 
-    path: str
+    path: str = attrs.field(converter=_as_text)
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export."""

@@ -42,16 +42,16 @@ class Model:
             self.disk.pwrite(offset, content, fua=rng.random() < 0.1)
             self.data[offset:end] = content
         elif op == "zero":
-            self.disk.zero(offset, length, unmap=rng.random() < 0.5)
+            self.disk.zero(offset, length=length, unmap=rng.random() < 0.5)
             self.data[offset:end] = bytes(length)
         elif op == "discard":
-            self.disk.discard(offset, length)
+            self.disk.discard(offset, length=length)
             self._discarded(offset, end)
         elif op == "sync":
             self.disk.sync()
         else:
             what = f"a read of {length} bytes at {offset}"
-            compare(self.disk.pread(offset, length), self.data[offset:end], offset, what)
+            compare(self.disk.pread(offset, length=length), self.data[offset:end], offset, what)
 
     def _place(self, rng: random.Random) -> tuple[int, int]:
         size, whole = len(self.data), self.disk.state.sector_size
@@ -70,7 +70,7 @@ class Model:
         first, last = -(-offset // 512) * 512, end // 512 * 512
         if first >= last:
             return
-        got = self.disk.pread(first, last - first)
+        got = self.disk.pread(first, length=last - first)
         for at in range(first, last, 512):
             now = got[at - first : at - first + 512]
             if now not in (bytes(512), self.below[at : at + 512]):
@@ -79,7 +79,7 @@ class Model:
 
     def check(self, what: str) -> None:
         """Compare everything."""
-        compare(self.disk.pread(0, len(self.data)), self.data, 0, what)
+        compare(self.disk.pread(0, length=len(self.data)), self.data, 0, what)
 
 
 class ContentChecks(Subject):
@@ -105,14 +105,16 @@ class ContentChecks(Subject):
                 start, end = min(offset, size), min(offset + length, size)
                 content = rng.randbytes(size)
                 disk.pwrite(0, content)
-                disk.discard(start, end - start)
-                got = disk.pread(0, size)
+                disk.discard(start, length=end - start)
+                got = disk.pread(0, length=size)
                 where = f"a discard of {end - start} bytes at {start}"
                 compare(got[:start], content[:start], 0, f"before {where}")
                 compare(got[end:], content[end:], end, f"behind {where}")
-                disk.zero(start, end - start, unmap=rng.random() < 0.5)
+                disk.zero(start, length=end - start, unmap=rng.random() < 0.5)
                 want = got[:start] + bytes(end - start) + got[end:]
-                compare(disk.pread(0, size), want, 0, f"after {end - start} zeroes at {start}")
+                compare(
+                    disk.pread(0, length=size), want, 0, f"after {end - start} zeroes at {start}"
+                )
 
     @needs("write")
     def test_many_requests_at_once(self, cache: CacheMode, rng: random.Random) -> None:
@@ -122,7 +124,7 @@ class ContentChecks(Subject):
             model = bytearray(self.fresh_content(size))
             for _ in range(3):
                 self._batch(disk, model, rng)
-            compare(disk.pread(0, size), model, 0, "after batches of requests")
+            compare(disk.pread(0, length=size), model, 0, "after batches of requests")
 
     def _batch(self, disk: Disk, model: bytearray, rng: random.Random) -> None:
         base = rng.randrange(len(model))
@@ -159,7 +161,7 @@ class ContentChecks(Subject):
                     model.step(rng)
                 content = bytes(model.data)
         with self.open(image, readonly=True, cache=cache) as disk:
-            compare(disk.pread(0, size), content, 0, "after opening again for reading")
+            compare(disk.pread(0, length=size), content, 0, "after opening again for reading")
 
     @needs("write", "lasting", "file")
     def test_what_was_flushed_is_safe(
@@ -181,7 +183,7 @@ class ContentChecks(Subject):
                 later = self._write_more(disk, model, rng)
                 copy = self._copy(image, f"crash{round_}")
                 with self.open(copy, readonly=True) as after:
-                    got = bytearray(after.pread(0, size))
+                    got = bytearray(after.pread(0, length=size))
                 for start, end in later:
                     got[start:end] = flushed[start:end]
                 what = "after a flush, then a crash (in a copy of the image's files)"

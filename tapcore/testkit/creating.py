@@ -37,7 +37,9 @@ class CreationChecks(Subject):
         with self.open(path, readonly=True) as disk:
             if disk.size != _SIZE:
                 broken(f"with {option.name}={value} the disk has {disk.size} bytes, not {_SIZE}")
-            compare(disk.pread(0, _SIZE), bytes(_SIZE), 0, f"new, with {option.name}={value}")
+            compare(
+                disk.pread(0, length=_SIZE), bytes(_SIZE), 0, f"new, with {option.name}={value}"
+            )
 
     @needs("create", "file")
     def test_bad_options_are_refused(self) -> None:
@@ -96,7 +98,9 @@ class CreationChecks(Subject):
         with self.open(image, readonly=True) as disk:
             if disk.size != _SIZE:
                 broken(f"an image made in another's place has {disk.size} bytes, not {_SIZE}")
-            compare(disk.pread(0, _SIZE), bytes(_SIZE), 0, "an image made in another's place")
+            compare(
+                disk.pread(0, length=_SIZE), bytes(_SIZE), 0, "an image made in another's place"
+            )
 
 
 class ResizeChecks(Subject):
@@ -120,9 +124,9 @@ class ResizeChecks(Subject):
                 content = content[:new].ljust(new, b"\0")
                 if disk.size != new:
                     broken(f"after a resize to {new} bytes the disk has {disk.size}")
-                compare(disk.pread(0, new), content, 0, f"after a resize to {new} bytes")
+                compare(disk.pread(0, length=new), content, 0, f"after a resize to {new} bytes")
                 disk.pwrite(new - 700, b"e" * 700)
                 content = content[:-700] + b"e" * 700
         if not self.volatile:
             with self.open(image, readonly=True, cache=cache) as disk:
-                compare(disk.pread(0, disk.size), content, 0, "resized, and opened again")
+                compare(disk.pread(0, length=disk.size), content, 0, "resized, and opened again")

@@ -81,11 +81,11 @@ class OpeningChecks(Subject):
             first.pwrite(0, b"first")
             second.pwrite(0, b"second")
             mine = b"first" + self.fresh_content(6)[5:]
-            compare(first.pread(0, 6), mine, 0, "the first of two open images")
-            compare(second.pread(0, 6), b"second", 0, "the second of two open images")
+            compare(first.pread(0, length=6), mine, 0, "the first of two open images")
+            compare(second.pread(0, length=6), b"second", 0, "the second of two open images")
         if not self.volatile:
             with self.open(one, readonly=True) as first:
-                compare(first.pread(0, 6), mine, 0, "the first of two images, reopened")
+                compare(first.pread(0, length=6), mine, 0, "the first of two images, reopened")
 
     @needs("td_info")
     def test_info_is_json(self) -> None:

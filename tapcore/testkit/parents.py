@@ -70,7 +70,7 @@ class ParentChecks(Subject):
         if self.snapshot(parent) != before:
             broken("work in a child has changed the files of its parent")
         with self.open(parent, readonly=True) as disk:
-            compare(disk.pread(0, size), below, 0, "the parent, after work in its child")
+            compare(disk.pread(0, length=size), below, 0, "the parent, after work in its child")
 
     @staticmethod
     def _check_extents(disk: Disk, content: bytearray) -> None:
@@ -94,11 +94,11 @@ class ParentChecks(Subject):
             with self.open(child, cache=cache) as disk:
                 unit = min(disk.state.sector_size, size)
                 for at, length in ((size // 2, size // 3), (0, unit), (size - 700, 700)):
-                    disk.zero(at, length, unmap=unmap)
+                    disk.zero(at, length=length, unmap=unmap)
                     content[at : at + length] = bytes(length)
-                compare(disk.pread(0, size), content, 0, "zeroes in a child")
+                compare(disk.pread(0, length=size), content, 0, "zeroes in a child")
             with self.open(child, readonly=True, cache=cache) as disk:
-                compare(disk.pread(0, size), content, 0, "zeroes in a child, opened again")
+                compare(disk.pread(0, length=size), content, 0, "zeroes in a child, opened again")
 
     @needs("parents", "write")
     def test_a_shorter_and_a_longer_parent(self, cache: CacheMode, rng: random.Random) -> None:
@@ -130,4 +130,4 @@ class ParentChecks(Subject):
                     model.step(rng)
                 content = bytes(model.data)
         with self.open(image, readonly=True, cache=cache) as disk:
-            compare(disk.pread(0, size), content, 0, "a chain of three images, opened again")
+            compare(disk.pread(0, length=size), content, 0, "a chain of three images, opened again")

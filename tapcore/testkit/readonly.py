@@ -23,8 +23,8 @@ class ReadOnlyChecks(Subject):
         with self.open(self.make_image(self.sizes[-1]), readonly=True, cache=cache) as disk:
             attempts: tuple[tuple[str, Callable[[], object]], ...] = (
                 ("a write", lambda: disk.pwrite(0, b"x")),
-                ("a zeroing", lambda: disk.zero(0, 512)),
-                ("a discard", lambda: disk.discard(0, 512)),
+                ("a zeroing", lambda: disk.zero(0, length=512)),
+                ("a discard", lambda: disk.discard(0, length=512)),
             )
             for what, call in attempts:
                 try:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import Keys
+from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.tools.formatoptions import check_options
+from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import open_image
 
 
 def amend_image(
-    name: str,
-    options: Mapping[str, str],
+    name: ImageName,
+    options: Mapping[str, str | os.PathLike[str]],
     *,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
@@ -33,7 +35,7 @@ def amend_image(
         TapError: with the image's name.
     """
     if not options:
-        raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=name)
+        raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=os.fspath(name))
     registry = registry or default_registry()
     with open_image(
         name, writing=True, references=references, keys=keys, registry=registry
@@ -44,8 +46,9 @@ def amend_image(
         if "amend" not in info.capabilities:
             text = f"the format '{disk.handle}' has nothing that can be changed in place"
             raise NotSupportedError(text, image=dd.name)
-        check_options(dd.name, disk.handle, info.amend_options, options)
+        values = as_texts(options)
+        check_options(dd.name, disk.handle, info.amend_options, values)
         try:
-            dd.drv.td_amend(dd, dict(options))
+            dd.drv.td_amend(dd, values)
         except (TapError, OSError) as exc:
             raise open_error(exc, dd.name) from exc

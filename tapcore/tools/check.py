@@ -7,6 +7,7 @@ from typing import Any, Literal
 from tapcore.errors import NotSupportedError, open_error
 from tapcore.keys import Keys
 from tapcore.models import CheckResult
+from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry
 from tapcore.tools.opening import open_image
@@ -15,7 +16,7 @@ Repair = Literal["", "leaks", "all"]
 
 
 def check_image(
-    name: str,
+    name: ImageName,
     *,
     repair: Repair = "",
     references: ReferencePolicy | None = None,

@@ -11,7 +11,7 @@ from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, DiskId
-from tapcore.names import as_handles, format_size
+from tapcore.names import ImageName, as_handles, format_size
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import Progress, open_image
@@ -35,7 +35,7 @@ class Commit:
 
 
 def commit_image(
-    name: str,
+    name: ImageName,
     *,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
@@ -147,4 +147,4 @@ def _grow(parent: Disk, leaf: DiskDriver, size: int) -> None:
     parent.resize(size)
     for run in list(parent.extents(old)):  # a longer parent of its own must not show
         if run.kind != "zero":
-            parent.zero(run.start, run.length)
+            parent.zero(run.start, length=run.length)

@@ -14,11 +14,11 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.imagefile import remove_host_file
 from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.models import DiskId, DiskInfo
-from tapcore.names import RAW_HANDLES, raw_handle, split_name
+from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.create import create_image, new_image_target
-from tapcore.tools.formatoptions import check_options
+from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
@@ -44,11 +44,11 @@ class _Wish:
 
 
 def convert_image(
-    source: str,
-    target: str,
+    source: ImageName,
+    target: ImageName,
     *,
-    parent: str = "",
-    options: Mapping[str, str] | None = None,
+    parent: ImageName = "",
+    options: Mapping[str, str | os.PathLike[str]] | None = None,
     compressed: bool = False,
     snapshot: str = "",
     force: bool = False,
@@ -87,8 +87,8 @@ def convert_image(
             stopped the work.
     """
     wish = _Wish(
-        parent=parent,
-        options=dict(options or {}),
+        parent=os.fspath(parent),
+        options=as_texts(options),
         compressed=compressed,
         force=force,
         keep_partial=keep_partial,
@@ -99,8 +99,8 @@ def convert_image(
         registry=registry or default_registry(),
         progress=progress,
     )
-    goal, info = _goal(target, wish)
-    with _source(source, goal, snapshot, wish) as disk:
+    goal, info = _goal(os.fspath(target), wish)
+    with _source(os.fspath(source), goal, snapshot, wish) as disk:
         if goal.name == STANDARD:
             return goal, stream_disk(disk, info, wish.options, progress)
         return goal, _into_file(disk, goal, wish)

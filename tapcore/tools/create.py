@@ -10,19 +10,19 @@ from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import Keys
 from tapcore.models import DiskId, DiskInfo
-from tapcore.names import handle_for_new, split_name
+from tapcore.names import ImageName, handle_for_new, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.tools.formatoptions import check_options
+from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import open_image
 
 
 def create_image(
-    name: str,
+    name: ImageName,
     size: int | None,
     *,
-    parent: str = "",
-    options: Mapping[str, str] | None = None,
+    parent: ImageName = "",
+    options: Mapping[str, str | os.PathLike[str]] | None = None,
     force: bool = False,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
@@ -48,8 +48,9 @@ def create_image(
         TapError: with the image's name; nothing was made.
     """
     registry = registry or default_registry()
+    parent = os.fspath(parent)
     target, info = new_image_target(name, registry)
-    options = dict(options or {})
+    options = as_texts(options)
     check_options(target.name, info.handle, info.create_options, options)
     if parent and "parents" not in info.capabilities:
         raise NotSupportedError(
@@ -70,7 +71,7 @@ def create_image(
     return target
 
 
-def new_image_target(name: str, registry: Registry) -> tuple[DiskId, DiskInfo]:
+def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskInfo]:
     """Where a new image goes, and the driver that can make it.
 
     Raises:
@@ -80,12 +81,12 @@ def new_image_target(name: str, registry: Registry) -> tuple[DiskId, DiskInfo]:
         disk_id = split_name(name, registry)
         info = handle_for_new(disk_id, registry)
     except TapError as exc:
-        exc.image = exc.image or name
+        exc.image = exc.image or os.fspath(name)
         raise
     if not info.file_backed:
         raise UsageError(
             f"a '{info.handle}' disk exists only while it is open; there is nothing to create",
-            image=name,
+            image=os.fspath(name),
         )
     if "create" not in info.capabilities:
         raise NotSupportedError(

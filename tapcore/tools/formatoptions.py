@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from tapcore.errors import UsageError
 from tapcore.models import FormatOption
+
+
+def as_texts(options: Mapping[str, str | os.PathLike[str]] | None) -> dict[str, str]:
+    """Options for a driver: some name files, and from Python a name may be a path."""
+    return {key: os.fspath(value) for key, value in (options or {}).items()}
 
 
 def check_options(

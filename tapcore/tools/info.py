@@ -15,7 +15,7 @@ from tapcore.imagefile.locks import being_written, holder_of
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import Keys
 from tapcore.models import Bitmap, DiskDriver, DiskId, Snapshot
-from tapcore.names import as_handles
+from tapcore.names import ImageName, as_handles
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_image
@@ -63,7 +63,7 @@ class ImageInfo:
 
 
 def image_info(
-    name: str,
+    name: ImageName,
     *,
     chain: bool = False,
     references: ReferencePolicy | None = None,

@@ -17,7 +17,7 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.imagefile.hostfile import host_file_size, occupied_bytes
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.models import DiskId, Finding, Inspection
-from tapcore.names import RAW_HANDLES, raw_handle, split_name
+from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.probe import HEAD_BYTES, recognise
 from tapcore.references import ReferencePolicy, printable
 from tapcore.registry import Registry, default_registry
@@ -71,7 +71,7 @@ class InspectedImage:
 
 
 def inspect_image(
-    name: str, *, references: ReferencePolicy | None = None, registry: Registry | None = None
+    name: ImageName, *, references: ReferencePolicy | None = None, registry: Registry | None = None
 ) -> InspectedImage:
     """Look at one file.
 
@@ -90,7 +90,7 @@ def inspect_image(
             raise UsageError(f"a '{disk_id.drivertype}' disk is not a file to be inspected")
         fd = open_host_fd(disk_id.name, os.O_RDONLY)
     except (TapError, OSError) as exc:
-        raise open_error(exc, name) from None
+        raise open_error(exc, os.fspath(name)) from None
     try:
         return _inspect(fd, disk_id, references or ReferencePolicy(), registry)
     except (TapError, OSError) as exc:

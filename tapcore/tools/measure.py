@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tapcore.errors import NotSupportedError, TapError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskInfo, Measurement
-from tapcore.names import round_up_to_sector
+from tapcore.names import ImageName, round_up_to_sector
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.tools.formatoptions import check_options
+from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import open_image
 
 
 def measure_image(
-    source: str,
+    source: ImageName,
     handle: str,
     *,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | os.PathLike[str]] | None = None,
     snapshot: str = "",
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
@@ -40,24 +41,26 @@ def measure_image(
         TapError: the source cannot be opened, or the format cannot tell.
     """
     registry = registry or default_registry()
-    info = _measuring(handle, options or {}, registry)
+    values = as_texts(options)
+    info = _measuring(handle, values, registry)
     with open_image(
         source, references=references, keys=keys, snapshot=snapshot, registry=registry
     ) as disk:
         data = ((run.start, run.length) for run in disk.extents() if run.kind != "zero")
-        return _measure(info, disk.size, options or {}, data)
+        return _measure(info, disk.size, values, data)
 
 
 def measure_size(
     size: int,
     handle: str,
     *,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | os.PathLike[str]] | None = None,
     registry: Registry | None = None,
 ) -> Measurement:
     """The bytes that an empty disk of a size (bytes) would need; else as `measure_image`."""
-    info = _measuring(handle, options or {}, registry or default_registry())
-    return _measure(info, round_up_to_sector(size), options or {}, ())
+    values = as_texts(options)
+    info = _measuring(handle, values, registry or default_registry())
+    return _measure(info, round_up_to_sector(size), values, ())
 
 
 def measurement_as_dict(found: Measurement) -> dict[str, Any]:

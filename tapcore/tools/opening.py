@@ -12,7 +12,7 @@ from tapcore.disk import Disk
 from tapcore.errors import TapError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode, DiskId, OpenOptions, TdState
-from tapcore.names import RAW_HANDLES, split_name
+from tapcore.names import RAW_HANDLES, ImageName, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 
@@ -24,7 +24,7 @@ moment when nothing is half done."""
 
 
 def open_image(
-    name: str | DiskId,
+    name: ImageName | DiskId,
     *,
     writing: bool = False,
     references: ReferencePolicy | None = None,
@@ -58,7 +58,7 @@ def open_image(
 
 
 def open_chain(
-    name: str | DiskId,
+    name: ImageName | DiskId,
     *,
     writing: bool = False,
     references: ReferencePolicy | None = None,
@@ -106,7 +106,7 @@ def open_chain(
         durable=durable,
     )
     try:
-        disk_id = split_name(name, registry) if isinstance(name, str) else name
+        disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
         state = open_disk(
             disk_id,
             registry,

@@ -77,7 +77,7 @@ def jobs_for_holes(child: Disk, parent: Disk | None) -> Iterator[Job]:
     """
     for start, end in _holes(child):
         if parent is None:
-            for run in child.extents(start, end - start):
+            for run in child.extents(start, length=end - start):
                 if run.kind != "zero":
                     yield Job(run.start, run.end, "copy")
         else:
@@ -101,7 +101,7 @@ def _differences(source: Disk, other: Disk, start: int, end: int) -> Iterator[Jo
                 yield Job(lo, hi, "zero")
         elif not _same_place(mine, theirs):
             yield Job(lo, hi, "differ")
-    for run in source.extents(common, end - common):
+    for run in source.extents(common, length=end - common):
         if run.kind != "zero":
             yield Job(run.start, run.end, "differ")
 
@@ -120,7 +120,7 @@ def pairs(
     """Ranges (start, end) in which neither disk's extent changes, over a range that both have."""
     if start == end:  # perhaps past the end of one of them
         return
-    left, right = one.extents(start, end - start), other.extents(start, end - start)
+    left, right = one.extents(start, length=end - start), other.extents(start, length=end - start)
     a, b = next(left, None), next(right, None)
     at = start
     while a is not None and b is not None:

@@ -12,7 +12,7 @@ from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, DiskId
-from tapcore.names import split_name
+from tapcore.names import ImageName, split_name
 from tapcore.probe import probe
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
@@ -35,8 +35,8 @@ class Rebase:
 
 
 def rebase_image(
-    name: str,
-    parent: str,
+    name: ImageName,
+    parent: ImageName,
     *,
     unsafe: bool = False,
     references: ReferencePolicy | None = None,
@@ -65,7 +65,7 @@ def rebase_image(
     """
     registry = registry or default_registry()
     image = _path_of(name, registry)
-    recorded, path = _new_parent(parent, image, registry, must_exist=not unsafe)
+    recorded, path = _new_parent(os.fspath(parent), image, registry, must_exist=not unsafe)
     if unsafe:
         with _changeable(name, references, keys, registry, with_parents=False) as (_, dd):
             _record(dd, recorded)
@@ -107,7 +107,7 @@ def _keep_content(disk: Disk, parent: Disk | None, progress: Progress | None) ->
 
 @contextlib.contextmanager
 def _changeable(
-    name: str,
+    name: ImageName,
     references: ReferencePolicy | None,
     keys: Keys | None,
     registry: Registry,
@@ -137,11 +137,11 @@ def _record(dd: DiskDriver, parent: DiskId | None) -> None:
         raise open_error(exc, dd.name) from exc
 
 
-def _path_of(name: str, registry: Registry) -> str:
+def _path_of(name: ImageName, registry: Registry) -> str:
     try:
         return split_name(name, registry).name
     except TapError as exc:
-        exc.image = exc.image or name
+        exc.image = exc.image or os.fspath(name)
         raise
 
 

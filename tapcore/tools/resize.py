@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from tapcore.errors import NotSupportedError, TapError, UsageError
 from tapcore.keys import Keys
-from tapcore.names import changed_size, format_size, parse_size, split_name
+from tapcore.names import ImageName, changed_size, format_size, parse_size, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_image
 
 
 def resize_image(
-    name: str,
+    name: ImageName,
     size: str,
     *,
     shrink: bool = False,
@@ -56,11 +58,11 @@ def resize_image(
         return old, new
 
 
-def _refuse_what_does_not_last(name: str, registry: Registry) -> None:
+def _refuse_what_does_not_last(name: ImageName, registry: Registry) -> None:
     try:
         handle = split_name(name, registry).drivertype
     except TapError as exc:
-        exc.image = exc.image or name
+        exc.image = exc.image or os.fspath(name)
         raise
     if handle and not registry.get(handle).file_backed:
-        raise UsageError(f"a '{handle}' disk exists only while it is open", image=name)
+        raise UsageError(f"a '{handle}' disk exists only while it is open", image=os.fspath(name))

@@ -10,7 +10,7 @@ from tapcore.chain import close_disk
 from tapcore.errors import TapError, UsageError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode, TdState
-from tapcore.names import split_name
+from tapcore.names import ImageName, split_name
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
 from tapcore.references import ReferencePolicy
@@ -19,7 +19,7 @@ from tapcore.tools.opening import open_chain
 
 
 def nbd_server(
-    images: Sequence[str],
+    images: Sequence[ImageName],
     address: UnixAddress | TcpAddress,
     *,
     names: Sequence[str] = (),
@@ -72,7 +72,9 @@ def nbd_server(
         raise
 
 
-def _export_names(images: Sequence[str], names: Sequence[str], registry: Registry) -> list[str]:
+def _export_names(
+    images: Sequence[ImageName], names: Sequence[str], registry: Registry
+) -> list[str]:
     if names and len(names) != len(images):
         raise UsageError(f"{len(names)} export names were given for {len(images)} images")
     chosen = list(names)
@@ -84,9 +86,9 @@ def _export_names(images: Sequence[str], names: Sequence[str], registry: Registr
     return chosen
 
 
-def _file_name(image: str, registry: Registry) -> str:
+def _file_name(image: ImageName, registry: Registry) -> str:
     try:
         return os.path.basename(split_name(image, registry).name)
     except TapError as exc:
-        exc.image = exc.image or image
+        exc.image = exc.image or os.fspath(image)
         raise

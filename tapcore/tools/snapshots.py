@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, Snapshot
+from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry
 from tapcore.tools.opening import open_image
 
 
 def list_snapshots(
-    name: str,
+    name: ImageName,
     *,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
@@ -49,7 +51,7 @@ def list_snapshots(
 
 
 def create_snapshot(
-    name: str,
+    name: ImageName,
     snapshot: str,
     *,
     references: ReferencePolicy | None = None,
@@ -62,7 +64,7 @@ def create_snapshot(
         UsageError: the name is empty, or a snapshot has it already.
     """
     if not snapshot or "\0" in snapshot:
-        raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=name)
+        raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=os.fspath(name))
     with _changing(name, "td_snapshot_create", references, keys, registry) as dd:
         if any(snapshot in (found.id, found.name) for found in dd.drv.td_snapshots(dd)):
             raise UsageError(f"has a snapshot '{snapshot}' already")
@@ -71,7 +73,7 @@ def create_snapshot(
 
 
 def apply_snapshot(
-    name: str,
+    name: ImageName,
     snapshot: str,
     *,
     references: ReferencePolicy | None = None,
@@ -89,7 +91,7 @@ def apply_snapshot(
 
 
 def delete_snapshot(
-    name: str,
+    name: ImageName,
     snapshot: str,
     *,
     references: ReferencePolicy | None = None,
@@ -123,7 +125,7 @@ def snapshot_as_dict(snapshot: Snapshot) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _changing(
-    name: str,
+    name: ImageName,
     hook: str,
     references: ReferencePolicy | None,
     keys: Keys | None,

@@ -298,7 +298,7 @@ class Transfer:
         if self._hold_zeroes:
             self._make_zero(piece, start, end)
             return
-        for run in list(self._target.extents(start, end - start)):
+        for run in list(self._target.extents(start, length=end - start)):
             if run.kind != "zero":
                 self._make_zero(piece, run.start, run.end)
 

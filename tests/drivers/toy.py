@@ -430,4 +430,4 @@ def fill(image: str, *pieces: tuple[int, bytes]) -> None:
 def content(image: str) -> bytes:
     """All that an image reads as."""
     with tapcore.open(image, readonly=True) as disk:
-        return disk.pread(0, disk.size)
+        return disk.pread(0, length=disk.size)

@@ -66,4 +66,4 @@ def test_disjoint_requests_in_one_batch_do_not_disturb_each_other(
                 assert buf == data[start:end]
             else:
                 data[start:end] = buf if op == 1 else bytes(end - start)
-        assert disk.pread(0, disk.size) == data
+        assert disk.pread(0, length=disk.size) == data

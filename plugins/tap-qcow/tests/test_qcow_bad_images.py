@@ -172,7 +172,7 @@ def test_cut_off_files(image: Path) -> None:
     for length in (600, 4096, 5000, 9000, len(content) - 100):
         image.write_bytes(content[:length])
         with tapcore.open(f"qcow:{image}", readonly=True) as disk, suppress(tapcore.TapError):
-            disk.pread(0, disk.size)
+            disk.pread(0, length=disk.size)
 
 
 # ---- the tables --------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def test_an_l1_entry_that_cannot_be_true(image: Path, value: int) -> None:
     for readonly in (True, False):
         with cheap(), tapcore.open(f"qcow:{image}", readonly=readonly) as disk:
             with pytest.raises(tapcore.IOFailedError):
-                disk.pread(0, 4096)
-            disk.pread(2 * MIB, 4096)
+                disk.pread(0, length=4096)
+            disk.pread(2 * MIB, length=4096)
             with pytest.raises(tapcore.TapError):
                 list(disk.extents())
             if not readonly:
@@ -212,10 +212,10 @@ def test_an_l2_entry_that_cannot_be_true(image: Path, value: int) -> None:
     struct.pack_into(">Q", content, l2 + 8 * 256, value)
     image.write_bytes(content)
     with cheap(), tapcore.open(f"qcow:{image}") as disk:
-        for call in (lambda: disk.pread(MIB, 4096), lambda: disk.pwrite(MIB + 10, b"x")):
+        for call in (lambda: disk.pread(MIB, length=4096), lambda: disk.pwrite(MIB + 10, b"x")):
             with pytest.raises(tapcore.IOFailedError):
                 call()
-        disk.pread(MIB + 4096, 4096)
+        disk.pread(MIB + 4096, length=4096)
         disk.pwrite(MIB + 4096, b"x" * 4096)
 
 
@@ -247,14 +247,14 @@ def test_a_compressed_cluster_that_is_a_bomb_or_damaged(image: Path, rng: random
         at += len(payload)
     image.write_bytes(content)
     with cheap(), tapcore.open(f"qcow:{image}") as disk:
-        assert disk.pread(0, 4096) == bytes(4096)  # as much as a cluster, of the 64 MiB
+        assert disk.pread(0, length=4096) == bytes(4096)  # as much as a cluster, of the 64 MiB
         for number in (1, 2, 3):
             with pytest.raises(tapcore.IOFailedError):
-                disk.pread(number * 4096, 4096)
+                disk.pread(number * 4096, length=4096)
             with pytest.raises(tapcore.IOFailedError):
                 disk.pwrite(number * 4096 + 5, b"x")
             disk.pwrite(number * 4096, b"y" * 4096)
-            assert disk.pread(number * 4096, 4096) == b"y" * 4096
+            assert disk.pread(number * 4096, length=4096) == b"y" * 4096
 
 
 @pytest.mark.parametrize("kind", ["image", "child", "blktap"])
@@ -317,11 +317,11 @@ def _work(image: Path, rng: random.Random) -> None:
             at = rng.randrange(min(disk.size, SIZE))
             length = min(rng.choice((512, 5000, 60000)), disk.size - at)
             with suppress(tapcore.TapError):
-                disk.pread(at, length)
+                disk.pread(at, length=length)
             with suppress(tapcore.TapError):
                 disk.pwrite(at, rng.randbytes(length))
         with suppress(tapcore.TapError):
-            disk.zero(0, min(disk.size, MIB))
+            disk.zero(0, length=min(disk.size, MIB))
         with suppress(tapcore.TapError):
             disk.resize(disk.size // 512 * 512 + rng.choice((512, MIB)))
         leaf = disk.state.disks

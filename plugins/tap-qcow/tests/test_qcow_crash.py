@@ -138,7 +138,7 @@ class Crashes:
         problems = walk(self.restore(state)).problems
         assert not problems, f"{state}: {problems[:5]}"
         with self.open(self.copy, readonly=True) as disk:
-            wrong = work.wrong(state.moment, 0, disk.pread(0, disk.size))
+            wrong = work.wrong(state.moment, 0, disk.pread(0, length=disk.size))
         assert not wrong, f"{state}: {wrong}"
 
     def look_by_qemu(self, work: Workload, state: State) -> None:
@@ -154,11 +154,11 @@ class Crashes:
             for _ in range(10):
                 at = rng.randrange(disk.size // 512) * 512
                 disk.pwrite(at, rng.randbytes(min(40 * KIB, disk.size - at)))
-            want = disk.pread(0, disk.size)
+            want = disk.pread(0, length=disk.size)
         problems = walk(self.copy.read_bytes()).problems
         assert not problems, f"{state}, gone on with: {problems[:5]}"
         with self.open(self.copy, readonly=True) as disk:
-            assert disk.pread(0, disk.size) == want
+            assert disk.pread(0, length=disk.size) == want
 
 
 def make_writes_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_crash_while_compressed_clusters_are_written(tmp_path: Path, rng: rand
         assert not walk(crashes.restore(state)).problems, str(state)
         until = max((end for moment, end in safe.items() if moment <= state.moment), default=0)
         with crashes.open(crashes.copy, readonly=True) as disk:
-            got = disk.pread(0, size)
+            got = disk.pread(0, length=size)
         assert got[:until] == content[:until], str(state)
         for at in range(until, size, 4 * KIB):
             piece = got[at : at + 4 * KIB]
@@ -261,8 +261,8 @@ def test_a_crash_while_the_image_itself_is_changed(
         assert not walk(crashes.restore(state)).problems, str(state)
         with crashes.open(crashes.copy, readonly=True) as disk:
             assert disk.size in (size, new_size), str(state)
-            got = disk.pread(0, size)
-            assert not any(disk.pread(size, disk.size)), str(state)
+            got = disk.pread(0, length=size)
+            assert not any(disk.pread(size, length=disk.size)), str(state)
         for at in range(0, size, 512):
             allowed = {bytes(content[at : at + 512])}
             if what == "empty":

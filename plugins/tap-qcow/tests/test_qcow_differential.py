@@ -80,7 +80,7 @@ class Pair:
                     disk.pwrite(at, content)
                     self.model[at : at + length] = content
                 elif what == "zero":
-                    disk.zero(at, length, unmap=self.rng.random() < 0.5)
+                    disk.zero(at, length=length, unmap=self.rng.random() < 0.5)
                     self.model[at : at + length] = bytes(length)
                 else:
                     disk.sync()
@@ -99,7 +99,7 @@ class Pair:
         assert walk(self.image.read_bytes()).problems == []
         assert qemu_content(self.image, encrypted=self.encrypted) == self.model
         with self.open(readonly=True) as disk:
-            assert disk.pread(0, disk.size) == self.model
+            assert disk.pread(0, length=disk.size) == self.model
             mine = [item.as_dict(str(self.image)) for item in map_disk(disk)]
         if not self.encrypted:
             assert comparable(mine) == comparable(qemu_map(self.image))
@@ -300,7 +300,7 @@ def test_an_emptied_image_is_a_hole_and_goes_on(tmp_path: Path, rng: random.Rand
         leaf = disk.state.disks
         assert leaf is not None
         leaf.drv.td_make_empty(leaf)
-        assert disk.pread(0, SIZE) == below
+        assert disk.pread(0, length=SIZE) == below
         disk.pwrite(1000, b"after that")
     pair.model[:] = below
     pair.model[1000:1010] = b"after that"
@@ -372,7 +372,7 @@ def test_a_wrong_passphrase_shows_something_else_and_none_is_an_error(
     with pytest.raises(tapcore.UsageError, match="--key-file"):
         tapcore.open(f"qcow:{pair.image}", readonly=True)
     with tapcore.open(f"qcow:{pair.image}", readonly=True, keys=b"wrong") as disk:
-        assert disk.pread(0, 6000) != b"secret" * 1000
+        assert disk.pread(0, length=6000) != b"secret" * 1000
 
 
 def test_measure_tells_the_size_of_a_converted_image(tmp_path: Path, rng: random.Random) -> None:

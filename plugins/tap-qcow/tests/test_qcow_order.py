@@ -199,7 +199,7 @@ def test_a_flush_after_a_failed_one_writes_the_tables_again(
             disk.sync()
     assert [length for _, length in written] == ([CLUSTER, 256] if stage == 1 else [512, 256])
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
-        assert disk.pread(0, 2 * CLUSTER) == b"x" * CLUSTER + b"y" * CLUSTER
+        assert disk.pread(0, length=2 * CLUSTER) == b"x" * CLUSTER + b"y" * CLUSTER
 
 
 @pytest.mark.parametrize("who", ["flush", "close"])
@@ -225,7 +225,7 @@ def test_a_failed_sync_that_nobody_waited_for_is_told_once(
         with pytest.raises(tapcore.TapError, match="Input/output"):
             disk.close()
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
-        assert disk.pread(4 << 20, CLUSTER) == b"x" * CLUSTER
+        assert disk.pread(4 << 20, length=CLUSTER) == b"x" * CLUSTER
 
 
 def test_a_full_disk_fails_the_flush_and_the_next_one_goes_on(
@@ -247,7 +247,7 @@ def test_a_full_disk_fails_the_flush_and_the_next_one_goes_on(
         assert entry_on_disk(image, 0)
         disk.pwrite(CLUSTER, b"y" * CLUSTER)
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
-        assert disk.pread(0, 2 * CLUSTER) == b"x" * CLUSTER + b"y" * CLUSTER
+        assert disk.pread(0, length=2 * CLUSTER) == b"x" * CLUSTER + b"y" * CLUSTER
 
 
 def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
             highest = max(highest, len(tables._kept), len(tables.dirty))
         assert highest <= 3 * most
         for number in range(0, 2048, 3):
-            got = disk.pread(number * (2 << 20) + 5000, 8)
+            got = disk.pread(number * (2 << 20) + 5000, length=8)
             assert int.from_bytes(got, "big") == number
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
         for number in range(0, 2048, 3):
-            got = disk.pread(number * (2 << 20) + 5000, 8)
+            got = disk.pread(number * (2 << 20) + 5000, length=8)
             assert int.from_bytes(got, "big") == number
 
 
@@ -276,16 +276,16 @@ def test_zeroes_and_discards_take_no_space(tmp_path: Path) -> None:
     image = make(tmp_path / "disk.qcow")
     with tapcore.open(f"qcow:{image}") as disk:
         fresh = image.stat().st_size
-        disk.zero(0, 64 << 20)
+        disk.zero(0, length=64 << 20)
         disk.sync()
         assert image.stat().st_size == fresh
         disk.pwrite(0, b"x" * (1 << 20))
         disk.sync()
         before = image.stat().st_size
         for _ in range(3):
-            disk.zero(0, 1 << 20)
+            disk.zero(0, length=1 << 20)
             disk.pwrite(4096, b"y" * 9000)
-            disk.discard(0, 1 << 19)
-        assert not any(disk.pread(0, 1 << 19))
+            disk.discard(0, length=1 << 19)
+        assert not any(disk.pread(0, length=1 << 19))
     assert image.stat().st_size == before
     assert image.stat().st_blocks * 512 < 1 << 19

@@ -129,7 +129,7 @@ def test_without_the_sparse_flag_the_file_is_long(size: int, length: int, tmp_pa
     assert image.stat().st_size == length
     with tapcore.open(f"qcow:{image}") as disk:
         disk.pwrite(size - 700, b"x" * 700)
-        assert disk.pread(0, size) == bytes(size - 700) + b"x" * 700
+        assert disk.pread(0, length=size) == bytes(size - 700) + b"x" * 700
     assert qemu_content(image) == bytes(size - 700) + b"x" * 700
 
 
@@ -146,7 +146,7 @@ def test_a_child_records_the_real_path_and_has_the_parents_size(tmp_path: Path) 
     assert content[32:34] == bytes((9, 12))
     with tapcore.open(f"qcow:{child}") as disk:
         disk.pwrite(700, b"c" * 100)
-        assert disk.pread(0, 1024) == b"p" * 700 + b"c" * 100 + b"p" * 224
+        assert disk.pread(0, length=1024) == b"p" * 700 + b"c" * 100 + b"p" * 224
     assert qemu_content(child)[:1024] == b"p" * 700 + b"c" * 100 + b"p" * 224
 
 
@@ -189,7 +189,7 @@ def test_an_image_that_blktap_filled_stays_so_while_nothing_is_allocated(
     blktap_image(image, model)
     before = image.read_bytes()
     with tapcore.open(f"qcow:{image}") as disk:
-        assert disk.pread(0, disk.size) == model
+        assert disk.pread(0, length=disk.size) == model
         disk.pwrite(100, b"in place")
         model[100:108] = b"in place"
     found = Blktap(image.read_bytes())
@@ -237,7 +237,7 @@ def test_reading_changes_nothing(tmp_path: Path, rng: random.Random) -> None:
         blktap_image(image, model, little=little)
         before = image.read_bytes(), image.stat().st_mtime_ns
         with tapcore.open(f"qcow:{image}", readonly=True) as disk:
-            assert disk.pread(0, disk.size) == model
+            assert disk.pread(0, length=disk.size) == model
         assert (image.read_bytes(), image.stat().st_mtime_ns) == before
 
 
@@ -251,7 +251,7 @@ def test_a_little_endian_l1_table_is_read_and_stays_one(tmp_path: Path, rng: ran
     for round_number in range(3):
         with tapcore.open(f"qcow:{image}") as disk:
             assert disk.info()["xen"]["l1_byte_order"] == "little"
-            assert disk.pread(0, disk.size) == model
+            assert disk.pread(0, length=disk.size) == model
             at = 2 * MIB + round_number * 2 * MIB + 1000
             disk.pwrite(at, b"round")
             model[at : at + 5] = b"round"
@@ -264,7 +264,7 @@ def test_a_little_endian_l1_table_is_read_and_stays_one(tmp_path: Path, rng: ran
         leaf = leaf_of(disk.state)
         leaf.drv.td_resize(leaf, len(model) + 3 * MIB)
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
-        assert disk.pread(0, disk.size) == model + bytes(3 * MIB)
+        assert disk.pread(0, length=disk.size) == model + bytes(3 * MIB)
 
 
 @pytest.mark.parametrize("flags", [1, 3, 0x02000001])
@@ -276,7 +276,7 @@ def test_a_big_endian_l1_table_is_one_whatever_the_flags_say(
     blktap_image(image, model, flags=flags)
     for _ in range(3):
         with tapcore.open(f"qcow:{image}") as disk:
-            assert disk.pread(0, disk.size) == model
+            assert disk.pread(0, length=disk.size) == model
             disk.pwrite(3 * MIB, b"again")
             model[3 * MIB : 3 * MIB + 5] = b"again"
     assert Blktap(image.read_bytes()).flags == flags | 2
@@ -287,7 +287,7 @@ def test_a_far_too_large_l1_table_is_no_problem(tmp_path: Path, rng: random.Rand
     image, model = tmp_path / "disk.qcow", sparse_content(rng)[:MIB]
     blktap_image(image, model, first=L1 + 8 * MIB)
     with tapcore.open(f"qcow:{image}") as disk:
-        assert disk.pread(0, disk.size) == model
+        assert disk.pread(0, length=disk.size) == model
         disk.pwrite(600 * KIB, b"x")
         model[600 * KIB] = ord("x")
     assert qemu_content(image) == model
@@ -300,7 +300,7 @@ def test_qemu_and_tapcore_share_a_blktap_image(tmp_path: Path, rng: random.Rando
         qemu_io(image, [f"write -P {number + 1} {number * 3}M 5000"])
         model[number * 3 * MIB : number * 3 * MIB + 5000] = bytes([number + 1]) * 5000
         with tapcore.open(f"qcow:{image}") as disk:
-            assert disk.pread(0, disk.size) == model
+            assert disk.pread(0, length=disk.size) == model
             at = number * 2 * MIB + MIB + 77
             disk.pwrite(at, b"ours")
             model[at : at + 4] = b"ours"
@@ -315,7 +315,7 @@ def test_an_emptied_blktap_image_has_no_short_cut(tmp_path: Path, rng: random.Ra
         leaf = leaf_of(disk.state)
         leaf.drv.td_make_empty(leaf)
         size = disk.size
-        assert not any(disk.pread(0, size))
+        assert not any(disk.pread(0, length=size))
     assert image.stat().st_size == 8192
     found = Blktap(image.read_bytes())
     assert found.min_cluster_alloc == 1

@@ -178,7 +178,7 @@ class Crashes:
 
     def _wrong(self, state: State, disk: tapcore.Disk) -> str:
         for offset, length in self.work.windows:
-            if wrong := self.work.wrong(state.moment, offset, disk.pread(offset, length)):
+            if wrong := self.work.wrong(state.moment, offset, disk.pread(offset, length=length)):
                 return wrong
         return ""
 
@@ -215,7 +215,7 @@ class Crashes:
                 offset, length = rng.choice(windows)
                 at = offset + rng.randrange(length // 512) * 512
                 disk.pwrite(at, rng.randbytes(min(40 << 10, offset + length - at)))
-            want = [disk.pread(offset, length) for offset, length in windows]
+            want = [disk.pread(offset, length=length) for offset, length in windows]
         found, problems = self._judge(image.read_bytes())
         assert not problems, f"{state}, gone on with: {problems[:5]}"
         assert not found.incompatible & 1, f"{state}, gone on with: still dirty"
@@ -226,7 +226,7 @@ class Crashes:
         assert not said.get("leaks"), f"{state}: {said}"
         assert not said.get("corruptions"), f"{state}: {said}"
         with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-            assert [disk.pread(offset, length) for offset, length in windows] == want
+            assert [disk.pread(offset, length=length) for offset, length in windows] == want
 
 
 def judge(content: bytes) -> tuple[Walk, list[str]]:

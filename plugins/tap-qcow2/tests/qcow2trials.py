@@ -80,12 +80,14 @@ def read_it(image: Path) -> None:
     """All that reading can meet: a size, extents, content, snapshots, bitmaps."""
     with tapcore.open(f"qcow2:{image}", readonly=True, keys=PASSPHRASE.encode()) as disk:
         disk.info()
-        for _, _ in zip(disk.extents(0, min(disk.size, 64 * MIB)), range(2000), strict=False):
+        for _, _ in zip(
+            disk.extents(0, length=min(disk.size, 64 * MIB)), range(2000), strict=False
+        ):
             pass
         for start in {0, disk.size // 2, max(disk.size - MIB, 0)}:
             for at in range(start, min(start + MIB, disk.size), MIB // 4):
                 with suppress(TapError):
-                    disk.pread(at, MIB // 4)
+                    disk.pread(at, length=MIB // 4)
         dd = disk.state.disks
         assert dd is not None
         with suppress(TapError, OSError):
@@ -99,7 +101,7 @@ def read_it(image: Path) -> None:
             suppress(TapError, OSError),
             tapcore.open(f"qcow2:{image}", readonly=True, snapshot=name) as disk,
         ):
-            disk.pread(0, MIB)
+            disk.pread(0, length=MIB)
 
 
 def write_it(image: Path, rng: random.Random) -> None:
@@ -111,9 +113,9 @@ def write_it(image: Path, rng: random.Random) -> None:
             length = min(rng.choice((512, 5000, 65536)), size - at)
             with suppress(TapError):
                 if number % 4 == 3:
-                    disk.zero(at, length)
+                    disk.zero(at, length=length)
                 elif number % 4 == 2:
-                    disk.discard(at, length)
+                    disk.discard(at, length=length)
                 else:
                     disk.pwrite(at, rng.randbytes(length))
             if number == 6:
@@ -169,7 +171,7 @@ def seen(image: Path, *, readonly: bool = True) -> str:
     try:
         with tapcore.open(f"qcow2:{image}", readonly=readonly) as disk:
             for at in range(0, disk.size, MIB):
-                disk.pread(at, MIB)
+                disk.pread(at, length=MIB)
             if not readonly:
                 disk.pwrite(0, b"w" * 70_000)
                 disk.sync()
@@ -186,9 +188,9 @@ def change_a_cluster(disk: tapcore.Disk, at: int, cluster: int, what: str) -> No
     if what in ("write", "part"):
         disk.pwrite(at, b"w" * (cluster if what == "write" else 512))
     elif what == "discard":
-        disk.discard(at, cluster)
+        disk.discard(at, length=cluster)
     else:
-        disk.zero(at, cluster, unmap=what == "zero")
+        disk.zero(at, length=cluster, unmap=what == "zero")
 
 
 def tables_are_whole(image: Path, before: bytes) -> None:

@@ -100,7 +100,7 @@ def test_at_the_edge_of_a_refcount_block(
         sizes.add(image.stat().st_size // CLUSTER % PER_BLOCK)
         with tapcore.open(f"qcow2:{image}") as disk:
             change(disk)
-            assert disk.pread(2 * CLUSTER, 30 * CLUSTER) == b"f" * (30 * CLUSTER)
+            assert disk.pread(2 * CLUSTER, length=30 * CLUSTER) == b"f" * (30 * CLUSTER)
         found, problems = judge(image.read_bytes())
         assert not problems, f"after {clusters} clusters: {problems[:5]}"
         assert not found.leaks
@@ -118,7 +118,7 @@ def test_at_the_edge_of_the_refcount_table(
         image.write_bytes(filled(clusters))
         with tapcore.open(f"qcow2:{image}") as disk:
             change(disk)
-            assert disk.pread(2 * CLUSTER, 30 * CLUSTER) == b"f" * (30 * CLUSTER)
+            assert disk.pread(2 * CLUSTER, length=30 * CLUSTER) == b"f" * (30 * CLUSTER)
         found, problems = judge(image.read_bytes())
         assert not problems, f"after {clusters} clusters: {problems[:5]}"
         assert not found.leaks

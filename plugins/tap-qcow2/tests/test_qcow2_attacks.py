@@ -203,7 +203,7 @@ def test_cve_2015_4463_a_compressed_cluster_that_never_ends(
         watched("a bomb", seconds=4.0, memory=16 * MIB),
         tapcore.open(f"qcow2:{image}", readonly=True) as disk,
     ):
-        assert not any(disk.pread(0, 4096))
+        assert not any(disk.pread(0, length=4096))
 
 
 @pytest.mark.parametrize("window_log", [27, 31])
@@ -221,7 +221,7 @@ def test_a_zstd_cluster_that_wants_a_large_window(
         watched("a large window", seconds=4.0, memory=16 * MIB),
         tapcore.open(f"qcow2:{image}", readonly=True) as disk,
     ):
-        disk.pread(0, 4096)
+        disk.pread(0, length=4096)
 
 
 def test_cve_2015_5162_a_huge_disk_in_a_small_file(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_cve_2015_5162_a_huge_disk_in_a_small_file(tmp_path: Path) -> None:
         with tapcore.open(f"qcow2:{image}") as disk:
             assert len(list(disk.extents())) == 1
             disk.pwrite(disk.size - 512, b"e" * 512)
-            disk.discard(0, disk.size)
+            disk.discard(0, length=disk.size)
     assert_clean(image)
 
 

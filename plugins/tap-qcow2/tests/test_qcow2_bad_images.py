@@ -130,12 +130,12 @@ def test_an_impossible_entry_is_not_read(
     image.write_bytes(with_bad_entry(good(layout), bad))
     at = 2 * good(layout).cluster
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, 512)
+        assert disk.pread(0, length=512)
         if bad.startswith("past"):  # as QEMU: what lies past the end of the file reads as zeroes
-            assert not any(disk.pread(at, 512))
+            assert not any(disk.pread(at, length=512))
         else:
             with pytest.raises(TapError):
-                disk.pread(at, 512)
+                disk.pread(at, length=512)
 
 
 @pytest.mark.parametrize("what", ["write", "part", "zero", "keep", "discard"])

@@ -26,7 +26,7 @@ class TestDefault(DriverContract):
                 path = os.path.join(self.folder, "new")
                 self.operations().td_create(path, MIB, None, options if value else {})
                 with self.open(path, readonly=True) as disk:
-                    assert disk.pread(0, MIB + 1) == bytes(MIB)
+                    assert disk.pread(0, length=MIB + 1) == bytes(MIB)
 
     def test_bad_options_are_refused(self) -> None:
         """The kit's check; a data file may have any name, so it makes no error by itself."""

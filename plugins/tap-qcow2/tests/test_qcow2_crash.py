@@ -110,7 +110,7 @@ class Snapshots:
             assert began <= state.moment, f"{state}: snapshot {name} comes too early"
             with tapcore.open(f"qcow2:{image}", readonly=True, snapshot=name) as disk:
                 for offset, want in content.items():
-                    got = disk.pread(offset, len(want))
+                    got = disk.pread(offset, length=len(want))
                     assert got == want, f"{state}: snapshot {name} shows something else"
 
 
@@ -260,7 +260,7 @@ def test_a_server_is_killed_while_it_writes(
         assert not problems
         with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
             for sector, content in safe.items():
-                assert disk.pread(sector * 512, 512) == content, sector
+                assert disk.pread(sector * 512, length=512) == content, sector
         if found.incompatible & 1:
             checked(image, "-r", "all")
         said = checked(image)

@@ -40,7 +40,7 @@ def test_a_device_that_is_full_keeps_what_it_has(device: str) -> None:
         disk.pwrite(5 * MIB, b"z" * 1000)
         disk.sync()
     with tapcore.open(f"qcow2:{device}", readonly=True) as disk:
-        assert disk.pread(5 * MIB, 300_000) == b"z" * 1000 + b"x" * 299_000
+        assert disk.pread(5 * MIB, length=300_000) == b"z" * 1000 + b"x" * 299_000
     check = [peer("qemu-img"), "check", "-f", "qcow2", device]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stdout + done.stderr

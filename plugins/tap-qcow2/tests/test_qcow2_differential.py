@@ -80,12 +80,12 @@ class Pair:
                 disk.pwrite(at, content)
                 self._wrote(at, content)
             elif what == "discard":
-                disk.discard(at, length)
+                disk.discard(at, length=length)
                 self._discarded(at, length)
             elif what == "sync":
                 disk.sync()
             else:
-                disk.zero(at, length, unmap=what == "zero")
+                disk.zero(at, length=length, unmap=what == "zero")
                 self._wrote(at, bytes(length))
 
     def _theirs(self) -> str:
@@ -114,7 +114,7 @@ class Pair:
         """A part of a sector is going to be written: know the rest of it."""
         for sector in range(at // SECTOR, -(-(at + length) // SECTOR)):
             if sector in self.unsure:
-                self._decide(sector, disk.pread(sector * SECTOR, SECTOR))
+                self._decide(sector, disk.pread(sector * SECTOR, length=SECTOR))
 
     def _discarded(self, at: int, length: int) -> None:
         for sector in range(at // SECTOR, (at + length) // SECTOR):
@@ -138,7 +138,7 @@ class Pair:
             self._decide(sector, content[sector * SECTOR : (sector + 1) * SECTOR])
         self._compare(content, "QEMU")
         with tapcore.open(f"qcow2:{self.image}", readonly=True) as disk:
-            self._compare(disk.pread(0, disk.size), "tapcore")
+            self._compare(disk.pread(0, length=disk.size), "tapcore")
             mine = [item.as_dict(str(self.image)) for item in map_disk(disk)]
         theirs = json.loads(qemu_img("map", "--output=json", "-f", "qcow2", self.image))
         assert comparable(mine) == comparable(theirs)
@@ -345,7 +345,7 @@ def test_snapshots_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> Non
     for name, content in kept.items():
         assert content_by_qemu(pair.image, snapshot=name) == content
         with tapcore.open(f"qcow2:{pair.image}", readonly=True, snapshot=name) as disk:
-            assert disk.pread(0, disk.size) == content
+            assert disk.pread(0, length=disk.size) == content
             assert [snapshot.name for snapshot in disk.snapshots()] == list(kept)
     for name in kept:
         _snapshot(pair.image, "delete", name, mine=rng.random() < 0.5)
@@ -392,10 +392,10 @@ def test_huge_disks_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> No
         qemu_io(image, *(f"read -P {byte} {at} 4096" for at, byte in places.items()))
         with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
             for at, byte in places.items():
-                assert disk.pread(at, 4096) == bytes([byte]) * 4096
+                assert disk.pread(at, length=4096) == bytes([byte]) * 4096
     middle = 200 << 30
     with tapcore.open(f"qcow2:{image}") as disk:
-        disk.zero(0, middle)
-        disk.discard(middle, size - middle)
+        disk.zero(0, length=middle)
+        disk.discard(middle, length=size - middle)
     assert_clean(image)
     qemu_io(image, f"read -P 0 {middle - MIB} 1M", f"read -P 0 {size - 512} 512")

@@ -95,12 +95,12 @@ def test_written_in_turn(
                     disk.pwrite(at, content)
                     model[at : at + length] = content
                 at, length = _place(rng)
-                disk.zero(at, length)
+                disk.zero(at, length=length)
                 model[at : at + length] = bytes(length)
         check_by_qemu(image)
         assert content_by_qemu(image, encrypted=True) == model
         with tapcore.open(f"qcow2:{image}", keys=KEY, readonly=True, cache=cache) as disk:
-            assert disk.pread(0, SIZE) == model
+            assert disk.pread(0, length=SIZE) == model
     assert MARK[:16] not in image.read_bytes()
     assert not check_image(f"qcow2:{image}").corruptions  # which needs no key
 
@@ -133,7 +133,7 @@ def test_over_a_parent_in_the_clear(make: Maker, tmp_path: Path, rng: random.Ran
             at = rng.randrange(SIZE - 600)
             disk.pwrite(at, MARK)
             model[at : at + len(MARK)] = MARK
-        assert disk.pread(0, SIZE) == model
+        assert disk.pread(0, length=SIZE) == model
     assert content_by_qemu(image, encrypted=True) == model
     assert MARK[:16] not in image.read_bytes()
 
@@ -148,7 +148,7 @@ def test_snapshots_of_an_encrypted_disk(make: Maker, tmp_path: Path) -> None:
         dd.drv.td_snapshot_create(dd, "s")
         disk.pwrite(0, b"n" * 65536)
     with tapcore.open(f"qcow2:{image}", keys=KEY, snapshot="s", readonly=True) as disk:
-        assert disk.pread(0, len(MARK)) == MARK
+        assert disk.pread(0, length=len(MARK)) == MARK
     by_qemu(image, "read -P 110 0 64k")
     check_by_qemu(image)
 
@@ -158,8 +158,8 @@ def test_an_old_encryption_is_read_and_not_written(tmp_path: Path, rng: random.R
     image = create(tmp_path / "disk.qcow2", SIZE, encrypt_format="aes")
     by_qemu(image, "write -P 7 0 1M", f"write -P 8 {SIZE - 512} 512")
     with tapcore.open(f"qcow2:{image}", keys=KEY, readonly=True) as disk:
-        assert disk.pread(0, MIB + 1) == b"\7" * MIB + b"\0"
-        assert disk.pread(SIZE - 512, 512) == b"\b" * 512
+        assert disk.pread(0, length=MIB + 1) == b"\7" * MIB + b"\0"
+        assert disk.pread(SIZE - 512, length=512) == b"\b" * 512
     before = image.read_bytes()
     with pytest.raises(tapcore.TapError):
         tapcore.open(f"qcow2:{image}", keys=KEY)

@@ -212,7 +212,7 @@ def test_writes_fail_when_tables_cannot_be_written_and_go_on_when_they_can(tmp_p
         assert not any(statuses)
         disk.sync()
         for n in range(100):
-            assert disk.pread(n << 15, 512) == b"a" * 512
+            assert disk.pread(n << 15, length=512) == b"a" * 512
     assert_clean(image)
 
 
@@ -222,7 +222,7 @@ def test_a_refcount_that_cannot_be_read_costs_leaks_and_no_answer(tmp_path: Path
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(0, b"a" * (MIB // 2))
         disk.sync()
-        disk.discard(0, MIB // 4)
+        disk.discard(0, length=MIB // 4)
         image_of(disk).refcounts.forget()
         with failing("read_metadata", lambda *_: True) as fault:
             disk.sync()
@@ -239,7 +239,7 @@ def test_space_that_cannot_be_given_back_fails_no_flush(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(0, b"a" * MIB)
-        disk.discard(0, MIB // 2)
+        disk.discard(0, length=MIB // 2)
         with failing("discard_blocking", lambda *_: True, raises=False) as fault:
             disk.sync()
             image_of(disk).file.drain()
@@ -296,7 +296,7 @@ def test_a_discard_of_everything_keeps_few_tables_in_memory(
         with patch.object(type(tables), "add", add):
             run_all(disk, [Request(DISCARD, 0, 4 * MIB, None, lambda request: None)])
         assert most <= tables.most + 2
-        assert disk.pread(0, 4 * MIB) == bytes(4 * MIB)
+        assert disk.pread(0, length=4 * MIB) == bytes(4 * MIB)
     assert_clean(image)
     assert content_by_qemu(image) == bytes(4 * MIB)
 
@@ -373,10 +373,10 @@ def test_an_image_that_cannot_be_emptied_keeps_its_content(tmp_path: Path) -> No
         ):
             dd.drv.td_make_empty(dd)
         assert fault.failed
-        assert disk.pread(0, MIB // 2) == b"a" * (MIB // 2)
+        assert disk.pread(0, length=MIB // 2) == b"a" * (MIB // 2)
         disk.pwrite(MIB // 2, b"b" * 4096)
         disk.sync()
-        assert disk.pread(0, MIB // 2) == b"a" * (MIB // 2)
+        assert disk.pread(0, length=MIB // 2) == b"a" * (MIB // 2)
     assert not checked(image).get("corruptions")
     assert content_by_qemu(image)[: MIB // 2 + 4096] == b"a" * (MIB // 2) + b"b" * 4096
 
@@ -397,7 +397,7 @@ def test_what_a_failed_shrinking_left_does_not_show_when_the_disk_grows(tmp_path
         size = disk.size
         assert size in (MIB, MIB // 2)
         disk.resize(MIB + 4096)
-        assert disk.pread(0, disk.size) == b"a" * size + bytes(MIB + 4096 - size)
+        assert disk.pread(0, length=disk.size) == b"a" * size + bytes(MIB + 4096 - size)
     assert_clean(image)
     assert content_by_qemu(image) == b"a" * size + bytes(MIB + 4096 - size)
 
@@ -421,5 +421,5 @@ def test_a_table_that_lacks_its_flag_is_copied_and_its_place_used_again(tmp_path
             disk.sync()
         assert image_of(disk).tables.offset_of(0) != table
         assert image_of(disk).refcounts.get(table >> 12) == 1, "its place is used"
-        assert disk.pread(0, 32768) == b"a" * 8192 + bytes(8192) + b"b" * 16384
+        assert disk.pread(0, length=32768) == b"a" * 8192 + bytes(8192) + b"b" * 16384
     assert_clean(image)

@@ -181,7 +181,7 @@ class Trial:
         if self.kind.writes_compressed:
             ops += [WRITE_COMPRESSED, WRITE_COMPRESSED]
         span = self.kind.span
-        history = History.of(disk.pread(0, span))
+        history = History.of(disk.pread(0, length=span))
         return Crowd(disk, host, self.rng, self.files, span, self.below, tuple(ops), history)
 
     def judge(self, crowd: Crowd, content: bytes) -> None:
@@ -210,7 +210,7 @@ class Trial:
             (copy / path.name).write_bytes(content)
         name, keys = f"qcow2:{copy / self.image.name}", PASSPHRASE.encode()
         with tapcore.open(name, readonly=True, keys=keys) as disk:
-            return disk.pread(0, self.kind.span)
+            return disk.pread(0, length=self.kind.span)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,7 +224,7 @@ def test_everything_late(
         with host:
             crowd.run(220, 24)
         assert not any(crowd.statuses)
-        content = disk.pread(0, trial.kind.span)
+        content = disk.pread(0, length=trial.kind.span)
     assert not walk(trial.image.read_bytes()).leaks
     trial.judge(crowd, content)
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
@@ -249,7 +249,7 @@ def test_everything_late_and_failing(
             crowd.flush()  # may tell of a failure that nobody heard of yet
             assert crowd.flush() == 0
             crowd.run(20, 4)
-        content = disk.pread(0, trial.kind.span)
+        content = disk.pread(0, length=trial.kind.span)
     trial.judge(crowd, content)
     assert not [each for each in caplog.records if "answered" in each.getMessage()]
 

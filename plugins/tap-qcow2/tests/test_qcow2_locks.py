@@ -73,7 +73,7 @@ def test_qemus_writer_keeps_us_out_and_is_named(image: Path, cache: tapcore.Cach
         with pytest.raises(tapcore.ImageLockedError):
             check_image(f"qcow2:{image}", repair="all")
         with tapcore.open(f"qcow2:{image}", readonly=True, lock=False) as disk:
-            assert disk.pread(0, 2) == b"\7\7"
+            assert disk.pread(0, length=2) == b"\7\7"
         inspect_image(f"qcow2:{image}")  # looks without asking
         image_info(f"qcow2:{image}")
     tapcore.open(f"qcow2:{image}").close()
@@ -84,7 +84,7 @@ def test_readers_share(image: Path) -> None:
         assert not refused_to_qemu(image, *READ)
         assert refused_to_qemu(image, "-f", "qcow2")
         with held_by_qemu(image, *READ), tapcore.open(f"qcow2:{image}", readonly=True) as other:
-            assert disk.pread(0, MIB) == other.pread(0, MIB)
+            assert disk.pread(0, length=MIB) == other.pread(0, length=MIB)
     with held_by_qemu(image, *READ):
         with pytest.raises(tapcore.ImageLockedError):
             tapcore.open(f"qcow2:{image}")
@@ -99,7 +99,7 @@ def test_two_writers_of_ours(image: Path) -> None:
 def test_the_parent_of_a_disk_in_use_may_be_read_and_not_written(image: Path) -> None:
     child = create(image.with_name("child.qcow2"), parent=image.name)
     with tapcore.open(f"qcow2:{child}") as disk:
-        assert disk.pread(0, 2) == b"\7\7"
+        assert disk.pread(0, length=2) == b"\7\7"
         assert not refused_to_qemu(image, *READ)
         assert refused_to_qemu(image, "-f", "qcow2")
         other = create(image.with_name("other.qcow2"), parent=image.name)

@@ -120,7 +120,7 @@ def test_a_slow_write_does_not_land_in_a_cluster_that_is_anothers_by_then(
         assert slow.tag
         assert all(other.tag for other in others)
         for n in (1, 2, 3):
-            assert disk.pread(n * CLUSTER, CLUSTER) == b"b" * CLUSTER
+            assert disk.pread(n * CLUSTER, length=CLUSTER) == b"b" * CLUSTER
     assert_clean(image)
     content = content_by_qemu(image)
     assert content[CLUSTER : 4 * CLUSTER] == b"b" * (3 * CLUSTER)
@@ -145,7 +145,7 @@ def test_a_slow_read_does_not_return_what_another_wrote(tmp_path: Path) -> None:
         patch.object(ImageFile, "read_blocking", late),
         tapcore.open(f"qcow2:{image}") as disk,
     ):
-        disk.pread(0, 512)  # the table is in memory from here on
+        disk.pread(0, length=512)  # the table is in memory from here on
         got = bytearray(CLUSTER)
         slow = submit(disk, READ, 0, CLUSTER, got)
         assert started.wait(3)
@@ -209,7 +209,7 @@ class Crowd:
     reads: list[tuple[int, int, int, bytearray]] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        content = self.disk.pread(0, self.span)
+        content = self.disk.pread(0, length=self.span)
         for n in range(self.span // SECTOR):
             self.history[n] = [Change(content[n * SECTOR : (n + 1) * SECTOR], -1, -1)]
 
@@ -339,7 +339,7 @@ def test_a_crowd_of_requests_on_a_slow_disk(
     with slow_disk(wait), tapcore.open(f"qcow2:{image}", metadata_cache=1024) as disk:
         crowd = Crowd(disk, rng, span, below)
         crowd.run(250, 16)
-        content = disk.pread(0, span)
+        content = disk.pread(0, length=span)
     crowd.check(content)
     assert_clean(image)
     assert content_by_qemu(image)[:span] == content
@@ -354,7 +354,7 @@ def test_a_crowd_of_requests_past_the_page_cache(
     with tapcore.open(f"qcow2:{image}", cache="none") as disk:
         crowd = Crowd(disk, rng, span, bytes(span))
         crowd.run(400, 32)
-        content = disk.pread(0, span)
+        content = disk.pread(0, length=span)
     crowd.check(content)
     assert_clean(image)
     assert content_by_qemu(image)[:span] == content

@@ -119,7 +119,7 @@ def test_a_data_file_outside_is_opened_where_the_caller_allows_it(tmp_path: Path
         tapcore.open(f"qcow2:{image}", readonly=True)
     with tapcore.open(f"qcow2:{image}", parents=str(data.parent)) as disk:
         disk.pwrite(0, b"data")
-        assert disk.pread(0, 4) == b"data"
+        assert disk.pread(0, length=4) == b"data"
 
 
 def test_an_image_that_is_its_own_parent(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def image(tmp_path: Path) -> Path:
 def test_reading_changes_nothing(image: Path) -> None:
     before = image.read_bytes()
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, MIB) == b"\7" * 65536 + b"p" * (MIB - 65536)
+        assert disk.pread(0, length=MIB) == b"\7" * 65536 + b"p" * (MIB - 65536)
     assert image.read_bytes() == before
 
 
@@ -99,7 +99,7 @@ def test_a_change_keeps_what_is_compatible_and_clears_the_autoclear_bits(
         (image.parent / "parent.raw").rename(image.parent / "a-much-longer-name-of-the-parent.raw")
     assert_clean(image)
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(MIB - 4096, 4096) == b"p" * 4096
+        assert disk.pread(MIB - 4096, length=4096) == b"p" * 4096
 
 
 def test_qemu_and_we_agree_about_the_autoclear_bits(image: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_disk_without_a_sector(tmp_path: Path) -> None:
     for image in (theirs, ours):
         with tapcore.open(f"qcow2:{image}") as disk:
             assert disk.size == 0
-            assert disk.pread(0, 512) == b""
+            assert disk.pread(0, length=512) == b""
             assert list(disk.extents()) == []
         assert_clean(image)
         assert content_by_qemu(image) == b""
@@ -157,7 +157,7 @@ def test_snapshots_of_a_disk_without_a_sector(tmp_path: Path) -> None:
             _snapshot_named(disk, "apply", "full")
         assert_clean(image)
         with tapcore.open(f"qcow2:{image}") as disk:
-            assert disk.pread(0, MIB) == b"w" * MIB
+            assert disk.pread(0, length=MIB) == b"w" * MIB
             _snapshot_named(disk, "delete", "empty")
         assert_clean(image)
 
@@ -177,12 +177,12 @@ def test_a_disk_of_a_few_sectors(size: int, options: dict[str, str], tmp_path: P
     for image in (ours, theirs):
         with tapcore.open(f"qcow2:{image}") as disk:
             disk.pwrite(size - 512, b"e" * 512)
-            disk.zero(0, 512 if size > 512 else 0)
+            disk.zero(0, length=512 if size > 512 else 0)
         assert_clean(image)
         assert content_by_qemu(image) == bytes(size - 512) + b"e" * 512
         qemu_io(image, f"write -P 9 {size - 512} 512")
         with tapcore.open(f"qcow2:{image}") as disk:
-            assert disk.pread(0, size) == bytes(size - 512) + b"\t" * 512
-            disk.discard(0, size)
+            assert disk.pread(0, length=size) == bytes(size - 512) + b"\t" * 512
+            disk.discard(0, length=size)
         assert_clean(image)
         assert not any(content_by_qemu(image))

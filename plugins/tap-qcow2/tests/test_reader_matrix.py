@@ -53,14 +53,14 @@ def small(source: Path) -> Path:
 def reads_as(disk: tapcore.Disk, want: bytes, rng: random.Random, *, pieces: int = 60) -> None:
     """The whole disk, and pieces of any shape."""
     assert disk.size == len(want)
-    got = disk.pread(0, disk.size)
+    got = disk.pread(0, length=disk.size)
     if got != want:
         at = next(n for n in range(0, len(want), 512) if got[n : n + 512] != want[n : n + 512])
         raise AssertionError(f"differs from byte {at} on")
     for _ in range(pieces):
         at = rng.randrange(len(want))
         length = min(rng.choice((1, 511, 512, 5000, 70_000, 300_000)), len(want) - at)
-        assert disk.pread(at, length) == want[at : at + length], (at, length)
+        assert disk.pread(at, length=length) == want[at : at + length], (at, length)
 
 
 def check_reading(image: Path, rng: random.Random, *, encrypted: bool = False) -> bytes:
@@ -300,7 +300,7 @@ def _opened(image: Path, *, readonly: bool) -> str:
     """What is said when an image is opened and read; "" where nothing is."""
     try:
         with tapcore.open(f"qcow2:{image}", readonly=readonly) as disk:
-            disk.pread(0, disk.size)
+            disk.pread(0, length=disk.size)
     except tapcore.TapError as exc:
         return exc.message
     return ""
@@ -334,7 +334,7 @@ def test_an_image_marked_corrupt_is_read_and_not_written(small: Path, tmp_path: 
     assert not _opened(image, readonly=True)
     assert "corrupt" in _opened(image, readonly=False)
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, SMALL) == small.read_bytes()
+        assert disk.pread(0, length=SMALL) == small.read_bytes()
 
 
 @pytest.mark.parametrize(

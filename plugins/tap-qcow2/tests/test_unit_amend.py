@@ -119,7 +119,7 @@ def test_amended_alternately_with_qemu(
         assert walk(image.read_bytes()).problems == []
         assert (content_by_qemu(image), content_by_qemu(image, snapshot="one")) == want
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, size) == want[0]
+        assert disk.pread(0, length=size) == want[0]
 
 
 @pytest.mark.parametrize("before", WIDTHS)
@@ -135,7 +135,7 @@ def test_every_width_from_every_width(before: int, tmp_path: Path, rng: random.R
             disk.pwrite(5000, content)
             change(disk, refcount_bits=after)
             disk.pwrite(MIB, content)  # the open image goes on
-            want = disk.pread(0, 2 * MIB)
+            want = disk.pread(0, length=2 * MIB)
         assert told(copy)["refcount_bits"] == after
         found = walk(copy.read_bytes())
         assert (found.problems, found.copied_wrong, found.leaks) == ([], [], 0)
@@ -173,10 +173,10 @@ def test_the_open_image_goes_on_after_each_change(tmp_path: Path, rng: random.Ra
                 content = rng.randbytes(rng.choice((512, 20_000)))
                 disk.pwrite(at, content)
                 want[at : at + len(content)] = content
-            disk.zero(MIB, 65536)
+            disk.zero(MIB, length=65536)
             want[MIB : MIB + 65536] = bytes(65536)
             change(disk, **step)
-            assert disk.pread(0, size) == want
+            assert disk.pread(0, length=size) == want
     assert_clean(image)
     assert content_by_qemu(image) == want
 
@@ -355,7 +355,7 @@ def test_zeroes_of_an_encrypted_image_are_encrypted(tmp_path: Path, rng: random.
     assert not any(want[256 << 10 : 768 << 10])
     with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode()) as disk:
         change(disk, compat="0.10")
-        assert disk.pread(0, size) == want
+        assert disk.pread(0, length=size) == want
     assert content_by_qemu(image, encrypted=True) == want
     assert walk(image.read_bytes()).version == 2
 
@@ -433,7 +433,7 @@ def test_an_image_that_was_not_closed_is_repaired_first(tmp_path: Path) -> None:
         disk.pwrite(MIB, b"x" * 300_000)
         disk.sync()
         shutil.copy(image, crashed)
-        want = disk.pread(0, 8 * MIB)
+        want = disk.pread(0, length=8 * MIB)
     assert walk(crashed.read_bytes()).problems
     options = tapcore.OpenOptions(metadata_only=True)
     state = open_disk(f"qcow2:{crashed}", default_registry(), flags=0, options=options)
@@ -511,7 +511,7 @@ def test_a_crash_while_it_is_amended(kind: str, tmp_path: Path, rng: random.Rand
         assert not problems, f"{state}: {problems[:3]}"
         for name, content in zip(("", "one"), want, strict=True):
             with tapcore.open(f"qcow2:{crashed}", readonly=True, snapshot=name) as disk:
-                assert disk.pread(0, size) == content, f"{state}: {name}"
+                assert disk.pread(0, length=size) == content, f"{state}: {name}"
         seen.add((found.version, found.order, found.compatible))
     assert len(seen) > 1
     assert_clean(image)

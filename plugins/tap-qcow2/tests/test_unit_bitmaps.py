@@ -183,10 +183,10 @@ def _both(image: Path, twin: Path, size: int, rng: random.Random) -> None:
                 disk.pwrite(at, b"\x5a" * length)
                 commands.append(f"write -q -P 0x5a {at} {length}")
             elif what == "zero":
-                disk.zero(at, length)
+                disk.zero(at, length=length)
                 commands.append(f"write -q -z -u {at} {length}")
             else:
-                disk.discard(at, length)
+                disk.discard(at, length=length)
                 commands.append(f"discard -q {at} {length}")
     qemu_io(twin, *commands)
 
@@ -297,7 +297,7 @@ def test_all_ones_are_stored_without_a_cluster(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 7 * MIB, cluster_size=512)
     add(image, "one", 512)
     with tapcore.open(f"qcow2:{image}") as disk:
-        disk.discard(MIB, 6 * MIB)
+        disk.discard(MIB, length=6 * MIB)
         disk.pwrite(3 * MIB, bytes(4096))
     table = _structures(image, "one")[1][1]
     assert list(struct.unpack(">4Q", table))[1:3] == [1, 1]
@@ -312,7 +312,7 @@ def test_a_huge_disk_costs_memory_for_what_changes(tmp_path: Path) -> None:
     add(image, "one", 65536)
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(5 << 40 >> 3, b"x")
-        disk.discard(0, 1 << 42)
+        disk.discard(0, length=1 << 42)
         tracker = disk.state.disks.private.tracker  # type: ignore[union-attr]
         assert sum(map(len, (r.pages for r in tracker._marking))) == 0
     assert dirty(image, "one") == [(0, 1 << 42)]
@@ -448,7 +448,7 @@ def test_a_damaged_directory_is_an_error(kind: str, tmp_path: Path) -> None:
     with pytest.raises(tapcore.ImageFormatError):
         tapcore.open(f"qcow2:{image}")
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, MIB) == bytes(MIB)
+        assert disk.pread(0, length=MIB) == bytes(MIB)
 
 
 @pytest.mark.parametrize("word", [3 << 16 | 1, 2, 1 << 60, 0x200, 1 << 50])
@@ -463,7 +463,7 @@ def test_a_damaged_table_is_an_error(word: int, tmp_path: Path) -> None:
     with tapcore.open(f"qcow2:{image}") as disk:  # the disk itself is not damaged
         disk.pwrite(MIB, b"x")
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(MIB, 1) == b"x"
+        assert disk.pread(MIB, length=1) == b"x"
     assert listed(image)["one"].inconsistent
 
 
@@ -518,7 +518,7 @@ def test_random_damage_never_does_harm(tmp_path: Path, rng: random.Random) -> No
         except tapcore.TapError:
             continue
         with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-            assert disk.pread(MIB, 5000) == b"x" * 5000
+            assert disk.pread(MIB, length=5000) == b"x" * 5000
 
 
 # ---- resizing ----------------------------------------------------------------------------------
@@ -634,7 +634,7 @@ def test_a_failure_to_save_costs_only_the_bitmaps(
     assert listed(image)["one"].inconsistent
     assert_clean(image)
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(MIB, 1) == b"x"
+        assert disk.pread(MIB, length=1) == b"x"
 
 
 def test_an_image_that_cannot_be_marked_is_not_written(
@@ -668,7 +668,7 @@ def test_after_a_crash_a_bitmap_says_nothing_or_the_truth(
         disk.pwrite(MIB // 2, b"\2" * (MIB // 4))  # bits that are there before
     before = {name: dirty(image, name) for name in "ab"}
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        old = disk.pread(0, size)
+        old = disk.pread(0, length=size)
     with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
         for _ in range(4):
             for _ in range(6):
@@ -684,7 +684,7 @@ def test_after_a_crash_a_bitmap_says_nothing_or_the_truth(
         problems = [p for p in found.problems if not (found.incompatible & 1 and "refcount" in p)]
         assert not problems, f"{state}: {problems[:3]}"
         with tapcore.open(f"qcow2:{crashed}", readonly=True) as disk:
-            now = disk.pread(0, size)
+            now = disk.pread(0, length=size)
             for bitmap in disk.bitmaps():
                 if bitmap.inconsistent:
                     continue

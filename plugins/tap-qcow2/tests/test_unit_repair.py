@@ -77,13 +77,13 @@ def _goes_on(image: Path, rng: random.Random, case: str, *, shared: bool) -> Non
     user left: as with QEMU.
     """
     with tapcore.open(f"qcow2:{image}") as disk:
-        want = bytearray(disk.pread(0, SIZE))
+        want = bytearray(disk.pread(0, length=SIZE))
         for _ in range(6):
             at = rng.randrange(SIZE // 512 - 100) * 512
             part = rng.randbytes(rng.choice((512, 5120, 50_688)))
             disk.pwrite(at, part)
             want[at : at + len(part)] = part
-        assert disk.pread(0, SIZE) == want, case
+        assert disk.pread(0, length=SIZE) == want, case
     if shared:
         found = walk(image.read_bytes())
         assert not found.problems, case
@@ -216,13 +216,13 @@ def test_a_dirty_image_is_repaired_when_it_is_opened_for_writing(tmp_path: Path)
     _with_lost_refcounts(image)
     dirty = image.read_bytes()
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
-        assert disk.pread(0, 5 * MIB) == b"\5" * (5 * MIB)
+        assert disk.pread(0, length=5 * MIB) == b"\5" * (5 * MIB)
     assert image.read_bytes() == dirty
     with tapcore.open(f"qcow2:{image}") as disk:
         assert _marks(image) == 0
         assert_clean_copy(image)
         disk.pwrite(6 * MIB, b"6" * MIB)
-        assert disk.pread(0, 5 * MIB) == b"\5" * (5 * MIB)
+        assert disk.pread(0, length=5 * MIB) == b"\5" * (5 * MIB)
     assert_clean(image)
 
 
@@ -285,7 +285,7 @@ def test_an_entry_that_is_only_flagged_leads_no_write_to_the_header(
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(65536, b"a" * 512)
         disk.pwrite(0, b"b" * 512)
-        assert disk.pread(0, 512) == b"b" * 512
+        assert disk.pread(0, length=512) == b"b" * 512
     assert content(image) == b"b" * 512 + bytes(65024) + b"a" * 512 + b"\1" * 65024 + bytes(917504)
 
 
@@ -418,7 +418,7 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
         assert disk.state.disks is not None
         name = "two" if operation is create_snapshot else "one"
         operation(disk.state.disks.private, name)  # type: ignore[operator]
-        new = disk.pread(0, SIZE)
+        new = disk.pread(0, length=SIZE)
     crashed = tmp_path / "crashed.qcow2"
     for state in _states(recording, rng, 10):
         state.write({image: crashed})
@@ -426,7 +426,7 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
         assert not found.problems, f"{state}: {found.problems[:3]}"
         assert not found.copied_wrong or compat == "0.10" or found.incompatible & 1
         with tapcore.open(f"qcow2:{crashed}") as disk:
-            assert disk.pread(0, SIZE) in (old, new), state
+            assert disk.pread(0, length=SIZE) in (old, new), state
             names = [snapshot.name for snapshot in disk.snapshots()]
             disk.pwrite(SIZE - 512, bytes(512))
         assert names in ([], ["one"], ["one", "two"])
@@ -435,4 +435,4 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
         assert qemu_check(crashed) == 0, state
         for name in names:
             with tapcore.open(f"qcow2:{crashed}", readonly=True, snapshot=name) as disk:
-                assert disk.pread(0, SIZE) == (one if name == "one" else old), state
+                assert disk.pread(0, length=SIZE) == (one if name == "one" else old), state

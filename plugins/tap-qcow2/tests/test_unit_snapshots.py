@@ -45,7 +45,7 @@ def opened(image: Path) -> Iterator[tuple[tapcore.Disk, Image]]:
 def content(image: Path, snapshot: str = "") -> bytes:
     """As tapcore reads it, from the beginning."""
     with tapcore.open(f"qcow2:{image}", readonly=True, snapshot=snapshot) as disk:
-        return disk.pread(0, disk.size)
+        return disk.pread(0, length=disk.size)
 
 
 def write_some(disk: tapcore.Disk, rng: random.Random, count: int = 6) -> None:
@@ -55,9 +55,9 @@ def write_some(disk: tapcore.Disk, rng: random.Random, count: int = 6) -> None:
         length = rng.choice((512, 4096, 30_208, 100_352))
         what = rng.randrange(4)
         if what == 0:
-            disk.zero(at, length)
+            disk.zero(at, length=length)
         elif what == 1:
-            disk.discard(at, length)
+            disk.discard(at, length=length)
         else:
             disk.pwrite(at, rng.randbytes(length))
 
@@ -87,12 +87,12 @@ def test_both_sides_in_turn(options: dict[str, object], tmp_path: Path, rng: ran
         name = f"n{step}" if what == "create" else rng.choice(sorted(kept))
         if ours:
             with opened(image) as (disk, it):
-                before = disk.pread(0, SIZE)
+                before = disk.pread(0, length=SIZE)
                 OURS[what](it, name)
-                now = disk.pread(0, SIZE)
+                now = disk.pread(0, length=SIZE)
                 assert now == (kept[name] if what == "apply" else before)
                 write_some(disk, rng)
-                after = disk.pread(0, SIZE)
+                after = disk.pread(0, length=SIZE)
         else:
             before = content(image)
             qemu_img("snapshot", f"-{what[0]}", name, image)
@@ -128,7 +128,7 @@ def test_compressed_clusters_are_shared(tmp_path: Path, rng: random.Random) -> N
     with opened(image) as (disk, it):
         delete_snapshot(it, "two")
         apply_snapshot(it, "one")
-        assert disk.pread(0, SIZE) == want
+        assert disk.pread(0, length=SIZE) == want
         delete_snapshot(it, "one")
         write_some(disk, rng)
     assert_clean(image)
@@ -164,7 +164,7 @@ def test_an_id_goes_before_a_name_and_a_name_may_be_there_twice(tmp_path: Path) 
         disk.pwrite(0, b"3" * 512)
         create_snapshot(it, "twice")
         apply_snapshot(it, "2")
-        assert disk.pread(0, 512) == b"2" * 512
+        assert disk.pread(0, length=512) == b"2" * 512
         delete_snapshot(it, "twice")
         assert [each.id for each in read_snapshots(it)] == ["1", "3"]
         with pytest.raises(tapcore.ImageFormatError, match=r"no snapshot 'none'.*there are: 2"):
@@ -184,12 +184,12 @@ def test_a_snapshot_of_another_size_brings_its_size(tmp_path: Path, rng: random.
     image = create(tmp_path / "disk.qcow2", SIZE, cluster_size=512)
     with opened(image) as (disk, it):
         write_some(disk, rng)
-        small = disk.pread(0, SIZE)
+        small = disk.pread(0, length=SIZE)
         create_snapshot(it, "small")
     qemu_img("resize", image, 3 * SIZE)
     with opened(image) as (disk, it):
         disk.pwrite(3 * SIZE - 5000, rng.randbytes(5000))
-        large = disk.pread(0, 3 * SIZE)
+        large = disk.pread(0, length=3 * SIZE)
         create_snapshot(it, "large")
         apply_snapshot(it, "small")
         assert it.size == it.header.size == SIZE
@@ -238,10 +238,10 @@ def test_a_refcount_that_cannot_count_further_refuses_and_changes_nothing(
     image = create(tmp_path / "disk.qcow2", MIB, refcount_bits=1, cluster_size=4096)
     with opened(image) as (disk, it):
         write_some(disk, rng)
-        want = disk.pread(0, MIB)
+        want = disk.pread(0, length=MIB)
         with pytest.raises(tapcore.NotSupportedError, match="refcount_bits"):
             create_snapshot(it, "one")
-        assert disk.pread(0, MIB) == want
+        assert disk.pread(0, length=MIB) == want
         disk.pwrite(0, b"x" * 512)
     assert_clean(image)
     assert content(image)[512:] == want[512:]
@@ -329,9 +329,9 @@ def test_a_failing_write_leaves_an_image_that_is_repaired_when_it_is_opened(
             with opened(image) as (disk, it):
                 write_some(disk, rng)
                 create_snapshot(it, "one")
-                first = disk.pread(0, MIB)
+                first = disk.pread(0, length=MIB)
                 write_some(disk, rng)
-                second = disk.pread(0, MIB)
+                second = disk.pread(0, length=MIB)
             with (
                 suppress(OSError, tapcore.TapError),
                 opened(image) as (_, it),
@@ -340,7 +340,7 @@ def test_a_failing_write_leaves_an_image_that_is_repaired_when_it_is_opened(
                 failing(patch, it, number)
                 operation(it)
             with tapcore.open(f"qcow2:{image}") as disk:
-                assert disk.pread(0, MIB) in (first, second)
+                assert disk.pread(0, length=MIB) in (first, second)
                 disk.pwrite(0, b"y" * 512)
             assert not run("qemu-img", "check", "-q", "-f", "qcow2", image)
             image.unlink()

@@ -36,13 +36,13 @@ def test_an_empty_terabyte_costs_nothing() -> None:
     with tapcore.open("ram:1T") as disk:
         assert (disk.size, used(disk)) == (1 << 40, 0)
         assert shape(disk) == [(0, 1 << 40, "zero")]
-        disk.zero(0, 1 << 40)
-        disk.discard(1 << 30, 1 << 39)
+        disk.zero(0, length=1 << 40)
+        disk.discard(1 << 30, length=1 << 39)
         assert used(disk) == 0
         assert resident() - before < 4 * MIB
         disk.pwrite((1 << 40) - 5, b"hello")
         disk.pwrite(1 << 39, b"there")
-        assert disk.pread((1 << 40) - 6, 100) == b"\0hello"
+        assert disk.pread((1 << 40) - 6, length=100) == b"\0hello"
         assert used(disk) == 2 * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -50,11 +50,11 @@ def test_an_empty_terabyte_costs_nothing() -> None:
 def test_reading_holes_allocates_nothing(length: int, rng: random.Random) -> None:
     with tapcore.open("ram:64M") as disk:
         for _ in range(40):
-            assert not any(disk.pread(rng.randrange(63 * MIB), length))
+            assert not any(disk.pread(rng.randrange(63 * MIB), length=length))
         assert used(disk) == 0
         disk.pwrite(32 * MIB, b"x" * 65_536)
         for _ in range(40):
-            disk.pread(rng.randrange(63 * MIB), length)
+            disk.pread(rng.randrange(63 * MIB), length=length)
         assert used(disk) == 65_536
 
 
@@ -62,17 +62,17 @@ def test_discard_and_zero_give_memory_back() -> None:
     with tapcore.open("ram:16M") as disk:
         disk.pwrite(0, b"x" * 8 * MIB)
         assert used(disk) == 8 * MIB
-        disk.discard(0, 4 * MIB)
+        disk.discard(0, length=4 * MIB)
         assert used(disk) == 4 * MIB
-        disk.zero(4 * MIB, 2 * MIB)
-        disk.zero(6 * MIB, MIB, unmap=False)
+        disk.zero(4 * MIB, length=2 * MIB)
+        disk.zero(6 * MIB, length=MIB, unmap=False)
         assert used(disk) == MIB
         assert shape(disk) == [
             (0, 7 * MIB, "zero"),
             (7 * MIB, MIB, "data"),
             (8 * MIB, 8 * MIB, "zero"),
         ]
-        assert disk.pread(0, 16 * MIB) == bytes(7 * MIB) + b"x" * MIB + bytes(8 * MIB)
+        assert disk.pread(0, length=16 * MIB) == bytes(7 * MIB) + b"x" * MIB + bytes(8 * MIB)
         assert used(disk) == MIB
 
 
@@ -80,22 +80,22 @@ def test_what_was_discarded_piece_by_piece_stays_a_hole_when_it_is_read() -> Non
     with tapcore.open("ram:4M") as disk:
         disk.pwrite(0, b"x" * MIB)
         for at in range(0, MIB, 4096):
-            disk.discard(at, 4096)
+            disk.discard(at, length=4096)
         assert used(disk) == 0
-        assert disk.pread(0, 4 * MIB) == bytes(4 * MIB)
+        assert disk.pread(0, length=4 * MIB) == bytes(4 * MIB)
         assert used(disk) == 0
 
 
 def test_a_discard_of_a_part_keeps_the_rest() -> None:
     with tapcore.open("ram:4M") as disk:
         disk.pwrite(0, b"x" * (256 << 10))
-        disk.discard(1024, 512)
-        disk.discard(60_000 // 512 * 512, 10 << 10)
+        disk.discard(1024, length=512)
+        disk.discard(60_000 // 512 * 512, length=10 << 10)
         expected = bytearray(b"x" * (256 << 10))
         expected[1024:1536] = bytes(512)
         start = 60_000 // 512 * 512
         expected[start : start + (10 << 10)] = bytes(10 << 10)
-        assert disk.pread(0, 256 << 10) == expected
+        assert disk.pread(0, length=256 << 10) == expected
 
 
 def test_a_sparse_file_is_loaded_sparse(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_a_sparse_file_is_loaded_sparse(tmp_path: Path) -> None:
     with tapcore.open(f"ram:{path}") as disk:
         assert disk.size == 10 << 30
         assert 6000 <= used(disk) <= 16 << 10
-        assert disk.pread(5 << 30, 6000) == b"middle" * 1000
-        disk.pread(0, MIB)
+        assert disk.pread(5 << 30, length=6000) == b"middle" * 1000
+        disk.pread(0, length=MIB)
         assert used(disk) <= 16 << 10
         assert [kind for _, _, kind in shape(disk)] == ["zero", "data", "zero"]
 
@@ -119,10 +119,10 @@ def test_the_file_is_left_as_it_was(tmp_path: Path, rng: random.Random) -> None:
     path.write_bytes(content)
     before = path.stat()
     with tapcore.open(f"ram:{path}") as disk:
-        assert disk.pread(0, disk.size) == content + bytes(disk.size - len(content))
+        assert disk.pread(0, length=disk.size) == content + bytes(disk.size - len(content))
         assert disk.info()["loaded_from"] == str(path)
         disk.pwrite(0, b"x" * disk.size)
-        disk.discard(0, disk.size)
+        disk.discard(0, length=disk.size)
         disk.resize(MIB)
         disk.sync()
     after = path.stat()
@@ -137,10 +137,10 @@ def test_resize_frees_what_is_cut_off_and_brings_zeroes_back() -> None:
         assert used(disk) <= MIB + 4096
         disk.resize(1 << 40)
         assert used(disk) <= MIB + 4096
-        assert disk.pread(MIB, 2048) == b"x" * 512 + bytes(1536)
-        assert disk.pread((1 << 40) - 512, 512) == bytes(512)
+        assert disk.pread(MIB, length=2048) == b"x" * 512 + bytes(1536)
+        assert disk.pread((1 << 40) - 512, length=512) == bytes(512)
         disk.resize(512)
-        assert disk.pread(0, 4096) == b"x" * 512
+        assert disk.pread(0, length=4096) == b"x" * 512
         with pytest.raises(tapcore.NotSupportedError, match="must not be empty"):
             disk.resize(0)
 
@@ -152,9 +152,9 @@ def test_a_resize_that_is_not_possible_changes_nothing() -> None:
         with pytest.raises(tapcore.TapError) as caught:
             disk.resize(1 << 62)
         assert caught.value.image == "ram:1M"
-        assert (disk.size, disk.pread(0, MIB), used(disk)) == (MIB, b"x" * MIB, MIB)
+        assert (disk.size, disk.pread(0, length=MIB), used(disk)) == (MIB, b"x" * MIB, MIB)
         disk.resize(2 * MIB)
-        assert disk.pread(0, 2 * MIB) == b"x" * MIB + bytes(MIB)
+        assert disk.pread(0, length=2 * MIB) == b"x" * MIB + bytes(MIB)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

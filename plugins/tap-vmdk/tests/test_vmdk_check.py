@@ -35,7 +35,7 @@ def places(raw: bytes) -> tuple[int, int]:
 
 def read(image: Path) -> bytes:
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        return disk.pread(0, disk.size)
+        return disk.pread(0, length=disk.size)
 
 
 def repaired(image: Path, repair: str = "all") -> CheckResult:
@@ -102,7 +102,7 @@ def test_grains_that_overlap_get_places_of_their_own(tmp_path: Path, rng: random
     assert read(image) == content
     with tapcore.open(f"vmdk:{image}") as disk:
         disk.pwrite(0, b"mine")
-        assert disk.pread(2 * GRAIN, GRAIN) == content[:GRAIN]
+        assert disk.pread(2 * GRAIN, length=GRAIN) == content[:GRAIN]
 
 
 def test_a_grain_at_an_odd_place_that_overlaps_is_found(tmp_path: Path, rng: random.Random) -> None:

@@ -62,7 +62,7 @@ def test_what_was_flushed_survives_every_crash(
     below = None
     if child:
         with tapcore.open(f"vmdk:{tmp_path}/base.vmdk", readonly=True) as disk:
-            below = disk.pread(0, SIZE)
+            below = disk.pread(0, length=SIZE)
     files = _files(image)
     with Recording(*files) as recording, tapcore.open(f"vmdk:{image}", cache=cache) as disk:
         work = Workload(disk, recording, rng, WINDOWS, below)
@@ -79,7 +79,7 @@ def test_what_was_flushed_survives_every_crash(
         copy = f"vmdk:{crashed / image.name}"
         with tapcore.open(copy, readonly=True, parents="any") as disk:
             for offset, length in WINDOWS:
-                wrong = work.wrong(state.moment, offset, disk.pread(offset, length))
+                wrong = work.wrong(state.moment, offset, disk.pread(offset, length=length))
                 assert not wrong, f"{state}: {wrong}"
         if number % 20 == 0:
             _check(crashed / image.name)
@@ -119,9 +119,9 @@ def test_a_crash_while_growing_or_changing_the_parent_leaves_a_good_disk(
     for state in itertools.chain(recording.prefixes(), recording.states(rng, 100)):
         state.write({image: copy})
         with tapcore.open(f"vmdk:{copy}", readonly=True) as disk:
-            below = disk.pread(0, 5)
-            assert disk.pread(1 << 20, 100_000) == content
-            assert disk.pread(disk.size - 512, 512) == bytes(512)
+            below = disk.pread(0, length=5)
+            assert disk.pread(1 << 20, length=100_000) == content
+            assert disk.pread(disk.size - 512, length=512) == bytes(512)
             seen.add((below, disk.size))
     assert {below for below, _ in seen} == {b"baseb", b"other"}
     assert {size for _, size in seen} == {SIZE, 40 << 20, 5 << 30}

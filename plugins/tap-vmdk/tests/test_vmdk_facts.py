@@ -64,15 +64,15 @@ def test_growing(tmp_path: Path, rng: random.Random, kind: str) -> None:
         disk.pwrite(0, content)
         for new in (40 << 20, 6 << 30):  # more tables, then a directory that does not fit
             disk.resize(new)
-            assert disk.pread(size, 1 << 20) == bytes(1 << 20)
+            assert disk.pread(size, length=1 << 20) == bytes(1 << 20)
             disk.pwrite(new - 512, b"e" * 512)
         with pytest.raises(tapcore.NotSupportedError, match="smaller"):
             disk.resize(size)
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
         assert disk.size == 6 << 30
-        assert disk.pread(0, size) == content
-        assert disk.pread((40 << 20) - 512, 1024) == b"e" * 512 + bytes(512)
-        assert disk.pread((6 << 30) - 512, 512) == b"e" * 512
+        assert disk.pread(0, length=size) == content
+        assert disk.pread((40 << 20) - 512, length=1024) == b"e" * 512 + bytes(512)
+        assert disk.pread((6 << 30) - 512, length=512) == b"e" * 512
     subprocess.run([peer("qemu-img"), "check", str(image)], check=True, capture_output=True)
     subprocess.run(
         [peer("qemu-io"), "-f", "vmdk", "-c", "read -P 101 6442450432 512", str(image)],
@@ -145,7 +145,7 @@ def test_a_large_disk_is_made_and_opened_quickly(tmp_path: Path) -> None:
     assert image.stat().st_blocks * 512 < 10 << 20
     with tapcore.open(f"vmdk:{image}") as disk:
         disk.pwrite((8 << 40) - 1000, b"end")
-        assert disk.pread((8 << 40) - 1001, 5) == b"\0end\0"
+        assert disk.pread((8 << 40) - 1001, length=5) == b"\0end\0"
 
 
 def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_many_writes_into_one_new_grain_at_once(tmp_path: Path, rng: random.Rand
         rng.shuffle(requests)
         run_all(disk, requests)
         assert not any(request.status for request in requests)
-        assert disk.pread(0, 65536) == content
+        assert disk.pread(0, length=65536) == content
     assert image.stat().st_size == 65536 * 2
 
 
@@ -205,12 +205,12 @@ def test_tables_come_and_go_in_a_small_cache(tmp_path: Path, rng: random.Random,
                 if rng.random() < 0.1:
                     disk.sync()
                 at = rng.choice(list(content))
-                assert disk.pread(at, 512) == content[at]
+                assert disk.pread(at, length=512) == content[at]
             assert state.disks is not None
             tables = state.disks.private.parts[0].map.tables
             if cache == 0:
                 disk.sync()
-                disk.pread(0, 512)
+                disk.pread(0, length=512)
                 assert len(tables) < 64
             for at, piece in content.items():
-                assert disk.pread(at, 512) == piece
+                assert disk.pread(at, length=512) == piece

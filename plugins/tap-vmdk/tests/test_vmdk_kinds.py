@@ -22,7 +22,7 @@ def sparse_content(rng: random.Random, size: int, pieces: int = 40) -> bytes:
 
 def read(image: Path) -> bytes:
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        return disk.pread(0, disk.size)
+        return disk.pread(0, length=disk.size)
 
 
 def as_qemu(image: Path) -> bytes:
@@ -66,7 +66,7 @@ def test_se_sparse(tmp_path: Path, rng: random.Random) -> None:
     image = extent(tmp_path, "seSparse", line, made)
     assert read(image) == content
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        first = [(e.length, e.kind, e.present) for e in disk.extents(0, 8 << 12)]
+        first = [(e.length, e.kind, e.present) for e in disk.extents(0, length=8 << 12)]
     assert first == [
         (4096, "zero", True),
         (4 << 12, "zero", False),
@@ -141,10 +141,10 @@ def test_without_a_redundant_directory_damage_is_an_error(
     image = tmp_path / "disk.vmdk"
     image.write_bytes(hosted(content, damage_table=3, flags=1))
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        assert disk.pread(0, 3 * GRAIN) == content[: 3 * GRAIN]
-        assert disk.pread(4 * GRAIN, GRAIN) == content[4 * GRAIN : 5 * GRAIN]
+        assert disk.pread(0, length=3 * GRAIN) == content[: 3 * GRAIN]
+        assert disk.pread(4 * GRAIN, length=GRAIN) == content[4 * GRAIN : 5 * GRAIN]
         with pytest.raises(tapcore.IOFailedError):
-            disk.pread(3 * GRAIN, 512)
+            disk.pread(3 * GRAIN, length=512)
     with tapcore.open(f"vmdk:{image}") as disk, pytest.raises(tapcore.IOFailedError):
         disk.pwrite(3 * GRAIN, b"x" * 512)
     image.write_bytes(hosted(content, damage_gd=True, flags=1))
@@ -179,7 +179,7 @@ def test_streams(tmp_path: Path, rng: random.Random, variant: str) -> None:
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
         for _ in range(30):  # small reads, from grains that are kept and others
             at = rng.randrange(len(content) - 5000)
-            assert disk.pread(at, 5000) == content[at : at + 5000]
+            assert disk.pread(at, length=5000) == content[at : at + 5000]
         kinds = {e.kind: 0 for e in disk.extents()}
         stored = sum(e.length for e in disk.extents() if e.kind == "compressed")
     assert set(kinds) == {"compressed", "zero"}
@@ -206,8 +206,8 @@ def test_a_grain_that_inflates_to_more_is_bounded_and_damage_is_an_error(
     image.write_bytes(made)
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
         with pytest.raises(tapcore.IOFailedError):
-            disk.pread(0, 512)
-        assert disk.pread(GRAIN, GRAIN) == content[GRAIN:]
+            disk.pread(0, length=512)
+        assert disk.pread(GRAIN, length=GRAIN) == content[GRAIN:]
 
 
 # ---- several extents ----------------------------------------------------------------------------
@@ -237,8 +237,8 @@ def test_extents_of_every_kind_in_one_disk(tmp_path: Path, rng: random.Random) -
         for _ in range(50):
             at = rng.randrange(len(content))
             length = rng.randint(1, len(content) - at)
-            assert disk.pread(at, length) == content[at : at + length]
-        stored = {e.kind for e in disk.extents(0, 12 << 16)}
+            assert disk.pread(at, length=length) == content[at : at + length]
+        stored = {e.kind for e in disk.extents(0, length=12 << 16)}
         kinds = [e.kind for e in disk.extents(12 << 16)]
         assert stored == {"data"}
         assert kinds == ["compressed", "zero"]
@@ -273,9 +273,9 @@ def test_an_extent_without_access_can_not_be_read(tmp_path: Path) -> None:
     lines = ['RW 1 FLAT "flat.vmdk" 0', 'NOACCESS 1 FLAT "flat.vmdk" 0']
     image.write_bytes(descriptor("custom", lines))
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        assert disk.pread(0, 512) == b"a" * 512
+        assert disk.pread(0, length=512) == b"a" * 512
         with pytest.raises(tapcore.IOFailedError, match="Permission denied"):
-            disk.pread(512, 512)
+            disk.pread(512, length=512)
 
 
 def test_other_encodings_of_names(tmp_path: Path) -> None:
@@ -295,6 +295,6 @@ def test_flat_extents_share_a_file(tmp_path: Path, rng: random.Random) -> None:
     lines = ['RW 4 FLAT "flat.vmdk" 4', 'RW 4 FLAT "flat.vmdk" 0']
     image.write_bytes(descriptor("custom", lines))
     with tapcore.open(f"vmdk:{image}") as disk:
-        assert disk.pread(0, 4096) == content[2048:] + content[:2048]
+        assert disk.pread(0, length=4096) == content[2048:] + content[:2048]
         disk.pwrite(2000, b"across the two" * 10)
     assert read(image)[2000:2140] == b"across the two" * 10

@@ -81,7 +81,7 @@ def test_we_see_qemus_child(tmp_path: Path, rng: random.Random) -> None:
     want = bytearray(content)
     want[65000:68000] = b"\7" * 3000
     with tapcore.open(f"vmdk:{child}", readonly=True) as disk:
-        assert disk.pread(0, SIZE) == want
+        assert disk.pread(0, length=SIZE) == want
 
 
 def test_the_content_id_changes_once_with_the_first_write_after_open(
@@ -99,7 +99,7 @@ def test_the_content_id_changes_once_with_the_first_write_after_open(
         assert cids(image)[0] in seen
     assert len(seen) == 3
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        disk.pread(0, 512)
+        disk.pread(0, length=512)
     assert cids(image)[0] in seen
 
 
@@ -112,7 +112,7 @@ def test_a_content_id_of_seven_digits_stays_as_long(tmp_path: Path, rng: random.
     assert re.fullmatch("[0-9a-f]{7}", cids(image)[0])
     assert cids(image)[0] != "fde996b"
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        assert disk.pread(0, SIZE) == content
+        assert disk.pread(0, length=SIZE) == content
 
 
 def test_a_parent_that_was_changed_since_is_an_error_that_says_so(
@@ -146,9 +146,11 @@ def test_a_split_child(tmp_path: Path, rng: random.Random) -> None:
     base, content = make(tmp_path, rng)
     child = child_of(base, subformat="twoGbMaxExtentSparse")
     with tapcore.open(f"vmdk:{child}") as disk:
-        assert disk.pread(0, SIZE) == content
+        assert disk.pread(0, length=SIZE) == content
         disk.pwrite(70_000, b"x")
-        assert disk.pread(65536, 65536) == content[65536:70_000] + b"x" + content[70_001:131072]
+        assert (
+            disk.pread(65536, length=65536) == content[65536:70_000] + b"x" + content[70_001:131072]
+        )
 
 
 def test_recording_another_parent(tmp_path: Path, rng: random.Random) -> None:
@@ -157,11 +159,11 @@ def test_recording_another_parent(tmp_path: Path, rng: random.Random) -> None:
     child = child_of(base)
     call(child, "td_set_parent", DiskId("other.vmdk", "vmdk"))
     with tapcore.open(f"vmdk:{child}", readonly=True) as disk:
-        assert disk.pread(0, SIZE) == content
+        assert disk.pread(0, length=SIZE) == content
     assert cids(child)[1] == cids(other)[0]
     call(child, "td_set_parent", None, with_parents=False)
     with tapcore.open(f"vmdk:{child}", readonly=True) as disk:
-        assert disk.pread(0, SIZE) == bytes(SIZE)
+        assert disk.pread(0, length=SIZE) == bytes(SIZE)
     assert cids(child)[1] == "ffffffff"
     with pytest.raises(tapcore.TapError, match="No such file"):
         call(child, "td_set_parent", DiskId("missing.vmdk", "vmdk"))
@@ -178,10 +180,10 @@ def test_a_child_is_emptied_and_follows_its_parents_content_id(
     call(child, "td_make_empty")
     assert child.stat().st_size < length - SIZE // 2
     with tapcore.open(f"vmdk:{child}") as disk:
-        assert disk.pread(0, SIZE) == content
+        assert disk.pread(0, length=SIZE) == content
         disk.pwrite(65536, b"again")
     with tapcore.open(f"vmdk:{child}", readonly=True) as disk:
-        assert disk.pread(65536, 5) == b"again"
+        assert disk.pread(65536, length=5) == b"again"
     subprocess.run([peer("qemu-img"), "check", str(child)], check=True, capture_output=True)
 
 

@@ -59,7 +59,7 @@ def random_content(rng: random.Random, size: int = SIZE) -> bytes:
 
 def our_content(image: Path) -> bytes:
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        return disk.pread(0, disk.size)
+        return disk.pread(0, length=disk.size)
 
 
 def qemu_content(image: Path) -> bytes:
@@ -103,7 +103,7 @@ def test_both_write_in_turns(tmp_path: Path, rng: random.Random, kind: str, zero
             for _ in range(8):
                 offset, count = _place(rng)
                 if rng.random() < 0.3:
-                    disk.zero(offset, count)
+                    disk.zero(offset, length=count)
                     model[offset : offset + count] = bytes(count)
                 else:
                     model[offset : offset + count] = content = rng.randbytes(count)
@@ -152,7 +152,7 @@ def test_sizes_around_the_split(tmp_path: Path, rng: random.Random, kind: str, m
         qemu_io(image, f"read -P {content[0][0]} 0 1")
         with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
             last = places[-1]
-            assert disk.pread(last, 4096) == content[last]
+            assert disk.pread(last, length=4096) == content[last]
         qemu_img("check", "-f", "vmdk", image)
         compare = subprocess.run(
             [

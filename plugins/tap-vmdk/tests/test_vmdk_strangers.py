@@ -79,7 +79,7 @@ def test_an_extent_outside_the_directory_is_not_opened(tmp_path: Path, named: st
         assert inspect_image(f"vmdk:{image}").dangerous
     if named != "url":
         with tapcore.open(f"vmdk:{image}", readonly=True, parents=str(outside)) as disk:
-            assert disk.pread(0, 1) == b"s"
+            assert disk.pread(0, length=1) == b"s"
 
 
 def test_an_extent_must_not_be_the_image_itself(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_mutated_descriptors(tmp_path: Path, rng: random.Random) -> None:
         errors: list[str] = []
         try:
             with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-                disk.pread(0, min(disk.size, 1 << 20))
+                disk.pread(0, length=min(disk.size, 1 << 20))
                 disk.info()
         except tapcore.TapError as exc:
             errors.append(str(exc))

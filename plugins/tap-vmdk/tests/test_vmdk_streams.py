@@ -136,7 +136,7 @@ def test_written_front_to_back(tmp_path: Path, rng: random.Random) -> None:
     image.write_bytes(raw)
     assert as_qemu(image) == content
     with tapcore.open(f"vmdk:{image}", readonly=True) as ours:
-        assert ours.pread(0, len(content)) == content
+        assert ours.pread(0, length=len(content)) == content
 
 
 def test_an_empty_disk(tmp_path: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_finished_stream_can_be_written_again(
                 disk.pwrite(at, piece)
                 content[at : at + 5000] = piece
             disk.sync()
-            disk.zero(GRAIN, 2 * GRAIN)
+            disk.zero(GRAIN, length=2 * GRAIN)
             content[GRAIN : 3 * GRAIN] = bytes(2 * GRAIN)
         with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-            assert disk.pread(0, len(content)) == content
+            assert disk.pread(0, length=len(content)) == content
         assert as_qemu(image) == content

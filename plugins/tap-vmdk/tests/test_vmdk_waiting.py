@@ -55,12 +55,12 @@ def test_batches_of_requests(
     image = make(tmp_path, rng, options, child)
     for _ in range(3):
         with tapcore.open(f"vmdk:{image}") as disk:
-            model = bytearray(disk.pread(0, SIZE))
+            model = bytearray(disk.pread(0, length=SIZE))
             for _ in range(12):
                 batch(disk, model, rng)
-            assert disk.pread(0, SIZE) == model
+            assert disk.pread(0, length=SIZE) == model
         with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-            assert disk.pread(0, SIZE) == model
+            assert disk.pread(0, length=SIZE) == model
 
 
 def batch(disk: tapcore.Disk, model: bytearray, rng: random.Random) -> None:
@@ -90,7 +90,7 @@ def batch(disk: tapcore.Disk, model: bytearray, rng: random.Random) -> None:
             assert request.buf == expected[request]
         elif request.op == DISCARD:  # as it was, or zeroes, or the parent's: all are right
             end = request.offset + request.length
-            model[request.offset : end] = disk.pread(request.offset, request.length)
+            model[request.offset : end] = disk.pread(request.offset, length=request.length)
 
 
 @pytest.mark.parametrize("options", [{}, {"subformat": "streamOptimized"}])
@@ -112,11 +112,11 @@ def test_a_write_that_fails_changes_nothing_else(
             with pytest.raises(tapcore.IOFailedError, match="No space left"):
                 disk.pwrite(65536, b"x" * 70_000)
         full = False
-        assert disk.pread(0, 200_000) == content + bytes(200_000 - 65536)
+        assert disk.pread(0, length=200_000) == content + bytes(200_000 - 65536)
         disk.pwrite(65536, content)
         disk.sync()
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        assert disk.pread(0, 200_000) == content * 2 + bytes(200_000 - 131072)
+        assert disk.pread(0, length=200_000) == content * 2 + bytes(200_000 - 131072)
 
 
 @pytest.mark.parametrize("options", [{}, {"subformat": "streamOptimized"}])
@@ -141,7 +141,7 @@ def test_a_flush_that_fails_is_done_again_by_the_next(
                 disk.sync()
         disk.sync()
         with tapcore.open(f"vmdk:{image}", readonly=True, lock=False) as other:
-            assert other.pread(0, len(content)) == content
+            assert other.pread(0, length=len(content)) == content
 
 
 def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
@@ -158,4 +158,4 @@ def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
             with pytest.raises(tapcore.IOFailedError):
                 disk.pwrite(0, b"x")
         disk.pwrite(0, b"y")
-        assert disk.pread(0, 2) == b"y\0"
+        assert disk.pread(0, length=2) == b"y\0"

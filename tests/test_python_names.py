@@ -1,0 +1,140 @@
+"""From Python a name may be a path (`os.PathLike`) everywhere, and a length has to be named."""
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tapcore
+from tapcore.tools.amend import amend_image
+from tapcore.tools.check import check_image
+from tapcore.tools.commit import commit_image
+from tapcore.tools.info import image_info
+from tapcore.tools.inspect import inspect_image
+from tapcore.tools.measure import measure_image
+from tapcore.tools.opening import open_chain, open_image
+from tapcore.tools.rebase import rebase_image
+from tapcore.tools.resize import resize_image
+from tapcore.tools.snapshots import (
+    apply_snapshot,
+    create_snapshot,
+    delete_snapshot,
+    list_snapshots,
+)
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    base, path = tmp_path / "base.qcow2", tmp_path / "disk.qcow2"
+    tapcore.create_image(base, SIZE)
+    tapcore.create_image(path, None, parent=base)
+    return path
+
+
+def test_disks_are_opened_by_paths(image: Path) -> None:
+    with tapcore.open(image, readonly=True, parents=(image.parent,)) as disk:
+        assert disk.name == f"qcow2:{image}"
+    with open_image(image, writing=True) as disk:
+        disk.pwrite(0, b"x")
+    tapcore.open(image, readonly=True, keys={image: b"a passphrase"}).close()
+    state = open_chain(image)
+    assert state.image.name == str(image)
+    tapcore.Disk(state).close()
+
+
+def test_a_path_means_what_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tapcore.create_image(Path("qcow2:disk"), SIZE)
+    with tapcore.open(Path("qcow2:disk")) as disk:
+        assert (disk.handle, os.listdir()) == ("qcow2", ["disk"])
+
+
+def test_every_tool_takes_paths(image: Path, tmp_path: Path) -> None:
+    other, target = tmp_path / "other.qcow2", tmp_path / "target.qcow2"
+    [info] = image_info(image)
+    assert (info.image, info.parent) == (str(image), str(tmp_path / "base.qcow2"))
+    assert inspect_image(image).image == str(image)
+    assert check_image(image).corruptions == 0
+    assert resize_image(image, "2M") == (SIZE, 2 * SIZE)
+    amend_image(image, {"lazy_refcounts": "on"})
+    assert measure_image(image, "qcow2", options={"cluster_size": "64K"}).required
+    assert create_snapshot(image, "one").name == "one"
+    assert apply_snapshot(image, "one").name == "one"
+    assert [found.name for found in list_snapshots(image)] == ["one"]
+    assert delete_snapshot(image, "one").name == "one"
+    tapcore.convert_image(image, other)
+    tapcore.convert_image(other, target, parent=image, options={"data_file": tmp_path / "data"})
+    assert (tmp_path / "data").exists()
+    rebase = rebase_image(image, other)
+    assert rebase.parent == tapcore.DiskId(str(other), "qcow2")
+    assert commit_image(image).parent.name == str(other)
+
+
+def test_a_server_takes_paths(image: Path, tmp_path: Path) -> None:
+    address = tapcore.UnixAddress(tmp_path / "socket")
+    server = tapcore.nbd_server([image], address)
+    server.stop()
+    server.run()
+    assert address.uri("").endswith(f"socket={tmp_path}/socket")
+
+
+def test_drivers_calls_take_paths(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    tapcore.create_host_file(path, 4096)
+    tapcore.open_image_file(path, tapcore.TD_RDONLY, tapcore.OpenOptions()).close()
+    tapcore.remove_host_file(path)
+    assert not path.exists()
+    assert tapcore.ReferencePolicy(directories=(tmp_path,)).directories == (str(tmp_path),)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: tapcore.open(path, readonly=True),
+        lambda path: image_info(path),
+        lambda path: check_image(path),
+        lambda path: inspect_image(path),
+        lambda path: resize_image(path, "1M"),
+        lambda path: tapcore.convert_image(path, path.with_name("new.img")),
+    ],
+)
+def test_the_error_names_it_as_text(call: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "missing.qcow2"
+    with pytest.raises(FileNotFoundError) as caught:
+        call(path)
+    assert str(caught.value) == f"{path}: No such file or directory"
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda disk: disk.pread(0, 512),
+        lambda disk: disk.zero(0, 512),
+        lambda disk: disk.discard(0, 512),
+        lambda disk: disk.extents(0, 512),
+        lambda disk: disk.pwrite(b"data", 0),
+        lambda disk: disk.pread_into(bytearray(512), 0),
+        lambda disk: disk.write_compressed(b"data", 0),
+    ],
+)
+def test_arguments_in_the_wrong_order_are_an_error(call: Callable[[Any], object]) -> None:
+    with tapcore.open("ram:1M") as disk, pytest.raises(TypeError):
+        call(disk)
+
+
+def test_no_call_of_a_disk_takes_two_numbers_by_place() -> None:
+    for name, method in inspect.getmembers(tapcore.Disk, inspect.isfunction):
+        if name.startswith("_") or "tapcore" not in method.__module__:
+            continue
+        by_place = [
+            p.annotation
+            for p in inspect.signature(method).parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
+        ]
+        assert name == "seek" or by_place.count("int") < 2, name
