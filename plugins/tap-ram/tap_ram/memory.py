@@ -40,12 +40,13 @@ class Memory:
         source: as given.
     """
 
-    __slots__ = ("_map", "chunks", "fd", "size", "source", "view")
+    __slots__ = ("_data", "_map", "chunks", "fd", "size", "source", "view")
 
     def __init__(self, size: int, source: str = "") -> None:
         self.source = source
         self.size = size
         self.chunks: set[int] = set()
+        self._data = (0, 0)
         self.fd = os.memfd_create("tapcore-ram", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, size)
@@ -122,6 +123,7 @@ class Memory:
     def punch(self, offset: int, length: int) -> None:
         """Make a range zeroes and give its whole pages back."""
         fallocate_punch_hole(self.fd, offset, length)
+        self._data = (0, 0)
         whole = range(-(-offset // _CHUNK), (offset + length) >> CHUNK_SHIFT)
         if len(whole) > len(self.chunks):
             self.chunks = {chunk for chunk in self.chunks if chunk not in whole}
@@ -140,18 +142,25 @@ class Memory:
             return True
 
     def runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """Data and holes, as (start, end, is data), ends rounded to the kernel's pages."""
+        """Data and holes, as (start, end, is data), ends rounded to the kernel's pages.
+
+        The kernel walks a run of data page by page to find its end, so one run is remembered.
+        """
         while offset < end:
-            try:
-                data = min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
-            except OSError:  # no data from here on
-                data = end
-            if data > offset:
-                yield offset, data, False
-            if data == end:
-                return
-            offset = min(os.lseek(self.fd, data, os.SEEK_HOLE), end)
-            yield data, offset, True
+            if not self._data[0] <= offset < self._data[1]:
+                try:
+                    data = os.lseek(self.fd, offset, os.SEEK_DATA)
+                except OSError:  # no data from here on
+                    data = end
+                if data > offset:
+                    yield offset, min(data, end), False
+                if data >= end:
+                    return
+                self._data = data, os.lseek(self.fd, data, os.SEEK_HOLE)
+                offset = data
+            stop = min(self._data[1], end)
+            yield offset, stop, True
+            offset = stop
 
     def used(self) -> int:
         """Bytes of memory really taken."""
@@ -170,6 +179,7 @@ class Memory:
         self.view.release()
         self._map.close()
         self._map, self.view, self.size = grown, memoryview(grown), size
+        self._data = (0, 0)
         os.ftruncate(self.fd, size)
         last = (size - 1) >> CHUNK_SHIFT
         self.chunks = {chunk for chunk in self.chunks if chunk <= last}

@@ -98,6 +98,29 @@ def test_a_discard_of_a_part_keeps_the_rest() -> None:
         assert disk.pread(0, length=256 << 10) == expected
 
 
+def test_the_end_of_a_run_of_data_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel walks all of it; a read that asks again each time would cost the disk's size."""
+    memory = Memory(8 * MIB)
+    memory.write(0, memoryview(b"d" * 4 * MIB))
+    asked: list[int] = []
+    real = os.lseek
+
+    def counted(fd: int, offset: int, whence: int) -> int:
+        asked.append(whence)
+        return real(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    for at in range(0, 4 * MIB, 64 << 10):
+        assert list(memory.runs(at, at + 1000)) == [(at, at + 1000, True)]
+    assert asked == [os.SEEK_DATA, os.SEEK_HOLE]
+    memory.punch(MIB, MIB)
+    memory.write(6 * MIB, memoryview(b"e" * 4096))
+    runs = [(0, True), (MIB, False), (2 * MIB, True), (4 * MIB, False)]
+    runs += [(6 * MIB, True), (6 * MIB + 4096, False)]
+    assert [(start, data) for start, _, data in memory.runs(0, 8 * MIB)] == runs
+    memory.close()
+
+
 def test_a_sparse_file_is_loaded_sparse(tmp_path: Path) -> None:
     path = tmp_path / "sparse.img"
     with open(path, "wb") as file:
