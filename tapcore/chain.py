@@ -141,7 +141,11 @@ def _open_parents(
         if child_was_probed:
             raise guessed_parent_error(child.name)
         recorded = as_handles(recorded, registry)
-        parent_id = resolve_parent(recorded, child, disk.image.name, registry, policy)
+        try:
+            parent_id = resolve_parent(recorded, child, disk.image.name, registry, policy)
+        except TapError as exc:
+            say_how_to_move(exc, child)
+            raise
         if _identity(parent_id.name) in seen:
             raise ImageFormatError("is its own ancestor", image=parent_id.name, errno=errno.ELOOP)
         seen.add(_identity(parent_id.name))
@@ -214,6 +218,13 @@ def resolve_parent(
             errno=errno.ENOENT,
         )
     return DiskId(path, recorded.drivertype or probe(path, registry))
+
+
+def say_how_to_move(exc: TapError, child: DiskDriver) -> None:
+    """Add to an error of finding a parent how its place can be recorded, where it can."""
+    if "td_set_parent" in child.drv.implemented:
+        way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
+        exc.message += f"; where the parent has moved, {way}"
 
 
 def _open_parent(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tapcore.constants import TD_NO_PARENT
@@ -117,6 +117,12 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """Nothing of the format's own."""
     return {}
+
+
+@hookimpl
+def td_other_files(dd: DiskDriver) -> Sequence[str]:
+    """There are none."""
+    return ()
 
 
 @hookimpl

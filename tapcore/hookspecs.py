@@ -15,7 +15,7 @@ core turns it into the errno of the requests concerned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -250,6 +250,12 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]
 @hookspec(firstresult=True)
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """What is worth knowing of the open image: the `format` object of `info --json`."""
+
+
+@hookspec(firstresult=True)
+def td_other_files(dd: DiskDriver) -> Sequence[str]:
+    """The files that hold the image besides the one that it is named by (extents, a data file; no
+    parents): names as it records them, in order. Opens nothing."""
 
 
 @hookspec(firstresult=True)

@@ -124,6 +124,7 @@ class TapDisk:
     td_queue_write_zeroes: Callable[..., Any]
     td_extents: Callable[..., Any]
     td_info: Callable[..., Any]
+    td_other_files: Callable[..., Any]
     td_inspect: Callable[..., Any]
     td_resize: Callable[..., Any]
     td_check: Callable[..., Any]
@@ -161,6 +162,8 @@ class OpenOptions:
             on it is not finished: nobody relies on what it holds until then.
         metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
             that holds nothing but content, and asks for no passphrase.
+        parent_only: nothing but the record of the parent will be changed: a driver opens for that
+            what it could otherwise only read, where the record can be written.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -174,6 +177,7 @@ class OpenOptions:
     metadata_cache: int | None = None
     durable: bool = True
     metadata_only: bool = False
+    parent_only: bool = False
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 

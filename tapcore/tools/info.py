@@ -16,9 +16,12 @@ from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import Keys
 from tapcore.models import Bitmap, DiskDriver, DiskId, Snapshot
 from tapcore.names import ImageName, as_handles
-from tapcore.references import ReferencePolicy
+from tapcore.references import ReferencePolicy, printable
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_image
+
+_NOTES = 3
+"""Files that are missing, and named each in a note of its own."""
 
 
 @attrs.frozen
@@ -30,7 +33,8 @@ class ImageInfo:
         handle: of its driver.
         virtual_size: bytes.
         sector_size: bytes.
-        disk_size: bytes that the host file, or memory, really takes.
+        disk_size: bytes that the host files (its own, extents, a data file), or memory, really
+            take.
         read_only: the format, or the file's permissions, do not allow writing.
         parent: path of the parent as resolved, or None.
         parent_handle: of the parent's driver as recorded (with a chain: as opened), or None.
@@ -101,6 +105,7 @@ def _describe(
     image = dd.name
     if registry.get(handle).file_backed:
         disk_size, writable = _host_file(dd.name, notes)
+        disk_size += _other_files(dd, disk.state.image.name, references, notes)
     else:
         image = f"{handle}:{image}"
         disk_size, writable = sum(e.length for e in disk.extents() if e.kind != "zero"), True
@@ -131,6 +136,29 @@ def _host_file(path: str, notes: list[str]) -> tuple[int, bool]:
         return occupied_bytes(fd), os.access(path, os.W_OK)
     finally:
         os.close(fd)
+
+
+def _other_files(dd: DiskDriver, root: str, references: ReferencePolicy, notes: list[str]) -> int:
+    """Bytes that an image's other files occupy; a note where one is not there."""
+    sizes: dict[str, int] = {}
+    missing = 0
+    for named in dd.drv.td_other_files(dd):
+        try:
+            path = references.resolve(named, image=dd.name, root=root)
+            sizes[path] = os.stat(path).st_blocks * 512
+        except ReferencePolicyError as exc:
+            if missing < _NOTES:
+                notes.append(f"would not open all its files: it {exc.message}")
+            missing += 1
+        except (OSError, ValueError):
+            if missing < _NOTES:
+                notes.append(
+                    f"its file '{printable(named)}' does not exist, or cannot be looked at"
+                )
+            missing += 1
+    if missing > _NOTES:
+        notes.append(f"{missing} of its files in all cannot be looked at")
+    return sum(sizes.values())
 
 
 def _parent(

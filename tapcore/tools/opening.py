@@ -35,6 +35,7 @@ def open_image(
     snapshot: str = "",
     with_parents: bool = True,
     metadata_only: bool = False,
+    parent_only: bool = False,
     durable: bool = True,
     registry: Registry | None = None,
 ) -> Disk:
@@ -51,6 +52,7 @@ def open_image(
             snapshot=snapshot,
             with_parents=with_parents,
             metadata_only=metadata_only,
+            parent_only=parent_only,
             durable=durable,
             registry=registry,
         )
@@ -69,6 +71,7 @@ def open_chain(
     snapshot: str = "",
     with_parents: bool = True,
     metadata_only: bool = False,
+    parent_only: bool = False,
     durable: bool = True,
     registry: Registry | None = None,
 ) -> TdState:
@@ -85,6 +88,7 @@ def open_chain(
         snapshot: open this internal snapshot of the image, read-only.
         with_parents: False opens the image alone (its holes read as zeroes).
         metadata_only: no content will be read or written.
+        parent_only: nothing but the record of the parent will be changed.
         durable: flushes wait for the disk; False for a new image that is not finished.
         registry: drivers to use instead of the installed ones.
 
@@ -103,6 +107,7 @@ def open_chain(
         keys=keys or Keys(),
         metadata_cache=metadata_cache,
         metadata_only=metadata_only,
+        parent_only=parent_only,
         durable=durable,
     )
     try:

@@ -120,6 +120,7 @@ def _changeable(
         references=references,
         keys=keys,
         with_parents=with_parents,
+        parent_only=not with_parents,
         registry=registry,
     ) as disk:
         dd = disk.state.disks

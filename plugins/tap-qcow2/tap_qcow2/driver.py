@@ -6,7 +6,7 @@ The rest is loaded when it is first needed, since every `tapdisk` command loads 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
@@ -258,6 +258,13 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     from tap_qcow2.info import info
 
     return info(dd.private)
+
+
+@hookimpl
+def td_other_files(dd: DiskDriver) -> Sequence[str]:
+    """The external data file."""
+    header = dd.private.header
+    return (header.data_file,) if header.has_data_file and header.data_file else ()
 
 
 @hookimpl

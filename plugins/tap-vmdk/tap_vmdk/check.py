@@ -11,6 +11,7 @@ from tap_vmdk.checkpart import PartCheck
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
+from tap_vmdk.kinds import own_sectors
 from tap_vmdk.opening import extent_lines, open_extent, stands_alone
 from tap_vmdk.parts import Part
 from tap_vmdk.resize import mend_directories
@@ -111,8 +112,10 @@ def _check_embedded(image: Image, result: CheckResult, repair: str) -> None:
     except ImageFormatError as exc:
         result.messages.append(exc.message)
     else:
+        lines = [line for line in lines if line.sectors]
         sectors = sum(line.sectors for line in lines)
-        if len(lines) == 1 and sectors == header.capacity:
+        said = own_sectors(descriptor, header.capacity, header.grain)
+        if len(lines) == 1 and sectors == said:
             return
         result.messages.append(
             f"the descriptor says {sectors} sectors in {len(lines)} extents, "

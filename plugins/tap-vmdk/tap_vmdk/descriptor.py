@@ -1,7 +1,7 @@
 """The descriptor: the text that says what a disk is made of ("Virtual Disk Format 5.0", page 4).
 
 It is a file of its own, or lies inside a sparse file behind its header. Lines are kept as they
-are, so that what is not understood survives a change of the rest.
+are, byte for byte, so that what is not understood survives a change of the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk import encodings
+from tap_vmdk.signature import BOM, UTF16_BOMS
 from tapcore import ImageFormatError, NotSupportedError
 
 MAX_DESCRIPTOR: Final = 1 << 20
@@ -19,26 +21,21 @@ MAX_DESCRIPTOR: Final = 1 << 20
 MAX_EXTENTS: Final = 32768
 NO_PARENT: Final = 0xFFFFFFFF
 """`parentCID` of a disk that stands alone."""
+PARENT_HINT: Final = "parentFileNameHint"
+PARENT_UUID: Final = "ddb.uuid.parent"
+"""Of VirtualBox, which says by this alone that a disk has a parent."""
 
 _ENTRY = re.compile(r'\s*([A-Za-z0-9_.]+)\s*=\s*(?:"([^"]*)"|([^"]*?))\s*$')
 _EXTENT = re.compile(
-    r'\s*(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+(\w+)(?:\s+"([^"]*)"(?:\s+(\d{1,20}))?)?',
+    r"\s*(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+(\w+)"
+    r'(?:\s+"([^"]*)"(?:\s+(\d{1,20})(\s.*)?)?)?\s*$',
     re.IGNORECASE,
 )
-_ACCESS = re.compile(r"\s*(RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
-_ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([A-Za-z0-9_-]{1,32})', re.M | re.I)
-_ENCODINGS: Final = {
-    "utf-8": "utf-8",
-    "windows-1252": "cp1252",
-    "windows-1251": "cp1251",
-    "iso-8859-1": "latin-1",
-    "shift_jis": "shift_jis",
-    "gbk": "gbk",
-    "gb18030": "gb18030",
-    "big5": "big5",
-    "euc-kr": "euc_kr",
-}
-"""What VMware writes after `encoding=`, and Python's names for it."""
+_ACCESS = re.compile(r"\s*(RW|RDONLY|NOACCESS)(?:\s|$)", re.IGNORECASE)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_HINT_ANYWHERE = re.compile(r'parentFileNameHint\s*=?\s*"?([^"\r\n]*)', re.IGNORECASE)
+_NAMELESS: Final = ("ZERO",)
+"""Kinds of extents that lie in no file."""
 
 
 @attrs.frozen
@@ -49,8 +46,9 @@ class ExtentLine:
         access: "RW", "RDONLY" or "NOACCESS".
         sectors: length on the disk.
         kind: "FLAT", "SPARSE", "ZERO", "VMFS", "VMFSSPARSE", "SESPARSE", "VMFSRDM", ...
-        name: of the file; empty where the kind has none.
+        name: of the file, as the descriptor's bytes have it; empty where the kind has none.
         offset: of the content in a flat file, in sectors.
+        rest: what follows on the line: a partition's or device's id, which nothing here needs.
     """
 
     access: str
@@ -58,6 +56,7 @@ class ExtentLine:
     kind: str
     name: str = ""
     offset: int = 0
+    rest: str = ""
 
     def __str__(self) -> str:
         text = f"{self.access} {self.sectors} {self.kind}"
@@ -65,26 +64,30 @@ class ExtentLine:
             text += f' "{self.name}"'
         if self.kind in ("FLAT", "VMFS"):
             text += f" {self.offset}"
-        return text
+        return text + self.rest
 
 
 class Descriptor:
     """A parsed descriptor.
 
     Args:
-        lines: its text.
-        encoding: of the file (Python's name).
+        lines: its text, without line ends.
+        newline: what ends its lines.
+        bom: it begins with a byte order mark.
 
     Attributes:
-        lines: as given, and changed by `set`.
-        encoding: as given.
+        lines: as given, and changed by `set`; bytes that are no UTF-8 are in them as surrogates.
+        newline: as given.
+        bom: as given.
     """
 
-    __slots__ = ("encoding", "lines")
+    __slots__ = ("_codec", "bom", "lines", "newline")
 
-    def __init__(self, lines: list[str], encoding: str = "utf-8") -> None:
+    def __init__(self, lines: list[str], *, newline: str = "\n", bom: bool = False) -> None:
         self.lines = lines
-        self.encoding = encoding
+        self.newline = newline
+        self.bom = bom
+        self._codec: str | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> Descriptor:
@@ -92,21 +95,67 @@ class Descriptor:
 
         Raises:
             ImageFormatError: no text of this kind.
+            NotSupportedError: text in 16 bits.
         """
-        raw = raw.split(b"\0", 1)[0]
-        found = _ENCODING.search(raw)
-        name = found[1].decode("ascii").lower() if found else "utf-8"
-        encoding = _ENCODINGS.get(name, "utf-8")
-        text = raw.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
-        self = cls([line.rstrip("\r") for line in text.split("\n")], encoding)
+        if raw[:2] in UTF16_BOMS:
+            raise NotSupportedError("has a descriptor in UTF-16; only one in UTF-8 can be read")
+        bom = raw.startswith(BOM)
+        text = encodings.from_bytes(raw[len(BOM) if bom else 0 :].split(b"\0", 1)[0])
+        ends = _LINE_END.findall(text)
+        newline = max(("\n", "\r\n", "\r"), key=ends.count)
+        self = cls(_LINE_END.split(text), newline=newline, bom=bom)
         if self.get("createType") is None and self.get("CID") is None:
             raise ImageFormatError("has no descriptor that could be understood")
         return self
 
+    def copy(self) -> Descriptor:
+        """Another one with the same text."""
+        return Descriptor(list(self.lines), newline=self.newline, bom=self.bom)
+
     def serialise(self) -> bytes:
         """The text as bytes, ending in a newline."""
-        errors = "surrogateescape" if self.encoding == "utf-8" else "replace"
-        return ("\n".join(self.lines).rstrip("\n") + "\n").encode(self.encoding, errors)
+        text = self.newline.join(self.lines).rstrip("\r\n") + self.newline
+        return (BOM if self.bom else b"") + encodings.as_bytes(text)
+
+    # ---- names ------------------------------------------------------------------------------
+
+    @property
+    def encoding(self) -> str:
+        """Python's name of the encoding that names are in; empty where it is not said, or not
+        known."""
+        if self._codec is None:
+            said = self.get("encoding") or self.get("ddb.encoding") or ""
+            self._codec = encodings.codec_of(said)
+        return self._codec
+
+    def meant(self, name: str) -> str:
+        """A name of the descriptor as its writer meant it, for people and for file systems."""
+        return encodings.decoded(name, self.encoding)
+
+    def set_name(self, key: str, name: str, *, after: str = "") -> None:
+        """Record a file's name so that every program finds the file.
+
+        Where all else is ASCII the descriptor becomes one in UTF-8, which those that know no
+        encodings read right too; else the name is written as the other names are.
+
+        Args:
+            key: of the entry.
+            name: of the file.
+            after: as of `set`.
+
+        Raises:
+            NotSupportedError: the descriptor's encoding cannot say it.
+        """
+        codec = self.encoding
+        if not name.isascii() and codec not in ("", encodings.UTF8):
+            others = (n for n in range(len(self.lines)) if n != self._find(key))
+            if all(self.lines[n].isascii() for n in others):
+                for entry in ("encoding", "ddb.encoding"):
+                    if self.get(entry) is not None:
+                        self.set(entry, '"UTF-8"')
+            else:
+                name = _encoded(name, codec)
+        self.set(key, f'"{name}"', after=after)
 
     # ---- entries ----------------------------------------------------------------------------
 
@@ -123,6 +172,7 @@ class Descriptor:
             value: as it is written, with quotes where they belong.
             after: an entry that exists.
         """
+        self._codec = None
         place = self._find(key)
         if place is not None:
             self.lines[place] = f"{key}={value}"
@@ -163,7 +213,19 @@ class Descriptor:
     @property
     def parent_hint(self) -> str:
         """Where the parent is."""
-        return self.get("parentFileNameHint") or ""
+        return self.get(PARENT_HINT) or ""
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether it says, in VMware's way or in VirtualBox's, that there is a parent."""
+        uuid = (self.get(PARENT_UUID) or "").strip("{} ")
+        return self.parent_cid != NO_PARENT or bool(uuid.strip("0-"))
+
+    def hints(self) -> list[str]:
+        """Every place where some program might look for a parent: wherever the entry's name
+        stands, and even where there is said to be no parent."""
+        found = (name for line in self.lines for name in _HINT_ANYWHERE.findall(line))
+        return [name for name in dict.fromkeys(found) if name]
 
     def _hex(self, key: str) -> int:
         text = self.get(key) or ""
@@ -178,7 +240,7 @@ class Descriptor:
     # ---- extents ----------------------------------------------------------------------------
 
     def extents(self) -> list[ExtentLine]:
-        """The extent description.
+        """The extent description; lines of no sectors, which VirtualBox writes, are among it.
 
         Raises:
             ImageFormatError: a line that says nothing sensible, or too many of them.
@@ -190,11 +252,18 @@ class Descriptor:
             match = _EXTENT.match(line)
             if match is None:
                 raise ImageFormatError(f"has a damaged extent in line {number} of its descriptor")
-            access, sectors, kind, name, offset = match.groups()
+            access, sectors, kind, name, offset, rest = match.groups()
             extent = ExtentLine(
-                access.upper(), int(sectors), kind.upper(), name or "", int(offset or 0)
+                access=access.upper(),
+                sectors=int(sectors),
+                kind=kind.upper(),
+                name=name or "",
+                offset=int(offset or 0),
+                rest=(rest or "").rstrip(),
             )
-            if not 0 < extent.sectors < 1 << 53 or extent.offset >= 1 << 53:
+            if not extent.name and extent.kind not in _NAMELESS:
+                raise ImageFormatError(f"has a damaged extent in line {number} of its descriptor")
+            if extent.sectors >= 1 << 53 or extent.offset >= 1 << 53:
                 raise ImageFormatError(
                     f"has an impossible extent in line {number} of its descriptor"
                 )
@@ -227,6 +296,18 @@ def _value(line: str) -> str:
     found = _ENTRY.match(line)
     assert found is not None
     return found[2] if found[2] is not None else found[3]
+
+
+def _encoded(name: str, codec: str) -> str:
+    """A file's name in an encoding, as the text of a descriptor holds it."""
+    if any("\udc80" <= c <= "\udcff" for c in name):
+        return name  # no text at all: its bytes are what finds the file
+    try:
+        return encodings.from_bytes(name.encode(codec))
+    except UnicodeEncodeError:
+        raise NotSupportedError(
+            f"has a descriptor in the encoding {codec}, which has no letters for that name"
+        ) from None
 
 
 def random_cid(other: int = 0, digits: int = 8) -> int:

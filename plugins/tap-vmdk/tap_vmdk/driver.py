@@ -6,7 +6,7 @@ These are loaded when they are first needed, since every `tapdisk` command loads
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tap_vmdk.options import CREATE_OPTIONS
@@ -198,7 +198,15 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     """What the descriptor and the headers say."""
     from tap_vmdk.information import describe
 
-    return describe(dd.private)
+    return describe(dd)
+
+
+@hookimpl
+def td_other_files(dd: DiskDriver) -> Sequence[str]:
+    """The extents."""
+    from tap_vmdk.information import other_files
+
+    return other_files(dd.private)
 
 
 @hookimpl

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
 from tap_vmdk import sparse
 from tap_vmdk.cowd import CowdHeader
-from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
+from tap_vmdk.descriptor import MAX_DESCRIPTOR, Descriptor, ExtentLine
 from tap_vmdk.image import Image
-from tap_vmdk.opening import refuse_kind
+from tap_vmdk.kinds import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
+from tap_vmdk.opening import (
+    extent_lines,
+    is_own_name,
+    name_on_disk,
+    open_extent,
+    refuse_other_content,
+    stands_alone,
+)
+from tap_vmdk.parts import Part
 from tap_vmdk.sesparse import SeSparseHeader
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
-from tapcore import Finding, ImageFormatError, Inspection, NotSupportedError
+from tapcore import (
+    DiskDriver,
+    Finding,
+    ImageFormatError,
+    Inspection,
+    NotSupportedError,
+    TapError,
+)
 
+_TRIED = 8
+"""Extents that are opened to learn how large the grains are."""
 _DANGEROUS_KINDS = ("VMFSRDM", "VMFSRAW")
 
 
-def describe(image: Image) -> dict[str, Any]:
+def describe(dd: DiskDriver) -> dict[str, Any]:
     """The `format` object of `info --json`."""
+    image: Image = dd.private
     descriptor, header = image.descriptor, image.header
-    clusters = [part.cluster for part in image.parts if part.cluster]
     found: dict[str, Any] = {
         "subformat": image.subformat,
-        "grain_size": max(clusters, default=header.grain * 512 if header else None),
+        "grain_size": _grain_size(dd, image),
         "cid": None,
         "parent_cid": None,
         "extents": _extents(image),
     }
     if descriptor is not None:
-        found["cid"] = f"{descriptor.cid:08x}"
+        found["cid"] = f"{descriptor.cid:08x}" if descriptor.get("CID") is not None else None
         found["parent_cid"] = f"{descriptor.parent_cid:08x}"
         for key, entry in (
             ("adapter_type", "ddb.adapterType"),
@@ -45,23 +64,42 @@ def describe(image: Image) -> dict[str, Any]:
     return found
 
 
-def _extents(image: Image) -> list[dict[str, Any]]:
+def _grain_size(dd: DiskDriver, image: Image) -> int | None:
+    """Bytes; None where nothing is stored in grains, or no extent is there to say it."""
     if image.parts:
-        return [part.describe() for part in image.parts]
-    lines = image.descriptor.extents() if image.descriptor is not None else []
-    return [
-        {
-            "type": line.kind,
-            "access": line.access,
-            "size": line.sectors * 512,
-            "filename": _printable(line.name),
-        }
-        for line in lines
-    ]
+        return max((part.cluster for part in image.parts if part.cluster), default=None)
+    sparse_lines = (line for line in extent_lines(image) if line.kind in SPARSE_KINDS)
+    for line in itertools.islice(sparse_lines, _TRIED):
+        try:
+            return open_extent(dd, image, line, 0).cluster
+        except (TapError, OSError):  # what is wrong with it is not the question here
+            continue
+    return None
+
+
+def _extents(image: Image) -> list[dict[str, Any]]:
+    descriptor = image.descriptor
+    parts = image.parts
+    if not parts and descriptor is not None:
+        parts = [Part(line, 0) for line in extent_lines(image)]
+    found = [part.describe() for part in parts]
+    for each in found:
+        if descriptor is not None and "filename" in each:
+            each["filename"] = _printable(descriptor.meant(each["filename"]))
+    return found
+
+
+def other_files(image: Image) -> list[str]:
+    """As `td_other_files`."""
+    if stands_alone(image):
+        return []
+    names = (name_on_disk(image, line.name) for line in extent_lines(image) if line.name)
+    own = image.file.path if image.header is not None else ""
+    return [name for name in dict.fromkeys(names) if not is_own_name(name, own)]
 
 
 def _printable(text: str | None) -> str | None:
-    return None if text is None else text.encode("utf-8", "replace").decode()
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 # ---- inspect ------------------------------------------------------------------------------------
@@ -75,17 +113,14 @@ def inspect(name: str, fd: int, size: int) -> Inspection:
         return _inspect_hosted(name, fd, size, SparseHeader.unpack(head))
     if kind == "cowd":
         header = CowdHeader.unpack(head)
-        return Inspection(header.capacity * 512, ("vmfsSparse (COWD)",))
+        return _inspection_of_lone(name, header.capacity, ["vmfsSparse (COWD)"], [])
     if kind == "sesparse":
-        return Inspection(SeSparseHeader.unpack(head).capacity * 512, ("seSparse",))
-    if kind != "descriptor" and b"createType" not in head:
-        raise ImageFormatError("is not a VMDK")
-    if size > MAX_DESCRIPTOR:
-        raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")
+        return _inspection_of_lone(name, SeSparseHeader.unpack(head).capacity, ["seSparse"], [])
+    refuse_other_content(head, size)
     descriptor = Descriptor.parse(os.pread(fd, size, 0))
     lines = descriptor.extents()
     sectors = sum(line.sectors for line in lines)
-    return _inspection(descriptor, lines, sectors, [descriptor.create_type or "custom"], [])
+    return _inspection(descriptor, lines, sectors, [], [])
 
 
 def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Inspection:
@@ -107,23 +142,33 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
         text = "line ends were changed in it: it went through a transfer of text, and is damaged"
         findings.append(Finding("note", text))
     if not header.descriptor_offset:
-        return Inspection(header.capacity * 512, tuple(features), (), tuple(findings))
+        return _inspection_of_lone(name, header.capacity, features, findings)
     offset, length = header.descriptor_offset * 512, header.descriptor_size * 512
     if not 0 < length <= MAX_DESCRIPTOR or offset + length > size:
         raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
     descriptor = Descriptor.parse(os.pread(fd, length, offset))
     lines = descriptor.extents()
-    sectors = header.capacity or sum(line.sectors for line in lines)
-    if header.capacity and len(lines) == 1 and _is_own_name(lines[0].name):
-        lines = []  # the file itself, by whatever name it once had
-    return _inspection(
-        descriptor, lines, sectors, [descriptor.create_type or "custom", *features], findings
-    )
+    sectors = sum(line.sectors for line in lines)
+    if header.capacity:
+        sectors = own_sectors(descriptor, header.capacity, header.grain)
+        if len(lines) == 1 and _may_be_own_name(lines[0].name):
+            lines = []  # the file itself, by whatever name it once had
+    else:
+        lines = [line for line in lines if not is_own_name(descriptor.meant(line.name), name)]
+    return _inspection(descriptor, lines, sectors, features, findings)
 
 
-def _is_own_name(name: str) -> bool:
+def _may_be_own_name(name: str) -> bool:
     """Whether a name can be that of the file that it stands in: it leads nowhere else."""
     return not any(c in name for c in "/\\:") and name not in ("", ".", "..")
+
+
+def _inspection_of_lone(
+    name: str, sectors: int, features: list[str], findings: list[Finding]
+) -> Inspection:
+    """Of a sparse file without a descriptor, which names nothing."""
+    notes = (Finding("note", lone_extent(name)), *findings)
+    return Inspection(sectors * 512, tuple(features), (), notes)
 
 
 def _inspection(
@@ -133,15 +178,16 @@ def _inspection(
     features: list[str],
     findings: list[Finding],
 ) -> Inspection:
-    references = [("extent", line.name) for line in lines if line.name]
-    if descriptor.parent_cid != NO_PARENT and descriptor.parent_hint:
-        references.append(("parent", descriptor.parent_hint))
-    if tracking := descriptor.get("changeTrackPath"):
-        references.append(("change tracking file", tracking))
+    kind = descriptor.create_type or "custom"
     try:
-        refuse_kind(descriptor)
+        kind = kind_of_disk(descriptor, kind)
     except NotSupportedError as exc:
         findings.append(Finding("danger", exc.message))
+    references = [("extent", line.name) for line in lines if line.name]
+    references += [("parent", hint) for hint in descriptor.hints()]
+    if tracking := descriptor.get("changeTrackPath"):
+        references.append(("change tracking file", tracking))
+    named = tuple((role, descriptor.meant(each)) for role, each in references)
     if any(line.kind in _DANGEROUS_KINDS for line in lines):
         findings.append(Finding("danger", "it stands for a raw device of its host"))
-    return Inspection(sectors * 512, tuple(features), tuple(references), tuple(findings))
+    return Inspection(sectors * 512, (kind, *features), named, tuple(findings))

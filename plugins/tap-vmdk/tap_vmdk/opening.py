@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
 from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import DescriptorPlace, Image
+from tap_vmdk.kinds import FLAT_KINDS, SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
 from tap_vmdk.layouts import (
     cowd_header,
     cowd_layout,
@@ -16,6 +20,7 @@ from tap_vmdk.layouts import (
     sesparse_layout,
     with_footer,
 )
+from tap_vmdk.options import MONOLITHIC_SPARSE
 from tap_vmdk.parts import FlatPart, Part, ZeroPart
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
@@ -31,52 +36,7 @@ from tapcore import (
     open_named_file,
 )
 
-FLAT_KINDS = ("FLAT", "VMFS")
-SPARSE_KINDS = ("SPARSE", "VMFSSPARSE", "SESPARSE")
-
-DEVICE_TYPES = {
-    "fulldevice": "a whole device of its host",
-    "partitioneddevice": "partitions of a device of its host",
-    "vmfsraw": "a raw device of its host",
-    "vmfsrawdevicemap": "a raw device of its host",
-    "vmfspassthroughrawdevicemap": "a raw device of its host",
-    "vmfsrdm": "a raw device of its host",
-    "vmfsrdmp": "a raw device of its host",
-}
-"""Values of `createType`, in lower case, of disks that are no files."""
-DISK_TYPES = {
-    "monolithicsparse",
-    "monolithicflat",
-    "twogbmaxextentsparse",
-    "twogbmaxextentflat",
-    "streamoptimized",
-    "vmfs",
-    "vmfssparse",
-    "vmfsthin",
-    "vmfspreallocated",
-    "vmfseagerzeroedthick",
-    "sesparse",
-    "vmfssesparse",
-    "custom",
-}
-"""Those of disks that are: what counts are their extents."""
-
-
-def refuse_kind(descriptor: Descriptor) -> None:
-    """Raise for what is not supported, by its name.
-
-    Raises:
-        NotSupportedError: an encrypted or device-backed disk, or one of an unknown kind.
-    """
-    descriptor.refuse_encrypted()
-    kind = descriptor.create_type
-    if kind.lower() in DEVICE_TYPES:
-        raise NotSupportedError(
-            f"is of the kind {kind}: it stands for {DEVICE_TYPES[kind.lower()]}, "
-            "which is not supported"
-        )
-    if kind and kind.lower() not in DISK_TYPES:
-        raise NotSupportedError(f"is of the kind '{kind}', which is not supported")
+log = logging.getLogger(__name__)
 
 
 def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
@@ -94,12 +54,15 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
     image: Image | None = None
     try:
         image = identify(file)
-        if dd.options.metadata_only and not stands_alone(image):
-            image.sectors = sum(line.sectors for line in extent_lines(image))
-        else:
+        if image.descriptor is None:
+            log.warning("%s: %s", name, lone_extent(name))
+        content = not (dd.options.metadata_only or dd.options.parent_only)
+        if content or stands_alone(image):
             open_parts(dd, image)
-        if not flags & TD_RDONLY:
-            refuse_unwritable(image, mending=dd.options.metadata_only)
+        else:
+            image.sectors = sum(line.sectors for line in extent_lines(image))
+        if not flags & TD_RDONLY and not dd.options.parent_only:
+            refuse_unwritable(image, mending=not content)
     except BaseException:
         for each in image.files if image is not None else [file]:
             each.close()
@@ -132,13 +95,25 @@ def identify(file: ImageFile) -> Image:
         return Image(file, None, None, "vmfsSparse")
     if kind == "sesparse":
         return Image(file, None, None, "seSparse")
-    if kind != "descriptor" and b"createType" not in head:
-        raise ImageFormatError("is not a VMDK")
-    if file.size > MAX_DESCRIPTOR:
-        raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")
+    refuse_other_content(head, file.size)
     descriptor = Descriptor.parse(file.read_metadata(0, file.size))
-    refuse_kind(descriptor)
-    return Image(file, descriptor, DescriptorPlace(file), descriptor.create_type or "custom")
+    return Image(file, descriptor, DescriptorPlace(file), kind_of_disk(descriptor, "custom"))
+
+
+def refuse_other_content(head: bytes, size: int) -> None:
+    """Raise for a file that is neither a sparse file nor a descriptor.
+
+    Args:
+        head: its first bytes.
+        size: of it.
+
+    Raises:
+        ImageFormatError: always with the reason.
+    """
+    if kind_of(head) != "descriptor" and b"createType" not in head:
+        raise ImageFormatError("is not a VMDK")
+    if size > MAX_DESCRIPTOR:
+        raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")
 
 
 def _hosted(file: ImageFile, header: SparseHeader) -> Image:
@@ -148,10 +123,10 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     if not header.descriptor_offset:
         if not header.capacity:
             raise ImageFormatError("has neither a size nor a descriptor")
-        return Image(file, None, None, "monolithicSparse", header)
+        return Image(file, None, None, MONOLITHIC_SPARSE, header)
     descriptor, place = embedded_descriptor(file, header)
-    refuse_kind(descriptor)
-    return Image(file, descriptor, place, descriptor.create_type or "monolithicSparse", header)
+    kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
+    return Image(file, descriptor, place, kind, header)
 
 
 def embedded_descriptor(
@@ -170,13 +145,13 @@ def embedded_descriptor(
 
 
 def extent_lines(image: Image) -> list[ExtentLine]:
-    """The extents of a disk whose descriptor names its files.
+    """The extents of a disk whose descriptor names its files, but for those of no sectors.
 
     Raises:
         ImageFormatError: there are none.
     """
     assert image.descriptor is not None
-    lines = image.descriptor.extents()
+    lines = [line for line in image.descriptor.extents() if line.sectors]
     if not lines:
         raise ImageFormatError("names no extents in its descriptor")
     return lines
@@ -218,9 +193,9 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
         return ZeroPart(line, start)
     if line.kind not in FLAT_KINDS + SPARSE_KINDS:
         raise NotSupportedError(f"has an extent of the kind {line.kind}, which is not supported")
-    file = _extent_file(dd, image, line)
     if line.kind in FLAT_KINDS:
-        return _flat(line, start, file)
+        return _flat(image, line, start, _extent_file(dd, image, line))
+    file = _extent_file(dd, image, line)
     part = _sparse(dd, line, start, file)
     if part.map.layout.capacity < line.sectors:
         raise ImageFormatError(
@@ -237,16 +212,52 @@ def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
         if line.kind in SPARSE_KINDS:
             raise ImageFormatError(f"names the sparse extent {known.path} twice")
         return known
+    name = name_on_disk(image, line.name)
+    if image.header is not None and line.kind in FLAT_KINDS and is_own_name(name, dd.name):
+        return image.file  # the content lies behind the descriptor
     flags = dd.flags if line.access == "RW" else TD_RDONLY
-    file = open_named_file(dd, line.name, role="extent", flags=flags)
+    file = open_named_file(dd, name, role="extent", flags=flags)
     image.files.append(file)
     image.named[line.name, line.access] = file
     return file
 
 
-def _flat(line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
+def name_on_disk(image: Image, name: str) -> str:
+    """The name by which a file that a descriptor names is looked for.
+
+    A file has the very bytes of the descriptor as its name, where it came from a system of that
+    encoding and where QEMU looks; or the name was brought to UTF-8 with the file, and the
+    descriptor stayed behind.
+
+    Args:
+        image: of the descriptor.
+        name: as it names the file.
+    """
+    assert image.descriptor is not None
+    meant = image.descriptor.meant(name)
+    home = os.path.dirname(os.path.realpath(image.file.path))
+    if meant == name or os.path.lexists(os.path.join(home, name)):
+        return name
+    return meant
+
+
+def is_own_name(named: str, path: str) -> bool:
+    """Whether a file that holds its own descriptor is what that names.
+
+    Args:
+        named: in the descriptor.
+        path: of the file.
+    """
+    return named in (os.path.basename(path), os.path.basename(os.path.realpath(path)))
+
+
+def _flat(image: Image, line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
     if (line.offset + line.sectors) * 512 > -(-file.size // 512) * 512:
         raise ImageFormatError(f"its extent {file.path} is shorter than its descriptor says")
+    if file is image.file:
+        assert image.header is not None
+        if line.offset < image.header.descriptor_offset + image.header.descriptor_size:
+            raise ImageFormatError("has an extent that overlaps its own descriptor")
     return FlatPart(line, start, file)
 
 
@@ -257,7 +268,8 @@ def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
     kind = kind_of(head)
     if kind == "hosted":
         header = SparseHeader.unpack(head)
-        line = ExtentLine("RW", header.capacity, "SPARSE")
+        sectors = own_sectors(image.descriptor, header.capacity, header.grain)
+        line = ExtentLine("RW", sectors, "SPARSE")
         no_parent = image.descriptor is None or image.descriptor.parent_cid == NO_PARENT
         return _hosted_part(dd, line, 0, file, appendable=no_parent)
     if kind == "cowd":

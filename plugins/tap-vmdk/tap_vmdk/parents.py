@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tap_vmdk.descriptor import NO_PARENT, Descriptor
+from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.descriptor import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
-from tap_vmdk.opening import extent_lines, identify, stands_alone
+from tap_vmdk.kinds import SPARSE_KINDS, own_sectors
+from tap_vmdk.opening import extent_lines, identify, name_on_disk, stands_alone
+from tap_vmdk.sparseparts import SparsePart
 from tapcore import (
     TD_RDONLY,
     DiskDriver,
@@ -28,11 +31,14 @@ def recorded_parent(image: Image) -> str | None:
         ImageFormatError: there is one, but it is not said where.
     """
     descriptor = image.descriptor
-    if descriptor is None or descriptor.parent_cid == NO_PARENT:
+    if descriptor is None or not descriptor.has_parent:
         return None
-    if not descriptor.parent_hint:
-        raise ImageFormatError("has a parent, but does not say where it is")
-    return descriptor.parent_hint
+    if not descriptor.parent_hint or descriptor.parent_cid == NO_PARENT:
+        raise ImageFormatError(
+            "has a parent, but does not say where it is: `tapdisk rebase --unsafe -b PARENT` "
+            "records that"
+        )
+    return name_on_disk(image, descriptor.parent_hint)
 
 
 def check_parent(child: Image, parent: Any) -> None:
@@ -78,8 +84,9 @@ def cid_of(path: str) -> tuple[int, int]:
 
 def _sectors(image: Image) -> int:
     if stands_alone(image):
-        assert image.header is not None
-        return image.header.capacity
+        header = image.header
+        assert header is not None
+        return own_sectors(image.descriptor, header.capacity, header.grain)
     return sum(line.sectors for line in extent_lines(image))
 
 
@@ -88,22 +95,34 @@ def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     image: Image = dd.private
     if image.descriptor is None or image.place is None:
         raise NotSupportedError("has no descriptor that could name a parent")
-    descriptor = Descriptor(list(image.descriptor.lines), image.descriptor.encoding)
+    descriptor = image.descriptor.copy()
+    if descriptor.get(PARENT_UUID) is not None:  # what VirtualBox knew of the old one
+        descriptor.set(PARENT_UUID, '"00000000-0000-0000-0000-000000000000"')
     if parent is None:
         descriptor.set("parentCID", f"{NO_PARENT:08x}", after="CID")
-        descriptor.remove("parentFileNameHint")
+        descriptor.remove(PARENT_HINT)
     else:
         if parent.drivertype not in ("", "vmdk"):
             raise UsageError("the parent of a VMDK must be a VMDK")
         if any(c in parent.name for c in '"\r\n\0'):
             raise UsageError("the parent's name must not have quotes or line ends")
-        if not all(isinstance(part, WritablePart) for part in image.parts):
+        if not _has_holes(image):
             raise NotSupportedError(f"a {image.subformat} disk cannot have a parent")
         path = os.path.join(os.path.dirname(os.path.realpath(dd.name)), parent.name)
         cid, _ = cid_of(path)
         descriptor.set("parentCID", f"{cid:08x}", after="CID")
-        descriptor.set("parentFileNameHint", f'"{parent.name}"', after="createType")
+        descriptor.set_name(PARENT_HINT, parent.name, after="createType")
     _rewrite(image, descriptor)
+
+
+def _has_holes(image: Image) -> bool:
+    """Whether a parent can show through: all of the disk lies in sparse files of the kinds that
+    children have. Where its extents are not open their lines tell."""
+    if not image.parts:
+        return all(line.kind in SPARSE_KINDS for line in extent_lines(image))
+    return not any(
+        isinstance(part, CompressedPart) or not isinstance(part, SparsePart) for part in image.parts
+    )
 
 
 def _rewrite(image: Image, descriptor: Descriptor) -> None:

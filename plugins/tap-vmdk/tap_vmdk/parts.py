@@ -128,7 +128,7 @@ class Part:
             "size": self.line.sectors * 512,
         }
         if self.line.name:
-            found["filename"] = self.line.name.encode("utf-8", "replace").decode()
+            found["filename"] = self.line.name
         return found
 
 

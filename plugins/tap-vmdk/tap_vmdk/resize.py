@@ -8,7 +8,6 @@ from array import array
 import attrs
 
 from tap_vmdk.create import SPLIT_SECTORS
-from tap_vmdk.descriptor import Descriptor
 from tap_vmdk.grains import ZERO, GrainMap, raw32, round_up
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
@@ -18,7 +17,7 @@ from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE
 from tap_vmdk.parents import recorded_parent
 from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader
-from tapcore import DiskDriver, NotSupportedError, UsageError
+from tapcore import DiskDriver, NotSupportedError
 
 
 def resize(dd: DiskDriver, size: int) -> None:
@@ -37,6 +36,8 @@ def resize(dd: DiskDriver, size: int) -> None:
         raise NotSupportedError("a VMDK of several extents, or without descriptor, cannot grow")
     if image.subformat in (SPLIT_SPARSE, SPLIT_FLAT) and sectors > SPLIT_SECTORS:
         raise NotSupportedError("an extent of a split disk cannot grow over 2 GiB")
+    if sum(1 for line in image.descriptor.extents() if line.sectors) != 1:
+        raise NotSupportedError("its descriptor names several extents, or none")
     _refuse_longer_parent(dd, image)
     image.begin_writing()
     image.flusher.flush_blocking()
@@ -100,7 +101,7 @@ def grow_sparse(part: WritablePart, sectors: int) -> WritablePart:
 
 def _zero_after_end(part: WritablePart) -> None:
     """In the last grain, what lies behind the disk's end so far."""
-    end = part.header.capacity
+    end = part.line.sectors
     rest = -end % part.header.grain
     if not rest:
         return
@@ -114,11 +115,11 @@ def _describe(image: Image, part: Part, sectors: int) -> None:
     """Put the new size into the descriptor."""
     assert image.descriptor is not None
     assert image.place is not None
-    descriptor = Descriptor(list(image.descriptor.lines), image.descriptor.encoding)
+    descriptor = image.descriptor.copy()
     lines = descriptor.extents()
-    if len(lines) != 1:
-        raise UsageError("its descriptor names several extents")
-    descriptor.replace_extents([attrs.evolve(lines[0], sectors=sectors)])
+    descriptor.replace_extents(
+        [attrs.evolve(line, sectors=sectors) if line.sectors else line for line in lines]
+    )
     part.line = attrs.evolve(part.line, sectors=sectors)
     adapter = descriptor.get("ddb.adapterType") or "ide"
     disk = NewDisk(sectors, image.subformat, adapter, 4, False)

@@ -2,10 +2,16 @@
 
 Every driver is asked this of every file that is opened without a handle, so nothing else of the
 format is loaded for it.
+
+A descriptor is text, and programs differ in what they take for one. VirtualBox and VMware want
+the comment that names it as the first line, in one of several spellings. QEMU wants `version=1`
+(or 2, or 3) behind any number of comments and blank lines. A file that any of them would follow
+is a descriptor here.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal
 
 HOSTED_MAGIC: Final = b"KDMV"
@@ -14,13 +20,32 @@ COWD_MAGIC: Final = b"COWD"
 SESPARSE_MAGIC: Final = 0xCAFEBABE
 SESPARSE_BYTES: Final = 1024
 """Of the two headers that such a file has at least."""
-DESCRIPTOR_MAGIC: Final = b"# disk descriptorfile"
-"""In small letters; files have it in any."""
+BOM: Final = b"\xef\xbb\xbf"
+"""Editors put it before text in UTF-8."""
+UTF16_BOMS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 _SESPARSE_START: Final = SESPARSE_MAGIC.to_bytes(8, "little")
+_LOOKED_AT: Final = 1024
+"""No more than this of a descriptor tells what it is: all of it can be seen when a guest writes the
+first sectors of a raw disk."""
+_TEXT: Final = frozenset(
+    b"#\t\r\n \xef\xfe\xffABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
+"""What such a text begins with."""
+_NAME: Final = rb"(?i)#\s*disk\s*descriptor\s*file"
+_SKIPPED: Final = rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*"
+"""Comments and blank lines."""
+_ENTRY: Final = (
+    rb"(?i)version[ \t]*=[ \t]*[\"]?\d|"
+    rb"(?:encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)[ \t]*=|"
+    rb"(?:rw|rdonly|noaccess)[ \t]+\d+[ \t]+[a-z]"
+)
+"""What a descriptor begins with, where it does not say its name."""
+
+Kind = Literal["hosted", "cowd", "sesparse", "descriptor", ""]
 
 
-def kind_of(head: bytes) -> Literal["hosted", "cowd", "sesparse", "descriptor", ""]:
+def kind_of(head: bytes) -> Kind:
     """What a file is; "" for what is no VMDK, or a descriptor that only its content shows as one.
 
     Args:
@@ -32,6 +57,16 @@ def kind_of(head: bytes) -> Literal["hosted", "cowd", "sesparse", "descriptor", 
         return "cowd"
     if head.startswith(_SESPARSE_START) and len(head) >= SESPARSE_BYTES:
         return "sesparse"
-    if head[:512].lstrip(b" \t\r\n").lower().startswith(DESCRIPTOR_MAGIC):
-        return "descriptor"
-    return ""
+    return "descriptor" if _is_descriptor(head[:_LOOKED_AT]) else ""
+
+
+def _is_descriptor(head: bytes) -> bool:
+    if not head or head[0] not in _TEXT:
+        return False
+    if head[:2] in UTF16_BOMS:
+        head = head.decode(UTF16_BOMS[head[:2]], "replace")[1:].encode("utf-8", "replace")
+    head = head.removeprefix(BOM)
+    if re.match(_NAME, head.lstrip(b" \t\r\n")):
+        return True
+    skipped = re.match(_SKIPPED, head)
+    return skipped is not None and re.match(_ENTRY, head[skipped.end() :]) is not None

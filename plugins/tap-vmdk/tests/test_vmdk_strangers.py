@@ -12,8 +12,6 @@ from tapcore.tools.inspect import inspect_image
 from vmdkwriters import descriptor, hosted
 
 KINDS = {
-    "fullDevice": "a whole device of its host",
-    "partitionedDevice": "partitions of a device of its host",
     "vmfsRaw": "a raw device of its host",
     "vmfsRawDeviceMap": "a raw device of its host",
     "vmfsRDM": "a raw device of its host",
@@ -94,7 +92,15 @@ def test_an_extent_must_not_be_the_image_itself(tmp_path: Path) -> None:
     [
         ([], "names no extents"),
         (["RW x FLAT"], "damaged extent in line 7"),
-        (["RW 0 ZERO"], "impossible extent in line 7"),
+        (["RW 0 ZERO"], "names no extents"),
+        (["RW"], "damaged extent in line 7"),
+        (["RW 1 FLAT"], "damaged extent in line 7"),
+        (["RW 1", 'FLAT "x.vmdk" 0'], "damaged extent in line 7"),
+        (["RW 1 FLAT", '"x.vmdk" 0'], "damaged extent in line 7"),
+        (['RW 1 SPARSE "x.vmdk'], "damaged extent in line 7"),
+        (['RW 1 FLAT "x.vmdk" -1'], "damaged extent in line 7"),
+        (['RW 1 FLAT "x.vmdk" 0x'], "damaged extent in line 7"),
+        (["RW -1 ZERO"], "damaged extent in line 7"),
         (["RW 99999999999999999999 ZERO"], "impossible extent"),
         (['RW 2 FLAT "x.vmdk" 0'], "shorter than its descriptor says"),
         (['RW 1 FLAT "x.vmdk" 1'], "shorter than its descriptor says"),
