@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -15,7 +16,8 @@ from typing import Any, Final
 import attrs
 
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import HOLE, GrainMap, raw32, round_up
+from tap_vmdk.directories import without_tables
+from tap_vmdk.grains import DAMAGED_DIRECTORY, DAMAGED_TABLE, HOLE, GrainMap, raw32, round_up
 from tap_vmdk.parts import Save
 from tap_vmdk.sparse import UNCLEAN_OFFSET, SparseHeader
 from tap_vmdk.sparseparts import SparsePart
@@ -23,6 +25,8 @@ from tapcore import DiskDriver, ImageFormatError, TapError, TdCallback
 
 _LAST_SECTOR: Final = 1 << 32
 """An entry has 32 bits."""
+_MOST_HEAD: Final = 1 << 30
+"""Bytes past the file's end that are believed to be kept free for metadata."""
 
 
 @attrs.define(eq=False)
@@ -60,8 +64,12 @@ class AllocatingPart(SparsePart):
         self._write_now = map.file.write_now
         self.busy: dict[int, Allocation] = {}  # by grain
         self._new_tables: set[int] = set()  # whose directory entries are not on disk yet
-        self._saving: tuple[set[int], set[int]] = (set(), set())
-        map.end = max(map.end, round_up(min(header.overhead, _LAST_SECTOR), map.layout.grain))
+        self._moved: set[int] = set()  # those of them that hold what an older one does
+        self._sure: set[int] = set()  # tables that may be written where they are
+        self._saving: tuple[set[int], set[int], set[int]] = (set(), set(), set())
+        self._places = map.watch_metadata()
+        if header.overhead << 9 <= map.file.size + _MOST_HEAD:
+            map.end = max(map.end, round_up(header.overhead, map.layout.grain))
 
     def not_busy(self, at: int, count: int) -> int:
         """How many sectors lie before the first grain that is being written."""
@@ -109,8 +117,6 @@ class AllocatingPart(SparsePart):
     def _allocate(self, at: int, nb: int) -> Allocation:
         """Reserve grains at the end of the file for a run of sectors."""
         index = at >> self._table_shift
-        if index not in self._tables or not self.map.whole_directories:
-            raise ImageFormatError("a grain table is damaged; check --repair all mends it")
         self.need_table(index)
         first, last = at >> self._grain_shift, (at + nb - 1) >> self._grain_shift
         grains = last - first + 1
@@ -139,17 +145,54 @@ class AllocatingPart(SparsePart):
         return place
 
     def need_table(self, index: int) -> None:
-        """See to it that a table has its place in the file, in both directories."""
-        directory, spare = self.map.directory, self.map.spare
-        if directory[index]:
-            if not self.map.table_at(directory[index]):
-                raise ImageFormatError("a grain directory is damaged; check --repair all mends it")
+        """See to it that a table, which is in memory, has its own place in the file, in both
+        directories.
+
+        Raises:
+            ImageFormatError: it is damaged.
+            OSError: as the system says.
+        """
+        if index in self._sure:
             return
+        if index not in self._tables:
+            raise ImageFormatError(DAMAGED_TABLE)
+        place = self.map.directory[index]
+        if not self.map.whole_directories or (place and not self.map.table_at(place)):
+            raise ImageFormatError(DAMAGED_DIRECTORY)
+        if not self._is_in_place(index):
+            self._give_place(index)
+        self._sure.add(index)
+
+    def _is_in_place(self, index: int) -> bool:
+        """Whether what a directory names is surely a table, and nobody else's.
+
+        It lies among the metadata, or holds the same entries as its copy.
+        """
+        map, shared = self.map, self._places.shared
+        places = [map.directory[index]]
+        if map.spare is not None:
+            places.append(map.spare[index])
+        if not all(map.table_at(place) for place in places):
+            return False
+        if (0, index) in shared or (1, index) in shared:
+            return False
+        size = map.layout.table_bytes
+        found = {map.file.read_metadata(place << 9, size) for place in places}
+        if len(found) > 1:
+            return False
+        head = self.header.overhead - self.header.table_sectors
+        return all(place <= head for place in places) or (len(places) > 1 and any(found.pop()))
+
+    def _give_place(self, index: int) -> None:
+        """Take space for a table, which becomes its own with the next flush."""
+        directory, spare = self.map.directory, self.map.spare
         sectors = self.header.table_sectors
         size = round_up(sectors if spare is None else 2 * sectors, self._grain)
         place = self.take(size)
-        # until the next flush, and after a crash, an empty table lies there
         self.map.file.truncate_up((place + size) << 9)
+        if directory[index]:
+            self._moved.add(index)
+            self.map.unsaved.add(index)
         directory[index] = place
         if spare is not None:
             spare[index] = place + sectors
@@ -234,13 +277,14 @@ class AllocatingPart(SparsePart):
 
     def unsaved(self) -> Save | None:
         """The changed tables and directory entries, as they are now."""
-        tables, new = self.map.unsaved, self._new_tables
+        tables, new, moved = self.map.unsaved, self._new_tables, self._moved
         if not tables and not new:
             return None
-        self._saving = (tables, new)
-        self.map.unsaved, self._new_tables = set(), set()
+        self._saving = (tables, new, moved)
+        self.map.unsaved, self._new_tables, self._moved = set(), set(), set()
         self.map.pinned += 1
         pieces: list[tuple[int, bytes]] = []
+        entries: list[tuple[int, bytes]] = []
         offsets = self.map.layout.directories
         for offset, directory in zip(offsets, (self.map.directory, self.map.spare), strict=False):
             if directory is None:
@@ -249,39 +293,46 @@ class AllocatingPart(SparsePart):
                 if self.map.table_at(directory[index]):
                     pieces.append((directory[index] << 9, raw32(self._tables[index])))
             for index in sorted(new):
-                pieces.append((offset + 4 * index, directory[index].to_bytes(4, "little")))
-        return partial(self._save, pieces)
+                entries.append((offset + 4 * index, directory[index].to_bytes(4, "little")))
+        return partial(self._save, pieces, entries, bool(moved))
 
-    def _save(self, pieces: list[tuple[int, bytes]]) -> int:
+    def _save(
+        self, pieces: list[tuple[int, bytes]], entries: list[tuple[int, bytes]], moved: bool
+    ) -> int:
         for offset, content in pieces:
+            self.map.file.write_metadata(offset, content)
+        if moved and (res := self.map.file.flush_blocking()):
+            return res  # a directory must not name a copy that is not there yet
+        for offset, content in entries:
             self.map.file.write_metadata(offset, content)
         return 0
 
     def saved(self, ok: bool) -> None:
         """Tables may be dropped from memory again; or they have to be saved once more."""
         self.map.pinned -= 1
-        tables, new = self._saving
-        self._saving = (set(), set())
+        tables, new, moved = self._saving
+        self._saving = (set(), set(), set())
         if not ok:
             self.map.unsaved |= tables
             self._new_tables |= new
+            self._moved |= moved
 
     def make_empty(self) -> None:
         """Turn every grain into a hole, on disk when this returns.
 
         Raises:
+            ImageFormatError: a table lies over other metadata.
             OSError: as the system says.
         """
         file, layout = self.map.file, self.map.layout
-        end = max(self.header.overhead, layout.first_grain)
+        if self._places.shared or not self.map.whole_directories:
+            raise ImageFormatError(DAMAGED_DIRECTORY)
+        end = max(min(self.header.overhead, _LAST_SECTOR), layout.first_grain)
         for offset, directory in zip(
             layout.directories, (self.map.directory, self.map.spare), strict=False
         ):
             end = max(end, (offset + layout.directory_bytes + 511) >> 9)
-            for place in directory or ():
-                if place and self.map.table_at(place):
-                    file.write_metadata(place << 9, bytes(layout.table_bytes))
-                    end = max(end, place + self.header.table_sectors)
+            end = max(end, self._empty_tables(directory) if directory is not None else 0)
         self.map.forget_all()
         self.map.unsaved.clear()
         res = file.flush_blocking()
@@ -294,3 +345,20 @@ class AllocatingPart(SparsePart):
         res = file.flush_blocking()
         if res:
             raise OSError(-res, os.strerror(-res))
+
+    def _empty_tables(self, directory: array[int]) -> int:
+        """Fill the tables of a directory with holes; returns the first sector past all of them."""
+        map, end, index = self.map, 0, 0
+        while index < len(directory):
+            place = directory[index]
+            if not place:
+                index += without_tables(directory, index, len(directory))
+                continue
+            count = map.tables_in_hole(directory, index, len(directory))
+            if not count and map.table_at(place):
+                map.file.write_metadata(place << 9, bytes(map.layout.table_bytes))
+                count = 1
+            if count:
+                end = max(end, directory[index + count - 1] + self.header.table_sectors)
+            index += count or 1
+        return end

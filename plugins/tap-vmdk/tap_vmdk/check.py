@@ -8,15 +8,22 @@ import attrs
 
 from tap_vmdk import sparse
 from tap_vmdk.checkpart import PartCheck
-from tap_vmdk.descriptor import ExtentLine
+from tap_vmdk.descriptor import NO_PARENT, ExtentLine
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import own_sectors
 from tap_vmdk.opening import extent_lines, open_extent, stands_alone
 from tap_vmdk.parts import Part
-from tap_vmdk.resize import mend_directories
+from tap_vmdk.repairplan import carry_out
 from tap_vmdk.sparseparts import SparsePart
-from tapcore import CheckResult, DiskDriver, ImageFormatError, TapError, describe_error
+from tapcore import (
+    CheckResult,
+    DiskDriver,
+    ImageFormatError,
+    NotSupportedError,
+    TapError,
+    describe_error,
+)
 
 
 def check(dd: DiskDriver, repair: str) -> CheckResult:
@@ -25,42 +32,74 @@ def check(dd: DiskDriver, repair: str) -> CheckResult:
     result = CheckResult()
     if not image.parts:
         _open_extents(dd, image, result)
-    _check_embedded(image, result, repair)
-    for part in list(image.parts):
-        if isinstance(part, SparsePart):
-            _check_part(image, part, result, repair)
-        elif part.file is not None:
-            result.image_end_offset = max(result.image_end_offset, part.file.size)
-    if repair and image.changed:
-        image.flusher.flush_blocking()
+    checks = [_check_part(image, part, result, repair) for part in list(image.parts)]
+    done = [check for check in checks if check is not None]
+    _check_embedded(image, result, repair, hides=any(check.hides for check in done))
+    if repair and result.leaks:
+        _give_back(image, result, sum(check.hides for check in done))
     return result
 
 
-def _check_part(image: Image, part: SparsePart, result: CheckResult, repair: str) -> None:
-    if repair and isinstance(part, WritablePart):
-        found = PartCheck(part).run()
-        if (found.corruptions and repair == "all") or found.leaks:
-            image.begin_writing()
-            if repair == "all" and not part.map.whole_directories:
-                part = _mended(image, part)
-            PartCheck(part, repair=repair).run()
-            left = PartCheck(part).run()
+def _check_part(image: Image, part: Part, result: CheckResult, repair: str) -> PartCheck | None:
+    """Check, and mend, one part; None where it has no tables."""
+    if not isinstance(part, SparsePart):
+        if part.file is not None:
+            result.image_end_offset = max(result.image_end_offset, part.file.size)
+        return None
+    check = PartCheck(part, has_parent=_has_parent(image))
+    found = check.run()
+    hides = check.hides
+    if repair == "all" and check.plan and isinstance(part, WritablePart):
+        try:
+            part = carry_out(part, check.plan)
+        except NotSupportedError as exc:
+            found.messages.append(f"nothing was changed: {exc.message}")
+        else:
+            _put(image, part)
+            check = PartCheck(part, has_parent=_has_parent(image))
+            left = check.run()
             left.corruptions_fixed = max(found.corruptions - left.corruptions, 0)
-            left.leaks_fixed = max(found.leaks - left.leaks, 0)
             left.messages = found.messages
             found = left
-    else:
-        found = PartCheck(part).run()
+            check.hides = max(hides, 1)  # in doubt: it was damaged a moment ago
     _add(result, found)
+    return check
 
 
-def _mended(image: Image, part: WritablePart) -> WritablePart:
-    """The part with a new directory in the place of one that lies outside the file."""
-    again = mend_directories(part)
-    image.set_parts([again if each is part else each for each in image.parts])
+def _put(image: Image, part: WritablePart) -> None:
+    """Let a part take the place of the one that has its sectors."""
+    image.set_parts([part if each.start == part.start else each for each in image.parts])
     if image.header is not None:
-        image.header = again.header
-    return again
+        image.header = part.header
+
+
+def _has_parent(image: Image) -> bool:
+    try:
+        return image.descriptor is not None and image.descriptor.parent_cid != NO_PARENT
+    except ImageFormatError:
+        return True  # what it says of one makes no sense
+
+
+def _give_back(image: Image, result: CheckResult, hides: int) -> None:
+    """Free what nothing refers to, unless it may belong to what is damaged."""
+    if hides or result.corruptions or result.corruptions_fixed or result.check_errors:
+        result.messages.append(
+            "what nothing refers to was kept: it may belong to what is, or was, damaged"
+        )
+        return
+    parts = [part for part in image.parts if isinstance(part, WritablePart)]
+    for part in parts:
+        check = PartCheck(part)
+        found = check.run()
+        if found.leaks:
+            check.give_back()
+            part.map.forget_all()
+            left = PartCheck(part).run()
+            result.leaks += left.leaks - found.leaks
+            result.leaks_fixed += found.leaks - left.leaks
+            result.image_end_offset = max(left.image_end_offset, 0)
+            if res := part.map.file.flush_blocking():
+                raise OSError(-res, os.strerror(-res))
 
 
 def _add(result: CheckResult, found: CheckResult) -> None:
@@ -96,8 +135,11 @@ def _open_extents(dd: DiskDriver, image: Image, result: CheckResult) -> None:
         image.sectors = start
 
 
-def _check_embedded(image: Image, result: CheckResult, repair: str) -> None:
-    """A descriptor within a sparse file says how long the disk is, and so does its header."""
+def _check_embedded(image: Image, result: CheckResult, repair: str, *, hides: bool) -> None:
+    """A descriptor within a sparse file says how long the disk is, and so does its header.
+
+    Which of the two is right cannot be told where the tables are damaged too.
+    """
     header, descriptor = image.header, image.descriptor
     if header is None:
         return
@@ -121,12 +163,11 @@ def _check_embedded(image: Image, result: CheckResult, repair: str) -> None:
             f"the descriptor says {sectors} sectors in {len(lines)} extents, "
             f"and the header {header.capacity}"
         )
-    if repair != "all":
+    if repair != "all" or hides:
         result.corruptions += 1
         return
     name = lines[0].name if lines else os.path.basename(image.file.path)
     access = lines[0].access if lines else "RW"
-    image.begin_writing()
     descriptor.replace_extents([ExtentLine(access, header.capacity, "SPARSE", name)])
     image.place.write(descriptor)
     result.corruptions_fixed += 1

@@ -1,18 +1,18 @@
-"""Checking the tables of one sparse file, and repairing them on the way."""
+"""Checking the tables of one sparse file, and planning what would mend them."""
 
 from __future__ import annotations
 
-import os
 from array import array
+from bisect import bisect_left
 
 from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
-from tap_vmdk.descriptor import MAX_DESCRIPTOR
-from tap_vmdk.grains import HOLE, ZERO, raw32, round_up
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.directories import without_tables
+from tap_vmdk.grains import HOLE, ZERO, round_up
 from tap_vmdk.layouts import with_footer
+from tap_vmdk.repairplan import RepairPlan
 from tap_vmdk.signature import kind_of
-from tap_vmdk.spacemap import GRAIN, METADATA, MisalignedError, SpaceMap
+from tap_vmdk.spacemap import MisalignedError, SpaceMap
 from tap_vmdk.sparse import GRAIN_MARKER, SparseHeader
 from tap_vmdk.sparseparts import SparsePart
 from tapcore import CheckResult
@@ -26,54 +26,69 @@ def is_hosted(head: bytes) -> bool:
 
 
 class PartCheck:
-    """One pass over a sparse file; nothing of it is in flight or unsaved.
+    """One look at a sparse file; nothing of it is in flight or unsaved.
 
     Args:
         part: the file.
-        repair: "", "leaks" or "all"; the last two for a part that is written.
+        has_parent: what is a hole in it reads as something else than zeroes.
+
+    Attributes:
+        result: what was found.
+        plan: what would mend it.
+        hides: entries that were lost, or that only a redundant table has: space that nothing
+            refers to may be theirs.
     """
 
-    def __init__(self, part: SparsePart, repair: str = "") -> None:
+    def __init__(self, part: SparsePart, *, has_parent: bool = False) -> None:
         self._part = part
         self._map = part.map
         self._layout = part.map.layout
         self._file = part.map.file
-        self._repair = repair
+        self._has_parent = has_parent
         self._compressed = isinstance(part, CompressedPart)
         head = self._file.read_metadata(0, sparse.HEADER_BYTES)
         self._header = SparseHeader.unpack(head) if is_hosted(head) else None
         marked = self._header is not None and self._header.flags & sparse.FLAG_MARKERS
-        self._marker = 1 if marked else 0  # sectors before each piece of metadata
+        self._marker = 1 if marked and self._compressed else 0  # sectors before each table
         self._sectors = -(-self._file.size // 512)
-        self._space = SpaceMap(1)
+        self._places = self._map.watch_metadata()
+        self._shared = sorted(index for _, index in self._places.shared)
+        self._reset(1)
+
+    def _reset(self, unit: int) -> None:
         self.result = CheckResult()
+        self.hides = 0
+        self._space = SpaceMap(unit)
+        self._clashes = SpaceMap(1)
+        self._uneven: list[int] = []
+        used = max(self._map.end, self._layout.first_grain if self._layout.whole else 0)
+        self.plan = RepairPlan.behind(self._file.size, self._layout.grain, min(used, 1 << 32))
 
     def run(self) -> CheckResult:
-        """Go through everything; repairs what it was told to.
+        """Go through everything.
 
         Raises:
             OSError: as the system says.
         """
         try:
-            unit = 1 if self._compressed else self._layout.grain
-            return self._run(unit)
+            return self._run(1 if self._compressed else self._layout.grain)
         except MisalignedError:
             return self._run(1)
 
     def _run(self, unit: int) -> CheckResult:
-        self.result = CheckResult()
-        self._space = SpaceMap(unit)
+        self._reset(unit)
         self.result.total_clusters = -(-self._layout.capacity // self._layout.grain)
         self.result.image_end_offset = self._file.size
         self._metadata()
-        for index in range(self._layout.tables):
-            self._table(index)
-        if self._header is not None:
-            self._leaks()
-        if self._repair:
-            self._map.forget_all()
-            if res := self._file.flush_blocking():
-                raise OSError(-res, os.strerror(-res))
+        index = 0
+        while index < self._layout.tables:
+            count = self._empty_tables(index)
+            if not count:
+                self._table(index)
+            index += count or 1
+        for index in self._uneven:
+            self._redundant(index)
+        self.result.leaks = -(-self._leaked() // (self._layout.grain << 9))
         return self.result
 
     def _corrupt(self, message: str) -> None:
@@ -81,107 +96,196 @@ class PartCheck:
         if len(self.result.messages) < _MESSAGES:
             self.result.messages.append(message)
 
-    @property
-    def _fixing(self) -> bool:
-        return self._repair == "all" and self._map.whole_directories
-
     # ---- metadata ---------------------------------------------------------------------------
 
     def _metadata(self) -> None:
-        """Note where header, descriptor and directories lie."""
-        use = self._space.use
-        use(0, self._layout.first_grain, METADATA)
-        if self._header is not None and self._header.descriptor_offset:
-            size = min(self._header.descriptor_size, MAX_DESCRIPTOR // 512)
-            use(self._header.descriptor_offset, size, METADATA)
-        size = -(-self._layout.directory_bytes // 512)
-        for offset in self._layout.directories:
-            if 0 < offset <= self._file.size - self._layout.directory_bytes:
-                use(offset // 512 - self._marker, size + self._marker, METADATA)
-            else:
-                self._corrupt(f"a grain directory lies outside the file (at {offset})")
+        """Note where header, descriptor, directories and tables lie."""
+        for start, end in self._places.ranges:
+            if start < self._sectors:
+                self._space.use(start, min(end, self._sectors) - start)
+        for which, offset in enumerate(self._layout.directories):
+            start, end = self._layout.directory_range(which)
+            if self._map.sound[which]:
+                self._space.use(start - self._marker, end - start + self._marker)
+                continue
+            self.plan.rebuild = True
+            inside = 0 < offset <= self._file.size - self._layout.directory_bytes
+            where = "over other metadata" if inside else "outside the file"
+            self._corrupt(f"a grain directory lies {where} (at {offset})")
         if self._header is not None and self._header.gd_offset == sparse.GD_AT_END:
             _, tail = with_footer(self._file, self._header)
-            use(tail, 3, METADATA)
+            self._space.use(tail, 3)
+
+    def _empty_tables(self, index: int) -> int:
+        """How many tables from one on, and their copies, are known to be empty and in order."""
+        end = self._layout.tables
+        if self._shared:
+            following = bisect_left(self._shared, index)
+            end = self._shared[following] if following < len(self._shared) else end
+        count = self._map.empty_tables(index, end) if index < end else 0
+        spare = self._map.spare
+        if not count or spare is None:
+            return count
+        none = without_tables(spare, index, index + count)
+        if not self._map.directory[index]:
+            return none or self._map.tables_in_hole(spare, index, index + count)
+        if none:
+            self.result.corruptions += none - 1
+            self._corrupt(f"the redundant grain tables {index} to {index + none - 1} are missing")
+            self.plan.missing.append((index, none))
+            return none
+        return self._map.tables_in_hole(spare, index, index + count)
 
     # ---- tables -----------------------------------------------------------------------------
 
-    def _table(self, index: int) -> None:
-        """One table, and its copy."""
-        primary = self._read(index, self._map.directory[index], "")
-        if self._map.spare is None:
-            if primary is not None:
-                self._entries(index, primary, None)
-            return
-        spare = self._read(index, self._map.spare[index], "redundant ")
-        before = (primary[:] if primary is not None else None, spare)
-        if primary is None and spare is not None:
-            primary = spare[:]
-        if primary is None:
-            self._save(index, before, None)
-            return
-        if spare is not None and spare != primary and before[0] is not None:
-            self._corrupt(f"the two grain tables {index} disagree")
-        elif spare is None and before[0] is not None and any(primary):
-            self._corrupt(f"the redundant grain table {index} is missing")
-        self._entries(index, primary, spare)
-        self._save(index, before, primary)
-
-    def _read(self, index: int, place: int, which: str) -> array[int] | None:
-        """A table as it is in the file; None where there is none."""
-        if not place:
-            return None
+    def _raw(self, place: int) -> bytes | None:
+        """A table as it is in the file; None where there can be none."""
         if not self._map.table_at(place):
-            self._corrupt(f"entry {index} of the {which}grain directory points past the file")
             return None
-        size = self._layout.table_bytes
-        self._space.use(place - self._marker, -(-size // 512) + self._marker, METADATA)
-        return self._layout.decode_table(self._file.read_metadata(place << 9, size))
+        return self._file.read_metadata(place << 9, self._layout.table_bytes)
 
-    def _entries(self, index: int, table: array[int], spare: array[int] | None) -> None:
-        """Check a table's entries, and mend them in memory."""
-        if not any(table):
-            return
+    def _table(self, index: int) -> None:
+        """One table, and whether its copy is one."""
+        place = self._map.directory[index]
+        spare = 0 if self._map.spare is None else self._map.spare[index]
+        first, other = self._raw(place), self._raw(spare)
+        changed = False
+        if place and self._marker:
+            self._space.use(place - 1, 1)
+        if place and first is None:
+            self._corrupt(f"entry {index} of the grain directory points past the file")
+            self.hides += other is None
+            changed = True
+        elif (0, index) in self._places.shared:
+            self._corrupt(f"the grain table {index} lies over other metadata")
+            self.hides += 1
+            changed = True
+        raw = first if first is not None or not place else other
+        table = None if raw is None else self._layout.decode_table(raw)
+        if table is not None and any(table):
+            differs = other is not None and other != raw
+            copy = self._layout.decode_table(other) if differs and other is not None else None
+            if first is None:  # what cannot be true of a copy is nothing, not even a grain
+                copy = self._map.empty
+            changed = self._entries(index, table, copy) or changed
+        if changed:
+            self.plan.set_table(0, index, table)
+        if self._map.spare is not None and (
+            changed or first != other or (1, index) in self._places.shared
+        ):
+            self._uneven.append(index)
+
+    def _entries(self, index: int, table: array[int], other: array[int] | None) -> bool:
+        """Check a table's entries, and mend them in memory; returns whether that was needed."""
         first = index << self._map.table_shift
-        for number, place in enumerate(table):
+        end = min(len(table), -((first - self._layout.capacity) >> self._map.grain_shift))
+        if any(table[end:]):
+            self._past_end(table[end:])
+        if self._compressed:
+            self._compressed_entries(first, table[:end])
+            return False
+        changed, number = False, 0
+        while number < end:
+            place = table[number]
             if place <= ZERO and self._possible(place):
+                number += 1
+                continue
+            count = self._run_of(table, number, end)
+            length = count * self._layout.grain
+            if self._possible(place, count) and not self._space.used(place, length):
+                self._space.use(place, length)
+                self.result.allocated_clusters += count
+                number += count
                 continue
             at = first + (number << self._map.grain_shift)
-            if at >= self._layout.capacity:
-                self._corrupt(f"sector {at} is past the disk's end, and has a grain")
-                table[number] = HOLE
-                continue
-            if not self._possible(place):
-                self._corrupt(f"the grain of sector {at} lies outside the file (at {place})")
-                other = spare[number] if spare is not None else HOLE
-                place = table[number] = other if self._possible(other) else HOLE
-                if place <= ZERO:
-                    continue
-            self._grain(at, number, table)
+            table[number] = self._mended(at, place, None if other is None else other[number])
+            changed = changed or table[number] != place
+            number += 1
+        return changed
 
-    def _possible(self, place: int) -> bool:
-        """As the grain map judges, but with what the file is now."""
+    def _past_end(self, entries: array[int]) -> None:
+        """Grains that the disk is too short for: either is damaged, so they are left alone."""
+        grains = sum(map(bool, entries))
+        self._corrupt(f"{grains} grains lie past the disk's end; they are kept")
+        self.hides += grains
+        for place in entries:
+            if place > ZERO and self._possible(place):
+                self._space.use(place, 1 if self._compressed else self._layout.grain)
+
+    def _run_of(self, table: array[int], number: int, end: int) -> int:
+        """How many grains from one on lie behind each other."""
+        expected, first = table[number], number
+        while number < end and table[number] == expected:
+            number += 1
+            expected += self._layout.grain
+        return number - first
+
+    def _possible(self, place: int, count: int = 1) -> bool:
+        """As the grain map judges, but with what the file is now; of so many grains in a row."""
         if place <= ZERO:
             return place == HOLE or self._layout.zeroes
         end = self._sectors
         if self._layout.whole:
             end = round_up(end, self._layout.grain) - self._layout.grain + 1
-        return self._layout.first_grain <= place < end
+        last = place + (count - 1) * self._layout.grain
+        return self._layout.first_grain <= place and last < end
 
-    def _grain(self, at: int, number: int, table: array[int]) -> None:
-        place, length = table[number], self._layout.grain
-        if self._compressed:
-            self.result.compressed_clusters += 1
-            length = self._stored_length(at, place)
+    def _mended(self, at: int, place: int, other: int | None) -> int:
+        """What the entry of a single grain ought to be.
+
+        Args:
+            at: its first sector, of the file's disk.
+            place: what it is.
+            other: what the redundant table has, where that differs.
+        """
+        grain = self._layout.grain
+        if not self._possible(place):
+            self._corrupt(f"the grain of sector {at} lies outside the file (at {place})")
+            if other is None or not self._possible(other):
+                return self._replaced(place)
+            self.hides += other == HOLE
+            place = other
+            if place <= ZERO:
+                return place
         self.result.allocated_clusters += 1
-        if self._space.use(place, length, GRAIN):
-            return
+        if not self._space.used(place, grain):
+            self._space.use(place, grain)
+            return place
         self._corrupt(f"the grain of sector {at} (at {place}) overlaps something else")
-        if self._fixing and isinstance(self._part, WritablePart):
-            content = self._file.read_metadata(place << 9, length << 9)
-            table[number] = place = self._part.take(length)
-            self._file.write_metadata(place << 9, content)
-            self._space.use(place, length, GRAIN)
+        self.hides += 1
+        self._clashes.use(place, grain)
+        return self.plan.take(place, grain)
+
+    def _replaced(self, place: int) -> int:
+        """For an entry that cannot be true: what lies where it points, be that a part of a grain.
+
+        An entry of 1 may have meant zeroes before a flag was lost, and is left as it is.
+        """
+        self.hides += 1
+        if place == ZERO:
+            return place
+        if place < self._sectors:
+            return self.plan.take(place, self._layout.grain)
+        if not self._has_parent:
+            return HOLE
+        return ZERO if self._layout.zeroes else self.plan.take(-1, self._layout.grain)
+
+    # ---- compressed grains ------------------------------------------------------------------
+
+    def _compressed_entries(self, first: int, table: array[int]) -> None:
+        for number, place in enumerate(table):
+            if place <= ZERO and self._possible(place):
+                continue
+            at = first + (number << self._map.grain_shift)
+            if not self._possible(place):
+                self._corrupt(f"the grain of sector {at} lies outside the file (at {place})")
+                continue
+            self.result.compressed_clusters += 1
+            self.result.allocated_clusters += 1
+            length = self._stored_length(at, place)
+            if self._space.used(place, length):
+                self._corrupt(f"the grain of sector {at} (at {place}) overlaps something else")
+            self._space.use(place, length)
 
     def _stored_length(self, at: int, place: int) -> int:
         """Sectors that a compressed grain takes; damage is counted."""
@@ -196,57 +300,90 @@ class PartCheck:
             self._corrupt(f"the grain of sector {at} (at {place}) is cut off")
         return length
 
-    def _save(
-        self,
-        index: int,
-        before: tuple[array[int] | None, array[int] | None],
-        table: array[int] | None,
-    ) -> None:
-        """Write a mended table into both places; what it points to first."""
-        if not self._fixing or not isinstance(self._part, WritablePart):
-            return
-        directories = (self._map.directory, self._map.spare)
-        for offset, directory, old in zip(
-            self._layout.directories, directories, before, strict=True
-        ):
-            assert directory is not None
-            if table is None:
-                if directory[index]:
-                    directory[index] = 0
-                    self._file.write_metadata(offset + 4 * index, bytes(4))
+    # ---- the redundant tables ---------------------------------------------------------------
+
+    def _redundant(self, index: int) -> None:
+        """A table whose copy is another; what all first tables refer to is known by now."""
+        spare = self._map.spare
+        assert spare is not None
+        place, other_place = self._map.directory[index], spare[index]
+        raw, other_raw = self._raw(place), self._raw(other_place)
+        table = None if raw is None else self._layout.decode_table(raw)
+        if (0, index) in self.plan.tables:
+            table = self.plan.tables[0, index]
+        other = None if other_raw is None else self._layout.decode_table(other_raw)
+        if other_place and other is None:
+            self._corrupt(f"entry {index} of the redundant grain directory points past the file")
+        elif (1, index) in self._places.shared:
+            self._corrupt(f"the redundant grain table {index} lies over other metadata")
+            self.hides += 1
+            other = None
+        elif place and not other_place:
+            self._corrupt(f"the redundant grain table {index} is missing")
+        elif raw is not None and raw != other_raw:
+            self._corrupt(f"the two grain tables {index} disagree")
+        elif not place and other is not None and any(other):
+            self._corrupt(f"the grain table {index} is missing, and a redundant one is there")
+        wanted = self._with_hidden(table, other, other_place)
+        if wanted != other or (other_place and other is None):
+            self.plan.set_table(1, index, wanted)
+
+    def _with_hidden(
+        self, table: array[int] | None, other: array[int] | None, place: int
+    ) -> array[int] | None:
+        """What a redundant table is to be: the first one, but for grains that only it knows.
+
+        Which of the two is right there cannot be told, so that both stay as they are. What lies
+        where a grain does, or has entries that cannot be true, is no table and knows nothing.
+        """
+        if other is None or table == other or not all(map(self._possible, other)):
+            return table
+        if self._clashes.used(place, self._layout.table_sectors):
+            return table
+        wanted = self._map.empty[:] if table is None else table[:]
+        hidden = 0
+        for number, where in enumerate(other):
+            if where <= ZERO or where == wanted[number]:
                 continue
-            if old == table:
+            if where % self._space.unit or self._space.used(where, self._layout.grain):
                 continue
-            if res := self._file.flush_blocking():
-                raise OSError(-res, os.strerror(-res))
-            if old is None:
-                directory[index] = self._part.take(
-                    round_up(-(-self._layout.table_bytes // 512), self._layout.grain)
-                )
-                self._space.use(directory[index], self._layout.table_bytes // 512, METADATA)
-            self._file.write_metadata(directory[index] << 9, raw32(table))
-            if old is None:
-                entry = directory[index].to_bytes(4, "little")
-                self._file.write_metadata(offset + 4 * index, entry)
+            wanted[number] = where
+            hidden += 1
+        for where in wanted if hidden else ():
+            if where > ZERO:
+                self._space.use(where, self._layout.grain)
+        self.hides += hidden
+        if table is None and not hidden:
+            return other if not any(other) else None
+        return wanted
 
     # ---- leaks ------------------------------------------------------------------------------
 
-    def _leaks(self) -> None:
-        """Space that is taken from the file system, and that nothing uses."""
+    def _leaked(self, free: bool = False) -> int:
+        """Bytes taken from the file system that nothing uses; given back if wanted."""
+        if self._header is None:
+            return 0
         unit = self._space.unit << 9
-        start = max(self._layout.first_grain, min(self._header_end(), self._sectors)) << 9
+        start = max(self._layout.first_grain, min(self._header.overhead, self._sectors)) << 9
         leaked = 0
         for first, end in self._space.unused(-(-start // unit), -(-self._file.size // unit)):
             for begin, stop, data in self._file.runs(first * unit, (end - first) * unit):
                 if data and begin < self._file.size:
                     leaked += stop - begin
-                    if self._repair and not self._compressed:
+                    if free:
                         self._file.discard_blocking(begin, stop - begin)
-        self.result.leaks = -(-leaked // (self._layout.grain << 9))
-        end = self._space.end * unit
-        if self._repair and not self._compressed and start <= end < self._file.size:
-            self._file.resize(end)
-            self._map.end = self._space.end * self._space.unit
+        return leaked
 
-    def _header_end(self) -> int:
-        return self._header.overhead if self._header is not None else 0
+    def give_back(self) -> None:
+        """Free what nothing uses, of a file that was found to be in order.
+
+        Raises:
+            OSError: as the system says.
+        """
+        assert self._header is not None
+        self._leaked(free=True)
+        start = max(self._layout.first_grain, min(self._header.overhead, self._sectors)) << 9
+        end = self._space.end * self._space.unit
+        if start <= end << 9 < self._file.size:
+            self._file.resize(end << 9)
+            self._map.end = end

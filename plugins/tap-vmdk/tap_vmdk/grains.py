@@ -13,6 +13,8 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.directories import in_sequence, read_directory, without_tables
+from tap_vmdk.metadataplaces import MetadataPlaces, Reserved
 from tapcore import ImageFile, ImageFormatError
 
 HOLE: Final = 0
@@ -20,8 +22,15 @@ ZERO: Final = 1
 DAMAGED: Final = -1
 """What `GrainMap.run` says of grains whose entry cannot be true."""
 
+DAMAGED_TABLE: Final = "a grain table is damaged; check --repair all mends it"
+DAMAGED_DIRECTORY: Final = "a grain directory is damaged; check --repair all mends it"
+
 DEFAULT_CACHE: Final = 32 << 20
 """Bytes of grain tables kept in memory for each file: enough for 512 GiB in grains of 64 KiB."""
+
+
+_OVERHEAD: Final = 200
+"""Bytes that Python needs for a table, besides its entries."""
 
 
 @attrs.frozen
@@ -37,6 +46,7 @@ class Layout:
         directory_bytes: on disk.
         directories: where the directories lie (bytes), the first one first.
         first_grain: no grain lies before this sector.
+        reserved: where header and descriptor lie, as (first sector, first one past it).
         zeroes: an entry of 1 means zeroes; otherwise it is an error.
         whole: grains are stored whole, so that one must not reach past the end of the file.
         decode_directory: from a directory's bytes to the tables' sectors.
@@ -51,10 +61,21 @@ class Layout:
     directory_bytes: int
     directories: tuple[int, ...]
     first_grain: int
+    reserved: tuple[Reserved, ...]
     zeroes: bool
     whole: bool
     decode_directory: Callable[[bytes], array[int]]
     decode_table: Callable[[bytes], array[int]]
+
+    @property
+    def table_sectors(self) -> int:
+        """Sectors that a table takes."""
+        return -(-self.table_bytes // 512)
+
+    def directory_range(self, which: int) -> Reserved:
+        """Where a directory lies, as `reserved`."""
+        first = self.directories[which] // 512
+        return first, first - (-self.directory_bytes // 512)
 
 
 def words32(raw: bytes) -> array[int]:
@@ -91,10 +112,11 @@ class GrainMap:
         file: as given.
         layout: as given.
         cache_bytes: as given.
+        sound: of each directory, whether it lies in the file, and over nothing else.
+        whole_directories: all are.
         directory: sectors of the tables; 0 for a table that is not there.
-        spare: the same of the second directory, where there is one.
-        bad_directory: which of the two lies outside the file; -1: none.
-        whole_directories: none does.
+        spare: the same of the redundant directory, where there is one and it is sound too.
+        places: of all metadata, where entries that point there must not be written through.
         tables: those in memory whose entries can all be true.
         damaged: those in memory that have entries that cannot be true.
         unsaved: numbers of the tables with entries that are not on disk yet.
@@ -119,25 +141,46 @@ class GrainMap:
         self._no_grains = bytes(layout.table_bytes)
         self.empty = layout.decode_table(self._no_grains)
         self.cache_bytes = cache_bytes
-        self._most = max(cache_bytes // layout.table_bytes, 16)
+        self._most = max(cache_bytes // (layout.table_bytes + _OVERHEAD), 16)
         self._size = -(-file.size // 512)  # sectors, as opened
         self.end = round_up(max(self._size, layout.first_grain), layout.grain)
         self._trusted = bytearray(layout.tables)  # tables whose entries were checked once
-        found = [self._read_directory(offset) for offset in layout.directories]
-        first = next((directory for directory in found if directory is not None), None)
+        self.places: MetadataPlaces | None = None
+        self._read_directories()
+
+    def _read_directories(self) -> None:
+        layout = self.layout
+        found = [read_directory(self.file, layout, offset) for offset in layout.directories]
+        self.sound = tuple(
+            directory is not None and not self._lies_over(which)
+            for which, directory in enumerate(found)
+        )
+        self.whole_directories = all(self.sound)
+        order = sorted(range(len(found)), key=self.sound.__getitem__, reverse=True)
+        first = next((found[n] for n in order if found[n] is not None), None)
         if first is None:
             raise ImageFormatError("has a grain directory that lies outside the file")
         self.directory = first
-        self.spare = found[1] if len(found) > 1 else None
-        self.bad_directory = next((n for n, each in enumerate(found) if each is None), -1)
-        self.whole_directories = self.bad_directory < 0
+        self.spare = found[1] if len(found) > 1 and self.whole_directories else None
 
-    def _read_directory(self, offset: int) -> array[int] | None:
-        size = self.layout.directory_bytes
-        if not 0 < offset <= self.file.size - size:
-            return None
-        raw = self.file.read_metadata(offset, size)
-        return self.layout.decode_directory(raw)[: self.layout.tables]
+    def _lies_over(self, which: int) -> bool:
+        """Whether a directory lies over the header, the descriptor, or the other directory."""
+        start, end = self.layout.directory_range(which)
+        others = [*self.layout.reserved, *map(self.layout.directory_range, range(which))]
+        return any(start < other_end and other < end for other, other_end in others)
+
+    def watch_metadata(self) -> MetadataPlaces:
+        """Learn where all metadata lies, so that nothing is written through an entry to it."""
+        layout = self.layout
+        ranges = [layout.directory_range(n) for n, sound in enumerate(self.sound) if sound]
+        directories = [self.directory] if self.spare is None else [self.directory, self.spare]
+        self.places = MetadataPlaces(
+            [*layout.reserved, *ranges],
+            directories,
+            layout.table_sectors,
+            end=-(-self.file.size // 512),
+        )
+        return self.places
 
     # ---- tables -----------------------------------------------------------------------------
 
@@ -189,12 +232,20 @@ class GrainMap:
         raw = read(place * 512, self.layout.table_bytes)
         if raw is None:
             return None
+        if self.places is not None and self.spare is not None and not self._have_spare(index, read):
+            return None
         if raw == self._no_grains:
             return self.empty
         table = self.layout.decode_table(raw)
         if self._possible(index, table) or self.spare is None:
             return table
         return self._mend(index, table)
+
+    def _have_spare(self, index: int, read: Callable[[int, int], bytes | None]) -> bool:
+        """Bring the redundant table into the page cache: who writes will compare the two."""
+        assert self.spare is not None
+        place = self.spare[index]
+        return not self.table_at(place) or read(place * 512, self.layout.table_bytes) is not None
 
     def _load_spare(self, index: int) -> array[int]:
         """The table that the other directory names; read at once, as this is rare."""
@@ -238,6 +289,22 @@ class GrainMap:
             least = min(filter(ZERO.__lt__, table), default=self.layout.first_grain)
         return least >= self.layout.first_grain
 
+    def _may_be_written(self, table: array[int]) -> bool:
+        """Whether no entry of a table points at metadata; asked only where somebody writes."""
+        return self.places is None or not self.places.touched_by(table, self.layout.grain)
+
+    def writable(self, at: int, place: int, count: int) -> bool:
+        """Whether sectors that an entry names may be written: no metadata lies there.
+
+        Args:
+            at: first sector, of the file's disk.
+            place: of it, in the file.
+            count: sectors.
+        """
+        if self.places is None or at >> self.table_shift not in self.damaged:
+            return True  # of a table that is whole this was asked when it was loaded
+        return not self.places.touches(place, count)
+
     def install(self, index: int, table: array[int]) -> array[int]:
         """Keep a table that was loaded, unless there is one by now.
 
@@ -249,10 +316,11 @@ class GrainMap:
             known = self.damaged.get(index)
         if known is not None:
             return known
-        if not self._possible(index, table):
-            self.damaged[index] = table
-            return table
-        self._trusted[index] = 1
+        if not self._trusted[index]:
+            if not (self._possible(index, table) and self._may_be_written(table)):
+                self.damaged[index] = table
+                return table
+            self._trusted[index] = 1
         self.tables[index] = table
         if len(self.tables) > self._most:
             self._forget_some()
@@ -278,9 +346,14 @@ class GrainMap:
             at: a sector in the first of them.
             place: of the first one, the others follow it; or `HOLE` or `ZERO` for all.
             count: grains, all of one table, which is in memory.
+
+        Raises:
+            ImageFormatError: the table is damaged.
         """
         index, first = at >> self.table_shift, (at >> self.grain_shift) & self.entry_mask
-        table = self.tables[index]
+        table = self.tables.get(index)
+        if table is None:
+            raise ImageFormatError(DAMAGED_TABLE)
         if table is self.empty:
             table = self.tables[index] = self.empty[:]
         step = self.layout.grain if place > ZERO else 0
@@ -288,6 +361,40 @@ class GrainMap:
             table[number] = place
             place += step
         self.unsaved.add(index)
+
+    def empty_tables(self, index: int, end: int) -> int:
+        """How many tables from one on hold nothing but holes, told without reading any.
+
+        They are not there, or lie in a hole of the file, and none of them is in memory.
+
+        Args:
+            index: of the first.
+            end: of those that are of interest.
+        """
+        if self.pinned:
+            return 0  # some may be changed, and on their way to the file
+        count = without_tables(self.directory, index, end)
+        if not count:
+            count = self.tables_in_hole(self.directory, index, end)
+        if count and self.unsaved:
+            mine = (n for n in self.unsaved if index <= n < index + count)
+            count = min(mine, default=index + count) - index
+        return count
+
+    def tables_in_hole(self, directory: array[int], index: int, end: int) -> int:
+        """How many tables from one on follow each other in a hole of the file.
+
+        Args:
+            directory: entries.
+            index: of the first.
+            end: of those that are of interest.
+        """
+        place, step = directory[index], self.layout.table_sectors
+        if not self.table_at(place):
+            return 0
+        _, until, data = next(self.file.runs(place << 9, self.file.size - (place << 9)))
+        most = 0 if data else ((until >> 9) - place) // step
+        return in_sequence(directory, index, step, min(end, index + most)) if most else 0
 
     def forget_all(self) -> None:
         """Drop every table; nothing may be unsaved."""

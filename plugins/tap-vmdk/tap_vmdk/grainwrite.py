@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, Final
 
 from tap_vmdk.allocating import AllocatingPart
-from tap_vmdk.grains import DAMAGED, ZERO
-from tapcore import DiskDriver, TapError, TdCallback
+from tap_vmdk.grains import DAMAGED, DAMAGED_TABLE, ZERO
+from tapcore import DiskDriver, ImageFormatError, TapError, TdCallback
 
 _STEPS: Final = 256
 """Runs that a discard or zeroing looks at before it lets others have their turn."""
+_DAMAGED: Final = ImageFormatError(DAMAGED_TABLE)
 
 
 class WritablePart(AllocatingPart):
@@ -85,11 +86,11 @@ class WritablePart(AllocatingPart):
                     self._load(dd, sector, nb, self._table_is_there, id, state)
                     return finished
                 place, count = run
-                if place > ZERO:
+                if place > ZERO and self.map.writable(at, place, count):
                     part = buf[: count << 9]
                     finished += self._write_data(dd, place, sector, count, part, cb, id, prv)
-                elif place == DAMAGED:
-                    finished += cb(dd, -errno.EIO, sector, count, id, prv)
+                elif place == DAMAGED or place > ZERO:
+                    finished += cb(dd, -self._failed(_DAMAGED), sector, count, id, prv)
                 else:
                     count = self.not_busy(at, count)
                     part = buf[: count << 9]
@@ -145,11 +146,11 @@ class WritablePart(AllocatingPart):
                 self._load(dd, sector, nb, self._clear, id, prv)
                 return finished
             place, count = run
-            if place > ZERO:
+            if place > ZERO and self.map.writable(at, place, count):
                 self._clear_data(dd, place, sector, count, nb - count, id, prv)
                 return finished
-            if place == DAMAGED:
-                finished += cb(dd, -errno.EIO, sector, count, id, mine)
+            if place == DAMAGED or place > ZERO:
+                finished += cb(dd, -self._failed(_DAMAGED), sector, count, id, mine)
             else:
                 count = self.not_busy(at, count)
                 done = hole(dd, place, at, count, may_unmap) if hole else 0
@@ -196,7 +197,7 @@ class WritablePart(AllocatingPart):
             return -errno.EOPNOTSUPP
         try:
             self.need_table(at >> self._table_shift)
-        except OSError as exc:
+            self.map.set_entries(at, ZERO, -(-nb // self._grain))
+        except (TapError, OSError) as exc:
             return -self._failed(exc)
-        self.map.set_entries(at, ZERO, -(-nb // self._grain))
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tap_vmdk import cowd, sesparse, sparse
 from tap_vmdk.cowd import CowdHeader
 from tap_vmdk.grains import Layout, words32
+from tap_vmdk.metadataplaces import header_ranges
 from tap_vmdk.sesparse import SeSparseHeader
 from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse import SparseHeader
@@ -28,6 +29,7 @@ def hosted_layout(header: SparseHeader) -> Layout:
         directory_bytes=header.tables * 4,
         directories=tuple(min(offset, 1 << 54) * 512 for offset in offsets),
         first_grain=1 + (header.descriptor_size if header.descriptor_offset == 1 else 0),
+        reserved=header_ranges(header.descriptor_offset, header.descriptor_size),
         zeroes=bool(header.flags & sparse.FLAG_ZEROED),
         whole=not header.compressed,
         decode_directory=words32,
@@ -46,6 +48,7 @@ def cowd_layout(header: CowdHeader) -> Layout:
         directory_bytes=header.tables * 4,
         directories=(header.gd_offset * 512,),
         first_grain=4,
+        reserved=((0, 4),),
         zeroes=False,
         whole=True,
         decode_directory=words32,
@@ -64,6 +67,7 @@ def sesparse_layout(header: SeSparseHeader) -> Layout:
         directory_bytes=header.tables * 8,
         directories=(min(header.gd_offset, 1 << 54) * 512,),
         first_grain=2,
+        reserved=((0, 2),),
         zeroes=True,
         whole=True,
         decode_directory=header.decode_directory,

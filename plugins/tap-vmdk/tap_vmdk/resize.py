@@ -148,35 +148,3 @@ def _more_tables(part: WritablePart, header: SparseHeader) -> SparseHeader:
         offsets.append(place)
     rgd = offsets[1] if len(offsets) > 1 else old.rgd_offset
     return attrs.evolve(header, gd_offset=offsets[0], rgd_offset=rgd)
-
-
-def mend_directories(part: WritablePart) -> WritablePart:
-    """Make a directory, and tables, in the place of one that lies outside the file.
-
-    Returns:
-        What takes the part's place.
-    """
-    file, header, map = part.map.file, part.header, part.map
-    good = map.directory
-    table_bytes = map.layout.table_bytes
-    first = part.take(round_up(len(good) * header.table_sectors, header.grain))
-    tables = range(first, first + len(good) * header.table_sectors, header.table_sectors)
-    place = part.take(round_up(header.directory_sectors, header.grain))
-    file.truncate_up(map.end << 9)
-    for old, new in zip(good, tables, strict=True):
-        if map.table_at(old):
-            file.write_metadata(new << 9, file.read_metadata(old << 9, table_bytes))
-    directory = array("I", (new if old else 0 for old, new in zip(good, tables, strict=True)))
-    raw = raw32(directory).ljust(header.directory_sectors << 9, b"\0")
-    file.write_metadata(place << 9, raw)
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
-    if map.bad_directory == 0:
-        header = attrs.evolve(header, gd_offset=place)
-    else:
-        header = attrs.evolve(header, rgd_offset=place)
-    file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
-    again = GrainMap(file, hosted_layout(header), map.cache_bytes)
-    return WritablePart(part.line, part.start, again, header)

@@ -1,13 +1,16 @@
-"""Who uses which space of a file: one byte for each unit of it, in pages made when needed."""
+"""Who uses which space of a file: one bit for each unit of it, in pages made when needed.
+
+So memory follows what lies in the file, and neither its length nor what its header claims.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-_PAGE: Final = 1 << 16
-FREE: Final = 0
-METADATA: Final = 1
-GRAIN: Final = 2
+_SHIFT: Final = 10
+_PAGE: Final = 1 << _SHIFT
+_ALL: Final = (1 << _PAGE) - 1
 
 
 class MisalignedError(Exception):
@@ -28,67 +31,62 @@ class SpaceMap:
     def __init__(self, unit: int) -> None:
         self.unit = unit
         self.end = 0
-        self._pages: dict[int, bytearray] = {}
+        self._pages: dict[int, int] = {}  # by number; a bit is set for a unit that is used
 
-    def use(self, sector: int, sectors: int, what: int) -> bool:
-        """Note that something lies there.
+    def use(self, sector: int, sectors: int) -> None:
+        """Note that something lies there, be it whole units or not.
 
         Args:
             sector: its first one.
             sectors: its length.
-            what: `METADATA` (whatever its place), or `GRAIN` (which must begin at a unit).
+        """
+        first, end = self._units(sector, sectors)
+        self.end = max(self.end, end)
+        for page, mask in _pieces(first, end):
+            self._pages[page] = _ALL if mask == _ALL else self._pages.get(page, 0) | mask
 
-        Returns:
-            False for a grain of which some space is used already; it is noted all the same.
+    def used(self, sector: int, sectors: int) -> bool:
+        """Whether something lies there already.
+
+        Args:
+            sector: where a grain begins.
+            sectors: its length.
 
         Raises:
-            MisalignedError: a grain does not begin at a unit.
+            MisalignedError: that is not at a unit.
         """
-        if what == GRAIN and sector % self.unit:
+        if sector % self.unit:
             raise MisalignedError
-        first, end = sector // self.unit, -(-(sector + sectors) // self.unit)
-        self.end = max(self.end, end)
-        free = True
-        while first < end:
-            page, at = divmod(first, _PAGE)
-            count = min(_PAGE - at, end - first)
-            content = self._pages.get(page)
-            if content is None:
-                content = self._pages[page] = bytearray(_PAGE)
-            if any(content[at : at + count]):
-                free = False
-            content[at : at + count] = bytes((what,)) * count
-            first += count
-        return free
+        pages = self._pages
+        return any(
+            pages.get(page, 0) & mask for page, mask in _pieces(*self._units(sector, sectors))
+        )
 
-    def unused(self, first: int, end: int) -> list[tuple[int, int]]:
+    def _units(self, sector: int, sectors: int) -> tuple[int, int]:
+        return sector // self.unit, -(-(sector + sectors) // self.unit)
+
+    def unused(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """The runs of units between two that nothing uses, as (first, end)."""
-        found: list[tuple[int, int]] = []
-        while first < end:
-            page, at = divmod(first, _PAGE)
-            stop = min(end, (page + 1) * _PAGE)
-            content = self._pages.get(page)
-            if content is None:
-                _join(found, first, stop)
-            else:
-                self._unused_in(content, page * _PAGE, at, stop - page * _PAGE, found)
-            first = stop
-        return found
-
-    @staticmethod
-    def _unused_in(
-        content: bytearray, base: int, at: int, stop: int, found: list[tuple[int, int]]
-    ) -> None:
-        while (at := content.find(FREE, at, stop)) >= 0:
-            until = at
-            while until < stop and not content[until]:
-                until += 1
-            _join(found, base + at, base + until)
-            at = until
+        start = first  # of the run that goes on
+        for page in sorted(self._pages):
+            base, taken = page << _SHIFT, self._pages[page]
+            if base >= end:
+                break
+            while taken:
+                low = (taken & -taken).bit_length() - 1
+                after = (~(taken >> low) & -~(taken >> low)).bit_length() - 1 + low
+                if start < min(base + low, end):
+                    yield start, min(base + low, end)
+                start = max(start, base + after)
+                taken = taken >> after << after
+        if start < end:
+            yield start, end
 
 
-def _join(found: list[tuple[int, int]], first: int, end: int) -> None:
-    if found and found[-1][1] == first:
-        found[-1] = (found[-1][0], end)
-    else:
-        found.append((first, end))
+def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
+    """The pages of a run of units, each with the bits that stand for them."""
+    while first < end:
+        at = first & (_PAGE - 1)
+        count = min(_PAGE - at, end - first)
+        yield first >> _SHIFT, ((1 << count) - 1) << at
+        first += count

@@ -1,0 +1,213 @@
+"""What a check would change of a sparse file, and doing it: only where nothing lies.
+
+Grains and tables get new places behind the end of the file, and so do both directories, whole. Then
+the header, one sector, names them at one stroke. Whatever stops it before, the file is what it was;
+whatever lies over something else, nothing of it is written over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from array import array
+from typing import Final
+
+import attrs
+
+from tap_vmdk.grains import GrainMap, raw32, round_up
+from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
+from tapcore import NotSupportedError
+
+_LEAST_GROWTH: Final = 64 << 20
+"""Bytes that every file may grow by; one that is longer, by as much as it has."""
+_LAST_SECTOR: Final = 1 << 32
+_DIRECTORIES: Final = struct.Struct("<QQ")
+_DIRECTORIES_AT: Final = 48
+"""Where the header names the redundant and the first grain directory."""
+
+
+@attrs.define
+class RepairPlan:
+    """What is to be changed.
+
+    Attributes:
+        start: sector behind the file's end where the new things begin; a multiple of a grain.
+        end: first sector past the grains that got a place.
+        moves: of each grain its old and its new place; the old one is -1 for a grain of zeroes.
+        tables: what they are to be, by directory (0: the first) and number; None: it is to be none.
+        missing: runs of empty tables that have no copy yet, as (number, count).
+        rebuild: a directory cannot stay where it is, or is not there.
+        too_long: the file would grow beyond all measure, so nothing is to be done.
+    """
+
+    start: int
+    limit: int
+    end: int = attrs.field(init=False)
+    moves: list[tuple[int, int]] = attrs.field(factory=list)
+    tables: dict[tuple[int, int], array[int] | None] = attrs.field(factory=dict)
+    missing: list[tuple[int, int]] = attrs.field(factory=list)
+    rebuild: bool = False
+    too_long: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.end = self.start
+
+    @classmethod
+    def behind(cls, size: int, grain: int, end: int) -> RepairPlan:
+        """For a file.
+
+        Args:
+            size: of it, bytes.
+            grain: sectors.
+            end: first sector past all that is used.
+        """
+        start = round_up(max(end, -(-size // 512)), grain)
+        return cls(start, min(start + (max(size, _LEAST_GROWTH) >> 9), _LAST_SECTOR))
+
+    def take(self, place: int, grain: int) -> int:
+        """A new place for a grain; the old one where there is no more room.
+
+        Args:
+            place: where it is; -1 for one of zeroes.
+            grain: sectors.
+        """
+        if self.too_long or self.end + grain > self.limit:
+            self.too_long = True
+            return max(place, 0)
+        self.moves.append((place, self.end))
+        self.end += grain
+        return self.end - grain
+
+    def set_table(self, which: int, index: int, table: array[int] | None) -> None:
+        """Note what a table is to be.
+
+        Args:
+            which: 0 in the first directory, 1 in the redundant one.
+            index: its number.
+            table: its entries; None: the directory is to name none.
+        """
+        size = len(table) * 4 if table is not None else 4
+        if len(self.tables) * size >> 9 > self.limit - self.start:
+            self.too_long = True
+        else:
+            self.tables[which, index] = table
+
+    def __bool__(self) -> bool:
+        return bool(self.moves or self.tables or self.missing or self.rebuild)
+
+
+def carry_out(part: WritablePart, plan: RepairPlan) -> WritablePart:
+    """Do what was planned, on disk when this returns.
+
+    Args:
+        part: nothing of it is in flight or unsaved.
+        plan: of what the file is now.
+
+    Returns:
+        What takes the part's place.
+
+    Raises:
+        NotSupportedError: the file would become too long; nothing was changed.
+        OSError: as the system says.
+    """
+    file = part.map.file
+    size = file.size
+    if plan.too_long:
+        raise NotSupportedError("so much lies over something else that it cannot be disentangled")
+    try:
+        offsets = _Appending(part, plan).run()
+        _flush(part)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.resize(size)
+        raise
+    sector = bytearray(file.read_metadata(0, HEADER_BYTES))
+    rgd, _ = _DIRECTORIES.unpack_from(sector, _DIRECTORIES_AT)
+    rgd = offsets[1] if len(offsets) > 1 else rgd
+    _DIRECTORIES.pack_into(sector, _DIRECTORIES_AT, rgd, offsets[0])
+    file.write_metadata(0, sector)
+    _flush(part)
+    return _again(part, SparseHeader.unpack(bytes(sector)), offsets)
+
+
+def _again(part: WritablePart, header: SparseHeader, offsets: list[int]) -> WritablePart:
+    layout = attrs.evolve(part.map.layout, directories=tuple(place * 512 for place in offsets))
+    map = GrainMap(part.map.file, layout, part.map.cache_bytes)
+    return WritablePart(part.line, part.start, map, header)
+
+
+def _flush(part: WritablePart) -> None:
+    if res := part.map.file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+
+
+class _Appending:
+    """Writes everything new behind the end of a file."""
+
+    def __init__(self, part: WritablePart, plan: RepairPlan) -> None:
+        self._map = part.map
+        self._layout = part.map.layout
+        self._file = part.map.file
+        self._plan = plan
+        self._end = plan.end
+
+    def run(self) -> list[int]:
+        """Returns the places of the new directories, the first one first (sectors)."""
+        grain = self._layout.grain << 9
+        for old, new in self._plan.moves:
+            if old >= 0:
+                self._file.write_metadata(new << 9, self._file.read_metadata(old << 9, grain))
+        first = self._map.directory[:]
+        directories = [first]
+        if len(self._layout.directories) > 1:
+            spare = self._map.spare
+            directories.append(array("I", bytes(4 * len(first))) if spare is None else spare[:])
+        self._put_tables(directories)
+        if len(directories) > 1 and self._map.spare is None:
+            self._copy_tables(first, directories[1])
+        return [self._put_directory(directory) for directory in directories]
+
+    def _take(self, sectors: int) -> int:
+        place, self._end = self._end, round_up(self._end + sectors, self._layout.grain)
+        if self._end > _LAST_SECTOR:
+            raise NotSupportedError("is too long to be repaired: entries end at 2 TiB")
+        self._file.truncate_up(self._end << 9)
+        return place
+
+    def _put_tables(self, directories: list[array[int]]) -> None:
+        new = [(which, n, table) for (which, n), table in self._plan.tables.items() if table]
+        place = self._take(len(new) * self._layout.table_sectors)
+        for (which, index), table in self._plan.tables.items():
+            if table is None and which < len(directories):
+                directories[which][index] = 0
+        step = self._layout.table_sectors
+        for which, index, table in new:
+            self._file.write_metadata(place << 9, raw32(table))
+            directories[which][index] = place
+            place += step
+        for index, count in self._plan.missing:
+            place = self._take(count * step)
+            directories[1][index : index + count] = array(
+                "I", range(place, place + count * step, step)
+            )
+
+    def _copy_tables(self, first: array[int], other: array[int]) -> None:
+        """Give each table of a directory a copy in the other one; empty ones stay holes."""
+        step, size = self._layout.table_sectors, self._layout.table_bytes
+        place = self._take(sum(map(bool, first)) * step)
+        for index, old in enumerate(first):
+            if not old or other[index]:
+                continue
+            content = self._file.read_metadata(old << 9, size)
+            if any(content):
+                self._file.write_metadata(place << 9, content)
+            other[index] = place
+            place += step
+
+    def _put_directory(self, directory: array[int]) -> int:
+        content = raw32(directory)
+        place = self._take(-(-len(content) // 512))
+        self._file.write_metadata(place << 9, content)
+        return place

@@ -1,0 +1,343 @@
+"""A repair never makes an image worse: whatever is damaged, what could be read can be read after.
+
+`TAPCORE_THOROUGH=10` looks at ten times as many damaged images.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import struct
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import attrs
+import pytest
+from vmdkmutator import KINDS, Layout, damage, make
+
+import tapcore
+from peers import peer
+from tapcore.models import CheckResult
+from tapcore.tools.check import check_image
+from vmdkwriters import descriptor, hosted
+
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
+IMAGES = 40 * THOROUGH
+"""Damaged images that still open, of all kinds together."""
+BASE_CID = 0x12345678
+
+
+@attrs.define
+class Seen:
+    """What was read of a disk.
+
+    Attributes:
+        pieces: of each grain its content; None: it could not be read.
+    """
+
+    pieces: list[bytes | None]
+
+    def differs(self, other: "Seen") -> list[int]:
+        """The grains that were readable here, and are not the same there."""
+        return [
+            n
+            for n, (one, two) in enumerate(zip(self.pieces, other.pieces, strict=True))
+            if one is not None and one != two
+        ]
+
+
+def by_tapdisk(image: Path, grain: int) -> Seen | None:
+    """What tapdisk reads; None where it does not open the image."""
+    try:
+        disk = tapcore.open(f"vmdk:{image}", readonly=True)
+    except tapcore.TapError:
+        return None
+    with disk:
+        if disk.size > 1 << 24:
+            return None  # a damaged size: what matters lies in the first sectors of such a disk
+        return Seen([_piece(disk, at, grain) for at in range(0, disk.size, grain)])
+
+
+def _piece(disk: tapcore.Disk, at: int, grain: int) -> bytes | None:
+    try:
+        return disk.pread(at, length=grain)
+    except tapcore.TapError:
+        return None
+
+
+def by_qemu(image: Path, grain: int) -> Seen | None:
+    """What qemu-img reads; None where it fails."""
+    target = image.with_suffix(".raw")
+    command = [peer("qemu-img"), "convert", "-f", "vmdk", "-O", "raw", str(image), str(target)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        return None
+    content = target.read_bytes()
+    return Seen([content[at : at + grain] for at in range(0, len(content), grain)])
+
+
+def harm(image: Path, grain: int, statistics: Counter[str]) -> str:
+    """Repair an image; returns what became worse by that, or nothing."""
+    disk = image if image.name == "disk.vmdk" else image.parent / "disk.vmdk"
+    before, raw = by_tapdisk(disk, grain), image.read_bytes()
+    if before is None:
+        return ""
+    statistics["opened"] += 1
+    try:
+        result = check_image(f"vmdk:{disk}", repair="all")
+    except tapcore.TapError as exc:
+        statistics["not checked"] += 1
+        return "" if image.read_bytes() == raw else f"changed, but: {exc}"
+    statistics["left corrupt"] += bool(result.corruptions)
+    after = by_tapdisk(disk, grain)
+    if after is None:
+        return "it does not open any more"
+    if changed := before.differs(after):
+        return f"tapdisk reads the grains {changed} otherwise"
+    again = check_image(f"vmdk:{disk}")
+    if not _agree(result, again):
+        return f"a second check disagrees: {result} {again}"
+    if image.read_bytes() == raw:
+        return ""
+    statistics["changed"] += 1
+    return _harm_to_qemu(image, disk, raw, grain, (before, after), statistics)
+
+
+def _agree(first: CheckResult, second: CheckResult) -> bool:
+    return (first.corruptions, first.leaks) == (second.corruptions, second.leaks)
+
+
+def _harm_to_qemu(
+    image: Path,
+    disk: Path,
+    raw: bytes,
+    grain: int,
+    ours: tuple[Seen, Seen],
+    statistics: Counter[str],
+) -> str:
+    """What qemu-img read before, it reads after; what it read otherwise than we did, as we do."""
+    repaired = image.read_bytes()
+    image.write_bytes(raw)
+    before = by_qemu(disk, grain)
+    image.write_bytes(repaired)
+    if before is None:
+        return ""
+    statistics["read by qemu-img"] += 1
+    after = by_qemu(disk, grain)
+    if after is None:
+        return "qemu-img does not read it any more"
+    for number in before.differs(after):
+        if ours[0].pieces[number] in (None, before.pieces[number]):
+            return f"qemu-img reads the grain {number} otherwise"
+    for number in after.differs(ours[1]):
+        if ours[1].pieces[number] is not None and ours[0].pieces[number] is not None:
+            return f"qemu-img reads the grain {number} otherwise than tapdisk"
+    return ""
+
+
+def write(folder: Path, made: Layout, sectors: int) -> Path:
+    """Put a made image into a folder, with what belongs to it."""
+    if made.kind != "extent":
+        (folder / "disk.vmdk").write_bytes(made.raw)
+        return folder / "disk.vmdk"
+    line = f'RW {sectors} SPARSE "disk-s001.vmdk"'
+    (folder / "disk.vmdk").write_bytes(descriptor("twoGbMaxExtentSparse", [line]))
+    (folder / "disk-s001.vmdk").write_bytes(made.raw)
+    return folder / "disk-s001.vmdk"
+
+
+@pytest.mark.timeout(120 * THOROUGH)
+def test_repair_never_makes_a_damaged_image_worse(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL")
+    (tmp_path / "base.vmdk").write_bytes(
+        hosted(
+            rng.randbytes(1024 * 512),
+            text=descriptor("monolithicSparse", ['RW 1024 SPARSE "base.vmdk"']),
+        )
+    )
+    statistics: Counter[str] = Counter()
+    wrong: list[str] = []
+    for number in itertools.count():
+        if statistics["opened"] >= IMAGES:
+            break
+        seed = rng.getrandbits(64)
+        mine = random.Random(seed)
+        kind = KINDS[number % len(KINDS)]
+        made = make(kind, mine, BASE_CID)
+        (sectors,) = struct.unpack_from("<Q", made.raw, 12)
+        damage(made, mine)
+        image = write(tmp_path, made, sectors)
+        statistics["made"] += 1
+        if found := harm(image, made.grain, statistics):
+            wrong.append(f"{kind} of seed {seed}: {found}")
+    print(dict(statistics))
+    assert not wrong, "\n".join(wrong)
+    assert statistics["changed"]
+
+
+# ---- what was found ------------------------------------------------------------------------------
+
+
+def two_places(folder: Path, rng: random.Random) -> tuple[Path, list[bytes]]:
+    """A disk of 64 MiB with a grain at its start and one at 40 MiB, and both grains."""
+    image = folder / "disk.vmdk"
+    tapcore.create_image(f"vmdk:{image}", 64 << 20)
+    grains = [rng.randbytes(65536), rng.randbytes(65536)]
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, grains[0])
+        disk.pwrite(40 << 20, grains[1])
+    return image, grains
+
+
+def poke(image: Path, offset: int, content: bytes) -> None:
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def held(image: Path) -> list[bytes]:
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        return [disk.pread(at, length=65536) for at in (0, 40 << 20)]
+
+
+def in_order(image: Path) -> None:
+    found = check_image(f"vmdk:{image}")
+    assert (found.corruptions, found.check_errors) == (0, 0), found.messages
+    subprocess.run([peer("qemu-img"), "check", str(image)], check=True, capture_output=True)
+
+
+def test_a_redundant_directory_entry_that_names_a_grain(tmp_path: Path, rng: random.Random) -> None:
+    image, grains = two_places(tmp_path, rng)
+    (rgd,) = struct.unpack_from("<Q", image.read_bytes(), 48)
+    poke(image, rgd * 512 + 4, struct.pack("<I", 128))
+    assert held(image) == grains
+    result = check_image(f"vmdk:{image}", repair="all")
+    assert (result.corruptions, result.corruptions_fixed > 0) == (0, True)
+    assert held(image) == grains
+    in_order(image)
+
+
+@pytest.mark.parametrize("place", [1, 5, 20, 0, 1 << 40])
+def test_a_redundant_directory_that_lies_over_the_descriptor(
+    tmp_path: Path, rng: random.Random, place: int
+) -> None:
+    image, grains = two_places(tmp_path, rng)
+    descriptor_before = image.read_bytes()[512 : 21 * 512]
+    poke(image, 48, struct.pack("<Q", place))
+    assert held(image) == grains
+    with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
+        tapcore.open(f"vmdk:{image}")
+    result = check_image(f"vmdk:{image}", repair="all")
+    assert (result.corruptions, result.corruptions_fixed) == (0, 1)
+    assert image.read_bytes()[512 : 21 * 512] == descriptor_before
+    assert held(image) == grains
+    in_order(image)
+
+
+def test_a_first_directory_that_lies_over_the_descriptor_is_not_read(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    image, grains = two_places(tmp_path, rng)
+    poke(image, 56, struct.pack("<Q", 2))
+    assert held(image) == grains
+    assert check_image(f"vmdk:{image}", repair="all").corruptions == 0
+    assert held(image) == grains
+    in_order(image)
+
+
+def test_grains_that_only_the_redundant_table_knows_are_kept(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    image, grains = two_places(tmp_path, rng)
+    gd = struct.unpack_from("<Q", image.read_bytes(), 56)[0] * 512
+    first = struct.unpack_from("<I", image.read_bytes(), gd)[0] * 512
+    lost = image.read_bytes()[first : first + 4]
+    poke(image, first, bytes(4))
+    raw = image.read_bytes()
+    assert held(image) == [bytes(65536), grains[1]]
+    result = check_image(f"vmdk:{image}", repair="all")
+    assert result.corruptions == 1, "which of the two tables is right cannot be told"
+    assert image.read_bytes() == raw, "where it cannot help it changes nothing"
+    poke(image, first, lost)
+    assert held(image) == grains
+
+
+def test_what_a_lost_table_may_refer_to_is_not_given_back(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    image, grains = two_places(tmp_path, rng)
+    raw = image.read_bytes()
+    rgd, gd = (place * 512 for place in struct.unpack_from("<QQ", raw, 48))
+    for directory in (rgd, gd):
+        poke(image, directory + 4, struct.pack("<I", 1 << 28))
+    result = check_image(f"vmdk:{image}", repair="all")
+    assert (result.corruptions, result.leaks) == (0, 1)
+    assert any("was kept" in message for message in result.messages)
+    assert grains[1] in image.read_bytes()
+
+
+def test_a_repair_changes_no_content_id(tmp_path: Path, rng: random.Random) -> None:
+    """The content is the same, and children of the image must go on to open."""
+    image, _ = two_places(tmp_path, rng)
+    tapcore.create_image(f"vmdk:{tmp_path}/child.vmdk", None, parent="vmdk:disk.vmdk")
+    (rgd,) = struct.unpack_from("<Q", image.read_bytes(), 48)
+    poke(image, rgd * 512 + 4, struct.pack("<I", 128))
+    assert check_image(f"vmdk:{image}", repair="all").corruptions_fixed
+    with tapcore.open(f"vmdk:{tmp_path}/child.vmdk", readonly=True) as disk:
+        assert disk.pread(0, length=512) != bytes(512)
+
+
+@pytest.mark.parametrize("where", ["metadata", "grain", "nowhere"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_ordinary_writes_keep_off_what_a_damaged_entry_names(
+    tmp_path: Path, rng: random.Random, which: int, where: str
+) -> None:
+    """Of a directory: a table is written only where surely nothing else lies."""
+    image, grains = two_places(tmp_path, rng)
+    raw = image.read_bytes()
+    places = struct.unpack_from("<QQ", raw, 48)
+    named = {"metadata": places[1 - which], "grain": 128, "nowhere": 1 << 30}[where]
+    poke(image, places[which] * 512 + 4, struct.pack("<I", named))
+    before = held_or_not(image)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        for at in (50 << 20, 30 << 20, 45 << 20, 100):
+            with contextlib.suppress(tapcore.TapError):
+                disk.pwrite(at, b"new" if at > 65536 else grains[0][100:103])
+    for old, new in zip(before, held_or_not(image), strict=True):
+        assert old is None or old == new
+    assert image.read_bytes()[128 * 512 : 129 * 512] == grains[0][:512]
+    assert image.read_bytes()[21 * 512 - 9000 : 21 * 512 - 8000] == raw[21 * 512 - 9000 :][:1000]
+
+
+def held_or_not(image: Path) -> list[bytes | None]:
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        return [_piece(disk, at, 65536) for at in (0, 40 << 20)]
+
+
+def test_nothing_is_written_through_an_entry_that_names_metadata(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    image, _ = two_places(tmp_path, rng)
+    raw = image.read_bytes()
+    for directory in struct.unpack_from("<QQ", raw, 48):
+        (table,) = struct.unpack_from("<I", raw, directory * 512)
+        poke(image, table * 512, struct.pack("<I", 22))
+    damaged = image.read_bytes()
+    with tapcore.open(f"vmdk:{image}") as disk:
+        for change in (
+            lambda: disk.pwrite(0, b"x" * 65536),
+            lambda: disk.zero(0, length=65536),
+            lambda: disk.discard(0, length=65536),
+        ):
+            with pytest.raises(tapcore.TapError):
+                change()
+    assert image.read_bytes()[21 * 512 : 64 * 512] == damaged[21 * 512 : 64 * 512]
+    before = held(image)
+    assert check_image(f"vmdk:{image}", repair="all").corruptions == 0
+    assert held(image) == before
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, b"x" * 65536)
+    in_order(image)
