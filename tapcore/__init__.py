@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         create_host_file,
         describe_host_file,
         host_file_size,
+        open_host_file,
         open_image_file,
         remove_host_file,
     )
@@ -124,6 +125,7 @@ _HOMES = {
         "create_host_file",
         "describe_host_file",
         "host_file_size",
+        "open_host_file",
         "open_image_file",
         "remove_host_file",
     ),
@@ -219,6 +221,7 @@ __all__ = [
     "host_file_size",
     "nbd_server",
     "open",
+    "open_host_file",
     "open_image_file",
     "open_named_file",
     "parse_size",

@@ -71,6 +71,10 @@ class DiskInfo:
         use_ioemu: blktap's default backend; always False here, kept for its literature.
         suffixes: file suffixes (".qcow2") that a new image of this format is recognised by.
         file_backed: the image's name is a path in the file system.
+        makes_unnamed: `td_create` makes the files of an image with `create_host_file` alone, by
+            their final names, and opens them with `open_host_file` or `open_image_file` alone: so
+            the core can keep them without a name until they are whole. For other drivers the core
+            chooses a name beside the final one.
         create_options: what `-o` takes for a new image.
         amend_options: what `-o` takes for one that exists; `default` says nothing there.
         idnum: position in the table.
@@ -87,6 +91,7 @@ class DiskInfo:
     use_ioemu: bool = False
     suffixes: tuple[str, ...] = ()
     file_backed: bool = True
+    makes_unnamed: bool = False
     create_options: tuple[FormatOption, ...] = ()
     amend_options: tuple[FormatOption, ...] = ()
 

@@ -11,6 +11,7 @@ import os
 from tapcore.constants import TD_RDONLY
 from tapcore.errors import ImageOpenError, TapError, open_error, printable
 from tapcore.imagefile import ImageFile, open_image_file
+from tapcore.imagefile.newfiles import host_file_exists
 from tapcore.models import DiskDriver
 from tapcore.references import ReferencePolicy
 
@@ -34,7 +35,7 @@ def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> Ima
     policy = dd.options.references or ReferencePolicy()
     root = dd.td_state.image.name if dd.td_state is not None else dd.name
     path = policy.resolve(named, image=dd.name, root=root)
-    if not os.path.lexists(path):
+    if not host_file_exists(path):
         text = f"its {role} '{printable(named)}' does not exist"
         raise ImageOpenError(text, image=dd.name, errno=errno.ENOENT)
     if _same_file(path, dd.name):

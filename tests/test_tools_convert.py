@@ -135,7 +135,7 @@ def test_stopped_half_way_nothing_is_left(tmp_path: Path, rng: random.Random) ->
 
     def stop(done: int, total: int) -> None:
         if done:
-            assert (tmp_path / "b").exists()
+            assert not (tmp_path / "b").exists()
             raise Enough
 
     with pytest.raises(Enough):

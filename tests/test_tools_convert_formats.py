@@ -94,8 +94,8 @@ def test_the_target_does_not_wait_for_the_disk_unless_asked(
     source(rng)
     for sync in (False, True):
         convert_image("a.toy", f"{sync}.toy", sync=sync, metadata_cache=12345)
-        name, flags, options = toy_driver.opened[-1]
-        assert (name, flags, options.durable) == (f"{sync}.toy", 0, sync)
+        _, flags, options = toy_driver.opened[-1]
+        assert (flags, options.durable) == (0, sync)
         assert options.metadata_cache == 12345
 
 
@@ -144,7 +144,7 @@ def test_what_is_left_of_a_copy_that_failed(
     monkeypatch.setattr("drivers.toy.Toy.keep", full)
     with pytest.raises(tapcore.IOFailedError, match=r"b\.toy: write failed: No space left"):
         convert_image("a.toy", "b.toy", keep_partial=keep)
-    assert os.path.exists("b.toy") == keep
+    assert sorted(os.listdir()) == sorted(["a.toy", *(["b.toy.partial"] if keep else [])])
 
 
 def test_a_target_that_cannot_be_opened_is_not_left(toys: Path, rng: random.Random) -> None:

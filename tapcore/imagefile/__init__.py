@@ -8,6 +8,7 @@ from tapcore.imagefile.hostfile import (
     create_host_file,
     describe_host_file,
     host_file_size,
+    open_host_file,
     remove_host_file,
 )
 from tapcore.imagefile.imagefile import ImageFile
@@ -18,6 +19,7 @@ __all__ = [
     "create_host_file",
     "describe_host_file",
     "host_file_size",
+    "open_host_file",
     "open_image_file",
     "remove_host_file",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tapcore.errors import ImageOpenError, UsageError
 from tapcore.imagefile.linux import BLKGETSIZE64, BLKSSZGET, fallocate
 from tapcore.imagefile.locks import lock_image
+from tapcore.imagefile.newfiles import new_files
 
 _ZEROES = bytes(1 << 20)
 
@@ -69,8 +70,13 @@ def describe_host_file(fd: int) -> dict[str, Any]:
     return {"kind": kind, "file_size": host_file_size(fd)}
 
 
-def create_host_file(path: str | os.PathLike[str], size: int, preallocation: str = "off") -> None:
+def create_host_file(
+    path: str | os.PathLike[str], size: int, preallocation: str = "off", *, zeroed: bool = False
+) -> None:
     """Make (or replace) a plain file of a size; on an error nothing is left behind.
+
+    While the core makes an image, the file is made beside what lies at `path`, which is replaced
+    when the image is whole; `open_host_file` and `open_image_file` open the new one.
 
     A block device is not made but used: its head is left as it is, and it must be large enough.
 
@@ -78,42 +84,99 @@ def create_host_file(path: str | os.PathLike[str], size: int, preallocation: str
         path: the new file.
         size: bytes.
         preallocation: "off" (sparse), "falloc" (reserved), "full" (written with zeroes).
+        zeroed: a block device is to read as zeroes too, as a new file does.
 
     Raises:
         OSError: as the system says.
         ImageOpenError: something else than a file or block device lies there.
         ImageLockedError: it is an image that somebody uses.
-        UsageError: a block device smaller than `size`.
+        UsageError: a block device smaller than `size`, or something that must not be replaced.
     """
     path = os.fspath(path)
+    if (files := new_files()) is not None:
+        fd = files.create(path)
+        if not _used_as_it_is(fd, path, size, zeroed=zeroed):
+            _make_anew(fd, size, preallocation)
+        return
     # O_NONBLOCK: opening a pipe must not hang
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
         check_kind(fd, path)
-        if not stat.S_ISBLK(os.fstat(fd).st_mode):
-            lock_image(fd, writing=True, path=path)
-            _make_anew(fd, path, size, preallocation)
-        elif host_file_size(fd) < size:
-            raise UsageError("the block device is smaller than the image would be", image=path)
+        if _used_as_it_is(fd, path, size, zeroed=zeroed):
+            return
+        lock_image(fd, writing=True, path=path)
+        try:
+            _make_anew(fd, size, preallocation)
+        except BaseException:
+            os.unlink(path)
+            raise
     finally:
         os.close(fd)
 
 
+def open_host_file(path: str | os.PathLike[str], *, writing: bool = False) -> int:
+    """Open a regular file or block device by name, for a driver that makes or inspects one.
+
+    Args:
+        path: perhaps of a file that `create_host_file` has just made.
+        writing: for reading and writing.
+
+    Returns:
+        A descriptor, to be closed by the caller; nothing is locked.
+
+    Raises:
+        ImageOpenError: what the file is, or what the system says.
+    """
+    from tapcore.imagefile.opening import open_host_fd
+
+    return open_host_fd(os.fspath(path), os.O_RDWR if writing else os.O_RDONLY)
+
+
 def remove_host_file(path: str | os.PathLike[str]) -> None:
     """Take back what `create_host_file` made: a file goes, a block device stays; raises nothing."""
+    if (files := new_files()) is not None:
+        files.take_back(os.fspath(path))
+        return
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.stat(path).st_mode):
             os.unlink(path)
 
 
-def _make_anew(fd: int, path: str, size: int, preallocation: str) -> None:
+def is_block_device(path: str) -> bool:
+    """Whether a path leads to a block device."""
     try:
-        os.ftruncate(fd, 0)
-        os.ftruncate(fd, size)
-        _preallocate(fd, 0, size, preallocation)
-    except BaseException:
-        os.unlink(path)
-        raise
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _used_as_it_is(fd: int, path: str, size: int, *, zeroed: bool) -> bool:
+    """Whether it is a block device, which is large enough then."""
+    if not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return False
+    if host_file_size(fd) < size:
+        raise UsageError("the block device is smaller than the image would be", image=path)
+    if zeroed:
+        fill_with_zeroes(fd, 0, size)
+    return True
+
+
+def fill_with_zeroes(fd: int, offset: int, length: int) -> None:
+    """Make a range (bytes) of a file or block device read as zeroes, quickly where that goes."""
+    if not length:
+        return
+    try:
+        zero_range(fd, offset, length)
+    except OSError:
+        end = offset + length
+        while offset < end:
+            offset += os.pwrite(fd, _ZEROES[: end - offset], offset)
+
+
+def _make_anew(fd: int, size: int, preallocation: str) -> None:
+    os.ftruncate(fd, 0)
+    os.ftruncate(fd, size)
+    _preallocate(fd, 0, size, preallocation)
 
 
 def _preallocate(fd: int, start: int, end: int, how: str) -> None:

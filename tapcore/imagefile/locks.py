@@ -6,6 +6,7 @@ QEMU (since 2.10) takes shared OFD locks on single bytes: 100 + n says that perm
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -52,6 +53,13 @@ def lock_image(fd: int, *, writing: bool, path: str = "") -> None:
         _held_by_another(fd, _USED + n) for n in _FORBIDDEN_TO_OTHERS
     ):
         raise ImageLockedError(_conflict(fd, writing), image=path)
+
+
+def unlock_image(fd: int) -> None:
+    """Give back what `lock_image` took."""
+    everything = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, everything)
 
 
 def _conflict(fd: int, writing: bool) -> str:

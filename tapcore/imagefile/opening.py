@@ -12,6 +12,7 @@ from tapcore.errors import ImageOpenError, describe
 from tapcore.imagefile.hostfile import check_kind, kind_error
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.locks import lock_image
+from tapcore.imagefile.newfiles import new_fd
 from tapcore.models import OpenOptions
 
 log = logging.getLogger(__name__)
@@ -21,13 +22,16 @@ def open_host_fd(path: str, flags: int) -> int:
     """Open a regular file or block device.
 
     Args:
-        path: resolved and allowed.
+        path: resolved and allowed; of a file that is being made, its final name.
         flags: `os.O_*` access mode and more; O_CLOEXEC is added.
 
     Raises:
         ImageOpenError: what the file is, or what the system says.
     """
     try:
+        made = new_fd(path, flags)
+        if made is not None:
+            return made
         # O_NONBLOCK: opening a pipe that nobody writes to must not hang
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:

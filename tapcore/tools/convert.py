@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import stat
 from collections.abc import Iterator, Mapping
 
 import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.imagefile import remove_host_file
 from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.tools.create import create_image, new_image_target
+from tapcore.tools.create import NewImage, new_image, new_image_target
 from tapcore.tools.formatoptions import as_texts, check_options
+from tapcore.tools.imagefiles import modes_of
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
 from tapcore.tools.streams import STANDARD, standard_input, stream_disk
 from tapcore.tools.transfer import Transfer, write_unit
+
+log = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -71,7 +73,7 @@ def convert_image(
         compressed: store the data compressed.
         snapshot: copy this internal snapshot of the source.
         force: replace what is there.
-        keep_partial: leave a half-written target when the work is stopped.
+        keep_partial: leave what was copied as `NAME.partial` when the work is stopped.
         sync: return when the copy is on disk, not only with the kernel.
         references: which files the source may name.
         keys: passphrases of encrypted images, of the new one too.
@@ -83,8 +85,8 @@ def convert_image(
         The new image, and the bytes of data written to it.
 
     Raises:
-        TapError: with the name of the image concerned. A half-written target is removed, whatever
-            stopped the work.
+        TapError: with the name of the image concerned. Whatever stopped the work, what was at the
+            target's place still is, and nothing else; of a block device what it held is lost.
     """
     wish = _Wish(
         parent=os.fspath(parent),
@@ -175,8 +177,7 @@ def _room_for(goal: DiskId) -> str:
 
 
 def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
-    _refuse_own_source(disk, goal)
-    create_image(
+    with new_image(
         str(goal),
         disk.size,
         parent=wish.parent,
@@ -185,48 +186,49 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
         references=wish.references,
         keys=wish.keys,
         registry=wish.registry,
-    )
-    keep = wish.keep_partial
-    with contextlib.nullcontext() if keep else _removed_unless_finished(goal.name):
-        keys = wish.keys
-        if KEY_FILE_OPTION in wish.options:
-            keys = keys.having(goal.name, read_key_file(wish.options[KEY_FILE_OPTION]))
-        with open_image(
-            goal,
-            writing=True,
-            references=wish.references,
-            keys=keys,
-            metadata_cache=wish.metadata_cache,
-            durable=wish.sync,
-            registry=wish.registry,
-        ) as new:
-            written = _copy(disk, new, wish)
-            new.sync()
+        source=disk,
+    ) as made:
+        made.files.limit_mode(modes_of(disk))
+        try:
+            written = _fill(disk, made, wish)
+        except BaseException:
+            if wish.keep_partial:
+                for name in made.files.keep_partial():
+                    log.warning("%s: holds what was copied so far", name)
+            raise
+        made.files.publish(durable=wish.sync)
     return written
 
 
-def _refuse_own_source(disk: Disk, goal: DiskId) -> None:
-    assert disk.state.disks is not None
-    for dd in disk.state.disks.chain():
-        with contextlib.suppress(OSError):
-            if os.path.samefile(dd.name, goal.name):
-                raise UsageError("is the source, or one of its parents", image=goal.name)
+def _fill(disk: Disk, made: NewImage, wish: _Wish) -> int:
+    """Copy the content; what asks to stop is listened to up to the end."""
+    keys = wish.keys
+    secret = keys.passphrase(made.target.name)
+    if secret is None and KEY_FILE_OPTION in wish.options:
+        secret = read_key_file(wish.options[KEY_FILE_OPTION])
+    if secret is not None:
+        keys = keys.having(made.working.name, secret)
+    with open_image(
+        made.working,
+        writing=True,
+        references=wish.references,
+        keys=keys,
+        metadata_cache=wish.metadata_cache,
+        durable=wish.sync,
+        registry=wish.registry,
+    ) as new:
+        written = _copy(disk, new, made.files.overwrites_device, wish)
+        new.sync()
+    if wish.progress is not None:
+        wish.progress(disk.size, disk.size)
+    return written
 
 
-@contextlib.contextmanager
-def _removed_unless_finished(path: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        remove_host_file(path)
-        raise
-
-
-def _copy(source: Disk, target: Disk, wish: _Wish) -> int:
+def _copy(source: Disk, target: Disk, on_device: bool, wish: _Wish) -> int:
     """Make a new image, of the source's size, read as the source; returns the bytes written."""
     unit = write_unit(target)
     path = target.state.image.name
-    fresh = not wish.parent and not stat.S_ISBLK(os.stat(path).st_mode)
+    fresh = not wish.parent and not on_device
     transfer = Transfer(
         source,
         target,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+import attrs
+
+from tapcore.disk import Disk
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
 from tapcore.imagefile.locks import lock_image
+from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.imagefile.opening import open_host_fd
-from tapcore.keys import Keys
+from tapcore.keys import KEY_FILE_OPTION, Keys
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import ImageName, handle_for_new, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.formatoptions import as_texts, check_options
+from tapcore.tools.imagefiles import files_of
 from tapcore.tools.opening import open_image
 
 
@@ -49,26 +55,92 @@ def create_image(
     """
     registry = registry or default_registry()
     parent = os.fspath(parent)
+    if size == 0:
+        raise UsageError("a new disk needs at least one sector (512 bytes)", image=os.fspath(name))
+    with new_image(
+        name,
+        size,
+        parent=parent,
+        options=as_texts(options),
+        force=force,
+        references=references,
+        keys=keys,
+        registry=registry,
+    ) as made:
+        made.files.publish()
+    return made.target
+
+
+@attrs.frozen
+class NewImage:
+    """An image that is being made.
+
+    Attributes:
+        target: which one.
+        working: what it is to be opened as until it is published.
+        files: its files; not published, they are gone.
+    """
+
+    target: DiskId
+    working: DiskId
+    files: NewFiles
+
+
+@contextlib.contextmanager
+def new_image(
+    name: ImageName,
+    size: int | None,
+    *,
+    parent: str,
+    options: Mapping[str, str],
+    force: bool,
+    references: ReferencePolicy | None,
+    keys: Keys | None,
+    registry: Registry,
+    source: Disk | None = None,
+) -> Iterator[NewImage]:
+    """A new image that takes its place, and that of an old one, only when it is published.
+
+    Args:
+        name: as of `create_image`, and so on.
+        size: as there; may be 0.
+        parent: as there.
+        options: as there.
+        force: as there.
+        references: as there.
+        keys: as there.
+        registry: as there.
+        source: the disk that it is to be a copy of; none of its files may be replaced.
+    """
     target, info = new_image_target(name, registry)
-    options = as_texts(options)
+    options = dict(options)
     check_options(target.name, info.handle, info.create_options, options)
     if parent and "parents" not in info.capabilities:
         raise NotSupportedError(
             f"the format '{info.handle}' has no parents (-b)", image=target.name
         )
+    untouchable = {} if source is None else files_of(source, "is the source, or one of its parents")
     recorded = None
     if parent:
-        recorded, parent_size = _open_parent(parent, target, references, keys, registry)
+        recorded, parent_size = _open_parent(
+            parent, target, references, keys, registry, untouchable
+        )
         size = parent_size if size is None else size
     if size is None:
         raise UsageError("a new image needs a size (for example 10G)", image=target.name)
+    _refuse(target.name, untouchable)
     refuse_to_replace(target.name, force=force)
     assert info.drv is not None
-    try:
-        info.drv.td_create(target.name, size, recorded, options)
-    except (TapError, OSError) as exc:
-        raise open_error(exc, target.name) from exc
-    return target
+    with making(
+        target.name, replace=force, by_name=not info.makes_unnamed, untouchable=untouchable
+    ) as files:
+        if KEY_FILE_OPTION in options:
+            files.limit_mode((0o600,))
+        try:
+            info.drv.td_create(files.working, size, recorded, options)
+        except (TapError, OSError) as exc:
+            raise open_error(exc, target.name) from exc
+        yield NewImage(target, DiskId(files.working, info.handle), files)
 
 
 def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskInfo]:
@@ -120,17 +192,27 @@ def refuse_to_replace(path: str, *, force: bool) -> None:
         os.close(fd)
 
 
+def _refuse(path: str, untouchable: Mapping[Identity, str]) -> None:
+    what = untouchable.get(identity_of(path) or (-1, -1))
+    if what:
+        raise UsageError(what, image=path)
+
+
 def _open_parent(
     parent: str,
     target: DiskId,
     references: ReferencePolicy | None,
     keys: Keys | None,
     registry: Registry,
+    untouchable: dict[Identity, str],
 ) -> tuple[DiskId, int]:
-    """The parent as it is to be recorded, and its size; it must be an image that can be opened."""
+    """The parent as it is to be recorded, and its size; it must be an image that can be opened.
+
+    What it consists of is added to what is `untouchable`.
+    """
     given = split_name(parent, registry)
     path = os.path.join(os.path.dirname(target.name), given.name)
-    if _same_file(path, target.name):
+    if identity_of(path) is not None and identity_of(path) == identity_of(target.name):
         raise UsageError("cannot be its own parent", image=target.name)
     with open_image(
         DiskId(path, given.drivertype),
@@ -139,11 +221,6 @@ def _open_parent(
         metadata_only=True,
         registry=registry,
     ) as disk:
+        said = f"is needed by {printable(given.name)}, which is to be the parent"
+        untouchable.update(files_of(disk, said))
         return DiskId(given.name, disk.handle), disk.size
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

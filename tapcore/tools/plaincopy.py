@@ -18,6 +18,7 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
+from tapcore.imagefile.opening import open_host_fd
 from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
 from tapcore.imagefile.workers import Completions, shared_pool
 from tapcore.tools.opening import Progress
@@ -79,7 +80,7 @@ class PlainCopier:
         self._source, self._path = source, path
         self._progress = progress
         self._total = total
-        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._fd = open_host_fd(path, os.O_WRONLY)
         self._blocks = BlockReserver(self._fd)
         self._all_holes = not os.fstat(self._fd).st_blocks  # else it was to have all its blocks
         self._completions = Completions()

@@ -10,12 +10,14 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.imagefile.newfiles import identity_of
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, DiskId
 from tapcore.names import ImageName, split_name
 from tapcore.probe import probe
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.tools.imagefiles import files_of
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plan import jobs_for_holes
 from tapcore.tools.transfer import Transfer
@@ -67,6 +69,8 @@ def rebase_image(
     image = _path_of(name, registry)
     recorded, path = _new_parent(os.fspath(parent), image, registry, must_exist=not unsafe)
     if unsafe:
+        if recorded is not None:
+            _refuse_visible_loop(DiskId(path, recorded.drivertype), image, references, registry)
         with _changeable(name, references, keys, registry, with_parents=False) as (_, dd):
             _record(dd, recorded)
         return Rebase(recorded, 0)
@@ -167,10 +171,24 @@ def _new_parent(
 
 
 def _refuse_own_ancestor(parent: Disk, image: str) -> None:
-    assert parent.state.disks is not None
-    for dd in parent.state.disks.chain():
-        if _same_file(dd.name, image):
-            raise UsageError("would be its own ancestor", image=image)
+    if identity_of(image) in files_of(parent, ""):
+        raise UsageError("would be its own ancestor", image=image)
+
+
+def _refuse_visible_loop(
+    parent: DiskId, image: str, references: ReferencePolicy | None, registry: Registry
+) -> None:
+    """As far as the new parent's chain can be opened, which it need not be."""
+    policy = (references or ReferencePolicy()).and_home_of(image)
+    with contextlib.ExitStack() as stack:
+        try:
+            other = open_image(
+                parent, references=policy, lock=False, metadata_only=True, registry=registry
+            )
+            stack.enter_context(other)
+        except TapError:
+            return
+        _refuse_own_ancestor(other, image)
 
 
 def _same_file(one: str, other: str) -> bool:

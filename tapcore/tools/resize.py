@@ -49,6 +49,8 @@ def resize_image(
         if size.startswith("-") and parse_size(size[1:]) > old:
             raise UsageError(f"has only {old} bytes", image=path)
         new = changed_size(size, old)
+        if not new:
+            raise UsageError("a disk needs at least one sector (512 bytes)", image=path)
         if new < old and not shrink:
             raise UsageError(
                 f"this would cut {format_size(old - new)} off its end; --shrink allows it",

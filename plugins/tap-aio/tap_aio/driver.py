@@ -33,6 +33,7 @@ disk_info = DiskInfo(
     handle="aio",
     name="raw image (aio)",
     api=HOOKS_VERSION,
+    makes_unnamed=True,
     create_options=CREATE_OPTIONS,
 )
 

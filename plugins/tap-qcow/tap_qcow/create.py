@@ -17,6 +17,7 @@ from tapcore import (
     NotSupportedError,
     UsageError,
     create_host_file,
+    open_host_file,
     remove_host_file,
 )
 
@@ -86,7 +87,7 @@ def write_image(path: str, header: Header, length: int) -> None:
         )
     create_host_file(path, length)
     try:
-        with open(path, "r+b") as file:
+        with os.fdopen(open_host_file(path, writing=True), "r+b") as file:
             file.write(header.pack())
             if header.xen is not None:
                 file.write(header.xen.pack())

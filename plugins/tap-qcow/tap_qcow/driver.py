@@ -28,6 +28,7 @@ disk_info = DiskInfo(
     handle="qcow",
     name="QEMU copy-on-write, version 1",
     api=HOOKS_VERSION,
+    makes_unnamed=True,
     suffixes=(".qcow",),
     create_options=(
         FormatOption("encrypt.format", "encrypt the content: aes (weak, for old programs)"),

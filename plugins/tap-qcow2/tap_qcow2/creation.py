@@ -19,6 +19,7 @@ from tapcore import (
     UsageError,
     create_host_file,
     host_file_size,
+    open_host_file,
     parse_size,
     remove_host_file,
 )
@@ -180,10 +181,12 @@ def _read_key(path: str) -> bytes:
 
 def _make_data_file(name: str, plan: Plan, size: int) -> None:
     path = os.path.join(os.path.dirname(name), plan.header.data_file)
-    if os.path.exists(path) and os.path.samefile(path, name):
+    if os.path.realpath(path) == os.path.realpath(name):
         raise UsageError("its data file cannot be the image itself")
     how = plan.preallocation if plan.preallocation in ("falloc", "full") else "off"
-    create_host_file(path, size, how)
+    # on a device its old content would show: at once, or where clusters are given out by and by
+    shows = plan.header.data_file_raw or plan.preallocation != "off"
+    create_host_file(path, size, how, zeroed=shows)
 
 
 def _write_first_clusters(name: str, plan: Plan, secret: bytes) -> None:
@@ -213,6 +216,8 @@ def _write_first_clusters(name: str, plan: Plan, secret: bytes) -> None:
             os.ftruncate(fd, used * size)
         elif host_file_size(fd) < used * size:
             raise UsageError("the block device is too small for the image's tables")
+        else:
+            _zero(fd, used * size)
         for number, content in enumerate(_full_blocks(header, used, blocks)):
             os.pwrite(fd, content, (first_block + number) * size)
         os.pwrite(fd, words.to_bytes(table), header.refcount_table_offset)
@@ -221,6 +226,13 @@ def _write_first_clusters(name: str, plan: Plan, secret: bytes) -> None:
         os.fsync(fd)
         os.pwrite(fd, header.serialize(), 0)  # last: before that it is no image
         os.fsync(fd)
+
+
+def _zero(fd: int, length: int) -> None:
+    """What a device held must not be taken for tables."""
+    zeroes = bytes(1 << 20)
+    for at in range(0, length, len(zeroes)):
+        os.pwrite(fd, zeroes[: length - at], at)
 
 
 def _luks_header(secret: bytes) -> bytes:
@@ -255,7 +267,7 @@ def _full_blocks(header: Header, used: int, blocks: int) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _writing(name: str) -> Iterator[int]:
-    fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+    fd = open_host_file(name, writing=True)
     try:
         yield fd
     finally:

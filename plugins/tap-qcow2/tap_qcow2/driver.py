@@ -36,6 +36,7 @@ disk_info = DiskInfo(
     handle="qcow2",
     name="qcow2 disk (qcow2)",
     api=HOOKS_VERSION,
+    makes_unnamed=True,
     suffixes=(".qcow2",),
     create_options=(
         FormatOption("cluster_size", "unit of allocation, 512 to 2M", default="64K"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from array import array
 from typing import Any, cast
 
@@ -37,8 +38,10 @@ def preallocate(name: str, how: str) -> None:
             if image.tables.overfull:
                 image.writeback.all_now()
         image.clean()
-        if how != "metadata" and image.data is image.file:
-            _fill(image, how)
+        if image.data is image.file:
+            on_device = stat.S_ISBLK(os.fstat(image.file.fd).st_mode)
+            if on_device or how != "metadata":  # else what a device held would show
+                _fill(image, "full" if on_device else how)
     finally:
         image.close()
 

@@ -34,6 +34,7 @@ disk_info = DiskInfo(
     handle="sync",
     name="raw image (sync)",
     api=HOOKS_VERSION,
+    makes_unnamed=True,
     create_options=CREATE_OPTIONS,
 )
 

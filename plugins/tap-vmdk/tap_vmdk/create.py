@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -15,7 +17,14 @@ from tap_vmdk.newdisk import NewDisk, new_disk
 from tap_vmdk.options import MONOLITHIC_FLAT, MONOLITHIC_SPARSE, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tap_vmdk.parents import cid_of
 from tap_vmdk.sparse import SparseHeader
-from tapcore import DiskId, UsageError, create_host_file, remove_host_file
+from tapcore import (
+    DiskId,
+    NotSupportedError,
+    UsageError,
+    create_host_file,
+    open_host_file,
+    remove_host_file,
+)
 
 SPLIT_SECTORS: Final = 4192256
 """Of an extent of a split disk: 2047 MiB, as VMware splits."""
@@ -61,13 +70,10 @@ def _create(name: str, disk: NewDisk, parent_cid: int, hint: str, made: list[str
             header = sparse_geometry(disk, embedded=True)
             _make_file(name, sparse_head(header, text), header.overhead * 512, made)
         return
-    replacing = os.path.lexists(name)
     lines = list(_split(name, disk))
     text = new_descriptor(disk, lines, parent_cid, hint).serialise()
     for line in lines:
         path = os.path.join(os.path.dirname(name), line.name)
-        if os.path.lexists(path) and not replacing:
-            raise UsageError(f"its extent {line.name} exists already", image=name)
         if line.kind == "FLAT":
             _make_file(path, [], line.sectors * 512, made)
         else:
@@ -90,17 +96,25 @@ def _split(name: str, disk: NewDisk) -> Iterator[ExtentLine]:
 
 def _make_file(path: str, pieces: list[tuple[int, bytes]], size: int, made: list[str]) -> None:
     """A file of a size (bytes), or longer, with some content; it is in `made` if it is there."""
+    _refuse_device(path)
     create_host_file(path, max((at + len(piece) for at, piece in pieces), default=0) or size)
-    if os.path.isfile(path):
-        made.append(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    made.append(path)
+    fd = open_host_file(path, writing=True)
     try:
         for at, piece in pieces:
             _write_all(fd, piece, at)
-        if os.path.isfile(path) and os.fstat(fd).st_size < size:
+        if os.fstat(fd).st_size < size:
             os.ftruncate(fd, size)
     finally:
         os.close(fd)
+
+
+def _refuse_device(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            raise NotSupportedError(
+                "a VMDK needs files, not a block device (aio: makes a raw disk on one)", image=path
+            )
 
 
 def _write_all(fd: int, content: bytes, at: int) -> None:

@@ -32,6 +32,7 @@ disk_info = DiskInfo(
     handle="vmdk",
     name="vmware image (vmdk)",
     api=HOOKS_VERSION,
+    makes_unnamed=True,
     single_handler=True,
     suffixes=(".vmdk",),
     create_options=CREATE_OPTIONS,

@@ -33,7 +33,7 @@ from tapcore.tools.streams import STANDARD
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
 @force_option
-@click.option("--keep-partial", is_flag=True, help="Leave a half-written TARGET when stopped.")
+@click.option("--keep-partial", is_flag=True, help="When stopped, leave a TARGET.partial.")
 @click.option("--sync", is_flag=True, help="End when the copy is on disk, as if by sync(1).")
 @metadata_cache_option
 @opening_options
@@ -58,7 +58,8 @@ def command(
     """Copy SOURCE's content to a new image TARGET.
 
     Sparse stays sparse, and longer runs of zeroes are not stored. TARGET's format is its HANDLE, or
-    that of its suffix (.img and .raw: raw). A half-written TARGET is removed.
+    that of its suffix (.img and .raw: raw). TARGET appears, or replaces what is there (--force),
+    when it is whole.
 
     SOURCE may be '-': a raw disk from standard input. TARGET may be '-', a raw disk to standard
     output, or HANDLE:- for an image of a format that can be written front to back.

@@ -1,0 +1,61 @@
+"""Which host files a disk consists of, all images of its chain and all that they name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from tapcore.disk import Disk
+from tapcore.errors import TapError
+from tapcore.imagefile import host_file_size
+from tapcore.imagefile.newfiles import Identity, identity_of
+from tapcore.imagefile.opening import open_host_fd
+from tapcore.models import DiskDriver
+
+
+def file_names_of(disk: Disk) -> Iterator[str]:
+    """The names of the files that a disk consists of; some may not exist.
+
+    Args:
+        disk: open; perhaps for its metadata alone, so that not all of its files are open.
+    """
+    assert disk.state.disks is not None
+    for dd in disk.state.disks.chain():
+        yield dd.name
+        yield from _named_by(dd)
+
+
+def files_of(disk: Disk, what: str) -> dict[Identity, str]:
+    """The files that a disk consists of, each with what to say of it."""
+    found = (identity_of(name) for name in file_names_of(disk))
+    return {identity: what for identity in found if identity is not None}
+
+
+def modes_of(disk: Disk) -> Iterator[int]:
+    """The permissions of the files that a disk consists of."""
+    for name in file_names_of(disk):
+        try:
+            yield stat.S_IMODE(os.stat(name).st_mode)
+        except OSError:
+            continue
+
+
+def _named_by(dd: DiskDriver) -> Iterator[str]:
+    """What an image names besides its parent, which is in the chain, as its driver tells it."""
+    if "td_inspect" not in dd.drv.implemented:
+        return
+    home = os.path.dirname(os.path.realpath(dd.name))
+    try:
+        fd = open_host_fd(dd.name, os.O_RDONLY)
+    except TapError:  # a disk in memory
+        return
+    try:
+        said = dd.drv.td_inspect(dd.name, fd, host_file_size(fd))
+    except (TapError, OSError):  # it is open all the same, so its main file is known
+        return
+    finally:
+        os.close(fd)
+    for _, named in said.references:
+        if named and "\0" not in named:
+            yield os.path.join(home, named)
