@@ -15,6 +15,7 @@ need nbdkit nbdkit
 need fio fio
 need zsh zsh
 need fish fish
+need img_stat sleuthkit
 
 # libaio.so.1, of `--cache none` (Debian 13 has it as libaio1t64, and knows this name too).
 has_libaio() {

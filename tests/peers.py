@@ -14,6 +14,8 @@ PACKAGES = {  # command: Debian package
     "bash": "bash",
     "fio": "fio",
     "fish": "fish",
+    "img_cat": "sleuthkit",
+    "img_stat": "sleuthkit",
     "nbdcopy": "libnbd-bin",
     "nbdfuse": "libnbd-bin",
     "nbdinfo": "libnbd-bin",

@@ -7,9 +7,9 @@ from bisect import bisect_left
 
 from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.deadspace import dead_sectors, footer_pieces
 from tap_vmdk.directories import without_tables
 from tap_vmdk.grains import HOLE, ZERO, round_up
-from tap_vmdk.layouts import with_footer
 from tap_vmdk.repairplan import RepairPlan
 from tap_vmdk.signature import kind_of
 from tap_vmdk.spacemap import MisalignedError, SpaceMap
@@ -112,9 +112,9 @@ class PartCheck:
             inside = 0 < offset <= self._file.size - self._layout.directory_bytes
             where = "over other metadata" if inside else "outside the file"
             self._corrupt(f"a grain directory lies {where} (at {offset})")
-        if self._header is not None and self._header.gd_offset == sparse.GD_AT_END:
-            _, tail = with_footer(self._file, self._header)
-            self._space.use(tail, 3)
+        if self._header is not None and self._compressed:
+            for start, count in footer_pieces(self._file, self._header, self._layout):
+                self._space.use(start, count)
 
     def _empty_tables(self, index: int) -> int:
         """How many tables from one on, and their copies, are known to be empty and in order."""
@@ -361,12 +361,15 @@ class PartCheck:
 
     def _leaked(self, free: bool = False) -> int:
         """Bytes taken from the file system that nothing uses; given back if wanted."""
-        if self._header is None:
-            return 0
+        if self._header is None or (self._compressed and not self._marker):
+            return 0  # how long a compressed grain is, its marker says
         unit = self._space.unit << 9
         start = max(self._layout.first_grain, min(self._header.overhead, self._sectors)) << 9
         leaked = 0
         for first, end in self._space.unused(-(-start // unit), -(-self._file.size // unit)):
+            if self._compressed:
+                leaked += dead_sectors(self._file, first, end, self._part.cluster) << 9
+                continue
             for begin, stop, data in self._file.runs(first * unit, (end - first) * unit):
                 if data and begin < self._file.size:
                     leaked += stop - begin

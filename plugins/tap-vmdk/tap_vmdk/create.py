@@ -29,7 +29,8 @@ from tapcore import (
 SPLIT_SECTORS: Final = 4192256
 """Of an extent of a split disk: 2047 MiB, as VMware splits."""
 STREAM_NAME: Final = "generated-stream.vmdk"
-"""What a stream calls itself: it does not know its own name, and VMware calls it so."""
+"""What a stream calls itself where its name is not known, as VMware does. Programs that look for
+the file by this name (Sleuth Kit) do not open it then."""
 DESCRIPTOR_SECTORS: Final = 20
 """Reserved in a sparse file."""
 
@@ -60,7 +61,9 @@ def create_image(
 
 def _create(name: str, disk: NewDisk, parent_cid: int, hint: str, made: list[str]) -> None:
     if disk.subformat in (MONOLITHIC_SPARSE, STREAM):
-        own = STREAM_NAME if disk.subformat == STREAM else os.path.basename(name)
+        own = os.path.basename(name)
+        if disk.subformat == STREAM and not _can_be_written(own):
+            own = STREAM_NAME
         access = "RDONLY" if disk.subformat == STREAM else "RW"
         line = ExtentLine(access, disk.sectors, "SPARSE", own)
         text = new_descriptor(disk, [line], parent_cid, hint).serialise()
@@ -143,7 +146,7 @@ def new_descriptor(
         UsageError: a name has characters that cannot be written there.
     """
     for name in (hint, *(line.name for line in extents)):
-        if '"' in name or (not name.isprintable() and not _has_surrogates(name)):
+        if not _can_be_written(name):
             raise UsageError("a name in a VMDK must not have quotes or control characters")
     parent = [f'parentFileNameHint="{hint}"'] if hint else []
     return Descriptor(
@@ -173,9 +176,10 @@ def new_descriptor(
     )
 
 
-def _has_surrogates(name: str) -> bool:
-    """Whether a name has bytes that are no text, which it may; and no control characters."""
-    return all(c.isprintable() or "\udc80" <= c <= "\udcff" for c in name)
+def _can_be_written(name: str) -> bool:
+    """Whether a descriptor can hold a name: it may have bytes that are no text, but no control
+    characters."""
+    return '"' not in name and all(c.isprintable() or "\udc80" <= c <= "\udcff" for c in name)
 
 
 def sparse_geometry(disk: NewDisk, *, sectors: int = 0, embedded: bool = False) -> SparseHeader:

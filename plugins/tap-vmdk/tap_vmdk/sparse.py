@@ -132,8 +132,10 @@ MARKER_EOS: Final = 0
 MARKER_TABLE: Final = 1
 MARKER_DIRECTORY: Final = 2
 MARKER_FOOTER: Final = 3
+MARKER_PROGRESS: Final = 4
+"""Tells who reads a stream as it comes that something still happens; it is followed by nothing."""
 
-_MARKER: Final = struct.Struct("<QII")
+MARKER: Final = struct.Struct("<QII")
 GRAIN_MARKER: Final = struct.Struct("<QI")
 """Before a compressed grain: its first sector on the disk, and how many bytes follow."""
 
@@ -145,7 +147,7 @@ def marker(kind: int, sectors: int) -> bytes:
         kind: `MARKER_*`.
         sectors: length of what follows it.
     """
-    return _MARKER.pack(sectors, 0, kind).ljust(512, b"\0")
+    return MARKER.pack(sectors, 0, kind).ljust(512, b"\0")
 
 
 def grain_with_marker(sector: int, compressed: bytes) -> bytes:

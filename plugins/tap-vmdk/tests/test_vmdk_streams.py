@@ -15,6 +15,8 @@ from peers import peer
 from tapcore.registry import default_registry
 
 GRAIN = 128 * 512
+UNKNOWN = "generated-stream.vmdk"
+"""What a stream calls itself that cannot know its name."""
 
 
 def content_of(rng: random.Random, size: int) -> bytes:
@@ -114,7 +116,7 @@ def streamed(content: bytes, **options: str) -> bytes:
     return b"".join(out)
 
 
-def check_descriptor(text: bytes, sectors: int, **entries: str) -> None:
+def check_descriptor(text: bytes, sectors: int, name: str, **entries: str) -> None:
     found = dict(re.findall(rb'^([\w.]+) ?= ?"?([^"\n]*)"?$', text, re.M))
     assert found[b"createType"] == b"streamOptimized"
     assert found[b"parentCID"] == b"ffffffff"
@@ -122,7 +124,7 @@ def check_descriptor(text: bytes, sectors: int, **entries: str) -> None:
     wanted = {"ddb.adapterType": "lsilogic", "ddb.virtualHWVersion": "4"} | entries
     for key, value in wanted.items():
         assert found[key.encode()] == value.encode()
-    assert f'RDONLY {sectors} SPARSE "generated-stream.vmdk"'.encode() in text
+    assert f'RDONLY {sectors} SPARSE "{name}"'.encode() in text
 
 
 def test_written_front_to_back(tmp_path: Path, rng: random.Random) -> None:
@@ -131,7 +133,8 @@ def test_written_front_to_back(tmp_path: Path, rng: random.Random) -> None:
     disk, text = in_order(raw)
     assert disk == content
     sectors = len(content) // 512
-    check_descriptor(text, sectors, **{"ddb.adapterType": "buslogic", "ddb.virtualHWVersion": "11"})
+    adapter = {"ddb.adapterType": "buslogic", "ddb.virtualHWVersion": "11"}
+    check_descriptor(text, sectors, UNKNOWN, **adapter)
     image = tmp_path / "disk.vmdk"
     image.write_bytes(raw)
     assert as_qemu(image) == content
@@ -143,12 +146,12 @@ def test_an_empty_disk(tmp_path: Path) -> None:
     raw = streamed(bytes(1 << 20))
     disk, text = in_order(raw)
     assert disk == bytes(1 << 20)
-    check_descriptor(text, 2048)
+    check_descriptor(text, 2048, UNKNOWN)
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 1 << 20, options={"subformat": "streamOptimized"})
     disk, text = in_order(image.read_bytes())
     assert disk == bytes(1 << 20)
-    check_descriptor(text, 2048)
+    check_descriptor(text, 2048, image.name)
 
 
 def test_what_cannot_be_streamed_is_refused() -> None:
@@ -177,7 +180,7 @@ def test_convert_writes_the_same_layout(tmp_path: Path, rng: random.Random) -> N
     )
     disk, text = in_order(image.read_bytes())
     assert disk == content
-    check_descriptor(text, len(content) // 512)
+    check_descriptor(text, len(content) // 512, image.name)
     assert as_qemu(image) == content
 
 

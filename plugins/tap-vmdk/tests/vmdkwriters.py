@@ -193,6 +193,58 @@ def stream(
     return bytes(out) + kdmv_header(**fields | {"gdOffset": place}) + end
 
 
+def front_stream(
+    content: bytes, *, text: bytes, footer: bool = False, again: bool = False, progress: int = 0
+) -> bytes:
+    """A stream with its directory and tables in front of its grains, and an end mark at its end.
+
+    Args:
+        content: of the disk.
+        text: descriptor.
+        footer: there is one before the end mark, too.
+        again: the footer has a directory, and tables, of its own.
+        progress: marks of progress after each grain.
+    """
+    total = -(-len(content) // GRAIN)
+    tables = -(-total // 512)
+    gd_sectors = -(-tables * 4 // 512)
+    gd = 21
+    overhead = -(-(gd + gd_sectors + 4 * tables) // 128) * 128
+    fields = {
+        "version": 3,
+        "flags": 0x30001,
+        "capacity": len(content) // 512,
+        "descriptorOffset": 1,
+        "descriptorSize": 20,
+        "compressAlgorithm": 1,
+        "overHead": overhead,
+    }
+    out = bytearray((kdmv_header(**fields, gdOffset=gd) + text).ljust(overhead * 512, b"\0"))
+    entries = [0] * (512 * tables)
+    for number, grain in split(content, GRAIN).items():
+        entries[number] = len(out) // 512
+        packed = zlib.compress(grain)
+        out += sectors(struct.pack("<QI", number * 128, len(packed)) + packed)
+        mark = struct.pack("<QIIQ", 0, 0, 4, number * 128).ljust(512, b"\0")
+        out += mark * progress
+    raw = struct.pack(f"<{len(entries)}I", *entries)
+    first = gd + gd_sectors
+    places = [first + 4 * n for n in range(tables)]
+    out[gd * 512 : gd * 512 + 4 * tables] = struct.pack(f"<{tables}I", *places)
+    out[first * 512 : first * 512 + len(raw)] = raw
+    if again:
+        for n in range(tables):
+            out += struct.pack("<QII", 4, 0, 1).ljust(512, b"\0")
+            places[n] = len(out) // 512
+            out += raw[n * 2048 : (n + 1) * 2048]
+        out += struct.pack("<QII", gd_sectors, 0, 2).ljust(512, b"\0")
+        gd = len(out) // 512
+        out += sectors(struct.pack(f"<{tables}I", *places))
+    if footer:
+        out += struct.pack("<QII", 1, 0, 3).ljust(512, b"\0") + kdmv_header(**fields, gdOffset=gd)
+    return bytes(out) + bytes(512)
+
+
 def cowd(content: bytes, *, grain: int = 1, skip_tables: bool = True) -> bytes:
     """A COWD file (vmfsSparse).
 
