@@ -318,7 +318,9 @@ def test_bench_refuses(call: Call, image: Path, arguments: list[str], message: s
 # ---- signals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_stops_a_copy_cleanly(
     call: Call,
     tmp_path: Path,
@@ -339,7 +341,11 @@ def test_a_signal_stops_a_copy_cleanly(
     before = signal.getsignal(signum)
     (tmp_path / "a").write_bytes(rng.randbytes(3 * MIB))
     monkeypatch.setattr(os, "preadv", read)
-    assert call("convert", f"aio:{tmp_path}/a", f"aio:{tmp_path}/b") == (status, "", "")
+    assert call("convert", f"aio:{tmp_path}/a", f"aio:{tmp_path}/b") == (
+        status,
+        "",
+        f"tapdisk: stopped by {signum.name}\n",
+    )
     assert os.listdir(tmp_path) == ["a"]
     assert signal.getsignal(signum) == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,16 +31,18 @@ class Session:
         self.error_status = 1
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """A signal asked for an end.
 
     Args:
         signum: its number; the exit status is 128 more.
+        finished: what was to be done is done all the same.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, *, finished: bool = False) -> None:
         super().__init__(signum)
         self.signum = signum
+        self.finished = finished
 
 
 def report(exc: BaseException, session: Session) -> int:
@@ -53,8 +56,9 @@ def report(exc: BaseException, session: Session) -> int:
         The exit status.
     """
     if isinstance(exc, KeyboardInterrupt):
-        return 130
-    if isinstance(exc, Stopped):
+        exc = exc if isinstance(exc, Stopped) else Stopped(signal.SIGINT)
+        name = signal.Signals(exc.signum).name
+        print_error(f"stopped by {name}" + (", with the work done" if exc.finished else ""))
         return 128 + exc.signum
     if isinstance(exc, SystemExit):
         return exc.code if isinstance(exc.code, int) else 1

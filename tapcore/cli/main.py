@@ -13,6 +13,7 @@ import click
 
 from tapcore.cli.failures import Session, report
 from tapcore.cli.group import tapdisk
+from tapcore.cli.signals import stopped_by_signals
 
 PROGRAM = "tapdisk"
 _COMPLETE = "_TAPDISK_COMPLETE"
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     session = Session()
     _open_standard_streams()
     try:
-        status = _run(sys.argv[1:] if arguments is None else list(arguments), session)
-        sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
+        with stopped_by_signals():
+            status = _run(sys.argv[1:] if arguments is None else list(arguments), session)
+            sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
     except BaseException as exc:
         status = report(exc, session)
     return status

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from time import monotonic
-from types import FrameType
 from typing import Any, Final, Literal, TypeAlias
 
-from tapcore.cli.failures import Stopped
+from tapcore.cli.signals import asking_to_stop
 from tapcore.names import format_size
 
 Progress = Callable[[int, int], None]
@@ -25,8 +23,8 @@ def progress(
 ) -> Iterator[Progress]:
     """Show how far a piece of work is, on standard error.
 
-    The work calls what this gives between its pieces; there, and not in the middle of one, SIGINT
-    and SIGTERM take effect, so that it can clean up. A second one ends the process at once.
+    The work calls what this gives between its pieces; there, and not in the middle of one, signals
+    take effect, so that it can clean up. A second one ends the process at once.
 
     Args:
         what: a word for it.
@@ -37,7 +35,7 @@ def progress(
     plain = style == "plain" and not quiet
     quiet = quiet or style == "none"
     shown = _lines(what, in_bytes) if plain else _bar(what, quiet, in_bytes)
-    with _stopping() as check, shown as show:
+    with asking_to_stop() as check, shown as show:
 
         def tell(done: int, total: int) -> None:
             check()
@@ -45,28 +43,6 @@ def progress(
                 show(done, total)
 
         yield tell
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Callable[[], None]]:
-    seen: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        seen.append(signum)
-        signal.signal(signum, before[signum])
-
-    def check() -> None:
-        if seen:
-            raise Stopped(seen[0])
-
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for signum in before:
-        signal.signal(signum, note)
-    try:
-        yield check
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager

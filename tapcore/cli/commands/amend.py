@@ -11,6 +11,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.optionshelp import print_amend_options
 from tapcore.cli.output import print_line
+from tapcore.cli.signals import finishing_first
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
 from tapcore.tools.amend import amend_image
@@ -35,6 +36,7 @@ def command(
     if "help" in options:
         print_amend_options(image)
         return
-    amend_image(image, options, references=references, keys=keys)
+    with finishing_first():
+        amend_image(image, options, references=references, keys=keys)
     if not quiet:
         print_line("changed " + ", ".join(f"{key} to {value}" for key, value in options.items()))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_json, print_line
+from tapcore.cli.signals import finishing_first
 from tapcore.keys import Keys
 from tapcore.models import CheckResult
 from tapcore.references import ReferencePolicy
@@ -28,7 +31,8 @@ def command(
 
     Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space.
     """
-    result = check_image(image, repair=repair or "", references=references, keys=keys)
+    with finishing_first() if repair else contextlib.nullcontext():
+        result = check_image(image, repair=repair or "", references=references, keys=keys)
     if as_json:
         print_json(check_as_dict(result))
     else:

@@ -12,6 +12,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import print_line, size_with_bytes
+from tapcore.cli.signals import finishing_first
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
 from tapcore.tools.resize import resize_image
@@ -39,6 +40,7 @@ def command(
     image: str, size: str, shrink: bool, references: ReferencePolicy, keys: Keys | None, quiet: bool
 ) -> None:
     """Set IMAGE's size (20G), or change it (+5G, -512M). New space reads as zeroes."""
-    old, new = resize_image(image, size, shrink=shrink, references=references, keys=keys)
+    with finishing_first():
+        old, new = resize_image(image, size, shrink=shrink, references=references, keys=keys)
     if not quiet:
         print_line(f"resized from {size_with_bytes(old)} to {size_with_bytes(new)}")

@@ -14,6 +14,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import print_json, print_line, print_table
+from tapcore.cli.signals import finishing_first
 from tapcore.cli.snapshottable import COLUMNS, snapshot_rows
 from tapcore.keys import Keys
 from tapcore.models import Snapshot
@@ -66,7 +67,8 @@ def command(
     if name is None:
         raise click.UsageError(f"'{action}' needs a NAME", ctx)
     change, done = _CHANGES[action]
-    snapshot = change(image, name, references=references, keys=keys)
+    with finishing_first():
+        snapshot = change(image, name, references=references, keys=keys)
     if as_json:
         print_json(snapshot_as_dict(snapshot))
     elif not quiet:
