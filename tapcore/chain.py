@@ -8,6 +8,7 @@ import os
 
 import attrs
 
+from tapcore.boundfile import BoundFile, OpenedByItself, bind
 from tapcore.constants import (
     MAX_CHAIN_DEPTH,
     MAX_CLUSTER_SIZE,
@@ -26,10 +27,12 @@ from tapcore.errors import (
     UsageError,
     open_error,
 )
+from tapcore.imagefile.newfiles import is_being_made
 from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
+from tapcore.namedfiles import find_named_file, identity_of
 from tapcore.names import RAW_HANDLES, ImageName, as_handles, split_name
 from tapcore.probe import first_sector_guard, probe
-from tapcore.references import ReferencePolicy, printable
+from tapcore.references import printable
 from tapcore.registry import Registry
 
 
@@ -41,6 +44,7 @@ def open_disk(
     options: OpenOptions | None = None,
     may_probe: bool = True,
     with_parents: bool = True,
+    bound: BoundFile | None = None,
 ) -> TdState:
     """Open an image with all its parents, and an engine for it.
 
@@ -51,6 +55,7 @@ def open_disk(
         options: how to open.
         may_probe: without a handle, ask the drivers to recognise the file.
         with_parents: False opens the child alone (its holes read as zeroes).
+        bound: the child's file, where it was found and judged before; let go here.
 
     Returns:
         The disk; `disk.blkif` is its engine. Close it with `close_disk`.
@@ -62,16 +67,21 @@ def open_disk(
     options = options or OpenOptions()
     if options.snapshot:
         flags |= TD_RDONLY
-    if not disk_id.drivertype:
-        if not may_probe:
-            raise UsageError(
-                "the format is not guessed for writing; write HANDLE:PATH", image=disk_id.name
-            )
-        disk_id = DiskId(disk_id.name, probe(disk_id.name, registry))
-        options = attrs.evolve(options, probed=True)
-    disk = TdState(image=disk_id)
+    if not disk_id.drivertype and not may_probe:
+        raise UsageError(
+            "the format is not guessed for writing; write HANDLE:PATH", image=disk_id.name
+        )
+    bound = bound or _bound(disk_id, registry)
     try:
-        disk.disks = _open_image(disk_id, disk, registry, flags, options)
+        if not disk_id.drivertype:
+            disk_id = DiskId(disk_id.name, probe(disk_id.name, registry, bound))
+            options = attrs.evolve(options, probed=True)
+        disk = TdState(image=disk_id, home=_home(disk_id, bound, registry))
+        disk.disks = _open_image(disk_id, disk, registry, flags, attrs.evolve(options, bound=bound))
+    finally:
+        if bound is not None:
+            bound.let_go()
+    try:
         if with_parents:
             _open_parents(disk.disks, disk, registry, attrs.evolve(options, snapshot=""))
     except BaseException:
@@ -81,6 +91,29 @@ def open_disk(
     guarded = options.probed and not flags & TD_RDONLY and disk_id.drivertype in RAW_HANDLES
     Engine(disk, guard=first_sector_guard(registry) if guarded else None)
     return disk
+
+
+def _bound(disk_id: DiskId, registry: Registry) -> BoundFile | None:
+    """The file of the image that the user named; None where it is none, or cannot be found.
+
+    Who opens it then says what is wrong.
+    """
+    if disk_id.drivertype and not registry.get(disk_id.drivertype).file_backed:
+        return None
+    if is_being_made(disk_id.name):
+        return None
+    try:
+        return bind(disk_id.name)
+    except OSError:
+        return None
+
+
+def _home(disk_id: DiskId, bound: BoundFile | None, registry: Registry) -> str:
+    if bound is not None:
+        return bound.home
+    if registry.get(disk_id.drivertype).file_backed and not is_being_made(disk_id.name):
+        return ""  # there was none; one that appears now could lie anywhere
+    return os.path.dirname(os.path.realpath(disk_id.name))
 
 
 def _open_image(
@@ -100,10 +133,16 @@ def _open_image(
             image=disk_id.name,
         )
     dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
+    watch = OpenedByItself(options.bound)
     try:
         drv.td_open(dd, disk_id.name, flags)
     except Exception as exc:
         raise open_error(exc, disk_id.name) from exc
+    if watch.another_file():
+        with contextlib.suppress(Exception):
+            drv.td_close(dd)
+        text = "was replaced while it was being opened"
+        raise ImageOpenError(text, image=disk_id.name, errno=errno.ESTALE)
     problem = _impossible(dd)
     if problem:
         with contextlib.suppress(Exception):  # what is wrong with the driver is said already
@@ -129,8 +168,7 @@ def _open_parents(
     child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
 ) -> None:
     """Open parent after parent; each is linked to its child as soon as it is open."""
-    policy = options.references or ReferencePolicy()
-    seen = {_identity(child.name)}
+    seen = {identity_of(child)}
     depth = 1
     child_was_probed = False
     while (recorded := recorded_parent(child)) is not None:
@@ -141,16 +179,22 @@ def _open_parents(
         if child_was_probed:
             raise guessed_parent_error(child.name)
         recorded = as_handles(recorded, registry)
+        child_was_probed = not recorded.drivertype
         try:
-            parent_id = resolve_parent(recorded, child, disk.image.name, registry, policy)
+            parent_id, bound = resolve_parent(recorded, child, registry)
         except TapError as exc:
             say_how_to_move(exc, child)
             raise
-        if _identity(parent_id.name) in seen:
-            raise ImageFormatError("is its own ancestor", image=parent_id.name, errno=errno.ELOOP)
-        seen.add(_identity(parent_id.name))
-        child_was_probed = not recorded.drivertype
-        child.next = parent = _open_parent(parent_id, child, disk, registry, options)
+        try:
+            if bound.identity in seen:
+                raise ImageFormatError(
+                    "is its own ancestor", image=parent_id.name, errno=errno.ELOOP
+                )
+            seen.add(bound.identity)
+            parent_options = attrs.evolve(options, bound=bound)
+            child.next = parent = _open_parent(parent_id, child, disk, registry, parent_options)
+        finally:
+            bound.let_go()
         _validate(child, parent)
         child = parent
         depth += 1
@@ -186,16 +230,17 @@ def recorded_parent(dd: DiskDriver) -> DiskId | None:
 
 
 def resolve_parent(
-    recorded: DiskId, child: DiskDriver, root: str, registry: Registry, policy: ReferencePolicy
-) -> DiskId:
+    recorded: DiskId, child: DiskDriver, registry: Registry
+) -> tuple[DiskId, BoundFile]:
     """From what a child records to a real path and a handle.
 
     Args:
         recorded: in this registry's handles (`as_handles`).
-        child: the image that records it.
-        root: path of the image that the user named.
+        child: the image that records it, open.
         registry: the drivers.
-        policy: which files may be named.
+
+    Returns:
+        The parent, and its file, which is the one to be opened: the caller's to let go.
 
     Raises:
         TapError: there is no such file, no driver for it, or it is not allowed.
@@ -210,14 +255,13 @@ def resolve_parent(
         raise ImageOpenError(
             f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
         )
-    path = policy.resolve(recorded.name, image=child.name, root=root)
-    if not os.path.lexists(path):
-        raise ImageOpenError(
-            f"its parent '{printable(recorded.name)}' does not exist",
-            image=child.name,
-            errno=errno.ENOENT,
-        )
-    return DiskId(path, recorded.drivertype or probe(path, registry))
+    bound = find_named_file(child, recorded.name, role="parent")
+    try:
+        handle = recorded.drivertype or probe(bound.real, registry, bound)
+    except BaseException:
+        bound.let_go()
+        raise
+    return DiskId(bound.real, handle), bound
 
 
 def say_how_to_move(exc: TapError, child: DiskDriver) -> None:
@@ -249,14 +293,6 @@ def _validate(child: DiskDriver, parent: DiskDriver) -> None:
             image=child.name,
             errno=abs(res),
         )
-
-
-def _identity(name: str) -> object:
-    try:
-        status = os.stat(name)
-    except OSError:
-        return os.path.realpath(name)
-    return (status.st_dev, status.st_ino)
 
 
 def close_disk(disk: TdState) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import attrs
 
+from tapcore.boundfile import BoundFile
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.keys import Keys
 
@@ -169,6 +170,7 @@ class OpenOptions:
             that holds nothing but content, and asks for no passphrase.
         parent_only: nothing but the record of the parent will be changed: a driver opens for that
             what it could otherwise only read, where the record can be written.
+        bound: the image's file, found and judged before; `open_image_file` opens that one.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -183,6 +185,7 @@ class OpenOptions:
     durable: bool = True
     metadata_only: bool = False
     parent_only: bool = False
+    bound: BoundFile | None = None
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -264,6 +267,8 @@ class TdState:
         sector_size: bytes, the child's.
         size: in sectors, the child's.
         info: `VDISK_*` bits, the child's, `VDISK_READONLY` added by the core.
+        home: the directory in which the child's file lies, links resolved, in whose tree the files
+            that it names may lie; empty: none; None: as its name leads there.
     """
 
     image: DiskId
@@ -274,6 +279,7 @@ class TdState:
     sector_size: int = DEFAULT_SECTOR_SIZE
     size: int = 0
     info: int = 0
+    home: str | None = None
 
 
 @attrs.frozen

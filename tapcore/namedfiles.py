@@ -8,12 +8,21 @@ from __future__ import annotations
 import errno
 import os
 
+import attrs
+
+from tapcore.boundfile import BoundFile
 from tapcore.constants import TD_RDONLY
-from tapcore.errors import ImageOpenError, TapError, open_error, printable
+from tapcore.errors import (
+    ImageOpenError,
+    ReferencePolicyError,
+    TapError,
+    describe,
+    open_error,
+    printable,
+)
 from tapcore.imagefile import ImageFile, open_image_file
-from tapcore.imagefile.newfiles import host_file_exists
 from tapcore.models import DiskDriver
-from tapcore.references import ReferencePolicy
+from tapcore.references import Naming, ReferencePolicy
 
 
 def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> ImageFile:
@@ -32,26 +41,61 @@ def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> Ima
         ReferencePolicyError: the policy does not allow it; the text says what would.
         TapError: it cannot be opened; the text names it.
     """
-    policy = dd.options.references or ReferencePolicy()
-    root = dd.td_state.image.name if dd.td_state is not None else dd.name
-    path = policy.resolve(named, image=dd.name, root=root)
-    if not host_file_exists(path):
-        text = f"its {role} '{printable(named)}' does not exist"
-        raise ImageOpenError(text, image=dd.name, errno=errno.ENOENT)
-    if _same_file(path, dd.name):
-        text = f"names itself as its {role}"
-        raise ImageOpenError(text, image=dd.name, errno=errno.EINVAL)
+    bound = find_named_file(dd, named, role=role)
+    path = bound.real
     try:
-        return open_image_file(path, flags | (dd.flags & TD_RDONLY), dd.options)
+        if bound.identity == identity_of(dd):
+            text = f"names itself as its {role}"
+            raise ImageOpenError(text, image=dd.name, errno=errno.EINVAL)
+        options = attrs.evolve(dd.options, bound=bound)
+        return open_image_file(path, flags | (dd.flags & TD_RDONLY), options)
     except (TapError, OSError) as exc:
         failed = open_error(exc, path)
-        failed.message = f"its {role} {path}: {failed.message}"
+        if failed.image != dd.name:
+            failed.message = f"its {role} {path}: {failed.message}"
         failed.image = dd.name
         raise failed from None
+    finally:
+        bound.let_go()
 
 
-def _same_file(one: str, other: str) -> bool:
+def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
+    """Find a file that an image names, and judge it; it is not opened yet.
+
+    Args:
+        dd: the image that names it.
+        named: the name as recorded; relative to the image's directory.
+        role: what the file is to the image, a word for messages.
+
+    Returns:
+        The file, which is the one to be opened; the caller's to let go.
+
+    Raises:
+        ReferencePolicyError: the policy does not allow it; the text says what would.
+        ImageOpenError: there is no such file, or it cannot be looked at.
+    """
+    policy = dd.options.references or ReferencePolicy()
+    bound = dd.options.bound
+    naming = Naming.of_path(dd.name) if bound is None else Naming.of_file(dd.name, bound)
+    home = dd.td_state.home if dd.td_state is not None else None
     try:
-        return os.path.samefile(one, other)
+        return policy.bind(named, image=naming, home=home)
+    except ReferencePolicyError:
+        raise
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            text = f"its {role} '{printable(named)}' does not exist"
+            raise ImageOpenError(text, image=dd.name, errno=errno.ENOENT) from None
+        text = f"its {role} '{printable(named)}': {describe(exc)}"
+        raise ImageOpenError(text, image=dd.name, errno=exc.errno) from None
+
+
+def identity_of(dd: DiskDriver) -> tuple[int, int] | None:
+    """Device and inode of an image's file; None where it is no file."""
+    if dd.options.bound is not None:
+        return dd.options.bound.identity
+    try:
+        status = os.stat(dd.name)
     except OSError:
-        return False
+        return None
+    return status.st_dev, status.st_ino

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from tapcore.boundfile import BoundFile
 from tapcore.errors import describe, open_error
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.models import TapDisk
@@ -18,18 +19,19 @@ HEAD_BYTES = 64 << 10
 """How much of a file the drivers are shown."""
 
 
-def probe(path: str, registry: Registry) -> str:
+def probe(path: str, registry: Registry, bound: BoundFile | None = None) -> str:
     """The handle of the driver that recognises a file; the raw one where none does.
 
     Args:
         path: an existing file or block device.
         registry: the drivers to ask.
+        bound: the file, where it was found before.
 
     Raises:
         TapError: the file cannot be read, or no driver for raw files is installed.
     """
     try:
-        fd = open_host_fd(path, os.O_RDONLY)
+        fd = open_host_fd(path, os.O_RDONLY, bound)
         try:
             head = os.pread(fd, HEAD_BYTES, 0)
         finally:

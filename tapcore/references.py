@@ -6,22 +6,65 @@ lie only in the directory tree of the image that the user named, symbolic links 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
+from typing import Final
 
 import attrs
 
+from tapcore.boundfile import BoundFile, bind_real, unmade
 from tapcore.errors import ReferencePolicyError, printable
+from tapcore.imagefile.newfiles import is_being_made
 
 __all__ = ["ReferencePolicy", "printable"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 """A scheme (`nbd://`, `json:`), which other programs would follow; here it is just a file name."""
 
+_TRIES: Final = 8
+"""How often a name is looked at again that leads elsewhere each time."""
+
 
 def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     return tuple(os.fspath(path) for path in paths)
+
+
+@attrs.frozen
+class Naming:
+    """An image that names files, and what its names are relative to.
+
+    Attributes:
+        name: of the image, for messages.
+        directories: the one of its path as given, which is where QEMU looks, and the one in which
+            the file really lies, where a link leads to it: that is used where the first has no
+            such file.
+    """
+
+    name: str
+    directories: tuple[str, ...]
+
+    @classmethod
+    def of_path(cls, path: str) -> Naming:
+        """Of an image by its name alone."""
+        return cls(path, (os.path.dirname(path), os.path.dirname(os.path.realpath(path))))
+
+    @classmethod
+    def of_file(cls, name: str, file: BoundFile) -> Naming:
+        """Of an image whose file is known."""
+        return cls(name, (os.path.dirname(file.path), os.path.dirname(file.real)))
+
+    def path_of(self, named: str) -> str:
+        """The path of a file that it names, links and all."""
+        first, last = (os.path.join(directory, named) for directory in self.directories)
+        return first if os.path.lexists(first) else last
+
+    def has_beside(self, named: str) -> bool:
+        """Whether there is a file of that very name, without any directory."""
+        if "/" in named:
+            return False
+        return any(os.path.lexists(os.path.join(d, named)) for d in self.directories)
 
 
 @attrs.frozen
@@ -48,11 +91,39 @@ class ReferencePolicy:
             none="none" in words,
         )
 
-    def and_home_of(self, image: str) -> ReferencePolicy:
-        """The same, with the directory tree of an image: for a parent that is opened by itself, but
+    def and_tree(self, home: str) -> ReferencePolicy:
+        """The same, with a directory's tree: that of a child, whose parent is opened by itself but
         may name what its child might."""
-        home = os.path.dirname(os.path.realpath(image))
-        return attrs.evolve(self, directories=(*self.directories, home))
+        return attrs.evolve(self, directories=(*self.directories, home)) if home else self
+
+    def and_home_of(self, image: str) -> ReferencePolicy:
+        """The same, with the tree of the directory in which a new image will lie."""
+        return self.and_tree(os.path.dirname(os.path.realpath(image)))
+
+    def bind(self, named: str, *, image: Naming, home: str | None) -> BoundFile:
+        """The file that an image names, found and allowed: only that one may be opened.
+
+        Args:
+            named: the name as the image records it.
+            image: which names it.
+            home: directory of the image that the user named, in whose tree the file may lie; empty:
+                none; None: as that image's name leads there.
+
+        Raises:
+            ReferencePolicyError: not allowed; the text says what would allow it.
+            OSError: the system's answer to looking for it.
+        """
+        for last in (False,) * _TRIES + (True,):
+            path = image.path_of(named)
+            real = self._place(path, named, image, home)
+            if is_being_made(real):
+                return unmade(real, path)
+            try:
+                return bind_real(real, path)
+            except OSError as exc:
+                if exc.errno not in (errno.ELOOP, errno.ENOTDIR) or last:
+                    raise
+        raise AssertionError("unreachable")
 
     def resolve(self, named: str, *, image: str, root: str) -> str:
         """The real path of a file that an image names.
@@ -68,37 +139,39 @@ class ReferencePolicy:
         Raises:
             ReferencePolicyError: not allowed; the text says what would allow it.
         """
+        naming = Naming.of_path(image)
+        home = os.path.dirname(os.path.realpath(root))
+        return self._place(naming.path_of(named), named, naming, home)
+
+    def _place(self, path: str, named: str, image: Naming, home: str | None) -> str:
+        """Where the file lies by now; refused where that is not allowed."""
         self._refuse_odd(named, image)
-        path = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(image)), named))
+        path = os.path.realpath(path)
         if self.any:
             return path
         if self.none:
             raise ReferencePolicyError(
-                f"names the file '{printable(named)}', and --parents none forbids all", image=image
+                f"names the file '{printable(named)}', and --parents none forbids all",
+                image=image.name,
             )
-        home = os.path.dirname(os.path.realpath(root))
-        if any(_inside(path, tree) for tree in (home, *self.directories)):
+        if home is None:
+            home = image.directories[-1]
+        if any(tree and _inside(path, tree) for tree in (home, *self.directories)):
             return path
         raise ReferencePolicyError(
             f"names the file '{printable(named)}' outside its directory; "
             f"--parents {printable(os.path.dirname(path))} would allow it",
-            image=image,
+            image=image.name,
         )
 
-    def _refuse_odd(self, named: str, image: str) -> None:
+    def _refuse_odd(self, named: str, image: Naming) -> None:
         if not named or "\0" in named:
-            raise ReferencePolicyError("names a file with an impossible name", image=image)
-        if _URL.match(named) and not self._exists_beside(named, image):
+            raise ReferencePolicyError("names a file with an impossible name", image=image.name)
+        if _URL.match(named) and not image.has_beside(named):
             raise ReferencePolicyError(
                 f"names '{printable(named)}', which is not a plain file name; it is never followed",
-                image=image,
+                image=image.name,
             )
-
-    @staticmethod
-    def _exists_beside(named: str, image: str) -> bool:
-        if "/" in named:
-            return False
-        return os.path.lexists(os.path.join(os.path.dirname(os.path.realpath(image)), named))
 
 
 def _inside(path: str, tree: str) -> bool:

@@ -264,10 +264,10 @@ def new_fd(path: str, flags: int) -> int | None:
     return None if files is None else files.reopen(path, flags)
 
 
-def host_file_exists(path: str) -> bool:
-    """Whether something lies at a path, or is being made by this thread to lie there."""
+def is_being_made(path: str) -> bool:
+    """Whether this thread makes a file of that final name."""
     files = _current.get()
-    return (files is not None and files.has(path)) or os.path.lexists(path)
+    return files is not None and files.has(path)
 
 
 @contextlib.contextmanager

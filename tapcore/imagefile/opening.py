@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 
+from tapcore.boundfile import BoundFile
 from tapcore.constants import TD_RDONLY
 from tapcore.errors import ImageOpenError, describe
 from tapcore.imagefile.hostfile import check_kind, kind_error
@@ -18,12 +19,13 @@ from tapcore.models import OpenOptions
 log = logging.getLogger(__name__)
 
 
-def open_host_fd(path: str, flags: int) -> int:
+def open_host_fd(path: str, flags: int, bound: BoundFile | None = None) -> int:
     """Open a regular file or block device.
 
     Args:
         path: resolved and allowed; of a file that is being made, its final name.
         flags: `os.O_*` access mode and more; O_CLOEXEC is added.
+        bound: the file that the path led to when it was judged: that one is opened.
 
     Raises:
         ImageOpenError: what the file is, or what the system says.
@@ -33,7 +35,8 @@ def open_host_fd(path: str, flags: int) -> int:
         if made is not None:
             return made
         # O_NONBLOCK: opening a pipe that nobody writes to must not hang
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK
+        fd = bound.open(flags) if bound is not None else os.open(path, flags)
     except OSError as exc:
         raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
     try:
@@ -45,6 +48,8 @@ def open_host_fd(path: str, flags: int) -> int:
 
 
 def _why(path: str, exc: OSError) -> str:
+    if exc.errno == errno.ESTALE:
+        return "was replaced while it was being opened"
     if exc.errno == errno.EISDIR:
         return kind_error(stat.S_IFDIR, path).message
     if exc.errno == errno.ENXIO:
@@ -71,14 +76,19 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
     path = os.fspath(path)
     read_only = bool(flags & TD_RDONLY)
     access = os.O_RDONLY if read_only else os.O_RDWR
-    fd = _open_direct(path, access) if options.cache == "none" else None
+    bound = options.bound
+    if bound is not None and not bound.leads_here(path):
+        bound = None  # another file, which the driver names itself
+    fd = _open_direct(path, access, bound) if options.cache == "none" else None
     direct = fd is not None
     if fd is None:
-        fd = open_host_fd(path, access)
+        fd = open_host_fd(path, access, bound)
     try:
         if options.locking:
             lock_image(fd, writing=not read_only, path=path)
         file = _file(fd, path, read_only=read_only, direct=direct)
+        if bound is not None:
+            bound.opened = True
     except BaseException:
         os.close(fd)
         raise
@@ -94,10 +104,10 @@ def _file(fd: int, path: str, *, read_only: bool, direct: bool) -> ImageFile:
     return DirectFile(fd, path, read_only=read_only)
 
 
-def _open_direct(path: str, access: int) -> int | None:
+def _open_direct(path: str, access: int, bound: BoundFile | None) -> int | None:
     """With O_DIRECT, or None where the file system does not have it."""
     try:
-        return open_host_fd(path, access | os.O_DIRECT)
+        return open_host_fd(path, access | os.O_DIRECT, bound)
     except ImageOpenError as exc:
         if exc.errno != errno.EINVAL:
             raise

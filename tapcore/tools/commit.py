@@ -98,11 +98,12 @@ def _fold(
 ) -> tuple[DiskId, int, bool]:
     """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
     recorded = as_handles(recorded, registry)
-    parent_id = resolve_parent(recorded, dd, dd.name, registry, policy)
+    parent_id, bound = resolve_parent(recorded, dd, registry)
     with open_image(
         DiskId(parent_id.name, recorded.drivertype),  # what was not recorded is probed, and guarded
         writing=True,
-        references=policy.and_home_of(dd.name),
+        references=policy.and_tree(child.state.home or ""),
+        bound=bound,
         keys=keys,
         registry=registry,
     ) as parent:

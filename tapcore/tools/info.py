@@ -104,7 +104,7 @@ def _describe(
     notes: list[str] = []
     image = dd.name
     if registry.get(handle).file_backed:
-        disk_size, writable = _host_file(dd.name, notes)
+        disk_size, writable = _host_file(dd, notes)
         disk_size += _other_files(dd, disk.state.image.name, references, notes)
     else:
         image = f"{handle}:{image}"
@@ -126,14 +126,14 @@ def _describe(
     )
 
 
-def _host_file(path: str, notes: list[str]) -> tuple[int, bool]:
+def _host_file(dd: DiskDriver, notes: list[str]) -> tuple[int, bool]:
     """Bytes occupied, and whether this user may write; a note where another process does."""
-    fd = open_host_fd(path, os.O_RDONLY)
+    fd = open_host_fd(dd.name, os.O_RDONLY, dd.options.bound)
     try:
         if being_written(fd):
             holder = holder_of(fd) or "another process"
             notes.append(f"in use: {holder} has it open for writing; this may be out of date")
-        return occupied_bytes(fd), os.access(path, os.W_OK)
+        return occupied_bytes(fd), os.access(dd.name, os.W_OK)
     finally:
         os.close(fd)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
+from tapcore.boundfile import BoundFile
 from tapcore.chain import open_disk
 from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
@@ -37,6 +38,7 @@ def open_image(
     metadata_only: bool = False,
     parent_only: bool = False,
     durable: bool = True,
+    bound: BoundFile | None = None,
     registry: Registry | None = None,
 ) -> Disk:
     """Open a disk for a person at a prompt; as `open_chain`, for use as a file."""
@@ -54,6 +56,7 @@ def open_image(
             metadata_only=metadata_only,
             parent_only=parent_only,
             durable=durable,
+            bound=bound,
             registry=registry,
         )
     )
@@ -73,6 +76,7 @@ def open_chain(
     metadata_only: bool = False,
     parent_only: bool = False,
     durable: bool = True,
+    bound: BoundFile | None = None,
     registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
@@ -90,6 +94,7 @@ def open_chain(
         metadata_only: no content will be read or written.
         parent_only: nothing but the record of the parent will be changed.
         durable: flushes wait for the disk; False for a new image that is not finished.
+        bound: the image's file, where it was found and judged before; let go here.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -118,6 +123,7 @@ def open_chain(
             flags=0 if writing else TD_RDONLY,
             options=options,
             with_parents=with_parents,
+            bound=bound,
         )
     except TapError as exc:
         exc.image = exc.image or str(name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from tapcore.boundfile import BoundFile, bind
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.imagefile.newfiles import identity_of
@@ -75,19 +76,21 @@ def rebase_image(
             _record(dd, recorded)
         return Rebase(recorded, 0)
     with contextlib.ExitStack() as stack:
+        bound = _found(image)
+        stack.callback(bound.let_go)
         other: Disk | None = None
         if recorded is not None:
             other = stack.enter_context(
                 open_image(
                     DiskId(path, recorded.drivertype),
-                    references=(references or ReferencePolicy()).and_home_of(image),
+                    references=(references or ReferencePolicy()).and_tree(bound.home),
                     keys=keys,
                     registry=registry,
                 )
             )
             _refuse_own_ancestor(other, image)
         disk, dd = stack.enter_context(
-            _changeable(name, references, keys, registry, with_parents=True)
+            _changeable(name, references, keys, registry, with_parents=True, bound=bound)
         )
         written = _keep_content(disk, other, progress)
         _record(dd, recorded)
@@ -117,6 +120,7 @@ def _changeable(
     registry: Registry,
     *,
     with_parents: bool,
+    bound: BoundFile | None = None,
 ) -> Iterator[tuple[Disk, DiskDriver]]:
     with open_image(
         name,
@@ -125,6 +129,7 @@ def _changeable(
         keys=keys,
         with_parents=with_parents,
         parent_only=not with_parents,
+        bound=bound,
         registry=registry,
     ) as disk:
         dd = disk.state.disks
@@ -140,6 +145,13 @@ def _record(dd: DiskDriver, parent: DiskId | None) -> None:
         dd.drv.td_set_parent(dd, parent)
     except (TapError, OSError) as exc:
         raise open_error(exc, dd.name) from exc
+
+
+def _found(image: str) -> BoundFile:
+    try:
+        return bind(image)
+    except OSError as exc:
+        raise open_error(exc, image) from None
 
 
 def _path_of(name: ImageName, registry: Registry) -> str:
