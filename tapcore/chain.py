@@ -23,6 +23,7 @@ from tapcore.errors import (
     ImageFormatError,
     ImageOpenError,
     NotSupportedError,
+    ReferencePolicyError,
     TapError,
     UsageError,
     open_error,
@@ -183,7 +184,7 @@ def _open_parents(
         try:
             parent_id, bound = resolve_parent(recorded, child, registry)
         except TapError as exc:
-            say_how_to_move(exc, child)
+            say_how_to_move(exc, child, recorded)
             raise
         try:
             if bound.identity in seen:
@@ -264,11 +265,19 @@ def resolve_parent(
     return DiskId(bound.real, handle), bound
 
 
-def say_how_to_move(exc: TapError, child: DiskDriver) -> None:
-    """Add to an error of finding a parent how its place can be recorded, where it can."""
-    if "td_set_parent" in child.drv.implemented:
-        way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
-        exc.message += f"; where the parent has moved, {way}"
+def say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:
+    """Add to an error of finding a parent how its place can be recorded, where it can.
+
+    A parent that lies where it is said to has not moved.
+    """
+    if "td_set_parent" not in child.drv.implemented:
+        return
+    if isinstance(exc, ReferencePolicyError):
+        place = os.path.join(os.path.dirname(child.name), recorded.name)
+        if "\0" in place or os.path.lexists(place):
+            return
+    way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
+    exc.message += f"; where the parent has moved, {way}"
 
 
 def _open_parent(
