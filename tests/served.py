@@ -22,9 +22,10 @@ for change in changes.split():
     module, _, name = where.rpartition(".")
     setattr(importlib.import_module(module), name, type(getattr(sys.modules[module], name))(value))
 if seconds:
-    from drivers.slow import Slow
+    from drivers.slow import Slow, Stuck
     from tapcore.registry import default_registry
-    default_registry().register(Slow(float(seconds)))
+    for driver in (Slow(float(seconds)), Stuck()):
+        default_registry().register(driver)
 from tapcore.cli.main import main
 sys.exit(main())
 """
@@ -68,6 +69,11 @@ class Served:
         with open(f"/proc/{self.process.pid}/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith(field))
 
+    def signals(self, field: str) -> int:
+        """A set of signals: SigIgn, SigBlk, ..."""
+        with open(f"/proc/{self.process.pid}/status") as status:
+            return next(int(line.split()[1], 16) for line in status if line.startswith(field))
+
     @property
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
@@ -92,6 +98,14 @@ class Served:
             assert self.process.poll() is None, "the server has died"
             assert time.monotonic() < end, "did not come about"
             time.sleep(0.005)
+
+    def ends(self, signum: int) -> str:
+        """A signal that ends it, as the exit status has to say; returns what it wrote."""
+        self.stopped = True
+        self.process.send_signal(signum)
+        out, err = self.process.communicate(timeout=40)
+        assert (self.process.returncode, out) == (-signum, "")
+        return err
 
     def sees_an_end(self) -> None:
         """Return when the server has handled all that was sent before (it answers a new client)."""
@@ -125,7 +139,7 @@ def served(
         arguments: of `tapdisk serve`.
         uris: how many it has to print.
         changes: other values of constants: module.NAME.
-        slow: the driver `slow:` is there, and takes so many seconds for everything.
+        slow: the driver `slow:` is there, and takes so many seconds for everything; so is `stuck:`.
         quiet: it may say nothing on standard error.
         cwd: where it runs.
     """

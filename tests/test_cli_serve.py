@@ -100,11 +100,12 @@ def test_an_image_in_use(image: Path) -> None:
         assert f"(process {server.pid})" in done.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopped_by_a_signal(image: Path, signum: signal.Signals) -> None:
     with serving(image, "--socket", image.parent / "s") as (_, server):
         server.send_signal(signum)
         assert server.wait(30) == 0
+    assert os.listdir(image.parent) == ["disk.img"]
 
 
 def test_an_address_in_use(image: Path) -> None:

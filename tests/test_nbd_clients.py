@@ -412,7 +412,7 @@ class Writer(threading.Thread):
         assert not any(parser.answers[cookie].error for cookie in self.answered)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("kind", ["aio", "aio-none", "sync"])
 def test_stopped_under_load(kind: str, signum: signal.Signals, tmp_path: Path) -> None:
     """Everything that was answered is in the file; it exits with 0."""

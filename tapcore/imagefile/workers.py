@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -93,6 +94,8 @@ class WorkerPool:
             self._threads += 1
 
     def _run(self) -> None:
+        # they are for a thread that looks after them; this one may wait for a disk for ever
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         get = self._tasks.get
         while True:
             do_task(*get())  # holds no buffer while idle

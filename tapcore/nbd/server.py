@@ -5,14 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Final
 from urllib.parse import quote
 
@@ -20,11 +17,12 @@ import attrs
 
 from tapcore.chain import close_disk
 from tapcore.engine import FLUSH, Engine, Request
-from tapcore.errors import TapError, UsageError, describe
+from tapcore.errors import IOFailedError, TapError, UsageError, describe
 from tapcore.loop import IN, Deadline, Loop
 from tapcore.models import DiskDriver
 from tapcore.nbd.connection import Clients, Connection
 from tapcore.nbd.exports import Exports
+from tapcore.stopping import STOP_SIGNALS, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +40,10 @@ STOP_SECONDS: Final = 10.0
 """How long a stopping server waits for clients to take their replies."""
 
 DEFAULT_PORT: Final = 10809
+
+_LATE: Final = (
+    "%s: waiting for the disk; requests that it has not answered: %d (a signal ends it at once)"
+)
 
 
 def _as_text(path: str | os.PathLike[str]) -> str:
@@ -83,6 +85,35 @@ class TcpAddress:
         return f"nbd://{host}{port}/{quote(export, safe='')}"
 
 
+class _Place:
+    """The socket's file, removed once, and only as long as it is this server's.
+
+    Args:
+        path: of the socket that was just made; "" where there is none.
+    """
+
+    __slots__ = ("_identity", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = _identity(path) if path else None
+
+    def remove(self) -> None:
+        """Nobody shall come any more."""
+        ours, self._identity = self._identity, None
+        if ours is not None and _identity(self._path) == ours:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class NbdServer:
     """Serves open disks until it is told to stop; owns them from then on.
 
@@ -102,10 +133,12 @@ class NbdServer:
         if isinstance(address, TcpAddress):
             address = attrs.evolve(address, port=self._listener.getsockname()[1])
         self.address = address
+        self._place = _Place(address.path if isinstance(address, UnixAddress) else "")
         self._loop = Loop()
         self._stopping: Deadline | None = None
         self._deaf: Deadline | None = None
-        self._signals: tuple[socket.socket, socket.socket] | None = None
+        self._signals: StopSignals | None = None
+        self._asked = -1
         self._loop.add(self._listener.fileno(), self._accept)
         for engine in self._engines:
             self._poll_engine(engine)
@@ -121,15 +154,19 @@ class NbdServer:
         """The NBD URI of each export."""
         return [self.address.uri(export.info.name) for export in self._exports.all]
 
-    def stop_on_signals(self, signals: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
-        """Stop cleanly at any of these signals (main thread only)."""
-        ours, wake = self._signals = socket.socketpair()
-        for end in self._signals:
-            end.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        for number in signals:
-            signal.signal(number, _ignore)
-        self._loop.add(ours.fileno(), lambda _: self.stop())
+    def stop_on_signals(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
+        """Stop cleanly at the first of these signals; a second one ends the process at once.
+
+        From now on until `run` ends (main thread only).
+        """
+        self._asked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._loop.add(self._asked, lambda _: self.stop())
+        self._signals = StopSignals(self._stop_soon, numbers)
+
+    def _stop_soon(self) -> None:
+        """In whatever thread a signal was found, while the loop may be held up by a disk."""
+        self._place.remove()
+        os.eventfd_write(self._asked, 1)
 
     def run(self) -> None:
         """Serve until stopped; then answer what is in flight, flush, and close the disks.
@@ -144,13 +181,15 @@ class NbdServer:
 
     def stop(self) -> None:
         """Take no more clients and requests; `run` returns when all is answered."""
-        if self._signals is not None:
+        if self._asked >= 0:
             with suppress(BlockingIOError):
-                self._signals[0].recv(64)
+                os.eventfd_read(self._asked)
         if self._stopping is not None:
             return
         self._stopping, self._deaf = Deadline(STOP_SECONDS), None
         self._loop.remove(self._listener.fileno())
+        self._listener.close()
+        self._place.remove()
         for connection in list(self._clients.all):
             connection.finish()
 
@@ -225,48 +264,58 @@ class NbdServer:
     # ---- the end ----------------------------------------------------------------------------
 
     def _release(self) -> None:
+        self._stopping = self._stopping or Deadline(0.0)
         for connection in list(self._clients.all):
             connection.drop()
         self._loop.timeouts.remove(self._next_deadline)
         self._listener.close()
-        if isinstance(self.address, UnixAddress):
-            Path(self.address.path).unlink(missing_ok=True)
-        error: TapError | None = None
-        for engine in self._engines:
-            self._flush(engine)
-            try:
-                close_disk(engine.disk)
-            except TapError as exc:
-                error = error or exc
+        self._place.remove()
+        errors = [error for engine in self._engines for error in self._close(engine)]
         self._loop.close()
-        if self._signals is not None:
-            signal.set_wakeup_fd(-1)
-            for end in self._signals:
-                end.close()
-        if error is not None:
-            raise error
+        self._forget_signals()
+        for error in errors[1:]:
+            log.error("%s", error)
+        if errors:
+            raise errors[0]
 
-    def _flush(self, engine: Engine) -> None:
-        """Everything that was answered goes to disk; what is still under way is waited for."""
+    def _forget_signals(self) -> None:
+        if self._signals is None:
+            return
+        self._signals.close()
+        os.close(self._asked)
+
+    def _close(self, engine: Engine) -> list[TapError]:
+        """Everything that was answered goes to disk; returns what went wrong."""
+        errors: list[TapError] = []
+        self._flush(engine, errors)
+        try:
+            close_disk(engine.disk)
+        except TapError as exc:
+            errors.append(exc)
+        return errors[:1]
+
+    def _flush(self, engine: Engine, errors: list[TapError]) -> None:
+        """What is still under way is waited for, without an end: the disk may answer yet."""
+
+        def flushed(req: Request) -> None:
+            if req.status:
+                text = f"the last flush failed: {os.strerror(-req.status)}"
+                errors.append(IOFailedError(text, image=str(engine.disk.image), errno=-req.status))
+
+        patience = Deadline(0.0 if engine.in_flight else STOP_SECONDS)
         if not engine.read_only:
-            engine.submit(Request(FLUSH, 0, 0, None, _flushed))
+            engine.submit(Request(FLUSH, 0, 0, None, flushed))
         engine.turn()
+        self._loop.after_batch, told = [engine.turn], False
         while engine.in_flight:
-            self._loop.after_batch = [engine.turn]
-            self._loop.run_once()
+            if patience.passed and not told:
+                log.warning(_LATE, engine.disk.image, engine.in_flight)
+                told = True
+            self._loop.run_once(None if told else patience.left)
 
 
 def _readable(engine: Engine, dd: DiskDriver, sid: int, events: int) -> None:
     engine.readable(dd, sid)
-
-
-def _flushed(req: Request) -> None:
-    if req.status:
-        log.error("the last flush failed: %s", os.strerror(-req.status))
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor says it; a handler has to exist for that to work."""
 
 
 def _listen(address: UnixAddress | TcpAddress) -> socket.socket:

@@ -1,6 +1,7 @@
-"""A disk in memory that answers everything a while after it was submitted: `slow:SIZE`."""
+"""Disks in memory that answer a while after something was submitted (`slow:SIZE`), or never."""
 
 import os
+import signal
 import threading
 from typing import Any
 
@@ -109,3 +110,45 @@ class Slow:
         state: _Open = dd.private
         assert not state.timers, "closed with requests in flight"
         os.close(state.eventfd)
+
+
+class Stuck:
+    """`stuck:SIZE`: a read never comes back from the system, and no signal helps."""
+
+    disk_info = DiskInfo(handle="stuck", name="stuck", api=HOOKS_VERSION, file_backed=False)
+
+    @hookimpl
+    def td_open(self, dd: DiskDriver, name: str, flags: int) -> None:
+        dd.size = parse_size(name) // 512
+
+    @hookimpl
+    def td_queue_read(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb_sectors: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        threading.Event().wait()
+        return 0
+
+    @hookimpl
+    def td_queue_write(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb_sectors: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        return cb(dd, 0, sector, nb_sectors, id, prv)
+
+    @hookimpl
+    def td_close(self, dd: DiskDriver) -> None:
+        """There is nothing to close."""

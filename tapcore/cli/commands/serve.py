@@ -59,7 +59,7 @@ def command(
     references: ReferencePolicy,
     keys: Keys | None,
 ) -> None:
-    """Serve images over NBD until SIGTERM or Ctrl-C.
+    """Serve images over NBD until SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
     Once it is ready, one NBD URI for each image is printed on standard output.
     """

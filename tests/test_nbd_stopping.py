@@ -1,0 +1,149 @@
+"""How a server ends: at the first signal cleanly, at the second at once, and never silently."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drivers.faulty import Faulty, FaultyImage
+from nbd_client import READ, WRITE, request
+from served import Served, served
+
+from tapcore import DiskId, IOFailedError, OpenOptions, Registry
+from tapcore.chain import open_disk
+from tapcore.nbd.exports import Export, Exports
+from tapcore.nbd.server import NbdServer, UnixAddress
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+MIB = 1 << 20
+
+
+def asked(server: Served, socket: Path, signum: int) -> None:
+    """A first signal, and the event that shows that it was heard: nobody new can come."""
+    server.process.send_signal(signum)
+    server.until(lambda: not socket.exists(), 30)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("disk", ["slow", "stuck"])
+def test_a_second_signal_ends_it_though_its_disk_never_answers(
+    disk: str, signum: int, tmp_path: Path
+) -> None:
+    """Even where the main thread is inside of a system call that no signal ends."""
+    where = tmp_path / "s"
+    with (
+        served(f"{disk}:1M", "--socket", where, slow=100_000) as server,
+        server.client() as client,
+    ):
+        client.send(READ, 0, 4096)
+        server.sees_an_end() if disk == "slow" else None
+        asked(server, where, signum)
+        assert server.process.poll() is None
+        server.ends(signum)
+    assert not where.exists()
+
+
+def test_a_disk_that_does_not_answer_is_named_while_the_end_waits_for_it(tmp_path: Path) -> None:
+    name = "tapcore.nbd.server.STOP_SECONDS"
+    with (
+        served(
+            "slow:1M", "--socket", "s", slow=100_000, changes={name: 0.1}, cwd=tmp_path
+        ) as server,
+        server.client() as client,
+    ):
+        client.send(WRITE, 0, payload=bytes(4096))
+        server.sees_an_end()
+        server.process.terminate()
+        assert server.process.stderr is not None
+        line = server.process.stderr.readline()
+        assert line.startswith("tapdisk: slow:1M: waiting for the disk; requests that it has not ")
+        assert line.endswith("answered: 1 (a signal ends it at once)\n")
+        server.ends(signal.SIGTERM)
+
+
+def test_a_signal_ends_it_while_a_client_hangs_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    """What had arrived of it may be there or not; its end is not waited for."""
+    (tmp_path / "disk.img").write_bytes(bytes(4 * MIB))
+    with (
+        served("aio:disk.img", "--socket", "s", cwd=tmp_path) as server,
+        server.client() as answered,
+        server.client() as hanging,
+    ):
+        hanging.sock.sendall(request(WRITE, 1, 0, 2 * MIB) + bytes(MIB))
+        answered.write(3 * MIB, b"a" * MIB)
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(40) == 0
+        server.stopped = True
+    assert (tmp_path / "disk.img").read_bytes()[3 * MIB :] == b"a" * MIB
+
+
+def test_hanging_up_stops_nothing_where_that_is_ignored_from_the_start(tmp_path: Path) -> None:
+    """As nohup(1) sets it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with served("ram:1M", "--socket", "s", cwd=tmp_path) as server:
+            server.process.send_signal(signal.SIGHUP)
+            with server.client() as client:
+                client.write(0, b"w" * 512)
+            ignored = server.signals("SigIgn")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ignored & 1 << (signal.SIGHUP - 1)
+
+
+def test_a_socket_that_another_server_has_made_since_is_left_alone(tmp_path: Path) -> None:
+    where = tmp_path / "s"
+    with served("ram:1M", "--socket", where) as first:
+        where.unlink()
+        with served("ram:2M", "--socket", where) as second:
+            first.stop()
+            with second.client() as client:
+                assert client.size == 2 * MIB
+
+
+def test_a_last_flush_that_fails_is_the_error_of_run(tmp_path: Path) -> None:
+    """Exit status 0 would say that what was answered is on disk."""
+    registry = Registry(discover=False)
+    registry.register(Faulty())
+    (tmp_path / "image").touch()
+    image = FaultyImage(64, flush_faults={0: -errno.ENOSPC})
+    options = OpenOptions(private={"images": {"image": image}})
+    disk = open_disk(DiskId(str(tmp_path / "image"), "faulty"), registry, options=options)
+    server = NbdServer(Exports([Export.of(disk, "")]), UnixAddress(str(tmp_path / "s")))
+    server.stop()
+    with pytest.raises(IOFailedError, match="the last flush failed: No space left") as caught:
+        server.run()
+    assert caught.value.errno == errno.ENOSPC
+    assert image.closes == 1
+    assert os.listdir(tmp_path) == ["image"]
+
+
+_LIKE_BEFORE = """
+import os, signal, threading
+from tapcore.stopping import StopSignals
+before = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+for heard in (False, True, False):
+    done = threading.Event()
+    signals = StopSignals(done.set)
+    if heard:
+        os.kill(os.getpid(), signal.SIGINT)
+        done.wait()
+    signals.close()
+    assert done.is_set() == heard
+assert before == (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+assert threading.active_count() == 1
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("as before")
+"""
+
+
+def test_signals_mean_what_they_meant_before_when_nobody_waits_any_more() -> None:
+    words = [sys.executable, "-c", _LIKE_BEFORE]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "as before\n", "")
