@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ImageLockedError,
         ImageOpenError,
         IOFailedError,
+        LostContentError,
         NotSupportedError,
         OutOfRangeError,
         ReadOnlyError,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.keys import Keys
+    from tapcore.losses import content_damaged, content_missing
     from tapcore.models import (
         Bitmap,
         CacheMode,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
     from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
+    from tapcore.salvage import LostRange, Salvage
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
     from tapcore.tools.serve import nbd_server
@@ -110,6 +113,7 @@ _HOMES = {
         "ImageFormatError",
         "ImageLockedError",
         "ImageOpenError",
+        "LostContentError",
         "NotSupportedError",
         "OutOfRangeError",
         "ReadOnlyError",
@@ -130,6 +134,7 @@ _HOMES = {
         "remove_host_file",
     ),
     "keys": ("Keys",),
+    "losses": ("content_damaged", "content_missing"),
     "models": (
         "Bitmap",
         "CacheMode",
@@ -152,6 +157,7 @@ _HOMES = {
     "nbd.server": ("NbdServer", "TcpAddress", "UnixAddress"),
     "references": ("ReferencePolicy",),
     "registry": ("Registry",),
+    "salvage": ("LostRange", "Salvage"),
     "tools.convert": ("convert_image",),
     "tools.create": ("create_image",),
     "tools.serve": ("nbd_server",),
@@ -193,6 +199,8 @@ __all__ = [
     "ImageOpenError",
     "Inspection",
     "Keys",
+    "LostContentError",
+    "LostRange",
     "MappedExtent",
     "Measurement",
     "NbdServer",
@@ -203,6 +211,7 @@ __all__ = [
     "ReferencePolicy",
     "ReferencePolicyError",
     "Registry",
+    "Salvage",
     "Snapshot",
     "TapError",
     "TcpAddress",
@@ -211,6 +220,8 @@ __all__ = [
     "UnixAddress",
     "UnknownHandleError",
     "UsageError",
+    "content_damaged",
+    "content_missing",
     "convert_image",
     "create_host_file",
     "create_image",

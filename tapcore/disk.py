@@ -40,10 +40,12 @@ from tapcore.errors import (
     open_error,
 )
 from tapcore.keys import Keys
+from tapcore.losses import known_failure
 from tapcore.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
 from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.salvage import Salvage, SalvagingRead, salvaged_extents
 
 _MAX_CALL = 8 << 20
 """Bytes that a single request from Python moves; larger calls are made of several."""
@@ -64,6 +66,7 @@ def open(
     snapshot: str = "",
     keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
     metadata_cache: int | None = None,
+    salvage: bool = False,
     registry: Registry | None = None,
     private: Mapping[str, Any] | None = None,
 ) -> Disk:
@@ -83,6 +86,8 @@ def open(
         keys: the passphrase of encrypted images, or the path of each and its own.
         metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
             default.
+        salvage: read what is left of a damaged disk; what cannot be read is zeroes, and noted in
+            the disk's `salvage`. Only with `readonly`.
         registry: drivers to use instead of the installed ones.
         private: passed to drivers as `dd.options.private`.
 
@@ -98,6 +103,8 @@ def open(
         raise UsageError("a disk can be opened without a lock only for reading", image=name)
     if snapshot and not readonly:
         raise UsageError("a snapshot can be opened only for reading", image=name)
+    if salvage and not readonly:
+        raise UsageError("a disk can be salvaged only by reading", image=name)
     options = OpenOptions(
         cache=cache,
         references=ReferencePolicy.from_words(words),
@@ -117,7 +124,7 @@ def open(
     )
     if copy_on_read:
         engine_of(disk).enable_copy_on_read()
-    return Disk(disk)
+    return Disk(disk, Salvage() if salvage else None)
 
 
 _forks = 0
@@ -141,12 +148,17 @@ class Disk(io.RawIOBase):
 
     Args:
         state: an open chain with its engine; closed with the disk.
+        salvage: reads do not fail, and what is lost is noted there.
+
+    Attributes:
+        salvage: as given; None for a disk whose reads fail where it is damaged.
     """
 
-    def __init__(self, state: TdState) -> None:
+    def __init__(self, state: TdState, salvage: Salvage | None = None) -> None:
         super().__init__()
         assert state.disks is not None
         self._state = state
+        self.salvage = salvage
         self._engine = engine_of(state)
         self._leaf: DiskDriver = state.disks
         self._position = 0
@@ -290,11 +302,19 @@ class Disk(io.RawIOBase):
         Args:
             offset: bytes.
             length: bytes; None for all up to the end.
+
+        Raises:
+            TapError: it cannot be told; with the image's name.
         """
         length = self.size - offset if length is None else length
         self._check_range(offset, length)
-        if length:
-            yield from chain_extents(self._leaf, offset, length)
+        if not length:
+            return
+        extents = chain_extents if self.salvage is None else salvaged_extents
+        try:
+            yield from extents(self._leaf, offset, length)
+        except (TapError, OSError) as exc:
+            raise open_error(exc, self._state.image.name) from exc
 
     def info(self) -> dict[str, Any]:
         """What the format says of itself (the `format` object of `tapdisk info --json`)."""
@@ -487,14 +507,23 @@ class Disk(io.RawIOBase):
         self._check_open()
         with self._lock:
             self._check_range(offset, length)
-            outcome = _Outcome()
+            outcome, since = _Outcome(), self._state.losses.count
             req = Request(op, offset, length, buf, outcome.finished, fua=fua)
             req.may_unmap = may_unmap
-            self._engine.submit(req)
+            self.submit(req)
             self._engine.turn()
             self._wait(lambda: outcome.done)
         if req.status:
-            raise _failed(self.name, OP_NAMES[op], req.status)
+            what, end = OP_NAMES[op], offset + length
+            known = known_failure(self._state, what, offset, end, req.status, since=since)
+            raise known or _failed(self.name, what, req.status)
+
+    def submit(self, request: Request) -> None:
+        """For tools that drive the engine: hand a request to it; a salvaged read does not fail."""
+        if self.salvage is not None and request.op == READ:
+            SalvagingRead(self._state, self.salvage, request).begin()
+        else:
+            self._engine.submit(request)
 
     def _wait(self, done: Any) -> None:
         engine = self._engine

@@ -186,6 +186,10 @@ class IOFailedError(TapError):
     """A read, write or flush failed with the errno given."""
 
 
+class LostContentError(IOFailedError):
+    """A read failed because the image is damaged; the text says where. The rest can be salvaged."""
+
+
 def _shortened(text: str) -> str:
     """With its middle left out where it is too long: the reason stands at the end."""
     if len(text) <= _MOST_TEXT:

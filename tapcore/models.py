@@ -13,6 +13,7 @@ import attrs
 from tapcore.boundfile import BoundFile
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.keys import Keys
+from tapcore.losses import Losses
 
 if TYPE_CHECKING:
     from tapcore.references import ReferencePolicy
@@ -23,6 +24,7 @@ TdCallback: TypeAlias = "Callable[[DiskDriver, int, int, int, int, Any], int]"
 Returns the number of requests that this answer completed (0 or 1)."""
 
 CacheMode: TypeAlias = Literal["writeback", "none"]
+Missing: TypeAlias = Literal["error", "zeroes"]
 
 
 @attrs.define
@@ -171,6 +173,9 @@ class OpenOptions:
         parent_only: nothing but the record of the parent will be changed: a driver opens for that
             what it could otherwise only read, where the record can be written.
         bound: the image's file, found and judged before; `open_image_file` opens that one.
+        missing: what a read answers where the image has content that its file is too short for:
+            "error"; or "zeroes", as QEMU does, for a guest that has to start after a power loss.
+            Then a line in the log tells of it, and of other damage, once for each image.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -186,6 +191,7 @@ class OpenOptions:
     metadata_only: bool = False
     parent_only: bool = False
     bound: BoundFile | None = None
+    missing: Missing = "error"
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -269,6 +275,7 @@ class TdState:
         info: `VDISK_*` bits, the child's, `VDISK_READONLY` added by the core.
         home: the directory in which the child's file lies, links resolved, in whose tree the files
             that it names may lie; empty: none; None: as its name leads there.
+        losses: what drivers found that they cannot read.
     """
 
     image: DiskId
@@ -280,6 +287,7 @@ class TdState:
     size: int = 0
     info: int = 0
     home: str | None = None
+    losses: Losses = attrs.field(factory=Losses)
 
 
 @attrs.frozen
@@ -296,6 +304,8 @@ class Extent:
             run may have one (a hole of a raw file).
         offset: where in that file, in bytes.
         allocated: a "zero" extent has space reserved in the host file.
+        missing: "data" or "compressed" that is not there: its place lies past the end of the host
+            file. It has no `fd`.
     """
 
     sector: int
@@ -305,6 +315,7 @@ class Extent:
     filename: str = ""
     offset: int = 0
     allocated: bool = False
+    missing: bool = False
 
     @property
     def end(self) -> int:

@@ -54,7 +54,10 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
     ),
     "convert": _examples(
         ("An appliance to qcow2, compressed", "tapdisk convert -c appliance.vmdk disk.qcow2"),
-        ("Give space back that nothing uses", "tapdisk convert disk.qcow2 smaller.qcow2"),
+        (
+            "What is left of a damaged image (exit status 3: not all)",
+            "tapdisk convert --salvage damaged.qcow2 rescued.qcow2",
+        ),
         (
             "What an internal snapshot holds, as a raw image",
             "tapdisk convert --snapshot before-upgrade disk.qcow2 old.img",

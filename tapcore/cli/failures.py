@@ -76,8 +76,10 @@ def report(exc: BaseException, session: Session) -> int:
 
 
 def _line(exc: BaseException) -> str:
-    from tapcore.errors import TapError, describe
+    from tapcore.errors import LostContentError, TapError, describe
 
+    if isinstance(exc, LostContentError):
+        return f"{exc} (convert --salvage copies what is left)"
     if isinstance(exc, TapError):
         return str(exc)
     if isinstance(exc, click.ClickException):

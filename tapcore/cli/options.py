@@ -278,6 +278,12 @@ progress_option = click.option(
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 
+salvage_option = click.option(
+    "--salvage",
+    is_flag=True,
+    help="Go on where an image is damaged: what cannot be read is taken as zeroes, and listed.",
+)
+
 force_option = click.option("--force", is_flag=True, help="Replace an image that exists.")
 
 parent_option = click.option(

@@ -32,6 +32,7 @@ from tapcore.engine.requests import (
     layers_of,
 )
 from tapcore.errors import TapError, describe, errno_of
+from tapcore.losses import content_damaged
 from tapcore.models import DiskDriver, TdState
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class Dispatcher:
 
     def _call_failed(self, layer: Layer, seg: Segment, exc: Exception) -> None:
         if isinstance(exc, TapError):
-            log.error("%s: %s failed: %s", layer.dd.name, OP_NAMES[seg.op], exc.message)
+            content_damaged(layer.dd, seg.sector, seg.nb_sectors, exc.message)
         elif not isinstance(exc, OSError):
             log.exception("%s: %s failed", layer.dd.name, OP_NAMES[seg.op])
         self._returned_error(seg, errno_of(exc))

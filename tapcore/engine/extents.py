@@ -25,6 +25,7 @@ class MappedExtent:
         fd: descriptor of the host file that holds plain data, else None.
         filename: of the host file where the run has its place in one (a "zero" run may too).
         offset: where in it that is, bytes.
+        missing: the content is not there: its place lies past the end of the host file.
     """
 
     start: int
@@ -36,6 +37,7 @@ class MappedExtent:
     fd: int | None = None
     filename: str = ""
     offset: int = 0
+    missing: bool = False
 
     @property
     def end(self) -> int:
@@ -49,18 +51,23 @@ class MappedExtent:
             other: the run that follows.
             after: bytes from this one's start to its; None: this one's length.
         """
-        if (self.depth, self.kind, self.present, self.allocated, self.fd, self.filename) != (
-            other.depth,
-            other.kind,
-            other.present,
-            other.allocated,
-            other.fd,
-            other.filename,
-        ):
+        if self._how_stored != other._how_stored:
             return False
         placed = self.fd is not None or bool(self.filename)
         after = self.length if after is None else after
         return not placed or self.offset + after == other.offset
+
+    @property
+    def _how_stored(self) -> tuple[object, ...]:
+        return (
+            self.depth,
+            self.kind,
+            self.present,
+            self.allocated,
+            self.fd,
+            self.filename,
+            self.missing,
+        )
 
 
 def chain_extents(dd: DiskDriver, offset: int, length: int) -> Iterator[MappedExtent]:
@@ -139,4 +146,5 @@ def _mapped(
         fd=extent.fd,
         filename=extent.filename,
         offset=extent.offset,
+        missing=extent.missing,
     )

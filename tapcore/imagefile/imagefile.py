@@ -323,6 +323,11 @@ class ImageFile:
         """Run `work(*args)`, which returns 0 or -errno or raises, in a thread; `reap` answers."""
         self._put(work, args, answer)
 
+    def look_again(self) -> int:
+        """The file's size (bytes), which somebody else may have made larger since."""
+        self._reaches(host_file_size(self.fd))
+        return self.size
+
     def truncate_up(self, size: int) -> None:
         """Make the file at least `size` bytes long; what is new is a hole.
 

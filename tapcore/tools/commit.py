@@ -14,6 +14,7 @@ from tapcore.models import DiskDriver, DiskId
 from tapcore.names import ImageName, as_handles, format_size
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.tools.losses import refuse_missing
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plan import jobs_for_own
 from tapcore.tools.transfer import Transfer
@@ -55,6 +56,7 @@ def commit_image(
         progress: told how far it is; what it raises stops the work.
 
     Raises:
+        LostContentError: content of the child is missing; the parent is as it was.
         TapError: with the name of the image concerned.
     """
     registry = registry or default_registry()
@@ -72,6 +74,7 @@ def commit_image(
         recorded = recorded_parent(dd)
         if recorded is None:
             raise UsageError("has no parent", image=dd.name)
+        refuse_missing(child, "committed")
         parent, written, fits = _fold(
             child, dd, recorded, references or ReferencePolicy(), keys, registry, progress
         )

@@ -16,6 +16,7 @@ from tapcore.models import DiskId, DiskInfo
 from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.salvage import Salvage
 from tapcore.tools.create import NewImage, new_image, new_image_target
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import modes_of
@@ -43,6 +44,7 @@ class _Wish:
     metadata_cache: int | None
     registry: Registry
     progress: Progress | None
+    salvage: Salvage | None
 
 
 def convert_image(
@@ -61,6 +63,7 @@ def convert_image(
     metadata_cache: int | None = None,
     registry: Registry | None = None,
     progress: Progress | None = None,
+    salvage: Salvage | None = None,
 ) -> tuple[DiskId, int]:
     """Make a new image with the content of another.
 
@@ -80,6 +83,8 @@ def convert_image(
         metadata_cache: bytes for the tables of each image; None: the driver's default.
         registry: drivers to use instead of the installed ones.
         progress: told how far it is; what it raises stops the work.
+        salvage: go on where the source is damaged: what cannot be read becomes zeroes, and is noted
+            here.
 
     Returns:
         The new image, and the bytes of data written to it.
@@ -100,6 +105,7 @@ def convert_image(
         metadata_cache=metadata_cache,
         registry=registry or default_registry(),
         progress=progress,
+        salvage=salvage,
     )
     goal, info = _goal(os.fspath(target), wish)
     with _source(os.fspath(source), goal, snapshot, wish) as disk:
@@ -146,6 +152,7 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
                 keys=wish.keys,
                 metadata_cache=wish.metadata_cache,
                 snapshot=snapshot,
+                salvage=wish.salvage,
                 registry=wish.registry,
             )
         )

@@ -25,6 +25,7 @@ class MapItem:
         compressed: stored, but not plain.
         offset: where it lies in `filename`, bytes; None where it does not lie plainly in a file.
         filename: the host file.
+        missing: content that is not there, since the file ends before: the image is damaged.
     """
 
     start: int
@@ -36,6 +37,7 @@ class MapItem:
     compressed: bool
     offset: int | None
     filename: str
+    missing: bool = False
 
     def as_dict(self, image: str) -> dict[str, Any]:
         """The item of `map --json`; the host file is named where it is not the image itself."""
@@ -51,6 +53,8 @@ class MapItem:
             item["offset"] = self.offset
             if self.filename != image:
                 item["filename"] = self.filename
+        if self.missing:
+            item["missing"] = True
         return item
 
 
@@ -60,7 +64,7 @@ def map_disk(disk: Disk) -> Iterator[MapItem]:
 
 
 def _item(extent: MappedExtent) -> MapItem:
-    plain = bool(extent.filename) and extent.kind != "compressed"
+    plain = bool(extent.filename) and extent.kind != "compressed" and not extent.missing
     return MapItem(
         start=extent.start,
         length=extent.length,
@@ -71,4 +75,5 @@ def _item(extent: MappedExtent) -> MapItem:
         compressed=extent.kind == "compressed",
         offset=extent.offset if plain else None,
         filename=extent.filename if plain else "",
+        missing=extent.missing,
     )

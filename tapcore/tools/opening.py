@@ -12,10 +12,11 @@ from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.errors import TapError
 from tapcore.keys import Keys
-from tapcore.models import CacheMode, DiskId, OpenOptions, TdState
+from tapcore.models import CacheMode, DiskId, Missing, OpenOptions, TdState
 from tapcore.names import RAW_HANDLES, ImageName, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
+from tapcore.salvage import Salvage
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,13 @@ def open_image(
     parent_only: bool = False,
     durable: bool = True,
     bound: BoundFile | None = None,
+    salvage: Salvage | None = None,
     registry: Registry | None = None,
 ) -> Disk:
-    """Open a disk for a person at a prompt; as `open_chain`, for use as a file."""
+    """Open a disk for a person at a prompt; as `open_chain`, for use as a file.
+
+    With `salvage` its reads do not fail where it is damaged: what is lost is noted there.
+    """
     return Disk(
         open_chain(
             name,
@@ -58,7 +63,8 @@ def open_image(
             durable=durable,
             bound=bound,
             registry=registry,
-        )
+        ),
+        salvage,
     )
 
 
@@ -77,6 +83,7 @@ def open_chain(
     parent_only: bool = False,
     durable: bool = True,
     bound: BoundFile | None = None,
+    missing: Missing = "error",
     registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
@@ -95,6 +102,7 @@ def open_chain(
         parent_only: nothing but the record of the parent will be changed.
         durable: flushes wait for the disk; False for a new image that is not finished.
         bound: the image's file, where it was found and judged before; let go here.
+        missing: what a read answers where content is missing: of `OpenOptions`.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -114,6 +122,7 @@ def open_chain(
         metadata_only=metadata_only,
         parent_only=parent_only,
         durable=durable,
+        missing=missing,
     )
     try:
         disk_id = name if isinstance(name, DiskId) else split_name(name, registry)

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from tapcore.disk import Disk
 from tapcore.engine import READ, Request
 from tapcore.errors import IOFailedError
+from tapcore.losses import known_failure
 from tapcore.tools.engineloop import EngineLoop
 
 PIECE_BYTES: Final = 1 << 20
@@ -26,15 +27,17 @@ class Piece(Generic[Tag]):
         length: bytes, at most `PIECE_BYTES`.
         content: its first `length` bytes are what was read; valid until the next piece is taken.
         tag: the range's.
+        since: how many losses the disk had before it was asked for.
     """
 
-    __slots__ = ("content", "done", "length", "start", "status", "tag")
+    __slots__ = ("content", "done", "length", "since", "start", "status", "tag")
 
-    def __init__(self, start: int, length: int, content: bytearray, tag: Tag) -> None:
+    def __init__(self, start: int, length: int, content: bytearray, tag: Tag, since: int) -> None:
         self.start = start
         self.length = length
         self.content = content
         self.tag = tag
+        self.since = since
         self.done = False
         self.status = 0
 
@@ -66,7 +69,7 @@ def read_ahead(disk: Disk, ranges: Iterable[tuple[int, int, Tag]]) -> Iterator[P
                 more = False
                 break
             buffer = free.pop() if free else bytearray(PIECE_BYTES)
-            waiting.append(_start(loop, *part, buffer))
+            waiting.append(_start(disk, *part, buffer))
         if not waiting:
             return
         piece = waiting.popleft()
@@ -86,14 +89,18 @@ def _cut(ranges: Iterable[tuple[int, int, Tag]]) -> Iterator[tuple[int, int, Tag
             start = stop
 
 
-def _start(loop: EngineLoop, start: int, length: int, tag: Tag, buffer: bytearray) -> Piece[Tag]:
-    piece = Piece(start, length, buffer, tag)
-    loop.engine.submit(Request(READ, start, length, memoryview(buffer)[:length], piece.finished))
+def _start(disk: Disk, start: int, length: int, tag: Tag, buffer: bytearray) -> Piece[Tag]:
+    piece = Piece(start, length, buffer, tag, disk.state.losses.count)
+    disk.submit(Request(READ, start, length, memoryview(buffer)[:length], piece.finished))
     return piece
 
 
 def _read_failed(disk: Disk, piece: Piece[Any]) -> IOFailedError:
-    text = f"read failed between {piece.start} and {piece.start + piece.length}"
+    end = piece.start + piece.length
+    known = known_failure(disk.state, "read", piece.start, end, piece.status, since=piece.since)
+    if known is not None:
+        return known
+    text = f"read failed between {piece.start} and {end}"
     return IOFailedError(
         f"{text}: {os.strerror(-piece.status)}", image=disk.state.image.name, errno=-piece.status
     )

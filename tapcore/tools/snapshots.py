@@ -16,6 +16,7 @@ from tapcore.models import DiskDriver, Snapshot
 from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry
+from tapcore.tools.losses import refuse_missing
 from tapcore.tools.opening import open_image
 
 
@@ -83,7 +84,11 @@ def apply_snapshot(
     """Make an image's content that of a snapshot, by id or name, which stays.
 
     What the image held until then is gone. Arguments as `list_snapshots`.
+
+    Raises:
+        LostContentError: content of the snapshot is missing; the image is as it was.
     """
+    _refuse_damaged(name, snapshot, references, keys, registry)
     with _changing(name, "td_snapshot_apply", references, keys, registry) as dd:
         found = find_snapshot(dd.drv.td_snapshots(dd), snapshot)
         dd.drv.td_snapshot_apply(dd, found.id)
@@ -145,6 +150,25 @@ def _changing(
             yield dd
         except (TapError, OSError) as exc:
             raise open_error(exc, dd.name) from exc
+
+
+def _refuse_damaged(
+    name: ImageName,
+    snapshot: str,
+    references: ReferencePolicy | None,
+    keys: Keys | None,
+    registry: Registry | None,
+) -> None:
+    """A snapshot that has lost content does not take the place of what is whole."""
+    with open_image(
+        name,
+        references=references,
+        keys=keys,
+        snapshot=snapshot,
+        with_parents=False,
+        registry=registry,
+    ) as disk:
+        refuse_missing(disk, "applied")
 
 
 def _leaf(disk: Disk, hook: str) -> DiskDriver:

@@ -18,6 +18,7 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, WRITE_COMPRESSED, ZERO, Request, engine_of
 from tapcore.errors import IOFailedError
+from tapcore.losses import known_failure
 from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import How, Job
@@ -201,19 +202,26 @@ class Transfer:
         return self._free.pop() if self._free else bytearray(self._piece)
 
     def _read(self, disk: Disk, piece: _Piece, buffer: bytearray, length: int) -> None:
+        since = disk.state.losses.count
+
         def finished(request: Request) -> None:
             self._requests -= 1
             piece.reads -= 1
             if request.status:
                 what = f"read failed between {piece.start} and {piece.end}"
-                self._fail(disk, what, request.status)
+                self._fail(disk, what, request, since)
 
         self._requests += 1
         piece.reads += 1
         view = memoryview(buffer)[:length]
-        engine_of(disk.state).submit(Request(READ, piece.start, length, view, finished))
+        disk.submit(Request(READ, piece.start, length, view, finished))
 
-    def _fail(self, disk: Disk, what: str, status: int) -> None:
+    def _fail(self, disk: Disk, what: str, request: Request, since: int) -> None:
+        if self._failure is not None:
+            return
+        start, end, status = request.offset, request.offset + request.length, request.status
+        op = "read" if request.op == READ else "write"
+        self._failure = known_failure(disk.state, op, start, end, status, since=since)
         if self._failure is None:
             text = f"{what}: {os.strerror(-status)}"
             self._failure = IOFailedError(text, image=disk.state.image.name, errno=-status)
@@ -268,12 +276,14 @@ class Transfer:
             self._change(piece, WRITE_COMPRESSED, piece.start + at, part)
 
     def _change(self, piece: _Piece, op: int, offset: int, view: memoryview) -> None:
+        since = self._target.state.losses.count
+
         def finished(request: Request) -> None:
             self._requests -= 1
             if op == WRITE_COMPRESSED and request.status == -errno.EOPNOTSUPP:
-                self._fail(self._target, "cannot hold compressed data (-c)", request.status)
+                self._fail(self._target, "cannot hold compressed data (-c)", request, since)
             elif request.status:
-                self._fail(self._target, "write failed", request.status)
+                self._fail(self._target, "write failed", request, since)
             self._wrote(piece)
 
         self._requests += 1
@@ -303,10 +313,12 @@ class Transfer:
                 self._make_zero(piece, run.start, run.end)
 
     def _make_zero(self, piece: _Piece, start: int, end: int) -> None:
+        since = self._target.state.losses.count
+
         def finished(request: Request) -> None:
             self._requests -= 1
             if request.status:
-                self._fail(self._target, "write failed", request.status)
+                self._fail(self._target, "write failed", request, since)
             elif self._hold_zeroes:
                 self._write_what_shines_through(piece, start, end)
             self._wrote(piece)

@@ -29,6 +29,7 @@ def set_parent(image: Image, parent: DiskId | None) -> None:
         NotSupportedError: the image was made to stand alone.
         OSError, TapError: the image is as it was.
     """
+    image.begin_writing()
     size = image.geometry.cluster_size
     if parent is not None and not image.header.backing_file and size > layout.CHILD.cluster_size:
         raise NotSupportedError(
@@ -86,6 +87,7 @@ def grow(image: Image, dd: DiskDriver, size: int) -> None:
         raise UsageError(f"can have {_largest(geometry)} bytes at most")
     if old.backing_file and (dd.next is None or dd.next.size > image.sectors):
         raise NotSupportedError("cannot grow: the rest of its parent, which is longer, would show")
+    image.begin_writing()
     _clear_past_end(image)
     image.save()
     header = attrs.evolve(old, size=size)

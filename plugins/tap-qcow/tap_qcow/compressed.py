@@ -39,6 +39,7 @@ class Inflater:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._most = max(KEPT_BYTES >> image.geometry.cluster_bits, 2)
         self._wanted: dict[int, list[Taker]] = {}
+        self._reasons: dict[int, str] = {}  # of what was found damaged, the last ones
 
     def fetch(self, entry: int, take: Taker) -> int:
         """Call `take` with the content of a cluster, now or later.
@@ -62,12 +63,17 @@ class Inflater:
             self._start(entry)
         return 0
 
+    def reason(self, entry: int) -> str:
+        """Why a cluster that was asked for is damaged; empty where that is not known."""
+        return self._reasons.get(entry, "")
+
     def _at_once(self, entry: int) -> bytes | None:
         geometry, file = self._image.geometry, self._image.file
         if geometry.cluster_size > AT_ONCE_BYTES:
             return None
         offset, length = geometry.compressed(entry)
-        stream = file.metadata_now(offset, length) if offset < file.size else None
+        there = min(length, file.size - offset)  # zeroes behind it could pass for a stream
+        stream = file.metadata_now(offset, there) if there > 0 else None
         if stream is None:
             return None
         try:
@@ -79,14 +85,20 @@ class Inflater:
         found: list[bytes] = []
 
         def work() -> int:
-            found.append(self.content(entry))
+            try:
+                found.append(self.content(entry))
+            except ImageFormatError as exc:
+                self._reasons[entry] = exc.message
+                raise
             return 0
 
         def inflated(dd: object, res: int, *_: Any) -> int:
             content = b"" if res else found[0]
             if not res:
                 self._keep(entry, content)
-            return sum(take(res, content) for take in self._wanted.pop(entry))
+            finished = sum(take(res, content) for take in self._wanted.pop(entry))
+            self._reasons.pop(entry, None)
+            return finished
 
         self._image.file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
 
@@ -104,9 +116,15 @@ class Inflater:
             OSError: as the system says.
         """
         offset, length = self._image.geometry.compressed(entry)
-        if offset >= self._image.file.size:
-            raise ImageFormatError("has a compressed cluster outside of the file", errno=errno.EIO)
-        return self._inflate(self._image.file.read_metadata(offset, length))
+        there = min(length, self._image.file.size - offset)
+        if there <= 0:
+            text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+        try:
+            return self._inflate(self._image.file.read_metadata(offset, there))
+        except ImageFormatError as exc:
+            exc.message = f"{exc.message}, at offset {offset:#x} of the file"
+            raise
 
     def _inflate(self, stream: bytes) -> bytes:
         size = self._image.geometry.cluster_size
@@ -116,7 +134,7 @@ class Inflater:
             exc.errno = errno.EIO
             raise
         if len(content) != size:
-            raise ImageFormatError("has a compressed cluster that is too short", errno=errno.EIO)
+            raise ImageFormatError("its compressed cluster is too short", errno=errno.EIO)
         return content
 
     def forget(self) -> None:

@@ -20,7 +20,7 @@ from tap_qcow.header import (
     read_header,
     xen_checksum,
 )
-from tap_qcow.requests import read, write
+from tap_qcow.requests import first_write, read, write
 from tap_qcow.tables import Tables
 from tap_qcow.words import Words
 from tap_qcow.writeback import Writeback
@@ -48,6 +48,8 @@ class Image:
 
     Attributes:
         file: as given.
+        dd: as given.
+        writing: the preparations for a first change have been made.
         header: as given; on disk but for what is being changed.
         geometry: sizes and shifts.
         sectors: of the disk.
@@ -69,6 +71,7 @@ class Image:
     ) -> None:
         self.file = file
         self.header = header
+        self.dd = dd
         self.geometry = header.geometry
         self.sectors = header.sectors
         self.little = little
@@ -76,7 +79,8 @@ class Image:
         self.fills = header.encrypted or bool(header.backing_file)
         self.claims: list[Claim] = []
         self.end = file.size
-        self.read, self.write = read, write
+        self.read, self.write = read, first_write
+        self.writing = False
         self.note_places()
         cache = dd.options.metadata_cache
         self.tables = Tables(file, header.geometry, l1, self.check_place, cache)
@@ -91,21 +95,39 @@ class Image:
         self.places_end = max(end for _, end in self._places)
 
     def check_place(self, offset: int, length: int) -> None:
-        """Raise ImageFormatError where a cluster or table cannot lie.
+        """Raise ImageFormatError where a table cannot lie.
 
         Args:
             offset: bytes.
             length: bytes.
         """
-        if (
-            offset & 511
-            or offset >= self.file.size
-            or (offset < self.places_end and self._overlaps(offset, offset + length))
-        ):
+        self.check_run(offset, length)
+        if offset >= self.file.size and offset >= self.file.look_again():
+            text = f"its L2 table, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+
+    def check_run(self, offset: int, length: int) -> None:
+        """The same for plain clusters, which may be missing: past the end of the file."""
+        if offset & 511 or (offset < self.places_end and self._overlaps(offset, offset + length)):
             raise ImageFormatError(f"has an impossible table entry ({offset:#x})", errno=errno.EIO)
 
     def _overlaps(self, offset: int, stop: int) -> bool:
         return any(offset < end and start < stop for start, end in self._places)
+
+    def begin_writing(self) -> None:
+        """Before the first change: what is lost must not get the place of what is new.
+
+        Raises:
+            ImageFormatError: clusters are missing, and nobody said that they may be.
+            OSError: as the system says.
+        """
+        if self.writing:
+            return
+        from tap_qcow.missing import make_room_for_lost
+
+        make_room_for_lost(self)
+        self.writing = True
+        self.write = write
 
     # ---- space ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow.layout import COMPRESSED
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, Extent, TapError
+from tapcore import SECTOR_SHIFT, Extent, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 HOLE: Final = 0
 PLAIN: Final = 1
 DEFLATED: Final = 2
+MISSING: Final = 3
 
 
 class Run(NamedTuple):
     """Sectors that are stored in one way.
 
     Attributes:
-        kind: HOLE, PLAIN or DEFLATED (then inside one cluster).
+        kind: HOLE, PLAIN, DEFLATED (then inside one cluster), or MISSING: plain, in clusters that
+            begin past the end of the file.
         sector: the first one.
         nb_sectors: how many.
-        where: PLAIN: the byte offset in the file; DEFLATED: the L2 entry.
+        where: PLAIN, MISSING: the byte offset in the file; DEFLATED: the L2 entry.
     """
 
     kind: int
@@ -59,11 +61,23 @@ def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:
     while next_one <= last and entries[next_one] == expected:
         next_one += 1
         expected += step
-    until = min(sector - skip + ((next_one - at) << shift), stop)
-    if not entry:
-        return Run(HOLE, sector, until - sector, 0)
-    image.check_place(entry, expected - entry)
-    return Run(PLAIN, sector, until - sector, entry + (skip << SECTOR_SHIFT))
+    count, kind = next_one - at, PLAIN if entry else HOLE
+    if entry:
+        image.check_run(entry, expected - entry)
+        if expected - step >= image.file.size:
+            kind, count = _there(image, entry, count)
+    until = min(sector - skip + (count << shift), stop)
+    return Run(kind, sector, until - sector, entry + (skip << SECTOR_SHIFT) if entry else 0)
+
+
+def _there(image: Image, entry: int, count: int) -> tuple[int, int]:
+    """Of clusters side by side, of which the last begin past the end of the file: the first ones.
+
+    Returns:
+        PLAIN and how many are there, or MISSING and all.
+    """
+    inside = -((entry - image.file.look_again()) // image.geometry.cluster_size)
+    return (PLAIN, min(inside, count)) if inside > 0 else (MISSING, count)
 
 
 def plain_place(image: Image, sector: int, nb_sectors: int) -> int:
@@ -168,7 +182,8 @@ def _each_in_table(
     try:
         table = image.tables.now(index)
     except TapError as exc:
-        return fail(-exc.errno, sector, stop - sector)
+        res = content_damaged(image.dd, sector, stop - sector, exc.message)
+        return fail(res, sector, stop - sector)
     if table is None:
 
         def go_on(res: int) -> int:
@@ -183,7 +198,8 @@ def _each_in_table(
         try:
             run = run_at(image, table, sector, stop)
         except TapError as exc:
-            return finished + fail(-exc.errno, sector, stop - sector)
+            res = content_damaged(image.dd, sector, stop - sector, exc.message)
+            return finished + fail(res, sector, stop - sector)
         finished += visit(run)
         sector += run.nb_sectors
     return finished
@@ -196,7 +212,12 @@ def extents(image: Image, sector: int, nb_sectors: int) -> Iterator[Extent]:
         if run.kind == HOLE:
             yield Extent(run.sector, run.nb_sectors, "unallocated")
         elif run.kind == DEFLATED:
-            yield Extent(run.sector, run.nb_sectors, "compressed")
+            gone = image.geometry.compressed(run.where)[0] >= file.size
+            yield Extent(run.sector, run.nb_sectors, "compressed", missing=gone)
+        elif run.kind == MISSING:
+            name = "" if image.header.encrypted else file.path
+            where = run.where if name else 0
+            yield Extent(run.sector, run.nb_sectors, "data", None, name, where, missing=True)
         elif image.header.encrypted or run.where + (run.nb_sectors << SECTOR_SHIFT) > file.size:
             yield Extent(run.sector, run.nb_sectors, "data")
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tap_qcow.mapping import HOLE, PLAIN, Run, each_run
-from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT
+from tap_qcow.mapping import HOLE, MISSING, PLAIN, Run, each_run
+from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT, content_damaged, content_missing
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -29,6 +29,10 @@ def read(
             return cb(dd, BLK_NOT_ALLOCATED, run.sector, run.nb_sectors, id, prv)
         start = (run.sector - sector) << SECTOR_SHIFT
         part = buf[start : start + (run.nb_sectors << SECTOR_SHIFT)]
+        if run.kind == MISSING:
+            text = f"its cluster, at offset {run.where:#x}, lies past the end of the file"
+            res = content_missing(dd, run.sector, run.nb_sectors, part, text)
+            return cb(dd, res, run.sector, run.nb_sectors, id, prv)
         answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
         return (_read_plain if run.kind == PLAIN else _read_deflated)(image, run, part, answer)
 
@@ -67,6 +71,8 @@ def _read_deflated(image: Image, run: Run, part: memoryview, answer: tuple[Any, 
     def take(res: int, content: bytes) -> int:
         if not res:
             part[:] = memoryview(content)[skip : skip + len(part)]
+        elif reason := image.inflater.reason(run.where):
+            content_damaged(dd, sector, nb_sectors, reason)
         done: int = cb(dd, res, sector, nb_sectors, id, prv)
         return done
 

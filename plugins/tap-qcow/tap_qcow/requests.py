@@ -57,6 +57,21 @@ def write(
     return write_by_tables(Write(image, dd, sector, buf, cb, id, prv), sector, nb_sectors)
 
 
+def first_write(
+    image: Image,
+    dd: DiskDriver,
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
+) -> int:
+    """As `write`, with what has to be done once before."""
+    image.begin_writing()
+    return write(image, dd, sector, nb_sectors, buf, cb, id, prv)
+
+
 def write_compressed(
     image: Image,
     dd: DiskDriver,
@@ -72,6 +87,7 @@ def write_compressed(
 
     if image.header.encrypted:
         return -errno.EOPNOTSUPP
+    image.begin_writing()
     if res := no_room(image):
         return res
     request = Write(image, dd, sector, buf, cb, id, prv)

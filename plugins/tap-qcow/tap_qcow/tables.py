@@ -5,6 +5,7 @@ A table that has changes, or that a request is about to change, stays.
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from typing import Final
 from tap_qcow import words
 from tap_qcow.layout import Geometry
 from tap_qcow.words import Words
-from tapcore import ImageFile
+from tapcore import ImageFile, ImageFormatError
 
 DEFAULT_CACHE: Final = 32 << 20
 """Bytes of L2 tables: 16 GiB of disk with the tables that QEMU makes."""
@@ -147,6 +148,11 @@ class Tables:
     def _offset(self, index: int) -> int:
         offset = self.l1[index]
         self._check(offset, self._bytes)
+        end = offset + self._bytes
+        if end > self._file.size and end > self._file.look_again():
+            # zeroes for what it lacks would say that nothing is there
+            text = f"its L2 table, at offset {offset:#x}, is cut by the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
         return offset
 
     def _enter(self, index: int, content: bytes) -> Table:

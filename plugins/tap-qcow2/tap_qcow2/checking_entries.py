@@ -22,6 +22,8 @@ class Rules:
         version: of the format.
         geometry: of the image.
         data_file: plain clusters lie in another file.
+        data_clusters: that this file has, the last one perhaps in part; None where that is not
+            known.
         file_size: of the image file, bytes.
         clusters: that it has, the last one perhaps in part.
         odd: bits that a sound L2 entry of a plain cluster has not.
@@ -33,17 +35,24 @@ class Rules:
     file_size: int
     clusters: int
     odd: int
+    data_clusters: int | None = None
 
     @classmethod
-    def of(cls, header: Header, file_size: int) -> Rules:
-        """Those of an image, with a file of so many bytes."""
+    def of(cls, header: Header, file_size: int, data_size: int | None = None) -> Rules:
+        """Those of an image, with a file, and perhaps a data file, of so many bytes."""
         geometry = header.geometry
         odd = layout.COMPRESSED | layout.L2_RESERVED
         odd |= (geometry.cluster_size - 1) & layout.OFFSET_MASK
         if header.version < 3 or geometry.extended:
             odd |= layout.ZERO
         clusters = geometry.clusters(file_size)
-        return cls(header.version, geometry, header.has_data_file, file_size, clusters, odd)
+        data = None if data_size is None else geometry.clusters(data_size)
+        return cls(header.version, geometry, header.has_data_file, file_size, clusters, odd, data)
+
+    def missing(self, first: int, count: int) -> bool:
+        """Whether plain clusters lie past the end of their file, the last one at least."""
+        end = self.data_clusters if self.data_file else self.clusters
+        return end is not None and first + count > end
 
     def inside(self, offset: int, length: int) -> bool:
         """Whether a range can be there: the last cluster of the file may be cut short."""
@@ -64,6 +73,7 @@ class Verdict:
         compressed: and as a compressed one.
         flagged: its COPIED flag tells something.
         lost: what it stood for cannot be read; it is made to read as zeroes.
+        missing: it is lost because the file ends before.
     """
 
     entry: int
@@ -75,6 +85,7 @@ class Verdict:
     compressed: bool = False
     flagged: bool = False
     lost: bool = False
+    missing: bool = False
 
     def lose(self, rules: Rules) -> None:
         """It leads nowhere: zeroes instead; where version 2 has none, what a parent holds."""
@@ -123,6 +134,7 @@ def _judge_compressed(rules: Rules, entry: int, bitmap: int) -> Verdict:
     if rules.inside(offset, length):
         found.offset, found.length = offset, length
     else:
+        found.missing = True
         found.problems.append("lies outside of the file")
         found.lose(rules)
     return found
@@ -145,11 +157,21 @@ def _judge_place(rules: Rules, found: Verdict, host: int) -> None:
         found.problems.append("does not point to a cluster's boundary")
         found.lose(rules)
     found.allocated = True
+    content = (
+        found.bitmap & layout.ALL_ALLOCATED
+        if rules.geometry.extended
+        else not (found.entry & layout.ZERO)
+    )
     if rules.data_file:
+        if content and not found.lost and rules.missing(host // size, 1):
+            found.missing = True
+            found.problems.append("lies past the end of the data file")
+            found.lose(rules)
         return
     if rules.inside(host, size):
         found.offset, found.length = host, size
     else:
+        found.missing = bool(content) and not found.lost
         found.problems.append("lies outside of the file")
         found.lose(rules)
 

@@ -39,6 +39,7 @@ class EntryCounter:
         damaged: offsets of the tables of which an entry should be another.
         suspicious: offsets of active tables of which not every entry is flagged as COPIED, or that
             are damaged.
+        missing: clusters whose content is lost because the file ends before.
     """
 
     def __init__(self, rules: Rules, counts: Counts, report: Report) -> None:
@@ -49,6 +50,7 @@ class EntryCounter:
         self._size = rules.geometry.cluster_size
         self.damaged: set[int] = set()
         self.suspicious: set[int] = set()
+        self.missing = 0
 
     def count(self, offset: int, entries: Words, uses: L2Uses) -> None:
         """Count what a table refers to, as often as it is used.
@@ -68,7 +70,7 @@ class EntryCounter:
         packed: list[int] = []
         for entry, count in runs(live, self._size):
             first = (entry & layout.OFFSET_MASK) >> self._bits
-            outside = first + count > rules.clusters and not rules.data_file
+            outside = rules.missing(first, count)
             if entry & _FLAGS == layout.COMPRESSED:
                 packed.extend(range(entry, entry + count * self._size, self._size))
                 continue
@@ -104,6 +106,7 @@ class EntryCounter:
     def _closer(self, offset: int, entry: int, bitmap: int, uses: L2Uses) -> None:
         """An entry that is not just plain data in its place."""
         found = judge(self._rules, entry, bitmap)
+        self.missing += found.missing * uses.times
         if found.problems:
             self.damaged.add(offset)
             self.suspicious.add(offset)

@@ -21,7 +21,7 @@ from tap_qcow2.checking_entries import Rules
 from tap_qcow2.checking_report import Report
 from tap_qcow2.checking_tables import EntryCounter, L2Uses
 from tap_qcow2.snapshottable import SnapshotEntry, read_snapshots, table_bytes
-from tapcore import ImageFormatError
+from tapcore import TD_RDONLY, ImageFormatError, TapError, open_named_file
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -57,6 +57,22 @@ class L1Table:
     active: bool = False
 
 
+def _data_size(image: Image, report: Report) -> int | None:
+    """Length of the data file (bytes), None where there is none, or it cannot be looked at."""
+    if not image.header.has_data_file:
+        return None
+    if image.data is not None:
+        return image.data.look_again()
+    try:
+        file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
+    except TapError as exc:
+        report.say(f"the data file was not looked at: {exc.message}")
+        return None
+    size = file.size
+    file.close()
+    return size
+
+
 class Walk:
     """The references of one image.
 
@@ -90,7 +106,7 @@ class Walk:
         self._size = image.geometry.cluster_size
         self._zeroes = bytes(self._size)
         self._overlapping = 0
-        self.rules = Rules.of(image.header, image.file.size)
+        self.rules = Rules.of(image.header, image.file.size, _data_size(image, report))
         self.counts = Counts(image.refcounts.per_block_bits)
         self.structures = Counts(image.refcounts.per_block_bits)
         self.l1_tables: list[L1Table] = []
@@ -125,6 +141,15 @@ class Walk:
         self._crypto_header()
         self._bitmaps()
         self._find_crowded()
+        self._tell_missing()
+
+    def _tell_missing(self) -> None:
+        count = self._entries.missing
+        if not count:
+            return
+        many = "1 cluster" if count == 1 else f"{count} clusters"
+        file = "data file" if self.rules.data_file else "file"
+        self._report.say(f"the content of {many} is lost, past the end of the {file}")
 
     def _find_crowded(self) -> None:
         structures, counts = self.structures, self.counts

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2 import mapping
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -58,8 +58,8 @@ class Gathering:
                     self._read(run, view[at : at + (run.nb_sectors << SECTOR_SHIFT)])
                     start += run.nb_sectors
         except ImageFormatError as exc:  # what has begun must finish first
-            self._image.mark_corrupt(exc.message)
-            status = -errno.EIO
+            status = content_damaged(self._image.dd, start, end - start, exc.message)
+            self._image.mark_corrupt(exc.message, told=True)
         return self._one_less(status)
 
     def _read(self, run: mapping.Run, view: memoryview) -> None:

@@ -11,6 +11,7 @@ from tap_qcow2 import layout, words
 from tap_qcow2.header import ATOMIC, Header, parse_header
 from tap_qcow2.l2tables import L2Tables
 from tap_qcow2.metadata import metadata_clusters
+from tap_qcow2.missing import read_past_end, refuse_to_hide
 from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
 from tap_qcow2.underway import UnderWay
@@ -98,7 +99,9 @@ class Image:
         self.size = header.size >> SECTOR_SHIFT << SECTOR_SHIFT
         l1 = words.read(file, header.l1_table_offset, header.l1_size)
         cache = dd.options.metadata_cache
-        self.tables = L2Tables(file, geometry, l1, header.l1_table_offset, cache)
+        self.tables = L2Tables(
+            file, geometry, l1, header.l1_table_offset, cache, on_cut=_tell_of_cut(dd)
+        )
         self.young = self.tables.young
         reftable = header.refcount_table_clusters << self.cluster_bits
         self.refcounts = Refcounts(
@@ -223,11 +226,20 @@ class Image:
         """Read at a host offset (bytes), now or later; returns what the callback returned."""
         data = self.data_file()
         res = data.read_now(host, buf)
+        if res is None and host + len(buf) > data.size:
+            res, buf = self._what_is_there(host, buf, answer)
         if res is None:
             return data.queue_read(host, buf, self.under_way.counted(answer))
         cb, dd, sector, nb_sectors, id, prv = answer
         done: int = cb(dd, res, sector, nb_sectors, id, prv)
         return done
+
+    def _what_is_there(
+        self, host: int, buf: memoryview, answer: tuple[Any, ...]
+    ) -> tuple[int | None, memoryview]:
+        """Of a read that ends past the end of the file: an answer, or what is to be read."""
+        inside = read_past_end(self, host, buf, answer)
+        return (inside if inside <= 0 else None), buf[: max(inside, 0)]
 
     def _write_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
         """Write at a host offset (bytes), now or later; returns what the callback returned."""
@@ -244,14 +256,20 @@ class Image:
         assert cipher is not None
         cb, dd, sector, nb_sectors, id, prv = answer
         first = host >> SECTOR_SHIFT if self.cipher_by_host else sector
+        res, there = None, buf
+        if host + len(buf) > self.data_file().size:
+            res, there = self._what_is_there(host, buf, answer)
+        if res is not None:
+            missing: int = cb(dd, res, sector, nb_sectors, id, prv)
+            return missing
 
         def decrypt(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
             if res == 0:
-                buf[:] = cipher.decrypt(first, buf)
+                there[:] = cipher.decrypt(first, there)
             done: int = cb(dd, res, sector, nb_sectors, id, prv)
             return done
 
-        return self._read_plain(host, buf, (decrypt, dd, sector, nb_sectors, id, prv))
+        return self._read_plain(host, there, (decrypt, dd, sector, nb_sectors, id, prv))
 
     def _write_encrypted(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
         assert self.cipher is not None
@@ -274,6 +292,8 @@ class Image:
         if self.writing:
             return
         self.refcounts.metadata = metadata_clusters(self)
+        if not self.dd.options.metadata_only:
+            refuse_to_hide(self)
         if self.header.lazy_refcounts and not self.lazy:
             self.header.incompatible |= layout.INCOMPAT_DIRTY
             self.write_header_fields()
@@ -342,7 +362,8 @@ class Image:
             try:
                 self.write_header_fields()
             except OSError:
-                self._give_up("its header cannot be written")
+                log.error("%s: its header cannot be written", self.dd.name)
+                self._give_up()
             raise
 
     def write_header(self) -> None:
@@ -388,11 +409,18 @@ class Image:
         if res := self.file.flush_blocking():
             raise OSError(-res, "flush failed")
 
-    def mark_corrupt(self, reason: str) -> None:
-        """Damage was found: tell it, and let nobody write any more."""
+    def mark_corrupt(self, reason: str, *, told: bool = False) -> None:
+        """Damage was found: let nobody write any more.
+
+        Args:
+            reason: what is wrong, for the log.
+            told: it was noted for the requests that it concerns.
+        """
         if self.broken:
             return
-        self._give_up(reason)
+        if not told:
+            log.error("%s: %s", self.dd.name, reason)
+        self._give_up()
         if self.read_only or self.header.version < 3:
             return
         self.header.incompatible |= layout.INCOMPAT_CORRUPT
@@ -402,8 +430,7 @@ class Image:
         except OSError as exc:
             log.error("%s: it could not be marked as corrupt: %s", self.dd.name, exc.strerror)
 
-    def _give_up(self, reason: str) -> None:
-        log.error("%s: %s", self.dd.name, reason)
+    def _give_up(self) -> None:
         self.broken = True
         self.writing = False
         self.choose_paths()
@@ -461,6 +488,16 @@ class Image:
             for file in files:
                 file.drain()
             self.submit()
+
+
+def _tell_of_cut(dd: DiskDriver) -> Callable[[str], None] | None:
+    """What to do about tables that are cut: an error for tools, a line in the log for a server."""
+    if dd.options.metadata_only:
+        return lambda text: None
+    if dd.options.missing == "error" or dd.td_state is None:
+        return None
+    losses, name = dd.td_state.losses, dd.name
+    return lambda text: losses.log_zeroed(name, text)
 
 
 def format_name(parent: DiskId) -> str:

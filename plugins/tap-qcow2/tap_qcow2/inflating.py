@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tap_qcow2.codecs import codec
 from tap_qcow2.mapping import Run
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -85,28 +85,28 @@ class Inflater:
         """
         entries: list[int] = []
         self._collected = entries
-        found: list[bytes | int] = []
+        found: list[bytes | Exception] = []
 
         def work() -> int:
             found.extend(map(self._content_or_error, entries))
             return 0
 
         def inflated(dd: object, res: int, *_: Any) -> int:
-            contents = found if not res else [res] * len(entries)
+            contents = found if not res else [OSError(-res, "")] * len(entries)
             return sum(map(self._arrived, entries, contents))
 
         return work, self._image.under_way.counted((inflated, None, 0, 0, 0, None))
 
-    def _content_or_error(self, entry: int) -> bytes | int:
-        """In a thread: the content, or -errno."""
+    def _content_or_error(self, entry: int) -> bytes | Exception:
+        """In a thread: the content, or why there is none."""
         try:
             return self.content(entry)
         except (TapError, OSError) as exc:
-            return -(exc.errno or errno.EIO)
+            return exc
 
-    def _arrived(self, entry: int, content: bytes | int) -> int:
+    def _arrived(self, entry: int, content: bytes | Exception) -> int:
         wanted = self._wanted.pop(entry)
-        if isinstance(content, int):
+        if isinstance(content, Exception):
             return sum(_fail(content, answer) for _, _, answer in wanted)
         if any(len(buf) < len(content) for _, buf, _ in wanted):
             self._keep(entry, content)  # the rest of it may be wanted next
@@ -126,17 +126,22 @@ class Inflater:
         """
         image = self._image
         offset, length = image.geometry.compressed(entry)
-        if offset >= image.file.size:
-            raise ImageFormatError("has a compressed cluster outside of the file", errno=errno.EIO)
-        stream = image.file.read_metadata(offset, length)
+        there = min(length, image.file.size - offset)  # zeroes behind it could pass for a stream
+        if there < length:
+            there = min(length, image.file.look_again() - offset)
+        if there <= 0:
+            text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+        stream = image.file.read_metadata(offset, there)
         size = image.geometry.cluster_size
         try:
             content = self._inflate(stream, size)
         except ImageFormatError as exc:
-            exc.errno = errno.EIO
-            raise
+            text = f"{exc.message}, at offset {offset:#x} of the file"
+            raise ImageFormatError(text, errno=errno.EIO) from None
         if len(content) != size:
-            raise ImageFormatError("has a compressed cluster that is too short", errno=errno.EIO)
+            text = f"its compressed cluster at offset {offset:#x} of the file is too short"
+            raise ImageFormatError(text, errno=errno.EIO)
         return content
 
     def forget(self, entry: int) -> None:
@@ -151,7 +156,10 @@ def _give(content: bytes, at: int, buf: memoryview, answer: tuple[Any, ...]) -> 
     return done
 
 
-def _fail(res: int, answer: tuple[Any, ...]) -> int:
+def _fail(exc: Exception, answer: tuple[Any, ...]) -> int:
     cb, dd, sector, nb_sectors, id, prv = answer
+    res = -(getattr(exc, "errno", 0) or errno.EIO)
+    if isinstance(exc, TapError):
+        res = content_damaged(dd, sector, nb_sectors, exc.message)
     done: int = cb(dd, res, sector, nb_sectors, id, prv)
     return done

@@ -1,12 +1,18 @@
-"""What an image from a stranger says of itself: its header alone, nothing else is opened."""
+"""What an image from a stranger says of itself: its header, and whether its file is whole.
+
+Nothing else is opened.
+"""
 
 from __future__ import annotations
 
 import os
 
-from tap_qcow2 import layout
+from tap_qcow2 import layout, words
 from tap_qcow2.header import Header, parse_header
 from tapcore import Finding, ImageFormatError, Inspection
+
+_MOST_TABLES = 16 << 20
+"""Bytes of L2 tables that are looked at."""
 
 _HUGE = 1 << 50  # a petabyte in a file that is not large is meant to make somebody write it
 
@@ -32,7 +38,7 @@ def inspect(fd: int, size: int) -> Inspection:
         virtual_size=header.size,
         features=tuple(_features(header)),
         references=tuple(_references(header)),
-        findings=tuple(_findings(header, size)),
+        findings=(*_findings(header, size), *_losses(fd, header, size)),
     )
 
 
@@ -85,3 +91,46 @@ def _findings(header: Header, size: int) -> list[Finding]:
     if header.l1_size * 8 > max(size, 1 << 20):
         found.append(Finding("danger", "has an L1 table that is larger than the file"))
     return found
+
+
+def _losses(fd: int, header: Header, size: int) -> list[Finding]:
+    """What the tables lead to, and the file is too short for."""
+    lost = tables = 0
+    left = _MOST_TABLES
+    cluster = 1 << header.cluster_bits
+    for offset in _l2_tables(fd, header):
+        if offset + cluster > size:
+            tables += 1
+        elif left >= cluster and not header.has_data_file:
+            left -= cluster
+            lost += _lost_in_table(os.pread(fd, cluster, offset), header, size)
+    found = []
+    least = "at least " if left < cluster else ""
+    if tables:
+        many = "1 L2 table lies" if tables == 1 else f"{tables} L2 tables lie"
+        found.append(f"{many} past the end of the file: what they map is lost")
+    if lost:
+        many = "1 cluster lies" if lost == 1 else f"{least}{lost} clusters lie"
+        found.append(f"{many} past the end of the file: their content is lost")
+    return [Finding("note", text) for text in found]
+
+
+def _l2_tables(fd: int, header: Header) -> list[int]:
+    """Where they lie, as an L1 table of a bounded length says; each once."""
+    length = min(header.l1_size * 8, 1 << 20)
+    content = os.pread(fd, length, header.l1_table_offset)
+    entries = words.from_bytes(content[: len(content) & ~7])
+    return sorted({entry & layout.OFFSET_MASK for entry in entries if entry & layout.OFFSET_MASK})
+
+
+def _lost_in_table(content: bytes, header: Header, size: int) -> int:
+    entries = words.from_bytes(content)
+    compressed, host, zero = layout.COMPRESSED, layout.OFFSET_MASK, layout.ZERO
+    coffset = header.geometry.coffset_mask
+    if header.extended_l2:
+        data = [e for e, b in zip(entries[::2], entries[1::2], strict=True) if b & 0xFFFFFFFF]
+    else:
+        plain = zero if header.version >= 3 else 0
+        data = [e for e in entries if not e & (compressed | plain)]
+    packed = [e for e in entries[:: header.geometry.words] if e & compressed]
+    return sum(e & host >= size for e in data) + sum(e & coffset >= size for e in packed)

@@ -59,6 +59,8 @@ class L2Tables:
         l1: the L1 table's entries.
         l1_offset: where it lies, bytes.
         cache: bytes of L2 tables to keep.
+        on_cut: told of a table that is cut by the end of the file, of which the rest then maps
+            nothing, as for QEMU; None: such a table is an error.
 
     Attributes:
         young: the tables used lately, by L1 index: what a fast path looks into.
@@ -75,9 +77,12 @@ class L2Tables:
         l1: Words,
         l1_offset: int,
         cache: int | None = None,
+        *,
+        on_cut: Callable[[str], None] | None = None,
     ) -> None:
         self._file = file
         self._geometry = geometry
+        self._on_cut = on_cut
         self.l1 = l1
         self.l1_offset = l1_offset
         self.l1_dirty: set[int] = set()
@@ -108,9 +113,24 @@ class L2Tables:
         if not offset:
             return 0
         size = self._geometry.cluster_size
-        if offset & (size - 1) or offset >= self._file.size:
-            raise ImageFormatError(f"has an impossible L1 entry ({entry:#x})", errno=errno.EIO)
+        if offset & (size - 1) or offset + size > self._file.size:
+            self._check_place(entry, offset)
         return offset
+
+    def _check_place(self, entry: int, offset: int) -> None:
+        """Of a table that is cut by the end of the file, zeroes would say that nothing is there."""
+        size = self._geometry.cluster_size
+        if offset & (size - 1):
+            raise ImageFormatError(f"has an impossible L1 entry ({entry:#x})", errno=errno.EIO)
+        file_size = self._file.look_again()
+        if offset >= file_size:
+            text = f"its L2 table, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+        if offset + size > file_size:
+            text = f"its L2 table, at offset {offset:#x}, is cut by the end of the file"
+            if self._on_cut is None:
+                raise ImageFormatError(text, errno=errno.EIO)
+            self._on_cut(text)
 
     def cached(self, index: int) -> Table | None:
         """The table of an L1 entry if it is in memory."""

@@ -14,7 +14,7 @@ from tapcore import SECTOR_SHIFT, ImageFormatError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
-    from tap_qcow2.l2tables import Table
+    from tap_qcow2.l2tables import L2Tables, Table
     from tap_qcow2.words import Words
 
 UNALLOCATED: Final = 0
@@ -51,12 +51,17 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
         ImageFormatError: a table entry is not possible.
         OSError: a table cannot be read.
     """
+    return runs_of(image, image.tables, sector, nb_sectors)
+
+
+def runs_of(image: Image, tables: L2Tables, sector: int, nb_sectors: int) -> Iterator[Run]:
+    """The same by other tables than the disk's own: those of a snapshot."""
     end = sector + nb_sectors
     while sector < end:
         index = sector >> image.table_shift
         stop = min(end, (index + 1) << image.table_shift)
-        if image.tables.offset_of(index) or image.tables.cached(index) is not None:
-            table = image.tables.wait(index)
+        if tables.offset_of(index) or tables.cached(index) is not None:
+            table = tables.wait(index)
             while sector < stop:
                 run = run_at(image, table, sector, stop)
                 yield run

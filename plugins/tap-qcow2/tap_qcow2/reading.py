@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2 import mapping
-from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT, ImageFormatError, TapError
+from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -112,8 +112,10 @@ def _read_run(image: Image, run: mapping.Run, buf: memoryview, answer: tuple[Any
 
 
 def _fail(image: Image, exc: TapError | OSError, answer: tuple[Any, ...]) -> int:
-    if isinstance(exc, ImageFormatError):
-        image.mark_corrupt(exc.message)
     cb, dd, sector, nb_sectors, id, prv = answer
-    done: int = cb(dd, -(exc.errno or errno.EIO), sector, nb_sectors, id, prv)
+    res = -(exc.errno or errno.EIO)
+    if isinstance(exc, ImageFormatError):
+        res = content_damaged(dd, sector, nb_sectors, exc.message)
+        image.mark_corrupt(exc.message, told=True)
+    done: int = cb(dd, res, sector, nb_sectors, id, prv)
     return done

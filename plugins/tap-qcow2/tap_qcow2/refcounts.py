@@ -112,6 +112,16 @@ class Refcounts:
                 found += block.values[at:end].count(1)
         return found
 
+    def counted_from(self, cluster: int) -> bool:
+        """Whether any host cluster from one on is referred to."""
+        first = cluster >> self.per_block_bits
+        for number in range(first, len(self.table)):
+            block = self.block(number)
+            at = cluster & (self.per_block - 1) if number == first else 0
+            if block is not None and any(block.values[at:]):
+                return True
+        return False
+
     def _parts(self, cluster: int, count: int) -> Iterator[tuple[RefcountBlock | None, int, int]]:
         """Clusters side by side as parts of blocks: (block, first item, the one behind)."""
         while count:

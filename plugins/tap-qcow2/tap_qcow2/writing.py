@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tap_qcow2 import layout
 from tap_qcow2.gathering import Gathering, shows_zeroes
 from tap_qcow2.linking import check_for_writing, link, link_subclusters
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -58,9 +58,11 @@ class Write:
         return self._cb(self._dd, res, sector, nb_sectors, self._id, self._prv)
 
     def _failed(self, exc: TapError | OSError, sector: int, nb_sectors: int) -> int:
+        res = -(exc.errno or errno.EIO)
         if isinstance(exc, ImageFormatError):
-            self._image.mark_corrupt(exc.message)
-        return self._done(-(exc.errno or errno.EIO), sector, nb_sectors)
+            res = content_damaged(self._dd, sector, nb_sectors, exc.message)
+            self._image.mark_corrupt(exc.message, told=True)
+        return self._done(res, sector, nb_sectors)
 
     def _in_table(self, index: int, sector: int, buf: memoryview) -> int:
         """The part that one L2 table maps, piece by piece.

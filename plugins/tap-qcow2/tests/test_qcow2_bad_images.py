@@ -131,10 +131,10 @@ def test_an_impossible_entry_is_not_read(
     at = 2 * good(layout).cluster
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         assert disk.pread(0, length=512)
-        if bad.startswith("past"):  # as QEMU: what lies past the end of the file reads as zeroes
+        if bad.startswith("past") and layout == "extended":  # none of its subclusters is data
             assert not any(disk.pread(at, length=512))
         else:
-            with pytest.raises(TapError):
+            with pytest.raises(TapError, match=f"bad.qcow2: read failed at {at}: .*0x"):
                 disk.pread(at, length=512)
 
 

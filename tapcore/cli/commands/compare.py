@@ -9,13 +9,16 @@ from tapcore.cli.options import (
     opening_options,
     progress_option,
     quiet_option,
+    salvage_option,
     session_of,
     tap_command,
 )
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
+from tapcore.cli.salvaged import LOST, print_losses
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
+from tapcore.salvage import Salvage
 from tapcore.tools.compare import Comparison, compare_disks
 from tapcore.tools.opening import open_image
 
@@ -26,6 +29,7 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 @image_argument("a")
 @image_argument("b")
 @click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")
+@salvage_option
 @opening_options
 @progress_option
 @quiet_option
@@ -35,6 +39,7 @@ def command(
     a: str,
     b: str,
     strict: bool,
+    salvage: bool,
     references: ReferencePolicy,
     keys: Keys | None,
     progress_style: Style,
@@ -43,18 +48,24 @@ def command(
     """Do the images A and B have the same content?
 
     A longer image may go on with zeroes, unless --strict is given. Exit status: 0 same,
-    1 different, 2 an error.
+    1 different, 2 an error, 3 the same but for content that could not be read (--salvage).
     """
     session_of(ctx).error_status = FAILED
+    first, second = (Salvage(), Salvage()) if salvage else (None, None)
     with (
-        open_image(a, references=references, keys=keys) as one,
-        open_image(b, references=references, keys=keys) as other,
+        open_image(a, references=references, keys=keys, salvage=first) as one,
+        open_image(b, references=references, keys=keys, salvage=second) as other,
         progress("comparing", quiet=quiet, style=progress_style) as tell,
     ):
         found = compare_disks(one, other, strict=strict, progress=tell)
     if not quiet:
         _print(found)
-    return SAME if found.identical else DIFFERENT
+    lost = [each for each in (first, second) if each is not None and each.count]
+    for each in lost:
+        print_losses(each)
+    if not found.identical:
+        return DIFFERENT
+    return LOST if lost else SAME
 
 
 def _print(found: Comparison) -> None:

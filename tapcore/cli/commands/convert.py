@@ -8,19 +8,23 @@ from tapcore.cli.options import (
     force_option,
     format_options,
     image_argument,
+    json_option,
     metadata_cache_option,
     opening_options,
     parent_option,
     progress_option,
     quiet_option,
+    salvage_option,
     tap_command,
 )
 from tapcore.cli.optionshelp import print_format_options
-from tapcore.cli.output import print_line
+from tapcore.cli.output import print_json, print_line
 from tapcore.cli.progress import Style, progress
+from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
 from tapcore.keys import Keys
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
+from tapcore.salvage import Salvage
 from tapcore.tools.convert import convert_image
 from tapcore.tools.streams import STANDARD
 
@@ -34,6 +38,8 @@ from tapcore.tools.streams import STANDARD
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
 @force_option
 @click.option("--keep-partial", is_flag=True, help="When stopped, leave a TARGET.partial.")
+@salvage_option
+@json_option
 @click.option("--sync", is_flag=True, help="End when the copy is on disk, as if by sync(1).")
 @metadata_cache_option
 @opening_options
@@ -48,13 +54,15 @@ def command(
     snapshot: str,
     force: bool,
     keep_partial: bool,
+    salvage: bool,
+    as_json: bool,
     sync: bool,
     metadata_cache: int | None,
     references: ReferencePolicy,
     keys: Keys | None,
     progress_style: Style,
     quiet: bool,
-) -> None:
+) -> int:
     """Copy SOURCE's content to a new image TARGET.
 
     Sparse stays sparse, and longer runs of zeroes are not stored. TARGET's format is its HANDLE, or
@@ -63,10 +71,14 @@ def command(
 
     SOURCE may be '-': a raw disk from standard input. TARGET may be '-', a raw disk to standard
     output, or HANDLE:- for an image of a format that can be written front to back.
+
+    Where SOURCE is damaged nothing is made, unless --salvage is given. Exit status: 0 all was
+    copied, 1 an error, 3 TARGET has zeroes for content that could not be read (--salvage).
     """
     if "help" in options:
         print_format_options(target)
-        return
+        return 0
+    lost = Salvage() if salvage else None
     with progress("converting", quiet=quiet, style=progress_style) as tell:
         made, written = convert_image(
             source,
@@ -82,6 +94,16 @@ def command(
             references=references,
             keys=keys,
             progress=tell,
+            salvage=lost,
         )
-    if not quiet and made.name != STANDARD:
+    piped = made.name == STANDARD
+    if as_json and not piped:
+        facts = {"image": made.name, "handle": made.drivertype, "written": written}
+        print_json(facts | (losses_as_dict(lost) if lost is not None else {}))
+    elif not quiet and not piped:
         print_line(f"created {made.name}: {made.drivertype}, {format_size(written)} of data")
+    if lost is None or not lost.count:
+        return 0
+    if not as_json or piped:
+        print_losses(lost)
+    return LOST

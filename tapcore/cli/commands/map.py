@@ -96,6 +96,8 @@ def _print(items: Iterator[MapItem], size: int) -> None:
 
 
 def _content(item: MapItem) -> str:
+    if item.missing:
+        return "missing"
     if item.compressed:
         return "compressed"
     if item.data:
