@@ -167,8 +167,16 @@ def _problem_of_reference(image: str, named: str, policy: ReferencePolicy) -> st
         return "is not a plain file name: other programs would connect to it"
     if policy.none:
         return "is named, and --parents none allows no file"
+    if policy.any:
+        return ""
+    if not _lies_inside(image, named, policy):
+        return "lies outside the image's directory"
+    if "\\" in named and not _lies_inside(image, named.replace("\\", "/"), policy):
+        return "lies outside the image's directory for programs on Windows"
+    return ""
+
+
+def _lies_inside(image: str, named: str, policy: ReferencePolicy) -> bool:
     home = os.path.dirname(os.path.abspath(image))
     path = PurePath(os.path.normpath(os.path.join(home, named)))
-    if policy.any or any(path.is_relative_to(tree) for tree in (home, *policy.directories)):
-        return ""
-    return "lies outside the image's directory"
+    return any(path.is_relative_to(tree) for tree in (home, *policy.directories))

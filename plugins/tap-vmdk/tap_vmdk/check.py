@@ -8,7 +8,7 @@ import attrs
 
 from tap_vmdk import sparse
 from tap_vmdk.checkpart import PartCheck
-from tap_vmdk.descriptor import NO_PARENT, ExtentLine
+from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import own_sectors
@@ -75,7 +75,7 @@ def _put(image: Image, part: WritablePart) -> None:
 
 def _has_parent(image: Image) -> bool:
     try:
-        return image.descriptor is not None and image.descriptor.parent_cid != NO_PARENT
+        return image.descriptor is not None and image.descriptor.has_parent
     except ImageFormatError:
         return True  # what it says of one makes no sense
 

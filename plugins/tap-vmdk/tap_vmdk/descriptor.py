@@ -32,6 +32,7 @@ _EXTENT = re.compile(
     re.IGNORECASE,
 )
 _ACCESS = re.compile(r"\s*(RW|RDONLY|NOACCESS)(?:\s|$)", re.IGNORECASE)
+_HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _HINT_ANYWHERE = re.compile(r'parentFileNameHint\s*=?\s*"?([^"\r\n]*)', re.IGNORECASE)
 _NAMELESS: Final = ("ZERO",)
@@ -106,7 +107,19 @@ class Descriptor:
         self = cls(_LINE_END.split(text), newline=newline, bom=bom)
         if self.get("createType") is None and self.get("CID") is None:
             raise ImageFormatError("has no descriptor that could be understood")
+        self._refuse_second()
         return self
+
+    def _refuse_second(self) -> None:
+        """Raise where a second descriptor follows: its extents would be taken for more of the
+        first one's."""
+        for key in ("version", "createType"):
+            first = self._find(key)
+            again = None if first is None else self._find(key, first + 1)
+            if again is not None:
+                raise ImageFormatError(
+                    f"has two descriptors: line {again + 1} of it says {key} again"
+                )
 
     def copy(self) -> Descriptor:
         """Another one with the same text."""
@@ -186,11 +199,11 @@ class Descriptor:
         if place is not None:
             del self.lines[place]
 
-    def _find(self, key: str) -> int | None:
+    def _find(self, key: str, start: int = 0) -> int | None:
         key = key.lower()
-        for number, line in enumerate(self.lines):
-            if key in line.lower():
-                found = _ENTRY.match(line)
+        for number in range(start, len(self.lines)):
+            if key in self.lines[number].lower():
+                found = _ENTRY.match(self.lines[number])
                 if found and found[1].lower() == key:
                     return number
         return None
@@ -204,6 +217,11 @@ class Descriptor:
     def cid(self) -> int:
         """The content's id, changed with the first write after each open."""
         return self._hex("CID")
+
+    @property
+    def has_cid(self) -> bool:
+        """Whether it has such an id, which only those need that are, or become, a parent."""
+        return _HEX.fullmatch(self.get("CID") or "") is not None
 
     @property
     def parent_cid(self) -> int:
@@ -229,13 +247,14 @@ class Descriptor:
 
     def _hex(self, key: str) -> int:
         text = self.get(key) or ""
-        if not re.fullmatch(r"[0-9A-Fa-f]{1,8}", text):
+        if not _HEX.fullmatch(text):
             raise ImageFormatError(f"has no proper {key} in its descriptor")
         return int(text, 16)
 
     def new_cid(self, digits: int = 8) -> None:
         """Say that the content is another now, by an id of so many digits."""
-        self.set("CID", f"{random_cid(self.cid, digits):0{digits}x}")
+        old = self.cid if self.has_cid else 0
+        self.set("CID", f"{random_cid(old, digits):0{digits}x}", after="version")
 
     # ---- extents ----------------------------------------------------------------------------
 

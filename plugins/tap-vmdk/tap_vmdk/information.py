@@ -6,7 +6,9 @@ import itertools
 import os
 from typing import Any
 
-from tap_vmdk import sparse
+import attrs
+
+from tap_vmdk import encodings, sparse
 from tap_vmdk.cowd import CowdHeader
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, Descriptor, ExtentLine
 from tap_vmdk.image import Image
@@ -32,6 +34,8 @@ from tapcore import (
     TapError,
 )
 
+_QEMU_OFFSET, _QEMU_BYTES = 512, 20 * 512
+"""Where QEMU looks for the parent of a sparse file."""
 _TRIED = 8
 """Extents that are opened to learn how large the grains are."""
 _DANGEROUS_KINDS = ("VMFSRDM", "VMFSRAW")
@@ -49,7 +53,7 @@ def describe(dd: DiskDriver) -> dict[str, Any]:
         "extents": _extents(image),
     }
     if descriptor is not None:
-        found["cid"] = f"{descriptor.cid:08x}" if descriptor.get("CID") is not None else None
+        found["cid"] = f"{descriptor.cid:08x}" if descriptor.has_cid else None
         found["parent_cid"] = f"{descriptor.parent_cid:08x}"
         for key, entry in (
             ("adapter_type", "ddb.adapterType"),
@@ -110,10 +114,11 @@ def inspect(name: str, fd: int, size: int) -> Inspection:
     head = os.pread(fd, 4096, 0)
     kind = kind_of(head)
     if kind == "hosted":
-        return _inspect_hosted(name, fd, size, SparseHeader.unpack(head))
+        return _with_hidden_hints(_inspect_hosted(name, fd, size, SparseHeader.unpack(head)), fd)
     if kind == "cowd":
         header = CowdHeader.unpack(head)
-        return _inspection_of_lone(name, header.capacity, ["vmfsSparse (COWD)"], [])
+        said = _inspection_of_lone(name, header.capacity, ["vmfsSparse (COWD)"], [])
+        return _with_hidden_hints(said, fd)
     if kind == "sesparse":
         return _inspection_of_lone(name, SeSparseHeader.unpack(head).capacity, ["seSparse"], [])
     refuse_other_content(head, size)
@@ -158,6 +163,15 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
     return _inspection(descriptor, lines, sectors, features, findings)
 
 
+def _with_hidden_hints(said: Inspection, fd: int) -> Inspection:
+    """Add the parents that stand where QEMU looks for them, whatever the header says."""
+    raw = os.pread(fd, _QEMU_BYTES, _QEMU_OFFSET).split(b"\0", 1)[0]
+    text = Descriptor(encodings.from_bytes(raw).splitlines())
+    hidden = [("parent", text.meant(hint)) for hint in text.hints()]
+    references = (*said.references, *(each for each in hidden if each not in said.references))
+    return attrs.evolve(said, references=references)
+
+
 def _may_be_own_name(name: str) -> bool:
     """Whether a name can be that of the file that it stands in: it leads nowhere else."""
     return not any(c in name for c in "/\\:") and name not in ("", ".", "..")
@@ -183,6 +197,8 @@ def _inspection(
         kind = kind_of_disk(descriptor, kind)
     except NotSupportedError as exc:
         findings.append(Finding("danger", exc.message))
+    if descriptor.has_parent and not descriptor.hints():
+        findings.append(Finding("note", "it has a parent, but does not say where that is"))
     references = [("extent", line.name) for line in lines if line.name]
     references += [("parent", hint) for hint in descriptor.hints()]
     if tracking := descriptor.get("changeTrackPath"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from tap_vmdk.descriptor import Descriptor
@@ -86,15 +87,32 @@ def own_sectors(descriptor: Descriptor | None, capacity: int, grain: int) -> int
         capacity: as the header says, sectors.
         grain: sectors.
     """
-    if descriptor is None:
+    if descriptor is None or any(conflicting_size(descriptor, capacity, grain)):
         return capacity
+    return sum(line.sectors for line in descriptor.extents())
+
+
+def conflicting_size(descriptor: Descriptor, capacity: int, grain: int) -> Iterator[str]:
+    """What is to be said where a descriptor does not describe the sparse file that it lies in.
+
+    The header's size counts then, as it does for QEMU.
+
+    Args:
+        descriptor: in the file.
+        capacity: as the header says, sectors.
+        grain: sectors.
+    """
     try:
         lines = [line for line in descriptor.extents() if line.sectors]
-    except ImageFormatError:  # the header is enough; `check` tells
-        return capacity
-    if len(lines) == 1 and 0 <= capacity - lines[0].sectors < grain:
-        return lines[0].sectors
-    return capacity
+    except ImageFormatError as exc:
+        yield exc.message
+        return
+    sectors = sum(line.sectors for line in lines)
+    if len(lines) != 1 or not 0 <= capacity - sectors < grain:
+        yield (
+            f"the descriptor says {sectors} sectors in {len(lines)} extents, "
+            f"and the header {capacity}"
+        )
 
 
 def lone_extent(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 
 from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
@@ -11,7 +12,14 @@ from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLin
 from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import DescriptorPlace, Image
-from tap_vmdk.kinds import FLAT_KINDS, SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
+from tap_vmdk.kinds import (
+    FLAT_KINDS,
+    SPARSE_KINDS,
+    conflicting_size,
+    kind_of_disk,
+    lone_extent,
+    own_sectors,
+)
 from tap_vmdk.layouts import (
     cowd_header,
     cowd_layout,
@@ -54,8 +62,6 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
     image: Image | None = None
     try:
         image = identify(file)
-        if image.descriptor is None:
-            log.warning("%s: %s", name, lone_extent(name))
         content = not (dd.options.metadata_only or dd.options.parent_only)
         if content or stands_alone(image):
             open_parts(dd, image)
@@ -63,11 +69,22 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
             image.sectors = sum(line.sectors for line in extent_lines(image))
         if not flags & TD_RDONLY and not dd.options.parent_only:
             refuse_unwritable(image, mending=not content)
+        for doubt in _doubts(image):
+            log.warning("%s: %s", name, doubt)
     except BaseException:
         for each in image.files if image is not None else [file]:
             each.close()
         raise
     return image
+
+
+def _doubts(image: Image) -> Iterator[str]:
+    """What a person has to know of an image that can be read all the same."""
+    header, descriptor = image.header, image.descriptor
+    if descriptor is None:
+        yield lone_extent(image.file.path)
+    elif header is not None and header.capacity:
+        yield from conflicting_size(descriptor, header.capacity, header.grain)
 
 
 def stands_alone(image: Image) -> bool:

@@ -98,6 +98,8 @@ class SparseHeader:
             raise NotSupportedError(f"is a sparse VMDK of version {self.version}, not 1 to 3")
         if self.compression not in (COMPRESSION_NONE, COMPRESSION_DEFLATE):
             raise NotSupportedError(f"uses compression method {self.compression}, not deflate")
+        if self.flags & FLAG_COMPRESSED and not self.compressed:
+            raise ImageFormatError("says that its grains are compressed, and not by what")
         if not 0 < self.grain <= MAX_GRAIN or self.grain & (self.grain - 1):
             raise ImageFormatError(f"has grains of {self.grain} sectors, which is impossible")
         if not 0 < self.entries <= 4096 or self.entries & (self.entries - 1):

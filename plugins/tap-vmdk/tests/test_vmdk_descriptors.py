@@ -1,18 +1,21 @@
 """Descriptors as VMware, VirtualBox and others write them: found, read right, and kept."""
 
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import tapcore
+from peers import peer
 from tap_vmdk.descriptor import Descriptor
 from tap_vmdk.signature import kind_of
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
-from vmdkwriters import descriptor, hosted
+from vmdkwriters import cowd, descriptor, hosted
 
 SIZE = 64 << 10
 FLAT = f'RW {SIZE // 512} FLAT "x-flat.vmdk" 0'
@@ -299,5 +302,31 @@ def test_inspect_shows_every_parent_that_some_program_would_open(
         )
     )
     seen = inspect_image(str(image))
+    assert ("parent", "/etc/passwd") in seen.references
+    assert seen.dangerous
+
+
+@pytest.mark.parametrize("kind", ["no descriptor", "another place", "COWD"])
+def test_inspect_looks_where_qemu_looks_for_a_parent(tmp_path: Path, kind: str) -> None:
+    text = descriptor("monolithicSparse", ["RW 8 ZERO"], parentFileNameHint='"/etc/passwd"')
+    image = tmp_path / "disk.vmdk"
+    if kind == "COWD":
+        raw = cowd(b"x" * 4096)
+        raw = raw[:512] + text + raw[512 + len(text) :]
+    else:
+        fields = {"descriptorOffset": 0, "descriptorSize": 0}
+        raw = hosted(b"x" * 4096, text=text, **fields)
+        if kind == "another place":
+            place, harmless = len(raw) // 512, text.replace(b"/etc/passwd", b"x.vmdk")
+            raw = hosted(b"x" * 4096, text=text, descriptorOffset=place, descriptorSize=1)
+            raw += harmless.ljust(512, b"\0")
+    image.write_bytes(raw)
+    done = subprocess.run(
+        [peer("qemu-img"), "info", "-f", "vmdk", "--output=json", str(image)],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["backing-filename"] == "/etc/passwd"
+    seen = inspect_image(f"vmdk:{image}")
     assert ("parent", "/etc/passwd") in seen.references
     assert seen.dangerous

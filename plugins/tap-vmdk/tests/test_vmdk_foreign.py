@@ -280,3 +280,71 @@ def test_info_does_not_look_at_extents_that_the_policy_forbids(tmp_path: Path) -
     (seen,) = image_info(f"vmdk:{image}")
     assert seen.disk_size == image.stat().st_blocks * 512
     assert any("outside its directory" in note for note in seen.notes)
+
+
+# ---- what contradicts itself ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [["RW 8 SPARSE @"], ["RW 9999 SPARSE @"], ["RW 1 SPARSE @"] * 2])
+def test_a_size_that_contradicts_the_header_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str]
+) -> None:
+    content = b"x" * CAPACITY * 512
+    image = tmp_path / "disk.vmdk"
+    text = descriptor("monolithicSparse", [line.replace("@", '"disk.vmdk"') for line in lines])
+    image.write_bytes(hosted(content, text=text))
+    with caplog.at_level(logging.WARNING):
+        assert reads(image) == content
+    assert "and the header 2048" in caplog.text
+    assert check_image(f"vmdk:{image}").corruptions == 1
+
+
+@pytest.mark.parametrize("again", ["version=1", 'createType="vmfs"', "# x\nversion = 1\nCID=1"])
+def test_two_descriptors_in_one_are_refused(tmp_path: Path, again: str) -> None:
+    (tmp_path / "x.vmdk").write_bytes(bytes(512))
+    image = tmp_path / "disk.vmdk"
+    good = descriptor("monolithicFlat", ['RW 1 FLAT "x.vmdk" 0'])
+    image.write_bytes(good + again.encode() + b"\n")
+    with pytest.raises(tapcore.ImageFormatError, match="two descriptors: line 1"):
+        reads(image)
+
+
+def test_grains_compressed_by_nothing_are_refused(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(hosted(b"x" * 4096, flags=0x10003))
+    with pytest.raises(tapcore.ImageFormatError, match="compressed, and not by what"):
+        reads(image)
+
+
+@pytest.mark.parametrize("cid", ["", "CID=\n", "CID=xyz\n", "CID=123456789\n"])
+def test_a_disk_without_a_content_id_gets_one_with_the_first_write(
+    tmp_path: Path, cid: str
+) -> None:
+    (tmp_path / "x.vmdk").write_bytes(bytes(512))
+    image = tmp_path / "disk.vmdk"
+    good = descriptor("monolithicFlat", ['RW 1 FLAT "x.vmdk" 0'])
+    image.write_bytes(good.replace(b"CID=12345678\n", cid.encode(), 1))
+    assert image_info(f"vmdk:{image}")[0].format["cid"] is None
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, b"new")
+    assert reads(image)[:3] == b"new"
+    assert len(str(image_info(f"vmdk:{image}")[0].format["cid"])) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [
+        (r"\\.\PhysicalDrive0", False),
+        (r"..\secret.vmdk", False),
+        (r"\secret.vmdk", False),
+        (r"C:\secret.vmdk", False),
+        (r"sub\x.vmdk", True),
+    ],
+)
+def test_paths_of_windows_are_judged_as_windows_follows_them(
+    tmp_path: Path, name: str, fine: bool
+) -> None:
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(descriptor("monolithicFlat", [f'RW 1 FLAT "{name}" 0']))
+    policy = tapcore.ReferencePolicy((str(tmp_path),))
+    assert inspect_image(f"vmdk:{image}", references=policy).dangerous is not fine

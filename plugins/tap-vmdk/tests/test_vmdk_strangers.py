@@ -182,7 +182,7 @@ def test_a_new_disk_does_not_replace_files_that_are_not_its_own(tmp_path: Path) 
     other = tmp_path / "disk-flat.vmdk"
     other.write_bytes(b"precious")
     image = tmp_path / "disk.vmdk"
-    with pytest.raises(tapcore.UsageError, match=r"disk-flat\.vmdk exists already"):
+    with pytest.raises(tapcore.UsageError, match=r"disk-flat\.vmdk: exists already"):
         tapcore.create_image(f"vmdk:{image}", 4096, options={"subformat": "monolithicFlat"})
     assert other.read_bytes() == b"precious"
     assert not image.exists()
