@@ -58,7 +58,8 @@ if TYPE_CHECKING:
         remove_host_file,
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
-    from tapcore.keys import Keys
+    from tapcore.keys import Keys, read_key_file
+    from tapcore.keys import readings as passphrase_readings
     from tapcore.losses import content_damaged, content_missing
     from tapcore.models import (
         Bitmap,
@@ -133,7 +134,7 @@ _HOMES = {
         "open_image_file",
         "remove_host_file",
     ),
-    "keys": ("Keys",),
+    "keys": ("Keys", "read_key_file"),
     "losses": ("content_damaged", "content_missing"),
     "models": (
         "Bitmap",
@@ -165,6 +166,7 @@ _HOMES = {
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names} | {
     "describe_error": ("errors", "describe"),
     "fallocate_punch_hole": ("imagefile.hostfile", "punch_hole"),
+    "passphrase_readings": ("keys", "readings"),
 }
 
 __all__ = [
@@ -236,7 +238,9 @@ __all__ = [
     "open_image_file",
     "open_named_file",
     "parse_size",
+    "passphrase_readings",
     "printable",
+    "read_key_file",
     "remove_host_file",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +18,43 @@ KEY_FILE_OPTION: Final = "encrypt.key-file"
 MAX_KEY_BYTES: Final = 1 << 20
 """A file longer than this is not a passphrase, but some other file named by mistake."""
 
+log = logging.getLogger(__name__)
+
 _HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
+
+
+class FilePassphrase(bytes):
+    """A passphrase that was read from a file: without the end of a line at its end.
+
+    Attributes:
+        whole: the file's content. QEMU's `secret,file=` takes all of it.
+    """
+
+    whole: bytes
+
+    @classmethod
+    def of(cls, content: bytes) -> FilePassphrase:
+        """Of a file's content."""
+        end = b"\r\n" if content.endswith(b"\r\n") else b"\n"
+        new = cls(content.removesuffix(end))
+        new.whole = content
+        return new
+
+    @property
+    def had_line_end(self) -> bool:
+        """Whether the file ends with one."""
+        return self.whole != self
+
+
+def readings(passphrase: bytes) -> tuple[bytes, ...]:
+    """What a passphrase can be, the likely one first; two at most, as each may take long to try.
+
+    A key file that ends with a newline was written by a person whose editor put it there, or its
+    content was given to QEMU, to which the newline is part of the passphrase.
+    """
+    if isinstance(passphrase, FilePassphrase) and passphrase.had_line_end:
+        return bytes(passphrase), passphrase.whole
+    return (passphrase,)
 
 
 @attrs.frozen
@@ -80,8 +117,8 @@ class Keys:
         return self.default
 
 
-def read_key_file(path: str | os.PathLike[str]) -> bytes:
-    """A passphrase: the file's content (bytes) without one newline at its end.
+def read_key_file(path: str | os.PathLike[str]) -> FilePassphrase:
+    """A passphrase: the file's content (bytes) without one newline (or CR LF) at its end.
 
     Raises:
         UsageError: it cannot be read, holds nothing, or is too long.
@@ -94,10 +131,20 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
         raise UsageError(text, errno=exc.errno) from None
     if len(content) > MAX_KEY_BYTES:
         raise UsageError(f"key file '{path}': is longer than a passphrase can be (1 MiB)")
-    key = content.removesuffix(b"\n")
+    key = FilePassphrase.of(content)
     if not key:
         raise UsageError(f"key file '{path}': is empty")
     return key
+
+
+def warn_of_line_end(path: str) -> None:
+    """Tell who makes an encrypted image how its key file is read, where there are two ways."""
+    if read_key_file(path).had_line_end:
+        log.warning(
+            "key file '%s' ends with a newline, which is not part of the passphrase "
+            "(QEMU's secret,file= takes it for a part: give QEMU a file without it)",
+            path,
+        )
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import struct
 import sys
 from array import array
@@ -22,6 +23,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import NotSupportedError, UsageError
+from tapcore.keys import FilePassphrase
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext, modes
@@ -89,6 +93,11 @@ def legacy_aes(passphrase: bytes) -> SectorCipher:
     Its sectors are counted on the disk, not in the file. Whether the passphrase is right cannot be
     told, and those of more than 16 bytes are cut.
     """
+    if isinstance(passphrase, FilePassphrase) and passphrase.had_line_end:
+        log.warning(
+            "the newline at the end of the key file is not taken for a part of the passphrase; "
+            "with this encryption it cannot be told whether that is right"
+        )
     return SectorCipher(passphrase[:16].ljust(16, b"\0"), mode="cbc", iv="plain64")
 
 

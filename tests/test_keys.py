@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tapcore import Keys, UsageError
+from tapcore import Keys, UsageError, passphrase_readings, read_key_file
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,31 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (b"secret", b"secret"),
         (b"secret\n", b"secret"),
         (b"secret\n\n", b"secret\n"),
-        (b" s\r\n", b" s\r"),
+        (b" s\r\n", b" s"),
+        (b"s\r", b"s\r"),
         (b"\0\xff", b"\0\xff"),
         (b"x" * (1 << 20), b"x" * (1 << 20)),
     ],
 )
-def test_a_passphrase_is_a_files_content_without_one_newline(content: bytes, key: bytes) -> None:
+def test_a_passphrase_is_a_files_content_without_one_line_end(content: bytes, key: bytes) -> None:
     Path("key").write_bytes(content)
     assert Keys.from_words(("key",)).passphrase("any") == key
+
+
+@pytest.mark.parametrize(
+    ("content", "readings"),
+    [
+        (b"secret", (b"secret",)),
+        (b"secret\n", (b"secret", b"secret\n")),
+        (b"secret\r\n", (b"secret", b"secret\r\n")),
+        (b"secret\n\n", (b"secret\n", b"secret\n\n")),
+        (b"\0", (b"\0",)),
+    ],
+)
+def test_a_line_end_may_be_a_part_of_it(content: bytes, readings: tuple[bytes, ...]) -> None:
+    Path("key").write_bytes(content)
+    assert passphrase_readings(read_key_file(Path("key"))) == readings
+    assert passphrase_readings(content) == (content,)  # of a program: just that
 
 
 @pytest.mark.parametrize(

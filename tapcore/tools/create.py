@@ -13,7 +13,7 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, 
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.imagefile.opening import open_host_fd
-from tapcore.keys import KEY_FILE_OPTION, Keys
+from tapcore.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import ImageName, handle_for_new, split_name
 from tapcore.references import ReferencePolicy
@@ -134,8 +134,9 @@ def new_image(
     with making(
         target.name, replace=force, by_name=not info.makes_unnamed, untouchable=untouchable
     ) as files:
-        if KEY_FILE_OPTION in options:
+        if options.get(KEY_FILE_OPTION):
             files.limit_mode((0o600,))
+            warn_of_line_end(options[KEY_FILE_OPTION])
         try:
             info.drv.td_create(files.working, size, recorded, options)
         except (TapError, OSError) as exc:

@@ -21,6 +21,7 @@ from tapcore import (
     host_file_size,
     open_host_file,
     parse_size,
+    read_key_file,
     remove_host_file,
 )
 
@@ -58,7 +59,7 @@ def create(name: str, size: int | None, parent: DiskId | None, options: Mapping[
         raise UsageError("a new image needs a size")
     plan = plan_image(size, parent, options)
     head = plan.header.data_file
-    secret = _read_key(plan.key_file) if plan.key_file else b""
+    secret = read_key_file(plan.key_file) if plan.key_file else b""
     create_host_file(name, 0)
     try:
         if head:
@@ -168,15 +169,6 @@ def _check_together(plan: Plan, parent: DiskId | None) -> None:
         raise UsageError("an encrypted image can have preallocation=metadata at most")
     if plan.preallocation != "off" and parent is not None and not header.extended_l2:
         raise UsageError("preallocation would hide the parent (except with extended_l2)")
-
-
-def _read_key(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            secret = file.read(1 << 20)
-    except OSError as exc:
-        raise UsageError(f"the key file '{path}' cannot be read: {exc.strerror}") from None
-    return secret[:-1] if secret.endswith(b"\n") else secret
 
 
 def _make_data_file(name: str, plan: Plan, size: int) -> None:

@@ -224,6 +224,10 @@ class LuksInfo:
         )
 
 
+class WrongPassphraseError(UsageError):
+    """A passphrase that opens no slot."""
+
+
 def open_luks(region: bytes | memoryview, passphrase: bytes | None) -> SectorCipher:
     """Find the master key.
 
@@ -235,7 +239,8 @@ def open_luks(region: bytes | memoryview, passphrase: bytes | None) -> SectorCip
         The cipher for the data; sectors are counted in the image file.
 
     Raises:
-        UsageError: there is no passphrase, or it opens no slot.
+        UsageError: there is no passphrase.
+        WrongPassphraseError: it opens no slot.
         NotSupportedError: an algorithm is not supported, or a package is missing.
         ImageFormatError: the header is damaged, or asks for unreasonably much work.
     """
@@ -261,7 +266,7 @@ def open_luks(region: bytes | memoryview, passphrase: bytes | None) -> SectorCip
         key = _opened(header, header.slots[n], region, passphrase)
         if hmac.compare_digest(header.digest_of(key), header.digest):
             return header.cipher(key)
-    raise UsageError("is encrypted with another passphrase than the one given")
+    raise WrongPassphraseError("is encrypted with another passphrase than the one given")
 
 
 def create_luks(

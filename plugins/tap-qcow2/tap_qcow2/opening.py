@@ -18,6 +18,7 @@ from tapcore import (
     ImageOpenError,
     open_image_file,
     open_named_file,
+    passphrase_readings,
 )
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _set_up_cipher(image: Image) -> None:
             )
         image.use_cipher(legacy_aes(passphrase), by_host=False)
         return
-    from tap_qcow2.luks import open_luks
+    from tap_qcow2.luks import WrongPassphraseError, open_luks
 
     if image.header.crypto is None:
         raise ImageFormatError("is encrypted with LUKS, but has no LUKS header")
@@ -112,7 +113,14 @@ def _set_up_cipher(image: Image) -> None:
     if offset + length > image.file.size:
         raise ImageFormatError("has its LUKS header outside of the file")
     content = image.file.read_metadata(offset, length)
-    image.use_cipher(open_luks(content, passphrase), by_host=True)
+    *others, last = passphrase_readings(passphrase)
+    for reading in others:
+        try:
+            image.use_cipher(open_luks(content, reading), by_host=True)
+        except WrongPassphraseError:
+            continue
+        return
+    image.use_cipher(open_luks(content, last), by_host=True)
 
 
 def _show_snapshot(image: Image, wanted: str) -> None:
