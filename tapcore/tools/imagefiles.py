@@ -43,9 +43,10 @@ def modes_of(disk: Disk) -> Iterator[int]:
 
 def _named_by(dd: DiskDriver) -> Iterator[str]:
     """What an image names besides its parent, which is in the chain, as its driver tells it."""
+    home = os.path.dirname(os.path.realpath(dd.name))
+    yield from (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
     if "td_inspect" not in dd.drv.implemented:
         return
-    home = os.path.dirname(os.path.realpath(dd.name))
     try:
         fd = open_host_fd(dd.name, os.O_RDONLY)
     except TapError:  # a disk in memory

@@ -25,7 +25,7 @@ PARENT_HINT: Final = "parentFileNameHint"
 PARENT_UUID: Final = "ddb.uuid.parent"
 """Of VirtualBox, which says by this alone that a disk has a parent."""
 
-_ENTRY = re.compile(r'\s*([A-Za-z0-9_.]+)\s*=\s*(?:"([^"]*)"|([^"]*?))\s*$')
+_KEY = re.compile(r"[A-Za-z0-9_.]+")
 _EXTENT = re.compile(
     r"\s*(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+(\w+)"
     r'(?:\s+"([^"]*)"(?:\s+(\d{1,20})(\s.*)?)?)?\s*$',
@@ -175,7 +175,8 @@ class Descriptor:
     def get(self, key: str) -> str | None:
         """The value of the first entry of a name, without its quotes; None where it is not."""
         place = self._find(key)
-        return None if place is None else _value(self.lines[place])
+        entry = None if place is None else _entry(self.lines[place])
+        return None if entry is None else entry[1]
 
     def set(self, key: str, value: str, *, after: str = "") -> None:
         """Change an entry, or add it behind another one.
@@ -203,8 +204,8 @@ class Descriptor:
         key = key.lower()
         for number in range(start, len(self.lines)):
             if key in self.lines[number].lower():
-                found = _ENTRY.match(self.lines[number])
-                if found and found[1].lower() == key:
+                found = _entry(self.lines[number])
+                if found and found[0].lower() == key:
                     return number
         return None
 
@@ -311,10 +312,18 @@ class Descriptor:
                 raise NotSupportedError("is encrypted by VMware, which is not supported")
 
 
-def _value(line: str) -> str:
-    found = _ENTRY.match(line)
-    assert found is not None
-    return found[2] if found[2] is not None else found[3]
+def _entry(line: str) -> tuple[str, str] | None:
+    """The name and value of a line that is an entry, the value without its quotes.
+
+    Taken apart by hand: expressions for this need time of a higher order for hostile lines.
+    """
+    key, equals, value = line.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not _KEY.fullmatch(key):
+        return None
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    return None if '"' in value else (key, value)
 
 
 def _encoded(name: str, codec: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,35 @@ def test_inspect_looks_where_qemu_looks_for_a_parent(tmp_path: Path, kind: str) 
     seen = inspect_image(f"vmdk:{image}")
     assert ("parent", "/etc/passwd") in seen.references
     assert seen.dangerous
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'CID=@"x',
+        'CID=@x" ',
+        "@CID=1",
+        "CID@=1@",
+        'CID="@"@"',
+        "RW@x",
+        "RW 1 A@x",
+        'RW 1 A "x"@y"',
+        "RW 1 @",
+        "parentFileNameHint@",
+        "createType=@" + '"',
+        "@@=",
+    ],
+)
+@pytest.mark.parametrize("fill", [" ", "\t", "a ", '"', "\v"])
+def test_hostile_lines_cost_no_more_than_others(line: str, fill: str) -> None:
+    """Seconds of CPU for a descriptor of the greatest length; it was hours for 1 MiB of spaces."""
+    raw = GOOD + line.replace("@", fill * (300_000 // len(fill))).encode() + b"\n"
+    started = time.process_time()
+    try:
+        text = Descriptor.parse(raw)
+        text.extents()
+        text.hints()
+        assert text.serialise() == raw
+    except tapcore.ImageFormatError:
+        pass
+    assert time.process_time() - started < 5
