@@ -32,7 +32,7 @@ from tapcore.imagefile.newfiles import is_being_made
 from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
 from tapcore.namedfiles import find_named_file, identity_of
 from tapcore.names import RAW_HANDLES, ImageName, as_handles, split_name
-from tapcore.probe import first_sector_guard, probe
+from tapcore.probe import guard_of, probe
 from tapcore.references import printable
 from tapcore.registry import Registry
 
@@ -90,7 +90,7 @@ def open_disk(
         raise
     disk.info = disk.disks.info | (VDISK_READONLY if flags & TD_RDONLY else 0)
     guarded = options.probed and not flags & TD_RDONLY and disk_id.drivertype in RAW_HANDLES
-    Engine(disk, guard=first_sector_guard(registry) if guarded else None)
+    Engine(disk, guard=guard_of(disk_id.name, registry) if guarded else None)
     return disk
 
 
@@ -258,7 +258,7 @@ def resolve_parent(
         )
     bound = find_named_file(child, recorded.name, role="parent")
     try:
-        handle = recorded.drivertype or probe(bound.real, registry, bound)
+        handle = recorded.drivertype or _probe_parent(bound, child, registry)
     except BaseException:
         bound.let_go()
         raise
@@ -278,6 +278,15 @@ def say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:
             return
     way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
     exc.message += f"; where the parent has moved, {way}"
+
+
+def _probe_parent(bound: BoundFile, child: DiskDriver, registry: Registry) -> str:
+    try:
+        return probe(bound.real, registry, bound)
+    except TapError as exc:
+        exc.message = f"its parent {bound.real}: {exc.message}"
+        exc.image = child.name
+        raise
 
 
 def _open_parent(

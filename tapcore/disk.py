@@ -362,6 +362,7 @@ class Disk(io.RawIOBase):
         self._check_writable()
         with self._lock:
             self._check_open()
+            self._check_new_end(size)
             try:
                 self._leaf.drv.td_resize(self._leaf, size)
             except TapError as exc:
@@ -370,6 +371,16 @@ class Disk(io.RawIOBase):
             except OSError as exc:
                 raise _failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
             self._engine.refresh()
+
+    def _check_new_end(self, size: int) -> None:
+        """What is at the end tells what a disk is: cutting it off must not turn it into another."""
+        guard = self._engine.guard
+        if guard is None or not 0 < size < self.size:
+            return
+        tail = min(guard.tail, size)
+        ends = self.pread(0, length=min(guard.head, size)), self.pread(size - tail, length=tail)
+        if reason := guard.reason(*ends, size):
+            raise UsageError(reason, image=self.name)
 
     # ---- io.RawIOBase -----------------------------------------------------------------------
 

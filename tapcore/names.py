@@ -23,6 +23,12 @@ RAW_FORMAT = "raw"
 
 RAW_SUFFIXES = (".img", ".raw")
 
+_PROTOCOLS = (
+    *("fd", "file", "ftp", "ftps", "host_cdrom", "host_device", "http", "https"),
+    *("iscsi", "json", "nbd", "nfs", "nvme", "rbd", "sftp", "ssh"),
+)
+"""What qemu-img takes before a colon, and is no format."""
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,9}))?([BKMGTP]?)", re.IGNORECASE | re.ASCII)
 _HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -113,6 +119,11 @@ def split_name(name: ImageName, registry: Registry) -> DiskId:
         return DiskId(rest, head)
     if os.path.lexists(text):
         return DiskId(text)
+    if head == RAW_FORMAT and rest:
+        return DiskId(rest, raw_handle(registry))
+    if rest.startswith("//") or head in _PROTOCOLS:
+        text = "is no file's name: images are files and block devices, and URLs are not followed"
+        raise UsageError(text, image=f"{head}:{rest}")
     try:
         registry.get(head)
     except UnknownHandleError as exc:

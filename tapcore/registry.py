@@ -7,6 +7,7 @@ a row with an error; it breaks nothing else.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ FILTER_GROUP = "tapcore.filters"
 HOOKS = tuple(f.name for f in attrs.fields(TapDisk) if f.name.startswith("td_"))
 REQUIRED_HOOKS = ("td_open", "td_queue_read")
 MAX_HANDLE = 9
+_PLAUSIBLE = re.compile(r"[a-z][a-z0-9]{1,8}", re.ASCII)
+"""What a driver's handle looks like; what does not is more likely a part of a file's name."""
 
 _CAPABILITY_HOOKS = (
     ("read", "td_queue_read"),
@@ -170,7 +173,9 @@ class Registry:
         """
         row = self._rows.get(handle)
         if row is None:
-            raise UnknownHandleError(f"no driver has the handle '{handle}' ({self._known()})")
+            remedy = f": pip install tap-{handle}" if _PLAUSIBLE.fullmatch(handle) else ""
+            text = f"no driver has the handle '{handle}' ({self._known()}){remedy}"
+            raise UnknownHandleError(text)
         if row.info.error:
             raise UnknownHandleError(f"the driver '{handle}' cannot be used: {row.info.error}")
         return row.info

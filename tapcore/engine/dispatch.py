@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -52,7 +51,6 @@ class Dispatcher:
 
     Args:
         disk: with its chain open.
-        guard: asked before the first sector changes: a reason to refuse the new content, or "".
 
     Attributes:
         disk: as given.
@@ -65,7 +63,7 @@ class Dispatcher:
         in_flight: requests taken and not finished.
     """
 
-    def __init__(self, disk: TdState, guard: Callable[[bytes], str] | None = None) -> None:
+    def __init__(self, disk: TdState) -> None:
         assert disk.disks is not None
         self.disk = disk
         self.layers = layers_of(disk.disks)
@@ -74,7 +72,6 @@ class Dispatcher:
         self._leaf = self.layers[0]
         self._dd = self._leaf.dd
         self._layer_of = {layer.dd: layer for layer in self.layers}
-        self._guard = guard
         self._busy = False  # some layer has parked segments
         self._retry_at = 0.0
         self._progress = False
@@ -96,9 +93,6 @@ class Dispatcher:
     def submit_internal(self, req: Request) -> None:
         """A part of a request that holds its range: whole units, and exempt from the order."""
         self.in_flight += 1
-        guarded = req.op != READ and self._guard is not None and req.sector == 0
-        if guarded and self._refused_by_guard(req):
-            return
         self._to_leaf(req)
 
     def read_layer(self, layer: Layer, req: Request) -> None:
@@ -111,18 +105,6 @@ class Dispatcher:
         """All parts of a request are finished."""
         req.status = req.status or status
         self._finish(req)
-
-    def _refused_by_guard(self, req: Request) -> bool:
-        assert self._guard is not None
-        if req.op not in (WRITE, WRITE_COMPRESSED) or req.buf is None:
-            return False
-        reason = self._guard(bytes(req.buf[:DEFAULT_SECTOR_SIZE]))
-        if not reason:
-            return False
-        log.warning("%s: write refused: %s", self.disk.image, reason)
-        req.status = -errno.EPERM
-        self._finish(req)
-        return True
 
     # ---- to the drivers ---------------------------------------------------------------------
 

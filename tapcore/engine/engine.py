@@ -9,6 +9,7 @@ from typing import Any
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.dispatch import Dispatcher
+from tapcore.engine.guard import Guard, GuardedWrite, ends_of
 from tapcore.engine.requests import (
     FLUSH,
     READ,
@@ -30,11 +31,12 @@ class Engine(Dispatcher):
 
     Args:
         disk: with its chain open; its `blkif` becomes this engine.
-        guard: asked before the first sector changes: a reason to refuse the new content, or "".
+        guard: asked before an end of the disk changes, by which it is told what it is.
     """
 
-    def __init__(self, disk: TdState, guard: Callable[[bytes], str] | None = None) -> None:
-        super().__init__(disk, guard)
+    def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
+        super().__init__(disk)
+        self.guard = guard
         disk.blkif = self
 
     def enable_copy_on_read(self) -> None:
@@ -65,7 +67,8 @@ class Engine(Dispatcher):
             self._finish(req)
             return
         if (req.offset | length) & self.mask and not self._reaches_end(req):
-            submit_unaligned(self, req)
+            if op == READ or not self._at_guarded_end(req):
+                submit_unaligned(self, req)
             return
         if op == READ:
             if self._copy_on_read:
@@ -90,7 +93,7 @@ class Engine(Dispatcher):
 
     def submit_write(self, req: Request) -> None:
         """Start an aligned request that changes content, in order with what holds its range."""
-        if self._guard is not None and req.sector == 0 and self._refused_by_guard(req):
+        if self.guard is not None and self._at_guarded_end(req):
             return
         start, end = req.sector, req.sector + req.nb_sectors
         if self.order.strict and self.order.must_wait(start, end):
@@ -98,6 +101,27 @@ class Engine(Dispatcher):
             return
         self.order.writing.add(req)  # before the driver's call: others may start inside it
         self._to_leaf(req)
+
+    # ---- the ends of a disk that was probed -------------------------------------------------
+
+    def _touches_end(self, guard: Guard, req: Request) -> bool:
+        (_, head), (tail, _) = ends_of(self, guard)
+        return req.offset < head or req.offset + req.length > tail
+
+    def _at_guarded_end(self, req: Request) -> bool:
+        """Whether the guard has to be asked; then it is, and the request is taken care of."""
+        if self.guard is None or not self._touches_end(self.guard, req):
+            return False
+        GuardedWrite(self, self.guard, req, self._write_held).start()
+        return True
+
+    def _write_held(self, req: Request) -> None:
+        """A write, aligned or not, whose range is held."""
+        if (req.offset | req.length) & self.mask and not self._reaches_end(req):
+            self.in_flight += 1
+            submit_unaligned(self, req, held=True)
+            return
+        self.submit_internal(req)
 
     # ---- a write that comes in pieces -------------------------------------------------------
 
@@ -112,7 +136,7 @@ class Engine(Dispatcher):
             or not 0 <= req.offset < req.offset + req.length <= self.size
             or self.read_only
             or self.order.strict
-            or (self._guard is not None and req.sector == 0)
+            or (self.guard is not None and self._touches_end(self.guard, req))
         ):
             return False
         self.in_flight += 1

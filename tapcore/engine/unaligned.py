@@ -15,14 +15,24 @@ from tapcore.engine.ordering import Hold
 from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request
 
 
-def submit_unaligned(engine: Dispatcher, req: Request) -> None:
-    """Take a request (already counted as in flight) that does not consist of whole units."""
+def submit_unaligned(engine: Dispatcher, req: Request, *, held: bool = False) -> None:
+    """Take a request (already counted as in flight) that does not consist of whole units.
+
+    Args:
+        engine: of the disk.
+        req: the request.
+        held: its range is held already, and is not given back here.
+    """
     if req.op == READ:
         _read(engine, req)
     elif req.op == DISCARD:
         _discard(engine, req)
     else:
-        UnalignedWrite(engine, req).start()
+        write = UnalignedWrite(engine, req)
+        if held:
+            write.start_held()
+        else:
+            write.start()
 
 
 def _bounds(engine: Dispatcher, req: Request) -> tuple[int, int]:
@@ -106,9 +116,10 @@ class UnalignedWrite:
             order.wait(first, last, self.start)
             return
         self._hold = order.hold(first, last)
-        self._read_edges()
+        self.start_held()
 
-    def _read_edges(self) -> None:
+    def start_held(self) -> None:
+        """Begin, in a range that is held."""
         unit = self._engine.mask + 1
         first = self._start
         last = (self._end - 1) & ~self._engine.mask
@@ -176,6 +187,6 @@ class UnalignedWrite:
     def _finish(self) -> None:
         for edge in self._edges:
             POOL.give(edge.lease)
-        assert self._hold is not None
-        self._engine.order.release(self._hold)
+        if self._hold is not None:
+            self._engine.order.release(self._hold)
         self._engine.finish_internal(self._req, self._status)

@@ -23,7 +23,7 @@ from tapcore.tools.imagefiles import modes_of
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
-from tapcore.tools.streams import STANDARD, standard_input, stream_disk
+from tapcore.tools.streams import STANDARD, refuse_image, standard_input, stream_disk
 from tapcore.tools.transfer import Transfer, write_unit
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def convert_image(
     """Make a new image with the content of another.
 
     Args:
-        source: `[HANDLE:]PATH`; "-" reads a raw disk from standard input.
+        source: `[HANDLE:]PATH`; "-" reads a raw disk from standard input, and refuses what says
+            that it is something else; "aio:-" takes anything for a raw disk.
         target: `[HANDLE:]PATH`; without a handle the suffix says the format. "-" writes a raw
             disk, and `HANDLE:-` an image, to standard output.
         parent: of the new image, which then holds only what differs from it.
@@ -143,8 +144,11 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
     with contextlib.ExitStack() as stack:
         named = _named(source, wish.registry)
         if named.name == STANDARD:
+            unless_image = refuse_image(wish.registry) if not named.drivertype else None
             named.drivertype = _raw_input(named, wish.registry)
-            named.name = stack.enter_context(standard_input(_room_for(goal), wish.progress))
+            named.name = stack.enter_context(
+                standard_input(_room_for(goal), wish.progress, unless_image)
+            )
         yield stack.enter_context(
             open_image(
                 named,

@@ -7,12 +7,15 @@ import errno
 import os
 import select
 import stat
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 from tapcore.disk import Disk
-from tapcore.errors import IOFailedError, TapError, UsageError, describe
+from tapcore.errors import ImageFormatError, IOFailedError, TapError, UsageError, describe
+from tapcore.formats import HEAD_BYTES, Sample, read_sample, what_it_says_it_is
 from tapcore.models import DiskInfo
+from tapcore.probe import recognise, refusal
+from tapcore.registry import Registry
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job, in_units
 from tapcore.tools.readahead import read_ahead
@@ -20,6 +23,9 @@ from tapcore.tools.zeroes import data_runs
 
 STANDARD: Final = "-"
 """The name of standard input or output; a file of that name is `./-`."""
+
+_NAME: Final = "standard input"
+_ENDLESS: Final = 1 << 62
 
 _STDIN, _STDOUT = 0, 1
 _PIECE: Final = 1 << 20
@@ -30,8 +36,36 @@ _POLL_MS: Final = 200
 # ---- standard input --------------------------------------------------------------------------
 
 
+Check: TypeAlias = Callable[[Sample], None]
+"""Raises where the content must not be taken for a disk."""
+
+
+def refuse_image(registry: Registry) -> Check:
+    """The check of standard input that was not said to be a raw disk.
+
+    Args:
+        registry: the drivers that are asked, before the table of foreign formats.
+    """
+
+    def check(sample: Sample) -> None:
+        handle = recognise("", sample.head, registry)
+        if handle:
+            raise ImageFormatError(
+                f"holds a {handle} image, and only a raw disk can be read from there: save it to "
+                "a file first (aio:- would copy it as it is)",
+                image=_NAME,
+            )
+        found = what_it_says_it_is(sample)
+        if found is not None and not found.raw:
+            raise ImageFormatError(refusal(found, registry), image=_NAME)
+
+    return check
+
+
 @contextlib.contextmanager
-def standard_input(beside: str, progress: Progress | None) -> Iterator[str]:
+def standard_input(
+    beside: str, progress: Progress | None, check: Check | None = None
+) -> Iterator[str]:
     """Standard input up to its end as a file that can be opened by name.
 
     A pipe is kept in a temporary file without a name, which is sparse; a file is used as it is.
@@ -39,18 +73,23 @@ def standard_input(beside: str, progress: Progress | None) -> Iterator[str]:
     Args:
         beside: a path in whose directory there is room for it.
         progress: told how much has come; what it raises stops the work.
+        check: sees both ends of what has come; and the head alone, as soon as that is there.
 
     Yields:
         The name; it is gone afterwards.
     """
     if _is_whole_file(_STDIN):
+        if check is not None:
+            check(read_sample(_STDIN))
         yield f"/proc/self/fd/{_STDIN}"
         return
     import tempfile
 
     with tempfile.TemporaryFile(dir=os.path.dirname(beside) or ".", buffering=0) as spool:
         try:
-            _spool(spool.fileno(), progress)
+            _spool(spool.fileno(), progress, check)
+            if check is not None:
+                check(read_sample(spool.fileno()))
         except TapError:
             raise
         except OSError as exc:
@@ -65,7 +104,7 @@ def _is_whole_file(fd: int) -> bool:
         return False
 
 
-def _spool(fd: int, progress: Progress | None) -> None:
+def _spool(fd: int, progress: Progress | None, check: Check | None) -> None:
     """Keep what comes, but for zeroes."""
     buffer = bytearray(_PIECE)
     view = memoryview(buffer)
@@ -82,6 +121,8 @@ def _spool(fd: int, progress: Progress | None) -> None:
             break
         for start, end in data_runs(buffer, count):
             _write_all(fd, view[start:end], held + start)
+        if check is not None and held < HEAD_BYTES <= held + count:
+            check(Sample(_ENDLESS, os.pread(fd, HEAD_BYTES, 0), b""))
         held += count
     os.ftruncate(fd, held)
 

@@ -1,0 +1,209 @@
+"""What a file must be besides beginning with a magic, where the magic alone is too little.
+
+A trailer lies where a disk has its last sector, and bytes in the middle of a disk can be anything:
+there a checksum, a version, lengths that fit the file have to agree. Each check gets a sample that
+has the magic.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tapcore.formats.disks import gpt_starts, partition_starts, plain_disk
+from tapcore.formats.sample import HEAD_BYTES, Sample
+
+_PVD: Final = 32768
+_PVD_SECTOR: Final = 64
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_UTF16: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_VMDK_NAME: Final = re.compile(rb"\s*#\s*disk\s*descriptor", re.IGNORECASE)
+_VMDK_ENTRY: Final = re.compile(
+    rb"\s*(version\s*=\s*\"?\d|rw\s+\d+\s+[a-z]|rdonly\s+\d+\s+[a-z]|noaccess\s+\d+\s+[a-z]|"
+    rb"(encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)\s*=)",
+    re.IGNORECASE,
+)
+
+
+# ---- disk images ----------------------------------------------------------------------------
+
+
+def vhd_footer(sample: Sample) -> bool:
+    """In the last sector; Virtual PC before 2004 wrote 511 bytes (VHD specification 1.0, Hard Disk
+    Footer Format). The checksum is right, or the fields that other programs go by are."""
+    for length in (512, 511):
+        if sample.has(-length, b"conectix"):
+            return _is_vhd_footer(sample.tail[-length:], sample.size - length)
+    return False
+
+
+def _is_vhd_footer(footer: bytes, before: int) -> bool:
+    if int.from_bytes(footer[12:16], "big") != 0x10000:
+        return False
+    kind = int.from_bytes(footer[60:64], "big")
+    said = int.from_bytes(footer[64:68], "big")
+    total = ~(sum(footer) - sum(footer[64:68])) & 0xFFFFFFFF
+    if said == total:
+        return True
+    return kind in (3, 4) or (kind == 2 and int.from_bytes(footer[48:56], "big") == before)
+
+
+def vhd_names_parent(sample: Sample) -> bool:
+    """Whether the copy of the footer at the head says "differencing"."""
+    return sample.has(0, b"conectix") and sample.big(60, 4) == 4
+
+
+def dmg_trailer(sample: Sample) -> bool:
+    """UDIF's `koly` block: version 4, its own length, and parts that lie inside the file."""
+    block = sample.tail[-512:]
+    if int.from_bytes(block[4:8], "big") != 4 or int.from_bytes(block[8:12], "big") != 512:
+        return False
+    parts = ((24, 32), (40, 48), (216, 224))  # data fork, resource fork, property list
+    return all(
+        int.from_bytes(block[at : at + 8], "big") + int.from_bytes(block[size : size + 8], "big")
+        <= sample.size
+        for at, size in parts
+    )
+
+
+def qed_names_parent(sample: Sample) -> bool:
+    """Feature bit 0 (QED specification, Header)."""
+    return bool(sample.number(16, 8) & 1)
+
+
+def uml_cow_names_parent(sample: Sample) -> bool:
+    """The backing file's name follows magic and version; for QEMU's old format `cow` too."""
+    return bool(sample.head[8:9].strip(b"\0"))
+
+
+def sesparse(sample: Sample) -> bool:
+    """There are two headers of a sector each."""
+    return len(sample.head) >= 1024
+
+
+def known_qcow(sample: Sample) -> bool:
+    """Version 1, which another driver reads."""
+    return sample.big(4, 4) == 1
+
+
+def known_qcow2(sample: Sample) -> bool:
+    """Versions 2 and 3."""
+    return sample.big(4, 4) in (2, 3)
+
+
+def unknown_qcow(sample: Sample) -> bool:
+    """A version that nobody has heard of."""
+    return not known_qcow(sample) and not known_qcow2(sample)
+
+
+def vmdk_text(sample: Sample) -> bool:
+    """A descriptor by whatever first line: a comment that names it, or, behind other comments and
+    blank lines, an entry that only a descriptor has."""
+    head = sample.head[:20480]
+    for mark, encoding in _UTF16:
+        if head.startswith(mark):
+            head = head.decode(encoding, "replace").encode("utf-8", "replace")
+    head = head.removeprefix(_BYTE_ORDER_MARK)
+    if _VMDK_NAME.match(head):
+        return True
+    for line in head.splitlines():
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            return _VMDK_ENTRY.match(line) is not None
+    return False
+
+
+# ---- optical media and read-only file systems -----------------------------------------------
+
+
+def iso_9660(sample: Sample) -> bool:
+    """A volume descriptor of version 1 or 2 (ECMA-119 section 8.1), on something that is not a disk
+    which was partitioned or formatted later: there it is what a CD's image has left behind.
+
+    A hybrid, made for CDs and for sticks, has a partition that begins with the CD itself: at its
+    start, at the descriptor (in sectors of 512 or 2048 bytes), or right behind an MBR that is only
+    there to protect it.
+    """
+    if sample.device or sample.head[_PVD + 6 : _PVD + 7] not in (b"\1", b"\2"):
+        return False
+    if not plain_disk(sample):
+        return True
+    guids = gpt_starts(sample)
+    starts = guids or partition_starts(sample)
+    return any(start in (0, 1, _PVD_SECTOR, _PVD_SECTOR // 4) for start in starts)
+
+
+def not_a_device(sample: Sample) -> bool:
+    """A file system that lies bare on a block device is what the device is there for."""
+    return not sample.device
+
+
+def squashfs(sample: Sample) -> bool:
+    """Of a version that exists (superblock, s_major)."""
+    major = sample.number(28, 2) if sample.has(0, b"hsqs") else sample.big(28, 2)
+    return 1 <= major <= 4 and not sample.device
+
+
+# ---- archives and compressed data -----------------------------------------------------------
+
+
+def tar(sample: Sample) -> bool:
+    """The header has a name and a right checksum (POSIX.1, ustar interchange format; signed sums
+    exist). Archives of before POSIX have no magic at all."""
+    block = sample.head[:512]
+    digits = block[148:156].strip(b" \0")
+    if len(block) < 512 or not block[0] or not digits or digits.strip(b"01234567"):
+        return False
+    rest = block[:148] + b" " * 8 + block[156:]
+    signed = sum(byte - 256 if byte > 127 else byte for byte in rest)
+    return int(digits, 8) in (sum(rest), signed)
+
+
+def ova(sample: Sample) -> bool:
+    """The first member is the OVF description (DSP0243, OVF package)."""
+    return tar(sample) and sample.head[:100].rstrip(b"\0").lower().endswith(b".ovf")
+
+
+def gzip(sample: Sample) -> bool:
+    """Deflate, and no flag that is reserved (RFC 1952)."""
+    return len(sample.head) >= 10 and not sample.head[3] & 0xE0
+
+
+def bzip2(sample: Sample) -> bool:
+    """A block size, and the first block or the end of an empty stream."""
+    return sample.head[3:4].isdigit() and sample.head[4:10] in (
+        b"\x31\x41\x59\x26\x53\x59",
+        b"\x17\x72\x45\x38\x50\x90",
+    )
+
+
+def unix_compress(sample: Sample) -> bool:
+    """A possible width of codes."""
+    return len(sample.head) > 3 and 9 <= sample.head[2] & 0x1F <= 16 and not sample.head[2] & 0x60
+
+
+def lzip(sample: Sample) -> bool:
+    """Version 0 or 1, a dictionary of 4 KiB to 512 MiB."""
+    return sample.head[4:5] in (b"\0", b"\1") and 12 <= sample.number(5, 1) & 0x1F <= 29
+
+
+def skippable_frame(sample: Sample) -> bool:
+    """Of zstd or LZ4 (RFC 8878 section 3.1.2), and what follows is a frame again or lies further on
+    than can be seen."""
+    after = 8 + sample.number(4, 4)
+    if after > sample.size:
+        return False
+    if after == sample.size or after + 4 > HEAD_BYTES:
+        return True
+    magic = sample.number(after, 4)
+    return magic in (0xFD2FB528, 0x184D2204) or magic & 0xFFFFFFF0 == 0x184D2A50
+
+
+def aff4(sample: Sample) -> bool:
+    """A zip archive whose first member, or whose comment, says it (AFF4 Standard 1.0)."""
+    return b"container.description" in sample.head[30:64] or b"aff4://" in sample.tail
+
+
+def text_of_html(sample: Sample) -> bool:
+    """What a web server sends instead of a file that is not there."""
+    start = sample.head[:1024].removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head"))
