@@ -328,12 +328,14 @@ class Finding:
     """Something that `inspect` says of an image from a stranger.
 
     Attributes:
-        severity: "note" or "danger".
+        severity: "danger", "unknown" (what could not be looked at) or "note".
         message: one line.
+        code: a word for programs, which never changes; the same for all formats that have the same.
     """
 
-    severity: Literal["note", "danger"]
+    severity: Literal["note", "unknown", "danger"]
     message: str
+    code: str = "other"
 
 
 @attrs.frozen

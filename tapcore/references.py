@@ -18,10 +18,20 @@ from tapcore.boundfile import BoundFile, bind_real, unmade
 from tapcore.errors import ReferencePolicyError, printable
 from tapcore.imagefile.newfiles import is_being_made
 
-__all__ = ["ReferencePolicy", "printable"]
+__all__ = ["ReferencePolicy", "has_protocol", "printable"]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""A scheme (`nbd://`, `json:`), which other programs would follow; here it is just a file name."""
+_PROTOCOL = re.compile(r"[^/:]*:")
+
+
+def has_protocol(named: str) -> bool:
+    """Whether other programs would take a name for something else than a file's.
+
+    QEMU does so with whatever has a colon before its first slash: URLs (`nbd+unix://`), its own
+    protocols (`json:`, `fd:`, `host_device:`), and a plain name such as `10:00.img`, too.
+    Here it is just a file's name.
+    """
+    return _PROTOCOL.match(named) is not None
+
 
 _TRIES: Final = 8
 """How often a name is looked at again that leads elsewhere each time."""
@@ -167,7 +177,7 @@ class ReferencePolicy:
     def _refuse_odd(self, named: str, image: Naming) -> None:
         if not named or "\0" in named:
             raise ReferencePolicyError("names a file with an impossible name", image=image.name)
-        if _URL.match(named) and not image.has_beside(named):
+        if has_protocol(named) and not image.has_beside(named):
             raise ReferencePolicyError(
                 f"names '{printable(named)}', which is not a plain file name; it is never followed",
                 image=image.name,

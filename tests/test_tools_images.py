@@ -125,12 +125,14 @@ def test_inspect_a_raw_file(tmp_path: Path) -> None:
     assert found.as_dict() == {
         "image": str(path),
         "handle": "aio",
+        "format": "aio",
         "file_size": 1024,
         "disk_size": found.disk_size,
         "virtual_size": 1024,
         "features": [],
         "references": [],
         "findings": [],
+        "verdict": "harmless",
         "dangerous": False,
     }
 

@@ -185,13 +185,21 @@ def stranger(**facts: object) -> None:
 @pytest.mark.parametrize(
     ("parent", "danger"),
     [
-        ("base.toy", ""),
         ("sub/base.toy", ""),
+        ("sub/../sub/base.toy", ""),
+        ("base.toy", "lies outside"),
         ("/etc/passwd", "lies outside"),
         ("../x", "lies outside"),
         ("sub/../../x", "lies outside"),
         ("nbd://host/x", "not a plain file name"),
         ("json:{}", "not a plain file name"),
+        ("nbd+unix:///x?socket=y", "not a plain file name"),
+        ("fd:3", "not a plain file name"),
+        ("host_device:/dev/sda", "not a plain file name"),
+        ("host_cdrom:/dev/sr0", "not a plain file name"),
+        ("10:00.img", "not a plain file name"),
+        (" a b:c", "not a plain file name"),
+        (":x", "not a plain file name"),
         ("", "impossible"),
         ("a\0b", "impossible"),
     ],
@@ -200,7 +208,7 @@ def test_inspect_judges_names_without_looking_for_the_files(
     toys: Path, parent: str, danger: str
 ) -> None:
     stranger(parent=parent, parent_handle="toy")
-    found = inspect_image("stranger.toy")
+    found = inspect_image("stranger.toy", references=ReferencePolicy.from_words(("sub",)))
     assert found.handle == "toy"
     assert found.references == (("parent", parent),)
     assert found.dangerous == bool(danger)
@@ -208,10 +216,31 @@ def test_inspect_judges_names_without_looking_for_the_files(
 
 
 def test_inspect_and_the_policy(toys: Path) -> None:
-    stranger(parent="/etc/passwd", parent_handle="")
-    for words, dangerous in (((), True), (("/etc",), False), (("any",), False), (("none",), True)):
+    for parent, words, dangerous in (
+        ("/etc/passwd", (), True),
+        ("/etc/passwd", ("/etc",), False),
+        ("/etc/passwd", ("any",), False),
+        ("/etc/passwd", ("none",), True),
+        ("sibling.toy", (), True),
+        ("sibling.toy", (".",), False),
+        ("sibling.toy", ("/etc",), True),
+    ):
+        stranger(parent=parent, parent_handle="")
         policy = ReferencePolicy.from_words(words)
         assert inspect_image("stranger.toy", references=policy).dangerous == dangerous
+    assert inspect_image("stranger.toy").dangerous
+    assert main(["inspect", "stranger.toy"]) == 2
+    assert main(["inspect", "--parents", ".", "stranger.toy"]) == 0
+
+
+def test_what_a_name_is_judged_by_holds_through_links_to_the_image(toys: Path) -> None:
+    """Some programs go by the link, others by what it leads to."""
+    stranger(parent="sibling.toy", parent_handle="")
+    Path("elsewhere").mkdir()
+    Path("elsewhere/link.toy").symlink_to("../stranger.toy")
+    for words, dangerous in (((".",), False), (("elsewhere",), True)):
+        policy = ReferencePolicy.from_words(words)
+        assert inspect_image("elsewhere/link.toy", references=policy).dangerous == dangerous
 
 
 def test_inspect_of_a_disguise(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,12 +51,13 @@ def inspect(fd: int, size: int) -> Inspection:
     if header.encrypted:
         features.append("AES encryption")
         text = "its encryption is weak: 128-bit AES with the passphrase as the key, predictable IVs"
-        findings.append(Finding("note", text))
+        findings.append(Finding("note", text, "weak-encryption"))
     if header.backing_file:
         text = "does not say which format its parent has: that is guessed from the parent's content"
-        findings.append(Finding("note", text))
+        findings.append(Finding("note", text, "parent-format-guessed"))
     if header.size & 511:
-        findings.append(Finding("note", f"its size is not whole sectors ({header.size} bytes)"))
+        text = f"its size is not whole sectors ({header.size} bytes)"
+        findings.append(Finding("note", text, "odd-size"))
     return Inspection(
         header.sectors << SECTOR_SHIFT,
         tuple(features),

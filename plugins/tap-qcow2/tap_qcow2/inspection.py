@@ -76,20 +76,23 @@ def _findings(header: Header, size: int) -> list[Finding]:
     found = []
     if header.has_data_file:
         text = "keeps its data in another file: whoever opens it reads and writes that one"
-        found.append(Finding("danger", text))
+        found.append(Finding("note", text, "data-file"))
     if header.backing_file and not header.backing_format:
         text = "does not record its parent's format, so that it would be guessed"
-        found.append(Finding("note", text))
+        found.append(Finding("note", text, "parent-format-guessed"))
     if header.size > _HUGE:
-        found.append(Finding("danger", f"claims a size of {header.size} bytes"))
+        found.append(Finding("danger", f"claims a size of {header.size} bytes", "huge"))
     if header.corrupt:
-        found.append(Finding("note", "is marked as corrupt: check it"))
+        found.append(Finding("note", "is marked as corrupt: check it", "corrupt"))
     if header.dirty:
-        found.append(Finding("note", "was not closed: its refcounts may be wrong"))
+        text = "was not closed: its refcounts may be wrong"
+        found.append(Finding("note", text, "not-closed"))
     if header.crypt_method == layout.CRYPT_AES:
-        found.append(Finding("note", "has the legacy AES encryption, which is not safe"))
+        text = "has the legacy AES encryption, which is not safe"
+        found.append(Finding("note", text, "weak-encryption"))
     if header.l1_size * 8 > max(size, 1 << 20):
-        found.append(Finding("danger", "has an L1 table that is larger than the file"))
+        text = "has an L1 table that is larger than the file"
+        found.append(Finding("danger", text, "impossible-table"))
     return found
 
 
@@ -112,7 +115,7 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
     if lost:
         many = "1 cluster lies" if lost == 1 else f"{least}{lost} clusters lie"
         found.append(f"{many} past the end of the file: their content is lost")
-    return [Finding("note", text) for text in found]
+    return [Finding("note", text, "content-lost") for text in found]
 
 
 def _l2_tables(fd: int, header: Header) -> list[int]:

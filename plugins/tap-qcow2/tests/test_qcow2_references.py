@@ -13,6 +13,7 @@ from qcow2tools import MIB, create, qemu_img
 from qcow2trials import seen, watched
 from qcow2walk import walk
 from tapcore.errors import ReferencePolicyError, TapError
+from tapcore.references import ReferencePolicy
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
@@ -148,3 +149,33 @@ def test_cve_2008_2004_a_raw_disk_is_not_taken_for_an_image(tmp_path: Path) -> N
         assert disk.size == -(-raw.stat().st_size // 512) * 512
     with pytest.raises(TapError):
         tapcore.open(str(raw))
+
+
+def test_an_image_that_is_a_cd_or_a_vhd_as_well_is_a_danger(tmp_path: Path) -> None:
+    """Whoever goes by the other signature opens something that nobody has looked at."""
+    image = create(tmp_path / "disk.qcow2", MIB)
+    assert inspect_image(image).verdict == "harmless"
+    content = bytearray(image.read_bytes().ljust(256 << 10, b"\0"))
+    content[32768:32775] = b"\1CD001\1"
+    image.write_bytes(content)
+    assert [f.code for f in inspect_image(image).findings] == ["two-formats"]
+    assert inspect_image(f"qcow2:{image}").dangerous
+    content[32768:32775] = bytes(7)
+    footer = bytearray(512)
+    footer[:16] = b"conectix\0\0\0\2\0\1\0\0"
+    footer[60:64] = b"\0\0\0\3"
+    image.write_bytes(content + footer)
+    assert [f.code for f in inspect_image(image).findings] == ["two-formats"]
+
+
+def test_a_file_beside_it_is_another_tenants(tmp_path: Path) -> None:
+    """Who does not say where an image's files may lie is told of each."""
+    create(tmp_path / "base.qcow2", MIB)
+    child = create(tmp_path / "child.qcow2", MIB, parent="base.qcow2")
+    data = create(tmp_path / "data.qcow2", MIB, data_file=tmp_path / "data.bin")
+    here = ReferencePolicy.from_words((str(tmp_path),))
+    for image in (child, data):
+        assert [f.code for f in inspect_image(image).findings if f.severity == "danger"] == [
+            "names-file"
+        ]
+        assert inspect_image(image, references=here).verdict == "harmless"

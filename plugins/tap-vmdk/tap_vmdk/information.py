@@ -142,10 +142,10 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
             features.append(text)
     findings = []
     if header.unclean:
-        findings.append(Finding("note", "its last writer did not close it"))
+        findings.append(Finding("note", "its last writer did not close it", "not-closed"))
     if header.flags & sparse.FLAG_NEWLINE and header.newlines != sparse.NEWLINES:
         text = "line ends were changed in it: it went through a transfer of text, and is damaged"
-        findings.append(Finding("note", text))
+        findings.append(Finding("note", text, "line-ends"))
     if not header.descriptor_offset:
         return _inspection_of_lone(name, header.capacity, features, findings)
     offset, length = header.descriptor_offset * 512, header.descriptor_size * 512
@@ -181,7 +181,7 @@ def _inspection_of_lone(
     name: str, sectors: int, features: list[str], findings: list[Finding]
 ) -> Inspection:
     """Of a sparse file without a descriptor, which names nothing."""
-    notes = (Finding("note", lone_extent(name)), *findings)
+    notes = (Finding("note", lone_extent(name), "lone-extent"), *findings)
     return Inspection(sectors * 512, tuple(features), (), notes)
 
 
@@ -196,14 +196,16 @@ def _inspection(
     try:
         kind = kind_of_disk(descriptor, kind)
     except NotSupportedError as exc:
-        findings.append(Finding("danger", exc.message))
+        findings.append(Finding("danger", exc.message, "not-supported"))
     if descriptor.has_parent and not descriptor.hints():
-        findings.append(Finding("note", "it has a parent, but does not say where that is"))
+        text = "it has a parent, but does not say where that is"
+        findings.append(Finding("note", text, "parent-not-recorded"))
     references = [("extent", line.name) for line in lines if line.name]
     references += [("parent", hint) for hint in descriptor.hints()]
     if tracking := descriptor.get("changeTrackPath"):
         references.append(("change tracking file", tracking))
     named = tuple((role, descriptor.meant(each)) for role, each in references)
     if any(line.kind in _DANGEROUS_KINDS for line in lines):
-        findings.append(Finding("danger", "it stands for a raw device of its host"))
+        text = "it stands for a raw device of its host"
+        findings.append(Finding("danger", text, "host-device"))
     return Inspection(sectors * 512, (kind, *features), named, tuple(findings))

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from tapcore.cli.options import image_argument, json_option, parents_option, tap_command
 from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
+from tapcore.errors import ImageFormatError
 from tapcore.names import format_size
 from tapcore.references import ReferencePolicy
 from tapcore.tools.inspect import InspectedImage, inspect_image
 
 HARMLESS, AFRAID = 0, 2
+
+_LAST_WORDS = {
+    "harmless": "harmless",
+    "unknown": "not looked at",
+    "danger": "something to be afraid of",
+}
 
 
 @tap_command("inspect", short_help="look at an image from a stranger, opening nothing else")
@@ -18,14 +25,18 @@ HARMLESS, AFRAID = 0, 2
 def command(image: str, as_json: bool, references: ReferencePolicy) -> int:
     """Look at an IMAGE from a stranger.
 
-    Nothing but IMAGE is opened, and that for reading. Exit status: 0 harmless, 1 not an image or
-    unreadable, 2 something to be afraid of.
+    Nothing but IMAGE is opened, and that for reading. Any file that it names is a danger, but in
+    the directories that --parents allows; IMAGE's own is not among them by itself. Exit status:
+    0 harmless, 1 not an image, of a format without a driver, or unreadable, 2 something to be
+    afraid of.
     """
     found = inspect_image(image, references=references)
     if as_json:
         print_json(found.as_dict())
     else:
         _print(found)
+    if found.verdict == "unknown":
+        raise ImageFormatError(found.findings[0].message, image=image)
     return AFRAID if found.dangerous else HARMLESS
 
 
@@ -33,19 +44,26 @@ def _print(found: InspectedImage) -> None:
     print_pairs(
         [
             ("image", found.image),
-            ("format", found.handle),
-            ("virtual size", size_with_bytes(found.virtual_size)),
+            ("format", found.format),
+            *_virtual_size(found),
             (
                 "file size",
                 f"{size_with_bytes(found.file_size)}, {format_size(found.disk_size)} used",
             ),
-            ("features", ", ".join(found.features) or "none"),
+            *([("features", ", ".join(found.features) or "none")] if found.handle else []),
             *[(f"names ({role})", name) for role, name in found.references],
         ]
     )
-    if not found.references:
+    if found.handle and not found.references:
         print_line("names no other file")
     for finding in found.findings:
-        label = "DANGER" if finding.severity == "danger" else "note"
-        print_line(f"{label}: {finding.message}")
-    print_line("something to be afraid of" if found.dangerous else "harmless")
+        if finding.severity != "unknown" or found.dangerous:
+            label = "DANGER" if finding.severity == "danger" else "note"
+            print_line(f"{label}: {finding.message}")
+    print_line(_LAST_WORDS[found.verdict])
+
+
+def _virtual_size(found: InspectedImage) -> list[tuple[str, str]]:
+    if found.virtual_size is None:
+        return []
+    return [("virtual size", size_with_bytes(found.virtual_size))]
