@@ -35,6 +35,8 @@ _ACCESS = re.compile(r"\s*(RW|RDONLY|NOACCESS)(?:\s|$)", re.IGNORECASE)
 _HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _HINT_ANYWHERE = re.compile(r'parentFileNameHint\s*=?\s*"?([^"\r\n]*)', re.IGNORECASE)
+_QEMU_NAME: Final = 4096
+"""QEMU takes no longer name of a parent (it has room for 1024 bytes)."""
 _NAMELESS: Final = ("ZERO",)
 """Kinds of extents that lie in no file."""
 
@@ -242,9 +244,19 @@ class Descriptor:
 
     def hints(self) -> list[str]:
         """Every place where some program might look for a parent: wherever the entry's name
-        stands, and even where there is said to be no parent."""
-        found = (name for line in self.lines for name in _HINT_ANYWHERE.findall(line))
-        return [name for name in dict.fromkeys(found) if name]
+        stands, and even where there is said to be no parent.
+
+        For QEMU the name is all between the second character behind the entry's name and the next
+        quote, whatever and wherever that is.
+        """
+        found = [name for line in self.lines for name in _HINT_ANYWHERE.findall(line)]
+        text = self.newline.join(self.lines)
+        at = text.find(PARENT_HINT)
+        if at >= 0:
+            start = at + len(PARENT_HINT) + 2
+            end = text.find('"', start)
+            found.append(text[start:end] if 0 <= end - start < _QEMU_NAME else "")
+        return [name for name in dict.fromkeys(found) if name.strip()]
 
     def _hex(self, key: str) -> int:
         text = self.get(key) or ""

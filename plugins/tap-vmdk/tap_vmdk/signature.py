@@ -33,8 +33,11 @@ _TEXT: Final = frozenset(
 )
 """What such a text begins with."""
 _NAME: Final = rb"(?i)#\s*disk\s*descriptor\s*file"
-_SKIPPED: Final = rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*"
-"""Comments and blank lines."""
+_SKIPPED: Final = (
+    rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*",
+    rb"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t\r]*",
+)
+"""Comments and blank lines; for QEMU, as in the second, a carriage return alone ends none."""
 _ENTRY: Final = (
     rb"(?i)version[ \t]*=[ \t]*[\"]?\d|"
     rb"(?:encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)[ \t]*=|"
@@ -68,5 +71,5 @@ def _is_descriptor(head: bytes) -> bool:
     head = head.removeprefix(BOM)
     if re.match(_NAME, head.lstrip(b" \t\r\n")):
         return True
-    skipped = re.match(_SKIPPED, head)
-    return skipped is not None and re.match(_ENTRY, head[skipped.end() :]) is not None
+    skipped = (re.match(lines, head) for lines in _SKIPPED)
+    return any(re.match(_ENTRY, head[each.end() :]) for each in skipped if each is not None)
