@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 _MOST_TEXT = 2000
+_MOST_NAME = 1000
 
 _PYTHONS_OWN: Final[dict[int, type[OSError]]] = {
     errno.ENOENT: FileNotFoundError,
@@ -69,7 +70,7 @@ class TapError(OSError):
 
     @message.setter
     def message(self, text: str) -> None:
-        short = _shortened(str(text))
+        short = shortened(str(text), _MOST_TEXT)
         self._message = printable(short, len(short))
 
     @property
@@ -81,7 +82,8 @@ class TapError(OSError):
         return self.image or None
 
     def __str__(self) -> str:
-        image = printable(self.image, len(self.image))
+        name = shortened(self.image, _MOST_NAME)
+        image = printable(name, len(name))
         return f"{image}: {self.message}" if image else self.message
 
     def __reduce__(self) -> tuple[Callable[..., TapError], tuple[Any, ...]]:
@@ -190,18 +192,32 @@ class LostContentError(IOFailedError):
     """A read failed because the image is damaged; the text says where. The rest can be salvaged."""
 
 
-def _shortened(text: str) -> str:
-    """With its middle left out where it is too long: the reason stands at the end."""
-    if len(text) <= _MOST_TEXT:
+def shortened(text: str, most: int) -> str:
+    """With its middle left out where it has more characters than that: the end is the reason."""
+    if len(text) <= most:
         return text
-    half = _MOST_TEXT // 2
+    half = most // 2
     return f"{text[:half]}…{text[1 - half :]}"
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """Text from an image, safe to print: control characters escaped, length bounded."""
+    """Text from an image, safe to print: control characters escaped, length bounded.
+
+    A byte of a name that is not UTF-8 is shown as what it is, `\\xff`.
+    """
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+    return cut if cut.isprintable() else "".join(map(_shown, cut))
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character.isprintable():
+        return character
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def describe(exc: BaseException) -> str:

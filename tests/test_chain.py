@@ -254,7 +254,7 @@ def test_a_parents_name_from_a_stranger_cannot_draw_on_the_terminal(
 
 def test_text_from_an_image_is_short_and_printable() -> None:
     assert printable("plain") == "plain"
-    assert printable("a\nb\x1b\udce9") == "a\\x0ab\\x1b\\xdce9"
+    assert printable("a\nb\x1b\udce9") == "a\\x0ab\\x1b\\xe9"
     assert len(printable("x" * 1000)) == 200
 
 

@@ -11,7 +11,7 @@ import tapcore
 from tapcore.errors import ImageFormatError, TapError, describe, errno_of, open_error
 
 ODD = "a\nb\x1b[31m\udce9"
-SAFE = "a\\x0ab\\x1b[31m\\xdce9"
+SAFE = "a\\x0ab\\x1b[31m\\xe9"
 
 
 def test_the_message_is_printable_and_of_bounded_length() -> None:

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     import logging
 
-_MAX_LINE = 2000
+_MAX_LINE = 3000
 
 
 class Session:
@@ -109,9 +109,9 @@ def _wrong_command_line(exc: click.UsageError) -> int:
 
 def print_error(text: str) -> None:
     """`tapdisk: text` on standard error; nothing where that is closed."""
-    from tapcore.references import printable
+    from tapcore.errors import printable, shortened
 
-    line = printable(text, _MAX_LINE)
+    line = printable(shortened(text, _MAX_LINE), _MAX_LINE)
     try:
         sys.stdout.flush()
     except OSError:
@@ -150,8 +150,7 @@ def set_up_logging(level: str, session: Session) -> None:
 def _one_line_formatter(session: Session) -> logging.Formatter:
     import logging
 
-    from tapcore.errors import describe
-    from tapcore.references import printable
+    from tapcore.errors import describe, printable, shortened
 
     class OneLine(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -160,6 +159,6 @@ def _one_line_formatter(session: Session) -> logging.Formatter:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 text = f"{text}: {describe(record.exc_info[1])}"
-            return f"tapdisk: {printable(text, _MAX_LINE)}"
+            return f"tapdisk: {printable(shortened(text, _MAX_LINE), _MAX_LINE)}"
 
     return OneLine()

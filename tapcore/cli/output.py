@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,9 +20,55 @@ def print_line(text: str = "") -> None:
 
 def print_json(value: object) -> None:
     """JSON, pure ASCII, so that no terminal or locale can misread it."""
+    print(json_text(value, indent=4))
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON, pure ASCII and valid Unicode.
+
+    A name that is not UTF-8 cannot stand in JSON: it is there as it is printed, with `\\xff` for a
+    byte, and beside it, under its key and `_bytes`, all of its bytes in hexadecimal.
+    """
     import json
 
-    print(json.dumps(value, indent=4, default=str))
+    return json.dumps(_clear(value), indent=indent, default=str)
+
+
+def _clear(value: object) -> object:
+    if isinstance(value, str):
+        return value if _is_unicode(value) else printable(value, 6 * len(value))
+    if isinstance(value, (list, tuple)):
+        return [_clear(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[object, object] = {}
+    for key, item in value.items():
+        found[_clear(key)] = _clear(item)
+        raw = _bytes_of(item)
+        if raw is not None:
+            found[f"{_clear(key)}_bytes"] = raw
+    return found
+
+
+def _bytes_of(value: object) -> object:
+    """Of a name, or names, that are not UTF-8: their bytes; None where nothing is so."""
+    if isinstance(value, str) and not _is_unicode(value):
+        return os.fsencode(value).hex() if _is_name(value) else None
+    if isinstance(value, (list, tuple)) and any(map(_bytes_of, value)):
+        return [_bytes_of(item) for item in value]
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_name(text: str) -> bool:
+    return not any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in text)
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]], indent: str = "") -> None:

@@ -8,6 +8,7 @@ has looked at is never called harmless.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import PurePath
 from typing import Any, Final, Literal
 
@@ -22,6 +23,9 @@ from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.probe import odd_name, recognise, refusal
 from tapcore.references import ReferencePolicy, has_protocol, printable
 from tapcore.registry import Registry, default_registry
+
+_UNDECODED: Final = re.compile("[\\udc80-\\udcff]")
+"""Bytes of a name that is not UTF-8, which no terminal obeys: they are shown as `\\xff`."""
 
 _ORDER: Final = ("danger", "unknown", "note")
 
@@ -248,7 +252,7 @@ def _problem_of_reference(image: str, named: str, policy: ReferencePolicy) -> tu
     could mount something, or tell its owner that the image was looked at."""
     if not named or "\0" in named:
         return "impossible-name", "is an impossible file name"
-    if not named.isprintable():
+    if not _UNDECODED.sub("", named).isprintable():
         return "control-characters", "has control characters in it, which a terminal would obey"
     if has_protocol(named):
         return "protocol", "is not a plain file name: other programs would connect to it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from tapcore.cli.options import (
     quiet_option,
     tap_command,
 )
-from tapcore.cli.output import print_line
+from tapcore.cli.output import json_text, print_line
 from tapcore.keys import Keys
 from tapcore.references import ReferencePolicy
 from tapcore.tools.map import MapItem, map_disk
@@ -76,7 +75,7 @@ def _print_json(items: Iterator[MapItem], image: str) -> None:
     """One item a line, as it comes: the map of a large disk is long."""
     separator = "["
     for item in items:
-        sys.stdout.write(f"{separator}{json.dumps(item.as_dict(image))}")
+        sys.stdout.write(f"{separator}{json_text(item.as_dict(image))}")
         separator = ",\n "
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
