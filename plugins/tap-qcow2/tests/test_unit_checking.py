@@ -94,6 +94,11 @@ def test_damage_is_found_as_qemu_finds_it(
         ):  # QEMU gives no answer, where bitmaps cannot be loaded for instance
             continue
         case = f"{done}: {messages}, QEMU: {said}"
+        if any("past the end of the data file" in line for line in messages):
+            assert status == 2, case  # QEMU does not look how long the data file is
+            assert counters["corruptions"] > wanted["corruptions"], case
+            assert counters["leaks"] == wanted["leaks"], case
+            continue
         assert status == want, case
         assert comparable(layout, done, counters) == comparable(layout, done, wanted), case
         assert bool(messages) == bool(status), case

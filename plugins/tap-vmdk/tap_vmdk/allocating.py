@@ -99,7 +99,7 @@ class AllocatingPart(SparsePart):
         try:
             new = self._allocate(at, nb)
         except (TapError, OSError) as exc:
-            return cb(dd, -self._failed(exc), sector, nb, id, prv)
+            return cb(dd, self._failed(exc, dd, sector, nb), sector, nb, id, prv)
         skip = at - new.first
         size = new.grains * self._grain
         whole = not skip and nb >= min(size, self.end - self.start - new.first)
@@ -111,7 +111,9 @@ class AllocatingPart(SparsePart):
             if nb < size:  # what is not written reads as zeroes: it lies in a hole of the file
                 self.map.file.truncate_up((new.place + size) << 9)
         except OSError as exc:
-            return self._stored(dd, -self._failed(exc), sector, nb, id, (new, cb, prv))
+            return self._stored(
+                dd, self._failed(exc, dd, sector, nb), sector, nb, id, (new, cb, prv)
+            )
         return self._store(new, skip, buf, answer)
 
     def _allocate(self, at: int, nb: int) -> Allocation:
@@ -266,6 +268,10 @@ class AllocatingPart(SparsePart):
         return finished
 
     # ---- metadata ---------------------------------------------------------------------------
+
+    def keep_free(self, end: int) -> None:
+        """New grains go behind."""
+        self.map.end = max(self.map.end, round_up(end, self._grain))
 
     def begin_writing(self) -> None:
         """Say in the header that the file is in use, as VMware does."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any, Final
@@ -14,8 +12,6 @@ from tap_vmdk.sparse import GRAIN_MARKER
 from tap_vmdk.sparseparts import SparsePart
 from tapcore import DiskDriver, Extent, ImageFormatError, TdCallback
 from tapcore.deflate import inflate
-
-log = logging.getLogger(__name__)
 
 _KEPT_BYTES: Final = 4 << 20
 """Inflated grains that are kept for the reads that follow."""
@@ -122,13 +118,18 @@ class CompressedPart(SparsePart):
         if not task:
             return 0
         found: list[tuple[int, bytes]] = []
+        damage: list[tuple[int, str]] = []
 
         def inflated(dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: Any) -> int:
             self._keep_some(found)
+            for at, reason in damage:
+                start = max(self.start + at, sector)
+                count = min(self.start + at + self._grain, sector + nb) - start
+                res = self.damaged(dd, start, count, reason)
             return cb(dd, res, sector, nb, id, prv)
 
         answer = (inflated, dd, first, end - first, id, prv)
-        self.map.file.queue_work(self._inflate_all, (task, found), answer)
+        self.map.file.queue_work(self._inflate_all, (task, found, damage), answer)
         return 0
 
     def _keep_some(self, found: list[tuple[int, bytes]]) -> None:
@@ -140,16 +141,21 @@ class CompressedPart(SparsePart):
 
     # ---- in threads --------------------------------------------------------------------------
 
-    def _inflate_all(self, task: list[_Piece], found: list[tuple[int, bytes]]) -> int:
+    def _inflate_all(
+        self,
+        task: list[_Piece],
+        found: list[tuple[int, bytes]],
+        damage: list[tuple[int, str]],
+    ) -> int:
         for place, at, skip, target in task:
             try:
                 content = self.inflate_grain(place, at)
             except ImageFormatError as exc:
-                log.warning("%s: %s", self.map.file.path, exc)
-                return -errno.EIO
+                damage.append((at, f"{exc.message}, at sector {place} of the file"))
+                continue
             if len(content) < skip + len(target):
-                log.warning("%s: the grain at sector %d is too short", self.map.file.path, place)
-                return -errno.EIO
+                damage.append((at, f"its grain, at sector {place} of the file, is too short"))
+                continue
             target[:] = memoryview(content)[skip : skip + len(target)]
             found.append((place, content))
         return 0
@@ -169,11 +175,13 @@ class CompressedPart(SparsePart):
         if not self._markers:
             return self._inflate_unmarked(place, stored)
         head = GRAIN_MARKER.size
+        if not stored:
+            raise ImageFormatError("its grain lies past the end of the file")
         if len(stored) < head:
             raise ImageFormatError("ends within a compressed grain")
         sector, size = GRAIN_MARKER.unpack_from(stored)
         if sector != at or not 0 < size <= 2 * self.cluster:
-            raise ImageFormatError(f"has a damaged marker of a grain at sector {place}")
+            raise ImageFormatError("has a damaged marker of a grain")
         missing = head + size - len(stored)
         if missing > 0:
             stored += os.pread(self._fd, missing, (place << 9) + len(stored))

@@ -80,7 +80,7 @@ class WritablePart(AllocatingPart):
                 try:
                     run = self.map.run(at, nb)
                 except (TapError, OSError) as exc:
-                    return finished + cb(dd, -self._failed(exc), sector, nb, id, prv)
+                    return finished + cb(dd, self._failed(exc, dd, sector, nb), sector, nb, id, prv)
                 if run is None:
                     state = (self._write_runs, buf, cb, prv)
                     self._load(dd, sector, nb, self._table_is_there, id, state)
@@ -90,7 +90,9 @@ class WritablePart(AllocatingPart):
                     part = buf[: count << 9]
                     finished += self._write_data(dd, place, sector, count, part, cb, id, prv)
                 elif place == DAMAGED or place > ZERO:
-                    finished += cb(dd, -self._failed(_DAMAGED), sector, count, id, prv)
+                    finished += cb(
+                        dd, self._failed(_DAMAGED, dd, sector, count), sector, count, id, prv
+                    )
                 else:
                     count = self.not_busy(at, count)
                     part = buf[: count << 9]
@@ -141,7 +143,9 @@ class WritablePart(AllocatingPart):
             try:
                 run = self.map.run(at, nb)
             except (TapError, OSError) as exc:
-                return finished + int(cb(dd, -self._failed(exc), sector, nb, id, mine))
+                return finished + int(
+                    cb(dd, self._failed(exc, dd, sector, nb), sector, nb, id, mine)
+                )
             if run is None:
                 self._load(dd, sector, nb, self._clear, id, prv)
                 return finished
@@ -150,7 +154,9 @@ class WritablePart(AllocatingPart):
                 self._clear_data(dd, place, sector, count, nb - count, id, prv)
                 return finished
             if place == DAMAGED or place > ZERO:
-                finished += cb(dd, -self._failed(_DAMAGED), sector, count, id, mine)
+                finished += cb(
+                    dd, self._failed(_DAMAGED, dd, sector, count), sector, count, id, mine
+                )
             else:
                 count = self.not_busy(at, count)
                 done = hole(dd, place, at, count, may_unmap) if hole else 0
@@ -199,5 +205,5 @@ class WritablePart(AllocatingPart):
             self.need_table(at >> self._table_shift)
             self.map.set_entries(at, ZERO, -(-nb // self._grain))
         except (TapError, OSError) as exc:
-            return -self._failed(exc)
+            return self._failed(exc, dd, self.start + at, nb)
         return 0

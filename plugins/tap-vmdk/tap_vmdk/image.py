@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import select
@@ -18,7 +19,16 @@ from tap_vmdk.flushing import Flusher
 from tap_vmdk.grains import round_up
 from tap_vmdk.parts import Part
 from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
-from tapcore import DiskDriver, Extent, ImageFile, NotSupportedError, TdCallback
+from tapcore import (
+    DiskDriver,
+    Extent,
+    ImageFile,
+    ImageFormatError,
+    NotSupportedError,
+    TdCallback,
+)
+
+log = logging.getLogger(__name__)
 
 _CID = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
 
@@ -105,6 +115,7 @@ class Image:
         files: all that are open, the image's own first.
         named: those of the extents, by name and access.
         changed: something was written since it was opened.
+        goes_on: with writing, where grains are missing: a server does.
         read: as `td_queue_read`.
         write: as `td_queue_write`.
         flusher: does the flushes.
@@ -128,6 +139,7 @@ class Image:
         self.files = [file]
         self.named: dict[tuple[str, str], ImageFile] = {}
         self.changed = False
+        self.goes_on = False
         self.read: Callable[..., int] = self._read
         self.write: Callable[..., int] = self._first_write
         self._starts: list[int] = []
@@ -234,11 +246,15 @@ class Image:
 
         Raises:
             OSError: as the system says; nothing may be written then.
+            ImageFormatError: grains are missing.
         """
         if self.changed:
             return
         if self.file.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        for part in self.parts:
+            if part.writable:
+                self._keep_what_is_lost(part)
         if self.descriptor is not None and self.place is not None:
             self.place.write_cid(self.descriptor)
         for part in self.parts:
@@ -246,6 +262,29 @@ class Image:
                 part.begin_writing()
         self.changed = True
         self.write = self.parts[0].write if len(self.parts) == 1 else self._write
+
+    def _keep_what_is_lost(self, part: Part) -> None:
+        """New grains must not lie where a table says that others are, past the end of the file.
+
+        Raises:
+            ImageFormatError: such grains are missing; not for a server, which goes on behind them.
+        """
+        lost = list(part.lost())
+        if not lost:
+            return
+        many = "1 grain that lies" if len(lost) == 1 else f"{len(lost)} grains that lie"
+        text = (
+            f"has {many} past the end of the file (the first at {lost[0][0] << 9} of the disk, "
+            f"sector {lost[0][1]} of the file)"
+        )
+        if not self.goes_on:
+            raise ImageFormatError(
+                f"{text}: it is damaged, and not written; convert --salvage copies what is there, "
+                "check --repair all makes the rest zeroes",
+                errno=errno.EIO,
+            )
+        log.warning("%s: %s; check it", self.file.path, text)
+        part.keep_free(max(place for _, place in lost) + (part.cluster >> 9))
 
     def _pieces(self, sector: int, nb: int) -> Iterator[tuple[Part, int, int]]:
         """The parts of a range, as (part, first sector, sectors)."""

@@ -62,6 +62,7 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
     image: Image | None = None
     try:
         image = identify(file)
+        image.goes_on = dd.options.missing == "zeroes"
         content = not (dd.options.metadata_only or dd.options.parent_only)
         if content or stands_alone(image):
             open_parts(dd, image)

@@ -96,6 +96,13 @@ class Part:
         """As `td_extents`."""
         yield Extent(sector, nb, "compressed")
 
+    def lost(self) -> Iterator[tuple[int, int]]:
+        """What lies past the end of the file: (sector of the disk, sector of the file)."""
+        return iter(())
+
+    def keep_free(self, end: int) -> None:
+        """Nothing new may get a place before a sector of the file."""
+
     def begin_writing(self) -> None:
         """The first write is about to come."""
 

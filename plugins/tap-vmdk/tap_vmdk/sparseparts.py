@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import DAMAGED, HOLE, ZERO, GrainMap
+from tap_vmdk.missing import lost_grains, why_damaged
 from tap_vmdk.parts import Part, moved
 from tapcore import (
     BLK_NOT_ALLOCATED,
@@ -18,9 +18,8 @@ from tapcore import (
     ImageFormatError,
     TapError,
     TdCallback,
+    content_damaged,
 )
-
-log = logging.getLogger(__name__)
 
 
 class SparsePart(Part):
@@ -90,7 +89,8 @@ class SparsePart(Part):
             try:
                 run = self.map.run(sector - self.start, nb)
             except (TapError, OSError) as exc:
-                return finished + cb(dd, -self._failed(exc), sector, nb, id, prv)
+                res = self._failed(exc, dd, sector, nb)
+                return finished + cb(dd, res, sector, nb, id, prv)
             if run is None:
                 self._load(
                     dd, sector, nb, self._table_is_there, id, (self._read_runs, buf, cb, prv)
@@ -119,7 +119,8 @@ class SparsePart(Part):
         if place == HOLE:
             return cb(dd, BLK_NOT_ALLOCATED, sector, nb, id, prv)
         if place == DAMAGED:
-            return cb(dd, -errno.EIO, sector, nb, id, prv)
+            reason, _ = why_damaged(self.map, sector - self.start)
+            return cb(dd, self.damaged(dd, sector, nb, reason), sector, nb, id, prv)
         buf[:] = bytes(len(buf))
         return cb(dd, 0, sector, nb, id, prv)
 
@@ -154,18 +155,21 @@ class SparsePart(Part):
         index = (sector - self.start) >> self._table_shift
         generation = self.map.generation
         found: list[array[int]] = []
+        damage: list[ImageFormatError] = []
 
         def work() -> int:
             try:
                 found.append(self.map.read(index))
             except ImageFormatError as exc:
-                return -self._failed(exc)
+                damage.append(exc)
             return 0
 
         def loaded(
             dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Any, ...]
         ) -> int:
-            if not res and generation == self.map.generation:
+            if damage:
+                res = self._failed(damage[0], dd, sector, nb)
+            elif not res and generation == self.map.generation:
                 self.map.install(index, found[0])
             return then(dd, res, sector, nb, id, prv)
 
@@ -182,12 +186,17 @@ class SparsePart(Part):
         done: int = again(dd, sector, nb, buf, cb, id, mine)
         return done
 
-    def _failed(self, exc: Exception) -> int:
-        """The errno of a request that an exception has ended."""
+    def _failed(self, exc: Exception, dd: DiskDriver, sector: int, nb: int) -> int:
+        """-errno of a request that an exception has ended; damage is noted for its sectors."""
         if isinstance(exc, ImageFormatError):
-            log.warning("%s: %s", self.map.file.path, exc)
-            return errno.EIO
-        return getattr(exc, "errno", None) or errno.EIO
+            return self.damaged(dd, sector, nb, exc.message)
+        return -(getattr(exc, "errno", None) or errno.EIO)
+
+    def damaged(self, dd: DiskDriver, sector: int, nb: int, reason: str) -> int:
+        """Note damage, with the file where that is not the disk's own; returns -EIO."""
+        path = self.map.file.path
+        text = reason if path == dd.name else f"its extent {path}: {reason}"
+        return content_damaged(dd, sector, nb, text)
 
     # ---- what lies where ---------------------------------------------------------------------
 
@@ -219,12 +228,17 @@ class SparsePart(Part):
             elif place == ZERO:
                 yield Extent(first, count, "zero")
             elif place == DAMAGED:
-                yield Extent(first, count, "compressed")
+                _, missing = why_damaged(self.map, first - self.start)
+                yield Extent(first, count, "compressed", missing=missing)
             else:
                 yield from self._data_extents(place, first, count)
 
     def _data_extents(self, place: int, sector: int, nb: int) -> Iterator[Extent]:
         return moved(self.map.file, sector, nb, place)
+
+    def lost(self) -> Iterator[tuple[int, int]]:
+        """By the grain tables."""
+        return ((self.start + at, place) for at, place in lost_grains(self.map))
 
     def describe(self) -> dict[str, Any]:
         """For `info`."""

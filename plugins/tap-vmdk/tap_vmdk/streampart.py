@@ -77,6 +77,10 @@ class StreamPart(CompressedPart):
         self._beginning = threading.Lock()
         self._saving: set[int] = set()
 
+    def keep_free(self, end: int) -> None:
+        """New grains go behind."""
+        self._end = max(self._end, end)
+
     # ---- write ------------------------------------------------------------------------------
 
     def write(
@@ -96,7 +100,8 @@ class StreamPart(CompressedPart):
             try:
                 table = self.map.table_now(at >> self._table_shift)
             except (TapError, OSError) as exc:
-                return finished + cb(dd, -self._failed(exc), sector, nb, id, prv)
+                res = self._failed(exc, dd, sector, nb)
+                return finished + cb(dd, res, sector, nb, id, prv)
             if table is None:
                 self._load(dd, sector, nb, self._table_is_there, id, (self.write, buf, cb, prv))
                 return finished
@@ -207,7 +212,9 @@ class StreamPart(CompressedPart):
             try:
                 run = self.map.run(sector - self.start, nb)
             except (TapError, OSError) as exc:
-                return finished + int(cb(dd, -self._failed(exc), sector, nb, id, mine))
+                return finished + int(
+                    cb(dd, self._failed(exc, dd, sector, nb), sector, nb, id, mine)
+                )
             if run is None:
                 self._load(dd, sector, nb, self._clear, id, prv)
                 return finished

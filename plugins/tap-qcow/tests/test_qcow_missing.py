@@ -1,0 +1,105 @@
+"""Clusters that lie wholly past the end of their file are lost, and nobody carries on zeroes."""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from served import TAPDISK, served
+
+import tapcore
+from qcowtools import qemu_img
+from tapcore.tools.commit import commit_image
+from tapcore.tools.rebase import rebase_image
+from tapcore.tools.resize import resize_image
+
+MIB = 1 << 20
+CLUSTER = 4096
+PLACES = (0, 5, 200)
+
+
+def tapdisk(*words: object, status: int) -> str:
+    done = subprocess.run(
+        [TAPDISK, *map(str, words)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """The last two of three clusters are lost."""
+    image = tmp_path / "a.qcow"
+    qemu_img("create", "-q", "-f", "qcow", image, 4 * MIB)
+    with tapcore.open(f"qcow:{image}") as disk:
+        for n, at in enumerate(PLACES):
+            disk.pwrite(at * CLUSTER, bytes([n + 1]) * CLUSTER)
+    os.truncate(image, image.stat().st_size - 2 * CLUSTER)
+    return image
+
+
+def test_reads_fail_with_the_place_and_salvage_goes_on(damaged: Path, tmp_path: Path) -> None:
+    said = tapdisk("convert", damaged, tmp_path / "b.img", status=1)
+    place = f"tapdisk: {damaged}: read failed at {5 * CLUSTER}: its cluster, at offset 0x"
+    assert said.startswith(place)
+    assert said.count("\n") == 1
+    said = tapdisk("convert", "--salvage", damaged, tmp_path / "b.img", status=3)
+    assert said.splitlines()[-1].startswith("tapdisk: 8 KiB in 2 ranges")
+    assert (tmp_path / "b.img").read_bytes() == (b"\1" * CLUSTER).ljust(4 * MIB, b"\0")
+    with tapcore.open(f"qcow:{damaged}", readonly=True) as disk:
+        assert [run.start // CLUSTER for run in disk.extents() if run.missing] == [5, 200]
+
+
+def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path, tmp_path: Path) -> None:
+    """New clusters would lie where the table says that others are."""
+    (tmp_path / "p.img").write_bytes(bytes(4 * MIB))
+    before = digest(damaged)
+    with (
+        tapcore.open(f"qcow:{damaged}") as disk,
+        pytest.raises(tapcore.TapError, match=r"2 clusters that lie past the end .* not written"),
+    ):
+        disk.pwrite(99 * CLUSTER, b"x" * CLUSTER)
+    for change in (
+        lambda: resize_image(f"qcow:{damaged}", "+1M"),
+        lambda: rebase_image(f"qcow:{damaged}", f"aio:{tmp_path}/p.img", unsafe=True),
+    ):
+        with pytest.raises(tapcore.TapError):
+            change()
+    assert digest(damaged) == before
+
+
+def test_commit_leaves_the_parent_as_it_was(tmp_path: Path) -> None:
+    parent, child = tmp_path / "p.img", tmp_path / "c.qcow"
+    parent.write_bytes(b"\7" * 4 * MIB)
+    tapcore.create_image(f"qcow:{child}", None, parent=f"aio:{parent}")
+    with tapcore.open(f"qcow:{child}") as disk:
+        disk.pwrite(MIB, b"x" * MIB)
+    os.truncate(child, child.stat().st_size - MIB // 2)
+    before = digest(parent)
+    with pytest.raises(tapcore.LostContentError, match=r"c\.qcow: has lost 512 KiB"):
+        commit_image(f"qcow:{child}")
+    assert digest(parent) == before
+
+
+def test_a_server_goes_on_with_zeroes_and_puts_nothing_in_their_place(damaged: Path) -> None:
+    socket = damaged.with_name("s")
+    with (
+        served(f"qcow:{damaged}", "--socket", socket, quiet=False) as server,
+        server.client() as client,
+    ):
+        assert client.read(5 * CLUSTER, CLUSTER) == bytes(CLUSTER)
+        for at in range(300, 310):
+            client.write(at * CLUSTER, bytes([at - 200]) * CLUSTER)
+        client.write(5 * CLUSTER + 512, b"\5" * 512)
+    assert len([line for line in server.messages if "past the end" in line]) == 1
+    with tapcore.open(f"qcow:{damaged}", readonly=True) as disk:
+        assert disk.pread(0, length=CLUSTER) == b"\1" * CLUSTER
+        assert disk.pread(5 * CLUSTER, length=1024) == bytes(512) + b"\5" * 512
+        assert disk.pread(200 * CLUSTER, length=CLUSTER) == bytes(CLUSTER)
+        for at in range(300, 310):
+            assert disk.pread(at * CLUSTER, length=CLUSTER) == bytes([at - 200]) * CLUSTER

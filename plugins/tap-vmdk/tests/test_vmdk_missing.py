@@ -1,0 +1,107 @@
+"""Grains that lie past the end of their file are lost, and nobody carries on zeroes."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tapcore
+from peers import peer
+from tapcore.tools.check import check_image
+from tapcore.tools.commit import commit_image
+
+TAPDISK = Path(sys.executable).parent / "tapdisk"
+MIB = 1 << 20
+GRAIN = 65536
+PLACES = (0, 5, 20)
+
+
+def run(*words: object, status: int = 0) -> str:
+    done = subprocess.run(
+        [*map(str, words)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr
+
+
+def written(image: Path, *, parent: str = "", **options: str) -> Path:
+    given = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    run(TAPDISK, "create", "-q", f"vmdk:{image}", *(["-b", parent] if parent else ["4M"]), *given)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        for n, at in enumerate(PLACES):
+            disk.pwrite(at * GRAIN, bytes([n + 1]) * GRAIN)
+    return image
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """The last two of three grains are lost."""
+    image = written(tmp_path / "a.vmdk")
+    os.truncate(image, image.stat().st_size - 2 * GRAIN)
+    return image
+
+
+@pytest.mark.parametrize("target", ["b.img", "b.qcow2", "b.vmdk"])
+def test_reads_fail_with_the_place_and_salvage_goes_on(
+    damaged: Path, tmp_path: Path, target: str
+) -> None:
+    said = run(TAPDISK, "convert", damaged, tmp_path / target, status=1)
+    assert said.startswith(f"tapdisk: {damaged}: read failed at {5 * GRAIN}: its grain, at sector")
+    assert said.count("\n") == 1
+    said = run(TAPDISK, "convert", "--salvage", damaged, tmp_path / target, status=3)
+    assert said.splitlines()[-1].startswith("tapdisk: 128 KiB in 2 ranges")
+    with tapcore.open(str(tmp_path / target), readonly=True) as disk:
+        assert disk.pread(0, length=4 * MIB) == (b"\1" * GRAIN).ljust(4 * MIB, b"\0")
+
+
+def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path) -> None:
+    """New grains would lie where the table says that others are."""
+    before = digest(damaged)
+    with (
+        tapcore.open(f"vmdk:{damaged}") as disk,
+        pytest.raises(tapcore.TapError, match=r"2 grains that lie past the end .* not written"),
+    ):
+        disk.pwrite(40 * GRAIN, b"x" * GRAIN)
+    assert digest(damaged) == before
+    assert check_image(f"vmdk:{damaged}").corruptions == 2
+
+
+def test_commit_leaves_the_parent_as_it_was(tmp_path: Path) -> None:
+    parent = written(tmp_path / "p.vmdk")
+    child = written(tmp_path / "c.vmdk", parent=str(parent))
+    os.truncate(child, child.stat().st_size - GRAIN)
+    before = digest(parent)
+    with pytest.raises(tapcore.LostContentError, match=r"c\.vmdk: has lost 64 KiB"):
+        commit_image(f"vmdk:{child}")
+    assert digest(parent) == before
+
+
+def test_a_cut_stream_names_each_damaged_grain_once(tmp_path: Path) -> None:
+    raw = tmp_path / "a.img"
+    raw.write_bytes(random.Random(1).randbytes(GRAIN) * 32)
+    image = tmp_path / "a.vmdk"
+    run(
+        peer("qemu-img"), "convert", "-f", "raw", "-O", "vmdk",
+        "-o", "subformat=streamOptimized", raw, image,
+    )  # fmt: skip
+    length = image.stat().st_size * 3 // 4
+    os.truncate(image, length)
+    said = run(TAPDISK, "convert", image, tmp_path / "b.img", status=1)
+    assert said.count("\n") == 1
+    assert f"{image}: read failed at " in said
+    said = run(TAPDISK, "convert", "--salvage", image, tmp_path / "b.img", status=3)
+    got, want = (tmp_path / "b.img").read_bytes(), raw.read_bytes()
+    kept = 0
+    for at in range(0, len(want), GRAIN):
+        part = got[at : at + GRAIN]
+        assert part in (want[at : at + GRAIN], bytes(GRAIN))
+        kept += part != bytes(GRAIN)
+    assert kept >= 20
