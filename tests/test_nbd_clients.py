@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -392,6 +391,8 @@ class Writer(threading.Thread):
         self._rng = random.Random(seed)
         self.sent: dict[int, tuple[int, bytes]] = {}
         self.answered: set[int] = set()
+        self.at_work = threading.Event()
+        """Some were answered, and more are under way."""
 
     def run(self) -> None:
         at, end = self._range
@@ -408,6 +409,8 @@ class Writer(threading.Thread):
                     break
                 if not self._client.receive():
                     break
+                if len(parser.order) > 8:
+                    self.at_work.set()
         self.answered = {cookie for cookie in self.sent if parser.answers[cookie].done}
         assert not any(parser.answers[cookie].error for cookie in self.answered)
 
@@ -423,11 +426,12 @@ def test_stopped_under_load(kind: str, signum: signal.Signals, tmp_path: Path) -
         writers = [Writer(server.uri, n * 128 * MIB, (n + 1) * 128 * MIB, seed=n) for n in range(3)]
         for writer in writers:
             writer.start()
-        time.sleep(0.15)
-        server.process.send_signal(signum)
-        server.process.wait(30)
         for writer in writers:
-            writer.join(30)
+            assert writer.at_work.wait(60)
+        server.process.send_signal(signum)
+        server.process.wait(60)
+        for writer in writers:
+            writer.join(60)
             assert not writer.is_alive()
     checked = 0
     with path.open("rb") as file:

@@ -6,7 +6,6 @@ client, or the client has nothing more to send, and then one thing at a time.
 
 import os
 import random
-import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from drivers.late import LateImage
 from nbd_client import DF, EINVAL, READ, WRITE, Client, request
-from nbdwire import Wire, every_lease_comes_back, late, opened, settle
+from nbdwire import LateDisk, Wire, every_lease_comes_back, finish, late, opened, settle
 from served import served
 
 import tapcore
@@ -64,25 +63,6 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Completions, "take", take_one)
 
 
-class LateDisk:
-    """Answers when it is asked to."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._engine = wire.side.engine
-        self._sources = {fd: (dd, sid) for fd, dd, sid in self._engine.poll_fds()}
-        self._poll = select.poll()
-        for fd in self._sources:
-            self._poll.register(fd, select.POLLIN)
-
-    def answer(self) -> None:
-        """Wait for the next thing that can happen; that there is none is what may never be."""
-        timeout = self._engine.timeout
-        ready = self._poll.poll(60_000 if timeout is None else 1000 * timeout + 1)
-        assert ready or timeout is not None, "it waits for what cannot happen"
-        for fd, _ in ready:
-            self._engine.readable(*self._sources[fd])
-
-
 def send_slowly(wire: Wire, disk: LateDisk, data: bytes) -> int:
     """In steps, as long as the server takes any; returns how often it had to be waited for."""
     waits = 0
@@ -96,13 +76,6 @@ def send_slowly(wire: Wire, disk: LateDisk, data: bytes) -> int:
         wire.turn()
         assert wire.side.held <= MAX_HELD + max(LONGEST, PIECE)
     return waits
-
-
-def finish(wire: Wire, disk: LateDisk) -> None:
-    while wire.side.in_flight:
-        disk.answer()
-        wire.turn()
-    assert (wire.side.held, wire.side.stalled) == (0, False)
 
 
 @pytest.mark.usefixtures("_late")

@@ -30,6 +30,8 @@ Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
 """What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
 
 _NOWAIT: Final = os.RWF_NOWAIT
+_SHRUNK: Final = "has become shorter while it was open"
+
 _SLOW_WRITE_SECONDS: Final = 0.005
 """A write into the page cache that takes longer was throttled by the kernel."""
 
@@ -296,7 +298,10 @@ class ImageFile:
         parts = []
         left = length
         while left:
+            size = self.size  # before the read: a write beside it may make the file longer
             part = os.pread(self.meta_fd, left, offset)
+            if not part and offset < size:
+                raise OSError(errno.EIO, _SHRUNK)
             if not part:
                 parts.append(bytes(left))
                 break
@@ -365,8 +370,16 @@ class ImageFile:
             done = until
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """Data and holes of a range, as (start, end, is data) in bytes."""
-        return self.holes.runs(offset, offset + length)
+        """Data and holes of a range, as (start, end, is data) in bytes.
+
+        Raises:
+            IOFailedError: the file has become shorter, and what is missing is no hole.
+        """
+        for start, end, data in self.holes.runs(offset, offset + length):
+            needed = min(end, self.size)  # asked for before the file's length
+            if needed > host_file_size(self.fd):
+                raise IOFailedError(_SHRUNK, image=self.path, errno=errno.EIO)
+            yield start, end, data
 
     @property
     def sectors(self) -> int:
@@ -383,7 +396,13 @@ class ImageFile:
 
     def resize(self, size: int) -> None:
         """Change the file's length (bytes)."""
-        resize_host_file(self.fd, size)
+        before = self.size
+        self.size = min(before, size)  # what another thread misses now was cut off on purpose
+        try:
+            resize_host_file(self.fd, size)
+        except BaseException:
+            self.size = before
+            raise
         self.size = size
         self.holes.forget()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -26,7 +27,6 @@ SEND_BUFFER: Final = 2 << 20
 
 _HANDSHAKE_RECEIVE: Final = 4096
 _SO_SNDBUFFORCE: Final = 32  # Linux; needs CAP_NET_ADMIN
-_MAX_PADDING: Final = 511
 
 
 class Clients:
@@ -262,11 +262,9 @@ class Connection:
         count = os.sendfile(self._socket.fileno(), span.fd, span.offset, span.length)
         if count:
             return count
-        # The file ends here. Inside its last sector the disk goes on with zeroes; anything more
-        # is missing because the file has shrunk, and cannot be taken back from the client.
-        if span.length > _MAX_PADDING:
-            raise OSError(5, "the image file has shrunk")
-        return self._socket.send(bytes(span.length))
+        # it was long enough when the reply was begun, which cannot be taken back from the client
+        log.error("client dropped: the image's file has become shorter while it was being sent")
+        raise OSError(errno.EIO, "the image's file has become shorter")
 
     def _finish(self, transmission: Transmission) -> None:
         if transmission.error:

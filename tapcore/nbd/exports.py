@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -96,6 +97,8 @@ class Export:
         """The host file's part that a run lies in, if it can be sent without waiting for a disk."""
         if not self.file_spans or extent.fd is None or extent.kind != "data":
             return None
+        if not _holds(extent.fd, extent.offset + extent.length):
+            return None  # reading tells whether that is the last sector, or an error
         if not all_in_page_cache(extent.fd, extent.offset, extent.length):
             return None
         return FileSpan(extent.fd, extent.offset, extent.length)
@@ -119,6 +122,12 @@ class Export:
                     os.posix_fadvise(
                         extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED
                     )
+
+
+def _holds(fd: int, end: int) -> bool:
+    """Whether a host file is at least so long (bytes)."""
+    status = os.fstat(fd)
+    return status.st_size >= end or not stat.S_ISREG(status.st_mode)
 
 
 def _description(disk: TdState) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tapcore.buffers import POOL
-from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import FileSpan
 
@@ -227,9 +226,8 @@ class Replies:
         for place, item in enumerate(queue):
             if isinstance(item, FileSpan):
                 content = os.pread(item.fd, item.length, item.offset)
-                missing = item.length - len(content)
-                if missing < DEFAULT_SECTOR_SIZE:  # the file may end inside its last sector
-                    queue[place] = content.ljust(item.length, b"\0")
+                if len(content) == item.length:  # else its file has shrunk, as sending will find
+                    queue[place] = content
 
     @property
     def unsent(self) -> int:
