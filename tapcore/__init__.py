@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         TdState,
     )
     from tapcore.namedfiles import open_named_file
-    from tapcore.names import parse_size
+    from tapcore.names import parse_size, plain_name
     from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
     from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
@@ -154,7 +154,7 @@ _HOMES = {
         "TdState",
     ),
     "namedfiles": ("open_named_file",),
-    "names": ("parse_size",),
+    "names": ("parse_size", "plain_name"),
     "nbd.server": ("NbdServer", "TcpAddress", "UnixAddress"),
     "references": ("ReferencePolicy",),
     "registry": ("Registry",),
@@ -239,6 +239,7 @@ __all__ = [
     "open_named_file",
     "parse_size",
     "passphrase_readings",
+    "plain_name",
     "printable",
     "read_key_file",
     "remove_host_file",

@@ -132,6 +132,15 @@ def split_name(name: ImageName, registry: Registry) -> DiskId:
     raise AssertionError("unreachable")
 
 
+def plain_name(name: str) -> str:
+    """A file's name as it is to be recorded in an image: `b-10:00.img` as `./b-10:00.img`.
+
+    QEMU takes what stands before a colon for a protocol, unless a slash comes first.
+    """
+    head = name.partition("/")[0]
+    return f"./{name}" if ":" in head else name
+
+
 def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
     """A parent as an image records it, in this registry's handles.
 

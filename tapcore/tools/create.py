@@ -15,7 +15,7 @@ from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.models import DiskId, DiskInfo
-from tapcore.names import ImageName, handle_for_new, split_name
+from tapcore.names import ImageName, handle_for_new, plain_name, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.formatoptions import as_texts, check_options
@@ -224,4 +224,4 @@ def _open_parent(
     ) as disk:
         said = f"is needed by {printable(given.name)}, which is to be the parent"
         untouchable.update(files_of(disk, said))
-        return DiskId(given.name, disk.handle), disk.size
+        return DiskId(plain_name(given.name), disk.handle), disk.size

@@ -14,7 +14,7 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.imagefile.newfiles import identity_of
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, DiskId
-from tapcore.names import ImageName, split_name
+from tapcore.names import ImageName, plain_name, split_name
 from tapcore.probe import probe
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
@@ -175,11 +175,11 @@ def _new_parent(
     if given.drivertype and not registry.get(given.drivertype).file_backed:
         raise UsageError(f"a '{given.drivertype}' disk cannot be a parent", image=image)
     if given.drivertype:
-        return given, path
+        return DiskId(plain_name(given.name), given.drivertype), path
     if not must_exist and not os.path.lexists(path):
         text = f"'{parent}' does not exist; write HANDLE:PATH, so that its format can be recorded"
         raise UsageError(text, image=image)
-    return DiskId(given.name, probe(path, registry)), path
+    return DiskId(plain_name(given.name), probe(path, registry)), path
 
 
 def _refuse_own_ancestor(parent: Disk, image: str) -> None:

@@ -21,6 +21,7 @@ from tapcore import (
     host_file_size,
     open_host_file,
     parse_size,
+    plain_name,
     read_key_file,
     remove_host_file,
 )
@@ -123,7 +124,7 @@ def refcount_order(text: str) -> int:
 
 
 def _plan_data_file(header: Header, options: Mapping[str, str]) -> None:
-    header.data_file = options.get("data_file", "")
+    header.data_file = plain_name(options.get("data_file", ""))
     raw = options.get("data_file_raw") == "on"
     if raw and not header.data_file:
         raise UsageError("data_file_raw needs a data_file")
