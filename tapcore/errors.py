@@ -144,6 +144,12 @@ class ImageOpenError(TapError):
     """An image could not be opened."""
 
 
+class ReadOnlyDeviceError(ImageOpenError):
+    """A block device that cannot be written was to be opened for writing."""
+
+    default_errno = errno.EROFS
+
+
 class ImageFormatError(TapError):
     """What the image says of itself is not possible."""
 

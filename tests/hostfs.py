@@ -30,9 +30,10 @@ def _run(*command: str | Path) -> str:
 
 
 @contextmanager
-def loop_device(file: Path, *, sector_size: int = 512) -> Iterator[str]:
+def loop_device(file: Path, *, sector_size: int = 512, read_only: bool = False) -> Iterator[str]:
     """A block device over a file; detached at the end."""
-    device = _run("losetup", "--find", "--show", "--sector-size", str(sector_size), file)
+    options = ["--read-only"] if read_only else []
+    device = _run("losetup", "--find", "--show", "--sector-size", str(sector_size), *options, file)
     try:
         yield device
     finally:

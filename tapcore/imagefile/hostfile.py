@@ -11,8 +11,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tapcore.errors import ImageOpenError, UsageError
-from tapcore.imagefile.linux import BLKGETSIZE64, BLKSSZGET, fallocate
+from tapcore.errors import ImageOpenError, ReadOnlyDeviceError, UsageError
+from tapcore.imagefile.linux import BLKGETSIZE64, BLKROGET, BLKSSZGET, fallocate
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.newfiles import new_files
 
@@ -102,6 +102,7 @@ def create_host_file(
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
         check_kind(fd, path)
+        refuse_read_only_device(fd, path)
         if _used_as_it_is(fd, path, size, zeroed=zeroed):
             return
         lock_image(fd, writing=True, path=path)
@@ -140,6 +141,40 @@ def remove_host_file(path: str | os.PathLike[str]) -> None:
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.stat(path).st_mode):
             os.unlink(path)
+
+
+def refuse_read_only_device(where: int | str, path: str) -> None:
+    """Before something is written: some kernels let such a device be opened for writing, too.
+
+    Args:
+        where: a descriptor, or a path.
+        path: for the error.
+
+    Raises:
+        ReadOnlyDeviceError: it is one.
+    """
+    if isinstance(where, int):
+        read_only = stat.S_ISBLK(os.fstat(where).st_mode) and _is_set_read_only(where)
+    else:
+        read_only = is_block_device(where) and _opens_read_only(where)
+    if read_only:
+        raise ReadOnlyDeviceError("is a read-only block device", image=path)
+
+
+def _is_set_read_only(fd: int) -> bool:
+    (found,) = struct.unpack("i", fcntl.ioctl(fd, BLKROGET, bytes(4)))
+    return bool(found)
+
+
+def _opens_read_only(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _is_set_read_only(fd)
+    finally:
+        os.close(fd)
 
 
 def is_block_device(path: str) -> bool:

@@ -128,6 +128,7 @@ class NewFiles:
 
     def _old(self, real: str) -> int | None:
         """What lies at a place, locked: nobody is to begin to use what is about to go."""
+        from tapcore.imagefile.hostfile import refuse_read_only_device
         from tapcore.imagefile.opening import open_host_fd
 
         if not os.path.lexists(real):
@@ -135,6 +136,7 @@ class NewFiles:
         what = self._untouchable.get(identity_of(real) or (-1, -1))
         if what:
             raise UsageError(what, image=real)
+        refuse_read_only_device(real, real)
         if not self._replace:
             raise UsageError("exists already; --force replaces it", image=real)
         fd = open_host_fd(real, os.O_RDWR)

@@ -6,17 +6,20 @@ import errno
 import logging
 import os
 import stat
+from typing import Final
 
 from tapcore.boundfile import BoundFile
 from tapcore.constants import TD_RDONLY
 from tapcore.errors import ImageOpenError, describe
-from tapcore.imagefile.hostfile import check_kind, kind_error
+from tapcore.imagefile.hostfile import check_kind, kind_error, refuse_read_only_device
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.newfiles import new_fd
 from tapcore.models import OpenOptions
 
 log = logging.getLogger(__name__)
+
+_FORBIDDEN: Final = (errno.EACCES, errno.EROFS, errno.EPERM)  # the last: chattr +i
 
 
 def open_host_fd(path: str, flags: int, bound: BoundFile | None = None) -> int:
@@ -38,9 +41,13 @@ def open_host_fd(path: str, flags: int, bound: BoundFile | None = None) -> int:
         flags |= os.O_CLOEXEC | os.O_NONBLOCK
         fd = bound.open(flags) if bound is not None else os.open(path, flags)
     except OSError as exc:
+        if exc.errno in _FORBIDDEN and flags & os.O_RDWR:
+            refuse_read_only_device(path, path)
         raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
     try:
         check_kind(fd, path)
+        if flags & os.O_RDWR:
+            refuse_read_only_device(fd, path)
     except BaseException:
         os.close(fd)
         raise
@@ -54,7 +61,7 @@ def _why(path: str, exc: OSError) -> str:
         return kind_error(stat.S_IFDIR, path).message
     if exc.errno == errno.ENXIO:
         return kind_error(stat.S_IFSOCK, path).message
-    if exc.errno in (errno.EACCES, errno.EROFS) and os.access(path, os.R_OK):
+    if exc.errno in _FORBIDDEN and os.access(path, os.R_OK):
         return f"{describe(exc)} for writing (--read-only would open it)"
     return describe(exc)
 

@@ -10,6 +10,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.imagefile.hostfile import refuse_read_only_device
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.imagefile.opening import open_host_fd
@@ -180,6 +181,7 @@ def refuse_to_replace(path: str, *, force: bool) -> None:
     """
     if not os.path.lexists(path):
         return
+    refuse_read_only_device(path, path)
     if not force:
         raise UsageError("exists already; --force replaces it", image=path)
     if not os.path.exists(path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tapcore.chain import close_disk
-from tapcore.errors import TapError, UsageError
+from tapcore.errors import ReadOnlyDeviceError, TapError, UsageError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode, TdState
 from tapcore.names import ImageName, split_name
@@ -16,6 +18,8 @@ from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_chain
+
+log = logging.getLogger(__name__)
 
 
 def nbd_server(
@@ -50,27 +54,36 @@ def nbd_server(
     """
     registry = registry or default_registry()
     names = _export_names(images, names, registry)
+    opened = partial(
+        open_chain,
+        references=references,
+        keys=keys,
+        cache=cache,
+        metadata_cache=metadata_cache,
+        registry=registry,
+    )
     disks: list[TdState] = []
     try:
         for image in images:
-            disks.append(
-                open_chain(
-                    image,
-                    writing=not read_only,
-                    references=references,
-                    keys=keys,
-                    cache=cache,
-                    metadata_cache=metadata_cache,
-                    missing="zeroes",  # a guest must be able to start after a power loss
-                    registry=registry,
-                )
-            )
+            disks.append(_open(image, opened, read_only=read_only))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         return NbdServer(Exports(exports), address)
     except BaseException:
         for disk in disks:
             close_disk(disk)
         raise
+
+
+def _open(
+    image: str | os.PathLike[str], opened: Callable[..., TdState], *, read_only: bool
+) -> TdState:
+    """For writing, unless that is not wanted or the device cannot be written."""
+    if not read_only:
+        try:
+            return opened(image, writing=True)
+        except ReadOnlyDeviceError as exc:
+            log.warning("%s, and served as such", exc)
+    return opened(image, writing=False)
 
 
 def _export_names(
