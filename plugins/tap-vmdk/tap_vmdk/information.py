@@ -10,10 +10,11 @@ import attrs
 
 from tap_vmdk import encodings, sparse
 from tap_vmdk.cowd import CowdHeader
-from tap_vmdk.descriptor import MAX_DESCRIPTOR, Descriptor, ExtentLine
+from tap_vmdk.descriptor import Descriptor, ExtentLine
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
 from tap_vmdk.opening import (
+    embedded_descriptor,
     extent_lines,
     is_own_name,
     name_on_disk,
@@ -23,12 +24,11 @@ from tap_vmdk.opening import (
 )
 from tap_vmdk.parts import Part
 from tap_vmdk.sesparse import SeSparseHeader
-from tap_vmdk.signature import kind_of
+from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse import SparseHeader
 from tapcore import (
     DiskDriver,
     Finding,
-    ImageFormatError,
     Inspection,
     NotSupportedError,
     TapError,
@@ -111,7 +111,7 @@ def _printable(text: str | None) -> str | None:
 
 def inspect(name: str, fd: int, size: int) -> Inspection:
     """As `td_inspect`."""
-    head = os.pread(fd, 4096, 0)
+    head = os.pread(fd, HEAD_BYTES, 0)
     kind = kind_of(head)
     if kind == "hosted":
         return _with_hidden_hints(_inspect_hosted(name, fd, size, SparseHeader.unpack(head)), fd)
@@ -146,12 +146,9 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
     if header.flags & sparse.FLAG_NEWLINE and header.newlines != sparse.NEWLINES:
         text = "line ends were changed in it: it went through a transfer of text, and is damaged"
         findings.append(Finding("note", text, "line-ends"))
-    if not header.descriptor_offset:
+    descriptor = embedded_descriptor(header, size, lambda at, count: os.pread(fd, count, at))
+    if descriptor is None:
         return _inspection_of_lone(name, header.capacity, features, findings)
-    offset, length = header.descriptor_offset * 512, header.descriptor_size * 512
-    if not 0 < length <= MAX_DESCRIPTOR or offset + length > size:
-        raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
-    descriptor = Descriptor.parse(os.pread(fd, length, offset))
     lines = descriptor.extents()
     sectors = sum(line.sectors for line in lines)
     if header.capacity:

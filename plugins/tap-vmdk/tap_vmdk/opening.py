@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
@@ -30,7 +30,7 @@ from tap_vmdk.layouts import (
 )
 from tap_vmdk.options import MONOLITHIC_SPARSE
 from tap_vmdk.parts import FlatPart, Part, ZeroPart
-from tap_vmdk.signature import kind_of
+from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.sparseparts import SparsePart
 from tap_vmdk.streampart import StreamPart
@@ -105,7 +105,7 @@ def identify(file: ImageFile) -> Image:
         ImageFormatError: none.
         NotSupportedError: one that is not supported.
     """
-    head = file.read_metadata(0, 4096)
+    head = file.read_metadata(0, HEAD_BYTES)
     kind = kind_of(head)
     if kind == "hosted":
         return _hosted(file, SparseHeader.unpack(head))
@@ -138,28 +138,41 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     """A sparse file, with its descriptor where it has one."""
     if header.capacity:
         header.check()
-    if not header.descriptor_offset:
-        if not header.capacity:
-            raise ImageFormatError("has neither a size nor a descriptor")
+    descriptor = embedded_descriptor(header, file.size, file.read_metadata)
+    if descriptor is None:
         return Image(file, None, None, MONOLITHIC_SPARSE, header)
-    descriptor, place = embedded_descriptor(file, header)
+    place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_size * 512)
     kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
     return Image(file, descriptor, place, kind, header)
 
 
 def embedded_descriptor(
-    file: ImageFile, header: SparseHeader
-) -> tuple[Descriptor, DescriptorPlace]:
-    """The descriptor in a sparse file, and where it is.
+    header: SparseHeader, file_size: int, read: Callable[[int, int], bytes]
+) -> Descriptor | None:
+    """The descriptor in a sparse file.
+
+    Args:
+        header: of the file.
+        file_size: bytes.
+        read: the file's bytes from an offset on, so many.
+
+    Returns:
+        None where there is none. An extent of a split disk may have room for one (QEMU's).
 
     Raises:
-        ImageFormatError: it lies outside the file, or makes no sense.
+        ImageFormatError: it lies outside the file, makes no sense, or is missed.
     """
     offset, size = header.descriptor_offset * 512, header.descriptor_size * 512
-    if not 0 < size <= MAX_DESCRIPTOR or offset + size > file.size:
-        raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
-    descriptor = Descriptor.parse(file.read_metadata(offset, size))
-    return descriptor, DescriptorPlace(file, offset, size)
+    raw = b""
+    if offset and size:
+        if size > MAX_DESCRIPTOR or offset + size > file_size:
+            raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
+        raw = read(offset, size)
+    if any(raw):
+        return Descriptor.parse(raw)
+    if not header.capacity:
+        raise ImageFormatError("has neither a size nor a descriptor")
+    return None
 
 
 def extent_lines(image: Image) -> list[ExtentLine]:

@@ -25,9 +25,9 @@ BOM: Final = b"\xef\xbb\xbf"
 UTF16_BOMS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 _SESPARSE_START: Final = SESPARSE_MAGIC.to_bytes(8, "little")
-_LOOKED_AT: Final = 1024
-"""No more than this of a descriptor tells what it is: all of it can be seen when a guest writes the
-first sectors of a raw disk."""
+HEAD_BYTES: Final = 20 << 10
+"""No more than this of a file tells what it is: all of it can be seen when a guest writes the first
+sectors of a raw disk."""
 _TEXT: Final = frozenset(
     b"#\t\r\n \xef\xfe\xffABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
@@ -52,7 +52,7 @@ def kind_of(head: bytes) -> Kind:
     """What a file is; "" for what is no VMDK, or a descriptor that only its content shows as one.
 
     Args:
-        head: the first bytes of the file, 1024 or more where it has them.
+        head: the first bytes of the file, `HEAD_BYTES` or more where it has them.
     """
     if head.startswith(HOSTED_MAGIC):
         return "hosted"
@@ -60,7 +60,7 @@ def kind_of(head: bytes) -> Kind:
         return "cowd"
     if head.startswith(_SESPARSE_START) and len(head) >= SESPARSE_BYTES:
         return "sesparse"
-    return "descriptor" if _is_descriptor(head[:_LOOKED_AT]) else ""
+    return "descriptor" if _is_descriptor(head[:HEAD_BYTES]) else ""
 
 
 def _is_descriptor(head: bytes) -> bool:

@@ -33,6 +33,8 @@ BEGINNINGS = {
     "many comments": b"# a\n#\n# b\n" * 20,
     "blank lines": b"\n\n \n\t\n",
     "blank and comments": b"   \n# one\n\n# two\n  ",
+    "a long comment": b"# " + b"c" * 3000 + b"\n",
+    "pages of nothing": b"\n \n" * 3000,
     "a byte order mark": b"\xef\xbb\xbf# Disk DescriptorFile\n",
     "a byte order mark alone": b"\xef\xbb\xbf",
 }
