@@ -28,6 +28,7 @@ from tapcore.errors import (
     UsageError,
     open_error,
 )
+from tapcore.formats import SIGNATURES
 from tapcore.imagefile.newfiles import is_being_made
 from tapcore.models import DiskDriver, DiskId, OpenOptions, TdState
 from tapcore.namedfiles import find_named_file, identity_of
@@ -249,7 +250,7 @@ def resolve_parent(
     if recorded.drivertype and recorded.drivertype not in registry:
         raise ImageOpenError(
             f"its parent is of the format '{printable(recorded.drivertype)}', "
-            "for which no driver is installed",
+            f"for which no driver is installed{_remedy(recorded.drivertype)}",
             image=child.name,
         )
     if recorded.drivertype and not registry.get(recorded.drivertype).file_backed:
@@ -272,12 +273,20 @@ def say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:
     """
     if "td_set_parent" not in child.drv.implemented:
         return
+    if not isinstance(exc, ReferencePolicyError) and exc.errno != errno.ENOENT:
+        return
     if isinstance(exc, ReferencePolicyError):
         place = os.path.join(os.path.dirname(child.name), recorded.name)
         if "\0" in place or os.path.lexists(place):
             return
     way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
     exc.message += f"; where the parent has moved, {way}"
+
+
+def _remedy(handle: str) -> str:
+    """Where it is certain which package brings a driver: the handle is a stranger's word."""
+    known = any(handle == signature.handle for signature in SIGNATURES)
+    return f": pip install tap-{handle}" if known else ""
 
 
 def _probe_parent(bound: BoundFile, child: DiskDriver, registry: Registry) -> str:

@@ -201,13 +201,23 @@ class ContentGuard:
             tail: its last `tail` bytes as they would be, or all.
             size: of the disk, bytes.
         """
-        seen = recognise(self.path, head, self.registry)
-        if not seen:
-            found = self._foreign(Sample(size, head, tail, self.device))
-            seen = found.name if found is not None and not found.raw else ""
+        seen = self.looks_like(head, tail, size)
         if not seen:
             return ""
         return f"it would make a raw image look like {seen}; name its handle to allow that"
+
+    def looks_like(self, head: bytes, tail: bytes, size: int) -> str:
+        """What such a disk would be taken for at the next probing; "" for a raw disk.
+
+        Args:
+            head: its first `head` bytes, or all.
+            tail: its last `tail` bytes, or all.
+            size: bytes.
+        """
+        if seen := recognise(self.path, head, self.registry):
+            return seen
+        found = self._foreign(Sample(size, head, tail, self.device))
+        return found.name if found is not None and not found.raw else ""
 
     def _foreign(self, sample: Sample) -> Signature | None:
         """The file may end inside the disk's last sector."""

@@ -265,3 +265,40 @@ def test_inspect_says_of_a_name_that_it_is_odd(toys: Path) -> None:
     Path("x.toy").write_bytes(b"")
     with pytest.raises(tapcore.ImageFormatError, match="is empty, and so not a toy image"):
         inspect_image("x.toy")
+
+
+# ---- content of a disk that looks like something else ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (FOREIGN["vhdx"][1], "a VHDX image"),
+        (bytes(4096) + vhd_footer(4096), "a VHD image"),
+        (FOREIGN["iso"][1], "an ISO 9660 image"),
+        (DISKS["mbr"], ""),
+    ],
+)
+def test_a_raw_copy_that_looks_like_something_else_is_said_to(
+    content: bytes, seen: str, toys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a guest had written is copied as it is, but must not surprise whoever opens it next."""
+    Path("x").write_bytes(content)
+    assert main(["convert", "-q", "raw:x", "new.toy"]) == 0
+    assert not caplog.text
+    assert main(["convert", "-q", "new.toy", "back.img"]) == 0
+    assert Path("back.img").read_bytes()[: len(content)] == content
+    assert (f"back.img: its content looks like {seen}" in caplog.text) == bool(seen)
+    assert ("aio:back.img" in caplog.text) == bool(seen)
+
+
+def test_an_odd_name_of_a_parent_is_said_once(
+    toys: Path, toy_driver: ToyDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    tapcore.create_image("toy:base.raw", MIB)
+    tapcore.create_image("child.toy", MIB, parent="toy:base.raw")
+    head = json.loads(Path("child.toy").read_bytes().split(b"\0")[0])
+    head["parent_handle"] = ""
+    Path("child.toy").write_bytes(json.dumps(head).encode().ljust(4096))
+    assert main(["commit", "-q", "child.toy"]) == 0
+    assert caplog.text.count("named like a raw disk") == 1

@@ -35,8 +35,9 @@ class Engine(Dispatcher):
     """
 
     def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
-        super().__init__(disk)
         self.guard = guard
+        self._head_end = self._tail_start = 0
+        super().__init__(disk)
         disk.blkif = self
 
     def enable_copy_on_read(self) -> None:
@@ -104,16 +105,21 @@ class Engine(Dispatcher):
 
     # ---- the ends of a disk that was probed -------------------------------------------------
 
-    def _touches_end(self, guard: Guard, req: Request) -> bool:
-        (_, head), (tail, _) = ends_of(self, guard)
-        return req.offset < head or req.offset + req.length > tail
+    def refresh(self) -> None:
+        """As for every disk; and what of it the guard cares for."""
+        super().refresh()
+        if self.guard is not None:
+            (_, self._head_end), (self._tail_start, _) = ends_of(self, self.guard)
 
     def _at_guarded_end(self, req: Request) -> bool:
         """Whether the guard has to be asked; then it is, and the request is taken care of."""
-        if self.guard is None or not self._touches_end(self.guard, req):
+        if self.guard is None or not self._touches_end(req):
             return False
         GuardedWrite(self, self.guard, req, self._write_held).start()
         return True
+
+    def _touches_end(self, req: Request) -> bool:
+        return req.offset < self._head_end or req.offset + req.length > self._tail_start
 
     def _write_held(self, req: Request) -> None:
         """A write, aligned or not, whose range is held."""
@@ -136,7 +142,7 @@ class Engine(Dispatcher):
             or not 0 <= req.offset < req.offset + req.length <= self.size
             or self.read_only
             or self.order.strict
-            or (self.guard is not None and self._touches_end(self.guard, req))
+            or (self.guard is not None and self._touches_end(req))
         ):
             return False
         self.in_flight += 1

@@ -141,7 +141,11 @@ class GuardedWrite:
 
     def _overlay(self, view: memoryview, low: int) -> None:
         req = self._req
-        start, end = max(req.offset, low), min(req.offset + req.length, low + len(view))
+        start, end = req.offset, req.offset + req.length
+        if req.op == DISCARD:  # of whole units alone
+            mask = self._engine.mask
+            start, end = (start + mask) & ~mask, end & ~mask
+        start, end = max(start, low), min(end, low + len(view))
         if start >= end:
             return
         target = view[start - low : end - low]

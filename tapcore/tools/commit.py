@@ -103,8 +103,9 @@ def _fold(
     recorded = as_handles(recorded, registry)
     parent_id, bound = resolve_parent(recorded, dd, registry)
     with open_image(
-        DiskId(parent_id.name, recorded.drivertype),  # what was not recorded is probed, and guarded
+        parent_id,
         writing=True,
+        probed=not recorded.drivertype,
         references=policy.and_tree(child.state.home or ""),
         bound=bound,
         keys=keys,

@@ -14,6 +14,7 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
+from tapcore.probe import guard_of
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.salvage import Salvage
@@ -230,9 +231,27 @@ def _fill(disk: Disk, made: NewImage, wish: _Wish) -> int:
     ) as new:
         written = _copy(disk, new, made.files.overwrites_device, wish)
         new.sync()
+        if new.handle in RAW_HANDLES:
+            _warn_of_content(new, made.target, wish.registry)
     if wish.progress is not None:
         wish.progress(disk.size, disk.size)
     return written
+
+
+def _warn_of_content(new: Disk, target: DiskId, registry: Registry) -> None:
+    """A raw disk can hold what makes it look like something else; the copy is right even so."""
+    guard = guard_of(target.name, registry)
+    tail = min(guard.tail, new.size)
+    head = new.pread(0, length=min(guard.head, new.size))
+    seen = guard.looks_like(head, new.pread(new.size - tail, length=tail), new.size)
+    if seen:
+        log.warning(
+            "%s: its content looks like %s; always name it with its handle (%s), "
+            "or it is taken for that",
+            target.name,
+            seen,
+            target,
+        )
 
 
 def _copy(source: Disk, target: Disk, on_device: bool, wish: _Wish) -> int:

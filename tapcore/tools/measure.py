@@ -9,7 +9,7 @@ from typing import Any
 from tapcore.errors import NotSupportedError, TapError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskInfo, Measurement
-from tapcore.names import ImageName, round_up_to_sector
+from tapcore.names import RAW_FORMAT, ImageName, raw_handle, round_up_to_sector
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.formatoptions import as_texts, check_options
@@ -70,6 +70,7 @@ def measurement_as_dict(found: Measurement) -> dict[str, Any]:
 
 
 def _measuring(handle: str, options: Mapping[str, str], registry: Registry) -> DiskInfo:
+    handle = raw_handle(registry) if handle == RAW_FORMAT else handle
     info = registry.get(handle)
     if "measure" not in info.capabilities:
         text = f"the size of images of the format '{handle}' cannot be told beforehand"

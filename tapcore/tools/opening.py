@@ -39,6 +39,7 @@ def open_image(
     metadata_only: bool = False,
     parent_only: bool = False,
     durable: bool = True,
+    probed: bool = False,
     bound: BoundFile | None = None,
     salvage: Salvage | None = None,
     registry: Registry | None = None,
@@ -61,6 +62,7 @@ def open_image(
             metadata_only=metadata_only,
             parent_only=parent_only,
             durable=durable,
+            probed=probed,
             bound=bound,
             registry=registry,
         ),
@@ -82,6 +84,7 @@ def open_chain(
     metadata_only: bool = False,
     parent_only: bool = False,
     durable: bool = True,
+    probed: bool = False,
     bound: BoundFile | None = None,
     missing: Missing = "error",
     registry: Registry | None = None,
@@ -101,6 +104,7 @@ def open_chain(
         metadata_only: no content will be read or written.
         parent_only: nothing but the record of the parent will be changed.
         durable: flushes wait for the disk; False for a new image that is not finished.
+        probed: the handle was found by probing before: a raw disk is guarded.
         bound: the image's file, where it was found and judged before; let go here.
         missing: what a read answers where content is missing: of `OpenOptions`.
         registry: drivers to use instead of the installed ones.
@@ -123,6 +127,7 @@ def open_chain(
         parent_only=parent_only,
         durable=durable,
         missing=missing,
+        probed=probed,
     )
     try:
         disk_id = name if isinstance(name, DiskId) else split_name(name, registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import stat
@@ -20,6 +21,8 @@ from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job, in_units
 from tapcore.tools.readahead import read_ahead
 from tapcore.tools.zeroes import data_runs
+
+log = logging.getLogger(__name__)
 
 STANDARD: Final = "-"
 """The name of standard input or output; a file of that name is `./-`."""
@@ -58,6 +61,8 @@ def refuse_image(registry: Registry) -> Check:
         found = what_it_says_it_is(sample)
         if found is not None and not found.raw:
             raise ImageFormatError(refusal(found, registry), image=_NAME)
+        if found is not None and sample.size < _ENDLESS:
+            log.warning("%s: is %s", _NAME, found.advice)
 
     return check
 
