@@ -194,6 +194,11 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 
 
 @hookimpl
+def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
+    """A parent is known by its name, which stays."""
+
+
+@hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
     """Content stays where it is."""
     raise NotSupportedError("images of this format cannot be emptied")

@@ -378,6 +378,23 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 
 
 @hookspec(firstresult=True)
+def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
+    """The content of an image is about to be written into its parent, and stays in it meanwhile.
+
+    For a format that tells a changed parent by something recorded in the child: from now on, and at
+    every moment of this call, the child takes the parent for its own, whatever is written to it;
+    other children of the parent do not. On disk when this returns.
+
+    Args:
+        dd: the child, open for writing, alone.
+        p: its parent, open for writing, and not changed yet.
+
+    Raises:
+        OSError, TapError: nothing is committed; both are right.
+    """
+
+
+@hookspec(firstresult=True)
 def td_make_empty(dd: DiskDriver) -> None:
     """Forget all content: every sector becomes a hole, and shows the parent. Size and parent stay.
 

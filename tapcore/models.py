@@ -143,6 +143,7 @@ class TapDisk:
     td_snapshot_delete: Callable[..., Any]
     td_amend: Callable[..., Any]
     td_set_parent: Callable[..., Any]
+    td_before_commit: Callable[..., Any]
     td_make_empty: Callable[..., Any]
     td_bitmaps: Callable[..., Any]
     td_bitmap_ranges: Callable[..., Any]

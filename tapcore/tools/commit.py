@@ -116,6 +116,7 @@ def _fold(
         if not recorded.drivertype and leaf.next is not None:
             raise guessed_parent_error(leaf.name)
         _check_fit(dd, leaf)
+        _announce(dd, leaf)
         if child.size > parent.size:
             _grow(parent, leaf, child.size)
         written = Transfer(child, parent, progress=progress).run(jobs_for_own(child))
@@ -131,6 +132,14 @@ def _check_fit(child: DiskDriver, parent: DiskDriver) -> None:
     if code:
         text = f"its parent {parent.name} does not fit: {os.strerror(abs(code))}"
         raise ImageOpenError(text, image=child.name, errno=abs(code))
+
+
+def _announce(child: DiskDriver, parent: DiskDriver) -> None:
+    """Let the child go on to take the parent for its own, when that is written."""
+    try:
+        child.drv.td_before_commit(child, parent)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, child.name) from exc
 
 
 def _fits(child: DiskDriver, parent: DiskDriver) -> bool:

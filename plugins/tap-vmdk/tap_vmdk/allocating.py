@@ -334,10 +334,9 @@ class AllocatingPart(SparsePart):
         if self._places.shared or not self.map.whole_directories:
             raise ImageFormatError(DAMAGED_DIRECTORY)
         end = max(min(self.header.overhead, _LAST_SECTOR), layout.first_grain)
-        for offset, directory in zip(
-            layout.directories, (self.map.directory, self.map.spare), strict=False
-        ):
+        for offset in layout.directories:
             end = max(end, (offset + layout.directory_bytes + 511) >> 9)
+        for directory in (self.map.spare, self.map.directory):  # the copies first: they know less
             end = max(end, self._empty_tables(directory) if directory is not None else 0)
         self.map.forget_all()
         self.map.unsaved.clear()

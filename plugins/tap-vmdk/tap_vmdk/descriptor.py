@@ -264,6 +264,11 @@ class Descriptor:
             raise ImageFormatError(f"has no proper {key} in its descriptor")
         return int(text, 16)
 
+    def hex_or_none(self, key: str) -> int | None:
+        """The value of an entry that is a content id; None where it is not there, or is none."""
+        text = self.get(key) or ""
+        return int(text, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", text) else None
+
     def new_cid(self, digits: int = 8) -> None:
         """Say that the content is another now, by an id of so many digits."""
         old = self.cid if self.has_cid else 0

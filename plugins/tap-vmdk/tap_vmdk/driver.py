@@ -171,6 +171,14 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 
 
 @hookimpl
+def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
+    """Agree on the content id that the parent is about to get."""
+    from tap_vmdk.committing import before_commit
+
+    before_commit(dd.private, p.private)
+
+
+@hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
     """Rewrite all tables, and give the space back."""
     from tap_vmdk.parents import make_empty

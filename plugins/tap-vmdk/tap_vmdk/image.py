@@ -5,93 +5,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import select
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import attrs
-
 from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.descriptorplace import DescriptorPlace
 from tap_vmdk.flushing import Flusher
-from tap_vmdk.grains import round_up
 from tap_vmdk.parts import Part
-from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
-from tapcore import (
-    DiskDriver,
-    Extent,
-    ImageFile,
-    ImageFormatError,
-    NotSupportedError,
-    TdCallback,
-)
+from tap_vmdk.sparse import SparseHeader
+from tapcore import DiskDriver, Extent, ImageFile, ImageFormatError, TdCallback
 
 log = logging.getLogger(__name__)
-
-_CID = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
-
-
-@attrs.define(eq=False)
-class DescriptorPlace:
-    """Where a descriptor is kept.
-
-    Attributes:
-        file: that holds it.
-        offset: bytes.
-        room: bytes; None where it is a file of its own.
-    """
-
-    file: ImageFile
-    offset: int = 0
-    room: int | None = None
-
-    def write(self, descriptor: Descriptor) -> None:
-        """Replace all of it, on disk when this returns.
-
-        Within a sparse file the header refers to a copy meanwhile, so that a crash leaves the old
-        one or the new one.
-
-        Raises:
-            NotSupportedError: it does not fit any more.
-            OSError: as the system says.
-        """
-        text = descriptor.serialise()
-        if self.room is None:
-            self.file.write_metadata(0, text)
-            if self.file.size != len(text):
-                self.file.resize(len(text))
-            self._flush()
-            return
-        if len(text) > self.room:
-            raise NotSupportedError("has no room for so long a descriptor")
-        content = text.ljust(self.room, b"\0")
-        header = SparseHeader.unpack(self.file.read_metadata(0, HEADER_BYTES))
-        size = self.file.size
-        for offset in (round_up(size, 512), self.offset):
-            self.file.write_metadata(offset, content)
-            self._flush()
-            here = attrs.evolve(header, descriptor_offset=offset // 512)
-            self.file.write_metadata(0, here.pack())
-            self._flush()
-        self.file.resize(size)
-
-    def _flush(self) -> None:
-        if res := self.file.flush_blocking():
-            raise OSError(-res, os.strerror(-res))
-
-    def write_cid(self, descriptor: Descriptor) -> None:
-        """Change the content id, if that can be done in place with one of the same length."""
-        size = self.file.size if self.room is None else self.room
-        found = _CID.search(self.file.read_metadata(self.offset, size))
-        digits = len(found[1]) if found else 8
-        descriptor.new_cid(digits)
-        if found is None:
-            self.write(descriptor)
-        else:
-            cid = b"%0*x" % (digits, descriptor.cid)
-            self.file.write_metadata(self.offset + found.start(1), cid)
 
 
 class Image:
@@ -241,8 +168,11 @@ class Image:
     def _refuse(*_: Any) -> int:
         return -errno.EROFS
 
-    def begin_writing(self) -> None:
+    def begin_writing(self, cid: int | None = None) -> None:
         """Before the first change after each open: give the content another id.
+
+        Args:
+            cid: the new one; None: any.
 
         Raises:
             OSError: as the system says; nothing may be written then.
@@ -256,6 +186,10 @@ class Image:
             if part.writable:
                 self._keep_what_is_lost(part)
         if self.descriptor is not None and self.place is not None:
+            if cid is None:
+                self.descriptor.new_cid(self.place.cid_digits())
+            else:
+                self.descriptor.set("CID", f"{cid:08x}")
             self.place.write_cid(self.descriptor)
         for part in self.parts:
             if part.writable:

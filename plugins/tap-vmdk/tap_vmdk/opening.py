@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
+from tap_vmdk.descriptorplace import DescriptorPlace
 from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
 from tap_vmdk.grainwrite import WritablePart
-from tap_vmdk.image import DescriptorPlace, Image
+from tap_vmdk.image import Image
 from tap_vmdk.kinds import (
     FLAT_KINDS,
     SPARSE_KINDS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tap_vmdk.committing import NEXT_PARENT, accepted_cids, settle
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
 from tap_vmdk.grainwrite import WritablePart
@@ -56,11 +57,12 @@ def check_parent(child: Image, parent: Any) -> None:
     if child.descriptor is None or parent.descriptor is None:
         return
     wanted, found = child.descriptor.parent_cid, parent.descriptor.cid
-    if wanted != found:
+    if found not in accepted_cids(child):
         raise ImageFormatError(
             "its parent was changed after it was made "
             f"(its content id is {found:08x}, and {wanted:08x} was recorded)"
         )
+    settle(child, parent)
 
 
 def cid_of(path: str) -> tuple[int, int]:
@@ -98,6 +100,7 @@ def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     descriptor = image.descriptor.copy()
     if descriptor.get(PARENT_UUID) is not None:  # what VirtualBox knew of the old one
         descriptor.set(PARENT_UUID, '"00000000-0000-0000-0000-000000000000"')
+    descriptor.remove(NEXT_PARENT)
     if parent is None:
         descriptor.set("parentCID", f"{NO_PARENT:08x}", after="CID")
         descriptor.remove(PARENT_HINT)

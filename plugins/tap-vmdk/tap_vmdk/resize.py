@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from typing import Final
 
 import attrs
 
@@ -18,6 +19,8 @@ from tap_vmdk.parents import recorded_parent
 from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader
 from tapcore import DiskDriver, NotSupportedError
+
+_STEP: Final = 1 << 20
 
 
 def resize(dd: DiskDriver, size: int) -> None:
@@ -67,9 +70,19 @@ def _refuse_longer_parent(dd: DiskDriver, image: Image) -> None:
 def _grow_flat(part: FlatPart, sectors: int) -> None:
     end = (part.line.offset + sectors) * 512
     old = (part.line.offset + part.line.sectors) * 512
-    if part.file.size > old:  # what lies there is not the disk's, and must not become so
-        raise NotSupportedError("its extent's file is longer than the disk")
+    if not _all_zeroes(part, old):
+        raise NotSupportedError("its extent's file is longer than the disk, and holds more")
     part.file.truncate_up(end)
+
+
+def _all_zeroes(part: FlatPart, start: int) -> bool:
+    """Whether nothing lies in a file from a place (bytes) on, but what a stopped growing left."""
+    rest = max(part.file.size - start, 0)
+    for begin, end, data in part.file.runs(start, rest):
+        for at in range(begin, end if data else begin, _STEP):
+            if any(part.file.read_metadata(at, min(_STEP, end - at))):
+                return False
+    return True
 
 
 def grow_sparse(part: WritablePart, sectors: int) -> WritablePart:

@@ -42,8 +42,8 @@ class Seen:
         """The grains that were readable here, and are not the same there."""
         return [
             n
-            for n, (one, two) in enumerate(zip(self.pieces, other.pieces, strict=True))
-            if one is not None and one != two
+            for n, (one, two) in enumerate(itertools.zip_longest(self.pieces, other.pieces))
+            if (one is not None or n >= len(self.pieces)) and one != two
         ]
 
 
@@ -128,12 +128,22 @@ def _harm_to_qemu(
     if after is None:
         return "qemu-img does not read it any more"
     for number in before.differs(after):
-        if ours[0].pieces[number] in (None, before.pieces[number]):
+        if _agreed(ours[0], before, number):
             return f"qemu-img reads the grain {number} otherwise"
     for number in after.differs(ours[1]):
-        if ours[1].pieces[number] is not None and ours[0].pieces[number] is not None:
+        if number >= len(ours[1].pieces) or None not in (
+            ours[0].pieces[number],
+            ours[1].pieces[number],
+        ):
             return f"qemu-img reads the grain {number} otherwise than tapdisk"
     return ""
+
+
+def _agreed(ours: Seen, theirs: Seen, number: int) -> bool:
+    """Whether a grain was the same for both, or could not be read by us."""
+    if max(len(ours.pieces), len(theirs.pieces)) > len(ours.pieces):
+        return number < len(ours.pieces) and ours.pieces[number] == theirs.pieces[number]
+    return number >= len(theirs.pieces) or ours.pieces[number] in (None, theirs.pieces[number])
 
 
 def write(folder: Path, made: Layout, sectors: int) -> Path:

@@ -1,0 +1,158 @@
+"""Where a descriptor is kept, and changing it so that at every moment there is a whole one."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+import attrs
+
+from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.grains import round_up
+from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
+from tapcore import ImageFile, NotSupportedError
+
+_CID: Final = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
+_PARENT_CID: Final = re.compile(
+    rb"^[ \t]*parentCID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M | re.I
+)
+
+
+@attrs.define(eq=False)
+class DescriptorPlace:
+    """Where a descriptor is kept.
+
+    Attributes:
+        file: that holds it.
+        offset: bytes.
+        room: bytes; None where it is a file of its own.
+    """
+
+    file: ImageFile
+    offset: int = 0
+    room: int | None = None
+
+    def text(self) -> bytes:
+        """What is there now, without the zeroes behind it."""
+        size = self.file.size if self.room is None else self.room
+        return self.file.read_metadata(self.offset, size).split(b"\0", 1)[0]
+
+    def write(self, descriptor: Descriptor) -> None:
+        """Replace all of it, on disk when this returns.
+
+        Within a sparse file the header refers to a copy meanwhile, so that a crash leaves the old
+        one or the new one. A file of its own is replaced by one write, once it is long enough.
+
+        Raises:
+            NotSupportedError: it does not fit any more.
+            OSError: as the system says.
+        """
+        text = descriptor.serialise()
+        if self.room is None:
+            self._write_file(text)
+        else:
+            self._write_embedded(text, self.room)
+
+    def _write_file(self, text: bytes) -> None:
+        size = self.file.size
+        if len(text) > size:
+            self._extend(size, len(text) - size)
+        self.file.write_metadata(0, text.ljust(size, b"\n"))
+        if self.file.size != len(text):
+            self.file.resize(len(text))
+        self._flush()
+
+    def _extend(self, size: int, more: int) -> None:
+        """Take the space for a longer text; without it the file stays as it is."""
+        try:
+            self.file.write_metadata(size, b"\n" * more)
+        except OSError:
+            self.file.resize(size)
+            raise
+
+    def _write_embedded(self, text: bytes, room: int) -> None:
+        """Only as many sectors are written as the old text has, or are free."""
+        sectors = round_up(max(len(text), len(self.text())), 512)
+        if sectors > room or any(self._after(sectors)):
+            raise NotSupportedError("has no room for so long a descriptor")
+        header = SparseHeader.unpack(self.file.read_metadata(0, HEADER_BYTES))
+        size = self.file.size
+        for offset, length in ((round_up(size, 512), room), (self.offset, sectors)):
+            self.file.write_metadata(offset, text.ljust(length, b"\0"))
+            self._flush()
+            here = attrs.evolve(header, descriptor_offset=offset // 512)
+            self.file.write_metadata(0, here.pack())
+            self._flush()
+        self.file.resize(size)
+
+    def _after(self, end: int) -> bytes:
+        """What lies behind the sectors of the present text, up to an end (bytes from its start)."""
+        start = round_up(len(self.text()), 512)
+        return self.file.read_metadata(self.offset + start, end - start) if end > start else b""
+
+    def _flush(self) -> None:
+        if res := self.file.flush_blocking():
+            raise OSError(-res, os.strerror(-res))
+
+    # ---- in place ---------------------------------------------------------------------------
+
+    def cid_digits(self) -> int:
+        """How long the content id is, as it stands there."""
+        found = _CID.search(self.text())
+        return len(found[1]) if found else 8
+
+    def write_cid(self, descriptor: Descriptor) -> None:
+        """Put the content id of a descriptor into the file; in place where it has the same length.
+
+        Raises:
+            NotSupportedError, OSError: as `write`.
+        """
+        if not self._write_digits(_CID, descriptor.cid):
+            self.write(descriptor)
+
+    def write_parent_cid(self, descriptor: Descriptor) -> None:
+        """The same for the content id of the parent."""
+        if not self._write_digits(_PARENT_CID, descriptor.parent_cid):
+            self.write(descriptor)
+
+    def _write_digits(self, entry: re.Pattern[bytes], cid: int) -> bool:
+        found = entry.search(self.text())
+        if found is None:
+            return False
+        digits = b"%0*x" % (len(found[1]), cid)
+        if len(digits) != len(found[1]):
+            return False
+        self.file.write_metadata(self.offset + found.start(1), digits)
+        return True
+
+    def add_line(self, line: bytes) -> None:
+        """Put a line behind the text, on disk when this returns; it may be cut by a crash.
+
+        Raises:
+            NotSupportedError: there is no room.
+            OSError: as the system says; the text is as it was.
+        """
+        text = self.text()
+        line = b"\n" + line + b"\n"
+        if self.room is None:
+            try:
+                self.file.write_metadata(len(text), line)
+            except OSError:
+                self.file.resize(len(text))
+                raise
+        else:
+            if len(text) + len(line) > self.room or any(self._after(len(text) + len(line))):
+                raise NotSupportedError("has no room for a longer descriptor")
+            self.file.write_metadata(self.offset + len(text), line)
+        self._flush()
+
+    def remove_last_line(self) -> None:
+        """Take back what `add_line` has added, on disk when this returns."""
+        text = self.text()
+        kept = len(text.rstrip(b"\n").rpartition(b"\n")[0])
+        if self.room is None:
+            self.file.resize(kept)
+        else:
+            self.file.write_metadata(self.offset + kept, bytes(len(text) - kept))
+        self._flush()
