@@ -2,80 +2,36 @@
 
 A check walks through everything that refers to host clusters, compares that with the refcounts, and
 looks at the COPIED flags. A repair is made of steps, each crash-safe, with a fresh look in between.
+It is rehearsed before it is done: what could be read reads the same afterwards, or nothing changes.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
-
-import attrs
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tap_qcow2 import layout
-from tap_qcow2.checking_counts import TooFarApartError
-from tap_qcow2.checking_refcounts import Comparison
-from tap_qcow2.checking_report import Report
-from tap_qcow2.checking_walk import GivenUpError, Walk
-from tap_qcow2.rebuilding import FreeSpace, rebuild
-from tap_qcow2.repairing import TableRepair, reload_tables, write_flags, write_refcounts
-from tapcore import CheckResult, ImageFormatError, ImageOpenError, describe_error
+from tap_qcow2.analysis import Analysis, analyse
+from tap_qcow2.keeping import HarmError, check_kept
+from tap_qcow2.rehearsal import Rehearsal
+from tap_qcow2.repairing import forget_tables, reload_tables
+from tap_qcow2.repairs import give_back_leaks, raise_only, repair_all, repair_refcounts
+from tapcore import CheckResult, ImageOpenError
 
 if TYPE_CHECKING:
+    from tap_qcow2.header import Header
     from tap_qcow2.image import Image
 
-
-@attrs.define
-class Analysis:
-    """A look at all of an image.
-
-    Attributes:
-        report: what was found.
-        walk: the references.
-        comparison: the refcounts beside them.
-    """
-
-    report: Report
-    walk: Walk
-    comparison: Comparison
-
-    @property
-    def clean(self) -> bool:
-        """There is nothing to be said against the image."""
-        found = self.report.result
-        return not (found.leaks or found.corruptions or found.check_errors)
-
-    @property
-    def tables_damaged(self) -> bool:
-        """L1 or L2 tables are not what they should be, besides their COPIED flags."""
-        walk = self.walk
-        return bool(walk.l1_damaged or walk.l2_damaged or walk.crowded)
-
-
-def analyse(image: Image) -> Analysis:
-    """Look at an image: nothing is changed, and nothing may be waiting to be written."""
-    report = Report()
-    walk = Walk(image, report)
-    comparison = Comparison(image, walk, report)
-    report.result.total_clusters = image.geometry.clusters(image.header.size)
-    try:
-        walk.run()
-        comparison.count_structures()
-        comparison.compare()
-        comparison.check_flags()
-        report.result.image_end_offset = comparison.end << image.cluster_bits
-    except ImageFormatError as exc:
-        report.failed(f"it {exc.message}")
-    except OSError as exc:
-        report.failed(f"a table cannot be read: {describe_error(exc)}")
-    except GivenUpError:
-        report.failed("its tables overlap so much that they cannot be checked in bounded time")
-    except TooFarApartError:
-        report.failed("it refers to places so far apart that checking it would take all memory")
-    return Analysis(report, walk, comparison)
+_T = TypeVar("_T")
 
 
 def check(image: Image, repair: str) -> CheckResult:
     """Check an image, and repair it.
+
+    A repair is rehearsed first: it is done only if it comes to an end, and what could be read reads
+    the same afterwards. Else less is tried, and in the end nothing is changed.
 
     Args:
         image: open, for writing where it is to be repaired, with nothing in flight.
@@ -85,22 +41,132 @@ def check(image: Image, repair: str) -> CheckResult:
         TapError, OSError: a repair failed in the middle; it can be done again.
     """
     image.clean()
-    first = analyse(image)
-    result = first.report.result
-    result.messages = first.report.all_messages()
     if not repair:
-        return result
-    if result.check_errors:
-        result.messages.append("nothing was repaired, since not all could be checked")
-        return result
-    last = first
-    if not first.clean or first.comparison.stale:
-        notes = _repair_leaks(image, first) if repair == "leaks" else _repair_all(image, first)
-        last = analyse(image)
-        result = _after_repair(first, last, notes)
-    if not (last.report.result.corruptions or last.report.result.check_errors):
-        _mark_clean(image)
+        return _told(analyse(image))
+    result, less = _repaired(image, repair)
+    for _ in range(_MOST_REPAIRS):
+        if not less:
+            break
+        before = result
+        result, less = _repaired(image, repair)
+        result.leaks_fixed += before.leaks_fixed
+        result.corruptions_fixed += before.corruptions_fixed
+        result.messages = [*before.messages, "once more:", *result.messages]
     return result
+
+
+def _repaired(image: Image, repair: str) -> tuple[CheckResult, bool]:
+    """Repair, as far as that does no harm; and whether only less was done, so that more may be."""
+    refused: list[str] = []
+    for way in _WAYS[repair]:
+        try:
+            result, writes = rehearsed(image, partial(_rehearse, way=way))
+        except HarmError as exc:
+            refused.append(_REFUSED[way].format(exc))
+            continue
+        result.messages += refused
+        return result, bool(refused and writes)
+    result = _told(analyse(image))
+    result.messages += [*refused, "nothing was changed"]
+    return result, False
+
+
+def _told(found: Analysis) -> CheckResult:
+    result = found.report.result
+    result.messages = found.report.all_messages()
+    return result
+
+
+def rehearsed(image: Image, act: Callable[[Image, Rehearsal], _T]) -> _T:
+    """Do something to an image, if what can be read of it stays as it is.
+
+    Args:
+        image: open for writing, with nothing in memory changed.
+        act: does it to an image that stands for this one.
+
+    Returns:
+        What `act` returned.
+
+    Raises:
+        HarmError: it would not stay so; nothing was changed.
+        TapError, OSError: as `act`; or it failed in the middle, and the image is given up.
+    """
+    rehearsal = Rehearsal(image.file)
+    forget_tables(image)  # there may be much of them: not twice
+    try:
+        trial = image.over(rehearsal)
+        try:
+            found = act(trial, rehearsal)
+        finally:
+            trial.tables.release()
+        if rehearsal.steps:
+            check_kept(image, trial, rehearsal.written)
+            _perform(image, rehearsal, trial.header)
+    finally:
+        rehearsal.forget()
+        reload_tables(image)
+    return found
+
+
+def _perform(image: Image, rehearsal: Rehearsal, header: Header) -> None:
+    try:
+        rehearsal.perform()
+    except BaseException:
+        image.broken = True  # what is in memory is not what is on disk
+        raise
+    image.header = header
+
+
+def _rehearse(image: Image, rehearsal: Rehearsal, *, way: str) -> tuple[CheckResult, int]:
+    """Repair an image that stands for the real one; raises HarmError where that makes it worse."""
+    first = analyse(image)
+    if first.report.result.check_errors:
+        result = _told(first)
+        result.messages.append("nothing was repaired, since not all could be checked")
+        return result, 0
+    notes: list[str] = []
+    last = _repair(image, rehearsal, first, way, notes)
+    if last.report.result.check_errors:
+        raise HarmError("then it could not be checked any more")
+    if last.report.result.corruptions > first.report.result.corruptions:
+        raise HarmError("then more would be wrong than now")
+    if not last.report.result.corruptions:
+        _mark_clean(image)
+    if last is first and not notes:
+        return _told(first), rehearsal.writes
+    return _after_repair(first, last, notes), rehearsal.writes
+
+
+def _repair(
+    image: Image, rehearsal: Rehearsal, first: Analysis, way: str, notes: list[str]
+) -> Analysis:
+    """Repair until nothing more is to be done; returns what is found then."""
+    last = first
+    for _ in range(_MOST_REPAIRS):
+        if last.clean and not last.comparison.stale:
+            return last
+        writes = rehearsal.writes
+        for note in _REPAIRS[way](image, last):
+            if note not in notes:
+                notes.append(note)
+        last = analyse(image)
+        if rehearsal.writes == writes:
+            return last
+    raise HarmError("that does not come to an end")
+
+
+_MOST_REPAIRS: Final = 4
+
+_REPAIRS: Final = {"all": repair_all, "refcounts": raise_only, "leaks": give_back_leaks}
+
+_WAYS: Final = {"all": ("all", "refcounts"), "leaks": ("leaks",)}
+"""What is tried, one after the other."""
+
+_REFUSED: Final = {
+    "all": "not all of it is repaired: {}",
+    "refcounts": "refcounts are not raised: {}",
+    "leaks": "leaked clusters are not given back: {}",
+}
 
 
 def _after_repair(first: Analysis, last: Analysis, notes: list[str]) -> CheckResult:
@@ -118,90 +184,6 @@ def _mark_clean(image: Image) -> None:
     if header.dirty or header.corrupt:
         header.incompatible &= ~(layout.INCOMPAT_DIRTY | layout.INCOMPAT_CORRUPT)
         image.write_header_fields()
-    image.broken = False
-
-
-def _repair_leaks(image: Image, found: Analysis) -> list[str]:
-    """Give back what nothing refers to; returns what is to be said about it."""
-    if found.tables_damaged:
-        return ["leaked clusters are kept: they may be what the damaged tables once led to"]
-    write_refcounts(image, found, "down")
-    reload_tables(image)
-    return []
-
-
-def _repair_all(image: Image, found: Analysis) -> list[str]:
-    """Repair what can be; returns what is to be said about it."""
-    notes: list[str] = []
-    if found.walk.bitmaps_damaged:
-        _drop_bitmaps(image, notes)
-        found = analyse(image)
-    if _lengthen_file(image, found.walk):
-        found = analyse(image)
-    for _ in range(_ROUNDS):
-        shared = found.comparison.too_low or found.comparison.overflow
-        if not (found.tables_damaged or shared):
-            break
-        tables = TableRepair(image, found.walk, _space(image, found))
-        tables.make_copies()
-        if shared:
-            tables.part_twins()
-        _raise_refcounts(image, found, notes)
-        tables.correct()
-        if tables.lost:
-            notes.append(f"{tables.lost} table entries led nowhere: what they held is lost")
-        found = analyse(image)
-    _repair_refcounts(image, found, notes)
-    if found.walk.snapshots_incomplete:
-        from tap_qcow2.snapshots import rewrite_snapshots
-
-        rewrite_snapshots(image, found.walk.snapshots)
-    return notes
-
-
-_ROUNDS = 3
-"""Tables that are reached only after others were corrected, may need it as well."""
-
-
-def _repair_refcounts(image: Image, found: Analysis, notes: list[str]) -> None:
-    """Let refcounts and COPIED flags be what the references demand; the tables are sound."""
-    rebuilt = _raise_refcounts(image, found, notes)
-    write_flags(image, found.walk)
-    if not rebuilt:
-        write_refcounts(image, found, "exact")
-    reload_tables(image)
-
-
-def _raise_refcounts(image: Image, found: Analysis, notes: list[str]) -> bool:
-    """No refcount on disk is less than the references; whether all were made anew for that."""
-    if not found.comparison.rebuild:
-        write_refcounts(image, found, "up")
-        return False
-    rebuild(image, found.walk.counts, found.comparison, _space(image, found))
-    reload_tables(image)
-    notes.append("the refcount structures were made anew")
-    return True
-
-
-def _space(image: Image, found: Analysis) -> FreeSpace:
-    return FreeSpace(image, found.walk.counts, found.comparison.end)
-
-
-def _drop_bitmaps(image: Image, notes: list[str]) -> None:
-    """Persistent bitmaps are only a help for backups: without the bit, nobody relies on them."""
-    image.header.autoclear &= ~layout.AUTOCLEAR_BITMAPS
-    image.header.set_extension(layout.EXT_BITMAPS, None)
-    image.write_header()
-    notes.append("the damaged bitmaps were dropped: the next backups have to be full ones")
-
-
-def _lengthen_file(image: Image, walk: Walk) -> bool:
-    """An L1 table of which the end was cut off gets zeroes there."""
-    size = image.file.size
-    for table in walk.l1_tables:
-        if table.offset < size < table.offset + table.size * 8:
-            image.file.truncate_up(table.offset + table.size * 8)
-    return image.file.size > size
 
 
 def repair_dirty(image: Image) -> None:
@@ -214,12 +196,24 @@ def repair_dirty(image: Image) -> None:
         ImageOpenError: it is damaged in another way too.
         OSError: as the system says.
     """
+    try:
+        rehearsed(image, _repair_dirty)
+    except HarmError:
+        raise _damaged_too() from None
+
+
+def _repair_dirty(image: Image, rehearsal: Rehearsal) -> None:
     found = analyse(image)
-    if found.report.result.check_errors or found.tables_damaged or found.comparison.overflow:
-        raise ImageOpenError(
-            "was not closed, and is damaged: check --repair all, or open it read-only",
-            errno=errno.EROFS,
-        )
-    _repair_refcounts(image, found, [])
+    damaged = found.tables_damaged or found.walk.hidden or found.comparison.overflow
+    if found.report.result.check_errors or damaged:
+        raise _damaged_too()
+    repair_refcounts(image, found, [])
     image.header.incompatible &= ~layout.INCOMPAT_DIRTY
     image.write_header_fields()
+
+
+def _damaged_too() -> ImageOpenError:
+    return ImageOpenError(
+        "was not closed, and is damaged: check --repair all, or open it read-only",
+        errno=errno.EROFS,
+    )

@@ -12,6 +12,7 @@ import attrs
 
 from tap_qcow2 import layout
 from tap_qcow2.header import Header
+from tapcore import SECTOR_SHIFT
 
 
 @attrs.frozen
@@ -27,6 +28,9 @@ class Rules:
         file_size: of the image file, bytes.
         clusters: that it has, the last one perhaps in part.
         odd: bits that a sound L2 entry of a plain cluster has not.
+        zeroable: an entry that leads nowhere can be made to read as zeroes, which is what QEMU
+            reads past the end of the file. Version 2 cannot say that above a parent, and encrypted
+            data would have been decrypted.
     """
 
     version: int
@@ -36,6 +40,7 @@ class Rules:
     clusters: int
     odd: int
     data_clusters: int | None = None
+    zeroable: bool = True
 
     @classmethod
     def of(cls, header: Header, file_size: int, data_size: int | None = None) -> Rules:
@@ -47,7 +52,10 @@ class Rules:
             odd |= layout.ZERO
         clusters = geometry.clusters(file_size)
         data = None if data_size is None else geometry.clusters(data_size)
-        return cls(header.version, geometry, header.has_data_file, file_size, clusters, odd, data)
+        zeroable = header.crypt_method == layout.CRYPT_NONE
+        zeroable &= header.version >= 3 or not header.backing_file
+        data_file = header.has_data_file
+        return cls(header.version, geometry, data_file, file_size, clusters, odd, data, zeroable)
 
     def missing(self, first: int, count: int) -> bool:
         """Whether plain clusters lie past the end of their file, the last one at least."""
@@ -88,10 +96,14 @@ class Verdict:
     missing: bool = False
 
     def lose(self, rules: Rules) -> None:
-        """It leads nowhere: zeroes instead; where version 2 has none, what a parent holds."""
+        """It leads nowhere: zeroes instead. Where there can be none it stays, and stays wrong."""
+        if not rules.zeroable:
+            return
         self.lost = True
         if rules.geometry.extended:
-            self.entry, self.bitmap = 0, layout.ALL_ZERO
+            stored = layout.ALL_ALLOCATED if self.compressed else self.bitmap
+            self.entry = 0
+            self.bitmap = self.bitmap & layout.ALL_ZERO | (stored & layout.ALL_ALLOCATED) << 32
         else:
             self.entry = layout.ZERO if rules.version >= 3 else 0
 
@@ -120,24 +132,39 @@ def judge(rules: Rules, entry: int, bitmap: int = 0) -> Verdict:
 
 
 def _judge_compressed(rules: Rules, entry: int, bitmap: int) -> Verdict:
-    found = Verdict(entry & ~layout.COPIED, 0)
+    found = Verdict(entry & ~layout.COPIED, 0, compressed=True)
     if entry & layout.COPIED:
         found.problems.append("is compressed and flagged as COPIED")
     if rules.data_file:
         found.problems.append("is compressed, in an image with a data file")
         found.lose(rules)
+        found.compressed = False
         return found
     if bitmap:
         found.problems.append("is compressed, and has a bitmap of subclusters")
-    found.allocated = found.compressed = True
+    found.allocated = True
     offset, length = rules.geometry.compressed(entry)
     if rules.inside(offset, length):
         found.offset, found.length = offset, length
+    elif offset < rules.file_size:
+        found.problems.append("reaches past the end of the file")
+        found.entry = _shortened(rules, found.entry)
+        found.offset, found.length = rules.geometry.compressed(found.entry)
     else:
         found.missing = True
         found.problems.append("lies outside of the file")
         found.lose(rules)
     return found
+
+
+def _shortened(rules: Rules, entry: int) -> int:
+    """A compressed cluster that ends with the file: what lies behind is no part of its stream."""
+    geometry = rules.geometry
+    offset, _ = geometry.compressed(entry)
+    sectors = ((rules.clusters << geometry.cluster_bits) - (offset & ~511)) >> SECTOR_SHIFT
+    return entry & ~(geometry.csize_mask << geometry.csize_shift) | (
+        sectors - 1 << geometry.csize_shift
+    )
 
 
 def _judge_without_place(rules: Rules, found: Verdict) -> None:

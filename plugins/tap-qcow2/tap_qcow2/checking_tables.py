@@ -16,6 +16,7 @@ from tap_qcow2.checking_report import Report
 from tap_qcow2.words import Words
 from tapcore import SECTOR_SHIFT
 
+_MOST_DANGLING: Final = 4096
 _FLAGS: Final = layout.COPIED | layout.COMPRESSED
 
 
@@ -40,6 +41,8 @@ class EntryCounter:
         suspicious: offsets of active tables of which not every entry is flagged as COPIED, or that
             are damaged.
         missing: clusters whose content is lost because the file ends before.
+        dangling: clusters behind the file's end that entries lead to which stay as they are; of
+            a bounded number.
     """
 
     def __init__(self, rules: Rules, counts: Counts, report: Report) -> None:
@@ -51,6 +54,7 @@ class EntryCounter:
         self.damaged: set[int] = set()
         self.suspicious: set[int] = set()
         self.missing = 0
+        self.dangling: list[int] = []
 
     def count(self, offset: int, entries: Words, uses: L2Uses) -> None:
         """Count what a table refers to, as often as it is used.
@@ -114,6 +118,9 @@ class EntryCounter:
             for problem in found.problems:
                 message = f"entry {shown} of the L2 table at {offset:#x} {problem}"
                 self._report.corrupt(message, uses.times)
+        dangles = found.problems and not (found.length or found.lost or self._rules.data_file)
+        if dangles and len(self.dangling) < _MOST_DANGLING:
+            self.dangling.append((entry & layout.OFFSET_MASK) >> self._bits)
         if found.length:
             first = found.offset >> self._bits
             last = (found.offset + found.length - 1) >> self._bits

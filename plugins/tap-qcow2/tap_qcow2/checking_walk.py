@@ -20,7 +20,7 @@ from tap_qcow2.checking_counts import Counts
 from tap_qcow2.checking_entries import Rules
 from tap_qcow2.checking_report import Report
 from tap_qcow2.checking_tables import EntryCounter, L2Uses
-from tap_qcow2.snapshottable import SnapshotEntry, read_snapshots, table_bytes
+from tap_qcow2.snapshottable import SnapshotEntry, needed_entries, read_snapshots, table_bytes
 from tapcore import TD_RDONLY, ImageFormatError, TapError, open_named_file
 
 if TYPE_CHECKING:
@@ -88,8 +88,10 @@ class Walk:
         l2_tables: by their offset in the file (bytes).
         snapshots: the table of snapshots.
         l1_damaged: an L1 entry should be another.
+        dangling: clusters that entries lead to which stay though the file does not reach so far.
         l2_damaged: offsets of the L2 tables of which an entry should be another.
         bitmaps_damaged: the directory, or a table of a bitmap, cannot be true.
+        hidden: there are tables that cannot be followed: what they refer to is not counted.
         snapshots_incomplete: entries of the snapshot table lack what version 3 demands.
         suspicious: offsets of active L2 tables of which not every entry is flagged as COPIED, or
             that are damaged: the flags of others are right where nothing is shared.
@@ -115,7 +117,9 @@ class Walk:
         self.l1_damaged = False
         self._entries = EntryCounter(self.rules, self.counts, report)
         self.l2_damaged = self._entries.damaged
+        self.dangling = self._entries.dangling
         self.bitmaps_damaged = False
+        self.hidden = False
         self.snapshots_incomplete = False
         self.suspicious = self._entries.suspicious
         self.crowded: dict[int, int] = {}
@@ -130,6 +134,8 @@ class Walk:
         """
         header = self._image.header
         self._structure("header", 0, self._size)
+        if header.l1_size and header.l1_table_offset >= self._file.size:
+            self._report.failed("the L1 table lies outside of the file")
         self.l1_tables.append(
             L1Table("L1 table", header.l1_table_offset, header.l1_size, active=True)
         )
@@ -235,10 +241,14 @@ class Walk:
                 self.snapshots_incomplete = True
             if snapshot.l1_offset & (self._size - 1):
                 self._report.corrupt(f"{name} has an L1 table that is not at a cluster's boundary")
+                self.hidden = True
             elif snapshot.l1_size * 8 > layout.MAX_L1_BYTES:
                 self._report.corrupt(f"{name} has an L1 table that is too large")
+                self.hidden = True
             else:
                 place = snapshot.l1_offset, snapshot.l1_size
+                needed = needed_entries(header, snapshot) * 8
+                self.hidden |= not self.rules.inside(snapshot.l1_offset, needed)
                 if place in tables:
                     tables[place].times += 1
                 else:

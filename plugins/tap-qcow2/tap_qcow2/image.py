@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tap_qcow2 import layout, words
 from tap_qcow2.header import ATOMIC, Header, parse_header
 from tap_qcow2.l2tables import L2Tables
-from tap_qcow2.metadata import metadata_clusters
+from tap_qcow2.metadata import OverlapError, metadata_clusters
 from tap_qcow2.missing import read_past_end, refuse_to_hide
 from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
@@ -146,6 +147,13 @@ class Image:
                 "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
             )
         return cls(file, header, dd)
+
+    def over(self, file: ImageFile) -> Image:
+        """The same image, with nothing in memory changed, over what stands for its file."""
+        other = Image(file, copy.deepcopy(self.header), self.dd)
+        if self.data is not self.file:
+            other.data = self.data
+        return other
 
     def choose_paths(self) -> None:
         """After a change of what the fast paths do not look at."""
@@ -310,7 +318,11 @@ class Image:
             TapError, OSError: as `begin_writing`.
         """
         if not self.writing:
-            self.begin_writing()
+            try:
+                self.begin_writing()
+            except OverlapError as exc:
+                self.mark_corrupt(exc.message)
+                raise
         if self.tracker is not None:
             self.tracker.mark(sector, nb_sectors)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout
+from tapcore import ImageFormatError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
+
+
+class OverlapError(ImageFormatError):
+    """Structures of an image lie on top of each other."""
 
 
 def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
@@ -18,33 +24,70 @@ def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
     Args:
         image: open.
         with_bitmaps: those of persistent bitmaps, too.
+
+    Raises:
+        OverlapError: two of them lie on top of each other: what is written to one would
+            overwrite the other. L2 tables, and the L1 tables of snapshots, may be one.
     """
-    header, bits = image.header, image.cluster_bits
-    found = {0}
-    _add_range(found, header.l1_table_offset, header.l1_size * 8, bits)
-    _add_range(found, header.refcount_table_offset, header.refcount_table_clusters << bits, bits)
-    found.update(entry >> bits for entry in image.refcounts.table if entry)
-    mask = layout.OFFSET_MASK
-    found.update((entry & mask) >> bits for entry in image.tables.l1 if entry & mask)
+    header, bits, mask = image.header, image.cluster_bits, layout.OFFSET_MASK
+    places = _Places(bits)
+    places.add("header", 0, 1)
+    places.add("L1 table", header.l1_table_offset, header.l1_size * 8)
+    length = header.refcount_table_clusters << bits
+    places.add("refcount table", header.refcount_table_offset, length)
+    for entry in filter(None, image.refcounts.table):
+        places.add("refcount block", entry, 1)
     if header.crypto is not None:
         offset, length = header.crypto  # checked only where the key is asked for
-        _add_range(found, offset, min(length, layout.MAX_CRYPTO_HEADER), bits)
+        places.add("encryption header", offset, min(length, layout.MAX_CRYPTO_HEADER))
     if header.nb_snapshots:
-        from tap_qcow2.snapshottable import check_snapshot_l1, read_snapshots, table_bytes
-
-        snapshots = read_snapshots(image)
-        _add_range(found, header.snapshots_offset, table_bytes(snapshots), bits)
-        for snapshot in snapshots:
-            check_snapshot_l1(image, snapshot)
-            _add_range(found, snapshot.l1_offset, snapshot.l1_size * 8, bits)
+        _add_snapshots(image, places)
     if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
         from tap_qcow2.bitmaps import bitmap_ranges_on_disk
 
         for offset, length in bitmap_ranges_on_disk(image):
-            _add_range(found, offset, length, bits)
-    return found
+            places.add("bitmap", offset, length)
+    places.add_all(
+        "L2 table", {(entry & mask) >> bits for entry in image.tables.l1 if entry & mask}
+    )
+    return places.found
 
 
-def _add_range(found: set[int], offset: int, length: int, bits: int) -> None:
-    if length:
-        found.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))
+def _add_snapshots(image: Image, places: _Places) -> None:
+    from tap_qcow2.snapshottable import check_snapshot_l1, read_snapshots, table_bytes
+
+    snapshots = read_snapshots(image)
+    places.add("snapshot table", image.header.snapshots_offset, table_bytes(snapshots))
+    for snapshot in snapshots:
+        check_snapshot_l1(image, snapshot)
+    tables = {(each.l1_offset, each.l1_size * 8) for each in snapshots}
+    for offset, length in sorted(tables):
+        places.add("L1 table of a snapshot", offset, length)
+
+
+class _Places:
+    """Clusters of structures, none of which may lie on top of another one.
+
+    Args:
+        bits: log2 of the cluster size.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self.found: set[int] = set()
+
+    def add(self, name: str, offset: int, length: int) -> None:
+        """A structure at an offset (bytes)."""
+        if length:
+            last = (offset + length - 1) >> self._bits
+            self.add_all(name, set(range(offset >> self._bits, last + 1)))
+
+    def add_all(self, name: str, clusters: set[int]) -> None:
+        """Clusters of structures of one name."""
+        if not self.found.isdisjoint(clusters):
+            where = min(self.found & clusters) << self._bits
+            raise OverlapError(
+                f"has its {name} (at {where:#x}) on top of something else: check and repair it",
+                errno=errno.EIO,
+            )
+        self.found |= clusters

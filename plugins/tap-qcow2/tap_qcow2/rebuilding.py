@@ -7,6 +7,7 @@ structures stand: so a crash on the way changes nothing.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
@@ -28,12 +29,17 @@ class FreeSpace:
         image: open for writing.
         counts: of all references; what is taken is free in them, and to be added by the caller.
         end: the cluster behind the last one that is in use.
+        claimed: clusters that tables say are theirs, though the file does not reach so far: (first,
+            the one behind the last). What is written there would become a part of them.
     """
 
-    def __init__(self, image: Image, counts: Counts, end: int) -> None:
+    def __init__(
+        self, image: Image, counts: Counts, end: int, claimed: Sequence[tuple[int, int]] = ()
+    ) -> None:
         self._image = image
         self._counts = counts
         self._end = end
+        self._claimed = claimed
 
     def find(self, count: int) -> int:
         """The first of `count` free clusters side by side, which the file has.
@@ -54,6 +60,14 @@ class FreeSpace:
         raise OSError(errno.ENOSPC, "there is no room for new tables")
 
     def _first_run(self, start: int, count: int) -> int:
+        while True:
+            first = self._first_free(start, count)
+            ends = [end for begin, end in self._claimed if first < end and begin < first + count]
+            if not ends:
+                return first
+            start = max(ends)
+
+    def _first_free(self, start: int, count: int) -> int:
         first, length = start, 0
         for run, free in self._counts.runs_of_free(start):
             if run != first + length:

@@ -7,7 +7,8 @@ not be written where it is (a table that lies on top of something else) is copie
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
@@ -22,17 +23,23 @@ from tap_qcow2.refcounts import Refcounts
 from tap_qcow2.words import Words
 
 if TYPE_CHECKING:
-    from tap_qcow2.checking import Analysis
+    from tap_qcow2.analysis import Analysis
     from tap_qcow2.image import Image
 
 Way = Literal["up", "down", "exact"]
 
 
+def forget_tables(image: Image) -> None:
+    """Drop what is in memory of L1 table and refcounts, 40 MiB at most."""
+    image.tables.forget()
+    image.tables.l1 = words.zeroes(0)
+    image.refcounts = Refcounts(image.file, image.header, words.zeroes(0))
+
+
 def reload_tables(image: Image) -> None:
     """Read anew what is in memory of L1 table and refcounts: they were changed on disk."""
     header, file = image.header, image.file
-    image.tables.forget()
-    image.tables.l1 = words.zeroes(0)  # it may have 32 MiB: not twice
+    forget_tables(image)
     image.tables.l1 = words.read(file, header.l1_table_offset, header.l1_size)
     reftable = header.refcount_table_clusters << header.cluster_bits
     table = words.from_bytes(file.read_metadata(header.refcount_table_offset, reftable))
@@ -54,24 +61,35 @@ def write_refcounts(image: Image, analysis: Analysis, way: Way) -> None:
         OSError: as the system says.
     """
     counts, comparison = analysis.walk.counts, analysis.comparison
-    refcounts = image.refcounts
-    pages = counts.by_block(refcounts.per_block_bits)
+    bits = image.refcounts.per_block_bits
+    pages = counts.by_block(bits)
     for number in sorted(comparison.wrong | comparison.stale):
         offset = comparison.blocks[number] if number < len(comparison.blocks) else 0
         if not offset or counts.get(offset >> image.cluster_bits) != 1:
             continue
         content = image.file.read_metadata(offset, image.geometry.cluster_size)
-        block = RefcountBlock.parse(refcounts.order, offset, content)
-        right = counts.block(
-            number, refcounts.per_block_bits, refcounts.order, pages.get(number, [])
-        )
+        right = counts.block(number, bits, image.refcounts.order, pages.get(number, []))
         if way != "exact":
-            wanted = RefcountBlock.parse(refcounts.order, offset, right).values
-            choose = max if way == "up" else min
-            block.values = array(block.values.typecode, map(choose, block.values, wanted))
-            right = block.serialize()
+            right = _chosen(image.refcounts.order, content, right, max if way == "up" else min)
         write_changed(image.file, offset, content, right)
     image.flush_file()
+
+
+_PIECE: Final = 512
+"""Bytes of a refcount block that are unpacked at once: a block of single bits has 16 Mi counts."""
+
+
+def _chosen(order: int, stored: bytes, wanted: bytes, choose: Callable[[int, int], int]) -> bytes:
+    """A refcount block of which each count is one of two."""
+    chosen = bytearray(stored)
+    for at in range(0, len(stored), _PIECE):
+        a, b = stored[at : at + _PIECE], wanted[at : at + _PIECE]
+        if a != b:
+            block = RefcountBlock.parse(order, 0, a)
+            other = RefcountBlock.parse(order, 0, b).values
+            block.values = array(block.values.typecode, map(choose, block.values, other))
+            chosen[at : at + _PIECE] = block.serialize()
+    return bytes(chosen)
 
 
 def write_flags(image: Image, walk: Walk) -> None:

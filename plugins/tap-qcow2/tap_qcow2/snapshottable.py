@@ -14,9 +14,13 @@ from tap_qcow2 import layout
 from tapcore import ImageFormatError, Snapshot, printable
 
 if TYPE_CHECKING:
+    from tap_qcow2.header import Header
     from tap_qcow2.image import Image
 
 ENTRY: Final = struct.Struct(">QIHHIIQII")
+ENTRY_L1_SIZE: Final = 8
+"""Where in an entry its L1 table's size lies; entries are aligned: no write tears it."""
+
 EXTRA: Final = struct.Struct(">QQQ")
 NO_ICOUNT: Final = (1 << 64) - 1
 
@@ -164,6 +168,14 @@ def _take_extra(entry: SnapshotEntry, extra: bytes) -> None:
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
+
+
+def needed_entries(header: Header, snapshot: SnapshotEntry) -> int:
+    """Entries of a snapshot's L1 table that reading its disk, or a guest's state, can meet."""
+    geometry = header.geometry
+    disk = max(header.size, snapshot.disk_size or 0)
+    needed = geometry.l1_entries(disk) + geometry.l1_entries(snapshot.vm_state_size)
+    return min(needed, snapshot.l1_size, layout.MAX_L1_BYTES // 8)
 
 
 def find_snapshot(snapshots: list[SnapshotEntry], wanted: str) -> SnapshotEntry:
