@@ -80,7 +80,8 @@ if TYPE_CHECKING:
     )
     from tapcore.namedfiles import open_named_file
     from tapcore.names import parse_size, plain_name
-    from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
+    from tapcore.nbd.listening import TcpAddress, UnixAddress
+    from tapcore.nbd.server import NbdServer
     from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
     from tapcore.salvage import LostRange, Salvage
@@ -155,7 +156,8 @@ _HOMES = {
     ),
     "namedfiles": ("open_named_file",),
     "names": ("parse_size", "plain_name"),
-    "nbd.server": ("NbdServer", "TcpAddress", "UnixAddress"),
+    "nbd.listening": ("TcpAddress", "UnixAddress"),
+    "nbd.server": ("NbdServer",),
     "references": ("ReferencePolicy",),
     "registry": ("Registry",),
     "salvage": ("LostRange", "Salvage"),

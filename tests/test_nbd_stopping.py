@@ -15,7 +15,8 @@ from served import Served, served
 from tapcore import DiskId, IOFailedError, OpenOptions, Registry
 from tapcore.chain import open_disk
 from tapcore.nbd.exports import Export, Exports
-from tapcore.nbd.server import NbdServer, UnixAddress
+from tapcore.nbd.listening import UnixAddress
+from tapcore.nbd.server import NbdServer
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 MIB = 1 << 20

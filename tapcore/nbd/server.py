@@ -5,31 +5,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final
-from urllib.parse import quote
 
 import attrs
 
 from tapcore.chain import close_disk
 from tapcore.engine import FLUSH, Engine, Request
-from tapcore.errors import IOFailedError, TapError, UsageError, describe
+from tapcore.errors import IOFailedError, TapError
 from tapcore.loop import IN, Deadline, Loop
 from tapcore.models import DiskDriver
 from tapcore.nbd.connection import Clients, Connection
 from tapcore.nbd.exports import Exports
+from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
 from tapcore.stopping import STOP_SIGNALS, StopSignals
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 256
-BACKLOG: Final = 1024
-"""Clients that may wait to be accepted: where a socket does not block, one too many is refused."""
-
 ACCEPT_AT_ONCE: Final = 64
 """New clients in one batch, so that a flood of them leaves time for those that are there."""
 
@@ -39,79 +34,9 @@ DEAF_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 10.0
 """How long a stopping server waits for clients to take their replies."""
 
-DEFAULT_PORT: Final = 10809
-
 _LATE: Final = (
     "%s: waiting for the disk; requests that it has not answered: %d (a signal ends it at once)"
 )
-
-
-def _as_text(path: str | os.PathLike[str]) -> str:
-    return os.fspath(path)
-
-
-@attrs.frozen
-class UnixAddress:
-    """Listen on a Unix socket, for its owner only (mode 0600).
-
-    Attributes:
-        path: of the socket; removed at the end.
-    """
-
-    path: str = attrs.field(converter=_as_text)
-
-    def uri(self, export: str) -> str:
-        """The NBD URI of an export."""
-        where = quote(os.path.abspath(self.path))
-        return f"nbd+unix:///{quote(export, safe='')}?socket={where}"
-
-
-@attrs.frozen
-class TcpAddress:
-    """Listen on TCP.
-
-    Attributes:
-        host: name or address to bind to.
-        port: 0 for any free one.
-    """
-
-    host: str
-    port: int = DEFAULT_PORT
-
-    def uri(self, export: str) -> str:
-        """The NBD URI of an export."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == DEFAULT_PORT else f":{self.port}"
-        return f"nbd://{host}{port}/{quote(export, safe='')}"
-
-
-class _Place:
-    """The socket's file, removed once, and only as long as it is this server's.
-
-    Args:
-        path: of the socket that was just made; "" where there is none.
-    """
-
-    __slots__ = ("_identity", "_path")
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._identity = _identity(path) if path else None
-
-    def remove(self) -> None:
-        """Nobody shall come any more."""
-        ours, self._identity = self._identity, None
-        if ours is not None and _identity(self._path) == ours:
-            with suppress(OSError):
-                os.unlink(self._path)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 class NbdServer:
@@ -129,11 +54,11 @@ class NbdServer:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
         self._clients = Clients()
-        self._listener = _listen(address)
+        self._listener = listen(address)
         if isinstance(address, TcpAddress):
             address = attrs.evolve(address, port=self._listener.getsockname()[1])
         self.address = address
-        self._place = _Place(address.path if isinstance(address, UnixAddress) else "")
+        self._place = SocketFile(address.path if isinstance(address, UnixAddress) else "")
         self._loop = Loop()
         self._stopping: Deadline | None = None
         self._deaf: Deadline | None = None
@@ -316,56 +241,3 @@ class NbdServer:
 
 def _readable(engine: Engine, dd: DiskDriver, sid: int, events: int) -> None:
     engine.readable(dd, sid)
-
-
-def _listen(address: UnixAddress | TcpAddress) -> socket.socket:
-    try:
-        if isinstance(address, TcpAddress):
-            sock = _listen_tcp(address)
-        else:
-            sock = _listen_unix(address.path)
-    except OSError as exc:
-        if isinstance(address, TcpAddress):
-            where = f"{address.host}:{address.port}"
-        else:
-            where = address.path
-        text = exc.strerror if isinstance(exc, socket.gaierror) else describe(exc)
-        raise UsageError(f"cannot listen here: {text}", image=where, errno=exc.errno) from None
-    sock.setblocking(False)
-    return sock
-
-
-def _listen_tcp(address: TcpAddress) -> socket.socket:
-    family, _, _, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return socket.create_server(where[:2], family=family, backlog=BACKLOG)
-
-
-def _listen_unix(path: str) -> socket.socket:
-    """A new socket of mode 0600, replacing one that nobody listens on any more."""
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # before bind: there is never a moment with more rights
-        sock.bind(path)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -13,8 +13,10 @@ from tapcore.errors import ReadOnlyDeviceError, TapError, UsageError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode, TdState
 from tapcore.names import ImageName, split_name
+from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
-from tapcore.nbd.server import NbdServer, TcpAddress, UnixAddress
+from tapcore.nbd.listening import TcpAddress, UnixAddress
+from tapcore.nbd.server import NbdServer
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_chain
@@ -94,10 +96,27 @@ def _export_names(
     chosen = list(names)
     if not chosen:
         chosen = [""] if len(images) == 1 else [_file_name(image, registry) for image in images]
+    for number, each in enumerate(chosen):
+        _check_export_name(each, images[number], given=bool(names))
     name, count = Counter(chosen).most_common(1)[0]
     if count > 1:
         raise UsageError(f"{count} exports would be named '{name}'; name each with --export")
     return chosen
+
+
+def _check_export_name(name: str, image: ImageName, *, given: bool) -> None:
+    """What the protocol allows: UTF-8, of 4096 bytes at most ("Values", on strings)."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        if given:
+            raise UsageError("an export's name has to be UTF-8, and is not", image=name) from None
+        text = "its name is not UTF-8, as an export's has to be; name each with --export"
+        raise UsageError(text, image=os.fspath(image)) from None
+    if size > MAX_STRING:
+        raise UsageError(f"an export's name has {MAX_STRING} bytes at most, and this one {size}")
+    if "\0" in name:
+        raise UsageError("an export's name cannot have a NUL byte")
 
 
 def _file_name(image: ImageName, registry: Registry) -> str:

@@ -14,7 +14,7 @@ from tapcore.cli.options import (
 )
 from tapcore.keys import Keys
 from tapcore.models import CacheMode
-from tapcore.nbd.server import DEFAULT_PORT, TcpAddress, UnixAddress
+from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
 from tapcore.references import ReferencePolicy
 from tapcore.tools.serve import nbd_server
 
@@ -63,6 +63,8 @@ def command(
 
     Once it is ready, one NBD URI for each image is printed on standard output.
     """
+    if socket == "":
+        raise click.UsageError("--socket needs a path")
     if socket is not None and (bind is not None or port is not None):
         raise click.UsageError("--socket is one way to listen, --bind and --port are another")
     address = UnixAddress(socket) if socket is not None else _tcp(bind, port)
@@ -77,8 +79,13 @@ def command(
         keys=keys,
     )
     server.stop_on_signals()
-    for uri in server.uris():
-        click.echo(uri)
+    try:
+        for uri in server.uris():
+            click.echo(uri)
+    except BaseException:  # nobody can know where it is
+        server.stop()
+        server.run()
+        raise
     server.run()
 
 

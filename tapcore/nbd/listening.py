@@ -1,0 +1,169 @@
+"""Where a server listens: addresses, their URIs, the sockets, and the file of a Unix socket."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+from contextlib import suppress
+from typing import Final
+from urllib.parse import quote
+
+import attrs
+
+from tapcore.errors import UsageError, describe
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 1024
+"""Clients that may wait to be accepted: where a socket does not block, one too many is refused."""
+
+DEFAULT_PORT: Final = 10809
+
+_MAX_PATH: Final = 107
+"""Bytes of `sun_path` (unix(7)), less the NUL that ends it."""
+
+
+def _as_text(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path)
+
+
+@attrs.frozen
+class UnixAddress:
+    """Listen on a Unix socket, for its owner only (mode 0600).
+
+    Attributes:
+        path: of the socket; removed at the end.
+    """
+
+    path: str = attrs.field(converter=_as_text)
+
+    def uri(self, export: str) -> str:
+        """The NBD URI of an export."""
+        where = quote(os.fsencode(os.path.abspath(self.path)))
+        return f"nbd+unix:///{quote(export, safe='')}?socket={where}"
+
+
+@attrs.frozen
+class TcpAddress:
+    """Listen on TCP.
+
+    Attributes:
+        host: name or address to bind to.
+        port: 0 for any free one.
+    """
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    def uri(self, export: str) -> str:
+        """The NBD URI of an export."""
+        host = f"[{quote(self.host, safe=':')}]" if ":" in self.host else self.host
+        port = "" if self.port == DEFAULT_PORT else f":{self.port}"
+        return f"nbd://{host}{port}/{quote(export, safe='')}"
+
+
+class SocketFile:
+    """The socket's file, removed once, and only as long as it is this server's.
+
+    Args:
+        path: of the socket that was just made; "" where there is none.
+    """
+
+    __slots__ = ("_identity", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = _identity(path) if path else None
+
+    def remove(self) -> None:
+        """Nobody shall come any more."""
+        ours, self._identity = self._identity, None
+        if ours is not None and _identity(self._path) == ours:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def listen(address: UnixAddress | TcpAddress) -> socket.socket:
+    """A listening socket that does not block.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+    try:
+        if isinstance(address, TcpAddress):
+            sock = _listen_tcp(address)
+        else:
+            sock = _listen_unix(address.path)
+    except (OSError, UnicodeError) as exc:
+        if isinstance(address, TcpAddress):
+            where = f"{address.host}:{address.port}"
+        else:
+            where = address.path
+        if isinstance(exc, UnicodeError):
+            raise UsageError("is not the name of a host", image=where) from None
+        text = exc.strerror if isinstance(exc, socket.gaierror) else describe(exc)
+        raise UsageError(f"cannot listen here: {text}", image=where, errno=exc.errno) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _listen_tcp(address: TcpAddress) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return socket.create_server(where, family=family, backlog=BACKLOG)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """A new socket of mode 0600, replacing one that nobody listens on any more."""
+    _check_path(path)
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # before bind: there is never a moment with more rights
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check_path(path: str) -> None:
+    size = len(os.fsencode(path))
+    if not size or "\0" in path:  # the kernel would choose a name, which is no file's
+        raise UsageError("a Unix socket needs a path")
+    if size > _MAX_PATH:
+        text = f"a Unix socket's path has {_MAX_PATH} bytes at most, and this one {size}"
+        raise UsageError(text, image=path, errno=errno.ENAMETOOLONG)
+    if len(os.fsencode(os.path.abspath(path))) > _MAX_PATH:
+        log.warning("%s: clients can use this socket by its relative path only", path)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:  # somebody listens, and has more to accept than he does
+            pass
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
