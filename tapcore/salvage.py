@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
@@ -73,31 +73,32 @@ class Salvage:
 
     def note(self, start: int, end: int, image: str, reason: str) -> None:
         """A range (bytes) could not be read; what is known of it already counts once."""
-        at = bisect_left(self.ranges, start, key=lambda each: each.end)
-        while start < end:
-            known = self.ranges[at] if at < len(self.ranges) else None
-            stop = end if known is None else min(known.start, end)
-            if start < stop:
-                at = self._add(at, LostRange(start, stop - start, image, reason))
-            if known is None:
-                return
-            start = max(start, known.end)
-            at += 1
+        for low, high in list(self._unknown(start, end)):
+            self.lost += high - low
+            self._keep(LostRange(low, high - low, image, reason))
 
-    def _add(self, at: int, new: LostRange) -> int:
-        """Keep a range at its place in the list; returns the next place."""
-        self.lost += new.length
+    def _unknown(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        at = bisect_right(self.ranges, start, key=lambda known: known.end)
+        for known in self.ranges[at:]:
+            if known.start >= end:
+                break
+            if start < known.start:
+                yield start, known.start
+            start = known.end
+        if start < end:
+            yield start, end
+
+    def _keep(self, new: LostRange) -> None:
         ranges = self.ranges
+        at = bisect_right(ranges, new.start, key=lambda known: known.start)
         if at < len(ranges) and _joins(new, ranges[at]):
             new = attrs.evolve(new, length=new.length + ranges.pop(at).length)
         if at and _joins(ranges[at - 1], new):
             ranges[at - 1] = attrs.evolve(ranges[at - 1], length=ranges[at - 1].length + new.length)
-            return at
-        if len(ranges) >= MOST_RANGES:
+        elif len(ranges) < MOST_RANGES:
+            ranges.insert(at, new)
+        else:
             self.left_out += 1
-            return at
-        ranges.insert(at, new)
-        return at + 1
 
 
 def _joins(one: LostRange, other: LostRange) -> bool:

@@ -10,6 +10,7 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
+from tapcore.errors import TapError, open_error
 
 How: TypeAlias = Literal["copy", "zero", "differ"]
 
@@ -88,9 +89,12 @@ def _holes(disk: Disk) -> Iterator[tuple[int, int]]:
     """What the child of a chain does not hold itself."""
     leaf = disk.state.disks
     assert leaf is not None
-    for extent in leaf.drv.td_extents(leaf, 0, leaf.size) if leaf.size else ():
-        if extent.kind == "unallocated":
-            yield extent.sector << SECTOR_SHIFT, extent.end << SECTOR_SHIFT
+    try:
+        for extent in leaf.drv.td_extents(leaf, 0, leaf.size) if leaf.size else ():
+            if extent.kind == "unallocated":
+                yield extent.sector << SECTOR_SHIFT, extent.end << SECTOR_SHIFT
+    except (TapError, OSError) as exc:
+        raise open_error(exc, leaf.name) from exc
 
 
 def _differences(source: Disk, other: Disk, start: int, end: int) -> Iterator[Job]:

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
+from cutimages import cut_anywhere, mixed_content
 from served import TAPDISK, served
 
 import tapcore
@@ -103,3 +105,14 @@ def test_a_server_goes_on_with_zeroes_and_puts_nothing_in_their_place(damaged: P
         assert disk.pread(200 * CLUSTER, length=CLUSTER) == bytes(CLUSTER)
         for at in range(300, 310):
             assert disk.pread(at * CLUSTER, length=CLUSTER) == bytes([at - 200]) * CLUSTER
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cut_anywhere_it_fails_or_is_right(
+    tmp_path: Path, rng: random.Random, compressed: bool
+) -> None:
+    want = mixed_content(rng, 512 << 10, CLUSTER)
+    (tmp_path / "a.img").write_bytes(want)
+    image = f"qcow:{tmp_path}/a.qcow"
+    tapcore.convert_image(f"aio:{tmp_path}/a.img", image, compressed=compressed)
+    cut_anywhere("qcow", tmp_path / "a.qcow", want, rng)

@@ -220,6 +220,8 @@ def read_bits(image: Image, word: int) -> bytes:
         return b"\xff" * size if word & ALL_ONES else bytes(size)
     if offset & (size - 1) or offset >= image.file.size:
         raise ImageFormatError(f"has an impossible bitmap table entry ({word:#x})")
+    if offset + size > image.file.size:  # zeroes would say that nothing has changed there
+        raise ImageFormatError(f"has a bitmap that is cut by the end of the file ({word:#x})")
     return image.file.read_metadata(offset, size)
 
 

@@ -68,6 +68,11 @@ def refuse_to_hide(image: Image) -> None:
         ImageFormatError: clusters are missing. Not for a server, which says so and goes on.
         OSError: a table cannot be read.
     """
+    header = image.header
+    table = header.refcount_table_offset + (header.refcount_table_clusters << image.cluster_bits)
+    if table > image.file.size:  # zeroes would say that all clusters are free
+        text = "its refcount table is cut by the end of the file: check --repair all mends it"
+        raise ImageFormatError(text, errno=errno.EIO)
     if not _may_be_missing(image):
         return
     count, first = 0, None
@@ -93,6 +98,27 @@ def refuse_to_hide(image: Image) -> None:
         "check --repair all makes the rest zeroes",
         errno=errno.EIO,
     )
+
+
+def make_holes_of_lost(image: Image) -> None:
+    """Before a server repairs the refcounts of an image that was not closed: what the file is too
+    short for becomes a hole of it, as it reads anyway, and is counted.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+        OSError: as the system says.
+    """
+    if image.data is not image.file:
+        return
+    limit = image.file.size + 2 * image.size + (1 << 30)
+    ends = [run.where + (run.nb_sectors << SECTOR_SHIFT) for run in missing_runs(image)]
+    end = max((end for end in ends if end <= limit), default=0)
+    if not end:
+        return
+    if image.dd.td_state is not None:
+        text = "has clusters that lie past the end of its file"
+        image.dd.td_state.losses.log_zeroed(image.dd.name, text)
+    image.file.truncate_up(-(-end >> image.cluster_bits) << image.cluster_bits)
 
 
 def _may_be_missing(image: Image) -> bool:

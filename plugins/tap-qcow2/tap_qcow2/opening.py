@@ -10,6 +10,7 @@ import attrs
 from tap_qcow2 import layout, words
 from tap_qcow2.image import Image
 from tap_qcow2.l2tables import L2Tables
+from tap_qcow2.missing import make_holes_of_lost
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -148,6 +149,8 @@ def _prepare_for_writing(image: Image) -> None:
         from tap_qcow2.checking import repair_dirty
 
         log.warning("%s: was not closed; its refcounts are being repaired", image.dd.name)
+        if image.dd.options.missing == "zeroes":
+            make_holes_of_lost(image)
         repair_dirty(image)
     if header.autoclear & ~layout.AUTOCLEAR_KNOWN:
         header.autoclear &= layout.AUTOCLEAR_KNOWN

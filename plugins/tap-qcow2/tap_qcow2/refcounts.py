@@ -83,12 +83,13 @@ class Refcounts:
         if number >= len(self.table) or not self.table[number]:
             return None
         offset = self.table[number]
-        if offset & ((1 << self._bits) - 1) or offset >= self._file.size:
+        size = 1 << self._bits
+        if offset & (size - 1) or offset + size > self._file.size:  # zeroes would say: free
             raise ImageFormatError(
                 f"has an impossible refcount table entry ({offset:#x}); check it",
                 errno=errno.EIO,
             )
-        content = self._file.read_metadata(offset, 1 << self._bits)
+        content = self._file.read_metadata(offset, size)
         return self._enter(number, RefcountBlock.parse(self.order, offset, content))
 
     def _enter(self, number: int, block: RefcountBlock) -> RefcountBlock:

@@ -4,16 +4,19 @@ import contextlib
 import hashlib
 import logging
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cutimages import cut_anywhere, mixed_content
 from served import served
 
 import tapcore
-from qcow2tools import MIB, create, qemu_img, qemu_io
+from peers import peer
+from qcow2tools import MIB, convert, create, qemu_img, qemu_io
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
 from tapcore.tools.inspect import inspect_image
@@ -191,9 +194,9 @@ def test_preallocated_images_have_lost_nothing(tmp_path: Path, how: str) -> None
 
 def test_a_compressed_cluster_is_not_made_up_from_what_follows_the_end(tmp_path: Path) -> None:
     raw = tmp_path / "a.img"
-    raw.write_bytes(
-        b"".join(bytes([n]) * 4096 + os.urandom(512) for n in range(200))[: 8 * CLUSTER]
-    )
+    rng = random.Random(1)
+    pieces = (bytes([n]) * 4096 + rng.randbytes(512) for n in range(200))
+    raw.write_bytes(b"".join(pieces)[: 8 * CLUSTER])
     image = tmp_path / "a.qcow2"
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, image)
     content = image.read_bytes()
@@ -390,3 +393,68 @@ def test_the_log_line_comes_once_for_each_image(
                 assert disk.pread(4 * CLUSTER, length=5 * CLUSTER) == bytes(5 * CLUSTER)
             disk.pwrite(4 * CLUSTER, b"x")
     assert len(caplog.records) == 1
+
+
+def test_a_server_starts_after_a_power_loss_with_lazy_refcounts(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    create(image, MIB, lazy_refcounts="on")
+    commands = [f"write -P {n + 1} {at * CLUSTER} 64k" for n, at in enumerate(PLACES)]
+    words = [word for command in (*commands, "abort") for word in ("-c", command)]
+    subprocess.run(
+        [peer("qemu-io"), "-f", "qcow2", *words, image],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert image.read_bytes()[79] & 1  # still marked as dirty
+    cut(image, 1)
+    socket = image.with_name("s")
+    with (
+        served(f"qcow2:{image}", "--socket", socket, quiet=False) as server,
+        server.client() as client,
+    ):
+        assert client.read(0, CLUSTER) == b"\1" * CLUSTER
+        assert client.read(8 * CLUSTER, CLUSTER) == bytes(CLUSTER)
+        client.write(10 * CLUSTER, b"\4" * CLUSTER)
+    assert len([line for line in server.messages if "past the end" in line]) == 1
+    assert check_image(f"qcow2:{image}").corruptions == 0
+    with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
+        assert disk.pread(10 * CLUSTER, length=CLUSTER) == b"\4" * CLUSTER
+        assert disk.pread(4 * CLUSTER, length=CLUSTER) == b"\2" * CLUSTER
+
+
+def test_a_refcount_block_that_is_cut_does_not_say_that_clusters_are_free(tmp_path: Path) -> None:
+    """The second block lies behind the first clusters that it counts."""
+    image = create(tmp_path / "a.qcow2", 8 * MIB, cluster_size=512)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, random.Random(1).randbytes(4 * MIB))
+    content = image.read_bytes()
+    table = int.from_bytes(content[48:56], "big")
+    blocks = [int.from_bytes(content[at : at + 8], "big") for at in range(table, table + 512, 8)]
+    last = max(blocks)
+    os.truncate(image, last + 100)
+    before = digest(image)
+    with (
+        tapcore.open(f"qcow2:{image}") as disk,
+        pytest.raises(tapcore.TapError, match=rf"^{image}: write failed at"),
+    ):
+        disk.pwrite(6 * MIB, b"x" * 512)
+    assert digest(image) == before
+
+
+CUT: dict[str, tuple[bool, dict[str, object]]] = {
+    "512": (False, {"cluster_size": 512}),
+    "4k-compressed": (True, {"cluster_size": 4096}),
+    "zstd": (True, {"cluster_size": 8192, "compression_type": "zstd"}),
+    "extended": (False, {"cluster_size": 16384, "extended_l2": "on"}),
+    "v2": (False, {"cluster_size": 4096, "compat": "0.10"}),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_cut_anywhere_it_fails_or_is_right(tmp_path: Path, rng: random.Random, kind: str) -> None:
+    compress, options = CUT[kind]
+    want = mixed_content(rng, (64 if kind == "512" else 512) << 10, 4096)
+    (tmp_path / "a.img").write_bytes(want)
+    image = convert(tmp_path / "a.img", tmp_path / "a.qcow2", compress=compress, **options)
+    cut_anywhere("qcow2", image, want, rng)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cutimages import cut_anywhere, mixed_content
 
 import tapcore
 from peers import peer
@@ -105,3 +106,14 @@ def test_a_cut_stream_names_each_damaged_grain_once(tmp_path: Path) -> None:
         assert part in (want[at : at + GRAIN], bytes(GRAIN))
         kept += part != bytes(GRAIN)
     assert kept >= 20
+
+
+@pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
+def test_cut_anywhere_it_fails_or_is_right(
+    tmp_path: Path, rng: random.Random, subformat: str
+) -> None:
+    want = mixed_content(rng, 2 * MIB, GRAIN)
+    (tmp_path / "a.img").write_bytes(want)
+    words = ("-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}")
+    run(peer("qemu-img"), "convert", *words, tmp_path / "a.img", tmp_path / "a.vmdk")
+    cut_anywhere("vmdk", tmp_path / "a.vmdk", want, rng)
