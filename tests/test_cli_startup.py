@@ -38,6 +38,7 @@ def test_version_and_help_need_nearly_nothing(argument: str) -> None:
         "tapcore.cli.group",
         "tapcore.cli.main",
         "tapcore.cli.options",
+        "tapcore.cli.signals",
     }
 
 

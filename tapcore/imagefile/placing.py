@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import re
-import resource
 import signal
 import stat
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -104,6 +101,8 @@ def _with_room(opening: Callable[[], int]) -> int:
     try:
         return opening()
     except OSError as exc:
+        import resource
+
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if exc.errno != errno.EMFILE or soft == hard:
             raise
@@ -116,12 +115,14 @@ def _with_room(opening: Callable[[], int]) -> int:
 
 def _stem(path: str) -> str:
     """What the temporary names for a place begin with, on this machine."""
+    from zlib import crc32
+
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         space = ""
-    here = zlib.crc32(f"{platform.node()} {space}".encode("utf-8", "surrogateescape"))
-    return f".tapdisk-{zlib.crc32(os.fsencode(os.path.basename(path))):08x}-{here:08x}"
+    here = crc32(f"{os.uname().nodename} {space}".encode("utf-8", "surrogateescape"))
+    return f".tapdisk-{crc32(os.fsencode(os.path.basename(path))):08x}-{here:08x}"
 
 
 def temporary_name(path: str) -> str:
