@@ -135,7 +135,8 @@ class Writeback:
         try:
             image.file.truncate_up(picture.end)  # here: nothing is given out meanwhile
         except OSError as exc:
-            log.warning("the image file cannot grow: %s", exc.strerror)
+            # no warning: whoever waits for the flush is told
+            log.info("%s: the image file cannot grow: %s", image.dd.name, exc.strerror)
             picture.failed = -(exc.errno or errno.EIO)
 
         def finished(dd: object, res: int, *_: Any) -> int:
