@@ -123,8 +123,10 @@ def make_holes_of_lost(image: Image) -> None:
 
 def _may_be_missing(image: Image) -> bool:
     """A quick look: is anything counted, or allocated, past the end of the file?"""
+    if image.data is None:  # a new image, of which only the tables are made
+        return False
     if image.data is not image.file:
-        return image.data_file().size < image.size
+        return image.data.size < image.size
     refcounts = image.refcounts
     return refcounts.counted_from(-(-image.file.size >> image.cluster_bits))
 
