@@ -47,11 +47,12 @@ def old_archive(name: str) -> bytes:
     return bytes(block) + bytes(10240 - SECTOR)
 
 
-def iso(head: bytes = b"") -> bytes:
-    """A volume descriptor, behind a system area of any content."""
+def iso(head: bytes = b"", more: bytes = b"") -> bytes:
+    """A volume descriptor, behind a system area of any content, and perhaps the next one."""
     image = bytearray(ISO_SIZE)
     image[: len(head)] = head
     image[32768:32775] = b"\1CD001\1"
+    image[34816 : 34816 + len(more)] = more
     return bytes(image)
 
 
@@ -95,6 +96,8 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "vhd-fixed": ("vhd", bytes(4096) + vhd_footer(4096)),
     "vhd-fixed-of-a-disk": ("vhd", padded(mbr()) + vhd_footer(8192)),
     "vhd-of-511": ("vhd", bytes(4096) + vhd_footer(4096)[:511]),
+    "vhd-of-a-magic-alone": ("vhd", bytes(4096) + b"conectix".ljust(SECTOR, b"\0")),
+    "vhd-dynamic-without-its-head": ("vhd", padded(b"") + vhd_footer(1 << 30, 3)),
     "vhd-with-a-wrong-sum": ("vhd", bytes(4096) + vhd_footer(4096, good=False)),
     "vhd-dynamic": ("vhd", padded(vhd_footer(1 << 20, 3))),
     "vhd-child": ("vhd", padded(vhd_footer(1 << 20, 4))),
@@ -109,6 +112,8 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "cow": ("cow", padded(b"OOOM\0\0\0\2" + bytes(100))),
     "cow-child": ("cow", padded(b"OOOM\0\0\0\2/etc/passwd\0")),
     "dmg": ("dmg", padded(b"BZh91AY&SY") + dmg_trailer(8192)),
+    "dmg-of-a-disk": ("dmg", padded(mbr()) + dmg_trailer(8192)),
+    "dmg-of-a-magic-alone": ("dmg", bytes(4096) + b"koly".ljust(SECTOR, b"\0")),
     "asif": ("asif", padded(b"shdw\0\0\0\1\0\0\2\0")),
     "sparseimage": ("sparseimage", padded(b"sprs\0\0\0\3")),
     "android": ("android-sparse", padded(b"\x3a\xff\x26\xed\1\0\0\0")),
@@ -142,9 +147,12 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "ova": ("ova", archive("vm.ovf")),
     "ova-gnu": ("ova", archive("VM.OVF", tarfile.GNU_FORMAT)),
     "tar": ("tar", archive("disk.img")),
+    "tar-of-a-magic-alone": ("tar", at(257, b"ustar\x0000")),
     "tar-old": ("tar", old_archive("disk.img")),
     "cpio": ("cpio", padded(b"070701000000")),
     "iso": ("iso9660", iso()),
+    "iso-of-a-magic-alone": ("iso9660", at(32769, b"CD001")),
+    "iso-with-other-boot-code": ("iso9660", iso(b"boot", more=b"\xffCD001\1")),
     "iso-hybrid": ("iso9660", iso(mbr(0))),
     "iso-hybrid-64": ("iso9660", iso(mbr(64))),
     "iso-protective": ("iso9660", iso(mbr(1))),
@@ -190,14 +198,21 @@ DISKS: dict[str, bytes] = {
     "iso-left-on-a-partitioned-stick": iso(mbr(2048)),
     "iso-left-under-gpt": iso(gpt(2048)),
     "iso-left-under-fat": iso(at(54, b"FAT16   ", 510) + b"\x55\xaa"),
-    "iso-magic-without-a-version": at(32769, b"CD001"),
+    "iso-magic-without-a-version": b"data" + at(32769, b"CD001")[4:],
+    "iso-descriptor-in-something": iso(b"data"),
+    "iso-in-a-file-of-xfs": iso(b"XFSB", more=b"\xffCD001\1"),
+    "iso-in-a-file-of-bcachefs": iso(at(4120, b"\xc6\x85\x73\xf6", 8192), more=b"\xffCD001\1"),
+    "vhd-in-a-file-at-the-end": padded(mbr(), 4 << 20) + vhd_footer(1 << 20),
+    "dynamic-vhd-in-a-file-at-the-end": padded(mbr()) + vhd_footer(1 << 30, 3),
+    "dmg-in-a-file-at-the-end": padded(mbr(), 4 << 20) + dmg_trailer(1 << 20),
+    "erofs-left-under-a-partition-table": mbr() + at(1024, b"\xe2\xe1\xf5\xe0")[512:],
     "last-sector-conectix": bytes(4096) + b"conectix".ljust(SECTOR, b"x"),
-    "last-sector-conectix-of-another-size": bytes(4096) + vhd_footer(999, good=False),
+    "last-sector-conectix-of-another-size": bytes(4096) + vhd_footer(99999),
     "last-sector-koly": bytes(4096) + b"koly".ljust(SECTOR, b"x"),
     "koly-of-more-than-there-is": bytes(4096) + dmg_trailer(1 << 40),
     "footer-in-the-middle": bytes(4096) + vhd_footer(4096) + bytes(512),
-    "ustar-without-a-sum": at(257, b"ustar\0"),
-    "bzip2-without-a-block": padded(b"BZh9hello"),
+    "ustar-in-boot-code": mbr()[:257] + b"ustar\x0000" + mbr()[265:],
+    "no-bzip2": padded(b"BZhello"),
     "text": b"# a letter\n\nversions of it: 1\n",
     "short": b"x",
 }

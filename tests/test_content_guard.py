@@ -65,7 +65,7 @@ def refused(write: Callable[[], object]) -> None:
 HEADS = {
     name: content
     for name, (_, content) in (FOREIGN | WITH_DRIVERS).items()
-    if not name.startswith(("vhd-fixed", "vhd-of", "vhd-with", "dmg", "bzip2-empty", "zip-empty"))
+    if not name.startswith(("vhd-fixed", "vhd-of", "vhd-with", "vhd-dynamic-w", "dmg"))
 }
 
 
@@ -81,7 +81,7 @@ def test_a_guest_cannot_turn_it_into_another_format(
     assert probe(str(path), default_registry()) == "aio"
 
 
-@pytest.mark.parametrize("footer", [vhd_footer(END), vhd_footer(END, 3), dmg_trailer(END)])
+@pytest.mark.parametrize("footer", [vhd_footer(END), dmg_trailer(END)])
 def test_nor_at_its_end(disk: tapcore.Disk, footer: bytes) -> None:
     refused(lambda: disk.pwrite(END, footer))
     refused(lambda: disk.pwrite(END - 700, bytes(700) + footer))
@@ -91,8 +91,16 @@ def test_nor_at_its_end(disk: tapcore.Disk, footer: bytes) -> None:
     disk.pwrite(0, b"no partitions".ljust(512))
 
 
+def test_nor_at_the_end_of_what_shows_nothing_else(disk: tapcore.Disk) -> None:
+    disk.pwrite(END, vhd_footer(1 << 30, 3))  # the file system may keep one in a file
+    refused(lambda: disk.pwrite(0, b"no partitions".ljust(512)))
+    disk.pwrite(END, bytes(512))
+    disk.pwrite(0, b"no partitions".ljust(512))
+    refused(lambda: disk.pwrite(END, vhd_footer(1 << 30, 3)))
+
+
 def test_nor_by_taking_away_what_makes_it_a_disk(disk: tapcore.Disk) -> None:
-    disk.pwrite(32768, iso()[32768:36864])  # left on a partitioned stick
+    disk.pwrite(32768, iso(more=b"\xffCD001\1")[32768:36864])  # left on a partitioned stick
     refused(lambda: disk.pwrite(0, bytes(512)))
     refused(lambda: disk.zero(0, length=512))
     refused(lambda: disk.zero(500, length=20))
@@ -122,7 +130,7 @@ def test_nor_where_the_file_ends_inside_a_sector(short: int, tmp_path: Path) -> 
 
 
 def test_what_is_a_disk_may_be_written(disk: tapcore.Disk) -> None:
-    for content in DISKS.values():
+    for content in (each for each in DISKS.values() if len(each) <= SIZE):
         disk.pwrite(0, content)
         assert disk.pread(0, length=len(content)) == content
     disk.pwrite(0, padded(b"LUKS\xba\xbe\0\2"))
