@@ -179,3 +179,18 @@ def test_a_file_beside_it_is_another_tenants(tmp_path: Path) -> None:
             "names-file"
         ]
         assert inspect_image(image, references=here).verdict == "harmless"
+
+
+def test_info_counts_the_external_data_file(tmp_path: Path) -> None:
+    image, data = tmp_path / "disk.qcow2", tmp_path / "disk.data"
+    tapcore.create_image(f"qcow2:{image}", 8 << 20, options={"data_file": "disk.data"})
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"x" * (4 << 20))
+    used = sum(path.stat().st_blocks * 512 for path in (image, data))
+    assert used > 4 << 20
+    (told,) = image_info(f"qcow2:{image}")
+    assert told.disk_size == used
+    data.unlink()
+    (told,) = image_info(f"qcow2:{image}")
+    assert told.disk_size == image.stat().st_blocks * 512
+    assert any("'disk.data' does not exist" in note for note in told.notes)

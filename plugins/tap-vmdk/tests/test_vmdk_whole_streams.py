@@ -14,7 +14,7 @@ from tapcore.tools.check import check_image
 from tapcore.tools.convert import convert_image
 from vmdkwriters import descriptor, front_stream, stream
 
-SIZE = 40 << 20
+SIZE = 33 << 20
 
 
 def content_of(rng: random.Random) -> bytes:

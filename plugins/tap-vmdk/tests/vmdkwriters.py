@@ -63,7 +63,8 @@ def descriptor(kind: str, lines: list[str], **entries: str) -> bytes:
 def split(content: bytes, size: int) -> dict[int, bytes]:
     """The pieces of a size that are not zeroes, by number, the last one padded."""
     pieces = {n: content[n * size : (n + 1) * size] for n in range(-(-len(content) // size))}
-    return {n: piece.ljust(size, b"\0") for n, piece in pieces.items() if any(piece)}
+    held = {n: piece for n, piece in pieces.items() if piece.count(0) < len(piece)}
+    return {n: piece.ljust(size, b"\0") for n, piece in held.items()}
 
 
 def hosted(
