@@ -23,6 +23,7 @@ from tapcore.errors import (
     ImageFormatError,
     ImageOpenError,
     NotSupportedError,
+    NotWritableError,
     ReferencePolicyError,
     TapError,
     UsageError,
@@ -124,11 +125,8 @@ def _open_image(
     registry.get(disk_id.drivertype)
     drv = registry.operations(disk_id.drivertype, options.filters)
     if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
-        raise ImageOpenError(
-            f"the format {disk_id.drivertype} can only be read (--read-only would open it)",
-            image=disk_id.name,
-            errno=errno.EROFS,
-        )
+        text = f"the format {disk_id.drivertype} can only be read"
+        raise NotWritableError(text, image=disk_id.name)
     if options.snapshot and "td_snapshots" not in drv.implemented:
         raise NotSupportedError(
             f"the format '{disk_id.drivertype}' has no internal snapshots (--snapshot)",

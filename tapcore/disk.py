@@ -33,6 +33,7 @@ from tapcore.errors import (
     ForkedError,
     IOFailedError,
     NotSupportedError,
+    NotWritableError,
     OutOfRangeError,
     ReadOnlyError,
     TapError,
@@ -115,13 +116,17 @@ def open(
         metadata_cache=metadata_cache,
         private=private or {},
     )
-    disk = open_disk(
-        name,
-        registry or default_registry(),
-        flags=TD_RDONLY if readonly else 0,
-        options=options,
-        may_probe=readonly,
-    )
+    try:
+        disk = open_disk(
+            name,
+            registry or default_registry(),
+            flags=TD_RDONLY if readonly else 0,
+            options=options,
+            may_probe=readonly,
+        )
+    except NotWritableError as exc:
+        exc.message += " (readonly=True would open it)"
+        raise
     if copy_on_read:
         engine_of(disk).enable_copy_on_read()
     return Disk(disk, Salvage() if salvage else None)

@@ -144,6 +144,12 @@ class ImageOpenError(TapError):
     """An image could not be opened."""
 
 
+class NotWritableError(ImageOpenError):
+    """An image could not be opened for writing; for reading it can."""
+
+    default_errno = errno.EROFS
+
+
 class ReadOnlyDeviceError(ImageOpenError):
     """A block device that cannot be written was to be opened for writing."""
 

@@ -429,7 +429,7 @@ for handle in ("aio", "sync"):
     assert (
         run()
         == [
-            f"13 {path}: Permission denied for writing (--read-only would open it)",
+            f"13 {path}: Permission denied for writing (readonly=True would open it)",
         ]
         * 2
     )

@@ -18,6 +18,11 @@ from tapcore.cli.signals import stopped_by_signals
 PROGRAM = "tapdisk"
 _COMPLETE = "_TAPDISK_COMPLETE"
 _OBJECTS_BEFORE_COLLECTING = 50_000
+_STREAMS = (
+    ("stdin", "r", os.O_WRONLY),
+    ("stdout", "w", os.O_RDONLY),
+    ("stderr", "w", os.O_RDONLY),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,9 +60,14 @@ def run() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Where one was closed, an image would get its number, and what is printed would go there."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # open takes the lowest free number: that stream's own
+    """Where one was closed, an image would get its number, and what is printed would go there.
+
+    What takes its number can be used in the wrong direction only: an image that was to come from
+    there, or to go there, is an error. Text that nobody wanted goes nowhere.
+    """
+    for name, mode, wrong in _STREAMS:
+        if getattr(sys, name) is None:
+            os.open(os.devnull, wrong)  # takes the lowest free number: that stream's own
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 

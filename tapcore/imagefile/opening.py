@@ -10,7 +10,7 @@ from typing import Final
 
 from tapcore.boundfile import BoundFile
 from tapcore.constants import TD_RDONLY
-from tapcore.errors import ImageOpenError, describe
+from tapcore.errors import ImageOpenError, NotWritableError, describe
 from tapcore.imagefile.hostfile import check_kind, kind_error, refuse_read_only_device
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.locks import lock_image
@@ -43,6 +43,9 @@ def open_host_fd(path: str, flags: int, bound: BoundFile | None = None) -> int:
     except OSError as exc:
         if exc.errno in _FORBIDDEN and flags & os.O_RDWR:
             refuse_read_only_device(path, path)
+        if exc.errno in _FORBIDDEN and os.access(path, os.R_OK):
+            text = f"{describe(exc)} for writing"
+            raise NotWritableError(text, image=path, errno=exc.errno) from None
         raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
     try:
         check_kind(fd, path)
@@ -61,8 +64,6 @@ def _why(path: str, exc: OSError) -> str:
         return kind_error(stat.S_IFDIR, path).message
     if exc.errno == errno.ENXIO:
         return kind_error(stat.S_IFSOCK, path).message
-    if exc.errno in _FORBIDDEN and os.access(path, os.R_OK):
-        return f"{describe(exc)} for writing (--read-only would open it)"
     return describe(exc)
 
 

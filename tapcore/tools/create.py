@@ -20,7 +20,7 @@ from tapcore.names import ImageName, handle_for_new, plain_name, split_name
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.imagefiles import files_of
+from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.opening import open_image
 
 
@@ -69,6 +69,7 @@ def create_image(
         registry=registry,
     ) as made:
         made.files.publish()
+    warn_of_refused_files(made.target.name, registry.get(made.target.drivertype), references)
     return made.target
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import stat
 from collections.abc import Iterator
 
 from tapcore.disk import Disk
-from tapcore.errors import TapError
+from tapcore.errors import ReferencePolicyError, TapError
 from tapcore.imagefile import host_file_size
 from tapcore.imagefile.newfiles import Identity, identity_of
 from tapcore.imagefile.opening import open_host_fd
-from tapcore.models import DiskDriver
+from tapcore.models import DiskDriver, DiskInfo
+from tapcore.references import ReferencePolicy
+
+log = logging.getLogger(__name__)
 
 
 def file_names_of(disk: Disk) -> Iterator[str]:
@@ -39,6 +44,31 @@ def modes_of(disk: Disk) -> Iterator[int]:
             yield stat.S_IMODE(os.stat(name).st_mode)
         except OSError:
             continue
+
+
+def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy | None) -> None:
+    """Tell who makes an image, or changes what it names, that opening it needs an option.
+
+    Args:
+        path: of the image.
+        info: its driver.
+        references: what was allowed now, and may have to be allowed again.
+    """
+    assert info.drv is not None
+    if "td_inspect" not in info.drv.implemented:
+        return
+    policy = references or ReferencePolicy()
+    with contextlib.suppress(OSError):
+        fd = open_host_fd(path, os.O_RDONLY)
+        try:
+            said = info.drv.td_inspect(path, fd, host_file_size(fd))
+        finally:
+            os.close(fd)
+        for _, named in said.references:
+            try:
+                policy.resolve(named, image=path, root=path)
+            except ReferencePolicyError as exc:
+                log.warning("%s: will not be opened as it is: it %s", path, exc.message)
 
 
 def _named_by(dd: DiskDriver) -> Iterator[str]:

@@ -18,7 +18,7 @@ from tapcore.names import ImageName, plain_name, split_name
 from tapcore.probe import probe
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.tools.imagefiles import files_of
+from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plan import jobs_for_holes
 from tapcore.tools.transfer import Transfer
@@ -74,6 +74,7 @@ def rebase_image(
             _refuse_visible_loop(DiskId(path, recorded.drivertype), image, references, registry)
         with _changeable(name, references, keys, registry, with_parents=False) as (_, dd):
             _record(dd, recorded)
+            warn_of_refused_files(dd.name, registry.get(dd.drv.disk_type), references)
         return Rebase(recorded, 0)
     with contextlib.ExitStack() as stack:
         bound = _found(image)
@@ -94,6 +95,7 @@ def rebase_image(
         )
         written = _keep_content(disk, other, progress)
         _record(dd, recorded)
+        warn_of_refused_files(dd.name, registry.get(dd.drv.disk_type), references)
         return Rebase(recorded, written)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tapcore.chain import close_disk
-from tapcore.errors import ReadOnlyDeviceError, TapError, UsageError
+from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
 from tapcore.keys import Keys
 from tapcore.models import CacheMode, TdState
 from tapcore.names import ImageName, split_name
@@ -70,9 +70,11 @@ def nbd_server(
             disks.append(_open(image, opened, read_only=read_only))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         return NbdServer(Exports(exports), address)
-    except BaseException:
+    except BaseException as exc:
         for disk in disks:
             close_disk(disk)
+        if isinstance(exc, NotWritableError):
+            exc.message += " (--read-only would open it)"
         raise
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 
 import click
 
+from tapcore.cli.failures import print_error
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_json, print_line
 from tapcore.cli.signals import finishing_first
@@ -13,6 +15,9 @@ from tapcore.keys import Keys
 from tapcore.models import CheckResult
 from tapcore.references import ReferencePolicy
 from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
+
+_REASONS: Final = 3
+"""Messages at most that tell on standard error why an image could not be checked."""
 
 
 @tap_command("check", short_help="check the consistency of an image's metadata")
@@ -37,7 +42,11 @@ def command(
         print_json(check_as_dict(result))
     else:
         _print(result)
-    return check_status(result)
+    status = check_status(result)
+    if status == 1:  # what is on standard output is no answer
+        why = "; ".join(result.messages[:_REASONS]) or "it is not known why"
+        print_error(f"{image}: could not be checked: {why}")
+    return status
 
 
 def _print(result: CheckResult) -> None:
