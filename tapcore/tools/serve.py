@@ -62,6 +62,7 @@ def nbd_server(
         keys=keys,
         cache=cache,
         metadata_cache=metadata_cache,
+        missing="zeroes",  # a guest must be able to start after a power loss
         registry=registry,
     )
     disks: list[TdState] = []
