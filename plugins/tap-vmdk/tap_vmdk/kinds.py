@@ -47,7 +47,8 @@ _DISK_TYPES: Final = {
     )
 } | {"2gbmaxextentsparse": SPLIT_SPARSE, "2gbmaxextentflat": SPLIT_FLAT}
 """All others, of which what counts are their extents; those of a device are often plain files."""
-_VERSIONS: Final = ("1", "2", "3", "4")
+_VERSION = re.compile(r"\s*[1-4](?!\d)")
+"""Whatever follows the number: VMware does not mind."""
 _PART = re.compile(r"(.+)-(?:[sf]\d+|flat|delta|sesparse)", re.IGNORECASE)
 
 
@@ -63,7 +64,7 @@ def kind_of_disk(descriptor: Descriptor, otherwise: str) -> str:
     """
     descriptor.refuse_encrypted()
     version = descriptor.get("version")
-    if version is not None and version.strip() not in _VERSIONS:
+    if version is not None and not _VERSION.match(version):
         raise NotSupportedError(f"has a descriptor of version {version[:20]!r}, not 1 to 4")
     kind = descriptor.create_type
     if kind.lower() in _DEVICE_TYPES:

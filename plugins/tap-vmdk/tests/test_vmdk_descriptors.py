@@ -128,7 +128,17 @@ def test_a_change_keeps_line_ends_mark_and_unknown_lines(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "fine"), [("1", True), ("3", True), ('"1"', True), ("5", False), ("x", False)]
+    ("version", "fine"),
+    [
+        ("1", True),
+        ("3", True),
+        ('"1"', True),
+        ("1 ", True),
+        ("1 as VMware reads it", True),
+        ("5", False),
+        ("11", False),
+        ("x", False),
+    ],
 )
 def test_versions_of_descriptors(tmp_path: Path, content: bytes, version: str, fine: bool) -> None:
     image = tmp_path / "disk.vmdk"
