@@ -75,6 +75,21 @@ def test_who_rebases_to_the_outside_is_told(
     assert err.endswith(f"--parents {outside} would allow it\n")
 
 
+def test_a_parent_that_nothing_could_open_is_refused(tapdisk: Callable[..., Said]) -> None:
+    said = tapdisk("create", "-q", "c.qcow2", "1M", "-b", "ram:1M")
+    assert said == (1, "", "tapdisk: c.qcow2: a 'ram' disk cannot be a parent\n")
+    assert not os.path.exists("c.qcow2")
+
+
+def test_commit_tells_how_a_moved_parent_is_recorded(tapdisk: Callable[..., Said]) -> None:
+    tapcore.create_image("base.qcow2", MIB)
+    tapcore.create_image("c.qcow2", None, parent="base.qcow2")
+    os.rename("base.qcow2", "moved.qcow2")
+    status, _, err = tapdisk("commit", "c.qcow2")
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.endswith("`tapdisk rebase --unsafe -b PARENT` records its new place\n")
+
+
 # ---- options that are named exist ----------------------------------------------------------------
 
 

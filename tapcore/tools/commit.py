@@ -6,7 +6,7 @@ import os
 
 import attrs
 
-from tapcore.chain import guessed_parent_error, recorded_parent, resolve_parent
+from tapcore.chain import guessed_parent_error, recorded_parent, resolve_parent, say_how_to_move
 from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
 from tapcore.keys import Keys
@@ -101,7 +101,11 @@ def _fold(
 ) -> tuple[DiskId, int, bool]:
     """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
     recorded = as_handles(recorded, registry)
-    parent_id, bound = resolve_parent(recorded, dd, registry)
+    try:
+        parent_id, bound = resolve_parent(recorded, dd, registry)
+    except TapError as exc:
+        say_how_to_move(exc, dd, recorded)
+        raise
     with open_image(
         parent_id,
         writing=True,

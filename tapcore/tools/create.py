@@ -218,6 +218,9 @@ def _open_parent(
     path = os.path.join(os.path.dirname(target.name), given.name)
     if identity_of(path) is not None and identity_of(path) == identity_of(target.name):
         raise UsageError("cannot be its own parent", image=target.name)
+    if given.drivertype and not registry.get(given.drivertype).file_backed:
+        text = f"a '{given.drivertype}' disk cannot be a parent"
+        raise UsageError(text, image=target.name)
     with open_image(
         DiskId(path, given.drivertype),
         references=(references or ReferencePolicy()).and_home_of(target.name),
