@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.directories import check_tables
 from tap_vmdk.signature import COWD_MAGIC
 from tapcore import ImageFormatError, NotSupportedError
 
@@ -56,6 +57,7 @@ class CowdHeader:
             raise ImageFormatError(f"has grains of {header.grain} sectors, which is impossible")
         if not header.capacity:
             raise ImageFormatError("has no sectors")
+        check_tables(header.tables)
         if header.gd_entries < header.tables:
             raise ImageFormatError("has a grain directory that is too short for its size")
         return header

@@ -313,7 +313,8 @@ class Descriptor:
         """Write other extent lines in the place of those that there are."""
         places = [n for n, line in enumerate(self.lines) if _ACCESS.match(line)]
         first = places[0] if places else len(self.lines)
-        rest = [line for n, line in enumerate(self.lines) if n not in places]
+        taken = set(places)
+        rest = [line for n, line in enumerate(self.lines) if n not in taken]
         self.lines = rest[:first] + [str(extent) for extent in extents] + rest[first:]
 
     def refuse_encrypted(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_TABLES: Final = 1 << 22
 """Of one file, whose directory is read into memory: 64 TiB in the grains of SESparse."""
-MAX_REPEATS: Final = 1024
+MAX_REPEATS: Final = 64
 """Tables that a directory may name again. None ever should; but what few damaged entries hide is
 not all that there is, and what very many claim would be looked at for hours."""
 _CHUNK: Final = 4096
@@ -34,7 +34,7 @@ def check_tables(tables: int) -> None:
 
 
 def read_directory(file: ImageFile, layout: Layout, offset: int) -> array[int] | None:
-    """A directory as it is in a file; None where there can be none.
+    """A directory as it is in a file; None where it would lie outside.
 
     Args:
         file: open.
@@ -42,13 +42,16 @@ def read_directory(file: ImageFile, layout: Layout, offset: int) -> array[int] |
         offset: bytes.
 
     Raises:
+        ImageFormatError: it names tables over and over.
         OSError: as the system says.
     """
     size = layout.directory_bytes
     if not 0 < offset <= file.size - size:
         return None
     directory = layout.decode_directory(file.read_metadata(offset, size))[: layout.tables]
-    return directory if repeats(directory) <= MAX_REPEATS else None
+    if repeats(directory) > MAX_REPEATS:
+        raise ImageFormatError("has a grain directory that names the same tables over and over")
+    return directory
 
 
 def repeats(directory: array[int]) -> int:

@@ -150,7 +150,14 @@ class GrainMap:
 
     def _read_directories(self) -> None:
         layout = self.layout
-        found = [read_directory(self.file, layout, offset) for offset in layout.directories]
+        reason = ImageFormatError("has a grain directory that lies outside the file")
+        found: list[array[int] | None] = []
+        for offset in layout.directories:
+            try:
+                found.append(read_directory(self.file, layout, offset))
+            except ImageFormatError as exc:
+                found.append(None)
+                reason = exc
         self.sound = tuple(
             directory is not None and not self._lies_over(which)
             for which, directory in enumerate(found)
@@ -159,7 +166,7 @@ class GrainMap:
         order = sorted(range(len(found)), key=self.sound.__getitem__, reverse=True)
         first = next((found[n] for n in order if found[n] is not None), None)
         if first is None:
-            raise ImageFormatError("has a grain directory that lies outside the file")
+            raise reason
         self.directory = first
         self.spare = found[1] if len(found) > 1 and self.whole_directories else None
 

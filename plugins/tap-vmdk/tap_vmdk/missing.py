@@ -22,6 +22,19 @@ def why_damaged(map: GrainMap, at: int) -> tuple[str, bool]:
     return f"its grain, at sector {place} of the file, lies past the end of the file", True
 
 
+def tables_with_something(map: GrainMap) -> Iterator[tuple[int, int]]:
+    """The numbers and places of the tables that may have entries; those in holes of the file are
+    passed over, so that time follows what the file really holds."""
+    index, count = 0, len(map.directory)
+    while index < count:
+        if empty := map.empty_tables(index, count):
+            index += empty
+            continue
+        if map.table_at(map.directory[index]):
+            yield index, map.directory[index]
+        index += 1
+
+
 def lost_grains(map: GrainMap) -> Iterator[tuple[int, int]]:
     """Grains that lie past the end of the file as it was opened, by the tables in it.
 
@@ -36,9 +49,7 @@ def lost_grains(map: GrainMap) -> Iterator[tuple[int, int]]:
     """
     layout = map.layout
     likely = (map.file.size >> 9) + 2 * layout.capacity + 2048
-    for index, where in enumerate(map.directory):
-        if not where or not map.table_at(where):
-            continue
+    for index, where in tables_with_something(map):
         table = layout.decode_table(map.file.read_metadata(where * 512, layout.table_bytes))
         last = max(table)
         if last < layout.first_grain or map.place_possible(last):

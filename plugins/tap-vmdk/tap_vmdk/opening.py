@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 
+import attrs
+
 from tap_vmdk import sesparse, sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
@@ -332,6 +334,11 @@ def _hosted_part(
     header = SparseHeader.unpack(file.read_metadata(0, sparse.HEADER_BYTES))
     header.check()
     found, tail = with_footer(file, header)
+    found = attrs.evolve(  # the footer knows no better than the header where the descriptor lies
+        found,
+        descriptor_offset=header.descriptor_offset,
+        descriptor_size=header.descriptor_size,
+    )
     found.check()
     map = GrainMap(file, hosted_layout(found), _cache(dd))
     markers = bool(header.flags & sparse.FLAG_MARKERS)

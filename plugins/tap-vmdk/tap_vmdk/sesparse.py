@@ -14,6 +14,7 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.directories import check_tables
 from tap_vmdk.signature import SESPARSE_BYTES, kind_of
 from tapcore import ImageFormatError, NotSupportedError
 
@@ -103,6 +104,7 @@ class SeSparseHeader:
             raise ImageFormatError(f"has grain tables of {self.table_sectors} sectors")
         if not 0 < self.capacity <= 1 << 38:
             raise ImageFormatError(f"has an impossible size of {self.capacity} sectors")
+        check_tables(self.tables)
         if self.gd_sectors * 64 < self.tables:
             raise ImageFormatError("has a grain directory that is too short for its size")
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.directories import check_tables
 from tap_vmdk.signature import HOSTED_MAGIC
 from tapcore import ImageFormatError, NotSupportedError
 
@@ -106,6 +107,7 @@ class SparseHeader:
             raise ImageFormatError(f"has grain tables of {self.entries} entries")
         if not 0 < self.capacity <= MAX_CAPACITY:
             raise ImageFormatError(f"has an impossible size of {self.capacity} sectors")
+        check_tables(self.tables)
 
     @property
     def compressed(self) -> bool:

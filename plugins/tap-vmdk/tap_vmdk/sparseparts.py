@@ -208,8 +208,15 @@ class SparsePart(Part):
         end = sector + nb
         while sector < end:
             at = sector - self.start
+            index = at >> self._table_shift
+            last = (end - self.start - 1) >> self._table_shift
+            if empty := self.map.empty_tables(index, last + 1):
+                count = min(((index + empty) << self._table_shift) - at, end - sector)
+                yield HOLE, sector, count
+                sector += count
+                continue
             try:
-                self.map.table(at >> self._table_shift)
+                self.map.table(index)
                 run = self.map.run(at, end - sector)
                 assert run is not None
                 place, count = run
