@@ -165,8 +165,8 @@ class PartCheck:
         if table is not None and any(table):
             differs = other is not None and other != raw
             copy = self._layout.decode_table(other) if differs and other is not None else None
-            if first is None:  # what cannot be true of a copy is nothing, not even a grain
-                copy = self._map.empty
+            if first is None or not self._map.sound[0]:
+                copy = self._map.empty  # what cannot be true of a copy is nothing, not even a grain
             changed = self._entries(index, table, copy) or changed
         if changed:
             self.plan.set_table(0, index, table)
