@@ -181,6 +181,13 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
     for info in registry.drivers():
         if suffix and suffix in info.suffixes:
             return info
+    from tapcore.formats import suffix_owner
+
+    owner = suffix_owner(disk_id.name)
+    if owner is not None and owner.image:
+        remedy = f": pip install {owner.distribution}" if owner.handle else ""
+        text = f"has the name of {owner.name}, and no driver for that is installed{remedy}"
+        raise UsageError(text, image=disk_id.name)
     makers = [info.handle for info in registry.drivers() if "create" in info.capabilities]
     handles = ", ".join(makers) or "no driver that can create images is installed"
     raise UsageError(

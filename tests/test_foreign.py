@@ -182,6 +182,23 @@ def test_an_unknown_handle_says_what_would_bring_it(
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.qcow2", "the name of a qcow2 image, and no driver for that is installed: pip install"),
+        ("x.vhdx", "has the name of a VHDX image, and no driver for that is installed"),
+        ("x.gz", "cannot tell the format of a new image from its name"),
+    ],
+)
+def test_a_new_image_of_a_format_without_a_driver_is_not_made(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    registry = tapcore.Registry(discover=False)
+    with pytest.raises(tapcore.UsageError, match=text):
+        tapcore.create_image(str(tmp_path / name), MIB, registry=registry)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["C:x", "snap_2024:1", "TooLongForAHandle:x", "_x:y"])
 def test_what_is_no_handle_brings_no_advice_to_install(
     name: str, toys: Path, capsys: pytest.CaptureFixture[str]
@@ -222,6 +239,7 @@ def test_inspect_calls_nothing_harmless_that_it_does_not_know(
         assert (status, said["verdict"]) == (1, "unknown")
         assert codes == ["not-looked-at"]
         assert err.startswith(f"tapdisk: {path}: is ")
+        assert err.endswith("; not looked at\n")
         assert err.count("\n") == 1
     assert main(["inspect", str(path)]) == status
     assert "harmless" not in capsys.readouterr().out

@@ -36,7 +36,7 @@ def command(image: str, as_json: bool, references: ReferencePolicy) -> int:
     else:
         _print(found)
     if found.verdict == "unknown":
-        raise ImageFormatError(found.findings[0].message, image=image)
+        raise ImageFormatError(f"{found.findings[0].message}; not looked at", image=image)
     return AFRAID if found.dangerous else HARMLESS
 
 
