@@ -190,7 +190,7 @@ class ReplyParser:
             answer.content(*wanted)
 
 
-def connect(uri: str, timeout: float = 20.0) -> socket.socket:
+def connect(uri: str, timeout: float = 60.0) -> socket.socket:
     """A socket to where an NBD URI points; nothing is sent."""
     where = urlsplit(uri)
     if where.scheme == "nbd+unix":
@@ -224,7 +224,7 @@ class Client:
     """
 
     def __init__(
-        self, uri: str, *, structured: bool = True, contexts: bool = True, timeout: float = 20.0
+        self, uri: str, *, structured: bool = True, contexts: bool = True, timeout: float = 60.0
     ) -> None:
         self.sock = connect(uri, timeout)
         self.parser = ReplyParser(structured=structured)

@@ -13,6 +13,7 @@ from nbd_client import Client, connect
 
 TAPDISK = Path(sys.executable).parent / "tapdisk"
 _TICK = os.sysconf("SC_CLK_TCK")
+_WINDOWS = 20
 
 _WITH_CHANGES = """
 import importlib, sys
@@ -52,7 +53,7 @@ class Served:
     def uri(self) -> str:
         return self.uris[0]
 
-    def client(self, *, structured: bool = True, timeout: float = 20.0) -> Client:
+    def client(self, *, structured: bool = True, timeout: float = 60.0) -> Client:
         return Client(self.uri, structured=structured, timeout=timeout)
 
     @property
@@ -86,12 +87,18 @@ class Served:
         return (int(fields[11]) + int(fields[12])) / _TICK
 
     def idle_for(self, seconds: float) -> bool:
-        """Whether it sleeps for so long, but for a fifth of the time."""
-        before = self.cpu
-        time.sleep(seconds)
-        return self.cpu - before < seconds / 5
+        """Whether it comes to sleep for so long, but for a fifth of the time.
 
-    def until(self, wanted: Callable[[], object], seconds: float = 10.0) -> None:
+        What it still has to do first may take a busy machine any time; who spins never sleeps.
+        """
+        for _ in range(_WINDOWS):
+            before = self.cpu
+            time.sleep(seconds)
+            if self.cpu - before < seconds / 5:
+                return True
+        return False
+
+    def until(self, wanted: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait for something to hold; the server has to be alive meanwhile."""
         end = time.monotonic() + seconds
         while not wanted():
@@ -103,7 +110,7 @@ class Served:
         """A signal that ends it, as the exit status has to say; returns what it wrote."""
         self.stopped = True
         self.process.send_signal(signum)
-        out, err = self.process.communicate(timeout=40)
+        out, err = self.process.communicate(timeout=90)
         assert (self.process.returncode, out) == (-signum, "")
         return err
 
@@ -117,7 +124,7 @@ class Served:
         if not self.stopped:
             self.stopped = True
             self.process.terminate()
-            out, err = self.process.communicate(timeout=40)
+            out, err = self.process.communicate(timeout=90)
             self.messages = err.splitlines()
             assert "Traceback" not in err, err
             assert (self.process.returncode, out) == (0, ""), err

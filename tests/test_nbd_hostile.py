@@ -10,7 +10,6 @@ import resource
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,10 +45,9 @@ class GoodClient(threading.Thread):
     def __init__(self, uri: str, seed: int) -> None:
         super().__init__()
         self._rng = random.Random(seed)
-        self._client = Client(uri, timeout=10)
+        self._client = Client(uri)
         self._stop_it = threading.Event()
         self.rounds = 0
-        self.slowest = 0.0
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -63,7 +61,6 @@ class GoodClient(threading.Thread):
             self.failure = exc
 
     def _round(self, model: bytearray) -> None:
-        started = time.monotonic()
         length = self._rng.choice([512, 700, 4096, 50_000, 200_000])
         at = self._rng.randrange(GOOD - length)
         data = self._rng.randbytes(length)
@@ -72,11 +69,10 @@ class GoodClient(threading.Thread):
         at = self._rng.randrange(GOOD - length)
         assert self._client.read(at, length) == model[at : at + length]
         self.rounds += 1
-        self.slowest = max(self.slowest, time.monotonic() - started)
 
     def end(self) -> None:
         self._stop_it.set()
-        self.join(30)
+        self.join(60)
         assert not self.is_alive()
         if self.failure is not None:
             raise self.failure
@@ -220,7 +216,6 @@ def test_stopping_at_every_kind_of_place(server: Served) -> None:
         for cut in cuts:
             sock = stack.enter_context(connect(server.uri))
             threading.Thread(target=sock.sendall, args=(conversation[:cut],)).start()
-        time.sleep(0.2)
         assert server.idle_for(0.5)
 
 
@@ -268,7 +263,7 @@ def test_never_reading_replies(server: Served, structured: bool, length: int) ->
             client.sock.sendall(wire)
         assert server.idle_for(0.4)
         assert server.rss < before + 120 * MIB
-        client.sock.settimeout(20)
+        client.sock.settimeout(60)
         for _ in range(200 if length < MIB else 30):
             header = 28 if structured else 16
             reply = client.exactly(header + length)
@@ -290,7 +285,6 @@ def test_half_closing_after_the_last_request(server: Served) -> None:
         cookies = [client.send(READ, n, 3 * MIB) for n in range(30)]
         client.send(FLUSH)
         client.sock.shutdown(socket.SHUT_WR)
-        time.sleep(0.1)
         assert server.idle_for(0.3)  # it waits for its client, and does not spin
         assert len(client.answer(cookies[-1]).content(29, 3 * MIB)) == 3 * MIB
         assert client.at_end()
@@ -299,7 +293,6 @@ def test_half_closing_after_the_last_request(server: Served) -> None:
 
 def test_goodbye_with_requests_in_flight(server: Served) -> None:
     with server.client() as client:
-        client.sock.settimeout(20)
         for n in range(10):
             client.send(READ, n, 3 * MIB)
         client.sock.sendall(request(DISC, 99) + b"anything" * 1000)
@@ -313,7 +306,6 @@ def test_goodbye_and_nothing_read(server: Served) -> None:
         for n in range(10):
             client.send(READ, n, 3 * MIB)
         client.sock.sendall(request(DISC, 99) + b"anything" * 1000)
-        time.sleep(0.1)
         assert server.idle_for(0.3)
 
 
@@ -321,16 +313,14 @@ def test_idle_in_the_handshake(tmp_path: Path) -> None:
     name = "tapcore.nbd.connection.HANDSHAKE_SECONDS"
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
-            served("ram:1M", "--socket", "s", cwd=tmp_path, changes={name: 0.5})
+            served("ram:1M", "--socket", "s", cwd=tmp_path, changes={name: 2.0})
         )
         with server.client() as good:
             idle = [stack.enter_context(connect(server.uri)) for _ in range(5)]
             for number, sock in enumerate(idle):
                 sock.sendall(hello()[: number * 9])
-            started = time.monotonic()
             assert server.idle_for(0.3)
             assert all(end_of(sock) for sock in idle)
-            assert 0.1 < time.monotonic() - started < 3
             good.write(0, b"x" * 512)
 
 
@@ -377,10 +367,11 @@ def test_idle_clients_cost_the_others_nothing(tmp_path: Path) -> None:
             assert cost() < 3 * alone + 0.03
 
 
-def test_a_thousand_bad_clients(server: Served, rng: random.Random) -> None:
+def test_a_thousand_bad_clients(rng: random.Random, tmp_path: Path) -> None:
+    """Nothing stays of them. Their disk answers at once, so that nothing is still under way."""
     conversation = recorded()
 
-    def bad_clients(count: int) -> None:
+    def bad_clients(server: Served, count: int) -> None:
         for number in range(count):
             if number % 3 == 0:
                 send_and_go(server, rng.randbytes(rng.randrange(1, 3000)))
@@ -388,19 +379,18 @@ def test_a_thousand_bad_clients(server: Served, rng: random.Random) -> None:
                 send_and_go(server, hello() + rng.randbytes(rng.randrange(1, 3000)))
             else:
                 send_and_go(server, conversation[: rng.randrange(len(conversation))])
-            if number % 10 == 0:  # so that not all of them are there at once: that takes more
-                server.sees_an_end()
+            server.sees_an_end()  # how many are there at once would decide what memory is taken
         server.until(lambda: server.fds == server.quiet_fds)
 
-    bad_clients(300)
-    for _ in range(4):  # what many at once have left in the pool is used again by the next
+    with served("ram:4M", "--socket", "s", cwd=tmp_path) as server:
+        bad_clients(server, 200)
         before = server.rss
-        bad_clients(1000)
-        grown = server.rss - before
-        if grown < MIB:
-            break
-    assert grown < MIB
-    assert server.peak < 160 * MIB
+        bad_clients(server, 1000)
+        assert server.rss - before < 4 * MIB  # in which garbage may wait to be collected
+        assert server.peak < 160 * MIB
+        with server.client() as client:
+            client.write(0, b"good")
+            assert client.read(0, 4) == b"good"
 
 
 def test_resets_on_tcp(tmp_path: Path, rng: random.Random) -> None:
@@ -425,7 +415,7 @@ def test_requests_in_batches_are_all_submitted(tmp_path: Path) -> None:
     """More than may be in flight at once, to a driver that answers a whole batch in one go."""
     with (
         served("slow:1M", "--socket", "s", cwd=tmp_path, slow=0.02) as server,
-        server.client(timeout=5) as client,
+        server.client() as client,
     ):
         wire = b""
         for n in range(5000):
@@ -446,7 +436,6 @@ def test_gone_while_the_disk_works(tmp_path: Path) -> None:
                 sock.sendall(wire)
         with ready(server) as sock:
             sock.sendall(request(READ, 1, 0, 512) + request(DISC, 2) + b"unread" * 100)
-        time.sleep(0.2)
         assert server.idle_for(0.6)
         server.until(lambda: server.fds == fds)
         with server.client() as client:
@@ -454,13 +443,15 @@ def test_gone_while_the_disk_works(tmp_path: Path) -> None:
 
 
 def test_stopped_while_clients_shake_hands(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack, served("ram:1M", "--socket", "s", cwd=tmp_path) as server:
+    changes = {"tapcore.nbd.server.STOP_SECONDS": 1000.0}
+    with (
+        contextlib.ExitStack() as stack,
+        served("ram:1M", "--socket", "s", cwd=tmp_path, changes=changes) as server,
+    ):
         for number in range(200):
             sock = stack.enter_context(connect(server.uri))
             sock.sendall(hello()[: number % (len(hello()) + 1)])
-        started = time.monotonic()
-        server.stop()
-        assert time.monotonic() - started < 5
+        server.stop()  # at once: it would wait for a client that is owed something
 
 
 def test_stopped_with_requests_in_flight(tmp_path: Path) -> None:
@@ -477,9 +468,7 @@ def test_stopped_with_requests_in_flight(tmp_path: Path) -> None:
         half.sock.sendall(request(WRITE, 1, 0, MIB) + bytes(300_000))
         late = stack.enter_context(server.client())
         late.sock.shutdown(socket.SHUT_WR)
-        for client in clients:
-            client.sock.settimeout(10)
-        time.sleep(0.1)
+        server.sees_an_end()
         server.stop()
         for client in clients:
             assert client.at_end()
@@ -496,10 +485,8 @@ def test_a_client_that_takes_nothing_does_not_stop_the_stop(tmp_path: Path) -> N
         client = stack.enter_context(server.client())
         for n in range(8):
             client.send(READ, n, 5 * MIB, flags=DF)
-        time.sleep(0.1)
-        started = time.monotonic()
+        server.sees_an_end()
         server.stop()
-        assert time.monotonic() - started < 5
 
 
 def test_out_of_descriptors(tmp_path: Path) -> None:
@@ -517,7 +504,7 @@ def test_out_of_descriptors(tmp_path: Path) -> None:
                 client.write(number * 512, b"g" * 512)
             for client in good[:3]:
                 client.close()
-            waiting[-1].settimeout(5)
+            waiting[-1].settimeout(60)
             assert len(waiting[-1].recv(18)) == 18  # the last of them; others had to make room
             for sock in waiting:
                 sock.close()

@@ -337,9 +337,11 @@ class Connection:
         self._loop.remove(self._socket.fileno())
         self._clients.forget(self)
         self._socket.close()
-        if self._transmission is not None:
+        # each knows the other: let go, so that they are freed now and not by some later collection
+        transmission, self._transmission, self._handshake = self._transmission, None, None
+        if transmission is not None:
             try:
-                self._transmission.gone()
+                transmission.gone()
             except Exception:
                 log.exception("a dropped client's memory could not be given back")
 

@@ -227,7 +227,7 @@ class NbdServer:
                 text = f"the last flush failed: {os.strerror(-req.status)}"
                 errors.append(IOFailedError(text, image=str(engine.disk.image), errno=-req.status))
 
-        patience = Deadline(0.0 if engine.in_flight else STOP_SECONDS)
+        patience = Deadline(STOP_SECONDS)
         if not engine.read_only:
             engine.submit(Request(FLUSH, 0, 0, None, flushed))
         engine.turn()

@@ -35,9 +35,9 @@ class Subject:
         any_file: every file is an image of this format, as with raw disks.
         header: so many bytes at the start of a file are damaged in the check of bad input.
         damages: so many damaged files are tried.
-        time_limit: seconds that a bad file may take.
+        time_limit: CPU seconds that a bad file may take.
         memory_limit: MiB that a bad file may take.
-        check_limit: seconds that any single check may take.
+        check_limit: CPU seconds that any single check may take.
         patience: seconds to wait for an answer before it counts as lost.
     """
 

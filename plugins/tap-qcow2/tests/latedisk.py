@@ -60,7 +60,7 @@ class Task:
             self._thread.start()
         else:
             self._turn.release()
-        assert self._host.back.acquire(timeout=20)
+        assert self._host.back.acquire(timeout=60)
         if self.result is not None:
             self._thread.join()
 

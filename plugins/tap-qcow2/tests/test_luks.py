@@ -315,10 +315,10 @@ def test_what_is_wrong_with_a_header_is_said_at_once(
 ) -> None:
     region = bytearray(ours)
     region[offset : offset + len(content)] = content
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(error, match=said):
         open_luks(bytes(region), KEY)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_key_material_must_lie_in_the_region(ours: bytes) -> None:

@@ -318,9 +318,9 @@ def test_snapshots_whose_l1_tables_overlap(tmp_path: Path) -> None:
         file.write(l1)
         file.seek(64 << 20)
         file.write(table)
-    started = time.monotonic()
+    started = time.process_time()
     found = check_image(f"qcow2:{image}")
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
     assert found.check_errors == 1
     assert "overlap" in found.messages[-1] or "more" in found.messages[-1]
 

@@ -138,10 +138,10 @@ def test_impossible_extents(tmp_path: Path, lines: list[str], problem: str) -> N
 def test_impossible_headers(tmp_path: Path, fields: dict[str, int], problem: str) -> None:
     image = tmp_path / "disk.vmdk"
     image.write_bytes(hosted(b"x" * 4096, **fields))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(tapcore.TapError, match=problem):
         tapcore.open(f"vmdk:{image}", readonly=True)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_mutated_descriptors(tmp_path: Path, rng: random.Random) -> None:
