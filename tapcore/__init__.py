@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         open_host_file,
         open_image_file,
         remove_host_file,
+        supersede_host_file,
     )
     from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.keys import Keys, read_key_file
@@ -136,6 +137,7 @@ _HOMES = {
         "open_host_file",
         "open_image_file",
         "remove_host_file",
+        "supersede_host_file",
     ),
     "keys": ("Keys", "read_key_file"),
     "losses": ("content_damaged", "content_missing"),
@@ -248,6 +250,7 @@ __all__ = [
     "printable",
     "read_key_file",
     "remove_host_file",
+    "supersede_host_file",
 ]
 
 

@@ -10,6 +10,7 @@ from tapcore.imagefile.hostfile import (
     host_file_size,
     open_host_file,
     remove_host_file,
+    supersede_host_file,
 )
 from tapcore.imagefile.imagefile import ImageFile
 from tapcore.imagefile.opening import open_image_file
@@ -22,4 +23,5 @@ __all__ = [
     "open_host_file",
     "open_image_file",
     "remove_host_file",
+    "supersede_host_file",
 ]

@@ -133,6 +133,21 @@ def open_host_file(path: str | os.PathLike[str], *, writing: bool = False) -> in
     return open_host_fd(os.fspath(path), os.O_RDWR if writing else os.O_RDONLY)
 
 
+def supersede_host_file(path: str | os.PathLike[str]) -> None:
+    """Remove a file of the image that is being replaced, when the new one takes its place.
+
+    Only while the core makes an image, which may have a file of that name itself: that one stays.
+
+    Args:
+        path: of a file that nothing else needs.
+
+    Raises:
+        TapError: it must not be replaced, or is in use.
+    """
+    if (files := new_files()) is not None:
+        files.supersede(os.fspath(path))
+
+
 def remove_host_file(path: str | os.PathLike[str]) -> None:
     """Take back what `create_host_file` made: a file goes, a block device stays; raises nothing."""
     if (files := new_files()) is not None:

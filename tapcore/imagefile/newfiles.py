@@ -61,6 +61,7 @@ class NewFiles:
         self._replace = replace
         self._untouchable = untouchable
         self._files: dict[str, NewFile] = {}
+        self._superseded: dict[str, int] = {}
         self._published = False
 
     # ---- for drivers, through the functions of this layer --------------------------------------
@@ -102,6 +103,19 @@ class NewFiles:
             _take_back(made)
             made.close()
 
+    def supersede(self, path: str) -> None:
+        """Remove a file of the old image when the new one is placed, if that has none of its name.
+
+        Raises:
+            TapError: it must stay, or is in use.
+        """
+        real = os.path.realpath(path)
+        if real in self._superseded or real in self._files:
+            return
+        old_fd = self._old(real)
+        if old_fd is not None:
+            self._superseded[real] = old_fd
+
     # ---- beginning ---------------------------------------------------------------------------
 
     def use_name(self) -> None:
@@ -139,6 +153,8 @@ class NewFiles:
         refuse_read_only_device(real, real)
         if not self._replace:
             raise UsageError("exists already; --force replaces it", image=real)
+        if real in self._superseded:  # which holds the lock
+            return self._superseded.pop(real)
         fd = open_host_fd(real, os.O_RDWR)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -188,7 +204,8 @@ class NewFiles:
         others = [made for made in self._files.values() if made is not main]
         if main is not None:
             try:
-                placing.place(others, main, mode_limit=self.mode_limit, durable=durable)
+                gone = [path for path in self._superseded if path not in self._files]
+                placing.place(others, main, gone, mode_limit=self.mode_limit, durable=durable)
             except TapError:
                 raise
             except OSError as exc:
@@ -219,6 +236,9 @@ class NewFiles:
                 lost = _take_back(made) or lost
             made.close()
         self._files.clear()
+        for fd in self._superseded.values():
+            os.close(fd)
+        self._superseded.clear()
         return lost
 
 

@@ -203,12 +203,20 @@ def spoil(made: NewFile) -> str:
 # ---- placing ---------------------------------------------------------------------------------
 
 
-def place(others: Sequence[NewFile], main: NewFile, *, mode_limit: int, durable: bool) -> None:
+def place(
+    others: Sequence[NewFile],
+    main: NewFile,
+    gone: Sequence[str] = (),
+    *,
+    mode_limit: int,
+    durable: bool,
+) -> None:
     """Give new files their names: the others first, then the main file, which names them.
 
     Args:
         others: perhaps none.
         main: the file whose name is the image's.
+        gone: files of the old image, to be removed then.
         mode_limit: permissions that the files have at most.
         durable: all is on disk when this returns.
 
@@ -224,10 +232,10 @@ def place(others: Sequence[NewFile], main: NewFile, *, mode_limit: int, durable:
             _sync(made.handle)
     for made in moves:
         _refuse_newcomer(made)
-    if len(moves) == 1 and not moves[0].temporary and moves[0].old_fd is None:
+    if not gone and len(moves) == 1 and not moves[0].temporary and moves[0].old_fd is None:
         _put(moves[0])  # one call: it cannot be half done
     elif moves:
-        _in_own_process(lambda: _put_all(moves))
+        _in_own_process(lambda: _put_all(moves, gone))
     for made in moves:
         made.temporary = ""
     if durable:
@@ -295,7 +303,7 @@ def _refuse_newcomer(made: NewFile) -> None:
         raise UsageError("another file was put there in the meantime", image=made.path)
 
 
-def _put_all(moves: Sequence[NewFile]) -> None:
+def _put_all(moves: Sequence[NewFile], gone: Sequence[str]) -> None:
     done: list[str] = []
     try:
         for made in moves:
@@ -306,6 +314,9 @@ def _put_all(moves: Sequence[NewFile]) -> None:
         for path in done:
             os.unlink(path)
         raise
+    for path in gone:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _put(made: NewFile) -> None:

@@ -17,6 +17,7 @@ from tap_vmdk.newdisk import NewDisk, new_disk
 from tap_vmdk.options import MONOLITHIC_FLAT, MONOLITHIC_SPARSE, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tap_vmdk.parents import cid_of
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.superseded import superseded_extents
 from tapcore import (
     DiskId,
     NotSupportedError,
@@ -24,6 +25,7 @@ from tapcore import (
     create_host_file,
     open_host_file,
     remove_host_file,
+    supersede_host_file,
 )
 
 SPLIT_SECTORS: Final = 4192256
@@ -51,6 +53,8 @@ def create_image(
         raise UsageError(f"a {disk.subformat} disk cannot have a parent", image=name)
     hint = parent.name if parent is not None else ""
     made: list[str] = []
+    for path in superseded_extents(name):
+        supersede_host_file(path)
     try:
         _create(name, disk, parent_cid, hint, made)
     except BaseException:
