@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tapcore
 from peers import missing
 
 TAPDISK = Path(sys.executable).parent / "tapdisk"
@@ -128,6 +129,32 @@ def run_unprivileged(*arguments: object, cwd: Path) -> subprocess.CompletedProce
         if shutil.which("setpriv") is None or subprocess.run([*drop, "true"]).returncode:
             missing("setpriv cannot drop root's capabilities here")
     return run(*arguments, cwd=cwd, prefix=drop)
+
+
+@pytest.mark.parametrize("handle", ["aio", "qcow2"])
+def test_somebody_elses_file_in_a_directory_that_may_only_be_read(
+    private: Path, handle: str
+) -> None:
+    """It cannot be replaced, only overwritten, and its owner and permissions are not ours."""
+    theirs = private / "theirs"
+    theirs.write_bytes(b"old")
+    theirs.chmod(0o666)
+    if os.geteuid() == 0:
+        os.chown(theirs, 12345, 12345)
+    before = theirs.stat()
+    done = run_unprivileged(
+        "convert", "-q", "--force", "aio:readable", f"{handle}:theirs", cwd=private
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1), done
+    assert "its directory cannot be written, so it is overwritten in place" in done.stderr
+    after = theirs.stat()
+    assert (after.st_ino, after.st_uid, after.st_mode) == (
+        before.st_ino,
+        before.st_uid,
+        before.st_mode,
+    )
+    with tapcore.open(f"{handle}:{theirs}", readonly=True) as disk:
+        assert disk.readall() == b"x" * 512
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,8 @@ def _settle(made: NewFile, mode_limit: int) -> None:
     if made.in_place:
         status = os.fstat(made.fd)
         if stat.S_ISREG(status.st_mode) and status.st_mode & 0o777 & ~mode_limit:
-            os.chmod(made.fd, status.st_mode & 0o777 & mode_limit)
+            with contextlib.suppress(OSError):  # of somebody else's file
+                os.chmod(made.fd, status.st_mode & 0o777 & mode_limit)
         return
     if made.old_fd is None:
         os.chmod(made.handle, _NEW_MODE & ~_umask() & mode_limit)
