@@ -197,9 +197,12 @@ def _each_in_table(
     while sector < stop:
         try:
             run = run_at(image, table, sector, stop)
-        except TapError as exc:
-            res = content_damaged(image.dd, sector, stop - sector, exc.message)
-            return finished + fail(res, sector, stop - sector)
+        except TapError as exc:  # of this cluster; those behind it are not concerned
+            until = min((sector | image.geometry.sector_mask) + 1, stop)
+            res = content_damaged(image.dd, sector, until - sector, exc.message)
+            finished += fail(res, sector, until - sector)
+            sector = until
+            continue
         finished += visit(run)
         sector += run.nb_sectors
     return finished

@@ -60,15 +60,19 @@ def runs_of(image: Image, tables: L2Tables, sector: int, nb_sectors: int) -> Ite
     while sector < end:
         index = sector >> image.table_shift
         stop = min(end, (index + 1) << image.table_shift)
-        if tables.offset_of(index) or tables.cached(index) is not None:
-            table = tables.wait(index)
-            while sector < stop:
-                run = run_at(image, table, sector, stop)
-                yield run
-                sector += run.nb_sectors
-        else:
-            yield Run(UNALLOCATED, sector, stop - sector, 0)
-            sector = stop
+        try:
+            if tables.offset_of(index) or tables.cached(index) is not None:
+                table = tables.wait(index)
+                while sector < stop:
+                    run = run_at(image, table, sector, stop)
+                    yield run
+                    sector += run.nb_sectors
+                continue
+        except ImageFormatError as exc:
+            exc.message = f"{exc.message}, at {sector << SECTOR_SHIFT} of the disk"
+            raise
+        yield Run(UNALLOCATED, sector, stop - sector, 0)
+        sector = stop
 
 
 def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:
@@ -114,8 +118,11 @@ def _same(entries: Words, at: int, last: int, image: Image, kind: int, where: in
             more += _MANY
     step = image.geometry.cluster_size if where else 0
     while at + more <= last:
-        entry = entries[at + more]
-        if standard_entry(image, entry) != (kind, where + more * step if where else 0):
+        try:
+            found = standard_entry(image, entries[at + more])
+        except ImageFormatError:  # is told to whoever asks for that cluster
+            break
+        if found != (kind, where + more * step if where else 0):
             break
         more += 1
     return more
@@ -172,7 +179,12 @@ def _extended_run(image: Image, table: Table, sector: int, stop: int) -> Run:
     start, kind, where, expected = sector, -1, 0, 0
     while sector < stop:
         entry, bitmap = entries[at], entries[at + 1]
-        check_extended(image, entry, bitmap)
+        try:
+            check_extended(image, entry, bitmap)
+        except ImageFormatError:
+            if kind >= 0:  # is told to whoever asks for that cluster
+                break
+            raise
         skip = sector & image.sector_mask
         if entry & layout.COMPRESSED:
             if kind >= 0:

@@ -84,8 +84,11 @@ def _read_in_table(
     while sector < stop:
         try:
             run = mapping.run_at(image, table, sector, stop)
-        except ImageFormatError as exc:
-            return finished + _fail(image, exc, (cb, dd, sector, stop - sector, id, prv))
+        except ImageFormatError as exc:  # of this cluster; those behind it are not concerned
+            until = min((sector | image.sector_mask) + 1, stop)
+            finished += _fail(image, exc, (cb, dd, sector, until - sector, id, prv))
+            sector = until
+            continue
         at = (sector - first) << SECTOR_SHIFT
         part = buf[at : at + (run.nb_sectors << SECTOR_SHIFT)]
         finished += _read_run(image, run, part, (cb, dd, sector, run.nb_sectors, id, prv))

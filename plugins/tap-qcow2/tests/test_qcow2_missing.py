@@ -358,6 +358,33 @@ def test_salvage_copies_the_rest_and_lists_what_is_lost(damaged: Path, tmp_path:
     assert tapdisk("compare", "--salvage", whole, tmp_path / "w.img", status=0)[1] == ""
 
 
+@pytest.mark.parametrize("extended", ["on", "off"])
+def test_an_impossible_entry_costs_its_own_cluster_alone(tmp_path: Path, extended: str) -> None:
+    """Data on one side of it, a hole on the other, all in one read."""
+    image = create(tmp_path / "a.qcow2", 4 * MIB, cluster_size=16384, extended_l2=extended)
+    qemu_io(image, "write -P 1 0 160k", "write -P 2 320k 160k")
+    content = bytearray(image.read_bytes())
+    l1 = int.from_bytes(content[40:48], "big")
+    l2 = int.from_bytes(content[l1 : l1 + 8], "big") & 0xFFFFFFFFFE00
+    words = 2 if extended == "on" else 1
+    for cluster in (5, 15):  # in the data, and in the hole behind it
+        at = l2 + 8 * words * cluster
+        content[at : at + 8] = 0x8000_0000_0000_0200.to_bytes(8, "big")
+    image.write_bytes(content)
+    want = bytearray(b"\1" * (160 << 10)).ljust(320 << 10, b"\0") + b"\2" * (160 << 10)
+    want[5 * 16384 : 6 * 16384] = bytes(16384)
+    with tapcore.open(f"qcow2:{image}", readonly=True, salvage=True) as disk:
+        assert disk.pread(0, length=len(want)) == want
+        assert disk.salvage is not None
+        lost = [(run.start // 16384, run.length // 16384) for run in disk.salvage.ranges]
+        assert lost == [(5, 1), (15, 1)]
+    with (
+        tapcore.open(f"qcow2:{image}", readonly=True) as disk,
+        pytest.raises(tapcore.TapError, match=rf"^{image}: .* entry .* at {5 * 16384} of the disk"),
+    ):
+        list(disk.extents())
+
+
 # ---- a server ----------------------------------------------------------------------------------
 
 
