@@ -318,13 +318,16 @@ class Disk(io.RawIOBase):
         extents = chain_extents if self.salvage is None else salvaged_extents
         try:
             yield from extents(self._leaf, offset, length)
-        except (TapError, OSError) as exc:
+        except Exception as exc:
             raise open_error(exc, self._state.image.name) from exc
 
     def info(self) -> dict[str, Any]:
         """What the format says of itself (the `format` object of `tapdisk info --json`)."""
         self._check_open()
-        found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
+        try:
+            found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
+        except Exception as exc:
+            raise open_error(exc, self.name) from exc
         return found
 
     def snapshots(self) -> list[Snapshot]:
@@ -356,7 +359,7 @@ class Disk(io.RawIOBase):
             self._check_open()
             try:
                 return question(self._leaf)
-            except (TapError, OSError) as exc:
+            except Exception as exc:  # whatever a damaged image makes a driver raise
                 raise open_error(exc, self.name) from exc
 
     def resize(self, size: int) -> None:
@@ -375,6 +378,8 @@ class Disk(io.RawIOBase):
                 raise
             except OSError as exc:
                 raise _failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
+            except Exception as exc:
+                raise open_error(exc, self.name) from exc
             self._engine.refresh()
 
     def _check_new_end(self, size: int) -> None:

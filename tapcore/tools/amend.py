@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import NotSupportedError, UsageError, open_error
 from tapcore.keys import Keys
 from tapcore.names import ImageName
 from tapcore.references import ReferencePolicy
@@ -50,5 +50,5 @@ def amend_image(
         check_options(dd.name, disk.handle, info.amend_options, values)
         try:
             dd.drv.td_amend(dd, values)
-        except (TapError, OSError) as exc:
+        except Exception as exc:
             raise open_error(exc, dd.name) from exc

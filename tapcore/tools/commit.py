@@ -84,7 +84,7 @@ def commit_image(
             emptied = "td_make_empty" in dd.drv.implemented
             if emptied:
                 dd.drv.td_make_empty(dd)
-        except (TapError, OSError) as exc:
+        except Exception as exc:
             raise open_error(exc, dd.name) from exc
         child.sync()
     return Commit(parent, written, emptied)
@@ -131,7 +131,7 @@ def _fold(
 def _check_fit(child: DiskDriver, parent: DiskDriver) -> None:
     try:
         code = child.drv.td_validate_parent(child, parent, 0)
-    except (TapError, OSError) as exc:
+    except Exception as exc:
         raise open_error(exc, child.name) from exc
     if code:
         text = f"its parent {parent.name} does not fit: {os.strerror(abs(code))}"
@@ -142,7 +142,7 @@ def _announce(child: DiskDriver, parent: DiskDriver) -> None:
     """Let the child go on to take the parent for its own, when that is written."""
     try:
         child.drv.td_before_commit(child, parent)
-    except (TapError, OSError) as exc:
+    except Exception as exc:
         raise open_error(exc, child.name) from exc
 
 

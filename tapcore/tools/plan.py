@@ -10,7 +10,7 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
-from tapcore.errors import TapError, open_error
+from tapcore.errors import open_error
 
 How: TypeAlias = Literal["copy", "zero", "differ"]
 
@@ -93,7 +93,7 @@ def _holes(disk: Disk) -> Iterator[tuple[int, int]]:
         for extent in leaf.drv.td_extents(leaf, 0, leaf.size) if leaf.size else ():
             if extent.kind == "unallocated":
                 yield extent.sector << SECTOR_SHIFT, extent.end << SECTOR_SHIFT
-    except (TapError, OSError) as exc:
+    except Exception as exc:
         raise open_error(exc, leaf.name) from exc
 
 

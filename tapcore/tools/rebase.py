@@ -145,7 +145,7 @@ def _changeable(
 def _record(dd: DiskDriver, parent: DiskId | None) -> None:
     try:
         dd.drv.td_set_parent(dd, parent)
-    except (TapError, OSError) as exc:
+    except Exception as exc:
         raise open_error(exc, dd.name) from exc
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import NotSupportedError, UsageError, open_error
 from tapcore.keys import Keys
 from tapcore.models import DiskDriver, Snapshot
 from tapcore.names import ImageName
@@ -148,7 +148,7 @@ def _changing(
         dd = _leaf(disk, hook)
         try:
             yield dd
-        except (TapError, OSError) as exc:
+        except Exception as exc:
             raise open_error(exc, dd.name) from exc
 
 

@@ -165,7 +165,7 @@ class PartCheck:
         if table is not None and any(table):
             differs = other is not None and other != raw
             copy = self._layout.decode_table(other) if differs and other is not None else None
-            if first is None or not self._map.sound[0]:
+            if first is None or self._map.only_spare:
                 copy = self._map.empty  # what cannot be true of a copy is nothing, not even a grain
             changed = self._entries(index, table, copy) or changed
         if changed:

@@ -114,6 +114,7 @@ class GrainMap:
         cache_bytes: as given.
         sound: of each directory, whether it lies in the file, and over nothing else.
         whole_directories: all are.
+        only_spare: the directory in use is the redundant one.
         directory: sectors of the tables; 0 for a table that is not there.
         spare: the same of the redundant directory, where there is one and it is sound too.
         places: of all metadata, where entries that point there must not be written through.
@@ -168,6 +169,7 @@ class GrainMap:
         if first is None:
             raise reason
         self.directory = first
+        self.only_spare = found[0] is None or not (self.sound[0] or first is found[0])
         self.spare = found[1] if len(found) > 1 and self.whole_directories else None
 
     def _lies_over(self, which: int) -> bool:

@@ -17,6 +17,7 @@ _TAIL_BYTES = 64 << 10
 
 def hosted_layout(header: SparseHeader) -> Layout:
     """Of a hosted sparse file; of a stream, with the directory's place from its footer."""
+    room = header.descriptor_room
     offsets = [header.gd_offset]
     if header.flags & sparse.FLAG_REDUNDANT:
         offsets.append(header.rgd_offset)
@@ -28,8 +29,8 @@ def hosted_layout(header: SparseHeader) -> Layout:
         table_bytes=header.entries * 4,
         directory_bytes=header.tables * 4,
         directories=tuple(min(offset, 1 << 54) * 512 for offset in offsets),
-        first_grain=1 + (header.descriptor_size if header.descriptor_offset == 1 else 0),
-        reserved=header_ranges(header.descriptor_offset, header.descriptor_size),
+        first_grain=1 + (room if header.descriptor_offset == 1 else 0),
+        reserved=header_ranges(header.descriptor_offset, room),
         zeroes=bool(header.flags & sparse.FLAG_ZEROED),
         whole=not header.compressed,
         decode_directory=words32,

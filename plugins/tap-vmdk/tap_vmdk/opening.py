@@ -144,7 +144,7 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     descriptor = embedded_descriptor(header, file.size, file.read_metadata)
     if descriptor is None:
         return Image(file, None, None, MONOLITHIC_SPARSE, header)
-    place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_size * 512)
+    place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_room * 512)
     kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
     return Image(file, descriptor, place, kind, header)
 

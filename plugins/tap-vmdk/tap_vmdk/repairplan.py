@@ -24,6 +24,9 @@ _LEAST_GROWTH: Final = 64 << 20
 """Bytes that every file may grow by; one that is longer, by as much as it has."""
 _LAST_SECTOR: Final = 1 << 32
 _DIRECTORIES: Final = struct.Struct("<QQ")
+_ROOM: Final = struct.Struct("<Q")
+_ROOM_AT: Final = 36
+"""Where the header says how long the descriptor is."""
 _DIRECTORIES_AT: Final = 48
 """Where the header names the redundant and the first grain directory."""
 
@@ -126,7 +129,9 @@ def carry_out(part: WritablePart, plan: RepairPlan) -> WritablePart:
     sector = bytearray(file.read_metadata(0, HEADER_BYTES))
     rgd, _ = _DIRECTORIES.unpack_from(sector, _DIRECTORIES_AT)
     rgd = offsets[1] if len(offsets) > 1 else rgd
+    room = SparseHeader.unpack(bytes(sector)).descriptor_room
     _DIRECTORIES.pack_into(sector, _DIRECTORIES_AT, rgd, offsets[0])
+    _ROOM.pack_into(sector, _ROOM_AT, room)  # a directory no longer says where the descriptor ends
     file.write_metadata(0, sector)
     _flush(part)
     return _again(part, SparseHeader.unpack(bytes(sector)), offsets)
@@ -152,13 +157,16 @@ class _Appending:
         self._file = part.map.file
         self._plan = plan
         self._end = plan.end
+        self._size = self._file.size
 
     def run(self) -> list[int]:
         """Returns the places of the new directories, the first one first (sectors)."""
         grain = self._layout.grain << 9
         for old, new in self._plan.moves:
             if old >= 0:
-                self._file.write_metadata(new << 9, self._file.read_metadata(old << 9, grain))
+                there = min(grain, self._size - (old << 9))  # what lies behind it is new
+                content = self._file.read_metadata(old << 9, there)
+                self._file.write_metadata(new << 9, content.ljust(grain, b"\0"))
         first = self._map.directory[:]
         directories = [first]
         if len(self._layout.directories) > 1:

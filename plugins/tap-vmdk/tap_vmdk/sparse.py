@@ -115,6 +115,21 @@ class SparseHeader:
         return self.compression == COMPRESSION_DEFLATE
 
     @property
+    def descriptor_room(self) -> int:
+        """Sectors that the descriptor has.
+
+        Where it would cover all directories its size is wrong, and it ends where they begin; where
+        it would cover one of two, that one is in a wrong place.
+        """
+        places = [self.gd_offset]
+        if self.flags & FLAG_REDUNDANT:
+            places.append(self.rgd_offset)
+        start, end = self.descriptor_offset, self.descriptor_offset + self.descriptor_size
+        if all(start < place < end for place in places):
+            return min(places) - start
+        return self.descriptor_size
+
+    @property
     def tables(self) -> int:
         """How many grain tables cover the capacity."""
         return -(-self.capacity // (self.grain * self.entries))

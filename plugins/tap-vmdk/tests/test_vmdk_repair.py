@@ -128,22 +128,18 @@ def _harm_to_qemu(
     if after is None:
         return "qemu-img does not read it any more"
     for number in before.differs(after):
-        if _agreed(ours[0], before, number):
+        was, now = (seen.pieces[number : number + 1] for seen in ours)
+        if not was or was[0] is None:
+            # nothing that we could read: a table that lies half past the end, or a parent that
+            # only QEMU finds
+            statistics["read by qemu-img alone, and otherwise"] += 1
+            continue
+        if before.pieces[number : number + 1] == was:
             return f"qemu-img reads the grain {number} otherwise"
-    for number in after.differs(ours[1]):
-        if number >= len(ours[1].pieces) or None not in (
-            ours[0].pieces[number],
-            ours[1].pieces[number],
-        ):
-            return f"qemu-img reads the grain {number} otherwise than tapdisk"
+        theirs = after.pieces[number] if number < len(after.pieces) else None
+        if theirs is None or not theirs.startswith(now[0] or b""):
+            return f"qemu-img reads the grain {number} otherwise than before, and than tapdisk"
     return ""
-
-
-def _agreed(ours: Seen, theirs: Seen, number: int) -> bool:
-    """Whether a grain was the same for both, or could not be read by us."""
-    if max(len(ours.pieces), len(theirs.pieces)) > len(ours.pieces):
-        return number < len(ours.pieces) and ours.pieces[number] == theirs.pieces[number]
-    return number >= len(theirs.pieces) or ours.pieces[number] in (None, theirs.pieces[number])
 
 
 def write(folder: Path, made: Layout, sectors: int) -> Path:
