@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
     from tapcore.salvage import LostRange, Salvage
+    from tapcore.tablevisits import TableVisits
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
     from tapcore.tools.serve import nbd_server
@@ -165,6 +166,7 @@ _HOMES = {
     "references": ("ReferencePolicy",),
     "registry": ("Registry",),
     "salvage": ("LostRange", "Salvage"),
+    "tablevisits": ("TableVisits",),
     "tools.convert": ("convert_image",),
     "tools.create": ("create_image",),
     "tools.serve": ("nbd_server",),
@@ -222,6 +224,7 @@ __all__ = [
     "Registry",
     "Salvage",
     "Snapshot",
+    "TableVisits",
     "TapError",
     "TcpAddress",
     "TdCallback",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow.layout import COMPRESSED
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, Extent, TapError, content_damaged
+from tapcore import SECTOR_SHIFT, Extent, TableVisits, TapError, content_damaged
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -110,10 +110,11 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
     """The runs of a range, in order; waits for tables that are not in memory.
 
     Raises:
-        ImageFormatError: a table entry is not possible.
+        ImageFormatError: a table entry is not possible, or one table is named too often.
         OSError: a table cannot be read.
     """
     end = sector + nb_sectors
+    visits = TableVisits(image.geometry.table_bytes)
     while sector < end:
         index = sector >> image.geometry.table_shift
         if not image.tables.l1[index]:
@@ -121,6 +122,7 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
             yield Run(HOLE, sector, stop - sector, 0)
             sector = stop
             continue
+        visits.visit(image.tables.l1[index])
         table = image.tables.wait(index)
         stop = min(end, (index + 1) << image.geometry.table_shift)
         while sector < stop:

@@ -14,6 +14,7 @@ import pytest
 import tapcore
 from qcowtools import KIB, MIB, some_content
 from tap_qcow import qcow_create
+from tapcore.tools.check import check_image
 from tapcore.tools.inspect import inspect_image
 
 SIZE = 3 * MIB
@@ -338,3 +339,17 @@ def test_no_descriptor_is_left(image: Path) -> None:
         with suppress(tapcore.TapError):
             tapcore.open(f"qcow:{image}")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_damaged_image_is_not_repaired_and_not_touched(image: Path, rng: random.Random) -> None:
+    """The format counts nothing that could be compared: check says so, and writes nothing."""
+    good = image.read_bytes()
+    for _ in range(20 * int(os.environ.get("TAPCORE_THOROUGH") or 1)):
+        content = bytearray(good)
+        for _ in range(rng.choice((1, 2, 5))):
+            _damage(content, good, rng)
+        image.write_bytes(content)
+        for repair in ("leaks", "all"):
+            with pytest.raises(tapcore.TapError, match=r"disk\.qcow"):
+                check_image(f"qcow:{image}", repair=repair)  # type: ignore[arg-type]
+        assert image.read_bytes() == content

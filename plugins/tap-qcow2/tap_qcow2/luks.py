@@ -37,8 +37,8 @@ _ALIGNMENT: Final = 4096  # bytes; of each slot's key material
 HEADER_SIZE: Final = _HEADER.size + _SLOTS * _SLOT.size
 """Bytes that `LuksHeader.parse` needs; key material lies behind them."""
 
-MAX_ROUNDS: Final = 1 << 27
-"""How much deriving of keys one opening does at most: about half a minute of a processor.
+MAX_ROUNDS: Final = 1 << 26
+"""How much deriving of keys one opening does at most: some ten to thirty seconds of a processor.
 
 Writers aim at one or two seconds for a slot. A file that asks for much more means to do harm.
 """
@@ -260,8 +260,8 @@ def open_luks(region: bytes | memoryview, passphrase: bytes | None) -> SectorCip
         work += luks_keys.rounds(header.hash_name, header.digest_iterations, _DIGEST_SIZE)
         if work > MAX_ROUNDS:
             raise ImageFormatError(
-                f"has a LUKS key slot ({n}) that takes too long to try:"
-                f" {header.slots[n].iterations} iterations"
+                f"has a LUKS key slot ({n}) that takes too long to try: {work} rounds of "
+                f"{header.hash_name} with those before it, and {MAX_ROUNDS} are the most"
             )
         key = _opened(header, header.slots[n], region, passphrase)
         if hmac.compare_digest(header.digest_of(key), header.digest):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow2 import layout, words
-from tapcore import SECTOR_SHIFT, ImageFormatError
+from tapcore import SECTOR_SHIFT, ImageFormatError, TableVisits
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -55,13 +55,19 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
 
 
 def runs_of(image: Image, tables: L2Tables, sector: int, nb_sectors: int) -> Iterator[Run]:
-    """The same by other tables than the disk's own: those of a snapshot."""
+    """The same by other tables than the disk's own: those of a snapshot.
+
+    Raises:
+        ImageFormatError, OSError: as `runs`; or one table is named too often.
+    """
     end = sector + nb_sectors
+    visits = TableVisits(image.geometry.cluster_size)
     while sector < end:
         index = sector >> image.table_shift
         stop = min(end, (index + 1) << image.table_shift)
         try:
             if tables.offset_of(index) or tables.cached(index) is not None:
+                visits.visit(tables.offset_of(index))
                 table = tables.wait(index)
                 while sector < stop:
                     run = run_at(image, table, sector, stop)
