@@ -157,10 +157,11 @@ def test_an_image_that_is_a_cd_or_a_vhd_as_well_is_a_danger(tmp_path: Path) -> N
     assert inspect_image(image).verdict == "harmless"
     content = bytearray(image.read_bytes().ljust(256 << 10, b"\0"))
     content[32768:32775] = b"\1CD001\1"
+    content[34816:34823] = b"\xffCD001\1"
     image.write_bytes(content)
     assert [f.code for f in inspect_image(image).findings] == ["two-formats"]
     assert inspect_image(f"qcow2:{image}").dangerous
-    content[32768:32775] = bytes(7)
+    content[32768:32775] = content[34816:34823] = bytes(7)
     footer = bytearray(512)
     footer[:16] = b"conectix\0\0\0\2\0\1\0\0"
     footer[60:64] = b"\0\0\0\3"
