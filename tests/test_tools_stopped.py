@@ -1,0 +1,68 @@
+"""Tools that change two images, or one in two places, killed at every point: all reads right."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stoppoints import Work, killed
+
+import tapcore
+from tapcore.tools.amend import amend_image
+from tapcore.tools.commit import commit_image
+from tapcore.tools.rebase import rebase_image
+from tapcore.tools.resize import resize_image
+from tapcore.tools.snapshots import apply_snapshot, create_snapshot, delete_snapshot
+
+SIZE = 1 << 20
+
+Tool = Callable[[str], object]
+
+TOOLS: dict[str, Tool] = {
+    "commit": commit_image,
+    "rebase": lambda name: rebase_image(name, ""),
+    "rebase to another": lambda name: rebase_image(name, "raw:other.img"),
+    "resize": lambda name: resize_image(name, "+70M"),
+    "snapshot create": lambda name: create_snapshot(name, "new"),
+    "snapshot delete": lambda name: delete_snapshot(name, "old"),
+    "snapshot apply": lambda name: apply_snapshot(name, "old"),
+    "amend": lambda name: amend_image(name, {"refcount_bits": "32"}),
+}
+
+
+def family(handle: str, rng: random.Random) -> tuple[Work, bytes]:
+    """Makes a raw parent, another one, and a child; what the child holds."""
+    below, own = rng.randbytes(SIZE), rng.randbytes(150_000)
+    content = bytearray(below)
+    content[200_000:350_000] = own
+
+    def prepare(folder: Path) -> None:
+        (folder / "base.img").write_bytes(below)
+        (folder / "other.img").write_bytes(below[: SIZE // 2] + rng.randbytes(SIZE // 2))
+        image = f"{handle}:{folder}/child"
+        tapcore.create_image(image, SIZE, parent="raw:base.img")
+        with tapcore.open(image) as disk:
+            disk.pwrite(200_000, own)
+        if handle == "qcow2":
+            create_snapshot(image, "old")
+
+    return prepare, bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("handle", "tool"),
+    [
+        *(("qcow2", tool) for tool in TOOLS),
+        *(("qcow", tool) for tool in ("commit", "rebase", "rebase to another")),
+    ],
+)
+def test_a_tool_that_is_killed_leaves_what_was_there(
+    tmp_path: Path, rng: random.Random, handle: str, tool: str
+) -> None:
+    prepare, wanted = family(handle, rng)
+    for folder in killed(tmp_path, prepare, lambda folder: TOOLS[tool](f"{handle}:{folder}/child")):
+        with tapcore.open(f"{handle}:{folder}/child", readonly=True) as disk:
+            assert disk.pread(0, length=SIZE) == wanted, folder.name
+        with tapcore.open(f"raw:{folder}/base.img", readonly=True) as disk:
+            base = disk.pread(0, length=SIZE)
+        assert base[:200_000] + base[350_000:] == wanted[:200_000] + wanted[350_000:]
