@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from tapcore.names import format_size
@@ -20,7 +21,13 @@ def print_line(text: str = "") -> None:
 
 def print_json(value: object) -> None:
     """JSON, pure ASCII, so that no terminal or locale can misread it."""
-    print(json_text(value, indent=4))
+    import json
+
+    # never all of it in memory: an image may have 65,535 snapshots
+    parts = json.JSONEncoder(indent=4, default=str).iterencode(_clear(value))
+    while some := "".join(islice(parts, 4096)):
+        sys.stdout.write(some)
+    print()
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:

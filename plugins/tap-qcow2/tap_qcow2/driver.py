@@ -357,9 +357,9 @@ def td_make_empty(dd: DiskDriver) -> None:
 @hookimpl
 def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     """What the snapshot table says."""
-    from tap_qcow2.snapshottable import read_snapshots
+    from tap_qcow2.snapshottable import each_snapshot
 
-    return [snapshot.public() for snapshot in read_snapshots(dd.private)]
+    return [snapshot.public() for snapshot in each_snapshot(dd.private)]
 
 
 @hookimpl

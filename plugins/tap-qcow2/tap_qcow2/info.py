@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2 import layout
-from tap_qcow2.snapshottable import read_snapshots
+from tap_qcow2.snapshottable import each_snapshot
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -27,7 +27,7 @@ def info(image: Image) -> dict[str, Any]:
         "encryption": layout.CRYPT_NAMES[header.crypt_method],
         "dirty": header.dirty,
         "corrupt": header.corrupt,
-        "snapshots": [_snapshot(entry.public()) for entry in read_snapshots(image)],
+        "snapshots": [_snapshot(entry.public()) for entry in each_snapshot(image)],
         "bitmaps": _bitmaps(image),
     }
     return found

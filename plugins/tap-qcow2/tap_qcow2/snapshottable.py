@@ -6,6 +6,7 @@ Source: qcow2.rst, "Snapshots".
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -108,8 +109,16 @@ def read_snapshots(image: Image) -> list[SnapshotEntry]:
         ImageFormatError: the table cannot be true.
         OSError: as the system says.
     """
+    return list(each_snapshot(image))
+
+
+def each_snapshot(image: Image) -> Iterator[SnapshotEntry]:
+    """The same one by one: there may be 65,536 of them.
+
+    Raises:
+        ImageFormatError, OSError: as `read_snapshots`.
+    """
     header = image.header
-    found: list[SnapshotEntry] = []
     at, budget = header.snapshots_offset, layout.MAX_SNAPSHOT_TABLE_BYTES
     for _ in range(header.nb_snapshots):
         entry = _read_entry(image, at)
@@ -117,8 +126,7 @@ def read_snapshots(image: Image) -> list[SnapshotEntry]:
         budget -= entry.stored_bytes
         if budget < 0 or at > image.file.size + 8:
             raise ImageFormatError("has a snapshot table that ends outside of the file")
-        found.append(entry)
-    return found
+        yield entry
 
 
 def _read_entry(image: Image, at: int) -> SnapshotEntry:
