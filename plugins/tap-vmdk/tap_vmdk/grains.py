@@ -296,7 +296,7 @@ class GrainMap:
         least = min(filter(None, table), default=self.layout.first_grain)
         if least == ZERO and self.layout.zeroes:
             least = min(filter(ZERO.__lt__, table), default=self.layout.first_grain)
-        return least >= self.layout.first_grain
+        return least >= max(self.layout.first_grain, ZERO + 1)
 
     def _may_be_written(self, table: array[int]) -> bool:
         """Whether no entry of a table points at metadata; asked only where somebody writes."""

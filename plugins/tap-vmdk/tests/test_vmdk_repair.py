@@ -347,3 +347,20 @@ def test_nothing_is_written_through_an_entry_that_names_metadata(
     with tapcore.open(f"vmdk:{image}") as disk:
         disk.pwrite(0, b"x" * 65536)
     in_order(image)
+
+
+def test_an_entry_of_1_means_nothing_where_there_are_no_zeroed_grains(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """Not even in an extent, whose first sectors hold no descriptor."""
+    content = rng.randbytes(3 * 65536)
+    image = tmp_path / "disk.vmdk"
+    raw = bytearray(hosted(content))
+    (gd,) = struct.unpack_from("<Q", raw, 56)
+    (table,) = struct.unpack_from("<I", raw, gd * 512)
+    struct.pack_into("<I", raw, table * 512 + 4, 1)
+    image.write_bytes(raw)
+    for _ in range(2):
+        with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+            assert disk.pread(0, length=disk.size) == content
+        assert check_image(f"vmdk:{image}", repair="all").corruptions == 0
