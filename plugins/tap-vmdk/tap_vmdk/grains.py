@@ -293,10 +293,11 @@ class GrainMap:
             return True
         if max(table) > self._limit():
             return False
-        least = min(filter(None, table), default=self.layout.first_grain)
+        first = max(self.layout.first_grain, ZERO + 1)
+        least = min(filter(None, table), default=first)
         if least == ZERO and self.layout.zeroes:
-            least = min(filter(ZERO.__lt__, table), default=self.layout.first_grain)
-        return least >= max(self.layout.first_grain, ZERO + 1)
+            least = min(filter(ZERO.__lt__, table), default=first)
+        return least >= first
 
     def _may_be_written(self, table: array[int]) -> bool:
         """Whether no entry of a table points at metadata; asked only where somebody writes."""
