@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import attrs
 
-from tapcore.constants import SECTOR_SHIFT, TD_NO_PARENT
+from tapcore.chain import recorded_parent
+from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
-from tapcore.errors import ReferencePolicyError, TapError, open_error
+from tapcore.errors import ReferencePolicyError, TapError
 from tapcore.imagefile.hostfile import occupied_bytes
 from tapcore.imagefile.locks import being_written, holder_of
 from tapcore.imagefile.opening import open_host_fd
@@ -19,6 +21,8 @@ from tapcore.names import ImageName, as_handles
 from tapcore.references import ReferencePolicy, printable
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.opening import open_image
+
+log = logging.getLogger(__name__)
 
 _NOTES = 3
 """Files that are missing, and named each in a note of its own."""
@@ -76,8 +80,9 @@ def image_info(
 ) -> list[ImageInfo]:
     """The facts of an image, and with `chain` of its parents, child first.
 
-    Without `chain` no parent is opened: an image whose parent is missing can still be looked at.
-    No content is read, so an encrypted image needs no passphrase.
+    Without `chain` no parent is opened: an image whose parent is missing, or of which nobody can
+    tell where it is, can still be looked at. No content is read, so an encrypted
+    image needs no passphrase.
 
     Raises:
         TapError: the image, or with `chain` a parent, cannot be opened.
@@ -166,30 +171,15 @@ def _parent(
 ) -> tuple[str | None, str | None]:
     if dd.next is not None:
         return dd.next.name, dd.next.drv.disk_type
-    recorded = recorded_parent(dd)
+    try:
+        recorded = recorded_parent(dd)
+    except TapError as exc:  # its content is not read here; what is wrong is a fact like others
+        log.warning("%s: cannot be read: %s", dd.name, exc.message)
+        return None, None
     if recorded is None:
         return None, None
     recorded = as_handles(recorded, registry)
     return _resolved(recorded, dd, references, notes), recorded.drivertype or None
-
-
-def recorded_parent(dd: DiskDriver) -> DiskId | None:
-    """The parent as an open image records it, not resolved; None where it stands alone.
-
-    Raises:
-        TapError: it cannot be told.
-    """
-    found = DiskId("")
-    try:
-        res = dd.drv.td_get_parent_id(dd, found)
-    except Exception as exc:
-        raise open_error(exc, dd.name) from exc
-    if res == TD_NO_PARENT:
-        return None
-    if res:
-        text = f"its parent cannot be told: {os.strerror(abs(res))}"
-        raise TapError(text, image=dd.name, errno=abs(res))
-    return found
 
 
 def _resolved(

@@ -87,7 +87,9 @@ def test_a_child_of_such_a_disk_is_as_long(tmp_path: Path, rng: random.Random) -
     assert reads(child) == content[:-100] + b"c" * 100
 
 
-def test_a_child_of_virtualbox_is_no_disk_of_its_own(tmp_path: Path, rng: random.Random) -> None:
+def test_a_child_of_virtualbox_is_no_disk_of_its_own(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
+) -> None:
     """It records its parent by an id alone; VirtualBox finds that in its own settings."""
     content = rng.randbytes(CAPACITY * 512)
     base = virtualbox(tmp_path, content, "base.vmdk")
@@ -95,6 +97,9 @@ def test_a_child_of_virtualbox_is_no_disk_of_its_own(tmp_path: Path, rng: random
     child = virtualbox(tmp_path, bytes(CAPACITY * 512), **{"ddb.uuid.parent": uuid})
     with pytest.raises(tapcore.TapError, match=r"does not say where it is.*rebase --unsafe"):
         reads(child)
+    [facts] = image_info(f"vmdk:{child}")
+    assert (facts.virtual_size, facts.parent) == (CAPACITY * 512, None)
+    assert f"{child}: cannot be read: has a parent, but does not say where it is" in caplog.text
     rebase_image(f"vmdk:{child}", "vmdk:base.vmdk", unsafe=True)
     assert reads(child) == content
     rebase_image(f"vmdk:{child}", "")
