@@ -66,7 +66,7 @@ def _data_size(image: Image, report: Report) -> int | None:
     try:
         file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
     except TapError as exc:
-        report.say(f"the data file was not looked at: {exc.message}")
+        report.failed(f"the data file was not looked at: {exc.message}")
         return None
     size = file.size
     file.close()

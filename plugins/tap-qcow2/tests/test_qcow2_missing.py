@@ -248,6 +248,19 @@ def test_a_data_file_that_is_too_short(tmp_path: Path, raw: str) -> None:
     assert image.read_bytes() == before
 
 
+def test_what_could_not_be_checked_without_its_data_file_is_not_called_whole(
+    tmp_path: Path,
+) -> None:
+    image = written(tmp_path / "a.qcow2", data_file="d.raw")
+    (tmp_path / "d.raw").rename(tmp_path / "other")
+    for words in ((), ("--repair", "all"), ("--json",)):
+        out, said = tapdisk("check", image, *words, status=1)
+        assert "No errors" not in out
+        why = "the data file was not looked at: its data file 'd.raw' does not exist"
+        assert said.startswith(f"tapdisk: {image}: could not be checked: {why}")
+        assert said.count("\n") == 1
+
+
 # ---- changing --------------------------------------------------------------------------------
 
 
