@@ -114,6 +114,7 @@ def open(
         snapshot=snapshot,
         keys=keys if isinstance(keys, Keys) else Keys.of(keys),
         metadata_cache=metadata_cache,
+        salvage=salvage,
         private=private or {},
     )
     try:

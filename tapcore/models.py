@@ -177,6 +177,8 @@ class OpenOptions:
         missing: what a read answers where the image has content that its file is too short for:
             "error"; or "zeroes", as QEMU does, for a guest that has to start after a power loss.
             Then a line in the log tells of it, and of other damage, once for each image.
+        salvage: what is left of a damaged disk is to be read: where a driver would refuse an image
+            because a part of it is lost, it opens the rest, and reads of that part fail.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -193,6 +195,7 @@ class OpenOptions:
     parent_only: bool = False
     bound: BoundFile | None = None
     missing: Missing = "error"
+    salvage: bool = False
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 

@@ -64,6 +64,7 @@ def open_image(
             durable=durable,
             probed=probed,
             bound=bound,
+            salvage=salvage is not None,
             registry=registry,
         ),
         salvage,
@@ -87,6 +88,7 @@ def open_chain(
     probed: bool = False,
     bound: BoundFile | None = None,
     missing: Missing = "error",
+    salvage: bool = False,
     registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
@@ -107,6 +109,7 @@ def open_chain(
         probed: the handle was found by probing before: a raw disk is guarded.
         bound: the image's file, where it was found and judged before; let go here.
         missing: what a read answers where content is missing: of `OpenOptions`.
+        salvage: open what is left of a damaged disk: of `OpenOptions`.
         registry: drivers to use instead of the installed ones.
 
     Returns:
@@ -127,6 +130,7 @@ def open_chain(
         parent_only=parent_only,
         durable=durable,
         missing=missing,
+        salvage=salvage,
         probed=probed,
     )
     try:

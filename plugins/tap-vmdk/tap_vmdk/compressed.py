@@ -84,12 +84,14 @@ class CompressedPart(SparsePart):
         return finished + self._inflate_later(dd, task, first, sector, cb, id, prv)
 
     def _place(self, at: int) -> int:
-        """The entry of a grain, `HOLE` where its table is not in memory."""
+        """The entry of a grain, `HOLE` where its table is not in memory, or it cannot be true."""
         index = at >> self._table_shift
         table = self._tables.get(index)
-        if table is None:
-            table = self.map.damaged.get(index)
-        return HOLE if table is None else table[(at >> self._grain_shift) & self._entry_mask]
+        if table is not None:
+            return table[(at >> self._grain_shift) & self._entry_mask]
+        table = self.map.damaged.get(index)
+        place = HOLE if table is None else table[(at >> self._grain_shift) & self._entry_mask]
+        return place if self.map.place_possible(place) else HOLE
 
     def _read_data(
         self,

@@ -124,6 +124,7 @@ class GrainMap:
         empty: the table that stands for all that hold nothing but holes; not to be changed.
         end: sectors of the file that are used; new grains go behind it.
         generation: changes when tables are dropped: what a thread began to load before may be old.
+        why_damaged: what is wrong with all entries that cannot be true, where that is known.
         pinned: keeps tables from being dropped while somebody is about to change one.
     """
 
@@ -147,6 +148,7 @@ class GrainMap:
         self.end = round_up(max(self._size, layout.first_grain), layout.grain)
         self._trusted = bytearray(layout.tables)  # tables whose entries were checked once
         self.places: MetadataPlaces | None = None
+        self.why_damaged = ""
         self._read_directories()
 
     def _read_directories(self) -> None:

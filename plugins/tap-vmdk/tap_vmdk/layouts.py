@@ -100,7 +100,10 @@ def with_footer(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, in
             found = SparseHeader.unpack(tail[at : at + sparse.HEADER_BYTES])
             if _fits(found, header):
                 return found, (start + at) // 512 - 1
-    raise ImageFormatError("has no footer at its end: it was cut short, or never finished")
+    raise ImageFormatError(
+        "has no footer at its end: it was cut short, or never finished "
+        "(convert --salvage copies what is left)"
+    )
 
 
 def _fits(footer: SparseHeader, header: SparseHeader) -> bool:

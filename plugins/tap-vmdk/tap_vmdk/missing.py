@@ -13,6 +13,8 @@ def why_damaged(map: GrainMap, at: int) -> tuple[str, bool]:
     Returns:
         The reason, and whether it is that the file is too short.
     """
+    if map.why_damaged:
+        return map.why_damaged, True
     table = map.damaged.get(at >> map.table_shift)
     if table is None:
         return DAMAGED_TABLE, False

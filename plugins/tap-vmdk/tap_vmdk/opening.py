@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from typing import Final
 
-import attrs
-
-from tap_vmdk import sesparse, sparse
-from tap_vmdk.compressed import CompressedPart
+from tap_vmdk import sesparse
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
 from tap_vmdk.descriptorplace import DescriptorPlace
-from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import (
@@ -25,29 +22,28 @@ from tap_vmdk.kinds import (
 )
 from tap_vmdk.layouts import (
     cowd_header,
-    cowd_layout,
-    hosted_layout,
     sesparse_header,
-    sesparse_layout,
-    with_footer,
 )
 from tap_vmdk.options import MONOLITHIC_SPARSE
 from tap_vmdk.parts import FlatPart, Part, ZeroPart
 from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.sparseopening import hosted_part, sparse_part
 from tap_vmdk.sparseparts import SparsePart
-from tap_vmdk.streampart import StreamPart
 from tapcore import (
     TD_RDONLY,
     DiskDriver,
     ImageFile,
     ImageFormatError,
     NotSupportedError,
+    TapError,
     open_image_file,
     open_named_file,
 )
 
 log = logging.getLogger(__name__)
+
+HOW_TO_SALVAGE: Final = "convert --salvage copies what is left"
 
 
 def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
@@ -200,10 +196,14 @@ def open_parts(dd: DiskDriver, image: Image) -> None:
     if stands_alone(image):
         image.set_parts([_own_part(dd, image)])
         return
+    lines = extent_lines(image)
     parts: list[Part] = []
     start = 0
-    for line in extent_lines(image):
-        part = open_extent(dd, image, line, start)
+    for line in lines:
+        try:
+            part = open_extent(dd, image, line, start)
+        except TapError as exc:
+            part = _lost_part(dd, line, start, exc, alone=len(lines) == 1)
         start = part.end
         parts.append(part)
     image.set_parts(parts)
@@ -228,15 +228,31 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
     if line.kind not in FLAT_KINDS + SPARSE_KINDS:
         raise NotSupportedError(f"has an extent of the kind {line.kind}, which is not supported")
     if line.kind in FLAT_KINDS:
-        return _flat(image, line, start, _extent_file(dd, image, line))
+        return _flat(dd, image, line, start, _extent_file(dd, image, line))
     file = _extent_file(dd, image, line)
-    part = _sparse(dd, line, start, file)
+    part = sparse_part(dd, line, start, file)
     if part.map.layout.capacity < line.sectors:
         raise ImageFormatError(
             f"its extent {file.path} has {part.map.layout.capacity} sectors, "
             f"and its descriptor says {line.sectors}"
         )
     return part
+
+
+def _lost_part(dd: DiskDriver, line: ExtentLine, start: int, exc: TapError, *, alone: bool) -> Part:
+    """In place of an extent that cannot be opened, where what is left of the disk is wanted.
+
+    Raises:
+        TapError: as given, in all other cases.
+    """
+    from tap_vmdk.salvaging import LostPart, is_damage
+
+    if alone or not is_damage(exc):
+        raise exc
+    if not dd.options.salvage:
+        exc.message += f" ({HOW_TO_SALVAGE})"
+        raise exc
+    return LostPart(line, start, exc.message)
 
 
 def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
@@ -285,14 +301,20 @@ def is_own_name(named: str, path: str) -> bool:
     return named in (os.path.basename(path), os.path.basename(os.path.realpath(path)))
 
 
-def _flat(image: Image, line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
-    if (line.offset + line.sectors) * 512 > -(-file.size // 512) * 512:
-        raise ImageFormatError(f"its extent {file.path} is shorter than its descriptor says")
+def _flat(dd: DiskDriver, image: Image, line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
+    cut = (line.offset + line.sectors) * 512 > -(-file.size // 512) * 512
+    if cut and not dd.options.salvage:
+        how = "" if len(extent_lines(image)) > 1 else f" ({HOW_TO_SALVAGE})"
+        raise ImageFormatError(f"its extent {file.path} is shorter than its descriptor says" + how)
     if file is image.file:
         assert image.header is not None
         if line.offset < image.header.descriptor_offset + image.header.descriptor_size:
             raise ImageFormatError("has an extent that overlaps its own descriptor")
-    return FlatPart(line, start, file)
+    if not cut:
+        return FlatPart(line, start, file)
+    from tap_vmdk.salvaging import CutFlatPart
+
+    return CutFlatPart(line, start, file)
 
 
 def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
@@ -305,57 +327,12 @@ def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
         sectors = own_sectors(image.descriptor, header.capacity, header.grain)
         line = ExtentLine("RW", sectors, "SPARSE")
         no_parent = image.descriptor is None or image.descriptor.parent_cid == NO_PARENT
-        return _hosted_part(dd, line, 0, file, appendable=no_parent)
+        return hosted_part(dd, line, 0, file, appendable=no_parent)
     if kind == "cowd":
         line = ExtentLine("RW", cowd_header(file).capacity, "VMFSSPARSE")
     else:
         line = ExtentLine("RW", sesparse_header(file).capacity, "SESPARSE")
-    return _sparse(dd, line, 0, file)
-
-
-def _sparse(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> SparsePart:
-    """A sparse file of whatever kind it is."""
-    head = file.read_metadata(0, sesparse.HEADER_BYTES)
-    kind = kind_of(head)
-    if kind == "hosted":
-        return _hosted_part(dd, line, start, file)
-    if kind == "cowd":
-        layout, reason = cowd_layout(cowd_header(file)), "vmfsSparse (COWD) can only be read"
-    elif kind == "sesparse":
-        layout, reason = sesparse_layout(sesparse_header(file)), "seSparse can only be read"
-    else:
-        raise ImageFormatError(f"its extent {file.path} is not a sparse file")
-    return SparsePart(line, start, GrainMap(file, layout, _cache(dd)), reason)
-
-
-def _hosted_part(
-    dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile, *, appendable: bool = False
-) -> SparsePart:
-    header = SparseHeader.unpack(file.read_metadata(0, sparse.HEADER_BYTES))
-    header.check()
-    found, tail = with_footer(file, header)
-    found = attrs.evolve(  # the footer knows no better than the header where the descriptor lies
-        found,
-        descriptor_offset=header.descriptor_offset,
-        descriptor_size=header.descriptor_size,
-    )
-    found.check()
-    map = GrainMap(file, hosted_layout(found), _cache(dd))
-    markers = bool(header.flags & sparse.FLAG_MARKERS)
-    writing = not file.read_only and line.access == "RW"
-    if not header.compressed:
-        if writing:
-            return WritablePart(line, start, map, header)
-        return SparsePart(line, start, map, "its description says that it must not be written")
-    if writing and appendable and markers and map.layout.grain <= 2048:
-        return StreamPart(line, map, header, tail)
-    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
-    return CompressedPart(line, start, map, markers=markers, reason=reason)
-
-
-def _cache(dd: DiskDriver) -> int:
-    given = dd.options.metadata_cache
-    return DEFAULT_CACHE if given is None else given
+    return sparse_part(dd, line, 0, file)
 
 
 def refuse_unwritable(image: Image, *, mending: bool = False) -> None:

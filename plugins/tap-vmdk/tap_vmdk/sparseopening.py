@@ -1,0 +1,81 @@
+"""Opening a sparse file, of whatever kind: as a part that reads it, or that writes it too."""
+
+from __future__ import annotations
+
+import attrs
+
+from tap_vmdk import sesparse, sparse
+from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.descriptor import ExtentLine
+from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
+from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.layouts import (
+    cowd_header,
+    cowd_layout,
+    hosted_layout,
+    sesparse_header,
+    sesparse_layout,
+    with_footer,
+)
+from tap_vmdk.signature import kind_of
+from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.sparseparts import SparsePart
+from tap_vmdk.streampart import StreamPart
+from tapcore import DiskDriver, ImageFile, ImageFormatError
+
+
+def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> SparsePart:
+    """A sparse file of whatever kind it is."""
+    head = file.read_metadata(0, sesparse.HEADER_BYTES)
+    kind = kind_of(head)
+    if kind == "hosted":
+        return hosted_part(dd, line, start, file)
+    if kind == "cowd":
+        layout, reason = cowd_layout(cowd_header(file)), "vmfsSparse (COWD) can only be read"
+    elif kind == "sesparse":
+        layout, reason = sesparse_layout(sesparse_header(file)), "seSparse can only be read"
+    else:
+        raise ImageFormatError(f"its extent {file.path} is not a sparse file")
+    return SparsePart(line, start, GrainMap(file, layout, _cache(dd)), reason)
+
+
+def hosted_part(
+    dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile, *, appendable: bool = False
+) -> SparsePart:
+    header = SparseHeader.unpack(file.read_metadata(0, sparse.HEADER_BYTES))
+    header.check()
+    markers = bool(header.flags & sparse.FLAG_MARKERS)
+    try:
+        map, tail = _hosted_map(dd, file, header)
+    except ImageFormatError:
+        if not (dd.options.salvage and header.compressed and markers):
+            raise
+        from tap_vmdk.salvaging import map_without_footer
+
+        map, tail = map_without_footer(file, header, _cache(dd)), 0
+    writing = not file.read_only and line.access == "RW"
+    if not header.compressed:
+        if writing:
+            return WritablePart(line, start, map, header)
+        return SparsePart(line, start, map, "its description says that it must not be written")
+    if writing and appendable and markers and map.layout.grain <= 2048:
+        return StreamPart(line, map, header, tail)
+    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
+    return CompressedPart(line, start, map, markers=markers, reason=reason)
+
+
+def _hosted_map(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> tuple[GrainMap, int]:
+    """The grains of a hosted sparse file, and the sector where its footer begins."""
+    found, tail = with_footer(file, header)
+    found = attrs.evolve(  # the footer knows no better than the header where the descriptor lies
+        found,
+        descriptor_offset=header.descriptor_offset,
+        descriptor_size=header.descriptor_size,
+    )
+    found.check()
+    return GrainMap(file, hosted_layout(found), _cache(dd)), tail
+
+
+def _cache(dd: DiskDriver) -> int:
+    given = dd.options.metadata_cache
+    return DEFAULT_CACHE if given is None else given
