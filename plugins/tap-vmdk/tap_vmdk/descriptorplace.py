@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 
-from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.descriptor import MAX_DESCRIPTOR, PARENT_HINT, Descriptor
 from tap_vmdk.grains import round_up
-from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
-from tapcore import ImageFile, NotSupportedError
+from tap_vmdk.signature import kind_of
+from tap_vmdk.sparse import GD_AT_END, HEADER_BYTES, SparseHeader
+from tapcore import ImageFile, ImageFormatError, NotSupportedError
+
+Reader = Callable[[int, int], bytes]
+"""The bytes of a file from an offset on, so many, or those that there are."""
+
+BEHIND_HEADER: Final = 1
+"""The sector where writers put a descriptor, and QEMU looks for it whatever the header says."""
+_USUAL_SECTORS: Final = 20
+NOT_NAMED: Final = "its header does not say where its descriptor is, which lies behind the header"
 
 _CID: Final = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
 _PARENT_CID: Final = re.compile(
     rb"^[ \t]*parentCID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M | re.I
 )
+_PLACE: Final = struct.Struct("<QQ")
+_PLACE_OFFSET: Final = 28
+"""Of the header's fields `descriptorOffset` and `descriptorSize`."""
 
 
 @attrs.define(eq=False)
@@ -156,3 +170,80 @@ class DescriptorPlace:
         else:
             self.file.write_metadata(self.offset + kept, bytes(len(text) - kept))
         self._flush()
+
+
+# ---- where a sparse file has it ------------------------------------------------------------------
+
+
+def embedded_descriptor(header: SparseHeader, file_size: int, read: Reader) -> Descriptor | None:
+    """The descriptor in a sparse file, where the header says that it is.
+
+    Args:
+        header: of the file.
+        file_size: bytes.
+        read: of the file.
+
+    Returns:
+        None where there is none. An extent of a split disk may have room for one (QEMU's).
+
+    Raises:
+        ImageFormatError: it lies outside the file, makes no sense, or is missed.
+    """
+    offset, size = header.descriptor_offset * 512, header.descriptor_size * 512
+    raw = b""
+    if offset and size:
+        if size > MAX_DESCRIPTOR or offset + size > file_size:
+            raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
+        raw = read(offset, size)
+    if any(raw):
+        return Descriptor.parse(raw)
+    if not header.capacity:
+        raise ImageFormatError("has neither a size nor a descriptor")
+    return None
+
+
+def descriptor_behind_header(read: Reader) -> Descriptor | None:
+    """The descriptor of a sparse file whose header says that there is none.
+
+    The header is damaged then. What it hides may name a parent, which QEMU opens: without that all
+    holes of the disk would read as zeroes.
+
+    Args:
+        read: of the file.
+
+    Returns:
+        None where there is none: it is one extent of a disk.
+
+    Raises:
+        ImageFormatError, NotSupportedError: there is one, and it makes no sense.
+    """
+    raw = read(BEHIND_HEADER * 512, _USUAL_SECTORS * 512).split(b"\0", 1)[0]
+    if kind_of(raw) == "descriptor" or PARENT_HINT.encode() in raw or b"createType" in raw:
+        return Descriptor.parse(raw)
+    return None
+
+
+def name_in_header(file: ImageFile, header: SparseHeader) -> SparseHeader:
+    """Let a header say again where its descriptor is; on disk when this returns.
+
+    Args:
+        file: whose descriptor lies behind its header.
+        header: of it.
+
+    Returns:
+        The header as it is now.
+
+    Raises:
+        OSError: as the system says.
+    """
+    raw = file.read_metadata(BEHIND_HEADER * 512, _USUAL_SECTORS * 512)
+    text = raw.split(b"\0", 1)[0]
+    others = [header.rgd_offset, header.gd_offset, header.overhead]
+    room = min((n - BEHIND_HEADER for n in others if 0 < n < GD_AT_END), default=0)
+    sectors = round_up(len(text), 512) // 512
+    if not any(raw[len(text) : room * 512]):
+        sectors = max(sectors, min(room, _USUAL_SECTORS))
+    file.write_metadata(_PLACE_OFFSET, _PLACE.pack(BEHIND_HEADER, sectors))
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+    return attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=sectors)

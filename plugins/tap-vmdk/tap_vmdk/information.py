@@ -11,10 +11,14 @@ import attrs
 from tap_vmdk import encodings, sparse
 from tap_vmdk.cowd import CowdHeader
 from tap_vmdk.descriptor import Descriptor, ExtentLine
+from tap_vmdk.descriptorplace import (
+    NOT_NAMED,
+    descriptor_behind_header,
+    embedded_descriptor,
+)
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
 from tap_vmdk.opening import (
-    embedded_descriptor,
     extent_lines,
     is_own_name,
     name_on_disk,
@@ -146,7 +150,15 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
     if header.flags & sparse.FLAG_NEWLINE and header.newlines != sparse.NEWLINES:
         text = "line ends were changed in it: it went through a transfer of text, and is damaged"
         findings.append(Finding("note", text, "line-ends"))
-    descriptor = embedded_descriptor(header, size, lambda at, count: os.pread(fd, count, at))
+
+    def read(offset: int, count: int) -> bytes:
+        return os.pread(fd, count, offset)
+
+    descriptor = embedded_descriptor(header, size, read)
+    if descriptor is None:
+        descriptor = descriptor_behind_header(read)
+        if descriptor is not None:
+            findings.append(Finding("note", NOT_NAMED, "descriptor-not-named"))
     if descriptor is None:
         return _inspection_of_lone(name, header.capacity, features, findings)
     lines = descriptor.extents()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from tap_vmdk import sesparse
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, Descriptor, ExtentLine
-from tap_vmdk.descriptorplace import DescriptorPlace
+from tap_vmdk.descriptorplace import (
+    NOT_NAMED,
+    DescriptorPlace,
+    descriptor_behind_header,
+    embedded_descriptor,
+)
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import (
@@ -83,7 +88,10 @@ def _doubts(image: Image) -> Iterator[str]:
     header, descriptor = image.header, image.descriptor
     if descriptor is None:
         yield lone_extent(image.file.path)
-    elif header is not None and header.capacity:
+        return
+    if image.place is None:
+        yield f"{NOT_NAMED}; it is read"
+    if header is not None and header.capacity:
         yield from conflicting_size(descriptor, header.capacity, header.grain)
 
 
@@ -138,40 +146,15 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     if header.capacity:
         header.check()
     descriptor = embedded_descriptor(header, file.size, file.read_metadata)
+    place = None
+    if descriptor is not None:
+        place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_room * 512)
+    else:
+        descriptor = descriptor_behind_header(file.read_metadata)
     if descriptor is None:
         return Image(file, None, None, MONOLITHIC_SPARSE, header)
-    place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_room * 512)
     kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
     return Image(file, descriptor, place, kind, header)
-
-
-def embedded_descriptor(
-    header: SparseHeader, file_size: int, read: Callable[[int, int], bytes]
-) -> Descriptor | None:
-    """The descriptor in a sparse file.
-
-    Args:
-        header: of the file.
-        file_size: bytes.
-        read: the file's bytes from an offset on, so many.
-
-    Returns:
-        None where there is none. An extent of a split disk may have room for one (QEMU's).
-
-    Raises:
-        ImageFormatError: it lies outside the file, makes no sense, or is missed.
-    """
-    offset, size = header.descriptor_offset * 512, header.descriptor_size * 512
-    raw = b""
-    if offset and size:
-        if size > MAX_DESCRIPTOR or offset + size > file_size:
-            raise ImageFormatError("has a descriptor that lies outside the file, or is too long")
-        raw = read(offset, size)
-    if any(raw):
-        return Descriptor.parse(raw)
-    if not header.capacity:
-        raise ImageFormatError("has neither a size nor a descriptor")
-    return None
 
 
 def extent_lines(image: Image) -> list[ExtentLine]:
@@ -346,6 +329,10 @@ def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
         NotSupportedError: with the reason.
         ImageFormatError: it has to be repaired before.
     """
+    if image.descriptor is not None and image.place is None and not mending:
+        raise ImageFormatError(
+            f"{NOT_NAMED}; it can be read, and `tapdisk check --repair all` mends it"
+        )
     for part in image.parts:
         damaged = isinstance(part, WritablePart) and not part.map.whole_directories
         if damaged and not mending:
