@@ -14,6 +14,7 @@ from tapcore.boundfile import BoundFile
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.keys import Keys
 from tapcore.losses import Losses
+from tapcore.workers import Lane
 
 if TYPE_CHECKING:
     from tapcore.references import ReferencePolicy
@@ -179,6 +180,7 @@ class OpenOptions:
             Then a line in the log tells of it, and of other damage, once for each image.
         salvage: what is left of a damaged disk is to be read: where a driver would refuse an image
             because a part of it is lost, it opens the rest, and reads of that part fail.
+        workers: the chain's share of the threads, which do for its files what would block.
         private: what a test or an embedding program wants to pass to its own driver.
     """
 
@@ -196,6 +198,7 @@ class OpenOptions:
     bound: BoundFile | None = None
     missing: Missing = "error"
     salvage: bool = False
+    workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
     private: Mapping[str, Any] = attrs.field(factory=dict)
 
 

@@ -18,10 +18,10 @@ from served import served
 
 import tapcore
 from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.workers import Completions
 from tapcore.models import CacheMode
 from tapcore.nbd.streaming import PIECE
 from tapcore.nbd.transmission import MAX_HELD
+from tapcore.workers import Completions
 
 KIB, MIB = 1 << 10, 1 << 20
 STEP = 64 * KIB

@@ -94,7 +94,7 @@ def test_an_empty_file_is_a_disk_without_sectors(kind: str, tmp_path: Path) -> N
     assert path.stat().st_size == 1 << 20
 
 
-def test_reading_what_was_cut_off_by_another_is_an_error_not_zeroes(
+def test_what_was_cut_off_by_another_is_an_error_to_read_and_write(
     kind: str, tmp_path: Path, rng: random.Random
 ) -> None:
     path = tmp_path / "disk.img"
@@ -106,8 +106,13 @@ def test_reading_what_was_cut_off_by_another_is_an_error_not_zeroes(
                 disk.pread(offset, length=length)
             assert caught.value.errno == errno.EIO
         assert disk.pread(0, length=64 << 10) == content[: 64 << 10]
-        disk.pwrite(128 << 10, b"y" * 4096)
-        assert disk.pread(128 << 10, length=4096) == b"y" * 4096
+        for offset, length in ((128 << 10, 4096), (62 << 10, 4096), (200 << 10, 512)):
+            with pytest.raises(tapcore.IOFailedError) as caught:
+                disk.pwrite(offset, b"y" * length)  # the rest would read as zeroes from now on
+            assert caught.value.errno == errno.EIO
+        assert path.stat().st_size == 64 << 10
+        disk.pwrite(0, b"y" * 4096)
+        assert disk.pread(0, length=4096) == b"y" * 4096
 
 
 def test_opening_reading_and_empty_writes_allocate_nothing(kind: str, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from diskmodel import drive, run_all
 from tapcore.engine import FLUSH, READ, WRITE, Request
 from tapcore.imagefile import imagefile
 from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.workers import Completions, WorkerPool
+from tapcore.models import CacheMode
+from tapcore.workers import Completions, Lane, WorkerPool
 
 WAIT = 10
 
@@ -176,7 +177,7 @@ def test_a_read_beside_a_write_that_fills_up_the_tail_is_no_error(
 
 
 def test_work_behind_a_slow_task_gets_a_thread_of_its_own(completions: Completions) -> None:
-    pool = WorkerPool(2)
+    pool = WorkerPool()
     pool.put(int, (), completions, "first")  # from now on there is a thread
     assert reaped(completions, 1) == [(0, "first")]
     for _ in range(200):
@@ -190,24 +191,95 @@ def test_work_behind_a_slow_task_gets_a_thread_of_its_own(completions: Completio
         assert reaped(completions, 1) == [(0, "slow")]
 
 
-def test_the_pool_is_bounded_and_runs_everything(completions: Completions) -> None:
-    pool = WorkerPool(3)
-    names: set[int] = set()
+@pytest.mark.parametrize("within", [None, Lane(4)])
+def test_a_lane_is_bounded_and_runs_everything(
+    within: Lane | None, completions: Completions
+) -> None:
+    lane = Lane(3, within)
+    now: set[int] = set()
+    most = []
 
     def work(n: int) -> int:
-        names.add(threading.get_ident())
+        now.add(n)
+        most.append(len(now))
+        now.discard(n)
         return -n
 
     for n in range(500):
-        pool.put(work, (n,), completions, n)
+        lane.put(work, (n,), completions, n)
     assert sorted(reaped(completions, 500)) == sorted((-n, n) for n in range(500))
-    assert len(names) <= 3
+    assert max(most) <= 3
+
+
+def test_threads_that_nobody_needs_any_more_end(completions: Completions) -> None:
+    """But for a few, which are kept for the next work."""
+    pool = WorkerPool()
+    together = threading.Barrier(40)
+    before = set(threading.enumerate())
+    for n in range(40):
+        pool.put(lambda: int(together.wait(WAIT) < 0), (), completions, n)
+    assert len(reaped(completions, 40)) == 40
+    kept = [thread for thread in threading.enumerate() if thread not in before]
+    while len(kept) > 8:  # their last steps are not ours to see
+        kept = [thread for thread in kept if thread.is_alive()]
+    pool.put(int, (), completions, "next")
+    assert reaped(completions, 1) == [(0, "next")]
+    assert set(threading.enumerate()) - before == set(kept)
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_a_disk_that_never_answers_keeps_no_other_waiting(
+    cache: CacheMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(64 << 10))
+    release = threading.Event()
+    real = os.fdatasync
+    with (
+        tapcore.open(f"aio:{tmp_path / 'a'}", cache=cache) as dead,
+        tapcore.open(f"aio:{tmp_path / 'b'}", cache=cache) as other,
+    ):
+        fd = dead.state.disks.private.fd
+
+        def late(which: int) -> None:
+            assert which != fd or release.wait(WAIT)
+            real(which)
+
+        monkeypatch.setattr(os, "fdatasync", late)
+        done: list[Request] = []
+        engine = dead.state.blkif
+        for _ in range(100):
+            engine.submit(Request(FLUSH, 0, 0, None, done.append))
+        engine.turn()
+        other.pwrite(0, b"o" * 4096)
+        other.sync()
+        other.discard(0, length=4096)
+        assert other.pread(0, length=512) == bytes(512)
+        assert not done
+        release.set()
+        drive(engine)
+        assert [request.status for request in done] == [0] * 100
+
+
+def test_the_images_of_a_chain_share_its_threads(tmp_path: Path) -> None:
+    tapcore.create_image(f"qcow2:{tmp_path / 'p'}", 1 << 20)
+    tapcore.create_image(f"qcow2:{tmp_path / 'c'}", None, parent=f"qcow2:{tmp_path / 'p'}")
+    with (
+        tapcore.open(f"qcow2:{tmp_path / 'c'}", readonly=True) as one,
+        tapcore.open(f"qcow2:{tmp_path / 'c'}", readonly=True) as two,
+    ):
+        lanes = [
+            {id(dd.options.workers) for dd in (disk.state.disks, disk.state.disks.next) if dd}
+            for disk in (one, two)
+        ]
+    assert [len(lane) for lane in lanes] == [1, 1]
+    assert lanes[0] != lanes[1]
 
 
 def test_an_exception_in_a_thread_becomes_an_errno_and_the_thread_lives(
     completions: Completions,
 ) -> None:
-    pool = WorkerPool(1)
+    pool = Lane(1)
 
     def fails(exc: Exception) -> int:
         raise exc
@@ -243,7 +315,7 @@ def test_the_eventfd_is_not_closed_before_the_last_worker_has_written_to_it(
         written.set()
 
     monkeypatch.setattr(os, "eventfd_write", write)
-    WorkerPool(1).put(int, (), found, "last")
+    WorkerPool().put(int, (), found, "last")
     assert entered.wait(WAIT)
     assert found.take() == [(0, "last")]
     closer = threading.Thread(target=found.close)
@@ -264,7 +336,7 @@ def test_no_thread_can_be_started(
     def no_more(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    pool = WorkerPool(4)
+    pool = WorkerPool()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_more)
         with pytest.raises(OSError, match="thread") as caught:

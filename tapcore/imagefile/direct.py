@@ -13,6 +13,7 @@ from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
 from tapcore.imagefile.imagefile import Answer, ImageFile
 from tapcore.installed import entry_points
+from tapcore.workers import Lane
 
 ENGINE_GROUP: Final = "tapcore.io_engines"
 QUEUE_DEPTH: Final = 256
@@ -73,8 +74,8 @@ class DirectFile(ImageFile):
 
     direct = True
 
-    def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
-        super().__init__(fd, path, read_only=read_only)
+    def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
+        super().__init__(fd, path, read_only=read_only, workers=workers)
         self._cached_fd = -1
         self._overflow: deque[tuple[Callable[..., int], int, memoryview, Answer]] = deque()
         try:
@@ -116,6 +117,10 @@ class DirectFile(ImageFile):
         io = self._io
         if not io.free:
             return self._full(self.queue_write, offset, buf, answer)
+        if self._lost_by(offset + len(buf)):
+            self.in_flight += 1
+            self._completions.add(-errno.EIO, answer)
+            return 0
         if (offset | len(buf)) & (self.alignment - 1):
             self._put(self._write_through_cache, (self._through_cache(), offset, buf), answer)
             return 0
@@ -210,6 +215,8 @@ class DirectFile(ImageFile):
         return self._through_cache()
 
     def _write_through_cache(self, fd: int, offset: int, buf: memoryview) -> int:
+        if self._lost_by(offset + len(buf)):
+            return -errno.EIO
         while len(buf):
             count = os.pwritev(fd, (buf,), offset)
             offset += count

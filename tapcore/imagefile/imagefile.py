@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from tapcore.imagefile.hostfile import (
 )
 from tapcore.imagefile.linux import all_in_page_cache, lies_in_memory
 from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
-from tapcore.imagefile.workers import Completions, Lane, shared_pool
 from tapcore.models import DiskDriver, Extent, TdCallback
+from tapcore.workers import Completions, Lane
+
+log = logging.getLogger(__name__)
 
 Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
 """What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
@@ -60,7 +63,7 @@ class ImageFile:
     """Set by a driver that splits requests: `queue_read` and `queue_write` then keep what finds no
     room, and never answer -EBUSY."""
 
-    def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
+    def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
         self.fd = fd
         self.path = path
         self.read_only = read_only
@@ -69,13 +72,15 @@ class ImageFile:
         self.in_flight = 0
         self.holes = HoleMap(fd)
         self._completions = Completions()
-        self._writes = Lane()
+        self._workers = workers or Lane()
+        self._writes = Lane(1, self._workers)
         self._blocks = BlockReserver(fd)
         self._growing = threading.Lock()
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
         self._nowait = True
         self._throttled = False
+        self._said_shrunk = False
 
     # ---- at once, where the page cache allows ----------------------------------------------
 
@@ -114,6 +119,8 @@ class ImageFile:
         if not self.durable and len(buf) >= LONG_WRITE:
             return None  # a new image: whoever fills it has the next reads to do meanwhile
         started = monotonic()
+        if self._lost_by(offset + len(buf)):
+            return -errno.EIO
         if offset >= self.size:
             self._blocks.take(offset, len(buf))
         try:
@@ -179,7 +186,7 @@ class ImageFile:
     ) -> None:
         self.in_flight += 1
         try:
-            (lane or shared_pool()).put(work, args, self._completions, answer)
+            (lane or self._workers).put(work, args, self._completions, answer)
         except OSError as exc:  # no thread: an answer like any other failure's
             self._completions.add(-errno_of(exc), answer)
 
@@ -188,6 +195,20 @@ class ImageFile:
         with self._growing:
             if end > self.size:
                 self.size = end
+
+    def _lost_by(self, end: int) -> bool:
+        """Whether somebody else has cut off what lies before a write's end (bytes).
+
+        The write would make the file longer again, and what was lost would read as zeroes.
+        """
+        size = self.size  # before the look: a write beside this one may make the file longer
+        real = os.lseek(self.fd, 0, os.SEEK_END)  # a third of what fstat costs
+        if real >= size or real >= end:
+            return False
+        if not self._said_shrunk:
+            self._said_shrunk = True
+            log.error("%s: %s; nothing is written past its new end", self.path, _SHRUNK)
+        return True
 
     # ---- blocking --------------------------------------------------------------------------
 
@@ -215,6 +236,8 @@ class ImageFile:
     def write_blocking(self, offset: int, buf: memoryview) -> int:
         """Write all of `buf`; returns 0 or -errno."""
         end = offset + len(buf)
+        if self._lost_by(end):
+            return -errno.EIO
         if offset >= self.size:
             self._blocks.take(offset, len(buf))
         while len(buf):
@@ -250,6 +273,8 @@ class ImageFile:
         try:
             if may_unmap:
                 self._punch(offset, length)
+            elif self._lost_by(offset + length):
+                return -errno.EIO
             else:
                 zero_range(self.fd, offset, length)
         except OSError as exc:
@@ -257,6 +282,8 @@ class ImageFile:
         return 0
 
     def _punch(self, offset: int, length: int) -> None:
+        if self._lost_by(offset + length):
+            raise OSError(errno.EIO, _SHRUNK)
         # nothing lies past the end; `size` is not asked, as threads that make the file longer side
         # by side may leave it too small, and content would stay
         length = min(length, max(host_file_size(self.fd) - offset, 0))
@@ -318,6 +345,8 @@ class ImageFile:
         """
         view = memoryview(data).cast("B")
         end = offset + len(view)
+        if self._lost_by(end):
+            raise OSError(errno.EIO, _SHRUNK)
         while len(view):
             count = os.pwritev(self.meta_fd, (view,), offset)
             offset += count
@@ -343,6 +372,8 @@ class ImageFile:
         """
         if size <= host_file_size(self.fd):
             return
+        if self._lost_by(size):
+            raise OSError(errno.EIO, _SHRUNK)
         try:
             resize_host_file(self.fd, size)
         except UsageError:

@@ -94,7 +94,8 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
     try:
         if options.locking:
             lock_image(fd, writing=not read_only, path=path)
-        file = _file(fd, path, read_only=read_only, direct=direct)
+        kind = _direct_file() if direct else ImageFile
+        file = kind(fd, path, read_only=read_only, workers=options.workers)
         if bound is not None:
             bound.opened = True
     except BaseException:
@@ -104,12 +105,10 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
     return file
 
 
-def _file(fd: int, path: str, *, read_only: bool, direct: bool) -> ImageFile:
-    if not direct:
-        return ImageFile(fd, path, read_only=read_only)
+def _direct_file() -> type[ImageFile]:
     from tapcore.imagefile.direct import DirectFile
 
-    return DirectFile(fd, path, read_only=read_only)
+    return DirectFile
 
 
 def _open_direct(path: str, access: int, bound: BoundFile | None) -> int | None:

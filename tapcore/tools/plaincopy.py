@@ -20,10 +20,10 @@ from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
-from tapcore.imagefile.workers import Completions, shared_pool
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
 from tapcore.tools.zeroes import data_runs
+from tapcore.workers import Completions, Lane
 
 _FICLONERANGE: Final = 0x4020940D
 _CLONE_RANGE: Final = struct.Struct("qQQQ")  # struct file_clone_range
@@ -84,6 +84,7 @@ class PlainCopier:
         self._blocks = BlockReserver(self._fd)
         self._all_holes = not os.fstat(self._fd).st_blocks  # else it was to have all its blocks
         self._completions = Completions()
+        self._workers = Lane()
         self._ready = select.poll()
         self._ready.register(self._completions.eventfd, select.POLLIN)
         self._buffers: list[bytearray] = []
@@ -155,7 +156,7 @@ class PlainCopier:
                 held = self._take(start, asked - start)
             stop = min(end, (start // _PIECE + 1) * _PIECE)
             piece = _Piece(start, stop - start, fd, start + shift, held=held)
-            shared_pool().put(self._work, (piece,), self._completions, piece)
+            self._workers.put(self._work, (piece,), self._completions, piece)
             self._in_flight += 1
             start = stop
 

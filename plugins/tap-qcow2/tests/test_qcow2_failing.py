@@ -24,7 +24,7 @@ from qcow2tools import (
 from qcow2walk import walk
 from tapcore.engine import DISCARD, WRITE, Request
 from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.workers import WorkerPool
+from tapcore.workers import WorkerPool
 
 
 @attrs.define

@@ -1,4 +1,4 @@
-"""A small pool of threads for what would block the loop; answers wake the loop by an eventfd."""
+"""Threads for what would block the loop, so many for each disk; answers wake the loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from typing import Any, Final
 
 from tapcore.errors import errno_of
 
-MAX_THREADS: Final = 8
+DISK_THREADS: Final = 8
+"""That work for one disk at a time."""
+
+_IDLE_THREADS: Final = 8
+"""That are kept for whoever has work next; one more than these ends."""
 
 Task = tuple[Callable[..., int], tuple[Any, ...], "Completions | None", Any]
 
@@ -56,10 +60,13 @@ class Completions:
 
 
 class WorkerPool:
-    """Threads, started as work arrives and kept; daemonic, since they hold no state."""
+    """Threads, as many as there is work: each disk's `Lane` bounds what it may have of them.
 
-    def __init__(self, threads: int = MAX_THREADS) -> None:
-        self._limit = threads
+    So a disk that does not answer keeps its own threads waiting, and nobody else's work. They start
+    as work arrives; daemonic, since they hold no state.
+    """
+
+    def __init__(self) -> None:
         self._tasks: SimpleQueue[Task] = SimpleQueue()
         self._threads = 0
         self._unfinished = 0
@@ -79,7 +86,7 @@ class WorkerPool:
             do_task(work, args, to, token)
             return
         with self._lock:
-            if self._threads <= self._unfinished and self._threads < self._limit:
+            if self._threads <= self._unfinished:
                 self._start_thread()
             self._unfinished += 1
         self._tasks.put((work, args, to, token))
@@ -101,6 +108,9 @@ class WorkerPool:
             do_task(*get())  # holds no buffer while idle
             with self._lock:
                 self._unfinished -= 1
+                if self._threads - self._unfinished > _IDLE_THREADS:
+                    self._threads -= 1
+                    return
 
 
 def do_task(
@@ -116,31 +126,42 @@ def do_task(
 
 
 class Lane:
-    """Tasks of which one is done at a time, in order, by any thread of the pool.
+    """Tasks of which so many are done at a time, begun in order, by any threads of the pool.
 
-    For writes to one file: the kernel lets in one at a time, and threads that wait for each other
-    there would only burn time.
+    One lane is a disk's, so that it has its own share of the threads. One of width 1 is for writes
+    to one file: the kernel lets in one at a time, and threads that wait for each other there would
+    only burn time.
+
+    Args:
+        width: tasks at a time.
+        within: the wider lane that this one is a part of; None for the pool.
     """
 
-    def __init__(self) -> None:
+    __slots__ = ("_lock", "_running", "_tasks", "_width", "_within")
+
+    def __init__(self, width: int = DISK_THREADS, within: Lane | None = None) -> None:
+        self._width = width
+        self._within = within
         self._tasks: deque[Task] = deque()
-        self._running = False
+        self._running = 0
         self._lock = threading.Lock()
 
     def put(
-        self, work: Callable[..., int], args: tuple[Any, ...], to: Completions, token: Any
+        self, work: Callable[..., int], args: tuple[Any, ...], to: Completions | None, token: Any
     ) -> None:
-        """As `WorkerPool.put`."""
+        """As `WorkerPool.put`; by one thread alone."""
         with self._lock:
             self._tasks.append((work, args, to, token))
-            if self._running:
+            if self._running >= self._width:
                 return
-            self._running = True
+            self._running += 1
         try:
-            shared_pool().put(self._go, (), None, None)
+            (self._within or shared_pool()).put(self._go, (), None, None)
         except OSError:
             with self._lock:
-                self._running = False
+                self._running -= 1
+                if self._running or not self._tasks:
+                    return  # another does it, or has
                 self._tasks.pop()
             raise
 
@@ -148,7 +169,7 @@ class Lane:
         while True:
             with self._lock:
                 if not self._tasks:
-                    self._running = False
+                    self._running -= 1
                     return 0
                 task = self._tasks.popleft()
             do_task(*task)
