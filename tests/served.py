@@ -79,6 +79,15 @@ class Served:
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def open_files(self) -> list[str]:
+        """Where its descriptors lead."""
+        where = Path(f"/proc/{self.process.pid}/fd")
+        found = []
+        for entry in where.iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found.append(os.readlink(entry))
+        return found
+
     @property
     def cpu(self) -> float:
         """Seconds of CPU time used."""

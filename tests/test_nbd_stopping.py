@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from drivers.faulty import Faulty, FaultyImage
-from nbd_client import READ, WRITE, request
+from nbd_client import READ, WRITE, Client, request
 from served import Served, served
 
+import tapcore
 from tapcore import DiskId, IOFailedError, OpenOptions, Registry
 from tapcore.chain import open_disk
 from tapcore.nbd.exports import Export, Exports
@@ -63,6 +64,50 @@ def test_a_disk_that_does_not_answer_is_named_while_the_end_waits_for_it(tmp_pat
         assert line.startswith("tapdisk: slow:1M: waiting for the disk; requests that it has not ")
         assert line.endswith("answered: 1 (a signal ends it at once)\n")
         server.ends(signal.SIGTERM)
+
+
+def test_a_disk_that_never_answers_keeps_no_other_from_being_saved(tmp_path: Path) -> None:
+    """What a qcow2's client was answered lies in memory until the last flush."""
+    tapcore.create_image(f"qcow2:{tmp_path / 'd'}", MIB)
+    with served(
+        "slow:1M", "qcow2:d", "--socket", "s", uris=2, slow=100_000, cwd=tmp_path
+    ) as server:
+        dead, good = (Client(uri) for uri in server.uris)
+        with dead, good:
+            dead.send(READ, 0, 4096)
+            good.write(0, b"g" * MIB)
+            server.sees_an_end()
+            server.process.terminate()
+            server.until(lambda: not any(each.endswith("/d") for each in server.open_files()))
+        server.ends(signal.SIGTERM)
+    with tapcore.open(f"qcow2:{tmp_path / 'd'}", readonly=True) as disk:
+        assert disk.pread(0, length=MIB) == b"g" * MIB
+
+
+_EARLY = """
+import os, signal, sys
+from tapcore.cli.main import main
+from tapcore.nbd import listening
+real, signum = listening._listen_unix, int(sys.argv.pop())
+def listen_and_be_stopped(path):
+    found = real(path)
+    os.kill(os.getpid(), signum)
+    return found
+listening._listen_unix = listen_and_be_stopped
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_just_after_the_socket_was_made_leaves_nothing(
+    signum: int, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", _EARLY, "serve", "ram:1M", "--socket", "s", str(int(signum))]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_signal_ends_it_while_a_client_hangs_in_the_middle_of_a_write(tmp_path: Path) -> None:

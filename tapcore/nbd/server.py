@@ -45,25 +45,42 @@ class NbdServer:
     Args:
         exports: what to serve.
         address: where.
+        signals: as `stop_on_signals` does; heard before there is a socket whose file they could
+            leave behind.
 
     Raises:
         TapError: the address cannot be used.
     """
 
-    def __init__(self, exports: Exports, address: UnixAddress | TcpAddress) -> None:
+    def __init__(
+        self,
+        exports: Exports,
+        address: UnixAddress | TcpAddress,
+        *,
+        signals: Iterable[int] = (),
+    ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
         self._clients = Clients()
-        self._listener = listen(address)
-        if isinstance(address, TcpAddress):
-            address = attrs.evolve(address, port=self._listener.getsockname()[1])
-        self.address = address
-        self._place = SocketFile(address.path if isinstance(address, UnixAddress) else "")
         self._loop = Loop()
-        self._stopping: Deadline | None = None
-        self._deaf: Deadline | None = None
+        self._place = SocketFile("")
         self._signals: StopSignals | None = None
         self._asked = -1
+        if signals:
+            self.stop_on_signals(signals)
+        try:
+            self._listener = listen(address)
+        except BaseException:
+            self._forget_signals()
+            self._loop.close()
+            raise
+        if isinstance(address, TcpAddress):
+            address = attrs.evolve(address, port=self._listener.getsockname()[1])
+        else:
+            self._place = SocketFile(address.path)
+        self.address = address
+        self._stopping: Deadline | None = None
+        self._deaf: Deadline | None = None
         self._loop.add(self._listener.fileno(), self._accept)
         for engine in self._engines:
             self._poll_engine(engine)
@@ -195,7 +212,7 @@ class NbdServer:
         self._loop.timeouts.remove(self._next_deadline)
         self._listener.close()
         self._place.remove()
-        errors = [error for engine in self._engines for error in self._close(engine)]
+        errors = self._close_disks()
         self._loop.close()
         self._forget_signals()
         for error in errors[1:]:
@@ -209,34 +226,53 @@ class NbdServer:
         self._signals.close()
         os.close(self._asked)
 
-    def _close(self, engine: Engine) -> list[TapError]:
-        """Everything that was answered goes to disk; returns what went wrong."""
-        errors: list[TapError] = []
-        self._flush(engine, errors)
-        try:
-            close_disk(engine.disk)
-        except TapError as exc:
-            errors.append(exc)
-        return errors[:1]
+    def _close_disks(self) -> list[TapError]:
+        """Everything that was answered goes to disk; returns what went wrong, once for each disk.
 
-    def _flush(self, engine: Engine, errors: list[TapError]) -> None:
-        """What is still under way is waited for, without an end: the disk may answer yet."""
+        What is still under way is waited for, without an end: a disk may answer yet. Each is closed
+        as soon as it has, whatever the others do.
+        """
+        errors: dict[int, TapError] = {}
+        left = list(self._engines)
+        for engine in left:
+            self._flush(engine, errors)
 
+        def turn() -> None:
+            for engine in left:
+                engine.turn()
+
+        self._loop.after_batch = [turn]
+        patience, told = Deadline(STOP_SECONDS), False
+        while True:
+            for engine in [each for each in left if not each.in_flight]:
+                left.remove(engine)
+                self._close(engine, errors)
+            if not left:
+                return list(errors.values())
+            if patience.passed and not told:
+                for engine in left:
+                    log.warning(_LATE, engine.disk.image, engine.in_flight)
+                told = True
+            self._loop.run_once(None if told else patience.left)
+
+    def _flush(self, engine: Engine, errors: dict[int, TapError]) -> None:
         def flushed(req: Request) -> None:
             if req.status:
                 text = f"the last flush failed: {os.strerror(-req.status)}"
-                errors.append(IOFailedError(text, image=str(engine.disk.image), errno=-req.status))
+                image = str(engine.disk.image)
+                errors[id(engine)] = IOFailedError(text, image=image, errno=-req.status)
 
-        patience = Deadline(STOP_SECONDS)
         if not engine.read_only:
             engine.submit(Request(FLUSH, 0, 0, None, flushed))
         engine.turn()
-        self._loop.after_batch, told = [engine.turn], False
-        while engine.in_flight:
-            if patience.passed and not told:
-                log.warning(_LATE, engine.disk.image, engine.in_flight)
-                told = True
-            self._loop.run_once(None if told else patience.left)
+
+    def _close(self, engine: Engine, errors: dict[int, TapError]) -> None:
+        for fd, _, _ in engine.poll_fds():
+            self._loop.remove(fd)
+        try:
+            close_disk(engine.disk)
+        except TapError as exc:
+            errors.setdefault(id(engine), exc)
 
 
 def _readable(engine: Engine, dd: DiskDriver, sid: int, events: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from tapcore.chain import close_disk
@@ -34,6 +34,7 @@ def nbd_server(
     metadata_cache: int | None = None,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
+    signals: Iterable[int] = (),
     registry: Registry | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
@@ -48,6 +49,8 @@ def nbd_server(
         metadata_cache: bytes for the tables of each image; None: the driver's default.
         references: which files the images may name.
         keys: passphrases of encrypted images.
+        signals: that stop the server cleanly from the moment on when it listens, as by
+            `NbdServer.stop_on_signals` (main thread only).
         registry: drivers to use instead of the installed ones.
 
     Raises:
@@ -70,7 +73,7 @@ def nbd_server(
         for image in images:
             disks.append(_open(image, opened, read_only=read_only))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
-        return NbdServer(Exports(exports), address)
+        return NbdServer(Exports(exports), address, signals=signals)
     except BaseException as exc:
         for disk in disks:
             close_disk(disk)

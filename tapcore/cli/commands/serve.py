@@ -16,6 +16,7 @@ from tapcore.keys import Keys
 from tapcore.models import CacheMode
 from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
 from tapcore.references import ReferencePolicy
+from tapcore.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
 
 LOCAL = "127.0.0.1"
@@ -77,8 +78,8 @@ def command(
         metadata_cache=metadata_cache,
         references=references,
         keys=keys,
+        signals=STOP_SIGNALS,
     )
-    server.stop_on_signals()
     try:
         for uri in server.uris():
             click.echo(uri)
