@@ -10,9 +10,11 @@ costs a program nothing that it does not need.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own costs an import, while Ctrl-C still shows a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from tapcore.constants import (
         BLK_NOT_ALLOCATED,
         DEFAULT_SECTOR_SIZE,

@@ -134,6 +134,24 @@ def test_a_second_signal_ends_at_once(how: str) -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"still here\n")
 
 
+def test_a_signal_in_a_finaliser_ends_it_all_the_same() -> None:
+    program = (
+        "import os, signal\n"
+        "from tapcore.cli import main\n"
+        "class Finalised:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def run(*_):\n"
+        "    Finalised()\n"
+        "    signal.pause()\n"
+        "main._run = run\n"
+        "main.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    said = b"tapdisk: stopped by SIGTERM\n"
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, said)
+
+
 def test_what_is_ignored_stays_so(
     call: Call, in_it: Callable[[signal.Signals], None], tmp_path: Path
 ) -> None:

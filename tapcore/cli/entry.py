@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-from typing import NoReturn
+# `signal` itself would import more, while Ctrl-C still shows a traceback
+import _signal  # type: ignore[import-not-found]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def run() -> NoReturn:
     """As `tapcore.cli.main.run`; Ctrl-C while that is being imported shows no traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from tapcore.cli.main import run as run_main
 
     run_main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any, Final
 from tapcore.cli.failures import Stopped
 
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_SECONDS: Final = 0.005
 
 
 @contextlib.contextmanager
@@ -21,8 +23,41 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(signum: int) -> None:
         raise Stopped(signum)
 
-    with _heard(stop):
+    with _heard(stop), _raised_again():
         yield
+
+
+@contextlib.contextmanager
+def _raised_again() -> Iterator[None]:
+    """Let `Stopped` take effect also where it was raised in what must not raise.
+
+    Python calls finalisers and weak references at any moment (each import has one); of what they
+    raise it prints a traceback, and goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, before_alarm = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            before(lost)
+            return
+        signum = lost.exc_value.signum
+
+        def again(number: int, frame: FrameType | None) -> None:
+            raise Stopped(signum)
+
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before_alarm)
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
