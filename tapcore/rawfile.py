@@ -26,10 +26,11 @@ CREATE_OPTIONS: Final = (
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
-    """A plain file, sparse unless `preallocation` says otherwise."""
+    """A plain file, sparse unless `preallocation` says otherwise; a device that is written full."""
     if parent is not None or size is None:
         raise UsageError("a raw image stands alone and needs a size", image=name)
-    create_host_file(name, size, options.get("preallocation", "off"))
+    how = options.get("preallocation", "off")
+    create_host_file(name, size, how, zeroed=how == "full")
 
 
 @hookimpl

@@ -193,10 +193,11 @@ def wrong(trials: Trials, ending: Ending, signum: signal.Signals) -> str:
         return "something else is left"
     if ending.found not in ("old", "new"):
         return ending.found
-    said = {0: "", -signum: "", 128 + signum: f"tapdisk: stopped by {signum.name}\n"}
-    if ending.status not in said or said[ending.status] != ending.text:
+    done = f"tapdisk: stopped by {signum.name}, with the work done\n"
+    said = {0: [""], -signum: [""], 128 + signum: [f"tapdisk: stopped by {signum.name}\n", done]}
+    if ending.status not in said or ending.text not in said[ending.status]:
         return "it does not end as it should"
-    if ending.status == 0 and ending.found != "new":
+    if (ending.status == 0 or ending.text == done) and ending.found != "new":
         return "it says that it is done"
     return ""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tapcore.cli.main import main
+from tapcore.imagefile.newfiles import NewFiles
 from tapcore.registry import Registry
 
 MIB = 1 << 20
@@ -115,6 +116,31 @@ def test_a_change_in_place_is_finished_first(
     assert err == f"tapdisk: stopped by {signum.name}, with the work done\n"
     assert call("check", "disk.qcow2")[0] == 0
     assert (Path("disk.qcow2").read_bytes() != before) == (arguments[0] != "check")
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_copy_that_is_done_before_a_signal_takes_effect_says_so(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("disk.raw").write_bytes(os.urandom(MIB))
+    assert call("create", "-q", "new.qcow2", "1M")[0] == 0
+    real = os.fsync
+
+    def fsync(fd: int) -> None:  # of the whole copy, before it takes its place
+        monkeypatch.setattr(os, "fsync", real)
+        os.kill(os.getpid(), signum)
+
+    really_publish = NewFiles.publish
+
+    def publish(self: NewFiles, *, durable: bool = False) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        really_publish(self, durable=durable)
+
+    monkeypatch.setattr(NewFiles, "publish", publish)
+    line = f"tapdisk: stopped by {signum.name}, with the work done\n"
+    assert call("convert", "--force", "disk.raw", "new.qcow2") == (128 + signum, "", line)
+    assert call("compare", "disk.raw", "new.qcow2")[0] == 0
 
 
 @pytest.mark.parametrize("how", ["asking_to_stop", "finishing_first", "stopped_by_signals"])

@@ -80,6 +80,32 @@ def test_a_copy_onto_a_device_reads_as_its_source(
     assert all_read(f"{handle}:{used_device}")[: len(content)] == content
 
 
+@pytest.mark.parametrize("handle", ["aio", "sync"])
+def test_a_raw_disk_on_a_device_is_said_to_have_its_size_and_old_content(
+    used_device: str, tmp_path: Path, handle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        messages = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return messages
+
+    name = f"{handle}:{used_device}"
+    before = all_read(name)
+    text = f"{used_device}: is a block device: the disk has its size (24 MiB), and holds what it"
+    create_image(name, 8 * MIB, force=True)
+    assert said() == [f"{text} held from 0 B on"]
+    assert all_read(name) == before
+    create_image(name, 8 * MIB, options={"preallocation": "full"}, force=True)
+    assert said() == [f"{text} held from 8 MiB on"]
+    assert all_read(name) == bytes(8 * MIB) + before[8 * MIB :]
+    for size, told in ((16 * MIB, [f"{text} held from 16 MiB on"]), (24 * MIB, [])):
+        with open(tmp_path / "source", "wb") as source:
+            source.truncate(size)
+        tapcore.convert_image(f"aio:{tmp_path}/source", name, force=True)
+        assert said() == told
+        assert all_read(name) == bytes(size) + before[size:]
+
+
 @pytest.mark.parametrize("raw", ["on", "off"])
 @pytest.mark.parametrize("preallocation", ["off", "metadata", "full"])
 def test_a_data_file_may_be_a_device_and_reads_as_zeroes(

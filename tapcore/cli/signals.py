@@ -64,7 +64,8 @@ def _raised_again() -> Iterator[None]:
 def asking_to_stop() -> Iterator[Callable[[], None]]:
     """For work in pieces: gives what it has to call between them, where a signal takes effect.
 
-    A second signal ends the process at once.
+    One after the last of them (while all is written to disk, say) does so when the work is done. A
+    second signal ends the process at once.
     """
     seen: list[int] = []
 
@@ -74,6 +75,8 @@ def asking_to_stop() -> Iterator[Callable[[], None]]:
 
     with _heard(seen.append):
         yield check
+    if seen:
+        raise Stopped(seen[0], finished=True)
 
 
 @contextlib.contextmanager

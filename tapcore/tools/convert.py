@@ -18,7 +18,7 @@ from tapcore.probe import guard_of
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.salvage import Salvage
-from tapcore.tools.create import NewImage, new_image, new_image_target
+from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import modes_of
 from tapcore.tools.opening import Progress, open_image
@@ -209,6 +209,7 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
                     log.warning("%s: holds what was copied so far", name)
             raise
         made.files.publish(durable=wish.sync)
+        warn_of_device(made, disk.size)
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 
@@ -10,18 +11,27 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
-from tapcore.imagefile.hostfile import refuse_read_only_device
+from tapcore.imagefile.hostfile import host_file_size, refuse_read_only_device
 from tapcore.imagefile.locks import lock_image
 from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.imagefile.opening import open_host_fd
 from tapcore.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.models import DiskId, DiskInfo
-from tapcore.names import ImageName, handle_for_new, plain_name, split_name
+from tapcore.names import (
+    RAW_HANDLES,
+    ImageName,
+    format_size,
+    handle_for_new,
+    plain_name,
+    split_name,
+)
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.opening import open_image
+
+log = logging.getLogger(__name__)
 
 
 def create_image(
@@ -69,6 +79,8 @@ def create_image(
         registry=registry,
     ) as made:
         made.files.publish()
+        full = made.options.get("preallocation") == "full"
+        warn_of_device(made, made.size if full else 0)
     warn_of_refused_files(made.target.name, registry.get(made.target.drivertype), references)
     return made.target
 
@@ -81,11 +93,15 @@ class NewImage:
         target: which one.
         working: what it is to be opened as until it is published.
         files: its files; not published, they are gone.
+        size: virtual size in bytes, as it is wanted.
+        options: of its format.
     """
 
     target: DiskId
     working: DiskId
     files: NewFiles
+    size: int
+    options: Mapping[str, str]
 
 
 @contextlib.contextmanager
@@ -143,7 +159,30 @@ def new_image(
             info.drv.td_create(files.working, size, recorded, options)
         except (TapError, OSError) as exc:
             raise open_error(exc, target.name) from exc
-        yield NewImage(target, DiskId(files.working, info.handle), files)
+        yield NewImage(target, DiskId(files.working, info.handle), files, size, options)
+
+
+def warn_of_device(made: NewImage, start: int) -> None:
+    """A raw disk on a block device is as large as that, and keeps what nobody overwrote.
+
+    Args:
+        made: an image of any kind, in any place.
+        start: first byte that was not overwritten.
+    """
+    if made.target.drivertype not in RAW_HANDLES or not made.files.overwrites_device:
+        return
+    fd = open_host_fd(made.target.name, os.O_RDONLY)
+    try:
+        size = host_file_size(fd)
+    finally:
+        os.close(fd)
+    if start < size:
+        log.warning(
+            "%s: is a block device: the disk has its size (%s), and holds what it held from %s on",
+            made.target.name,
+            format_size(size),
+            format_size(start),
+        )
 
 
 def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskInfo]:

@@ -168,6 +168,8 @@ def _check_together(plan: Plan, parent: DiskId | None) -> None:
         raise UsageError("data_file and encryption exclude each other")
     if plan.preallocation not in ("off", "metadata") and header.crypt_method:
         raise UsageError("an encrypted image can have preallocation=metadata at most")
+    if plan.preallocation != "off" and header.crypt_method and header.version == 2:
+        raise UsageError("encryption with preallocation needs compat=1.1")  # zero clusters
     if plan.preallocation != "off" and parent is not None and not header.extended_l2:
         raise UsageError("preallocation would hide the parent (except with extended_l2)")
 

@@ -51,6 +51,9 @@ def _allocate_table(image: Image, index: int) -> None:
     first = index << geometry.l2_bits
     count = min(1 << geometry.l2_bits, geometry.clusters(image.size) - first)
     table = own_table(image, index)
+    flags = layout.COPIED
+    if image.header.crypt_method and not image.header.extended_l2:
+        flags |= layout.ZERO  # what nobody wrote would be decrypted
     entries: array[int] = array("Q")
     while len(entries) < count:
         most = count - len(entries)
@@ -58,7 +61,7 @@ def _allocate_table(image: Image, index: int) -> None:
             taken, got = image.refcounts.allocate(most)
         else:
             taken, got = first + len(entries), most
-        host = taken << image.cluster_bits | layout.COPIED
+        host = taken << image.cluster_bits | flags
         entries.extend(range(host, host + (got << image.cluster_bits), geometry.cluster_size))
     # an extended entry has space, but none of its subclusters is valid: what a parent has shows
     table.entries[: count * geometry.words : geometry.words] = entries

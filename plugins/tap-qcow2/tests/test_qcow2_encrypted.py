@@ -173,3 +173,32 @@ def test_a_wrong_key_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(tapcore.TapError, match=r"key|passphrase"):
             tapcore.open(f"qcow2:{image}", keys=key, readonly=readonly)
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("extended", ["off", "on"])
+def test_preallocated_it_reads_as_zeroes_and_takes_sparse_content(
+    tmp_path: Path, rng: random.Random, extended: str
+) -> None:
+    image = made_by_us(tmp_path, preallocation="metadata", extended_l2=extended)
+    with tapcore.open(f"qcow2:{image}", readonly=True, keys=KEY) as disk:
+        assert disk.pread(0, length=SIZE) == bytes(SIZE)
+    assert content_by_qemu(image, encrypted=True) == bytes(SIZE)
+    (tmp_path / "sparse").write_bytes(rng.randbytes(MIB) + bytes(SIZE - MIB))
+    tapcore.convert_image(
+        f"aio:{tmp_path}/sparse",
+        f"qcow2:{image}",
+        force=True,
+        options={
+            "preallocation": "metadata",
+            "extended_l2": extended,
+            "encrypt.format": "luks",
+            "encrypt.key-file": str(tmp_path / "key"),
+        },
+    )
+    check_by_qemu(image)
+    assert content_by_qemu(image, encrypted=True) == (tmp_path / "sparse").read_bytes()
+
+
+def test_preallocated_it_needs_zero_clusters(tmp_path: Path) -> None:
+    with pytest.raises(tapcore.UsageError, match=r"needs compat=1\.1"):
+        made_by_us(tmp_path, preallocation="metadata", compat="0.10")
