@@ -14,6 +14,7 @@ from tapcore.buffers import anonymous
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, Request
 from tapcore.errors import IOFailedError, UsageError
+from tapcore.losses import known_failure
 from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.latency import Latencies
 from tapcore.tools.opening import Progress
@@ -144,7 +145,8 @@ class _Run:
     """One run: as many requests in flight as asked for, each answered one followed by another."""
 
     def __init__(self, disk: Disk, workload: Workload, progress: Progress | None) -> None:
-        self._image = disk.state.image.name
+        self._state = disk.state
+        self._losses = disk.state.losses.count
         self._loop = EngineLoop(disk)
         self._workload = workload
         self._progress = progress
@@ -152,7 +154,7 @@ class _Run:
         self._free = _buffers(workload)
         self._offsets = _offsets(disk.size, workload)
         self._in_flight = 0
-        self._failed = 0
+        self._failed: Request | None = None
 
     def run(self) -> BenchResult:
         work = self._workload
@@ -160,7 +162,7 @@ class _Run:
         started, cpu = perf_counter_ns(), os.times()
         deadline = started + int(work.seconds * 1e9)
         now = told = started
-        while left and now < deadline and not self._failed:
+        while left and now < deadline and self._failed is None:
             left = self._fill(left)
             self._loop.run_until(self._some_finished)
             now = perf_counter_ns()
@@ -170,11 +172,16 @@ class _Run:
         self.drain()
         seconds = (perf_counter_ns() - started) / 1e9
         used = os.times()
-        if self._failed:
-            what = "write" if work.writes else "read"
-            text = f"{what} failed: {os.strerror(self._failed)}"
-            raise IOFailedError(text, image=self._image, errno=self._failed)
+        if self._failed is not None:
+            raise self._failure(self._failed)
         return self._result(seconds, used.user + used.system - cpu.user - cpu.system)
+
+    def _failure(self, request: Request) -> IOFailedError:
+        what = "write" if self._workload.writes else "read"
+        start, end, status = request.offset, request.offset + request.length, request.status
+        known = known_failure(self._state, what, start, end, status, since=self._losses)
+        text = f"{what} failed between {start} and {end}: {os.strerror(-status)}"
+        return known or IOFailedError(text, image=self._state.image.name, errno=-status)
 
     def drain(self) -> None:
         """Wait for what is in flight: its memory is in use until then."""
@@ -197,8 +204,8 @@ class _Run:
     def _finished(self, request: Request) -> None:
         self._latencies.add(perf_counter_ns() - request.tag)
         self._in_flight -= 1
-        if request.status and not self._failed:
-            self._failed = -request.status
+        if request.status and self._failed is None:
+            self._failed = request
         assert request.buf is not None
         self._free.append(request.buf)
 

@@ -228,7 +228,9 @@ def _pack_extension(kind: int, content: bytes) -> bytes:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def parse_header(head: bytes, *, file_size: int, to_check: bool = False) -> Header:
+def parse_header(
+    head: bytes, *, file_size: int, to_check: bool = False, content_only: bool = False
+) -> Header:
     """Read and check the header.
 
     Args:
@@ -236,6 +238,8 @@ def parse_header(head: bytes, *, file_size: int, to_check: bool = False) -> Head
         file_size: bytes.
         to_check: only metadata is wanted, perhaps of a damaged image: the L1 table may reach behind
             the file's end; a refcount table in an impossible place is taken as having no clusters.
+        content_only: what the disk holds is to be read, of an image that may be damaged: refcounts
+            and snapshots in impossible places are taken as none.
 
     Raises:
         ImageFormatError: not a qcow2 image, or a field has a value that is not possible.
@@ -254,7 +258,19 @@ def parse_header(head: bytes, *, file_size: int, to_check: bool = False) -> Head
     header.backing_file = _backing_name(head, header, backing_size)
     if not header.backing_file:
         header.backing_format = ""
-    _check_places(header, file_size, to_check=to_check)
+    _check_l1_table(header, 0 if to_check else header.l1_size * 8, file_size)
+    try:
+        _check_refcount_table(header, file_size)
+    except ImageFormatError:
+        if not (to_check or content_only):
+            raise
+        header.refcount_table_offset = header.refcount_table_clusters = 0
+    try:
+        _check_snapshot_table(header, file_size)
+    except ImageFormatError:
+        if not content_only:
+            raise
+        header.nb_snapshots = 0
     return header
 
 
@@ -383,21 +399,16 @@ def _backing_name(head: bytes, header: Header, size: int) -> str:
     return head[offset : offset + size].decode("utf-8", "surrogateescape")
 
 
-def _check_places(header: Header, file_size: int, *, to_check: bool) -> None:
-    """The tables must lie at cluster boundaries and inside the file."""
-    geometry = header.geometry
+def _check_l1_table(header: Header, length: int, file_size: int) -> None:
+    """It must be large enough, begin at a cluster's boundary, and so many bytes lie in the file."""
     if header.l1_size * 8 > layout.MAX_L1_BYTES:
         raise ImageFormatError(f"has an L1 table that is too large ({header.l1_size} entries)")
-    if geometry.l1_entries(header.size) > header.l1_size:
+    if header.geometry.l1_entries(header.size) > header.l1_size:
         raise ImageFormatError("has an L1 table that is too small for its size")
-    l1_bytes = 0 if to_check else header.l1_size * 8
-    _check_place(header, "L1 table", header.l1_table_offset, l1_bytes, file_size)
-    try:
-        _check_refcount_table(header, file_size)
-    except ImageFormatError:
-        if not to_check:
-            raise
-        header.refcount_table_offset = header.refcount_table_clusters = 0
+    _check_place(header, "L1 table", header.l1_table_offset, length, file_size)
+
+
+def _check_snapshot_table(header: Header, file_size: int) -> None:
     if header.nb_snapshots > layout.MAX_SNAPSHOTS:
         raise ImageFormatError(f"has too many snapshots ({header.nb_snapshots})")
     if header.nb_snapshots:

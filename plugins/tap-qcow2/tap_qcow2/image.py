@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import logging
@@ -25,6 +26,7 @@ from tapcore import (
     ImageFile,
     ImageFormatError,
     ImageOpenError,
+    TapError,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,21 @@ def read_head(file: ImageFile) -> bytes:
     if not 12 < bits <= layout.MAX_CLUSTER_BITS:
         return head
     return file.read_metadata(0, min(file.size, 1 << bits))
+
+
+def _header_of(file: ImageFile, dd: DiskDriver) -> Header:
+    """Read and check it, as far as it matters for what is to be done."""
+    options, head = dd.options, read_head(file)
+    salvage = options.salvage and not options.snapshot
+    try:
+        return parse_header(
+            head, file_size=file.size, to_check=options.metadata_only, content_only=salvage
+        )
+    except ImageFormatError as exc:
+        with contextlib.suppress(TapError):
+            parse_header(head, file_size=file.size, content_only=True)
+            exc.message += " (convert --salvage copies what is left)"
+        raise
 
 
 class Image:
@@ -140,8 +157,7 @@ class Image:
             TapError: not an image, damaged, or it needs what is not known here.
             OSError: as the system says.
         """
-        to_check = dd.options.metadata_only
-        header = parse_header(read_head(file), file_size=file.size, to_check=to_check)
+        header = _header_of(file, dd)
         if header.corrupt and not dd.read_only and not dd.options.metadata_only:
             raise ImageOpenError(
                 "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS

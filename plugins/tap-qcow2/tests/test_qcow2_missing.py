@@ -17,6 +17,7 @@ from served import served
 import tapcore
 from peers import peer
 from qcow2tools import MIB, convert, create, qemu_img, qemu_io
+from tapcore.salvage import Salvage
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
 from tapcore.tools.inspect import inspect_image
@@ -396,6 +397,31 @@ def test_an_impossible_entry_costs_its_own_cluster_alone(tmp_path: Path, extende
         pytest.raises(tapcore.TapError, match=rf"^{image}: .* entry .* at {5 * 16384} of the disk"),
     ):
         list(disk.extents())
+
+
+@pytest.mark.parametrize(("field", "what"), [(48, "refcount table"), (64, "snapshot table")])
+def test_what_no_read_needs_stops_no_salvage(tmp_path: Path, field: int, what: str) -> None:
+    image = written(tmp_path / "a.qcow2")
+    create_snapshot(f"qcow2:{image}", "then")
+    with open(image, "r+b") as file:
+        file.seek(field)
+        file.write((1 << 40).to_bytes(8, "big"))
+    with pytest.raises(tapcore.TapError, match=f"its {what} outside .*convert --salvage copies"):
+        tapcore.convert_image(f"qcow2:{image}", f"aio:{tmp_path}/b.img")
+    tapdisk("convert", "-q", "--salvage", image, tmp_path / "b.img", status=0)
+    content = (tmp_path / "b.img").read_bytes()
+    assert [content.count(n + 1) for n in range(3)] == [CLUSTER] * 3
+    if what == "snapshot table":
+        with pytest.raises(tapcore.TapError, match="its snapshot table outside"):
+            tapcore.convert_image(
+                f"qcow2:{image}", f"aio:{tmp_path}/c.img", snapshot="then", salvage=Salvage()
+            )
+
+
+def test_bench_says_where(damaged: Path) -> None:
+    _, said = tapdisk("bench", "-q", damaged, "--rw", "read", "--bs", "64K", status=1)
+    assert said.startswith(f"tapdisk: {place(damaged)}")
+    assert said.endswith("(convert --salvage copies what is left)\n")
 
 
 # ---- a server ----------------------------------------------------------------------------------
