@@ -3,12 +3,12 @@
 import hashlib
 import os
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
+from commandline import tapdisk
 from cutimages import cut_anywhere, mixed_content
-from served import TAPDISK, served
+from served import served
 
 import tapcore
 from qcowtools import qemu_img
@@ -19,14 +19,6 @@ from tapcore.tools.resize import resize_image
 MIB = 1 << 20
 CLUSTER = 4096
 PLACES = (0, 5, 200)
-
-
-def tapdisk(*words: object, status: int) -> str:
-    done = subprocess.run(
-        [TAPDISK, *map(str, words)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stderr
 
 
 def digest(path: Path) -> str:
@@ -46,11 +38,11 @@ def damaged(tmp_path: Path) -> Path:
 
 
 def test_reads_fail_with_the_place_and_salvage_goes_on(damaged: Path, tmp_path: Path) -> None:
-    said = tapdisk("convert", damaged, tmp_path / "b.img", status=1)
+    _, said = tapdisk("convert", damaged, tmp_path / "b.img", status=1)
     place = f"tapdisk: {damaged}: read failed at {5 * CLUSTER}: its cluster, at offset 0x"
     assert said.startswith(place)
     assert said.count("\n") == 1
-    said = tapdisk("convert", "--salvage", damaged, tmp_path / "b.img", status=3)
+    _, said = tapdisk("convert", "--salvage", damaged, tmp_path / "b.img", status=3)
     assert said.splitlines()[-1].startswith("tapdisk: 8 KiB in 2 ranges")
     assert (tmp_path / "b.img").read_bytes() == (b"\1" * CLUSTER).ljust(4 * MIB, b"\0")
     with tapcore.open(f"qcow:{damaged}", readonly=True) as disk:

@@ -4,10 +4,10 @@ import hashlib
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commandline import tapdisk
 from cutimages import cut_anywhere, mixed_content
 
 import tapcore
@@ -15,23 +15,19 @@ from peers import peer
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
 
-TAPDISK = Path(sys.executable).parent / "tapdisk"
 MIB = 1 << 20
 GRAIN = 65536
 PLACES = (0, 5, 20)
 
 
-def run(*words: object, status: int = 0) -> str:
-    done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stderr
+def qemu_img(*words: object) -> None:
+    subprocess.run([peer("qemu-img"), *map(str, words)], timeout=120, check=True)
 
 
 def written(image: Path, *, parent: str = "", **options: str) -> Path:
     given = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    run(TAPDISK, "create", "-q", f"vmdk:{image}", *(["-b", parent] if parent else ["4M"]), *given)
+    size = ["-b", parent] if parent else ["4M"]
+    tapdisk("create", "-q", f"vmdk:{image}", *size, *given, status=0)
     with tapcore.open(f"vmdk:{image}") as disk:
         for n, at in enumerate(PLACES):
             disk.pwrite(at * GRAIN, bytes([n + 1]) * GRAIN)
@@ -54,10 +50,10 @@ def damaged(tmp_path: Path) -> Path:
 def test_reads_fail_with_the_place_and_salvage_goes_on(
     damaged: Path, tmp_path: Path, target: str
 ) -> None:
-    said = run(TAPDISK, "convert", damaged, tmp_path / target, status=1)
+    _, said = tapdisk("convert", damaged, tmp_path / target, status=1)
     assert said.startswith(f"tapdisk: {damaged}: read failed at {5 * GRAIN}: its grain, at sector")
     assert said.count("\n") == 1
-    said = run(TAPDISK, "convert", "--salvage", damaged, tmp_path / target, status=3)
+    _, said = tapdisk("convert", "--salvage", damaged, tmp_path / target, status=3)
     assert said.splitlines()[-1].startswith("tapdisk: 128 KiB in 2 ranges")
     with tapcore.open(str(tmp_path / target), readonly=True) as disk:
         assert disk.pread(0, length=4 * MIB) == (b"\1" * GRAIN).ljust(4 * MIB, b"\0")
@@ -89,16 +85,15 @@ def test_a_cut_stream_names_each_damaged_grain_once(tmp_path: Path) -> None:
     raw = tmp_path / "a.img"
     raw.write_bytes(random.Random(1).randbytes(GRAIN) * 32)
     image = tmp_path / "a.vmdk"
-    run(
-        peer("qemu-img"), "convert", "-f", "raw", "-O", "vmdk",
+    qemu_img("convert", "-f", "raw", "-O", "vmdk",
         "-o", "subformat=streamOptimized", raw, image,
     )  # fmt: skip
     length = image.stat().st_size * 3 // 4
     os.truncate(image, length)
-    said = run(TAPDISK, "convert", image, tmp_path / "b.img", status=1)
+    _, said = tapdisk("convert", image, tmp_path / "b.img", status=1)
     assert said.count("\n") == 1
     assert f"{image}: read failed at " in said
-    said = run(TAPDISK, "convert", "--salvage", image, tmp_path / "b.img", status=3)
+    _, said = tapdisk("convert", "--salvage", image, tmp_path / "b.img", status=3)
     got, want = (tmp_path / "b.img").read_bytes(), raw.read_bytes()
     kept = 0
     for at in range(0, len(want), GRAIN):
@@ -115,5 +110,5 @@ def test_cut_anywhere_it_fails_or_is_right(
     want = mixed_content(rng, 2 * MIB, GRAIN)
     (tmp_path / "a.img").write_bytes(want)
     words = ("-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}")
-    run(peer("qemu-img"), "convert", *words, tmp_path / "a.img", tmp_path / "a.vmdk")
+    qemu_img("convert", *words, tmp_path / "a.img", tmp_path / "a.vmdk")
     cut_anywhere("vmdk", tmp_path / "a.vmdk", want, rng)
