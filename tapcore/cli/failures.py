@@ -136,15 +136,24 @@ def set_up_logging(level: str, session: Session) -> None:
     """
     import logging
 
+    end_logging()
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        if getattr(old, "of_tapdisk", False):
-            root.removeHandler(old)
     handler = logging.StreamHandler()
     handler.of_tapdisk = True  # type: ignore[attr-defined]
     handler.setFormatter(_one_line_formatter(session))
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+def end_logging() -> None:
+    """Nothing is logged to a run's standard error after its end, when that may be closed."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if getattr(old, "of_tapdisk", False):
+            root.removeHandler(old)
 
 
 def _one_line_formatter(session: Session) -> logging.Formatter:

@@ -11,18 +11,14 @@ from typing import NoReturn
 
 import click
 
-from tapcore.cli.failures import Session, report
+from tapcore.cli.failures import Session, end_logging, report
 from tapcore.cli.group import tapdisk
 from tapcore.cli.signals import stopped_by_signals
+from tapcore.cli.standardstreams import named_output, open_standard_streams
 
 PROGRAM = "tapdisk"
 _COMPLETE = "_TAPDISK_COMPLETE"
 _OBJECTS_BEFORE_COLLECTING = 50_000
-_STREAMS = (
-    ("stdin", "r", os.O_WRONLY),
-    ("stdout", "w", os.O_RDONLY),
-    ("stderr", "w", os.O_RDONLY),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status. Every error has been reported, on one line of standard error.
     """
     session = Session()
-    _open_standard_streams()
+    open_standard_streams()
     try:
-        with stopped_by_signals():
+        with stopped_by_signals(), named_output():
             status = _run(sys.argv[1:] if arguments is None else list(arguments), session)
-            sys.stdout.flush()  # here a full disk or a closed pipe can still be reported
     except BaseException as exc:
         status = report(exc, session)
+    finally:
+        end_logging()
     return status
 
 
@@ -57,18 +54,6 @@ def run() -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(status)
-
-
-def _open_standard_streams() -> None:
-    """Where one was closed, an image would get its number, and what is printed would go there.
-
-    What takes its number can be used in the wrong direction only: an image that was to come from
-    there, or to go there, is an error. Text that nobody wanted goes nowhere.
-    """
-    for name, mode, wrong in _STREAMS:
-        if getattr(sys, name) is None:
-            os.open(os.devnull, wrong)  # takes the lowest free number: that stream's own
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _run(arguments: list[str], session: Session) -> int:
