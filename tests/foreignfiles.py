@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
 
 SECTOR = 512
@@ -45,6 +46,21 @@ def old_archive(name: str) -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block) + bytes(10240 - SECTOR)
+
+
+def zip_behind(program: bytes, *, comment: bytes = b"", cut: int = 0) -> bytes:
+    """A zip archive with something before it; of the archive's own start, bytes can be missing."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("disk.img", bytes(500))
+        archive.comment = comment
+    return program + out.getvalue()[cut:]
+
+
+def old_cpio(order: str) -> bytes:
+    """A cpio archive in the binary form of the first Unixes, with one empty member."""
+    words = (0o70707, 0, 1, 0o100644, 0, 0, 1, 0, 0, 0, 6, 0, 0)
+    return padded(struct.pack(f"{order}13H", *words) + b"a.img\0")
 
 
 def iso(head: bytes = b"", more: bytes = b"") -> bytes:
@@ -114,11 +130,14 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "dmg": ("dmg", padded(b"BZh91AY&SY") + dmg_trailer(8192)),
     "dmg-of-a-disk": ("dmg", padded(mbr()) + dmg_trailer(8192)),
     "dmg-of-a-magic-alone": ("dmg", bytes(4096) + b"koly".ljust(SECTOR, b"\0")),
+    "dmg-encrypted": ("dmg-encrypted", padded(b"encrcdsa\0\0\0\2")),
+    "dmg-encrypted-of-old": ("dmg-encrypted", padded(b"") + b"cdsaencr"),
     "asif": ("asif", padded(b"shdw\0\0\0\1\0\0\2\0")),
     "sparseimage": ("sparseimage", padded(b"sprs\0\0\0\3")),
     "android": ("android-sparse", padded(b"\x3a\xff\x26\xed\1\0\0\0")),
     "cd-sectors": ("cd-sectors", padded(b"\0" + b"\xff" * 10 + b"\0\0\2\0\1")),
     "wim": ("wim", padded(b"MSWIM\0\0\0")),
+    "wim-pipable": ("wim", padded(b"WLPWM\0\0\0")),
     "partclone": ("partclone", padded(b"partclone-image\0")),
     "partimage": ("partimage", padded(b"PaRtImAgE-VoLuMe\0")),
     "e01": ("ewf", padded(b"EVF\x09\x0d\x0a\xff\0\1\1\0\0\0")),
@@ -133,6 +152,8 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "bzip2": ("bzip2", padded(b"BZh91AY&SY")),
     "bzip2-empty": ("bzip2", b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0"),
     "lzip": ("lzip", padded(b"LZIP\1\x17")),
+    "lzma": ("lzma", padded(b"\x5d\0\0\x80\0" + b"\xff" * 8 + b"\0\x15")),
+    "lzma-of-a-length": ("lzma", padded(b"\x5d\0\0\1\0" + b"\0\0\1\0\0\0\0\0" + b"\0\x15")),
     "lz4": ("lz4", padded(b"\x04\x22\x4d\x18\x64")),
     "lz4-legacy": ("lz4", padded(b"\x02\x21\x4c\x18")),
     "lzop": ("lzop", padded(b"\x89LZO\0\r\n\x1a\n")),
@@ -141,6 +162,8 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "snappy": ("snappy", padded(b"\xff\6\0\0sNaPpY")),
     "zip": ("zip", padded(b"PK\3\4\x14\0\0\0\x08\0" + bytes(20) + b"disk.img")),
     "zip-empty": ("zip", b"PK\5\6" + bytes(18)),
+    "zip-behind-a-script": ("zip", zip_behind(b"#!/bin/sh\n")),
+    "zip-behind-a-program": ("zip", zip_behind(b"MZ" + bytes(5000), comment=b"setup")),
     "7z": ("7z", padded(b"7z\xbc\xaf\x27\x1c\0\4")),
     "rar": ("rar", padded(b"Rar!\x1a\7\1\0")),
     "xar": ("xar", padded(b"xar!\0\x1c\0\1")),
@@ -150,6 +173,8 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "tar-of-a-magic-alone": ("tar", at(257, b"ustar\x0000")),
     "tar-old": ("tar", old_archive("disk.img")),
     "cpio": ("cpio", padded(b"070701000000")),
+    "cpio-binary": ("cpio", old_cpio("<")),
+    "cpio-binary-swapped": ("cpio", old_cpio(">")),
     "iso": ("iso9660", iso()),
     "iso-of-a-magic-alone": ("iso9660", at(32769, b"CD001")),
     "iso-with-other-boot-code": ("iso9660", iso(b"boot", more=b"\xffCD001\1")),
@@ -158,10 +183,13 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "iso-protective": ("iso9660", iso(mbr(1))),
     "iso-hybrid-gpt": ("iso9660", iso(gpt(64))),
     "squashfs": ("squashfs", padded(b"hsqs" + bytes(24) + b"\4\0\0\0")),
+    "squashfs-big-endian": ("squashfs", padded(b"sqsh")),
+    "squashfs-lzma": ("squashfs", padded(b"qshs")),
     "erofs": ("erofs", at(1024, b"\xe2\xe1\xf5\xe0", 8192)),
     "lfs": ("lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
     "html": ("html", b"\r\n<!DOCTYPE HTML>\n<title>404</title>"),
     "html-bare": ("html", b"<HTML><body>"),
+    "html-with-a-comment": ("html", b"<!-- saved -->\n<html>"),
     "xml": ("xml", b'<?xml version="1.0"?>\n<Envelope/>'),
     "qcow2-of-version-9": ("qcow-unknown", padded(b"QFI\xfb\0\0\0\x09")),
 }
@@ -195,6 +223,15 @@ DISKS: dict[str, bytes] = {
     "btrfs": at(65600, b"_BHRfS_M", 128 << 10),
     "lvm": at(512, b"LABELONE"),
     "swap": at(4086, b"SWAPSPACE2"),
+    "vhd-at-the-end-of-jfs": at(32768, b"JFS1") + vhd_footer(1 << 30, 3),
+    "vhd-at-the-end-of-udf": at(32769, b"BEA01") + vhd_footer(1 << 30, 3),
+    "vhd-at-the-end-of-ocfs2": at(2048, b"OCFSV2") + vhd_footer(1 << 30, 4),
+    "vhd-at-the-end-of-zfs": at(16408, b"version\0") + vhd_footer(1 << 30, 3),
+    "program-before-a-zip-cut-short": zip_behind(b"MZ" + bytes(5000))[:-1],
+    "program-before-a-zip-of-another-file": b"MZ" + bytes(50) + zip_behind(b"", cut=400),
+    "lzma-by-chance": padded(b"\x5d\0\0\3\0" + b"\xff" * 8 + b"\0"),
+    "cpio-by-chance": padded(b"\xc7\x71"),
+    "encrypted-dmg-at-the-end": padded(mbr()) + b"cdsaencr",
     "iso-left-on-a-partitioned-stick": iso(mbr(2048)),
     "iso-left-under-gpt": iso(gpt(2048)),
     "iso-left-under-fat": iso(at(54, b"FAT16   ", 510) + b"\x55\xaa"),

@@ -7,9 +7,9 @@ written as if its container were the disk.
 
 from tapcore.formats.disks import plain_disk
 from tapcore.formats.sample import HEAD_BYTES, TAIL_BYTES, Sample, read_sample
+from tapcore.formats.signature import Signature
 from tapcore.formats.signatures import (
     SIGNATURES,
-    Signature,
     is_part_of_image,
     suffix_owner,
     what_it_says_it_is,

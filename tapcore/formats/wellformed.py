@@ -11,12 +11,13 @@ import re
 from typing import Final
 
 from tapcore.formats.disks import gpt_starts, partition_starts, plain_disk
-from tapcore.formats.sample import HEAD_BYTES, Sample
+from tapcore.formats.sample import Sample
 
 _PVD: Final = 32768
 _PVD_SECTOR: Final = 64
 _MOST_PADDING: Final = 1 << 20
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_HTML: Final = (b"<!doctype html", b"<html", b"<head", b"<title", b"<body", b"<script", b"<!--")
 _UTF16: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _VMDK_NAME: Final = re.compile(rb"\s*#\s*disk\s*descriptor", re.IGNORECASE)
 _VMDK_ENTRY: Final = re.compile(
@@ -79,6 +80,11 @@ def _range(block: bytes, at: int) -> tuple[int, int]:
     """Offset and length, 64 bits each."""
     start, length = block[at : at + 8], block[at + 8 : at + 16]
     return int.from_bytes(start, "big"), int.from_bytes(length, "big")
+
+
+def encrypted_dmg(sample: Sample) -> bool:
+    """At the head, or in old ones at the end of what shows nothing else."""
+    return sample.has(0, b"encrcdsa") or not plain_disk(sample)
 
 
 def qed_names_parent(sample: Sample) -> bool:
@@ -162,66 +168,10 @@ def bare_file_system(sample: Sample) -> bool:
     return not sample.device and not plain_disk(sample)
 
 
-# ---- archives and compressed data -----------------------------------------------------------
-
-
-def tar(sample: Sample) -> bool:
-    """The header has a name and a right checksum (POSIX.1, ustar interchange format; signed sums
-    exist), or a magic on something that is no disk. Archives of before POSIX have no magic."""
-    if sample.has(257, b"ustar") and not plain_disk(sample):
-        return True
-    block = sample.head[:512]
-    digits = block[148:156].strip(b" \0")
-    if len(block) < 512 or not block[0] or not digits or digits.strip(b"01234567"):
-        return False
-    rest = block[:148] + b" " * 8 + block[156:]
-    signed = sum(byte - 256 if byte > 127 else byte for byte in rest)
-    return int(digits, 8) in (sum(rest), signed)
-
-
-def ova(sample: Sample) -> bool:
-    """The first member is the OVF description (DSP0243, OVF package)."""
-    return tar(sample) and sample.head[:100].rstrip(b"\0").lower().endswith(b".ovf")
-
-
-def gzip(sample: Sample) -> bool:
-    """Deflate, and no flag that is reserved (RFC 1952)."""
-    return len(sample.head) >= 10 and not sample.head[3] & 0xE0
-
-
-def bzip2(sample: Sample) -> bool:
-    """A block size."""
-    return sample.head[3:4] in b"123456789" and len(sample.head) > 3
-
-
-def unix_compress(sample: Sample) -> bool:
-    """A possible width of codes."""
-    return len(sample.head) > 3 and 9 <= sample.head[2] & 0x1F <= 16 and not sample.head[2] & 0x60
-
-
-def lzip(sample: Sample) -> bool:
-    """Version 0 or 1."""
-    return sample.head[4:5] in (b"\0", b"\1")
-
-
-def skippable_frame(sample: Sample) -> bool:
-    """Of zstd or LZ4 (RFC 8878 section 3.1.2), and what follows is a frame again or lies further on
-    than can be seen."""
-    after = 8 + sample.number(4, 4)
-    if after > sample.size:
-        return False
-    if after == sample.size or after + 4 > HEAD_BYTES:
-        return True
-    magic = sample.number(after, 4)
-    return magic in (0xFD2FB528, 0x184D2204) or magic & 0xFFFFFFF0 == 0x184D2A50
-
-
-def aff4(sample: Sample) -> bool:
-    """A zip archive whose first member, or whose comment, says it (AFF4 Standard 1.0)."""
-    return b"container.description" in sample.head[30:64] or b"aff4://" in sample.tail
+# ---- text -----------------------------------------------------------------------------------
 
 
 def text_of_html(sample: Sample) -> bool:
     """What a web server sends instead of a file that is not there."""
     start = sample.head[:1024].removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
-    return start.startswith((b"<!doctype html", b"<html", b"<head"))
+    return start.startswith(_HTML)
