@@ -19,12 +19,18 @@ _MOST_PADDING: Final = 1 << 20
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _HTML: Final = (b"<!doctype html", b"<html", b"<head", b"<title", b"<body", b"<script", b"<!--")
 _UTF16: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_VMDK_NAME: Final = re.compile(rb"\s*#\s*disk\s*descriptor", re.IGNORECASE)
-_VMDK_ENTRY: Final = re.compile(
-    rb"\s*(version\s*=\s*\"?\d|rw\s+\d+\s+[a-z]|rdonly\s+\d+\s+[a-z]|noaccess\s+\d+\s+[a-z]|"
-    rb"(encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)\s*=)",
-    re.IGNORECASE,
+_VMDK_NAME: Final = re.compile(rb"(?i)[ \t\r\n]*#\s*disk\s*descriptor\s*file")
+_VMDK_SKIPPED: Final = (
+    re.compile(rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*"),
+    re.compile(rb"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t\r]*"),  # as QEMU ends lines
 )
+_VMDK_ENTRY: Final = re.compile(
+    rb"(?i)version[ \t]*=[ \t]*\"?\d|"
+    rb"(?:encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)[ \t]*=|"
+    rb"(?:rw|rdonly|noaccess)[ \t]+\d+[ \t]+[a-z]"
+)
+_VMDK_TEXT: Final = 20480
+"""Bytes of a file in which a descriptor shows itself."""
 
 
 # ---- disk images ----------------------------------------------------------------------------
@@ -119,18 +125,17 @@ def unknown_qcow(sample: Sample) -> bool:
 
 def vmdk_text(sample: Sample) -> bool:
     """A descriptor by whatever first line: a comment that names it, or, behind other comments and
-    blank lines, an entry that only a descriptor has."""
-    head = sample.head[:20480]
+    blank lines, an entry that only a descriptor has. tap-vmdk goes by the same rules (its tests
+    compare the two)."""
+    head = sample.head[:_VMDK_TEXT]
     for mark, encoding in _UTF16:
         if head.startswith(mark):
             head = head.decode(encoding, "replace").encode("utf-8", "replace")
     head = head.removeprefix(_BYTE_ORDER_MARK)
     if _VMDK_NAME.match(head):
         return True
-    for line in head.splitlines():
-        if line.strip() and not line.lstrip().startswith(b"#"):
-            return _VMDK_ENTRY.match(line) is not None
-    return False
+    skipped = (lines.match(head) for lines in _VMDK_SKIPPED)
+    return any(_VMDK_ENTRY.match(head, each.end()) for each in skipped if each is not None)
 
 
 # ---- optical media and read-only file systems -----------------------------------------------

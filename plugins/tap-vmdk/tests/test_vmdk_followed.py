@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tapcore
 from tap_vmdk.signature import kind_of
+from tapcore.formats import Sample, what_it_says_it_is
 from tapcore.tools.inspect import inspect_image
 
 CASES = 150 * int(os.environ.get("TAPCORE_THOROUGH") or 1)
@@ -99,3 +100,25 @@ def test_inspect_shows_what_qemu_would_follow(tmp_path: Path, rng: random.Random
             shown += 1
             assert seen.dangerous, raw
     assert shown > CASES / 4
+
+
+PIECES = [
+    *(b"#", b" ", b"\t", b"\n", b"\r", b"\r\n", b"\v", b"\f", b"\0", b"\x1c", b"\x85", b"=", b'"'),
+    *(b"\xef\xbb\xbf", b"\xff\xfe", b"Disk", b"disk", b"Descriptor", b"File", b"# note\n", b"12"),
+    *(b"version", b"version=1", b"encoding", b"CID", b"CID=", b"parentCID", b"isNativeSnapshot"),
+    *(b"createType", b"parentFileNameHint", b"RW", b"RDONLY", b"NOACCESS", b"FLAT", b"ddb.x = 1\n"),
+    *(b"# Disk DescriptorFile", b"RW 12 FLAT", b"KDMV", b"COWD", b"x"),
+]
+
+
+def test_what_is_told_without_this_driver_is_what_it_would_say(rng: random.Random) -> None:
+    """The core knows how a VMDK begins too: for whoever has no tap-vmdk, and for guests' writes."""
+    known = 0
+    for _ in range(20 * CASES):
+        head = b"".join(rng.choices(PIECES, k=rng.choice((1, 2, 3, 4, 6, 9))))
+        if rng.random() < 0.1:
+            head = head.decode("latin1").encode(rng.choice(("utf-16", "utf-16-be")))
+        seen = what_it_says_it_is(Sample(len(head), head, head))
+        assert (seen is not None and seen.code == "vmdk") == bool(kind_of(head)), head
+        known += bool(kind_of(head))
+    assert known > CASES / 2
