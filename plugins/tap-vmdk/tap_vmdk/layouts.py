@@ -84,8 +84,8 @@ def with_footer(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, in
         header: its header.
 
     Returns:
-        The header or the footer, and the sector of the file where the footer's marker lies (of a
-        file without one, its end).
+        The header or the footer, and the sector of the file where the footer begins, with its
+        marker, if it has one (of a file without a footer, its end).
 
     Raises:
         ImageFormatError: there is none; the file was cut short.
@@ -99,7 +99,8 @@ def with_footer(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, in
         if at % 512 == 0 and len(tail) - at >= sparse.HEADER_BYTES:
             found = SparseHeader.unpack(tail[at : at + sparse.HEADER_BYTES])
             if _fits(found, header):
-                return found, (start + at) // 512 - 1
+                marked = sparse.is_marker(tail[at - 512 : at], sparse.MARKER_FOOTER)
+                return found, (start + at) // 512 - marked
     raise ImageFormatError(
         "has no footer at its end: it was cut short, or never finished "
         "(convert --salvage copies what is left)"

@@ -169,6 +169,12 @@ def marker(kind: int, sectors: int) -> bytes:
     return MARKER.pack(sectors, 0, kind).ljust(512, b"\0")
 
 
+def is_marker(sector: bytes, kind: int) -> bool:
+    """Whether a sector of a stream is a marker of a kind (`MARKER_*`)."""
+    _, size, found = MARKER.unpack_from(sector)
+    return bool(size == 0 and found == kind)
+
+
 def grain_with_marker(sector: int, compressed: bytes) -> bytes:
     """A compressed grain as a stream has it, padded to whole sectors.
 

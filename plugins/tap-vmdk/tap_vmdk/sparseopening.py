@@ -20,7 +20,7 @@ from tap_vmdk.layouts import (
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.sparseparts import SparsePart
-from tap_vmdk.streampart import StreamPart
+from tap_vmdk.streampart import IN_USE_BEHIND, StreamPart, in_use_behind
 from tapcore import DiskDriver, ImageFile, ImageFormatError
 
 
@@ -59,7 +59,9 @@ def hosted_part(
             return WritablePart(line, start, map, header)
         return SparsePart(line, start, map, "its description says that it must not be written")
     if writing and appendable and markers and map.layout.grain <= 2048:
-        return StreamPart(line, map, header, tail)
+        if not in_use_behind(map, tail):
+            return StreamPart(line, map, header, tail)
+        return CompressedPart(line, start, map, markers=markers, reason=IN_USE_BEHIND)
     reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
     return CompressedPart(line, start, map, markers=markers, reason=reason)
 

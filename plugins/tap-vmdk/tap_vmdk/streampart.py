@@ -47,6 +47,28 @@ class Job:
     answer: Any = None
 
 
+IN_USE_BEHIND = "something lies behind its footer, and would be lost (`tapdisk convert` copies it)"
+"""Why a stream is not written."""
+
+
+def in_use_behind(map: GrainMap, tail: int) -> bool:
+    """Whether something lies behind a stream's footer, which is cut off when writing begins.
+
+    Args:
+        map: of its grains.
+        tail: sector where the footer begins, or the file ends.
+    """
+    layout, start = map.layout, tail << 9
+    ends = [layout.directory_range(0)[1], max(map.directory) + layout.table_sectors]
+    if max(ends) > tail:
+        return True
+    end = map.file.read_metadata(start, max(map.file.size - start, 0))
+    if not end:
+        return False
+    marked = len(end) >= 512 and sparse.is_marker(end[:512], sparse.MARKER_FOOTER)
+    return any(end[1024 if marked else 512 :])
+
+
 class StreamPart(CompressedPart):
     """A stream that is written.
 
@@ -64,7 +86,7 @@ class StreamPart(CompressedPart):
         self.header = header
         self._zeroes = bytes(self.cluster)
         self._jobs: deque[Job] = deque()
-        fresh = not any(map.directory)
+        fresh = self._is_fresh(tail)
         self._end = max(header.overhead, map.layout.first_grain) if fresh else tail
         self._cut = self._end
         self._footed = header.gd_offset == sparse.GD_AT_END
@@ -76,6 +98,15 @@ class StreamPart(CompressedPart):
         self._begun = False
         self._beginning = threading.Lock()
         self._saving: set[int] = set()
+
+    def _is_fresh(self, tail: int) -> bool:
+        """Whether there is nothing yet but a header, a descriptor and an empty directory."""
+        if any(self.map.directory):
+            return False
+        start = max(self.header.overhead, self.map.layout.first_grain)
+        if any(end > start for _, end in self.map.layout.reserved):
+            return False
+        return start <= tail <= start + 1 + self.header.directory_sectors
 
     def keep_free(self, end: int) -> None:
         """New grains go behind."""

@@ -13,6 +13,7 @@ import pytest
 import tapcore
 from peers import peer
 from tapcore.registry import default_registry
+from vmdkwriters import descriptor, stream
 
 GRAIN = 128 * 512
 UNKNOWN = "generated-stream.vmdk"
@@ -208,3 +209,89 @@ def test_a_finished_stream_can_be_written_again(
         with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
             assert disk.pread(0, length=len(content)) == content
         assert as_qemu(image) == content
+
+
+LINE = 'RDONLY 1536 SPARSE "disk.vmdk"'
+
+
+def small(rng: random.Random, **how: bool) -> tuple[bytes, bytes]:
+    """A disk's content, and a stream of it."""
+    content = rng.randbytes(3 * GRAIN) + bytes(6 * GRAIN) + rng.randbytes(3 * GRAIN)
+    return content, stream(content, text=descriptor("streamOptimized", [LINE]), **how)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_writing_takes_nothing_away_but_the_footer(
+    tmp_path: Path, rng: random.Random, marked: bool
+) -> None:
+    """What was flushed before is there while the first flush has not come yet."""
+    content, raw = small(rng, footer_marker=marked)
+    image, copy = tmp_path / "disk.vmdk", tmp_path / "copy.vmdk"
+    image.write_bytes(raw)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(5 * GRAIN, b"x" * 512)
+        copy.write_bytes(image.read_bytes())
+        with tapcore.open(f"vmdk:{copy}", readonly=True) as crashed:
+            assert crashed.pread(0, length=len(content)) == content
+    assert as_qemu(image)[: 5 * GRAIN] == content[: 5 * GRAIN]
+
+
+@pytest.mark.parametrize("what", ["a table", "the directory", "something"])
+def test_a_stream_with_something_behind_its_footer_is_not_written(
+    tmp_path: Path, rng: random.Random, what: str
+) -> None:
+    content, raw = small(rng)
+    moved = bytearray(raw)
+    behind = len(raw) // 512 + 1
+    (gd,) = struct.unpack_from("<Q", raw, len(raw) - 1024 + 56)
+    (table,) = struct.unpack_from("<I", raw, gd * 512)
+    moved += bytes(512)
+    if what == "a table":
+        moved += raw[table * 512 : (table + 4) * 512]
+        struct.pack_into("<I", moved, gd * 512, behind)
+    elif what == "the directory":
+        moved += raw[gd * 512 : (gd + 1) * 512]
+        struct.pack_into("<Q", moved, len(raw) - 1024 + 56, behind)
+    else:
+        moved += rng.randbytes(512)
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(moved)
+    with pytest.raises(tapcore.NotSupportedError, match="behind its footer"):
+        tapcore.open(f"vmdk:{image}")
+    assert image.read_bytes() == moved
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        assert disk.pread(0, length=len(content)) == content
+
+
+def test_padding_behind_a_footer_may_go(tmp_path: Path, rng: random.Random) -> None:
+    content, raw = small(rng)
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(raw + bytes(9000))
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, content[:512])
+    assert as_qemu(image) == content
+
+
+@pytest.mark.parametrize("overhead", [1, 1 << 20, 1 << 50, (1 << 64) - 1])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_wrong_overhead_does_no_harm(
+    tmp_path: Path, rng: random.Random, overhead: int, empty: bool
+) -> None:
+    """Nor does a directory that has lost its tables: what lies there is kept."""
+    content, stored = small(rng)
+    raw = bytearray(stored)
+    struct.pack_into("<Q", raw, 64, overhead)
+    if empty:
+        (gd,) = struct.unpack_from("<Q", raw, len(raw) - 1024 + 56)
+        raw[gd * 512 : (gd + 1) * 512] = bytes(512)
+        content = bytes(len(content))
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(raw)
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(5 * GRAIN, b"x" * GRAIN)
+    wanted = content[: 5 * GRAIN] + b"x" * GRAIN + content[6 * GRAIN :]
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        assert disk.pread(0, length=len(content)) == wanted
+    written = image.read_bytes()
+    assert len(written) < 2 * len(raw)
+    assert written[128 * 512 : 129 * 512] == raw[128 * 512 : 129 * 512]
