@@ -333,6 +333,29 @@ def test_in_an_unwritable_directory_the_old_file_is_overwritten_and_that_is_said
         assert disk.size == MIB
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("qcow2:old", {"data_file": "data"}),
+        ("qcow2:old", {"data_file": "data", "data_file_raw": "on", "preallocation": "metadata"}),
+        ("vmdk:old", {"subformat": "monolithicFlat"}),
+        ("vmdk:old", {"subformat": "twoGbMaxExtentSparse"}),
+    ],
+)
+def test_in_an_unwritable_directory_a_set_of_files_is_overwritten_too(
+    unwritable: Path, name: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(unwritable)
+    content = os.urandom(MIB) + bytes(MIB)
+    (unwritable.parent / "source").write_bytes(content)
+    tapcore.create_image(name, MIB, options=options)
+    before = {path: identity_of(path) for path in os.listdir()}
+    tapcore.convert_image("aio:../source", name, options=options, force=True)
+    assert {path: identity_of(path) for path in os.listdir()} == before
+    with tapcore.open(name, readonly=True) as disk:
+        assert disk.readall() == content
+
+
 def test_what_was_overwritten_in_part_looks_like_no_image(unwritable: Path) -> None:
     path = unwritable / "old.img"
     path.write_bytes(b"old" * 512)
@@ -375,3 +398,13 @@ def test_a_set_may_have_more_files_than_a_process_usually_has(tmp_path: Path) ->
     path = f"{tmp_path}/disk.vmdk"
     subprocess.run([sys.executable, "-c", program, path], check=True)
     assert len(os.listdir(tmp_path)) == 52
+
+
+def test_in_a_directory_that_is_no_more_the_image_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(tapcore.ImageOpenError, match=r"^x\.qcow2: No such file or directory"):
+        tapcore.create_image("x.qcow2", MIB)

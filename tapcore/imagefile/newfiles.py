@@ -56,7 +56,11 @@ class NewFiles:
     """
 
     def __init__(self, path: str, *, replace: bool, untouchable: Mapping[Identity, str]) -> None:
-        self.path = self.working = os.path.realpath(path) if os.path.islink(path) else path
+        try:
+            self._main = os.path.realpath(path)
+        except OSError as exc:  # of a directory that is no more
+            raise ImageOpenError(describe(exc), image=path, errno=exc.errno) from None
+        self.path = self.working = self._main if os.path.islink(path) else path
         self.mode_limit = 0o777
         self._replace = replace
         self._untouchable = untouchable
@@ -67,8 +71,9 @@ class NewFiles:
     # ---- for drivers, through the functions of this layer --------------------------------------
 
     def has(self, path: str) -> bool:
-        """Whether a file of that final name is being made."""
-        return os.path.realpath(path) in self._files
+        """Whether a file of that final name is being made, and is not there yet."""
+        made = self._files.get(os.path.realpath(path))
+        return made is not None and not made.in_place
 
     def create(self, path: str) -> int:
         """Begin a file, or begin it anew.
@@ -116,11 +121,15 @@ class NewFiles:
         if old_fd is not None:
             self._superseded[real] = old_fd
 
+    def is_main(self, name: str) -> bool:
+        """Whether an error that names a file means the main one."""
+        return name in (self.working, self.path, self._main)
+
     # ---- beginning ---------------------------------------------------------------------------
 
     def use_name(self) -> None:
         """Give the main file a name of its own at once: its driver opens files in his own way."""
-        real = os.path.realpath(self.path)
+        real = self._main
         old_fd = self._old(real)
         why = placing.why_in_place(real, old_fd) if old_fd is not None else None
         if old_fd is not None and why is not None:
@@ -181,7 +190,7 @@ class NewFiles:
     @property
     def overwrites_device(self) -> bool:
         """Whether the main file is a block device, which holds what it held."""
-        made = self._files.get(os.path.realpath(self.path))
+        made = self._files.get(self._main)
         return made is not None and made.in_place and stat.S_ISBLK(os.fstat(made.fd).st_mode)
 
     def limit_mode(self, modes: Iterable[int]) -> None:
@@ -200,7 +209,7 @@ class NewFiles:
         Raises:
             TapError: it cannot be done; what was there still is.
         """
-        main = self._files.get(os.path.realpath(self.path))
+        main = self._files.get(self._main)
         others = [made for made in self._files.values() if made is not main]
         if main is not None:
             try:
@@ -287,7 +296,7 @@ def new_fd(path: str, flags: int) -> int | None:
 
 
 def is_being_made(path: str) -> bool:
-    """Whether this thread makes a file of that final name."""
+    """Whether this thread makes a file of that final name, which is not there yet."""
     files = _current.get()
     return files is not None and files.has(path)
 
@@ -329,7 +338,7 @@ def making(
 
 def _name(exc: TapError, files: NewFiles, path: str, lost: str) -> None:
     """Let an error speak of the image as its user named it."""
-    if exc.image in (files.working, files.path, os.path.realpath(files.path)):
+    if files.is_main(exc.image):
         exc.image = path
     text = exc.message.replace(files.working, path) if files.working != files.path else exc.message
     exc.message = f"{text} ({lost})" if lost else text
