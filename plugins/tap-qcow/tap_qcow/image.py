@@ -21,7 +21,7 @@ from tap_qcow.header import (
     xen_checksum,
 )
 from tap_qcow.requests import first_write, read, write
-from tap_qcow.tables import Tables
+from tap_qcow.tables import Tables, l1_of
 from tap_qcow.words import Words
 from tap_qcow.writeback import Writeback
 from tapcore import DiskDriver, ImageFile, ImageFormatError, UsageError, open_image_file
@@ -241,23 +241,8 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
 
 def _image(file: ImageFile, header: Header, dd: DiskDriver) -> Image:
     file.keeps_overflow = True
-    l1, little = _read_l1(file, header)
+    l1, little = l1_of(file.read_metadata(header.l1_offset, header.l1_bytes), file.size)
     return Image(file, header, l1, dd, little=little)
-
-
-def _read_l1(file: ImageFile, header: Header) -> tuple[Words, bool]:
-    """The L1 table, and whether it is little-endian: what its entries can be decides.
-
-    blktap wrote it so until 2008, and later marked neither kind reliably.
-    """
-    content = file.read_metadata(header.l1_offset, header.l1_bytes)
-    l1 = words.from_bytes(content)
-    if max(l1, default=0) < file.size:
-        return l1, False
-    swapped = words.from_bytes(content, little=True)
-    if max(swapped) < file.size and not any(entry & 511 for entry in swapped):
-        return swapped, True
-    return l1, False
 
 
 def _cipher(header: Header, dd: DiskDriver) -> SectorCipher | None:

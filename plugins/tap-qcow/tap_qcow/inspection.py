@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tap_qcow import words
 from tap_qcow.header import XEN_SPARSE, Header, read_header
+from tap_qcow.layout import COMPRESSED, Geometry
+from tap_qcow.tables import l1_of
 from tapcore import SECTOR_SHIFT, Finding, Inspection
+
+_MOST_TABLES = 16 << 20
+"""Bytes of L2 tables that are looked at, and of the L1 table."""
 
 
 def format_facts(header: Header, *, little: bool) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def format_facts(header: Header, *, little: bool) -> dict[str, Any]:
 
 
 def inspect(fd: int, size: int) -> Inspection:
-    """What a file says of itself; reads its header and its parent's name.
+    """What a file says of itself; reads its header, its parent's name, and what its tables say.
 
     Args:
         fd: open for reading.
@@ -58,9 +64,40 @@ def inspect(fd: int, size: int) -> Inspection:
     if header.size & 511:
         text = f"its size is not whole sectors ({header.size} bytes)"
         findings.append(Finding("note", text, "odd-size"))
+    findings += _losses(fd, header, size)
     return Inspection(
         header.sectors << SECTOR_SHIFT,
         tuple(features),
         (("parent", header.backing_file),) if header.backing_file else (),
         tuple(findings),
     )
+
+
+def _losses(fd: int, header: Header, size: int) -> list[Finding]:
+    """What the tables lead to, and the file is too short for."""
+    geometry = header.geometry
+    lost = tables = 0
+    left = _MOST_TABLES
+    length = min(header.l1_bytes, _MOST_TABLES)
+    l1, _ = l1_of(os.pread(fd, length, header.l1_offset).ljust(length, b"\0"), size)
+    for offset in sorted(set(l1) - {0}):
+        if offset + geometry.table_bytes > size:
+            tables += 1
+        elif left >= geometry.table_bytes:
+            left -= geometry.table_bytes
+            content = os.pread(fd, geometry.table_bytes, offset)
+            entries = words.from_bytes(content.ljust(geometry.table_bytes, b"\0"))
+            lost += sum(_place(geometry, entry) >= size for entry in entries)
+    found = []
+    least = "at least " if left < geometry.table_bytes else ""
+    if tables:
+        many = "1 L2 table lies" if tables == 1 else f"{tables} L2 tables lie"
+        found.append(f"{many} past the end of the file: what they map is lost")
+    if lost:
+        many = "1 cluster lies" if lost == 1 else f"{least}{lost} clusters lie"
+        found.append(f"{many} past the end of the file: their content is lost")
+    return [Finding("note", text, "content-lost") for text in found]
+
+
+def _place(geometry: Geometry, entry: int) -> int:
+    return geometry.compressed(entry)[0] if entry & COMPRESSED else entry

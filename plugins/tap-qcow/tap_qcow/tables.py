@@ -23,6 +23,24 @@ BLOCK_SHIFT: Final = 6
 """Changes are written back in blocks of 64 entries, the 512 bytes of a sector."""
 
 
+def l1_of(content: bytes, file_size: int) -> tuple[Words, bool]:
+    """The L1 table, and whether it is little-endian: what its entries can be decides.
+
+    blktap wrote it so until 2008, and later marked neither kind reliably.
+
+    Args:
+        content: of the table.
+        file_size: bytes.
+    """
+    l1 = words.from_bytes(content)
+    if max(l1, default=0) < file_size:
+        return l1, False
+    swapped = words.from_bytes(content, little=True)
+    if max(swapped) < file_size and not any(entry & 511 for entry in swapped):
+        return swapped, True
+    return l1, False
+
+
 class Table:
     """An L2 table in memory.
 

@@ -13,6 +13,7 @@ from served import served
 import tapcore
 from qcowtools import qemu_img
 from tapcore.tools.commit import commit_image
+from tapcore.tools.inspect import inspect_image
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
 
@@ -47,6 +48,17 @@ def test_reads_fail_with_the_place_and_salvage_goes_on(damaged: Path, tmp_path: 
     assert (tmp_path / "b.img").read_bytes() == (b"\1" * CLUSTER).ljust(4 * MIB, b"\0")
     with tapcore.open(f"qcow:{damaged}", readonly=True) as disk:
         assert [run.start // CLUSTER for run in disk.extents() if run.missing] == [5, 200]
+
+
+def test_inspect_says_it(damaged: Path) -> None:
+    def said() -> list[str]:
+        found = inspect_image(f"qcow:{damaged}")
+        return [each.message for each in found.findings if each.code == "content-lost"]
+
+    assert said() == ["2 clusters lie past the end of the file: their content is lost"]
+    os.truncate(damaged, 4200)
+    assert len(said()) == 1
+    assert "all content" in said()[0] or "what they map is lost" in said()[0]
 
 
 def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tap_vmdk.descriptorplace import (
 )
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
+from tap_vmdk.losses import losses_of
 from tap_vmdk.opening import (
     extent_lines,
     is_own_name,
@@ -154,6 +155,8 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
     def read(offset: int, count: int) -> bytes:
         return os.pread(fd, count, offset)
 
+    if header.capacity:
+        findings += losses_of(fd, size, header)
     descriptor = embedded_descriptor(header, size, read)
     if descriptor is None:
         descriptor = descriptor_behind_header(read)

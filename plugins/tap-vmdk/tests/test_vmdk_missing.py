@@ -14,6 +14,7 @@ import tapcore
 from peers import peer
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
+from tapcore.tools.inspect import inspect_image
 
 MIB = 1 << 20
 GRAIN = 65536
@@ -57,6 +58,17 @@ def test_reads_fail_with_the_place_and_salvage_goes_on(
     assert said.splitlines()[-1].startswith("tapdisk: 128 KiB in 2 ranges")
     with tapcore.open(str(tmp_path / target), readonly=True) as disk:
         assert disk.pread(0, length=4 * MIB) == (b"\1" * GRAIN).ljust(4 * MIB, b"\0")
+
+
+def test_inspect_says_it(damaged: Path) -> None:
+    def said() -> list[str]:
+        found = inspect_image(f"vmdk:{damaged}")
+        return [each.message for each in found.findings if each.code == "content-lost"]
+
+    assert said() == ["2 grains lie past the end of the file: their content is lost"]
+    os.truncate(damaged, 12000)
+    assert len(said()) == 1
+    assert "all content" in said()[0] or "what they map is lost" in said()[0]
 
 
 def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path) -> None:
