@@ -270,8 +270,9 @@ class AllocatingPart(SparsePart):
     # ---- metadata ---------------------------------------------------------------------------
 
     def keep_free(self, end: int) -> None:
-        """New grains go behind."""
-        self.map.end = max(self.map.end, round_up(end, self._grain))
+        """What lies there becomes a hole of the file, as it reads anyway; new grains go behind."""
+        self.map.file.truncate_up(end << 9)
+        self.map.file_grew()
 
     def begin_writing(self) -> None:
         """Say in the header that the file is in use, as VMware does."""

@@ -408,6 +408,12 @@ class GrainMap:
         most = 0 if data else ((until >> 9) - place) // step
         return in_sequence(directory, index, step, min(end, index + most)) if most else 0
 
+    def file_grew(self) -> None:
+        """To where entries say that grains are: these can be true now. Nothing may be unsaved."""
+        self._size = -(-self.file.size // 512)
+        self.end = max(self.end, round_up(self._size, self.layout.grain))
+        self.forget_all()
+
     def forget_all(self) -> None:
         """Drop every table; nothing may be unsaved."""
         self.tables.clear()

@@ -42,7 +42,7 @@ class Image:
         files: all that are open, the image's own first.
         named: those of the extents, by name and access.
         changed: something was written since it was opened.
-        goes_on: with writing, where grains are missing: a server does.
+        goes_on: with writing, where grains are missing, and is told what is wrong: a server does.
         read: as `td_queue_read`.
         write: as `td_queue_write`.
         flusher: does the flushes.
@@ -66,7 +66,7 @@ class Image:
         self.files = [file]
         self.named: dict[tuple[str, str], ImageFile] = {}
         self.changed = False
-        self.goes_on = False
+        self.goes_on: Callable[[str], None] | None = None
         self.read: Callable[..., int] = self._read
         self.write: Callable[..., int] = self._first_write
         self._starts: list[int] = []
@@ -211,13 +211,13 @@ class Image:
             f"has {many} past the end of the file (the first at {lost[0][0] << 9} of the disk, "
             f"sector {lost[0][1]} of the file)"
         )
-        if not self.goes_on:
+        if self.goes_on is None:
             raise ImageFormatError(
                 f"{text}: it is damaged, and not written; convert --salvage copies what is there, "
                 "check --repair all makes the rest zeroes",
                 errno=errno.EIO,
             )
-        log.warning("%s: %s; check it", self.file.path, text)
+        self.goes_on(text)
         part.keep_free(max(place for _, place in lost) + (part.cluster >> 9))
 
     def _pieces(self, sector: int, nb: int) -> Iterator[tuple[Part, int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from tap_vmdk import sesparse
@@ -66,7 +67,8 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
     image: Image | None = None
     try:
         image = identify(file)
-        image.goes_on = dd.options.missing == "zeroes"
+        if dd.options.missing == "zeroes":
+            image.goes_on = partial(_tell_of_zeroes, dd)
         content = not (dd.options.metadata_only or dd.options.parent_only)
         if content or stands_alone(image):
             open_parts(dd, image)
@@ -81,6 +83,11 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
             each.close()
         raise
     return image
+
+
+def _tell_of_zeroes(dd: DiskDriver, text: str) -> None:
+    if dd.td_state is not None:
+        dd.td_state.losses.log_zeroed(dd.name, text)
 
 
 def _doubts(image: Image) -> Iterator[str]:

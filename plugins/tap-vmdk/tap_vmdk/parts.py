@@ -101,7 +101,11 @@ class Part:
         return iter(())
 
     def keep_free(self, end: int) -> None:
-        """Nothing new may get a place before a sector of the file."""
+        """Nothing new may get a place before a sector of the file.
+
+        Raises:
+            OSError: the file could not be made longer.
+        """
 
     def begin_writing(self) -> None:
         """The first write is about to come."""

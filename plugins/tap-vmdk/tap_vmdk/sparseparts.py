@@ -19,6 +19,7 @@ from tapcore import (
     TapError,
     TdCallback,
     content_damaged,
+    content_missing,
 )
 
 
@@ -119,8 +120,12 @@ class SparsePart(Part):
         if place == HOLE:
             return cb(dd, BLK_NOT_ALLOCATED, sector, nb, id, prv)
         if place == DAMAGED:
-            reason, _ = why_damaged(self.map, sector - self.start)
-            return cb(dd, self.damaged(dd, sector, nb, reason), sector, nb, id, prv)
+            reason, missing = why_damaged(self.map, sector - self.start)
+            if missing:
+                res = content_missing(dd, sector, nb, buf, self._told(dd, reason))
+            else:
+                res = self.damaged(dd, sector, nb, reason)
+            return cb(dd, res, sector, nb, id, prv)
         buf[:] = bytes(len(buf))
         return cb(dd, 0, sector, nb, id, prv)
 
@@ -193,10 +198,13 @@ class SparsePart(Part):
         return -(getattr(exc, "errno", None) or errno.EIO)
 
     def damaged(self, dd: DiskDriver, sector: int, nb: int, reason: str) -> int:
-        """Note damage, with the file where that is not the disk's own; returns -EIO."""
+        """Note damage; returns -EIO."""
+        return content_damaged(dd, sector, nb, self._told(dd, reason))
+
+    def _told(self, dd: DiskDriver, reason: str) -> str:
+        """With the file, where that is not the disk's own."""
         path = self.map.file.path
-        text = reason if path == dd.name else f"its extent {path}: {reason}"
-        return content_damaged(dd, sector, nb, text)
+        return reason if path == dd.name else f"its extent {path}: {reason}"
 
     # ---- what lies where ---------------------------------------------------------------------
 

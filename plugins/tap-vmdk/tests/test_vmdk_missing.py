@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commandline import tapdisk
 from cutimages import cut_anywhere, mixed_content
+from served import served
 
 import tapcore
 from peers import peer
@@ -81,6 +82,32 @@ def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path) -> None:
         disk.pwrite(40 * GRAIN, b"x" * GRAIN)
     assert digest(damaged) == before
     assert check_image(f"vmdk:{damaged}").corruptions == 2
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_a_server_goes_on_with_zeroes_and_one_line(damaged: Path, cache: str) -> None:
+    socket = damaged.with_name("s")
+    arguments = (f"vmdk:{damaged}", "--cache", cache, "--socket", socket)
+    with served(*arguments, quiet=False) as server, server.client() as client:
+        for _ in range(2):
+            assert client.read(0, 30 * GRAIN) == (b"\1" * GRAIN).ljust(30 * GRAIN, b"\0")
+        client.write(40 * GRAIN, b"\4" * GRAIN)  # a new grain
+        client.write(5 * GRAIN + 4096, b"\5" * 4096)  # into a lost one
+        client.write(41 * GRAIN + 512, b"\6" * 512)
+        want = (bytes(4096) + b"\5" * 4096).ljust(GRAIN, b"\0")
+        assert client.read(5 * GRAIN, GRAIN) == want
+        assert client.read(20 * GRAIN, GRAIN) == bytes(GRAIN)
+    assert len(server.messages) == 1
+    assert str(damaged) in server.messages[0]
+    assert "past the end" in server.messages[0]
+    found = check_image(f"vmdk:{damaged}")
+    assert (found.corruptions, found.leaks) == (0, 0), found.messages
+    with tapcore.open(f"vmdk:{damaged}", readonly=True) as disk:
+        assert disk.pread(0, length=GRAIN) == b"\1" * GRAIN
+        assert disk.pread(5 * GRAIN, length=GRAIN) == want
+        assert disk.pread(20 * GRAIN, length=GRAIN) == bytes(GRAIN)
+        assert disk.pread(40 * GRAIN, length=GRAIN) == b"\4" * GRAIN
+        assert disk.pread(41 * GRAIN, length=1024) == bytes(512) + b"\6" * 512
 
 
 def test_commit_leaves_the_parent_as_it_was(tmp_path: Path) -> None:
