@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import select
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from operator import index
 from types import TracebackType
 from typing import Any, Literal
 
-import attrs
-
 from tapcore.chain import close_disk, open_disk
 from tapcore.constants import TD_RDONLY
+from tapcore.diskcalls import DiskCalls, failed
+from tapcore.diskfile import DiskFile
 from tapcore.engine import (
     DISCARD,
     FLUSH,
@@ -27,11 +26,9 @@ from tapcore.engine import (
     engine_of,
 )
 from tapcore.engine.extents import chain_extents
-from tapcore.engine.requests import OP_NAMES
 from tapcore.errors import (
     ClosedError,
     ForkedError,
-    IOFailedError,
     NotSupportedError,
     NotWritableError,
     OutOfRangeError,
@@ -40,13 +37,13 @@ from tapcore.errors import (
     UsageError,
     open_error,
 )
+from tapcore.forks import forks
 from tapcore.keys import Keys
-from tapcore.losses import known_failure
 from tapcore.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
-from tapcore.names import ImageName
+from tapcore.names import ImageName, checked_size
 from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
-from tapcore.salvage import Salvage, SalvagingRead, salvaged_extents
+from tapcore.salvage import Salvage, salvaged_extents
 
 _MAX_CALL = 8 << 20
 """Bytes that a single request from Python moves; larger calls are made of several."""
@@ -133,19 +130,7 @@ def open(
     return Disk(disk, Salvage() if salvage else None)
 
 
-_forks = 0
-"""How often this process was forked away from another since it loaded this module."""
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
-
-
-class Disk(io.RawIOBase):
+class Disk(DiskFile):
     """An open virtual disk: positioned calls, and a seekable file.
 
     Every call waits for its answer. One thread at a time is let in, so a disk may be shared by
@@ -165,16 +150,10 @@ class Disk(io.RawIOBase):
         assert state.disks is not None
         self._state = state
         self.salvage = salvage
-        self._engine = engine_of(state)
+        self._calls = DiskCalls(state, salvage)
+        self._engine = self._calls.engine
         self._leaf: DiskDriver = state.disks
-        self._position = 0
-        self._forks = _forks
-        self._lock = threading.RLock()
-        self._poll = select.poll()
-        self._sources: dict[int, tuple[DiskDriver, int]] = {}
-        for fd, dd, sid in self._engine.poll_fds():
-            self._poll.register(fd, select.POLLIN)
-            self._sources[fd] = (dd, sid)
+        self._forks = forks()
 
     # ---- what it is -------------------------------------------------------------------------
 
@@ -220,7 +199,7 @@ class Disk(io.RawIOBase):
             offset: bytes, not negative.
             length: bytes.
         """
-        length = self._clip(offset, length)
+        offset, length = self._clip(offset, length)
         buf = bytearray(length)
         self.pread_into(offset, buf)
         return bytes(buf)
@@ -228,7 +207,9 @@ class Disk(io.RawIOBase):
     def pread_into(self, offset: int, buf: bytearray | memoryview) -> int:
         """Fill a buffer from an offset; returns the bytes read, fewer at the end of the disk."""
         view = memoryview(buf).cast("B")
-        length = self._clip(offset, len(view))
+        if view.readonly:
+            raise TypeError("what is read goes into a buffer that can be written")
+        offset, length = self._clip(offset, len(view))
         for start in range(0, length, _MAX_CALL):
             part = view[start : min(start + _MAX_CALL, length)]
             self._call(READ, offset + start, len(part), part)
@@ -248,7 +229,7 @@ class Disk(io.RawIOBase):
             The bytes written: all.
         """
         view = memoryview(data).cast("B")
-        self._check_range(offset, len(view))
+        offset, _ = self._check_range(offset, len(view))
         self._check_writable()
         for start in range(0, len(view), _MAX_CALL):
             part = view[start : start + _MAX_CALL]
@@ -269,12 +250,15 @@ class Disk(io.RawIOBase):
             NotSupportedError: the format stores everything plain.
         """
         view = memoryview(data).cast("B")
-        self._check_range(offset, len(view))
+        offset, _ = self._check_range(offset, len(view))
         self._check_writable()
         if "td_queue_write_compressed" not in self._leaf.drv.implemented:
             text = f"the format '{self.handle}' cannot store compressed data"
             raise NotSupportedError(text, image=self.name)
         unit = self.cluster_size
+        if offset % unit or (len(view) % unit and offset + len(view) != self.size):
+            text = f"only whole clusters of {unit} bytes can be stored compressed"
+            raise UsageError(text, image=self.name)
         step = max(_MAX_CALL // unit * unit, unit)
         for start in range(0, len(view), step):
             part = view[start : start + step]
@@ -283,7 +267,7 @@ class Disk(io.RawIOBase):
 
     def zero(self, offset: int, *, length: int, unmap: bool = True) -> None:
         """Make a range read as zeroes, giving space back where `unmap` allows it."""
-        self._check_range(offset, length)
+        offset, length = self._check_range(offset, length)
         self._check_writable()
         # in pieces: a driver that cannot zero has the zeroes written, all of a call at once
         for start in range(0, length, _MAX_ZERO):
@@ -292,7 +276,7 @@ class Disk(io.RawIOBase):
 
     def discard(self, offset: int, *, length: int) -> None:
         """Tell that the content of a range is no longer needed."""
-        self._check_range(offset, length)
+        offset, length = self._check_range(offset, length)
         self._check_writable()
         self._call(DISCARD, offset, length, None)
 
@@ -312,10 +296,14 @@ class Disk(io.RawIOBase):
         Raises:
             TapError: it cannot be told; with the image's name.
         """
-        length = self.size - offset if length is None else length
-        self._check_range(offset, length)
+        if length is None:
+            length = self.size - min(index(offset), self.size)
+        return self._extents(*self._check_range(offset, length))
+
+    def _extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
         if not length:
             return
+        self._check_open()
         extents = chain_extents if self.salvage is None else salvaged_extents
         try:
             yield from extents(self._leaf, offset, length)
@@ -356,7 +344,7 @@ class Disk(io.RawIOBase):
     def _ask(self, question: Callable[[DiskDriver], Any]) -> Any:
         """Call a hook that needs no loop; its errors get the image's name."""
         self._check_open()
-        with self._lock:
+        with self._calls.lock:
             self._check_open()
             try:
                 return question(self._leaf)
@@ -364,12 +352,11 @@ class Disk(io.RawIOBase):
                 raise open_error(exc, self.name) from exc
 
     def resize(self, size: int) -> None:
-        """Change the virtual size (bytes, a multiple of 512); new space reads as zeroes."""
+        """Change the virtual size (bytes, a multiple of 512, not 0); new space reads as zeroes."""
         self._check_open()
-        if size < 0 or size % 512:
-            raise UsageError("a size must be a multiple of 512 bytes", image=self.name)
+        size = checked_size(size, self.name)
         self._check_writable()
-        with self._lock:
+        with self._calls.lock:
             self._check_open()
             self._check_new_end(size)
             try:
@@ -378,7 +365,7 @@ class Disk(io.RawIOBase):
                 exc.image = exc.image or self.name
                 raise
             except OSError as exc:
-                raise _failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
+                raise failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
             except Exception as exc:
                 raise open_error(exc, self.name) from exc
             self._engine.refresh()
@@ -386,76 +373,14 @@ class Disk(io.RawIOBase):
     def _check_new_end(self, size: int) -> None:
         """What is at the end tells what a disk is: cutting it off must not turn it into another."""
         guard = self._engine.guard
-        if guard is None or not 0 < size < self.size:
+        if guard is None or size >= self.size:
             return
         tail = min(guard.tail, size)
         ends = self.pread(0, length=min(guard.head, size)), self.pread(size - tail, length=tail)
         if reason := guard.reason(*ends, size):
             raise UsageError(reason, image=self.name)
 
-    # ---- io.RawIOBase -----------------------------------------------------------------------
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def writable(self) -> bool:
-        """Unless it was opened read-only."""
-        return not self.read_only
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next `read` or `write` begins (bytes)."""
-        self._check_open()
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move; positions past the end are allowed, and read as the end of the file."""
-        self._check_open()
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
-        if base is None:
-            raise UsageError(f"whence {whence} is not known", image=self.name)
-        if base + offset < 0:
-            raise UsageError("cannot seek before the start", image=self.name)
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position."""
-        self._check_open()
-        with self._lock:
-            count = self.pread_into(self._position, memoryview(buffer).cast("B"))
-            self._position += count
-            return count
-
-    def write(self, data: Any) -> int:
-        """Write at the current position; fewer bytes at the end of the disk, none past it.
-
-        Raises:
-            OutOfRangeError: the position is at or past the end.
-        """
-        self._check_open()
-        self._check_writable()
-        view = memoryview(data).cast("B")
-        with self._lock:
-            room = self.size - self._position
-            if len(view) and room <= 0:
-                raise OutOfRangeError("the end of the disk is reached", image=self.name)
-            count = self.pwrite(self._position, view[:room])
-            self._position += count
-            return count
-
-    def truncate(self, size: int | None = None) -> int:
-        """Not by this way: a virtual disk is resized on purpose, with `resize`."""
-        raise NotSupportedError("use resize() to change a disk's size", image=self.name)
-
-    def flush(self) -> None:
-        """As `sync`; nothing on a closed disk."""
-        if not self.closed:
-            self.sync()
+    # ---- its end ----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Finish, flush and release; a second call does nothing.
@@ -465,16 +390,25 @@ class Disk(io.RawIOBase):
         """
         if self.closed:
             return
-        if self._forks != _forks:  # tables and threads are the parent's, who goes on with them
-            self.flush = _nothing  # type: ignore[method-assign]
-            super().close()
+        if self._forks != forks():
+            self._let_go()
             return
-        with self._lock:
+        with self._calls.lock:
             try:
                 super().close()  # flushes through `flush`
             finally:
-                self._wait(lambda: not self._engine.in_flight)
+                self._calls.finish()
                 close_disk(self._state)
+
+    def _let_go(self) -> None:
+        """Close it in a forked child: tables and threads are the parent's, who goes on with them.
+
+        Only this process's descriptors are closed, so that the parent's locks end with the parent.
+        """
+        self.flush = _nothing  # type: ignore[method-assign]
+        super().close()
+        for file in self._leaf.options.opened:
+            file.let_go()
 
     def __enter__(self) -> Disk:
         self._check_open()
@@ -495,7 +429,7 @@ class Disk(io.RawIOBase):
     # ---- one request at a time --------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self._forks != _forks:  # before any lock: who held it was not forked
+        if self._forks != forks():  # before any lock: who held it was not forked
             text = "was opened before this process was forked; open it again in this one"
             raise ForkedError(text, image=self.name)
         if self.closed:
@@ -505,71 +439,36 @@ class Disk(io.RawIOBase):
         if self.read_only:
             raise ReadOnlyError("is open read-only", image=self.name)
 
-    def _check_range(self, offset: int, length: int) -> None:
-        self._check_open()
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+    def _alone(self) -> AbstractContextManager[Any]:
+        return self._calls.lock
 
-    def _clip(self, offset: int, length: int) -> int:
+    def _check_range(self, offset: int, length: int) -> tuple[int, int]:
+        offset, length = self._check_numbers(offset, length)
+        if offset + length > self.size:
+            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+        return offset, length
+
+    def _clip(self, offset: int, length: int) -> tuple[int, int]:
+        offset, length = self._check_numbers(offset, length)
+        return offset, max(min(length, self.size - offset), 0)
+
+    def _check_numbers(self, offset: int, length: int) -> tuple[int, int]:
         self._check_open()
+        offset, length = index(offset), index(length)
         if offset < 0 or length < 0:
             raise UsageError("offset and length must not be negative", image=self.name)
-        return max(min(length, self.size - offset), 0)
+        return offset, length
 
-    def _call(
-        self,
-        op: int,
-        offset: int,
-        length: int,
-        buf: memoryview | None,
-        *,
-        fua: bool = False,
-        may_unmap: bool = True,
-    ) -> None:
+    def _call(self, op: int, offset: int, length: int, buf: memoryview | None, **how: bool) -> None:
         self._check_open()
-        with self._lock:
-            self._check_range(offset, length)
-            outcome, since = _Outcome(), self._state.losses.count
-            req = Request(op, offset, length, buf, outcome.finished, fua=fua)
-            req.may_unmap = may_unmap
-            self.submit(req)
-            self._engine.turn()
-            self._wait(lambda: outcome.done)
-        if req.status:
-            what, end = OP_NAMES[op], offset + length
-            known = known_failure(self._state, what, offset, end, req.status, since=since)
-            raise known or _failed(self.name, what, req.status)
+        with self._calls.lock:
+            self._check_range(offset, length)  # once more: another thread may have changed the size
+            self._calls.ask(op, offset, length, buf, **how)
 
     def submit(self, request: Request) -> None:
         """For tools that drive the engine: hand a request to it; a salvaged read does not fail."""
-        if self.salvage is not None and request.op == READ:
-            SalvagingRead(self._state, self.salvage, request).begin()
-        else:
-            self._engine.submit(request)
-
-    def _wait(self, done: Any) -> None:
-        engine = self._engine
-        while not done():
-            timeout = engine.timeout
-            for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
-                engine.readable(*self._sources[fd])
-            engine.turn()
+        self._calls.submit(request)
 
 
 def _nothing() -> None:
     """Instead of a flush."""
-
-
-@attrs.define
-class _Outcome:
-    done: bool = False
-
-    def finished(self, req: Request) -> None:
-        self.done = True
-
-
-def _failed(name: str, what: str, status: int) -> TapError:
-    if status == -errno.EROFS:
-        return ReadOnlyError("is open read-only", image=name)
-    text = f"{what} failed: {os.strerror(-status)}"
-    return IOFailedError(text, image=name, errno=-status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from weakref import WeakSet
 
 import attrs
 
@@ -182,6 +183,7 @@ class OpenOptions:
             because a part of it is lost, it opens the rest, and reads of that part fail.
         workers: the chain's share of the threads, which do for its files what would block.
         private: what a test or an embedding program wants to pass to its own driver.
+        opened: the files that were opened so, as long as they live; of a whole chain.
     """
 
     cache: CacheMode = "writeback"
@@ -200,6 +202,7 @@ class OpenOptions:
     salvage: bool = False
     workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
     private: Mapping[str, Any] = attrs.field(factory=dict)
+    opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)
 
 
 @attrs.define(eq=False)

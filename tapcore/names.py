@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from operator import index
 from typing import TypeAlias
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_DISK_SECTORS
@@ -65,6 +66,25 @@ def _possible(size: int, text: str) -> int:
     if size > MAX_DISK_SECTORS * DEFAULT_SECTOR_SIZE:
         raise UsageError(f"'{text}' is larger than a disk can be (8 EiB less 512 bytes)")
     return size
+
+
+def checked_size(size: int, image: str) -> int:
+    """A virtual disk's size in bytes that a program gives, as it is.
+
+    Raises:
+        UsageError: no disk can have it.
+        TypeError: it is no whole number.
+    """
+    size = index(size)
+    if size <= 0:
+        raise UsageError("a disk needs at least one sector (512 bytes)", image=image)
+    if size % DEFAULT_SECTOR_SIZE:
+        raise UsageError("a size must be a multiple of 512 bytes", image=image)
+    try:
+        return _possible(size, str(size))
+    except UsageError as exc:
+        exc.image = image
+        raise
 
 
 def round_up_to_sector(size: int) -> int:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,21 +124,25 @@ def test_ranges_past_the_end(disk: tapcore.Disk, content: bytes) -> None:
     assert disk.pread(SIZE + 10, length=100) == b""
     for call in (
         lambda: disk.pwrite(SIZE - 1, b"ab"),
-        lambda: disk.pwrite(-1, b"ab"),
         lambda: disk.pwrite(SIZE + 1, b""),
         lambda: disk.zero(SIZE - 1, length=2),
-        lambda: disk.zero(0, length=-1),
         lambda: disk.discard(SIZE, length=1),
-        lambda: disk.discard(-512, length=512),
         lambda: list(disk.extents(SIZE, length=1)),
-        lambda: list(disk.extents(-1)),
     ):
         with pytest.raises(tapcore.OutOfRangeError) as caught:
             call()
         assert (caught.value.image, caught.value.errno) == (disk.name, errno.EINVAL)
-    for offset, length in ((-1, 5), (0, -5)):
-        with pytest.raises(tapcore.UsageError):
-            disk.pread(offset, length=length)
+    for call in (
+        lambda: disk.pread(-1, length=5),
+        lambda: disk.pread(0, length=-5),
+        lambda: disk.pwrite(-1, b"ab"),
+        lambda: disk.zero(0, length=-1),
+        lambda: disk.discard(-512, length=512),
+        lambda: disk.extents(-1),
+    ):
+        with pytest.raises(tapcore.UsageError, match="must not be negative") as refused:
+            call()
+        assert (refused.value.image, refused.value.errno) == (disk.name, errno.EINVAL)
     assert disk.pread(0, length=SIZE) == content
 
 
@@ -170,8 +175,8 @@ def test_resize(disk: tapcore.Disk, content: bytes) -> None:
     disk.resize(SIZE)
     disk.resize(SIZE + 1024)
     assert disk.pread(SIZE, length=1024) == bytes(1024)
-    for size in (-512, 1000):
-        with pytest.raises(tapcore.UsageError, match="multiple of 512"):
+    for size, why in ((-512, "at least one sector"), (1000, "multiple of 512")):
+        with pytest.raises(tapcore.UsageError, match=why):
             disk.resize(size)
     with pytest.raises(tapcore.TapError) as caught:
         disk.resize(1 << 62)
@@ -382,8 +387,19 @@ def test_what_cannot_be_opened_is_named_and_leaves_no_descriptor(kind: str, tmp_
     assert open_fds() == before
 
 
-def test_no_permission(path: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def in_the_open() -> Iterator[Path]:
+    """A file that others reach: pytest shuts the folder of its own ones at each start of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "disk.img")
+        path.write_bytes(bytes(SIZE))
+        yield path
+
+
+def test_no_permission(in_the_open: Path) -> None:
     """As another user, where the tests run as root, to whom everything is permitted."""
+    path = in_the_open
     if os.geteuid():
         path.chmod(0o444)
         with pytest.raises(tapcore.ImageOpenError, match="Permission denied for writing"):
@@ -405,9 +421,6 @@ for handle in ("aio", "sync"):
             print(exc.errno, exc)
         assert len(os.listdir("/proc/self/fd")) == before
 """
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder.is_relative_to("/tmp/"):
-            folder.chmod(folder.stat().st_mode | 0o111)
     path.chmod(0)
 
     def run() -> list[str]:

@@ -89,7 +89,7 @@ def test_every_call_in_the_child_says_so_at_once(name: str) -> None:
 
 def test_it_says_so_also_while_a_thread_of_the_parent_is_in_a_call(name: str) -> None:
     with tapcore.open(name) as disk:
-        with disk._lock:  # as in another thread's call
+        with disk._calls.lock:  # as in another thread's call
             told: list[str] = []
             thread = threading.Thread(
                 target=lambda: told.append(
@@ -124,6 +124,75 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
     with tapcore.open(f"{handle}:{path}", readonly=True) as disk:
         assert disk.pread(4096, length=28) == b"waits in the parent's tables"
         assert disk.pread(8192, length=7) == b"goes on"
+
+
+@pytest.mark.parametrize("handle", ["aio", "sync", "qcow2", "vmdk", "qcow"])
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_no_lock_is_left_when_both_have_closed_it(
+    handle: str, cache: tapcore.CacheMode, tmp_path: Path
+) -> None:
+    name = f"{handle}:{tmp_path / 'disk'}"
+    tapcore.create_image(name, SIZE)
+    disk = tapcore.open(name, cache=cache if handle != "sync" else "writeback")
+    closed, go = (os.pipe() for _ in range(2))
+    pid = os.fork()
+    if not pid:
+        try:
+            disk.close()
+            disk.close()
+            os.write(closed[1], b"closed")
+            os.read(go[0], 1)
+        finally:
+            os._exit(0)
+    assert os.read(closed[0], 6) == b"closed"
+    with pytest.raises(tapcore.ImageLockedError):  # the parent's lock stands
+        tapcore.open(name)
+    disk.pwrite(0, b"goes on")
+    disk.close()
+    with tapcore.open(name) as again:  # though the child still lives
+        assert again.pread(0, length=7) == b"goes on"
+    os.write(go[1], b".")
+    os.waitpid(pid, 0)
+    for fd in (*closed, *go):
+        os.close(fd)
+
+
+def test_processes_of_the_standard_library_end_and_leave_the_disk_alone(tmp_path: Path) -> None:
+    """What they do at their end (collecting, atexit, finalizers) flushes and waits for nothing."""
+    path = tmp_path / "disk"
+    tapcore.create_image(f"qcow2:{path}", SIZE)
+    script = f"""
+        import concurrent.futures, gc, multiprocessing, subprocess, sys, tapcore
+        def touch(offset):
+            gc.collect()
+            disk.pread(offset, length=1)
+        def forget(offset):
+            global disk
+            del disk
+            gc.collect()
+            return offset
+        disk = tapcore.open("qcow2:{path}")
+        disk.pwrite(0, b"once")
+        before = open("{path}", "rb").read()
+        fork = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=fork) as pool:
+            for work in pool.submit(touch, 0), pool.submit(touch, 1):
+                error = work.exception()
+                assert type(error) is tapcore.ForkedError, error
+                assert error.filename == disk.name and error.errno == 9, error
+            assert pool.submit(forget, 5).result() == 5
+        child = fork.Process(target=forget, args=(0,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0, child.exitcode
+        subprocess.run(["true"], check=True, preexec_fn=gc.collect)
+        assert open("{path}", "rb").read() == before
+        assert disk.pread(0, length=4) == b"once"
+        disk.close()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    with tapcore.open(f"qcow2:{path}") as found:
+        assert found.pread(0, length=4) == b"once"
 
 
 def test_the_child_opens_it_again_for_itself(tmp_path: Path) -> None:

@@ -247,6 +247,12 @@ class DirectFile(ImageFile):
             os.eventfd_read(self.io_fd)
             self._answer_all()
 
+    def let_go(self) -> None:
+        """As its base does it, the descriptor through the page cache too."""
+        if not self._closed and self._cached_fd >= 0:
+            os.close(self._cached_fd)
+        super().let_go()
+
     def _release(self) -> None:
         self._io.close()
         if self._cached_fd >= 0:

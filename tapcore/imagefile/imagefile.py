@@ -81,6 +81,7 @@ class ImageFile:
         self._nowait = True
         self._throttled = False
         self._said_shrunk = False
+        self._closed = False
 
     # ---- at once, where the page cache allows ----------------------------------------------
 
@@ -460,6 +461,13 @@ class ImageFile:
             os.eventfd_read(self.io_fd)
             self._answer_completions()
 
+    def let_go(self) -> None:
+        """Close the descriptor in a forked child; the parent has the file, and its locks."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.fd)
+
     def _release(self) -> None:
         self._completions.close()
+        self._closed = True
         os.close(self.fd)

@@ -102,6 +102,7 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
         os.close(fd)
         raise
     file.durable = options.durable
+    options.opened.add(file)
     return file
 
 

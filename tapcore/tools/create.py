@@ -20,6 +20,7 @@ from tapcore.models import DiskId, DiskInfo
 from tapcore.names import (
     RAW_HANDLES,
     ImageName,
+    checked_size,
     format_size,
     handle_for_new,
     plain_name,
@@ -66,8 +67,8 @@ def create_image(
     """
     registry = registry or default_registry()
     parent = os.fspath(parent)
-    if size == 0:
-        raise UsageError("a new disk needs at least one sector (512 bytes)", image=os.fspath(name))
+    if size is not None:
+        size = checked_size(size, os.fspath(name))
     with new_image(
         name,
         size,

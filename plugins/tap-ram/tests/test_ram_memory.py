@@ -164,7 +164,7 @@ def test_resize_frees_what_is_cut_off_and_brings_zeroes_back() -> None:
         assert disk.pread((1 << 40) - 512, length=512) == bytes(512)
         disk.resize(512)
         assert disk.pread(0, length=4096) == b"x" * 512
-        with pytest.raises(tapcore.NotSupportedError, match="must not be empty"):
+        with pytest.raises(tapcore.UsageError, match="at least one sector"):
             disk.resize(0)
 
 
