@@ -178,7 +178,8 @@ class Transmission:
         if not self.stalled or self._over_limit():
             return False
         self.stalled = False
-        self._parse()
+        if self._stream is None:  # else more of its data has to come, and nothing is there to parse
+            self._parse()
         return True
 
     def _over_limit(self) -> bool:
