@@ -37,14 +37,38 @@ def sparse(rng: random.Random, size: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("size", [0, 512, 100001, 3 * MIB + 700])
+@pytest.mark.parametrize("size", [512, 100001, 3 * MIB + 700])
 def test_a_raw_disk_from_a_pipe(rng: random.Random, size: int) -> None:
-    data = sparse(rng, size) if size else b""
+    data = sparse(rng, size)
     done = tapdisk("convert", "-", "copy.img", input=data)
     assert (done.returncode, done.stderr) == (0, b"")
     assert Path("copy.img").read_bytes() == data + bytes(-size % 512)
     assert os.listdir() == ["copy.img"]
     assert Path("copy.img").stat().st_blocks * 512 <= 6 * 65536
+
+
+def test_what_failed_to_send_anything_replaces_nothing() -> None:
+    Path("old.img").write_bytes(b"old")
+    done = tapdisk("convert", "--force", "-", "old.img", input=b"")
+    said = b"tapdisk: nothing came from standard input\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert Path("old.img").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("flags", [os.O_APPEND, 0])
+def test_a_disk_is_not_written_over_itself_by_way_of_standard_output(flags: int) -> None:
+    Path("disk.raw").write_bytes(b"old")
+    assert main(["create", "-q", "disk.qcow2", "-o", "data_file=disk.raw", "--force", "1M"]) == 0
+    data = Path("disk.raw").read_bytes()
+    for source in ("aio:disk.raw", "disk.qcow2"):
+        fd = os.open("disk.raw", os.O_WRONLY | flags)
+        done = tapdisk(
+            "convert", source, "-", stdout=fd, stderr=subprocess.PIPE, capture_output=False
+        )
+        os.close(fd)
+        said = b"tapdisk: standard output is the source, or one of its parents\n"
+        assert (done.returncode, done.stderr) == (1, said)
+        assert Path("disk.raw").read_bytes() == data
 
 
 def test_a_file_as_standard_input_is_used_as_it_is(rng: random.Random) -> None:

@@ -408,3 +408,15 @@ def test_in_a_directory_that_is_no_more_the_image_is_named(
     (tmp_path / "gone").rmdir()
     with pytest.raises(tapcore.ImageOpenError, match=r"^x\.qcow2: No such file or directory"):
         tapcore.create_image("x.qcow2", MIB)
+
+
+def test_what_cannot_be_kept_leaves_nothing_and_says_so(
+    tmp_path: Path, either_way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "new.img"
+    (tmp_path / "new.img.partial").mkdir()
+    with making(str(path), replace=False) as files:
+        create_host_file(str(path), MIB)
+        assert files.keep_partial() == []
+    assert os.listdir(tmp_path) == ["new.img.partial"]
+    assert "new.img.partial: nothing can be kept there: Is a directory" in caplog.text

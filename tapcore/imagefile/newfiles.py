@@ -227,10 +227,13 @@ class NewFiles:
         kept = []
         for made in self._files.values():
             name = f"{made.path}.partial"
-            if not made.in_place:
-                with contextlib.suppress(OSError):
-                    placing.keep_as(made, name)
-                    kept.append(name)
+            if made.in_place:
+                continue
+            try:
+                placing.keep_as(made, name)
+                kept.append(name)
+            except OSError as exc:
+                log.warning("%s: nothing can be kept there: %s", name, describe(exc))
         return kept
 
     def discard(self) -> str:

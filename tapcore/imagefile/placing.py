@@ -368,7 +368,11 @@ def keep_as(made: NewFile, name: str) -> None:
         return
     between = temporary_name(name)
     _link(made.fd, between)
-    os.rename(between, name)
+    try:
+        os.rename(between, name)
+    except BaseException:
+        os.unlink(between)
+        raise
 
 
 def _in_own_process(work: Callable[[], None]) -> None:

@@ -20,11 +20,11 @@ from tapcore.registry import Registry, default_registry
 from tapcore.salvage import Salvage
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.imagefiles import modes_of
+from tapcore.tools.imagefiles import files_of, modes_of
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
-from tapcore.tools.streams import STANDARD, refuse_image, standard_input, stream_disk
+from tapcore.tools.streams import STANDARD, STDOUT, refuse_image, standard_input, stream_disk
 from tapcore.tools.transfer import Transfer, write_unit
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def convert_image(
     goal, info = _goal(os.fspath(target), wish)
     with _source(os.fspath(source), goal, snapshot, wish) as disk:
         if goal.name == STANDARD:
+            _refuse_standard_output(disk)
             return goal, stream_disk(disk, info, wish.options, progress)
         return goal, _into_file(disk, goal, wish)
 
@@ -161,6 +162,15 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
                 registry=wish.registry,
             )
         )
+
+
+def _refuse_standard_output(disk: Disk) -> None:
+    """A shell may have made it a file of the source, which would be overwritten, or grow."""
+    what = files_of(disk, "").keys()
+    with contextlib.suppress(OSError):  # it is closed, which the first write tells
+        status = os.fstat(STDOUT)
+        if (status.st_dev, status.st_ino) in what:
+            raise UsageError("standard output is the source, or one of its parents")
 
 
 def _named(source: str, registry: Registry) -> DiskId:

@@ -30,7 +30,8 @@ STANDARD: Final = "-"
 _NAME: Final = "standard input"
 _ENDLESS: Final = 1 << 62
 
-_STDIN, _STDOUT = 0, 1
+_STDIN: Final = 0
+STDOUT: Final = 1
 _PIECE: Final = 1 << 20
 _UNIT: Final = 64 << 10
 _POLL_MS: Final = 200
@@ -92,7 +93,8 @@ def standard_input(
 
     with tempfile.TemporaryFile(dir=os.path.dirname(beside) or ".", buffering=0) as spool:
         try:
-            _spool(spool.fileno(), progress, check)
+            if not _spool(spool.fileno(), progress, check):
+                raise UsageError("nothing came from standard input")
             if check is not None:
                 check(read_sample(spool.fileno()))
         except TapError:
@@ -109,8 +111,8 @@ def _is_whole_file(fd: int) -> bool:
         return False
 
 
-def _spool(fd: int, progress: Progress | None, check: Check | None) -> None:
-    """Keep what comes, but for zeroes."""
+def _spool(fd: int, progress: Progress | None, check: Check | None) -> int:
+    """Keep what comes, but for zeroes; returns how many bytes it was."""
     buffer = bytearray(_PIECE)
     view = memoryview(buffer)
     ready = select.poll()
@@ -130,6 +132,7 @@ def _spool(fd: int, progress: Progress | None, check: Check | None) -> None:
             check(Sample(_ENDLESS, os.pread(fd, HEAD_BYTES, 0), b""))
         held += count
     os.ftruncate(fd, held)
+    return held
 
 
 def _write_all(fd: int, view: memoryview, offset: int) -> None:
@@ -160,7 +163,7 @@ def stream_disk(
         IOFailedError: reading or writing failed.
         BrokenPipeError: nobody reads any more.
     """
-    if os.isatty(_STDOUT):
+    if os.isatty(STDOUT):
         raise UsageError("an image is not written to a terminal; redirect standard output")
     written = 0
 
@@ -180,10 +183,10 @@ def stream_disk(
 
 def _write_some(view: memoryview) -> int:
     try:
-        return os.write(_STDOUT, view)
+        return os.write(STDOUT, view)
     except BlockingIOError:  # somebody made the pipe so
         ready = select.poll()
-        ready.register(_STDOUT, select.POLLOUT)
+        ready.register(STDOUT, select.POLLOUT)
         ready.poll()
         return 0
     except BrokenPipeError:
