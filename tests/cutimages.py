@@ -4,9 +4,12 @@ import contextlib
 import os
 import random
 import re
+import subprocess
 from pathlib import Path
 
 import tapcore
+from peers import peer
+from tapcore.salvage import Salvage
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 _BLOCK = 512
@@ -77,6 +80,55 @@ def _zeroes_are_true(
             assert run.start >= wrong[0] - unit, f"{case}: {run} hides content"
 
 
+def cut_beside_qemu(handle: str, image: Path, rng: random.Random) -> None:
+    """Cut an image at random places and convert what is left, beside qemu-img.
+
+    What a strict convert makes is what QEMU made of the whole image; what a salvaging one makes of
+    plain clusters is what QEMU makes of the rest: zeroes for all that is not there.
+
+    Args:
+        handle: of the driver.
+        image: is changed; without compressed clusters.
+        rng: where it is cut.
+    """
+    content = image.read_bytes()
+    want = _by_qemu(handle, image)
+    assert want is not None
+    raw = image.with_name("ours.img")
+    with tapcore.open(f"{handle}:{image}", readonly=True) as disk:
+        unit = disk.cluster_size
+    for length in sorted(rng.randrange(1024, len(content)) for _ in range(3 * THOROUGH)):
+        image.write_bytes(content[:length])
+        case = f"{length} bytes of {len(content)}"
+        with contextlib.suppress(tapcore.TapError):
+            tapcore.convert_image(f"{handle}:{image}", f"aio:{raw}", force=True)
+            _is_all_but_a_tail(raw.read_bytes(), want, unit, case)
+        lost = Salvage()
+        with contextlib.suppress(tapcore.TapError):
+            tapcore.convert_image(f"{handle}:{image}", f"aio:{raw}", force=True, salvage=lost)
+            theirs = _by_qemu(handle, image)
+            assert theirs in (None, raw.read_bytes()), f"{case}: QEMU salvages something else"
+
+
+def _by_qemu(handle: str, image: Path) -> bytes | None:
+    raw = image.with_name("theirs.img")
+    words = ("convert", "-f", handle, "-O", "raw", image, raw)
+    done = subprocess.run([peer("qemu-img"), *words], capture_output=True, timeout=60, check=False)
+    return None if done.returncode else raw.read_bytes()
+
+
+def _is_all_but_a_tail(got: bytes, want: bytes, unit: int, case: str) -> None:
+    """But for the one cluster in which the file ends: what it lacks reads as zeroes."""
+    assert len(got) == len(want)
+    blocks = range(0, len(want), _BLOCK)
+    wrong = [at for at in blocks if got[at : at + _BLOCK] != want[at : at + _BLOCK]]
+    if not wrong:
+        return
+    assert wrong[0] // unit == wrong[-1] // unit, f"{case}: wrong without a word at {wrong[0]}"
+    there = len(got[wrong[0] : wrong[-1] + _BLOCK].rstrip(b"\0"))
+    assert there < _BLOCK, f"{case}: neither right nor zeroes at {wrong[0]}"
+
+
 def mixed_content(rng: random.Random, size: int, unit: int) -> bytes:
     """Noise, text and holes, each of some units."""
     parts: list[bytes] = []
@@ -88,3 +140,13 @@ def mixed_content(rng: random.Random, size: int, unit: int) -> bytes:
         parts.append(noise if kind < 2 else bytes(length))
         done += length
     return b"".join(parts)[:size]
+
+
+def random_writes(rng: random.Random, size: int) -> list[str]:
+    """Commands for qemu-io, in no order, so that the file's order is not that of the disk."""
+    commands = []
+    for number in range(10):
+        length = rng.randrange(1, 512) * _BLOCK
+        at = rng.randrange((size - length) // _BLOCK) * _BLOCK
+        commands.append(f"write -P {number + 1} {at} {length}")
+    return commands

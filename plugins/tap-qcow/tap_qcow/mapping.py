@@ -95,11 +95,10 @@ def plain_place(image: Image, sector: int, nb_sectors: int) -> int:
     skip = sector & geometry.sector_mask
     more = (skip + nb_sectors - 1) >> geometry.cluster_shift
     entries = table.entries
-    entry = entries[at]
-    if not image.places_end <= entry < image.file.size or entry & 511:
+    entry, size = entries[at], geometry.cluster_size
+    if entry < image.places_end or entry + more * size >= image.file.size or entry & 511:
         return 0
     if more:
-        size = geometry.cluster_size
         wanted = range(entry + size, entry + more * size + 1, size)
         if at + more > geometry.entry_mask or entries[at + 1 : at + more + 1].tolist() != [*wanted]:
             return 0

@@ -1,17 +1,18 @@
 """Clusters that lie wholly past the end of their file are lost, and nobody carries on zeroes."""
 
 import hashlib
+import io
 import os
 import random
 from pathlib import Path
 
 import pytest
 from commandline import tapdisk
-from cutimages import cut_anywhere, mixed_content
+from cutimages import cut_anywhere, cut_beside_qemu, mixed_content, random_writes
 from served import served
 
 import tapcore
-from qcowtools import qemu_img
+from qcowtools import qemu_img, qemu_io
 from tapcore.tools.commit import commit_image
 from tapcore.tools.inspect import inspect_image
 from tapcore.tools.rebase import rebase_image
@@ -59,6 +60,22 @@ def test_inspect_says_it(damaged: Path) -> None:
     os.truncate(damaged, 4200)
     assert len(said()) == 1
     assert "all content" in said()[0] or "what they map is lost" in said()[0]
+
+
+def test_a_read_that_begins_before_what_is_lost_fails(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow"
+    qemu_img("create", "-q", "-f", "qcow", image, MIB)
+    with tapcore.open(f"qcow:{image}") as disk:
+        disk.pwrite(0, b"x" * 8 * CLUSTER)
+    os.truncate(image, image.stat().st_size - 5 * CLUSTER + 100)
+    with tapcore.open(f"qcow:{image}", readonly=True) as disk:
+        kept = b"x" * (3 * CLUSTER + 100)
+        assert disk.pread(0, length=4 * CLUSTER) == kept.ljust(4 * CLUSTER, b"\0")
+        for start, length in ((0, 5 * CLUSTER), (3 * CLUSTER, 2 * CLUSTER), (100, 8 * CLUSTER)):
+            with pytest.raises(tapcore.LostContentError, match=rf"failed at {4 * CLUSTER}: "):
+                disk.pread(start, length=length)
+        with pytest.raises(tapcore.LostContentError):
+            io.BufferedReader(disk).read()
 
 
 def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path, tmp_path: Path) -> None:
@@ -120,3 +137,10 @@ def test_cut_anywhere_it_fails_or_is_right(
     image = f"qcow:{tmp_path}/a.qcow"
     tapcore.convert_image(f"aio:{tmp_path}/a.img", image, compressed=compressed)
     cut_anywhere("qcow", tmp_path / "a.qcow", want, rng)
+
+
+def test_cut_anywhere_it_is_what_qemu_says(tmp_path: Path, rng: random.Random) -> None:
+    image = tmp_path / "a.qcow"
+    qemu_img("create", "-q", "-f", "qcow", image, 4 * MIB)
+    qemu_io(image, random_writes(rng, 4 * MIB))
+    cut_beside_qemu("qcow", image, rng)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commandline import tapdisk
-from cutimages import cut_anywhere, mixed_content
+from cutimages import cut_anywhere, cut_beside_qemu, mixed_content, random_writes
 from served import TAPDISK, served
 
 import tapcore
@@ -517,3 +517,12 @@ def test_cut_anywhere_it_fails_or_is_right(tmp_path: Path, rng: random.Random, k
     (tmp_path / "a.img").write_bytes(want)
     image = convert(tmp_path / "a.img", tmp_path / "a.qcow2", compress=compress, **options)
     cut_anywhere("qcow2", image, want, rng)
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": 4096}, {"extended_l2": "on"}])
+def test_cut_anywhere_it_is_what_qemu_says(
+    tmp_path: Path, rng: random.Random, options: dict[str, object]
+) -> None:
+    image = create(tmp_path / "a.qcow2", 4 * MIB, **options)
+    qemu_io(image, *random_writes(rng, 4 * MIB))
+    cut_beside_qemu("qcow2", image, rng)

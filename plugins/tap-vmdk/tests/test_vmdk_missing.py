@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commandline import tapdisk
-from cutimages import cut_anywhere, mixed_content
+from cutimages import cut_anywhere, cut_beside_qemu, mixed_content, random_writes
 from served import served
 
 import tapcore
@@ -151,3 +151,11 @@ def test_cut_anywhere_it_fails_or_is_right(
     words = ("-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}")
     qemu_img("convert", *words, tmp_path / "a.img", tmp_path / "a.vmdk")
     cut_anywhere("vmdk", tmp_path / "a.vmdk", want, rng)
+
+
+def test_cut_anywhere_it_is_what_qemu_says(tmp_path: Path, rng: random.Random) -> None:
+    image = tmp_path / "a.vmdk"
+    qemu_img("create", "-q", "-f", "vmdk", image, 4 * MIB)
+    words = [word for command in random_writes(rng, 4 * MIB) for word in ("-c", command)]
+    subprocess.run([peer("qemu-io"), "-f", "vmdk", *words, image], capture_output=True, check=True)
+    cut_beside_qemu("vmdk", image, rng)
