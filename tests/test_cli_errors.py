@@ -1,5 +1,6 @@
 """Bad input to the real `tapdisk`: one line on standard error, the right status, no traceback."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import tapcore
 from peers import missing
+from tapcore.cli.failures import Session, set_up_logging
 
 TAPDISK = Path(sys.executable).parent / "tapdisk"
 
@@ -275,3 +277,37 @@ def test_closed_streams_do_not_become_the_image(tmp_path: Path) -> None:
     )
     assert done.returncode == 1  # what was to be said could not be
     assert image.read_bytes() == bytes(3 << 20)
+
+
+def test_what_is_found_in_a_file_is_said_once_whatever_it_is_called(tmp_path: Path) -> None:
+    """Each of these opens the same two images several times, by relative and absolute names."""
+    options = {"subformat": "twoGbMaxExtentSparse"}
+    tapcore.create_image(f"vmdk:{tmp_path}/disk.vmdk", 1 << 20, options=options)
+    parent = "disk-s001.vmdk"
+    arguments = ["create", "child.qcow2", "-b", f"vmdk:{parent}"]
+    commands = (
+        arguments,
+        ["rebase", "child.qcow2", "-b", f"vmdk:{parent}"],
+        ["convert", "-q", "-b", f"vmdk:{parent}", "child.qcow2", "copy.qcow2"],
+        ["compare", "child.qcow2", parent],
+    )
+    for command in commands:
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stderr.splitlines() if "one extent of a disk" in line] == [
+            done.stderr.strip()
+        ]
+
+
+def test_what_happens_to_a_disk_in_use_is_said_each_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = logging.getLogger().handlers[:]
+    set_up_logging("warning", Session())
+    try:
+        for name in ("tapcore.engine.guard", "tapcore.probe"):
+            for image in ("a\0b", "a\0b", "./x", "x", "y"):
+                logging.getLogger(name).warning("%s: is odd", image)
+    finally:
+        logging.getLogger().handlers[:] = before
+    assert capsys.readouterr().err.count("is odd") == 5 + 3

@@ -12,8 +12,13 @@ import click
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable
 
 _MAX_LINE = 3000
+_REMEMBERED = 1000
+"""Lines of the log."""
+_IN_USE = ("tapcore.engine", "tapcore.nbd")
+"""Who logs while clients read and write."""
 
 
 class Session:
@@ -141,6 +146,7 @@ def set_up_logging(level: str, session: Session) -> None:
     handler = logging.StreamHandler()
     handler.of_tapdisk = True  # type: ignore[attr-defined]
     handler.setFormatter(_one_line_formatter(session))
+    handler.addFilter(_once())
     root.addHandler(handler)
     root.setLevel(level.upper())
 
@@ -154,6 +160,30 @@ def end_logging() -> None:
     for old in root.handlers[:]:
         if getattr(old, "of_tapdisk", False):
             root.removeHandler(old)
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets each line about a file pass once, whatever names of it are used.
+
+    A command opens the same image several times, and each time the same is found. What happens
+    while disks are in use is told each time.
+    """
+    seen: set[tuple[str, ...]] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if record.name.startswith(_IN_USE) or not isinstance(record.args, tuple):
+            return True
+        first, *rest = (str(each) for each in record.args or ("",))
+        with contextlib.suppress(OSError, ValueError):  # it need not be a file's name
+            first = os.path.realpath(first)
+        told = (str(record.msg), first, *rest)
+        if told in seen:
+            return False
+        if len(seen) < _REMEMBERED:
+            seen.add(told)
+        return True
+
+    return is_new
 
 
 def _one_line_formatter(session: Session) -> logging.Formatter:
