@@ -176,10 +176,10 @@ def test_a_write_beside_a_file_that_grows_is_not_taken_for_one_that_shrinks(tmp_
     with opened(f"vmdk:{tmp_path / 'd.vmdk'}") as state:
         wire = Wire(state)
         disk = LateDisk(wire)
-        for n in range(0, 64, 8):
+        for n in range(0, 64, 16):
             wire.feed(wire.make(WRITE, n * MIB, payload=b"w" * MIB))
             wire.feed(wire.make(BLOCK_STATUS, 0, 64 * MIB))
-            wire.feed(wire.make(READ, 0, 32 * MIB))
+            wire.feed(wire.make(READ, 0, 8 * MIB))
         finish(wire, disk)
         assert set(wire.errors()) == {0}
         wire.end()

@@ -1,15 +1,15 @@
 """Block devices that cannot be written: served for reading, and refused where something writes."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from nbd_client import EPERM, IS_READ_ONLY, NbdError
-from served import TAPDISK, served
+from served import served
 
 import tapcore
 from hostfs import loop_device
+from tapcore.cli.main import main
 
 MIB = 1 << 20
 CONTENT = b"c" * MIB
@@ -70,10 +70,15 @@ def test_an_image_of_a_format_on_it_is_served_read_only_too(tmp_path: Path) -> N
     ids=" ".join,
 )
 def test_nothing_is_made_on_it(
-    words: list[str], force: list[str], device: str, tmp_path: Path
+    words: list[str],
+    force: list[str],
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    words = [word.replace("DEVICE", device) for word in words]
-    refused([*words, *force], device, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    refused([*(word.replace("DEVICE", device) for word in words), *force], device, capfd)
     assert [path.name for path in tmp_path.iterdir()] == ["backing"]
 
 
@@ -81,17 +86,17 @@ def test_nothing_is_made_on_it(
     "words",
     [["resize", "--shrink", "DEVICE", "512K"], ["bench", "DEVICE", "--rw", "write", "--force"]],
 )
-def test_nothing_on_it_is_changed(words: list[str], device: str, tmp_path: Path) -> None:
-    words = [word.replace("DEVICE", f"aio:{device}") for word in words]
-    refused(words, device, tmp_path)
+def test_nothing_on_it_is_changed(
+    words: list[str], device: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused([word.replace("DEVICE", f"aio:{device}") for word in words], device, capfd)
 
 
-def refused(words: list[str], device: str, folder: Path) -> None:
-    done = subprocess.run(
-        [TAPDISK, *words], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr in (
+def refused(words: list[str], device: str, capfd: pytest.CaptureFixture[str]) -> None:
+    status = main(words)
+    out, err = capfd.readouterr()
+    assert (status, out) == (1, "")
+    assert err in (
         f"tapdisk: {device}: is a read-only block device\n",
         f"tapdisk: aio:{device}: is a read-only block device\n",
     )

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -11,25 +12,35 @@ from nbd_client import hello
 from served import TAPDISK, served
 
 from tapcore import UnixAddress, UsageError, nbd_server
+from tapcore.cli.main import main
 
 MIB = 1 << 20
 RAW = os.fsdecode(b"d\xff\xfe.img")
 
 
-def refused(folder: Path, *words: str) -> str:
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Refused:
     """What is written where the server does not start: one line, and nothing is left."""
-    before = os.listdir(folder)
-    done = subprocess.run(
-        [TAPDISK, "serve", *words], cwd=folder, capture_output=True, check=False, timeout=60
-    )
-    assert done.returncode in (1, 2)
-    assert done.stdout == b""
-    line = done.stderr.decode()  # it is UTF-8, whatever the names are
-    assert line.count("\n") == 1
-    assert "udc" not in line
-    assert "unexpected" not in line
-    assert os.listdir(folder) == before
-    return line
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        before = os.listdir(tmp_path)
+        assert main(["serve", *words]) in (1, 2)
+        out, err = capfdbinary.readouterr()
+        assert out == b""
+        line = err.decode()  # it is UTF-8, whatever the names are
+        assert line.count("\n") == 1
+        assert "udc" not in line
+        assert "unexpected" not in line
+        assert os.listdir(tmp_path) == before
+        return line
+
+    return run
 
 
 def test_an_image_whose_name_is_not_utf_8_is_served(tmp_path: Path) -> None:
@@ -68,14 +79,16 @@ def test_a_socket_whose_name_is_not_utf_8_is_told_by_its_bytes(tmp_path: Path) -
     ],
     ids=lambda each: "-".join(each)[:20] if isinstance(each, tuple) else "",
 )
-def test_names_that_cannot_be(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_names_that_cannot_be(words: tuple[str, ...], said: str, refused: Refused) -> None:
     place = () if "--socket" in words or "--bind" in words else ("--socket", "s")
-    assert refused(tmp_path, "ram:1M", *words, *place) == f"tapdisk: {said}\n"
+    assert refused("ram:1M", *words, *place) == f"tapdisk: {said}\n"
 
 
-def test_several_images_of_which_one_cannot_name_its_export(tmp_path: Path) -> None:
+def test_several_images_of_which_one_cannot_name_its_export(
+    tmp_path: Path, refused: Refused
+) -> None:
     (tmp_path / RAW).write_bytes(bytes(512))
-    line = refused(tmp_path, "ram:1M", RAW, "--socket", "s")
+    line = refused("ram:1M", RAW, "--socket", "s")
     assert line.startswith(
         "tapdisk: d\\xff\\xfe.img: its name is not UTF-8, as an export's has to be"
     )
@@ -83,13 +96,15 @@ def test_several_images_of_which_one_cannot_name_its_export(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [107, 108, 109, 5000])
-def test_a_socket_has_so_long_a_path_as_the_kernel_takes(size: int, tmp_path: Path) -> None:
+def test_a_socket_has_so_long_a_path_as_the_kernel_takes(
+    size: int, tmp_path: Path, refused: Refused
+) -> None:
     where = f"{tmp_path}/".ljust(size, "s")
     if size <= 107:
         with served("ram:1M", "--socket", where) as server, server.client() as client:
             assert client.size == MIB
         return
-    line = refused(tmp_path, "ram:1M", "--socket", where)
+    line = refused("ram:1M", "--socket", where)
     assert line.endswith(f"a Unix socket's path has 107 bytes at most, and this one {size}\n")
 
 
@@ -127,5 +142,8 @@ def test_a_server_whose_address_nobody_can_be_told_does_not_run(tmp_path: Path) 
             check=False,
             timeout=60,
         )
-    assert (done.returncode, done.stderr) == (1, "tapdisk: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "tapdisk: standard output: No space left on device\n",
+    )
     assert os.listdir(tmp_path) == []
