@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import index
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tapcore.chain import close_disk, open_disk
 from tapcore.constants import TD_RDONLY
@@ -45,6 +45,8 @@ from tapcore.references import ReferencePolicy
 from tapcore.registry import Registry, default_registry
 from tapcore.salvage import Salvage, salvaged_extents
 
+_CACHE_MODES = get_args(CacheMode)
+
 _MAX_CALL = 8 << 20
 """Bytes that a single request from Python moves; larger calls are made of several."""
 
@@ -56,7 +58,7 @@ def open(
     name: ImageName,
     *,
     readonly: bool = False,
-    parents: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...] = (),
+    parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     cache: CacheMode = "writeback",
     lock: bool = True,
     filters: tuple[str, ...] = (),
@@ -95,8 +97,11 @@ def open(
     Raises:
         TapError: with the image's name, an errno, and one line saying what is wrong.
     """
-    name = os.fspath(name)
-    words = parents if isinstance(parents, tuple) else (parents,)
+    name = os.fsdecode(name)
+    _check_words(cache, filters, name)
+    words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
+    if metadata_cache is not None and index(metadata_cache) < 0:
+        raise UsageError("a cache cannot have less than 0 bytes", image=name)
     if not lock and not readonly:
         raise UsageError("a disk can be opened without a lock only for reading", image=name)
     if snapshot and not readonly:
@@ -128,6 +133,14 @@ def open(
     if copy_on_read:
         engine_of(disk).enable_copy_on_read()
     return Disk(disk, Salvage() if salvage else None)
+
+
+def _check_words(cache: object, filters: object, name: str) -> None:
+    if cache not in _CACHE_MODES:
+        known = ", ".join(map(repr, _CACHE_MODES))
+        raise UsageError(f"there is no cache mode {cache!r} ({known})", image=name)
+    if isinstance(filters, str):
+        raise TypeError("filters: a tuple of names, not a text")
 
 
 class Disk(DiskFile):

@@ -23,6 +23,8 @@ _PYTHONS_OWN: Final[dict[int, type[OSError]]] = {
     errno.EEXIST: FileExistsError,
     errno.EACCES: PermissionError,
     errno.EPERM: PermissionError,
+    errno.EISDIR: IsADirectoryError,
+    errno.ENOTDIR: NotADirectoryError,
 }
 """What OSError itself becomes with these; not those of calls that are to be repeated."""
 
@@ -162,8 +164,11 @@ class ImageFormatError(TapError):
     default_errno = errno.EINVAL
 
 
-class ImageLockedError(TapError):
-    """Another process uses the image in a way that forbids this use."""
+class ImageLockedError(TapError, BlockingIOError):
+    """Another process uses the image in a way that forbids this use.
+
+    Python's own locks (`fcntl.flock`) say the same with a BlockingIOError.
+    """
 
     default_errno = errno.EAGAIN
 

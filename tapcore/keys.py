@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -78,7 +78,11 @@ class Keys:
             return cls()
         if isinstance(keys, bytes):
             return cls(default=keys)
-        return cls(by_image=tuple((_real_path(os.fspath(name)), key) for name, key in keys.items()))
+        given: Any = keys  # a text is given easily, and would be taken apart
+        if not isinstance(given, Mapping) or not all(isinstance(k, bytes) for k in given.values()):
+            raise TypeError("a passphrase is bytes: one for all images, or one for each path")
+        paths = (_real_path(os.fsdecode(name)) for name in keys)
+        return cls(by_image=tuple(zip(paths, keys.values(), strict=True)))
 
     @classmethod
     def from_words(cls, words: tuple[str, ...]) -> Keys:

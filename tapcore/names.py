@@ -12,8 +12,9 @@ from tapcore.errors import UnknownHandleError, UsageError
 from tapcore.models import DiskId, DiskInfo
 from tapcore.registry import Registry
 
-ImageName: TypeAlias = str | os.PathLike[str]
-"""`[HANDLE:]PATH`, as text or as a path, which means what its text says."""
+ImageName: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""`[HANDLE:]PATH`, as text, as the bytes of a file's name, or as a path, which means what its text
+says."""
 
 RAW_HANDLES = ("aio", "sync")
 """Handles for a file that no driver recognises, the first one installed; a convention of names:
@@ -124,11 +125,15 @@ def split_name(name: ImageName, registry: Registry) -> DiskId:
     Returns:
         The name, with an empty `drivertype` where no handle was given.
     """
-    text = os.fspath(name)
+    text = os.fsdecode(name)
     if not text:
         raise UsageError("an image's name must not be empty")
     if "\0" in text:
-        raise UsageError("an image's name must not contain a NUL")
+        raise UsageError("an image's name must not contain a NUL", image=text)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError("no file can have this name", image=text) from None
     head, colon, rest = text.partition(":")
     if not colon or not _HANDLE.fullmatch(head):
         return DiskId(text)

@@ -38,7 +38,7 @@ _TRIES: Final = 8
 
 
 def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    return tuple(os.fspath(path) for path in paths)
+    return tuple(os.fsdecode(path) for path in paths)
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
 from tapcore import TapError
 from tapcore.cli.group import COMMANDS
-from tapcore.nbd import connection, constants, server, transmission
+from tapcore.nbd import connection, constants, listening, server, transmission
 
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 READMES = [*DOCS.rglob("*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]
@@ -84,7 +84,7 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
         f"| memory | {transmission.MAX_HELD // mib} MiB of buffers and waiting replies for each",
         f"| connections | {server.MAX_CONNECTIONS} |",
         f"no export after {connection.HANDSHAKE_SECONDS:g} s is dropped |",
-        f"the default is 127.0.0.1 and {server.DEFAULT_PORT}.",
+        f"the default is 127.0.0.1 and {listening.DEFAULT_PORT}.",
     )
     assert [row for row in rows if row not in text] == []
 

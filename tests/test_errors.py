@@ -4,11 +4,14 @@ import copy
 import errno
 import io
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import tapcore
 from tapcore.errors import ImageFormatError, TapError, describe, errno_of, open_error
+from tapcore.tools.resize import resize_image
 
 ODD = "a\nb\x1b[31m\udce9"
 SAFE = "a\\x0ab\\x1b[31m\\xe9"
@@ -122,3 +125,49 @@ def test_a_class_with_arguments_of_its_own_does_too() -> None:
     exc = pickle.loads(pickle.dumps(_OfAPlugin(7, 8)))
     assert (type(exc), exc.sector, str(exc)) == (_OfAPlugin, 7, "sector 7 of 8 is odd")
     assert exc.errno == errno.EIO
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "code"),
+    [
+        ("missing", FileNotFoundError, errno.ENOENT),
+        ("folder", IsADirectoryError, errno.EISDIR),
+        ("file/below", NotADirectoryError, errno.ENOTDIR),
+        ("locked", BlockingIOError, errno.EAGAIN),
+    ],
+)
+def test_what_opening_fails_with_is_pythons_own_error_too(
+    make: str, kind: type[OSError], code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "locked"):
+        (tmp_path / name).write_bytes(bytes(512))
+    path = tmp_path / make
+    with tapcore.open(f"aio:{tmp_path / 'locked'}"):
+        calls: list[Callable[[], object]] = [
+            lambda: tapcore.open(f"aio:{path}"),
+            lambda: tapcore.convert_image(f"aio:{path}", tmp_path / "new.img"),
+            lambda: resize_image(f"aio:{path}", "1M"),
+        ]
+        for call in calls:
+            with pytest.raises(kind) as caught:
+                call()
+            assert isinstance(caught.value, tapcore.TapError)
+            assert (caught.value.errno, caught.value.filename) == (code, str(path))
+            again = pickle.loads(pickle.dumps(caught.value))
+            assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+
+
+def test_what_is_there_already_is_a_file_exists_error(tmp_path: Path) -> None:
+    (tmp_path / "old.img").write_bytes(bytes(512))
+    for make in (
+        lambda: tapcore.create_image(tmp_path / "old.img", 512),
+        lambda: tapcore.create_image(
+            tmp_path / "new.qcow2", 512, options={"data_file": tmp_path / "old.img"}
+        ),
+        lambda: tapcore.convert_image("ram:512", tmp_path / "old.img"),
+    ):
+        with pytest.raises(FileExistsError) as caught:
+            make()
+        assert isinstance(caught.value, tapcore.UsageError)
+        assert caught.value.filename == str(tmp_path / "old.img")

@@ -138,3 +138,55 @@ def test_no_call_of_a_disk_takes_two_numbers_by_place() -> None:
             if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
         ]
         assert name == "seek" or by_place.count("int") < 2, name
+
+
+def test_the_bytes_of_a_name_are_a_name(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9\xff"
+    tapcore.create_image(b"qcow2:" + raw, 1 << 20)
+    tapcore.create_image(b"qcow2:" + raw + b"2", None, parent=b"qcow2:" + raw)
+    with tapcore.open(raw, readonly=True) as disk:
+        assert os.fsencode(disk.name) == b"qcow2:" + raw
+    assert image_info(raw + b"2", chain=True)[1].image == os.fsdecode(raw)
+    check_image(raw)
+    inspect_image(raw)
+    resize_image(b"qcow2:" + raw + b"2", "2M")
+    rebase_image(b"qcow2:" + raw + b"2", b"")
+    tapcore.convert_image(raw, raw + b".img")
+    assert os.path.getsize(raw + b".img") == 1 << 20
+    with pytest.raises(FileNotFoundError) as caught:
+        tapcore.open(b"aio:/no/such/caf\xff")
+    assert str(caught.value) == "/no/such/caf\\xff: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", ""])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(tapcore.UsageError) as caught:
+        tapcore.open(name, readonly=True)
+    assert caught.value.filename == (name or None)
+
+
+@pytest.mark.parametrize("name", [None, 3, 1.5, ["a"]])
+def test_what_is_no_name_is_a_type_error(name: Any) -> None:
+    for call in (tapcore.open, image_info, lambda name: tapcore.create_image(name, 512)):
+        with pytest.raises(TypeError):
+            call(name)
+
+
+def test_other_arguments_are_not_taken_for_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(512))
+    wrong: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"cache": "None"}, tapcore.UsageError),
+        ({"cache": None}, tapcore.UsageError),
+        ({"cache": "writethrough"}, tapcore.UsageError),
+        ({"filters": "error"}, TypeError),
+        ({"keys": "secret"}, TypeError),
+        ({"keys": {str(path): "secret"}}, TypeError),
+        ({"metadata_cache": -1}, tapcore.UsageError),
+        ({"metadata_cache": "1M"}, TypeError),
+        ({"parents": 5}, TypeError),
+    ]
+    for arguments, kind in wrong:
+        with pytest.raises(kind):
+            tapcore.open(path, readonly=True, **arguments)
+    tapcore.open(path, readonly=True, parents=[tmp_path, "any"]).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -61,7 +62,7 @@ def claim_file(
     """
     if os.path.lexists(path):
         if not force:
-            raise UsageError("exists already; --force replaces it", image=path)
+            raise UsageError("exists already; --force replaces it", image=path, errno=errno.EEXIST)
         if any(_is_same(path, name) for name in never):
             raise UsageError("is the image, or one of its parents", image=path)
 

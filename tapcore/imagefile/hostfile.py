@@ -29,7 +29,8 @@ _NOT_AN_IMAGE: Final = {
 
 def kind_error(kind: int, path: str) -> ImageOpenError:
     """What to raise for a file of a kind (`stat.S_IF*`) that cannot be an image."""
-    return ImageOpenError(_NOT_AN_IMAGE[kind], image=path, errno=errno.EINVAL)
+    code = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
+    return ImageOpenError(_NOT_AN_IMAGE[kind], image=path, errno=code)
 
 
 def check_kind(fd: int, path: str) -> None:
@@ -92,7 +93,7 @@ def create_host_file(
         ImageLockedError: it is an image that somebody uses.
         UsageError: a block device smaller than `size`, or something that must not be replaced.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     if (files := new_files()) is not None:
         fd = files.create(path)
         if not _used_as_it_is(fd, path, size, zeroed=zeroed):
@@ -130,7 +131,7 @@ def open_host_file(path: str | os.PathLike[str], *, writing: bool = False) -> in
     """
     from tapcore.imagefile.opening import open_host_fd
 
-    return open_host_fd(os.fspath(path), os.O_RDWR if writing else os.O_RDONLY)
+    return open_host_fd(os.fsdecode(path), os.O_RDWR if writing else os.O_RDONLY)
 
 
 def supersede_host_file(path: str | os.PathLike[str]) -> None:
@@ -145,13 +146,13 @@ def supersede_host_file(path: str | os.PathLike[str]) -> None:
         TapError: it must not be replaced, or is in use.
     """
     if (files := new_files()) is not None:
-        files.supersede(os.fspath(path))
+        files.supersede(os.fsdecode(path))
 
 
 def remove_host_file(path: str | os.PathLike[str]) -> None:
     """Take back what `create_host_file` made: a file goes, a block device stays; raises nothing."""
     if (files := new_files()) is not None:
-        files.take_back(os.fspath(path))
+        files.take_back(os.fsdecode(path))
         return
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.stat(path).st_mode):

@@ -161,7 +161,7 @@ class NewFiles:
             raise UsageError(what, image=real)
         refuse_read_only_device(real, real)
         if not self._replace:
-            raise UsageError("exists already; --force replaces it", image=real)
+            raise UsageError("exists already; --force replaces it", image=real, errno=errno.EEXIST)
         if real in self._superseded:  # which holds the lock
             return self._superseded.pop(real)
         fd = open_host_fd(real, os.O_RDWR)

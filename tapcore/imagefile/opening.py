@@ -81,7 +81,7 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
     Raises:
         TapError: not a file or block device, no permission, in use, or what to install.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     read_only = bool(flags & TD_RDONLY)
     access = os.O_RDONLY if read_only else os.O_RDWR
     bound = options.bound

@@ -27,7 +27,7 @@ _MAX_PATH: Final = 107
 
 
 def _as_text(path: str | os.PathLike[str]) -> str:
-    return os.fspath(path)
+    return os.fsdecode(path)
 
 
 @attrs.frozen

@@ -35,7 +35,7 @@ def amend_image(
         TapError: with the image's name.
     """
     if not options:
-        raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=os.fspath(name))
+        raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=os.fsdecode(name))
     registry = registry or default_registry()
     with open_image(
         name, writing=True, references=references, keys=keys, registry=registry

@@ -96,7 +96,7 @@ def convert_image(
             target's place still is, and nothing else; of a block device what it held is lost.
     """
     wish = _Wish(
-        parent=os.fspath(parent),
+        parent=os.fsdecode(parent),
         options=as_texts(options),
         compressed=compressed,
         force=force,
@@ -109,8 +109,8 @@ def convert_image(
         progress=progress,
         salvage=salvage,
     )
-    goal, info = _goal(os.fspath(target), wish)
-    with _source(os.fspath(source), goal, snapshot, wish) as disk:
+    goal, info = _goal(os.fsdecode(target), wish)
+    with _source(os.fsdecode(source), goal, snapshot, wish) as disk:
         if goal.name == STANDARD:
             _refuse_standard_output(disk)
             return goal, stream_disk(disk, info, wish.options, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -66,9 +67,9 @@ def create_image(
         TapError: with the image's name; nothing was made.
     """
     registry = registry or default_registry()
-    parent = os.fspath(parent)
+    parent = os.fsdecode(parent)
     if size is not None:
-        size = checked_size(size, os.fspath(name))
+        size = checked_size(size, os.fsdecode(name))
     with new_image(
         name,
         size,
@@ -196,12 +197,12 @@ def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskI
         disk_id = split_name(name, registry)
         info = handle_for_new(disk_id, registry)
     except TapError as exc:
-        exc.image = exc.image or os.fspath(name)
+        exc.image = exc.image or os.fsdecode(name)
         raise
     if not info.file_backed:
         raise UsageError(
             f"a '{info.handle}' disk exists only while it is open; there is nothing to create",
-            image=os.fspath(name),
+            image=os.fsdecode(name),
         )
     if "create" not in info.capabilities:
         raise NotSupportedError(
@@ -224,7 +225,7 @@ def refuse_to_replace(path: str, *, force: bool) -> None:
         return
     refuse_read_only_device(path, path)
     if not force:
-        raise UsageError("exists already; --force replaces it", image=path)
+        raise UsageError("exists already; --force replaces it", image=path, errno=errno.EEXIST)
     if not os.path.exists(path):
         raise UsageError("is a symbolic link to nothing", image=path)
     fd = open_host_fd(path, os.O_RDWR)

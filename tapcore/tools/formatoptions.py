@@ -11,7 +11,7 @@ from tapcore.models import FormatOption
 
 def as_texts(options: Mapping[str, str | os.PathLike[str]] | None) -> dict[str, str]:
     """Options for a driver: some name files, and from Python a name may be a path."""
-    return {key: os.fspath(value) for key, value in (options or {}).items()}
+    return {key: os.fsdecode(value) for key, value in (options or {}).items()}
 
 
 def check_options(

@@ -110,7 +110,7 @@ def inspect_image(
             raise UsageError(f"a '{disk_id.drivertype}' disk is not a file to be inspected")
         fd = open_host_fd(disk_id.name, os.O_RDONLY)
     except (TapError, OSError) as exc:
-        raise open_error(exc, os.fspath(name)) from None
+        raise open_error(exc, os.fsdecode(name)) from None
     try:
         return _inspect(fd, disk_id, references or ReferencePolicy(none=True), registry)
     except (TapError, OSError) as exc:

@@ -68,7 +68,7 @@ def rebase_image(
     """
     registry = registry or default_registry()
     image = _path_of(name, registry)
-    recorded, path = _new_parent(os.fspath(parent), image, registry, must_exist=not unsafe)
+    recorded, path = _new_parent(os.fsdecode(parent), image, registry, must_exist=not unsafe)
     if unsafe:
         if recorded is not None:
             _refuse_visible_loop(DiskId(path, recorded.drivertype), image, references, registry)
@@ -160,7 +160,7 @@ def _path_of(name: ImageName, registry: Registry) -> str:
     try:
         return split_name(name, registry).name
     except TapError as exc:
-        exc.image = exc.image or os.fspath(name)
+        exc.image = exc.image or os.fsdecode(name)
         raise
 
 

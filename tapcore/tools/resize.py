@@ -64,7 +64,7 @@ def _refuse_what_does_not_last(name: ImageName, registry: Registry) -> None:
     try:
         handle = split_name(name, registry).drivertype
     except TapError as exc:
-        exc.image = exc.image or os.fspath(name)
+        exc.image = exc.image or os.fsdecode(name)
         raise
     if handle and not registry.get(handle).file_backed:
-        raise UsageError(f"a '{handle}' disk exists only while it is open", image=os.fspath(name))
+        raise UsageError(f"a '{handle}' disk exists only while it is open", image=os.fsdecode(name))

@@ -82,9 +82,7 @@ def nbd_server(
         raise
 
 
-def _open(
-    image: str | os.PathLike[str], opened: Callable[..., TdState], *, read_only: bool
-) -> TdState:
+def _open(image: ImageName, opened: Callable[..., TdState], *, read_only: bool) -> TdState:
     """For writing, unless that is not wanted or the device cannot be written."""
     if not read_only:
         try:
@@ -118,7 +116,7 @@ def _check_export_name(name: str, image: ImageName, *, given: bool) -> None:
         if given:
             raise UsageError("an export's name has to be UTF-8, and is not", image=name) from None
         text = "its name is not UTF-8, as an export's has to be; name each with --export"
-        raise UsageError(text, image=os.fspath(image)) from None
+        raise UsageError(text, image=os.fsdecode(image)) from None
     if size > MAX_STRING:
         raise UsageError(f"an export's name has {MAX_STRING} bytes at most, and this one {size}")
     if "\0" in name:
@@ -129,5 +127,5 @@ def _file_name(image: ImageName, registry: Registry) -> str:
     try:
         return os.path.basename(split_name(image, registry).name)
     except TapError as exc:
-        exc.image = exc.image or os.fspath(image)
+        exc.image = exc.image or os.fsdecode(image)
         raise

@@ -65,7 +65,7 @@ def create_snapshot(
         UsageError: the name is empty, or a snapshot has it already.
     """
     if not snapshot or "\0" in snapshot:
-        raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=os.fspath(name))
+        raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=os.fsdecode(name))
     with _changing(name, "td_snapshot_create", references, keys, registry) as dd:
         if any(snapshot in (found.id, found.name) for found in dd.drv.td_snapshots(dd)):
             raise UsageError(f"has a snapshot '{snapshot}' already")
