@@ -11,6 +11,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.imagefile.newfiles import identity_of
 from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.models import DiskId, DiskInfo
 from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
@@ -166,11 +167,8 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
 
 def _refuse_standard_output(disk: Disk) -> None:
     """A shell may have made it a file of the source, which would be overwritten, or grow."""
-    what = files_of(disk, "").keys()
-    with contextlib.suppress(OSError):  # it is closed, which the first write tells
-        status = os.fstat(STDOUT)
-        if (status.st_dev, status.st_ino) in what:
-            raise UsageError("standard output is the source, or one of its parents")
+    if identity_of(f"/dev/fd/{STDOUT}") in files_of(disk, ""):
+        raise UsageError("standard output is the source, or one of its parents")
 
 
 def _named(source: str, registry: Registry) -> DiskId:
