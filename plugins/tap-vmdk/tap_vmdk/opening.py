@@ -74,8 +74,11 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
             open_parts(dd, image)
         else:
             image.sectors = sum(line.sectors for line in extent_lines(image))
-        if not flags & TD_RDONLY and not dd.options.parent_only:
-            refuse_unwritable(image, mending=not content)
+        if not flags & TD_RDONLY:
+            if not dd.options.metadata_only:
+                refuse_unnamed(image)
+            if not dd.options.parent_only:
+                refuse_unwritable(image, mending=not content)
         for doubt in _doubts(image):
             log.warning("%s: %s", name, doubt)
     except BaseException:
@@ -325,6 +328,18 @@ def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
     return sparse_part(dd, line, 0, file)
 
 
+def refuse_unnamed(image: Image) -> None:
+    """Raise where the place of the descriptor has to be known, and its header does not say it.
+
+    Raises:
+        ImageFormatError: it has to be repaired before.
+    """
+    if image.descriptor is not None and image.place is None:
+        raise ImageFormatError(
+            f"{NOT_NAMED}; it can be read, and `tapdisk check --repair all` mends it"
+        )
+
+
 def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
     """Raise where a part of the disk could not be written.
 
@@ -336,10 +351,6 @@ def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
         NotSupportedError: with the reason.
         ImageFormatError: it has to be repaired before.
     """
-    if image.descriptor is not None and image.place is None and not mending:
-        raise ImageFormatError(
-            f"{NOT_NAMED}; it can be read, and `tapdisk check --repair all` mends it"
-        )
     for part in image.parts:
         damaged = isinstance(part, WritablePart) and not part.map.whole_directories
         if damaged and not mending:

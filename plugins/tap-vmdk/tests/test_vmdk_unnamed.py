@@ -15,6 +15,7 @@ import tapcore
 from peers import peer
 from tapcore.tools.check import check_image
 from tapcore.tools.inspect import inspect_image
+from tapcore.tools.rebase import rebase_image
 from vmdkwriters import descriptor, hosted
 
 SIZE = 16 << 16
@@ -59,6 +60,8 @@ def test_its_parent_is_read_and_the_header_is_mended(
     before = child.read_bytes()
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
         tapcore.open(f"vmdk:{child}")
+    with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
+        rebase_image(f"vmdk:{child}", "vmdk:base.vmdk", unsafe=True)
     assert check_image(f"vmdk:{child}", repair="leaks").corruptions == 1
     assert child.read_bytes() == before
     found = check_image(f"vmdk:{child}", repair="all")
