@@ -22,11 +22,14 @@ from tapcore.errors import (
     DriverError,
     ImageFormatError,
     ImageOpenError,
+    IOFailedError,
     NotSupportedError,
     NotWritableError,
     ReferencePolicyError,
     TapError,
     UsageError,
+    describe,
+    errno_of,
     open_error,
 )
 from tapcore.formats import SIGNATURES
@@ -331,13 +334,20 @@ def close_disk(disk: TdState) -> None:
         raise error
 
 
+def _close_error(exc: Exception, image: str) -> TapError:
+    """What is closed was open: the system's errors are those of a last write or flush."""
+    if isinstance(exc, OSError) and not isinstance(exc, TapError):
+        return IOFailedError(describe(exc), image=image, errno=errno_of(exc))
+    return open_error(exc, image)
+
+
 def _close_images(disk: TdState) -> TapError | None:
     first: TapError | None = None
     for dd in disk.disks.chain() if disk.disks is not None else ():
         try:
             dd.drv.td_close(dd)
         except Exception as exc:
-            first = first or open_error(exc, dd.name)
+            first = first or _close_error(exc, dd.name)
     disk.disks = None
     disk.blkif = None
     return first

@@ -16,6 +16,7 @@ from tapcore import (
     DriverError,
     ImageFormatError,
     ImageOpenError,
+    IOFailedError,
     OpenOptions,
     ReferencePolicyError,
     Registry,
@@ -370,9 +371,9 @@ def test_a_close_that_fails_closes_the_others_and_says_so(world: World) -> None:
     for n in (1, 2):
         world.images[str(world.root / f"n{n}")].close_error = OSError(errno.EIO, f"n{n}")
     disk = world.open("n0")
-    with pytest.raises(TapError) as caught:
+    with pytest.raises(IOFailedError) as caught:
         close_disk(disk)
-    assert caught.value.image == str(world.root / "n1")
+    assert (caught.value.image, caught.value.errno) == (str(world.root / "n1"), errno.EIO)
     assert len(world.closed) == 3
     assert "names the file" in world.refused("n0", "none")  # the first error is the one told
 

@@ -1,5 +1,6 @@
 """Names that are not UTF-8, or too long: in each command, in what it says, in JSON."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tapcore import create_image
 from tapcore.cli.main import main
 from tapcore.cli.output import json_text
 from tapcore.errors import printable
@@ -131,6 +133,21 @@ def test_json_is_valid_and_tells_names_apart() -> None:
 )
 def test_what_cannot_be_printed_is_shown_as_what_it_is(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stream_that_lacks_a_character_shows_which(
+    encoding: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in ("img", "qcow2", "vmdk"):
+        name = f"Łódź-{ODD}.{suffix}"
+        create_image(here / name, 1 << 20)
+        for command in (["info"], ["inspect"], ["map"], ["map", "--picture"], ["info", "--json"]):
+            output = io.BytesIO()
+            monkeypatch.setattr("sys.stdout", io.TextIOWrapper(output, encoding=encoding))
+            assert main([*command, name]) == 0
+            if command[0] != "map":
+                assert b"\\u0141" in output.getvalue()
 
 
 # ---- too long --------------------------------------------------------------------------------

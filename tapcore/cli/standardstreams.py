@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,14 @@ def open_standard_streams() -> None:
 
 @contextlib.contextmanager
 def named_output() -> Iterator[None]:
-    """While this is active, an error of printing says that it is one: no image is full."""
+    """While this is active, an error of printing says that it is one: no image is full.
+
+    A character that the stream's encoding does not have is shown as what it is, `\\xe9`, as on
+    standard error: a name in an image is no error.
+    """
     before = sys.stdout
+    if isinstance(before, io.TextIOWrapper) and before.encoding.lower() not in ("utf-8", "utf8"):
+        before.reconfigure(errors="backslashreplace")
     output: Any = _Output(before)
     sys.stdout = output
     try:
