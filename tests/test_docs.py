@@ -14,7 +14,7 @@ import pytest
 
 from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
-from tapcore import TapError
+from tapcore import TapError, workers
 from tapcore.cli.group import COMMANDS
 from tapcore.nbd import connection, constants, listening, server, transmission
 
@@ -83,6 +83,7 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
         f"| requests under way | {transmission.MAX_IN_FLIGHT} for each connection |",
         f"| memory | {transmission.MAX_HELD // mib} MiB of buffers and waiting replies for each",
         f"| connections | {server.MAX_CONNECTIONS} |",
+        f"| threads | {workers.DISK_THREADS} for each disk at most,",
         f"no export after {connection.HANDSHAKE_SECONDS:g} s is dropped |",
         f"the default is 127.0.0.1 and {listening.DEFAULT_PORT}.",
     )
