@@ -98,11 +98,11 @@ def reopen(made: NewFile, flags: int) -> int:
 
 def _with_room(opening: Callable[[], int]) -> int:
     """Open something; with more files where the limit of this process is in the way."""
+    import resource  # now: at the limit it could not be opened either
+
     try:
         return opening()
     except OSError as exc:
-        import resource
-
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if exc.errno != errno.EMFILE or soft == hard:
             raise
