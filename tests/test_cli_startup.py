@@ -39,6 +39,7 @@ def test_version_and_help_need_nearly_nothing(argument: str) -> None:
         "tapcore.cli.main",
         "tapcore.cli.options",
         "tapcore.cli.signals",
+        "tapcore.cli.standardstreams",
     }
 
 
