@@ -182,7 +182,7 @@ class Shell:
         os.write(self._fd, text.encode())
 
     def _read_until(self, text: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while text not in self._said:
             ready, _, _ = select.select([self._fd], [], [], max(end - time.monotonic(), 0))
             assert ready, self._said

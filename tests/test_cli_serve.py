@@ -31,7 +31,7 @@ def serving(*arguments: object, uris: int = 1) -> Iterator[tuple[list[str], subp
             yield [server.stdout.readline().strip() for _ in range(uris)], server
         finally:
             server.terminate()
-            out, err = server.communicate(timeout=30)
+            out, err = server.communicate(timeout=60)
     assert (server.returncode, out, err) == (0, "", "")
 
 

@@ -374,7 +374,7 @@ def test_the_socket(image: Path, tmp_path: Path) -> None:
 def refused(*words: object) -> str:
     """One line, exit status 1, and nothing else."""
     done = subprocess.run(
-        [TAPDISK, "serve", *map(str, words)], capture_output=True, text=True, timeout=30
+        [TAPDISK, "serve", *map(str, words)], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1

@@ -7,13 +7,15 @@ import copy
 import errno
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout, words
 from tap_qcow2.header import ATOMIC, Header, parse_header
+from tap_qcow2.hostdata import read_encrypted, read_plain, write_encrypted, write_plain
 from tap_qcow2.l2tables import L2Tables
 from tap_qcow2.metadata import OverlapError, metadata_clusters
-from tap_qcow2.missing import read_past_end, refuse_to_hide
+from tap_qcow2.missing import refuse_to_hide
 from tap_qcow2.reading import read
 from tap_qcow2.refcounts import Refcounts
 from tap_qcow2.underway import UnderWay
@@ -138,8 +140,8 @@ class Image:
         self.cipher_by_host = True  # LUKS counts sectors of the host file, legacy AES of the disk
         self.tracker: BitmapTracker | None = None
         self._inflater: Inflater | None = None
-        self.read_data = self._read_plain
-        self.write_data = self._write_plain
+        self.read_data = partial(read_plain, self)
+        self.write_data = partial(write_plain, self)
         self.read = read
         self.write = Write
         unaligned = (geometry.cluster_size - 1) & layout.OFFSET_MASK
@@ -197,8 +199,8 @@ class Image:
         """
         self.cipher = cipher
         self.cipher_by_host = by_host
-        self.read_data = self._read_encrypted
-        self.write_data = self._write_encrypted
+        self.read_data = partial(read_encrypted, self)
+        self.write_data = partial(write_encrypted, self)
         self.choose_paths()
 
     def data_file(self) -> ImageFile:
@@ -243,64 +245,6 @@ class Image:
         self.file.submit()
         if self.data is not None and self.data is not self.file:
             self.data.submit()
-
-    # ---- data in host files -----------------------------------------------------------------
-
-    def _read_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-        """Read at a host offset (bytes), now or later; returns what the callback returned."""
-        data = self.data_file()
-        res = data.read_now(host, buf)
-        if res is None and host + len(buf) > data.size:
-            res, buf = self._what_is_there(host, buf, answer)
-        if res is None:
-            return data.queue_read(host, buf, self.under_way.counted(answer))
-        cb, dd, sector, nb_sectors, id, prv = answer
-        done: int = cb(dd, res, sector, nb_sectors, id, prv)
-        return done
-
-    def _what_is_there(
-        self, host: int, buf: memoryview, answer: tuple[Any, ...]
-    ) -> tuple[int | None, memoryview]:
-        """Of a read that ends past the end of the file: an answer, or what is to be read."""
-        inside = read_past_end(self, host, buf, answer)
-        return (inside if inside <= 0 else None), buf[: max(inside, 0)]
-
-    def _write_plain(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-        """Write at a host offset (bytes), now or later; returns what the callback returned."""
-        data = self.data_file()
-        res = data.write_now(host, buf)
-        if res is None:
-            return data.queue_write(host, buf, self.under_way.counted(answer))
-        cb, dd, sector, nb_sectors, id, prv = answer
-        done: int = cb(dd, res, sector, nb_sectors, id, prv)
-        return done
-
-    def _read_encrypted(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-        cipher = self.cipher
-        assert cipher is not None
-        cb, dd, sector, nb_sectors, id, prv = answer
-        first = host >> SECTOR_SHIFT if self.cipher_by_host else sector
-        res, there = None, buf
-        if host + len(buf) > self.data_file().size:
-            res, there = self._what_is_there(host, buf, answer)
-        if res is not None:
-            missing: int = cb(dd, res, sector, nb_sectors, id, prv)
-            return missing
-
-        def decrypt(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
-            if res == 0:
-                there[:] = cipher.decrypt(first, there)
-            done: int = cb(dd, res, sector, nb_sectors, id, prv)
-            return done
-
-        return self._read_plain(host, there, (decrypt, dd, sector, nb_sectors, id, prv))
-
-    def _write_encrypted(self, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-        assert self.cipher is not None
-        sector = answer[2]
-        first = host >> SECTOR_SHIFT if self.cipher_by_host else sector
-        # a copy: the client's buffer must stay as it is
-        return self._write_plain(host, memoryview(self.cipher.encrypt(first, buf)), answer)
 
     # ---- changing it ------------------------------------------------------------------------
 

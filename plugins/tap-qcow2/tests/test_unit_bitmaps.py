@@ -31,7 +31,7 @@ def dirty_by_qemu(image: Path, name: str) -> Ranges:
     """What a bitmap calls dirty, as qemu-nbd exports it."""
     server = ["--", "[", peer("qemu-nbd"), "-r", "-f", "qcow2", "-B", name, str(image), "]"]
     words = [peer("nbdinfo"), "--json", f"--map=qemu:dirty-bitmap:{name}", *server]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return joined((each["offset"], each["length"]) for each in found if each["type"] & 1)
