@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bytes_inside(image: Image, host: int, length: int) -> int:
-    """How much of a run of plain clusters lies in clusters that begin inside their file.
+    """How much of a run of plain clusters is there: in clusters that begin inside their file.
 
     Args:
         image: open.
@@ -28,10 +28,18 @@ def bytes_inside(image: Image, host: int, length: int) -> int:
         length: bytes.
     """
     file = image.data_file()
-    end = -(-file.size >> image.cluster_bits) << image.cluster_bits
+    end = _end_of_content(image, file.size)
     if host + length > end:  # or did somebody else, who may, make it longer since?
-        end = -(-file.look_again() >> image.cluster_bits) << image.cluster_bits
+        end = _end_of_content(image, file.look_again())
     return min(max(end - host, 0), length)
+
+
+def _end_of_content(image: Image, file_size: int) -> int:
+    """Of the last cluster, with what it lacks; of an encrypted one, which was written whole, of the
+    last sector: what it lacks would be decrypted to noise."""
+    if image.header.crypt_method:
+        return file_size >> SECTOR_SHIFT << SECTOR_SHIFT
+    return -(-file_size >> image.cluster_bits) << image.cluster_bits
 
 
 def read_past_end(image: Image, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
@@ -93,11 +101,10 @@ def refuse_to_hide(image: Image) -> None:
         if state is not None:
             state.losses.log_zeroed(image.dd.name, text)
         return
-    raise ImageFormatError(
-        f"{text}: it is damaged, and not written; convert --salvage copies what is there, "
-        "check --repair all makes the rest zeroes",
-        errno=errno.EIO,
-    )
+    way = "convert --salvage copies what is there"
+    if not image.header.crypt_method:
+        way += ", check --repair all makes the rest zeroes"
+    raise ImageFormatError(f"{text}: it is damaged, and not written; {way}", errno=errno.EIO)
 
 
 def make_holes_of_lost(image: Image) -> None:
@@ -127,8 +134,9 @@ def _may_be_missing(image: Image) -> bool:
         return False
     if image.data is not image.file:
         return image.data.size < image.size
-    refcounts = image.refcounts
-    return refcounts.counted_from(-(-image.file.size >> image.cluster_bits))
+    return image.refcounts.counted_from(
+        _end_of_content(image, image.file.size) >> image.cluster_bits
+    )
 
 
 def missing_runs(image: Image) -> Iterator[mapping.Run]:

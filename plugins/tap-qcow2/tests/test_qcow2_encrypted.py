@@ -1,6 +1,7 @@
 """Encrypted images, made and written by tapcore and QEMU in turn: the same content for both, and
 nothing of it in the file."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -202,3 +203,29 @@ def test_preallocated_it_reads_as_zeroes_and_takes_sparse_content(
 def test_preallocated_it_needs_zero_clusters(tmp_path: Path) -> None:
     with pytest.raises(tapcore.UsageError, match=r"needs compat=1\.1"):
         made_by_us(tmp_path, preallocation="metadata", compat="0.10")
+
+
+@pytest.mark.parametrize("make", [made_by_us, made_by_qemu])
+def test_what_the_last_cluster_lacks_is_lost(tmp_path: Path, make: Maker) -> None:
+    """It was written whole: zeroes in its place would be decrypted to noise."""
+    image, size = make(tmp_path), 65536
+    name, kept = f"qcow2:{image}", 2 * size - 1024
+    for at in (0, size):  # the table of both lies between them
+        with tapcore.open(name, keys=KEY) as disk:
+            disk.pwrite(at, b"x" * size)
+    os.truncate(image, image.stat().st_size - 1000)
+    with tapcore.open(name, readonly=True, keys=KEY) as disk:
+        assert disk.pread(0, length=kept) == b"x" * kept
+        with pytest.raises(tapcore.LostContentError, match=f"read failed at {kept}: "):
+            disk.pread(0, length=2 * size)
+    with tapcore.open(name, readonly=True, keys=KEY, salvage=True) as disk:
+        assert disk.pread(0, length=2 * size) == (b"x" * kept).ljust(2 * size, b"\0")
+        assert disk.salvage is not None
+        assert disk.salvage.lost == 1024
+    before = image.read_bytes()
+    with (
+        tapcore.open(name, keys=KEY) as disk,
+        pytest.raises(tapcore.TapError, match="is damaged, and not written; convert --salvage"),
+    ):
+        disk.pwrite(MIB, b"y" * size)
+    assert image.read_bytes() == before
