@@ -17,10 +17,11 @@ import attrs
 
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.directories import without_tables
-from tap_vmdk.grains import DAMAGED_DIRECTORY, DAMAGED_TABLE, HOLE, GrainMap, raw32, round_up
+from tap_vmdk.grains import DAMAGED_DIRECTORY, DAMAGED_TABLE, GrainMap
 from tap_vmdk.parts import Save
 from tap_vmdk.sparse import UNCLEAN_OFFSET, SparseHeader
 from tap_vmdk.sparseparts import SparsePart
+from tap_vmdk.tables import HOLE, raw32, round_up
 from tapcore import DiskDriver, ImageFormatError, TapError, TdCallback
 
 _LAST_SECTOR: Final = 1 << 32

@@ -9,12 +9,12 @@ from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.deadspace import dead_sectors, footer_pieces
 from tap_vmdk.directories import without_tables
-from tap_vmdk.grains import HOLE, ZERO, round_up
 from tap_vmdk.repairplan import RepairPlan
 from tap_vmdk.signature import kind_of
 from tap_vmdk.spacemap import MisalignedError, SpaceMap
 from tap_vmdk.sparse import GRAIN_MARKER, SparseHeader
 from tap_vmdk.sparseparts import SparsePart
+from tap_vmdk.tables import HOLE, ZERO, round_up
 from tapcore import CheckResult
 
 _MESSAGES = 20

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import HOLE, ZERO, GrainMap
+from tap_vmdk.grains import GrainMap
 from tap_vmdk.sparse import GRAIN_MARKER
 from tap_vmdk.sparseparts import SparsePart
+from tap_vmdk.tables import HOLE, ZERO
 from tapcore import DiskDriver, Extent, ImageFormatError, TdCallback
 from tapcore.deflate import inflate
 

@@ -12,12 +12,12 @@ import attrs
 
 from tap_vmdk import sparse
 from tap_vmdk.descriptor import NO_PARENT, Descriptor, ExtentLine, random_cid
-from tap_vmdk.grains import raw32, round_up, words32
 from tap_vmdk.newdisk import NewDisk, new_disk
 from tap_vmdk.options import MONOLITHIC_FLAT, MONOLITHIC_SPARSE, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tap_vmdk.parents import cid_of
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.superseded import superseded_extents
+from tap_vmdk.tables import raw32, round_up, words32
 from tapcore import (
     DiskId,
     NotSupportedError,

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import attrs
 
 from tap_vmdk import sparse
-from tap_vmdk.grains import Layout
 from tap_vmdk.layouts import with_footer
 from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.tables import Layout
 from tapcore import ImageFile, ImageFormatError
 
 _CHUNK = 128

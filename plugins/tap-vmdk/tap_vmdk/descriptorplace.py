@@ -11,9 +11,9 @@ from typing import Final
 import attrs
 
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, PARENT_HINT, Descriptor
-from tap_vmdk.grains import round_up
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import GD_AT_END, HEADER_BYTES, SparseHeader
+from tap_vmdk.tables import round_up
 from tapcore import ImageFile, ImageFormatError, NotSupportedError
 
 Reader = Callable[[int, int], bytes]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from array import array
 from itertools import islice
 from operator import lt
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from tap_vmdk.tables import Layout
 from tapcore import ImageFile, ImageFormatError
-
-if TYPE_CHECKING:
-    from tap_vmdk.grains import Layout
 
 MAX_TABLES: Final = 1 << 22
 """Of one file, whose directory is read into memory: 64 TiB in the grains of SESparse."""

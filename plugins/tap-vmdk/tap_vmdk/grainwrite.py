@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, Final
 
 from tap_vmdk.allocating import AllocatingPart
-from tap_vmdk.grains import DAMAGED, DAMAGED_TABLE, ZERO
+from tap_vmdk.grains import DAMAGED, DAMAGED_TABLE
+from tap_vmdk.tables import ZERO
 from tapcore import DiskDriver, ImageFormatError, TapError, TdCallback
 
 _STEPS: Final = 256

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tap_vmdk import cowd, sesparse, sparse
 from tap_vmdk.cowd import CowdHeader
-from tap_vmdk.grains import Layout, words32
 from tap_vmdk.metadataplaces import header_ranges
 from tap_vmdk.sesparse import SeSparseHeader
 from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.tables import Layout, words32
 from tapcore import ImageFile, ImageFormatError
 
 _TAIL_BYTES = 64 << 10

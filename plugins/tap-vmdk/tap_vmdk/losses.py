@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from tap_vmdk.grains import words32
 from tap_vmdk.sparse import GD_AT_END, SparseHeader
+from tap_vmdk.tables import words32
 from tapcore import Finding
 
 _MOST_TABLES: Final = 16 << 20

@@ -12,10 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from tap_vmdk.directories import in_sequence, without_tables
-
-Reserved = tuple[int, int]
-"""Something that is no table: its first sector, and the first one past it."""
-
+from tap_vmdk.tables import Reserved
 
 _LOW = (1 << 64) - 1
 

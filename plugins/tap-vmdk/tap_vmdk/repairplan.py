@@ -15,9 +15,10 @@ from typing import Final
 
 import attrs
 
-from tap_vmdk.grains import GrainMap, raw32, round_up
+from tap_vmdk.grains import GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
+from tap_vmdk.tables import raw32, round_up
 from tapcore import NotSupportedError
 
 _LEAST_GROWTH: Final = 64 << 20

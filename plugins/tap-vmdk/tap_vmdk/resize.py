@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from tap_vmdk.create import SPLIT_SECTORS
-from tap_vmdk.grains import ZERO, GrainMap, raw32, round_up
+from tap_vmdk.grains import GrainMap
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.layouts import hosted_layout
@@ -18,6 +18,7 @@ from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE
 from tap_vmdk.parents import recorded_parent
 from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.tables import ZERO, raw32, round_up
 from tapcore import DiskDriver, NotSupportedError
 
 _STEP: Final = 1 << 20

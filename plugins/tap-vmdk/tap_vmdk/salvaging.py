@@ -16,10 +16,11 @@ import attrs
 
 from tap_vmdk import sparse
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import HOLE, GrainMap
+from tap_vmdk.grains import GrainMap
 from tap_vmdk.layouts import hosted_layout
 from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.tables import HOLE
 from tapcore import (
     DiskDriver,
     Extent,

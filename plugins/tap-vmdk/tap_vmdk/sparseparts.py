@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import DAMAGED, HOLE, ZERO, GrainMap
+from tap_vmdk.grains import DAMAGED, GrainMap
 from tap_vmdk.missing import lost_grains, why_damaged
 from tap_vmdk.parts import Part, moved
+from tap_vmdk.tables import HOLE, ZERO
 from tapcore import (
     BLK_NOT_ALLOCATED,
     DiskDriver,

@@ -16,9 +16,9 @@ from typing import Any, Final
 from tap_vmdk import sparse
 from tap_vmdk.create import STREAM_NAME, new_descriptor, stream_head, stream_header
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import raw32, words32
 from tap_vmdk.newdisk import NewDisk, new_disk
 from tap_vmdk.options import STREAM
+from tap_vmdk.tables import raw32, words32
 from tapcore import NotSupportedError
 from tapcore.deflate import deflate
 

@@ -19,9 +19,10 @@ import attrs
 from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.grains import DAMAGED, HOLE, ZERO, GrainMap, raw32
+from tap_vmdk.grains import DAMAGED, GrainMap
 from tap_vmdk.parts import Save
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.tables import HOLE, ZERO, raw32
 from tapcore import DiskDriver, TapError, TdCallback
 from tapcore.deflate import deflate
 
