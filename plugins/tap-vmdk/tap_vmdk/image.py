@@ -41,6 +41,7 @@ class Image:
         sectors: of the disk.
         files: all that are open, the image's own first.
         named: those of the extents, by name and access.
+        stored: of each of these files (device, inode), whether it is a sparse one.
         changed: something was written since it was opened.
         goes_on: with writing, where grains are missing, and is told what is wrong: a server does.
         read: as `td_queue_read`.
@@ -65,6 +66,7 @@ class Image:
         self.sectors = 0
         self.files = [file]
         self.named: dict[tuple[str, str], ImageFile] = {}
+        self.stored: dict[tuple[int, int], bool] = {}
         self.changed = False
         self.goes_on: Callable[[str], None] | None = None
         self.read: Callable[..., int] = self._read

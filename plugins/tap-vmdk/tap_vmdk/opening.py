@@ -252,8 +252,7 @@ def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
     """The file of an extent; flat ones may share it, as partitions of a disk do."""
     known = image.named.get((line.name, line.access))
     if known is not None:
-        if line.kind in SPARSE_KINDS:
-            raise ImageFormatError(f"names the sparse extent {known.path} twice")
+        _refuse_shared(image, line, known)
         return known
     name = name_on_disk(image, line.name)
     if image.header is not None and line.kind in FLAT_KINDS and is_own_name(name, dd.name):
@@ -261,8 +260,24 @@ def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
     flags = dd.flags if line.access == "RW" else TD_RDONLY
     file = open_named_file(dd, name, role="extent", flags=flags)
     image.files.append(file)
+    _refuse_shared(image, line, file)
     image.named[line.name, line.access] = file
     return file
+
+
+def _refuse_shared(image: Image, line: ExtentLine, file: ImageFile) -> None:
+    """Raise where a sparse file is another extent too, by whatever name: it has tables of its own.
+
+    Raises:
+        ImageFormatError: so it is.
+        OSError: as the system says.
+    """
+    status = os.fstat(file.meta_fd)
+    identity, sparse = (status.st_dev, status.st_ino), line.kind in SPARSE_KINDS
+    before = image.stored.get(identity)
+    image.stored[identity] = sparse
+    if before is not None and (sparse or before):
+        raise ImageFormatError(f"names the sparse extent {file.path} twice")
 
 
 def name_on_disk(image: Image, name: str) -> str:

@@ -98,3 +98,26 @@ def test_no_operation_raises_anything_but_an_error_with_words(
         broken = [r.getMessage() for r in caplog.records if r.exc_info or r.levelno > logging.ERROR]
         assert not broken, f"{kind} of seed {seed}: {broken[0]}"
         caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["disk-s001.vmdk", "./disk-s001.vmdk", "soft.vmdk", "hard.vmdk"])
+@pytest.mark.parametrize(
+    ("first", "second"), [("SPARSE", "SPARSE"), ("SPARSE", "FLAT"), ("FLAT", "SPARSE")]
+)
+@pytest.mark.parametrize("access", ["RW", "RDONLY"])
+def test_a_sparse_file_is_one_extent_by_whatever_name(
+    tmp_path: Path, rng: random.Random, name: str, first: str, second: str, access: str
+) -> None:
+    """Whoever writes one of the two would write over the tables of the other."""
+    (tmp_path / "disk-s001.vmdk").write_bytes(hosted(rng.randbytes(1 << 16)))
+    (tmp_path / "soft.vmdk").symlink_to("disk-s001.vmdk")
+    (tmp_path / "hard.vmdk").hardlink_to(tmp_path / "disk-s001.vmdk")
+    lines = [
+        f'{access} 128 {kind} "{file}"' + (" 0" if kind == "FLAT" else "")
+        for kind, file in ((first, "disk-s001.vmdk"), (second, name))
+    ]
+    image = tmp_path / "disk.vmdk"
+    image.write_bytes(descriptor("custom", lines))
+    with pytest.raises(tapcore.ImageFormatError, match="names the sparse extent .* twice"):
+        tapcore.open(f"vmdk:{image}", readonly=True)
+    assert check_image(f"vmdk:{image}").corruptions == 1
