@@ -118,6 +118,6 @@ def test_a_sparse_file_is_one_extent_by_whatever_name(
     ]
     image = tmp_path / "disk.vmdk"
     image.write_bytes(descriptor("custom", lines))
-    with pytest.raises(tapcore.ImageFormatError, match="names the sparse extent .* twice"):
+    with pytest.raises(tapcore.ImageFormatError, match=r"names the sparse extent .* twice"):
         tapcore.open(f"vmdk:{image}", readonly=True)
     assert check_image(f"vmdk:{image}").corruptions == 1
