@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tap_vmdk.descriptor import NO_PARENT, random_cid
+from tap_vmdk.descriptor import NO_PARENT
 from tap_vmdk.image import Image
 
 NEXT_PARENT: Final = "ddb.tapcore.nextParentCID"
@@ -43,7 +43,7 @@ def before_commit(child: Image, parent: Any) -> None:
     if mine is None or place is None or parent.descriptor is None or parent.place is None:
         return
     settle(child, parent)
-    cid = random_cid(parent.descriptor.cid, parent.place.cid_digits())
+    cid = parent.place.next_cid(parent.descriptor.cid)
     place.add_line(f'{NEXT_PARENT} = "{cid:08x}"'.encode())
     mine.set(NEXT_PARENT, f'"{cid:08x}"')
     parent.begin_writing(cid)

@@ -356,9 +356,16 @@ def _encoded(name: str, codec: str) -> str:
         ) from None
 
 
-def random_cid(other: int = 0, digits: int = 8) -> int:
-    """A new content id: neither `other` nor one of those that mean something else."""
+def random_cid(other: int = 0, digits: int = 8, changing: int = NO_PARENT) -> int:
+    """A new content id: neither `other` nor one of those that mean something else.
+
+    Args:
+        other: the present one.
+        digits: hexadecimal.
+        changing: bits that may differ from the present one's.
+    """
     while True:
         cid = int.from_bytes(os.urandom(4), "little") >> (32 - 4 * digits)
+        cid = other & ~changing | cid & changing
         if cid not in (other, 0, NO_PARENT, NO_PARENT - 1):
             return cid

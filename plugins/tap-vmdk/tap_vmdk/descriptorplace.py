@@ -10,7 +10,7 @@ from typing import Final
 
 import attrs
 
-from tap_vmdk.descriptor import MAX_DESCRIPTOR, PARENT_HINT, Descriptor
+from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, PARENT_HINT, Descriptor, random_cid
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import GD_AT_END, HEADER_BYTES, SparseHeader
 from tap_vmdk.tables import round_up
@@ -115,6 +115,23 @@ class DescriptorPlace:
         """How long the content id is, as it stands there."""
         found = _CID.search(self.text())
         return len(found[1]) if found else 8
+
+    def next_cid(self, cid: int) -> int:
+        """A content id that is not torn when power fails while `write_cid` puts it there.
+
+        Where the digits lie in two sectors, only those in one of them change.
+
+        Args:
+            cid: the present one.
+        """
+        found = _CID.search(self.text())
+        if found is None:
+            return random_cid(cid)
+        digits = len(found[1])
+        first = min(-(self.offset + found.start(1)) % 512, digits)  # of them in the first sector
+        last = (1 << 4 * (digits - first)) - 1
+        changing = last if digits - first > first else ~last & NO_PARENT
+        return random_cid(cid, digits, changing)
 
     def write_cid(self, descriptor: Descriptor) -> None:
         """Put the content id of a descriptor into the file; in place where it has the same length.

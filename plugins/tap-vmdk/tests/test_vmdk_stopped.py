@@ -16,8 +16,9 @@ from tapcore.tools.commit import commit_image
 from tapcore.tools.opening import Progress
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
+from vmdkwriters import descriptor
 
-SIZE = 1 << 20
+SIZE = 1 << 19
 How = Literal["kill", "interrupt", "full"]
 HOWS: tuple[How, ...] = ("kill", "interrupt", "full")
 
@@ -37,9 +38,9 @@ def states(
     return stopped(tmp_path, prepare, work, how)
 
 
-def read(image: Path) -> bytes:
+def read(image: Path, length: int = SIZE) -> bytes:
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
-        return disk.pread(0, length=disk.size)
+        return disk.pread(0, length=length)
 
 
 def read_by_qemu(image: Path) -> bytes | None:
@@ -109,6 +110,28 @@ def test_a_commit_that_is_stopped_leaves_both_right(
         assert read(tmp_path / "work" / "base.vmdk") == wanted
 
 
+@pytest.mark.parametrize("before", range(9))
+def test_a_content_id_in_two_sectors_is_the_old_one_or_the_new(
+    tmp_path: Path, rng: random.Random, before: int
+) -> None:
+    """Power may fail when one of the two is written, and the other not."""
+    content = rng.randbytes(SIZE)
+    text = descriptor("monolithicFlat", [f'RW {SIZE // 512} FLAT "flat" 0'])
+    at = text.index(b"\nCID=") + 1
+    text = text[:at] + b"#".ljust(507 - at - before, b"x") + b"\n" + text[at:]
+    assert text.index(b"\nCID=") + 5 == 512 - before
+    image = tmp_path / "base.vmdk"
+    image.write_bytes(text)
+    (tmp_path / "flat").write_bytes(content)
+    tapcore.create_image(f"vmdk:{tmp_path}/child.vmdk", None, parent="vmdk:base.vmdk")
+    fill(tmp_path / "child.vmdk", (0, content[:512]))
+    commit_image(f"vmdk:{tmp_path}/child.vmdk")
+    new = image.read_bytes()
+    for torn in (text[:512] + new[512:], new[:512] + text[512:]):
+        assert torn in (text, new)
+    assert text != new
+
+
 def test_a_commit_after_one_that_was_stopped(tmp_path: Path, rng: random.Random) -> None:
     prepare, _, wanted = family(rng, "monolithicSparse")
     for folder in killed(
@@ -142,7 +165,7 @@ def test_a_rebase_that_is_stopped_leaves_the_child_right(
     def with_another(folder: Path) -> None:
         prepare(folder)
         tapcore.create_image(f"vmdk:{folder}/other.vmdk", SIZE)
-        fill(folder / "other.vmdk", (0, below[:500_000]))
+        fill(folder / "other.vmdk", (0, below[:250_000]))
 
     def work(folder: Path, progress: Progress | None = None) -> None:
         name = f"vmdk:{new}" if new else ""
@@ -204,7 +227,7 @@ def test_a_repair_that_is_stopped_leaves_what_was_readable(
         check_image(f"vmdk:{folder}/disk.vmdk", repair="all")
 
     for folder in states(tmp_path, prepare, work, how):
-        assert read(folder / "disk.vmdk")[:SIZE] == content, folder.name
+        assert read(folder / "disk.vmdk") == content, folder.name
         assert check_image(f"vmdk:{folder}/disk.vmdk", repair="all").corruptions == 0
 
 
