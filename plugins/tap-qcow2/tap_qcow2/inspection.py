@@ -75,7 +75,10 @@ def _references(header: Header) -> list[tuple[str, str]]:
 def _findings(header: Header, size: int) -> list[Finding]:
     found = []
     if header.has_data_file:
-        text = "keeps its data in another file: whoever opens it reads and writes that one"
+        text = (
+            "keeps its data in another file, which was not looked at (check does that): "
+            "whoever opens it reads and writes that one"
+        )
         found.append(Finding("note", text, "data-file"))
     if header.backing_file and not header.backing_format:
         text = "does not record its parent's format, so that it would be guessed"
