@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from tapcore.references import ReferencePolicy
     from tapcore.registry import Registry
     from tapcore.salvage import LostRange, Salvage
-    from tapcore.tablevisits import TableVisits
+    from tapcore.tablevisits import EmptyTables, TableVisits
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
     from tapcore.tools.serve import nbd_server
@@ -168,7 +168,7 @@ _HOMES = {
     "references": ("ReferencePolicy",),
     "registry": ("Registry",),
     "salvage": ("LostRange", "Salvage"),
-    "tablevisits": ("TableVisits",),
+    "tablevisits": ("EmptyTables", "TableVisits"),
     "tools.convert": ("convert_image",),
     "tools.create": ("create_image",),
     "tools.serve": ("nbd_server",),
@@ -200,6 +200,7 @@ __all__ = [
     "DiskId",
     "DiskInfo",
     "DriverError",
+    "EmptyTables",
     "Extent",
     "Finding",
     "ForkedError",

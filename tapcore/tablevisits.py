@@ -10,7 +10,9 @@ Source: what is little is decided here; no format says it.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from tapcore.errors import ImageFormatError
 
@@ -61,3 +63,55 @@ class TableVisits:
                 )
         else:
             places[number] = offset
+
+
+class _File(Protocol):
+    """Of an `ImageFile`, what is needed here."""
+
+    @property
+    def size(self) -> int: ...
+
+    def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]: ...
+
+
+class EmptyTables:
+    """Which tables hold nothing but zeroes, since they lie in holes of their file.
+
+    A file of a few megabytes may have room for terabytes of tables in its holes. The file is asked
+    once for each hole, and not again, so an object is of use only while nobody writes to it: from
+    one pause of the walk to the next.
+
+    Args:
+        file: that holds the tables.
+        table_bytes: of each table.
+    """
+
+    __slots__ = ("_ends", "_file", "_size", "_starts")
+
+    def __init__(self, file: _File, table_bytes: int) -> None:
+        self._file = file
+        self._size = table_bytes
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def holds(self, offset: int) -> bool:
+        """Whether a table lies wholly in a hole, inside the file.
+
+        Args:
+            offset: where it lies, bytes.
+
+        Raises:
+            IOFailedError: the file has become shorter.
+        """
+        at = bisect_right(self._starts, offset)
+        if at and offset < self._ends[at - 1]:
+            return offset + self._size <= self._ends[at - 1]
+        length = self._file.size - offset
+        if length < self._size:
+            return False
+        _, end, data = next(self._file.runs(offset, length))
+        if data:
+            return False
+        self._starts.insert(at, offset)
+        self._ends.insert(at, end)
+        return offset + self._size <= end

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow.layout import COMPRESSED
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, Extent, TableVisits, TapError, content_damaged
+from tapcore import (
+    SECTOR_SHIFT,
+    EmptyTables,
+    Extent,
+    TableVisits,
+    TapError,
+    content_damaged,
+)
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -113,11 +120,12 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
         OSError: a table cannot be read.
     """
     end = sector + nb_sectors
-    visits = TableVisits(image.geometry.table_bytes)
+    size = image.geometry.table_bytes
+    visits = TableVisits(size)
     while sector < end:
         index = sector >> image.geometry.table_shift
-        if not image.tables.l1[index]:
-            stop = _past_empty_tables(image, index, end)
+        stop = _past_empty_tables(image, index, end, EmptyTables(image.file, size))
+        if stop > sector:
             yield Run(HOLE, sector, stop - sector, 0)
             sector = stop
             continue
@@ -130,13 +138,29 @@ def runs(image: Image, sector: int, nb_sectors: int) -> Iterator[Run]:
             sector += run.nb_sectors
 
 
-def _past_empty_tables(image: Image, index: int, end: int) -> int:
-    """From an L1 entry that is 0: the sector up to which those after it are, too."""
+def _past_empty_tables(image: Image, index: int, end: int, empty: EmptyTables | None = None) -> int:
+    """The sector up to which the L1 entries from one on are 0, or name tables in holes.
+
+    Args:
+        image: open.
+        index: of the first entry.
+        end: sector; what lies behind it is of no interest.
+        empty: knows the holes of the file; None: only entries of 0 count.
+    """
     l1, shift = image.tables.l1, image.geometry.table_shift
     last = (end - 1) >> shift
-    while index <= last and not l1[index]:
+    while index <= last:
+        offset = l1[index]
+        if offset and (empty is None or not _in_hole(image, index, offset, empty)):
+            break
         index += 1
     return min(end, index << shift)
+
+
+def _in_hole(image: Image, index: int, offset: int, empty: EmptyTables) -> bool:
+    if offset & 511 or offset < image.places_end or image.tables.has(index):
+        return False
+    return empty.holds(offset)
 
 
 def each_run(

@@ -15,7 +15,7 @@ import attrs
 from tap_qcow import words
 from tap_qcow.mapping import DEFLATED, MISSING, run_at
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
+from tapcore import SECTOR_SHIFT, EmptyTables, ImageFormatError, TableVisits, TapError
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
@@ -75,9 +75,14 @@ class _Lost:
 
 def _missing(image: Image) -> Iterator[_Lost]:
     geometry = image.geometry
+    size = geometry.table_bytes
+    visits, empty = TableVisits(size), EmptyTables(image.file, size)
     for index, offset in enumerate(image.tables.l1):
         if not offset or not _can_be(image, offset):
             continue
+        if not image.tables.has(index) and empty.holds(offset):
+            continue
+        visits.visit(offset)
         entries = _entries(image, index, offset)
         sector = index << geometry.table_shift
         if entries is None:

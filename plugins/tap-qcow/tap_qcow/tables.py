@@ -113,6 +113,10 @@ class Tables:
             self._kept.move_to_end(index)
         return table
 
+    def has(self, index: int) -> bool:
+        """Whether the table of an L1 entry is in memory, perhaps with changes."""
+        return index in self._kept
+
     def now(self, index: int) -> Table | None:
         """The table of an L1 entry that is not 0, if that takes no waiting for the disk.
 

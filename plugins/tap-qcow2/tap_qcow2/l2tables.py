@@ -132,6 +132,10 @@ class L2Tables:
                 raise ImageFormatError(text, errno=errno.EIO)
             self._on_cut(text)
 
+    def has(self, index: int) -> bool:
+        """Whether the table of an L1 entry is in memory, perhaps with changes."""
+        return index in self.young or index in self._old
+
     def cached(self, index: int) -> Table | None:
         """The table of an L1 entry if it is in memory."""
         table = self.young.get(index)

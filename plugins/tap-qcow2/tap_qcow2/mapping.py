@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tap_qcow2 import layout, words
-from tapcore import SECTOR_SHIFT, ImageFormatError, TableVisits
+from tapcore import SECTOR_SHIFT, EmptyTables, ImageFormatError, TableVisits
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -64,21 +64,44 @@ def runs_of(image: Image, tables: L2Tables, sector: int, nb_sectors: int) -> Ite
     visits = TableVisits(image.geometry.cluster_size)
     while sector < end:
         index = sector >> image.table_shift
+        last = (end - 1) >> image.table_shift
+        none = _tables_without_content(image, tables, index, last + 1)
+        if none:
+            stop = min(end, (index + none) << image.table_shift)
+            yield Run(UNALLOCATED, sector, stop - sector, 0)
+            sector = stop
+            continue
         stop = min(end, (index + 1) << image.table_shift)
         try:
-            if tables.offset_of(index) or tables.cached(index) is not None:
-                visits.visit(tables.offset_of(index))
-                table = tables.wait(index)
-                while sector < stop:
-                    run = run_at(image, table, sector, stop)
-                    yield run
-                    sector += run.nb_sectors
-                continue
+            visits.visit(tables.offset_of(index))
+            table = tables.wait(index)
+            while sector < stop:
+                run = run_at(image, table, sector, stop)
+                yield run
+                sector += run.nb_sectors
         except ImageFormatError as exc:
             exc.message = f"{exc.message}, at {sector << SECTOR_SHIFT} of the disk"
             raise
-        yield Run(UNALLOCATED, sector, stop - sector, 0)
-        sector = stop
+
+
+def _tables_without_content(image: Image, tables: L2Tables, index: int, stop: int) -> int:
+    """How many L1 entries from one on name no table, or one that lies in a hole of the file."""
+    l1, start = tables.l1, index
+    size = image.geometry.cluster_size
+    empty = EmptyTables(image.file, size)
+    while index < stop:
+        if index >= len(l1):
+            return stop - start
+        offset = l1[index] & layout.OFFSET_MASK
+        if offset:
+            if offset & (size - 1) or tables.has(index) or not empty.holds(offset):
+                break
+            index += 1
+            continue
+        index += 1
+        while index + _MANY <= stop and l1[index : index + _MANY] == _NOTHING:
+            index += _MANY
+    return index - start
 
 
 def run_at(image: Image, table: Table, sector: int, stop: int) -> Run:

@@ -165,12 +165,25 @@ class Rehearsal(ImageFile):
         return 0
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """Data and holes of the file, and then what was written."""
+        """Data and holes, in order: of the file, and what was written is data."""
         known = min(length, max(self._file.size - offset, 0))
-        if known:
-            yield from self._file.runs(offset, known)
-        for start, end, _ in self.written.within(offset, offset + length):
-            yield start, end, True
+        for start, end, data in self._file.runs(offset, known) if known else ():
+            if data:
+                yield start, end, True
+            else:
+                yield from self._with_written(start, end)
+        if known < length:
+            yield from self._with_written(offset + known, offset + length)
+
+    def _with_written(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """A hole, and what was written into it."""
+        for first, last, _ in self.written.within(start, end):
+            if first > start:
+                yield start, first, False
+            yield first, last, True
+            start = last
+        if start < end:
+            yield start, end, False
 
     def look_again(self) -> int:
         """Nobody else makes the file longer meanwhile."""
