@@ -37,10 +37,12 @@ _ALIGNMENT: Final = 4096  # bytes; of each slot's key material
 HEADER_SIZE: Final = _HEADER.size + _SLOTS * _SLOT.size
 """Bytes that `LuksHeader.parse` needs; key material lies behind them."""
 
-MAX_ROUNDS: Final = 1 << 26
-"""How much deriving of keys one opening does at most: some ten to thirty seconds of a processor.
+MAX_ROUNDS: Final = 3 << 23
+"""How much deriving of keys one opening does at most: some ten seconds of a processor.
 
-Writers aim at one or two seconds for a slot. A file that asks for much more means to do harm.
+Writers aim at one or two seconds for a slot: up to ten million rounds of SHA-256 where that is an
+instruction. A file that asks for much more means to do harm. SHA-384 and SHA-512 may take two
+fifths of it: a round of theirs costs as much as two and a half of the others.
 """
 
 
@@ -254,14 +256,14 @@ def open_luks(region: bytes | memoryview, passphrase: bytes | None) -> SectorCip
         raise ImageFormatError("has no LUKS key slot in use: nothing can open it")
     for n in active:
         _check_slot(header, n, len(region))
-    work = 0
+    work, most = 0, most_rounds(header.hash_name)
     for n in active:
         work += luks_keys.rounds(header.hash_name, header.slots[n].iterations, header.key_size)
         work += luks_keys.rounds(header.hash_name, header.digest_iterations, _DIGEST_SIZE)
-        if work > MAX_ROUNDS:
+        if work > most:
             raise ImageFormatError(
                 f"has a LUKS key slot ({n}) that takes too long to try: {work} rounds of "
-                f"{header.hash_name} with those before it, and {MAX_ROUNDS} are the most"
+                f"{header.hash_name} with those before it, and {most} are the most"
             )
         key = _opened(header, header.slots[n], region, passphrase)
         if hmac.compare_digest(header.digest_of(key), header.digest):
@@ -344,6 +346,12 @@ def _new_header(key_size: int, cipher_mode: str, hash_name: str, seconds: float)
             for n in range(_SLOTS)
         ),
     )
+
+
+def most_rounds(hash_name: str) -> int:
+    """How many rounds of a hash one opening does at most."""
+    wide = luks_keys.digest_size(hash_name) > 32
+    return MAX_ROUNDS * 2 // 5 if wide else MAX_ROUNDS
 
 
 def _check_slot(header: LuksHeader, n: int, region_size: int) -> None:
