@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from typing import TYPE_CHECKING
 
 from tap_qcow2 import layout
@@ -27,7 +28,8 @@ def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
 
     Raises:
         OverlapError: two of them lie on top of each other: what is written to one would
-            overwrite the other. L2 tables, and the L1 tables of snapshots, may be one.
+            overwrite the other. L2 tables, and the L1 tables of snapshots, may be one. The tables
+            and bits of bitmaps may lie anywhere: they are not written where they are.
     """
     header, bits, mask = image.header, image.cluster_bits, layout.OFFSET_MASK
     places = _Places(bits)
@@ -42,14 +44,11 @@ def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
         places.add("encryption header", offset, min(length, layout.MAX_CRYPTO_HEADER))
     if header.nb_snapshots:
         _add_snapshots(image, places)
-    if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
-        from tap_qcow2.bitmaps import bitmap_ranges_on_disk
-
-        for offset, length in bitmap_ranges_on_disk(image):
-            places.add("bitmap", offset, length)
     places.add_all(
         "L2 table", {(entry & mask) >> bits for entry in image.tables.l1 if entry & mask}
     )
+    if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
+        _add_bitmaps(image, places)
     return places.found
 
 
@@ -63,6 +62,16 @@ def _add_snapshots(image: Image, places: _Places) -> None:
     tables = {(each.l1_offset, each.l1_size * 8) for each in snapshots}
     for offset, length in sorted(tables):
         places.add("L1 table of a snapshot", offset, length)
+
+
+def _add_bitmaps(image: Image, places: _Places) -> None:
+    from tap_qcow2.bitmaps import bitmap_ranges_on_disk
+
+    ranges = bitmap_ranges_on_disk(image)
+    for offset, length in itertools.islice(ranges, 1):
+        places.add("bitmap directory", offset, length)
+    for offset, length in ranges:
+        places.keep(offset, length)
 
 
 class _Places:
@@ -81,6 +90,15 @@ class _Places:
         if length:
             last = (offset + length - 1) >> self._bits
             self.add_all(name, set(range(offset >> self._bits, last + 1)))
+
+    def keep(self, offset: int, length: int) -> None:
+        """A structure at an offset (bytes) that is never written where it lies.
+
+        One on top of another harms nothing but itself: a bitmap is saved elsewhere, or not at all.
+        """
+        if length:
+            last = (offset + length - 1) >> self._bits
+            self.found.update(range(offset >> self._bits, last + 1))
 
     def add_all(self, name: str, clusters: set[int]) -> None:
         """Clusters of structures of one name."""

@@ -20,6 +20,7 @@ from tapcore.errors import TapError
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
+from tapcore.tools.opening import open_chain
 
 # ---- header fields that were believed -----------------------------------------------------------
 
@@ -286,7 +287,7 @@ def test_repairing_the_largest_l1_table_needs_it_in_memory_once(tmp_path: Path) 
 def test_what_is_logged_of_an_image_is_printable_and_short(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The name of a damaged snapshot, on its way to the log of a server."""
+    """The name of a damaged snapshot, on its way to a person, or to the log of a server."""
     image = create(tmp_path / "bad.qcow2", MIB)
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(0, b"x" * 65536)
@@ -299,9 +300,12 @@ def test_what_is_logged_of_an_image_is_printable_and_short(
         file.write(b"\x1b]0;title\x07\xff")
         file.seek(int.from_bytes(content[64:72], "big"))  # the entry's place of the L1 table
         file.write((1 << 60).to_bytes(8, "big"))
-    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(TapError):
+    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(TapError) as caught:
+        disk.pwrite(0, b"y" * 65536)
+    served = open_chain(f"qcow2:{image}", writing=True, missing="zeroes")
+    with tapcore.Disk(served) as disk, pytest.raises(TapError):
         disk.pwrite(0, b"y" * 65536)
     assert caplog.messages
-    for message in caplog.messages:
+    for message in (str(caught.value), *caplog.messages):
         assert message.isprintable()
         assert len(message) < 1000
