@@ -93,6 +93,9 @@ def _goes_on(image: Path, rng: random.Random, case: str, *, shared: bool) -> Non
     assert content(image) == want, case
 
 
+_LOST = "past the end of the data file"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_after_the_repair_of_qemu_nothing_is_found(
     layout: Layout, tmp_path: Path, rng: random.Random
@@ -106,6 +109,10 @@ def test_after_the_repair_of_qemu_nothing_is_found(
         image.write_bytes(wreck.content)
         if qemu_check(image, "-r", "all") == 0:
             result = check_image(f"qcow2:{image}")
+            if layout.name == "data-file":  # QEMU does not look at how long that file is
+                result.corruptions -= sum(f"lies {_LOST}" in text for text in result.messages)
+                result.messages = [text for text in result.messages if _LOST not in text]
+                assert not result.messages, (name, result)
             assert check_status(result) == 0, (name, result)
 
 

@@ -36,7 +36,8 @@ class Image:
         self.parent = parent.rstrip(b"\0").decode(errors="replace")
         self.first = 1 + slots(4 * slots(self.size))  # slot after the table
         self.end = slots(file.size)
-        if magic != MAGIC or self.size % 512 or self.size > LARGEST or self.first > self.end:
+        whole = self.first * CHUNK <= file.size
+        if magic != MAGIC or self.size % 512 or self.size > LARGEST or not whole:
             raise tapcore.ImageFormatError("is not a chunk image, or its header is damaged")
         self.table = list(
             struct.unpack(f"<{slots(self.size)}I", os.pread(file.fd, 4 * slots(self.size), CHUNK))
