@@ -57,20 +57,29 @@ class L1Table:
     active: bool = False
 
 
-def _data_size(image: Image, report: Report) -> int | None:
-    """Length of the data file (bytes), None where there is none, or it cannot be looked at."""
+def data_size(image: Image) -> int | None:
+    """Length of the data file (bytes); None where there is none.
+
+    Raises:
+        TapError: it cannot be opened.
+    """
     if not image.header.has_data_file:
         return None
     if image.data is not None:
         return image.data.look_again()
-    try:
-        file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
-    except TapError as exc:
-        report.failed(f"the data file was not looked at: {exc.message}")
-        return None
+    file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
     size = file.size
     file.close()
     return size
+
+
+def _data_size(image: Image, report: Report) -> int | None:
+    """As `data_size`; None, and reported, where it cannot be looked at."""
+    try:
+        return data_size(image)
+    except TapError as exc:
+        report.failed(f"the data file was not looked at: {exc.message}")
+        return None
 
 
 class Walk:

@@ -15,6 +15,7 @@ import attrs
 
 from tap_qcow2 import layout, mapping, words
 from tap_qcow2.checking_entries import runs
+from tap_qcow2.checking_walk import data_size
 from tap_qcow2.header import parse_header
 from tap_qcow2.snapshottable import SnapshotEntry, needed_entries, read_snapshots
 from tap_qcow2.words import Words
@@ -191,6 +192,7 @@ class _Side:
         self._size = image.geometry.cluster_size
         self._nothing = 0 if not image.header.backing_file else _HOLE
         self.data_elsewhere = image.header.has_data_file
+        self._data_size = data_size(image) if self.data_elsewhere else None
 
     def readable(self, offset: int) -> bool:
         """An L2 table can lie there."""
@@ -225,7 +227,8 @@ class _Side:
 
     def _data(self, host: int, length: int) -> Piece:
         if self.data_elsewhere:
-            return "elsewhere", host
+            size = self._data_size
+            return 0 if size is not None and host >= size else ("elsewhere", host)
         content = self.file.read_metadata(host, length)
         if self._image.header.crypt_method == layout.CRYPT_LUKS:
             return host, content  # how it is decrypted depends on where it lies
