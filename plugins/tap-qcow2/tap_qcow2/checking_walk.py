@@ -347,6 +347,8 @@ class Walk:
             if len(self.l2_tables) >= _FREE_TABLES and not self._holds_data(offset, self._size):
                 return
             uses = self.l2_tables[offset] = L2Uses()
+            if offset < self._file.size < offset + self._size:
+                report.corrupt(f"the L2 table at {offset:#x} is cut by the end of the file")
         uses.times += times
         if table.active:
             uses.active += times

@@ -108,11 +108,13 @@ def _drop_bitmaps(image: Image, notes: list[str]) -> None:
 
 
 def _lengthen_file(image: Image, walk: Walk) -> bool:
-    """An L1 table of which the end was cut off gets zeroes there."""
-    size = image.file.size
-    for table in walk.l1_tables:
-        if table.offset < size < table.offset + table.size * 8:
-            image.file.truncate_up(table.offset + table.size * 8)
+    """A table of which the end was cut off gets zeroes there."""
+    size, length = image.file.size, image.geometry.cluster_size
+    tables = [(table.offset, table.offset + table.size * 8) for table in walk.l1_tables]
+    tables += [(offset, offset + length) for offset in walk.l2_tables if offset > size - length]
+    for offset, end in tables:
+        if offset < size < end:
+            image.file.truncate_up(end)
     return image.file.size > size
 
 

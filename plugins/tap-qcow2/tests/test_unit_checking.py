@@ -94,8 +94,10 @@ def test_damage_is_found_as_qemu_finds_it(
         ):  # QEMU gives no answer, where bitmaps cannot be loaded for instance
             continue
         case = f"{done}: {messages}, QEMU: {said}"
-        if any("past the end of the data file" in line for line in messages):
-            assert status == 2, case  # QEMU does not look how long the data file is
+        ends = ("past the end of the data file", "is cut by the end of the file")
+        if any(end in line for line in messages for end in ends):
+            # QEMU does not look how long the data file is, and takes zeroes for half a table
+            assert status == 2, case
             assert counters["corruptions"] > wanted["corruptions"], case
             assert counters["leaks"] == wanted["leaks"], case
             continue
