@@ -73,6 +73,13 @@ def test_all_distributions_are_built(wheels: dict[str, Path]) -> None:
     assert set(wheels) >= {"tap-aio", "tap-ram", "tap-sync"}
 
 
+def modules(name: str) -> set[str]:
+    """The modules of a distribution, those of its sub-packages too, as a wheel names them."""
+    source = ROOT if name == "tapcore" else ROOT / "plugins" / name
+    package = name.replace("-", "_")
+    return {str(path.relative_to(source)) for path in (source / package).rglob("*.py")}
+
+
 @pytest.mark.parametrize("name", ["tapcore", *PLUGINS])
 def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], name: str) -> None:
     package = name.replace("-", "_")
@@ -81,6 +88,7 @@ def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], nam
     info = f"{package}-0.1.0.dist-info"
     assert {path.split("/")[0] for path in names} == {package, info}
     assert f"{package}/py.typed" in names
+    assert {path for path in names if path.endswith(".py")} == modules(name)
     assert f"{info}/licenses/LICENSE" in names
 
 

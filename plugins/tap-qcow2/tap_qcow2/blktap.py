@@ -24,7 +24,7 @@ def qcow2_create(
     Raises:
         TapError, OSError: it could not be made; nothing is left behind.
     """
-    from tap_qcow2.creation import create
+    from tap_qcow2.create.newimage import create
 
     if flags & _ENCRYPT:
         raise NotSupportedError("AES in qcow2 is only read; use td_create with encrypt.format=luks")

@@ -66,8 +66,8 @@ _COPIED = 1 << 63
 
 @hookimpl
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
-    """See `opening`."""
-    from tap_qcow2.opening import open_image
+    """See `open`."""
+    from tap_qcow2.open import open_image
 
     image = open_image(dd, name, flags)
     dd.private = image
@@ -109,7 +109,7 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """Inside one cluster that lies plain in the page cache: at once. Else see `reading`."""
+    """Inside one cluster that lies plain in the page cache: at once. Else see `data.read`."""
     image: Image = dd.private
     table = image.young.get(sector >> image.table_shift)
     if table is not None and image.fast_read:
@@ -130,7 +130,7 @@ def td_queue_read(
 def td_queue_write(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """Inside one cluster that is the disk's own: at once. Else see `writing`."""
+    """Inside one cluster that is the disk's own: at once. Else see `data.write`."""
     image: Image = dd.private
     table = image.young.get(sector >> image.table_shift)
     if table is not None and image.fast_write and table.checked and not image.busy:
@@ -152,8 +152,8 @@ def td_queue_write(
 def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """See `deflating`."""
-    from tap_qcow2.deflating import write_compressed
+    """See `data.deflate`."""
+    from tap_qcow2.data.deflate import write_compressed
 
     image: Image = dd.private
     if res := image.held_back():
@@ -166,7 +166,7 @@ def td_queue_write_compressed(
 def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """See `zeroing`."""
+    """See `data.zero`."""
     return _zero(dd, sector, nb_sectors, (True, True), cb, id, prv)
 
 
@@ -180,7 +180,7 @@ def td_queue_write_zeroes(
     id: int,
     prv: Any,
 ) -> int:
-    """See `zeroing`."""
+    """See `data.zero`."""
     return _zero(dd, sector, nb_sectors, (False, may_unmap), cb, id, prv)
 
 
@@ -193,7 +193,7 @@ def _zero(
     id: int,
     prv: Any,
 ) -> int:
-    from tap_qcow2.zeroing import Zeroing
+    from tap_qcow2.data.zero import Zeroing
 
     image: Image = dd.private
     if res := image.held_back():
@@ -204,7 +204,7 @@ def _zero(
 
 @hookimpl
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
-    """Data and tables, in a safe order: see `writeback`."""
+    """Data and tables, in a safe order: see `tables.writeback`."""
     image: Image = dd.private
     if not image.writing:
         return cb(dd, -errno.EIO if image.broken else 0, 0, 0, id, prv)
@@ -278,16 +278,16 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 
 @hookimpl
 def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
-    """See `bitmaps`."""
-    from tap_qcow2.bitmaps import bitmaps
+    """See `bitmaps.directory`."""
+    from tap_qcow2.bitmaps.directory import bitmaps
 
     return bitmaps(dd.private)
 
 
 @hookimpl
 def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
-    """See `bitmaps`."""
-    from tap_qcow2.bitmaps import bitmap_ranges
+    """See `bitmaps.directory`."""
+    from tap_qcow2.bitmaps.directory import bitmap_ranges
 
     return bitmap_ranges(dd.private, name)
 
@@ -296,8 +296,8 @@ def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
-    """See `measuring`."""
-    from tap_qcow2.measuring import measure
+    """See `create.measure`."""
+    from tap_qcow2.create.measure import measure
 
     return measure(size, options, data)
 
@@ -309,32 +309,32 @@ def td_measure(
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
-    """See `creation`."""
-    from tap_qcow2.creation import create
+    """See `create.newimage`."""
+    from tap_qcow2.create.newimage import create
 
     create(name, size, parent, options)
 
 
 @hookimpl
 def td_resize(dd: DiskDriver, size: int) -> None:
-    """See `resizing`."""
-    from tap_qcow2.resizing import resize
+    """See `change.resize`."""
+    from tap_qcow2.change.resize import resize
 
     resize(dd.private, size)
 
 
 @hookimpl
 def td_check(dd: DiskDriver, repair: str) -> CheckResult:
-    """See `checking`."""
-    from tap_qcow2.checking import check
+    """See `check.check`."""
+    from tap_qcow2.check.check import check
 
     return check(dd.private, repair)
 
 
 @hookimpl
 def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
-    """See `amending`."""
-    from tap_qcow2.amending import amend
+    """See `change.amend`."""
+    from tap_qcow2.change.amend import amend
 
     amend(dd.private, options)
 
@@ -348,8 +348,8 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 
 @hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
-    """See `emptying`."""
-    from tap_qcow2.emptying import make_empty
+    """See `change.empty`."""
+    from tap_qcow2.change.empty import make_empty
 
     make_empty(dd.private)
 
@@ -357,30 +357,30 @@ def td_make_empty(dd: DiskDriver) -> None:
 @hookimpl
 def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     """What the snapshot table says."""
-    from tap_qcow2.snapshottable import each_snapshot
+    from tap_qcow2.snapshots.table import each_snapshot
 
     return [snapshot.public() for snapshot in each_snapshot(dd.private)]
 
 
 @hookimpl
 def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
-    """See `snapshots`."""
-    from tap_qcow2.snapshots import create_snapshot
+    """See `snapshots.operations`."""
+    from tap_qcow2.snapshots.operations import create_snapshot
 
     return create_snapshot(dd.private, name)
 
 
 @hookimpl
 def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
-    """See `snapshots`."""
-    from tap_qcow2.snapshots import apply_snapshot
+    """See `snapshots.operations`."""
+    from tap_qcow2.snapshots.operations import apply_snapshot
 
     apply_snapshot(dd.private, name)
 
 
 @hookimpl
 def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
-    """See `snapshots`."""
-    from tap_qcow2.snapshots import delete_snapshot
+    """See `snapshots.operations`."""
+    from tap_qcow2.snapshots.operations import delete_snapshot
 
     delete_snapshot(dd.private, name)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tap_qcow2 import mapping
-from tap_qcow2.missing import bytes_inside, lies_past_end
+from tap_qcow2.data.missing import bytes_inside, lies_past_end
+from tap_qcow2.tables import mapping
 from tapcore import SECTOR_SHIFT, Extent
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tap_qcow2 import layout, words
-from tap_qcow2.header import ATOMIC, Header, parse_header
-from tap_qcow2.hostdata import read_encrypted, read_plain, write_encrypted, write_plain
-from tap_qcow2.l2tables import L2Tables
-from tap_qcow2.metadata import OverlapError, metadata_clusters
-from tap_qcow2.missing import refuse_to_hide
-from tap_qcow2.reading import read
-from tap_qcow2.refcounts import Refcounts
-from tap_qcow2.underway import UnderWay
-from tap_qcow2.writeback import Writeback
-from tap_qcow2.writing import Write
+from tap_qcow2.data.hostdata import read_encrypted, read_plain, write_encrypted, write_plain
+from tap_qcow2.data.inflight import InFlight
+from tap_qcow2.data.missing import refuse_to_hide
+from tap_qcow2.data.read import read
+from tap_qcow2.data.write import Write
+from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk.header import ATOMIC, Header, parse_header
+from tap_qcow2.tables.l2tables import L2Tables
+from tap_qcow2.tables.refcounts import Refcounts
+from tap_qcow2.tables.structures import OverlapError, metadata_clusters
+from tap_qcow2.tables.writeback import Writeback
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -32,8 +32,8 @@ from tapcore import (
 )
 
 if TYPE_CHECKING:
-    from tap_qcow2.bitmaps import BitmapTracker
-    from tap_qcow2.inflating import Inflater
+    from tap_qcow2.bitmaps.directory import BitmapTracker
+    from tap_qcow2.data.inflate import Inflater
     from tapcore.sectorcipher import SectorCipher
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Image:
         size: of the disk shown, bytes; a snapshot's own where one is shown.
         young: the L2 tables used lately, by L1 index: what the fast paths look into.
         busy: clusters of the disk that are being allocated, and what waits for each.
-        under_way: data I/O that waits for the disk.
+        in_flight: data I/O that waits for the disk.
         writing: preparations for a first change have been made.
         broken: damage was found while it was open: it is not written any more.
         lazy: refcounts on disk may be behind, and the dirty bit there says so.
@@ -117,7 +117,7 @@ class Image:
         self.extended = geometry.extended
         self.read_only = dd.read_only
         self.size = header.size >> SECTOR_SHIFT << SECTOR_SHIFT
-        l1 = words.read(file, header.l1_table_offset, header.l1_size)
+        l1 = bigendian.read(file, header.l1_table_offset, header.l1_size)
         cache = dd.options.metadata_cache
         self.tables = L2Tables(
             file, geometry, l1, header.l1_table_offset, cache, on_cut=_tell_of_cut(dd)
@@ -127,11 +127,11 @@ class Image:
         self.refcounts = Refcounts(
             file,
             header,
-            words.from_bytes(file.read_metadata(header.refcount_table_offset, reftable)),
+            bigendian.from_bytes(file.read_metadata(header.refcount_table_offset, reftable)),
         )
         self.writeback = Writeback(self)
         self.busy: dict[int, list[Waiting]] = {}
-        self.under_way = UnderWay()
+        self.in_flight = InFlight()
         self.writing = False
         self.broken = False
         self.lazy = False
@@ -185,7 +185,7 @@ class Image:
     def inflater(self) -> Inflater:
         """Reads compressed clusters."""
         if self._inflater is None:
-            from tap_qcow2.inflating import Inflater
+            from tap_qcow2.data.inflate import Inflater
 
             self._inflater = Inflater(self)
         return self._inflater

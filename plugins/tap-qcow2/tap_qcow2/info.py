@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tap_qcow2 import layout
-from tap_qcow2.snapshottable import each_snapshot
+from tap_qcow2.ondisk import layout
+from tap_qcow2.snapshots.table import each_snapshot
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -47,7 +47,7 @@ def _snapshot(snapshot: Any) -> dict[str, Any]:
 def _bitmaps(image: Image) -> list[dict[str, Any]]:
     if image.header.extension(layout.EXT_BITMAPS) is None:
         return []
-    from tap_qcow2.bitmaps import bitmaps
+    from tap_qcow2.bitmaps.directory import bitmaps
 
     return [
         {

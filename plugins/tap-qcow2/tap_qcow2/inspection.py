@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-from tap_qcow2 import layout, words
-from tap_qcow2.header import Header, parse_header
+from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk.header import Header, parse_header
 from tapcore import Finding, ImageFormatError, Inspection
 
 _MOST_TABLES = 16 << 20
@@ -125,12 +125,12 @@ def _l2_tables(fd: int, header: Header) -> list[int]:
     """Where they lie, as an L1 table of a bounded length says; each once."""
     length = min(header.l1_size * 8, 1 << 20)
     content = os.pread(fd, length, header.l1_table_offset)
-    entries = words.from_bytes(content[: len(content) & ~7])
+    entries = bigendian.from_bytes(content[: len(content) & ~7])
     return sorted({entry & layout.OFFSET_MASK for entry in entries if entry & layout.OFFSET_MASK})
 
 
 def _lost_in_table(content: bytes, header: Header, size: int) -> int:
-    entries = words.from_bytes(content)
+    entries = bigendian.from_bytes(content)
     compressed, host, zero = layout.COMPRESSED, layout.OFFSET_MASK, layout.ZERO
     coffset = header.geometry.coffset_mask
     if header.extended_l2:

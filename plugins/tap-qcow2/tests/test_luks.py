@@ -11,8 +11,9 @@ import pytest
 
 import tapcore
 from qcow2tools import MIB, PASSPHRASE, SECRET, create, image_options, qemu_img, run
-from tap_qcow2 import luks, luks_keys
-from tap_qcow2.luks import LuksHeader, LuksInfo, create_luks, open_luks
+from tap_qcow2.luks import keys, keyslots
+from tap_qcow2.luks.header import HEADER_SIZE, LuksHeader, LuksInfo
+from tap_qcow2.luks.keyslots import create_luks, most_rounds, open_luks
 
 KEY = PASSPHRASE.encode()
 CLUSTER = 64 << 10
@@ -76,7 +77,7 @@ def ours() -> bytes:
 
 def changed(region: bytes, **fields: object) -> bytes:
     header = attrs.evolve(LuksHeader.parse(region), **fields)
-    return header.serialize() + region[luks.HEADER_SIZE :]
+    return header.serialize() + region[HEADER_SIZE:]
 
 
 def with_slot(region: bytes, n: int, **fields: object) -> bytes:
@@ -201,7 +202,7 @@ def test_what_is_made_opens(
     content = rng.randbytes(4096)
     assert open_luks(region, KEY).decrypt(70, sectors.encrypt(70, content)) == content
     assert open_luks(memoryview(region), KEY).encrypt(70, content) == sectors.encrypt(70, content)
-    info = LuksInfo.of(region[: luks.HEADER_SIZE])
+    info = LuksInfo.of(region[:HEADER_SIZE])
     assert (info.cipher, info.mode, info.iv, info.hash) == (cipher, mode, iv, hash_name)
     assert (info.active_slots, info.payload_offset) == ((0,), len(region))
 
@@ -278,7 +279,7 @@ def test_an_empty_passphrase_protects_nothing() -> None:
 # ---- from a stranger ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [0, 6, 208, luks.HEADER_SIZE - 1])
+@pytest.mark.parametrize("length", [0, 6, 208, HEADER_SIZE - 1])
 def test_a_header_that_is_cut_short_is_refused(length: int, ours: bytes) -> None:
     for read in (LuksHeader.parse, LuksInfo.of):
         with pytest.raises(tapcore.ImageFormatError, match="cut short"):
@@ -336,7 +337,7 @@ def test_many_slots_together_do_not_take_too_long_either(
         region = with_slot(region, n, in_use=True, iterations=4000)
     last = changed(region, slots=LuksHeader.parse(region).slots[::-1])
     open_luks(last, KEY)
-    monkeypatch.setattr(luks, "MAX_ROUNDS", 20_000)
+    monkeypatch.setattr(keyslots, "MAX_ROUNDS", 20_000)
     open_luks(region, KEY)  # the first slot opens: the others are not tried
     with pytest.raises(tapcore.ImageFormatError, match="takes too long"):
         open_luks(last, KEY)
@@ -344,20 +345,20 @@ def test_many_slots_together_do_not_take_too_long_either(
 
 def test_a_round_of_a_hash_that_costs_more_is_asked_for_less_often() -> None:
     """Measured: 2.3 million rounds a second of SHA-1 and SHA-256, 0.9 million of SHA-512."""
-    assert luks.most_rounds("sha1") == luks.most_rounds("sha256") < 11 * 2_300_000
-    assert luks.most_rounds("sha512") < 11.5 * 900_000
+    assert most_rounds("sha1") == most_rounds("sha256") < 11 * 2_300_000
+    assert most_rounds("sha512") < 11.5 * 900_000
 
 
 def test_two_slots_as_a_fast_machine_makes_them_can_be_tried() -> None:
     """Two of two seconds each: five million iterations of SHA-256, two digests for each key."""
-    assert 2 * luks_keys.rounds("sha256", 5_000_000, 64) <= luks.most_rounds("sha256")
-    assert 2 * luks_keys.rounds("sha512", 3_000_000, 64) <= luks.most_rounds("sha512")
+    assert 2 * keys.rounds("sha256", 5_000_000, 64) <= most_rounds("sha256")
+    assert 2 * keys.rounds("sha512", 3_000_000, 64) <= most_rounds("sha512")
 
 
 def test_no_damaged_header_does_worse_than_an_error(
     ours: bytes, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(luks, "MAX_ROUNDS", 20_000)
+    monkeypatch.setattr(keyslots, "MAX_ROUNDS", 20_000)
     for _ in range(200):
         region = bytearray(ours)
         for _ in range(rng.randrange(1, 4)):
@@ -373,17 +374,17 @@ def test_no_damaged_header_does_worse_than_an_error(
 @pytest.mark.parametrize("size", [16, 20, 32, 33, 64])
 def test_a_key_comes_back_from_its_stripes(size: int, hash_name: str, rng: random.Random) -> None:
     key = rng.randbytes(size)
-    area = luks_keys.split(key, 50, hash_name)
+    area = keys.split(key, 50, hash_name)
     assert len(area) == 50 * size
-    assert luks_keys.merge(area, 50, hash_name) == key
+    assert keys.merge(area, 50, hash_name) == key
     damaged = bytearray(area)
     damaged[rng.randrange(len(damaged))] ^= 1
-    assert luks_keys.merge(bytes(damaged), 50, hash_name) != key
+    assert keys.merge(bytes(damaged), 50, hash_name) != key
 
 
 def test_deriving_a_key_takes_about_the_time_that_is_wanted() -> None:
-    assert luks_keys.iterations_for("sha256", 64, 0) == luks_keys.MIN_ITERATIONS
-    iterations = luks_keys.iterations_for("sha256", 64, 0.2)
+    assert keys.iterations_for("sha256", 64, 0) == keys.MIN_ITERATIONS
+    iterations = keys.iterations_for("sha256", 64, 0.2)
     start = time.thread_time()
-    luks_keys.derive("sha256", b"secret", bytes(32), iterations, 64)
+    keys.derive("sha256", b"secret", bytes(32), iterations, 64)
     assert 0.05 < time.thread_time() - start < 0.8

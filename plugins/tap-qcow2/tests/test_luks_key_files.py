@@ -6,7 +6,7 @@ import pytest
 
 import tapcore
 from qcow2tools import MIB, qemu_img
-from tap_qcow2 import luks_keys
+from tap_qcow2.luks import keys
 from tapcore.cli.main import main
 
 LIGHT = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
@@ -40,17 +40,17 @@ def test_at_most_two_passphrases_are_tried(monkeypatch: pytest.MonkeyPatch) -> N
     Path("wrong").write_bytes(b"another\r\n")
     qemu_img("create", "--object", "secret,id=s,file=key", "-fqcow2", "-o", LIGHT, "d", "1M")
     tried: list[bytes] = []
-    derive = luks_keys.derive
+    derive = keys.derive
 
     def counted(name: str, secret: bytes, salt: bytes, rounds: int, length: int) -> bytes:
         if secret.startswith((b"a secret", b"another")):
             tried.append(secret)
         return derive(name, secret, salt, rounds, length)
 
-    monkeypatch.setattr(luks_keys, "derive", counted)
-    keys = tapcore.Keys.from_words(("wrong",))
+    monkeypatch.setattr(keys, "derive", counted)
+    given = tapcore.Keys.from_words(("wrong",))
     with pytest.raises(tapcore.UsageError, match="another passphrase"):
-        tapcore.open("qcow2:d", readonly=True, keys=keys)
+        tapcore.open("qcow2:d", readonly=True, keys=given)
     assert tried == [b"another", b"another\r\n"]
 
 

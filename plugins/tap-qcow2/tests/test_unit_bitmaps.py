@@ -17,7 +17,6 @@ from crashrecorder import Recording
 from peers import peer
 from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
 from qcow2walk import BITMAP, walk
-from tap_qcow2 import bitruns
 
 Ranges = list[tuple[int, int]]
 
@@ -620,14 +619,14 @@ def test_bitmaps_survive_snapshots_and_record_what_those_change(tmp_path: Path) 
 def test_a_failure_to_save_costs_only_the_bitmaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tap_qcow2 import bitmapstoring
+    from tap_qcow2.bitmaps import store
 
     def no_space(*_: object) -> None:
         raise OSError(28, "no space")
 
     image = create(tmp_path / "disk.qcow2", 8 * MIB)
     add(image, "one")
-    monkeypatch.setattr(bitmapstoring._Filling, "_write_table", no_space)
+    monkeypatch.setattr(store._Filling, "_write_table", no_space)
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(MIB, b"x")
     assert "inconsistent now: No space left" in caplog.text
@@ -640,7 +639,7 @@ def test_a_failure_to_save_costs_only_the_bitmaps(
 def test_an_image_that_cannot_be_marked_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tap_qcow2 import bitmaptracking
+    from tap_qcow2.bitmaps import tracker
 
     def failing(*_: object) -> None:
         raise OSError(5, "broken")
@@ -648,7 +647,7 @@ def test_an_image_that_cannot_be_marked_is_not_written(
     image = create(tmp_path / "disk.qcow2", 8 * MIB)
     add(image, "one")
     before = image.read_bytes()
-    monkeypatch.setattr(bitmaptracking, "write_flags", failing)
+    monkeypatch.setattr(tracker, "write_flags", failing)
     with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(tapcore.TapError):
         disk.pwrite(MIB, b"x")
     assert image.read_bytes() == before
@@ -717,18 +716,18 @@ def test_runs_of_bits(rng: random.Random) -> None:
         content = bytes(rng.choice((0, 0xFF, rng.randrange(256))) for _ in range(length))
         bits = [content[n >> 3] >> (n & 7) & 1 for n in range(length * 8)]
         found = [0] * (length * 8)
-        for first, end in bitruns.set_runs(content):
+        for first, end in set_runs(content):
             found[first:end] = [1] * (end - first)
         assert found == bits
         upto = rng.randrange(length * 8 + 9)
-        cut = bitruns.cut(content, upto)
-        assert [cut[n >> 3] >> (n & 7) & 1 for n in range(length * 8)] == [
+        left = cut(content, upto)
+        assert [left[n >> 3] >> (n & 7) & 1 for n in range(length * 8)] == [
             bit if n < upto else 0 for n, bit in enumerate(bits)
         ]
         filled = bytearray(content)
         first = rng.randrange(length * 8)
         end = rng.randrange(first, length * 8) + 1
-        bitruns.fill(filled, first, end)
+        fill(filled, first, end)
         assert [filled[n >> 3] >> (n & 7) & 1 for n in range(length * 8)] == [
             1 if first <= n < end else bit for n, bit in enumerate(bits)
         ]

@@ -15,7 +15,7 @@ from peers import peer
 from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
 from qcow2walk import COPIED, OFFSET, walk
 from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
-from tap_qcow2.snapshots import apply_snapshot, create_snapshot, delete_snapshot
+from tap_qcow2.snapshots.operations import apply_snapshot, create_snapshot, delete_snapshot
 from tapcore.tools.check import check_image, check_status
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

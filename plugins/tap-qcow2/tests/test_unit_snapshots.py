@@ -21,8 +21,8 @@ from qcow2tools import (
 )
 from qcow2wrecks import commands
 from tap_qcow2.image import Image
-from tap_qcow2.snapshots import apply_snapshot, create_snapshot, delete_snapshot
-from tap_qcow2.snapshottable import read_snapshots
+from tap_qcow2.snapshots.operations import apply_snapshot, create_snapshot, delete_snapshot
+from tap_qcow2.snapshots.table import read_snapshots
 
 SIZE = 2 * MIB
 
@@ -218,7 +218,7 @@ def test_vm_state_is_kept(tmp_path: Path, rng: random.Random) -> None:
         entries[0].vm_state_size, entries[0].vm_clock_nsec = 5 << 32, 12345
         entries[0].icount = 77
         entries[0].extra_tail = b"something unknown"
-        from tap_qcow2.snapshots import rewrite_snapshots
+        from tap_qcow2.snapshots.operations import rewrite_snapshots
 
         rewrite_snapshots(it, entries)
         create_snapshot(it, "other")

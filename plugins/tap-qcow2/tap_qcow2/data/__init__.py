@@ -1,0 +1,1 @@
+"""The disk's content on its way: read, written, zeroed, inflated and compressed."""

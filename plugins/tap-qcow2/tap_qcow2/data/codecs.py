@@ -1,0 +1,63 @@
+"""The two compressions of clusters: raw deflate, and zstd.
+
+Source: qcow2.rst, "Compressed Clusters Descriptor" and the header field `compression_type`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tap_qcow2.ondisk import layout
+from tapcore import ImageFormatError, NotSupportedError
+from tapcore.deflate import deflate, inflate
+
+Codec = tuple[Callable[[bytes, int], bytes], Callable[[Any], bytes]]
+"""`inflate(stream, limit)` and `deflate(content)`."""
+
+
+def codec(compression_type: int) -> Codec:
+    """How clusters of an image are compressed.
+
+    Raises:
+        NotSupportedError: it needs a package; the text says which.
+    """
+    if layout.COMPRESSION_NAMES[compression_type] == "zstd":
+        return _zstd()
+    return inflate, _deflate
+
+
+def _deflate(content: Any) -> bytes:
+    """For QEMU, which reads with a window of 4 KiB."""
+    return deflate(content, wbits=-12)
+
+
+@functools.cache
+def _zstd() -> Codec:
+    try:
+        try:
+            from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            from backports import zstd  # type: ignore[no-redef,unused-ignore]
+    except ImportError:
+        raise NotSupportedError(
+            "is compressed with zstd, which needs a package: pip install backports.zstd"
+        ) from None
+
+    def inflate_zstd(stream: bytes, limit: int) -> bytes:
+        """What follows the frame in the last sector is not part of it."""
+        try:
+            decompressor = zstd.ZstdDecompressor()
+            content: bytes = decompressor.decompress(stream, limit)
+            while len(content) < limit and not decompressor.eof and not decompressor.needs_input:
+                content += decompressor.decompress(b"", limit - len(content))
+        except zstd.ZstdError as exc:
+            raise ImageFormatError(f"has a damaged compressed cluster ({exc})") from None
+        return content
+
+    def deflate_zstd(content: Any) -> bytes:
+        compressed: bytes = zstd.compress(content)
+        return compressed
+
+    return inflate_zstd, deflate_zstd

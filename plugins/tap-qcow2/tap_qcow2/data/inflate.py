@@ -1,0 +1,165 @@
+"""Reading compressed clusters: inflated in threads, several at a time, the last ones kept.
+
+To hand work to a thread and to hear of its end costs as much as to inflate a cluster, so those that
+are asked for together go together.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from tap_qcow2.data.codecs import codec
+from tap_qcow2.tables.mapping import Run
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+
+KEPT_BYTES: Final = 4 << 20
+"""Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
+
+TOGETHER: Final = 8
+"""Clusters that one thread inflates in one go."""
+
+_Wanted = tuple[int, memoryview, tuple[Any, ...]]
+"""Byte offset in the cluster, where the content goes, and the answer."""
+
+
+class Inflater:
+    """The compressed clusters of one image.
+
+    Args:
+        image: open.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._inflate, _ = codec(image.header.compression_type)
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._most = max(KEPT_BYTES >> image.cluster_bits, 2)
+        self._wanted: dict[int, list[_Wanted]] = {}
+        self._collected: list[int] = []
+        self._task: tuple[Callable[[], int], tuple[Any, ...]] | None = None
+
+    def read(self, run: Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
+        """Read a part of one compressed cluster.
+
+        Args:
+            run: of kind COMPRESSED.
+            buf: its content's place.
+            answer: for its sectors.
+
+        Returns:
+            What the callback returned, 0 if it is answered later.
+        """
+        entry = run.where
+        at = (run.sector & self._image.sector_mask) << SECTOR_SHIFT
+        content = self._kept.get(entry)
+        if content is not None:
+            self._kept.move_to_end(entry)
+            return _give(content, at, buf, answer)
+        wanted = self._wanted.setdefault(entry, [])
+        wanted.append((at, buf, answer))
+        if len(wanted) == 1:
+            if self._task is None:
+                self._task = self._begin()
+            self._collected.append(entry)
+            if len(self._collected) == TOGETHER:
+                self.submit()
+        return 0
+
+    def submit(self) -> None:
+        """Hand what was collected to a thread."""
+        if self._task is None:
+            return
+        (work, answer), self._task = self._task, None
+        self._image.file.queue_work(work, (), answer)
+
+    def _begin(self) -> tuple[Callable[[], int], tuple[Any, ...]]:
+        """A task for clusters that are still to be collected, and its answer.
+
+        It counts as under way from now on: what is collected may be given up before it is read.
+        """
+        entries: list[int] = []
+        self._collected = entries
+        found: list[bytes | Exception] = []
+
+        def work() -> int:
+            found.extend(map(self._content_or_error, entries))
+            return 0
+
+        def inflated(dd: object, res: int, *_: Any) -> int:
+            contents = found if not res else [OSError(-res, "")] * len(entries)
+            return sum(map(self._arrived, entries, contents))
+
+        return work, self._image.in_flight.counted((inflated, None, 0, 0, 0, None))
+
+    def _content_or_error(self, entry: int) -> bytes | Exception:
+        """In a thread: the content, or why there is none."""
+        try:
+            return self.content(entry)
+        except (TapError, OSError) as exc:
+            return exc
+
+    def _arrived(self, entry: int, content: bytes | Exception) -> int:
+        wanted = self._wanted.pop(entry)
+        if isinstance(content, Exception):
+            return sum(_fail(content, answer) for _, _, answer in wanted)
+        if any(len(buf) < len(content) for _, buf, _ in wanted):
+            self._keep(entry, content)  # the rest of it may be wanted next
+        return sum(_give(content, at, buf, answer) for at, buf, answer in wanted)
+
+    def _keep(self, entry: int, content: bytes) -> None:
+        self._kept[entry] = content
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+    def content(self, entry: int) -> bytes:
+        """Read and inflate one cluster, waiting for the disk; any thread may.
+
+        Raises:
+            ImageFormatError: it is damaged.
+            OSError: as the system says.
+        """
+        image = self._image
+        offset, length = image.geometry.compressed(entry)
+        there = min(length, image.file.size - offset)  # zeroes behind it could pass for a stream
+        if there < length:
+            there = min(length, image.file.look_again() - offset)
+        if there <= 0:
+            text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+        stream = image.file.read_metadata(offset, there)
+        size = image.geometry.cluster_size
+        try:
+            content = self._inflate(stream, size)
+        except ImageFormatError as exc:
+            text = f"{exc.message}, at offset {offset:#x} of the file"
+            raise ImageFormatError(text, errno=errno.EIO) from None
+        if len(content) != size:
+            text = f"its compressed cluster at offset {offset:#x} of the file is too short"
+            raise ImageFormatError(text, errno=errno.EIO)
+        return content
+
+    def forget(self, entry: int) -> None:
+        """A new cluster has been written where another one was, which had the same entry."""
+        self._kept.pop(entry, None)
+
+
+def _give(content: bytes, at: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
+    buf[:] = memoryview(content)[at : at + len(buf)]
+    cb, dd, sector, nb_sectors, id, prv = answer
+    done: int = cb(dd, 0, sector, nb_sectors, id, prv)
+    return done
+
+
+def _fail(exc: Exception, answer: tuple[Any, ...]) -> int:
+    cb, dd, sector, nb_sectors, id, prv = answer
+    res = -(getattr(exc, "errno", 0) or errno.EIO)
+    if isinstance(exc, TapError):
+        res = content_damaged(dd, sector, nb_sectors, exc.message)
+    done: int = cb(dd, res, sector, nb_sectors, id, prv)
+    return done

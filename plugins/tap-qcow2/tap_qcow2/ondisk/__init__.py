@@ -1,0 +1,1 @@
+"""The structures of the format as they lie on disk."""

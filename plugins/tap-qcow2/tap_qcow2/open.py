@@ -1,0 +1,161 @@
+"""Opening an image: its files, its key, the snapshot asked for; and what writing demands of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import attrs
+
+from tap_qcow2.data.missing import make_holes_of_lost
+from tap_qcow2.image import Image
+from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.tables.l2tables import L2Tables
+from tapcore import (
+    SECTOR_SHIFT,
+    DiskDriver,
+    ImageFile,
+    ImageFormatError,
+    ImageOpenError,
+    open_image_file,
+    open_named_file,
+    passphrase_readings,
+)
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 4096
+"""Under O_DIRECT data must not share pages with metadata, which goes through the page cache."""
+
+
+def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
+    """Open an image with all that it needs.
+
+    Args:
+        dd: the new image, with its options.
+        name: path, resolved and allowed.
+        flags: `TD_RDONLY` or 0.
+
+    Raises:
+        TapError, OSError: it cannot be opened; everything was closed again.
+    """
+    file = _open_file(dd, name, flags)
+    image: Image | None = None
+    try:
+        file.keeps_overflow = True
+        image = Image.open(file, dd)
+        _open_data_file(image, flags)
+        _set_up_cipher(image)
+        if dd.options.snapshot:
+            _show_snapshot(image, dd.options.snapshot)
+        elif not dd.read_only:
+            _prepare_for_writing(image)
+    except BaseException:
+        if image is not None and image.data is not None and image.data is not file:
+            image.data.close()
+        file.close()
+        raise
+    image.choose_paths()
+    return image
+
+
+def _open_file(dd: DiskDriver, name: str, flags: int) -> ImageFile:
+    file = open_image_file(name, flags, dd.options)
+    if dd.options.cache == "writeback":
+        return file
+    try:
+        bits = int.from_bytes(file.read_metadata(20, 4), "big")
+    except BaseException:
+        file.close()
+        raise
+    if 1 << min(bits, layout.MAX_CLUSTER_BITS) >= PAGE:
+        return file
+    log.warning("%s: its clusters are smaller than a page; using the page cache", name)
+    file.close()
+    return open_image_file(name, flags, attrs.evolve(dd.options, cache="writeback"))
+
+
+def _open_data_file(image: Image, flags: int) -> None:
+    header = image.header
+    if not header.has_data_file:
+        return
+    image.data = None
+    if image.dd.options.metadata_only:
+        return
+    if not header.data_file:
+        raise ImageFormatError("has an external data file, but does not name it")
+    image.data = open_named_file(image.dd, header.data_file, role="data file", flags=flags)
+    image.data.keeps_overflow = True
+
+
+def _set_up_cipher(image: Image) -> None:
+    method = image.header.crypt_method
+    if method == layout.CRYPT_NONE or image.dd.options.metadata_only:
+        return
+    passphrase = image.dd.options.keys.passphrase(image.dd.name)
+    if passphrase is None:
+        raise ImageOpenError("is encrypted: --key-file FILE names the file with its passphrase")
+    if method == layout.CRYPT_AES:
+        from tapcore.sectorcipher import legacy_aes
+
+        if not image.read_only:
+            raise ImageOpenError(
+                "has the legacy AES encryption, which is only read: convert it to LUKS"
+            )
+        image.use_cipher(legacy_aes(passphrase), by_host=False)
+        return
+    from tap_qcow2.luks.keyslots import WrongPassphraseError, open_luks
+
+    if image.header.crypto is None:
+        raise ImageFormatError("is encrypted with LUKS, but has no LUKS header")
+    offset, length = image.header.crypto
+    if offset % image.geometry.cluster_size or not 0 < length <= layout.MAX_CRYPTO_HEADER:
+        raise ImageFormatError("has its LUKS header at an impossible place")
+    if offset + length > image.file.size:
+        raise ImageFormatError("has its LUKS header outside of the file")
+    content = image.file.read_metadata(offset, length)
+    *others, last = passphrase_readings(passphrase)
+    for reading in others:
+        try:
+            image.use_cipher(open_luks(content, reading), by_host=True)
+        except WrongPassphraseError:
+            continue
+        return
+    image.use_cipher(open_luks(content, last), by_host=True)
+
+
+def _show_snapshot(image: Image, wanted: str) -> None:
+    """Read a snapshot's L1 table instead of the current one."""
+    from tap_qcow2.snapshots.table import check_snapshot_l1, find_snapshot, read_snapshots
+
+    snapshot = find_snapshot(read_snapshots(image), wanted)
+    check_snapshot_l1(image, snapshot)
+    l1 = bigendian.read(image.file, snapshot.l1_offset, snapshot.l1_size)
+    cache = image.dd.options.metadata_cache
+    image.tables = L2Tables(image.file, image.geometry, l1, snapshot.l1_offset, cache)
+    image.young = image.tables.young
+    if snapshot.disk_size is not None:
+        image.size = snapshot.disk_size >> SECTOR_SHIFT << SECTOR_SHIFT
+    if image.geometry.l1_entries(image.size) > len(l1):
+        raise ImageFormatError(f"has a snapshot '{wanted}' with an L1 table that is too small")
+
+
+def _prepare_for_writing(image: Image) -> None:
+    """Repair what was not closed; forget features that tell others to be careful with us."""
+    header = image.header
+    if image.dd.options.metadata_only:
+        return
+    if header.dirty:
+        from tap_qcow2.check.check import repair_dirty
+
+        log.warning("%s: was not closed; its refcounts are being repaired", image.dd.name)
+        if image.dd.options.missing == "zeroes":
+            make_holes_of_lost(image)
+        repair_dirty(image)
+    if header.autoclear & ~layout.AUTOCLEAR_KNOWN:
+        header.autoclear &= layout.AUTOCLEAR_KNOWN
+        image.write_header_fields()
+    if header.extension(layout.EXT_BITMAPS) is not None:
+        from tap_qcow2.bitmaps.directory import tracker_of
+
+        image.tracker = tracker_of(image)

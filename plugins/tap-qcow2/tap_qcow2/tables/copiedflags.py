@@ -1,0 +1,145 @@
+"""COPIED flags: whether what an entry of the active tables points to is referred to only once.
+
+Source: qcow2.rst, "L1 table entry", "L2 table entry".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tap_qcow2.check.verdicts import Rules, judge, runs
+from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk.bigendian import Words
+
+if TYPE_CHECKING:
+    from tap_qcow2.image import Image
+    from tapcore import ImageFile
+
+_PIECE: Final = 512
+"""Changed tables are written by the sector, so that no entry is ever torn."""
+
+
+class References(Protocol):
+    """How often host clusters are referred to."""
+
+    def get(self, cluster: int) -> int:
+        """How often one is."""
+
+    def ones(self, cluster: int, count: int) -> int:
+        """How many of the clusters side by side are referred to exactly once."""
+
+
+def flagged_runs(rules: Rules, entries: Words) -> Iterator[tuple[int, int, bool]]:
+    """The entries of an L2 table whose COPIED flag tells something: (host cluster, how many, it).
+
+    Args:
+        rules: of the image.
+        entries: of the table.
+    """
+    geometry = rules.geometry
+    if geometry.extended:
+        live = [entry for entry in entries[::2] if entry]
+    else:
+        live = [entry for entry in entries if entry > 1]
+    for entry, count in runs(live, geometry.cluster_size):
+        first = (entry & layout.OFFSET_MASK) >> geometry.cluster_bits
+        if not entry & rules.odd and first:
+            yield first, count, bool(entry & layout.COPIED)
+            continue
+        for number in range(count):
+            each = entry + number * geometry.cluster_size
+            if judge(rules, each).flagged:
+                first = (each & layout.OFFSET_MASK) >> geometry.cluster_bits
+                yield first, 1, bool(each & layout.COPIED)
+
+
+def set_flags(image: Image, rules: Rules, tables: Iterable[int], references: References) -> None:
+    """Write the COPIED flags of the active L1 table, and of L2 tables, as they should be.
+
+    Args:
+        image: open for writing, nothing waiting to be written.
+        rules: of it.
+        tables: offsets of the L2 tables (bytes), each a cluster's.
+        references: to clusters.
+
+    Raises:
+        OSError: as the system says.
+    """
+    file, header = image.file, image.header
+    for offset, content in bigendian.parts(file, header.l1_table_offset, header.l1_size):
+        entries = bigendian.from_bytes(content)
+        for index, entry in enumerate(entries):
+            cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
+            if cluster:
+                entries[index] = _flagged(entry, references.get(cluster) == 1)
+        write_changed(file, offset, content, bigendian.to_bytes(entries))
+    for offset in tables:
+        content = file.read_metadata(offset, image.geometry.cluster_size)
+        entries = bigendian.from_bytes(content)
+        if not _fit(rules, references, entries):
+            _correct(rules, references, entries)
+            write_changed(file, offset, content, bigendian.to_bytes(entries))
+    image.flush_file()
+
+
+def _flagged(entry: int, single: bool) -> int:
+    return entry | layout.COPIED if single else entry & ~layout.COPIED
+
+
+def _fit(rules: Rules, references: References, entries: Words) -> bool:
+    for first, count, copied in flagged_runs(rules, entries):
+        single = count if rules.data_file else references.ones(first, count)
+        if single != (count if copied else 0):
+            return False
+    return True
+
+
+def _correct(rules: Rules, references: References, entries: Words) -> None:
+    bits, step = rules.geometry.cluster_bits, rules.geometry.words
+    for at in range(0, len(entries), step):
+        entry = entries[at]
+        if entry > 1 and judge(rules, entry, entries[at + 1] if step == 2 else 0).flagged:
+            cluster = (entry & layout.OFFSET_MASK) >> bits
+            entries[at] = _flagged(entry, rules.data_file or references.get(cluster) == 1)
+
+
+def clear_flags(image: Image, tables: Iterable[int]) -> None:
+    """Write L2 tables of which all is shared from now on: without any COPIED flag.
+
+    Args:
+        image: open for writing, nothing waiting to be written.
+        tables: their offsets (bytes).
+
+    Raises:
+        OSError: as the system says.
+    """
+    geometry = image.geometry
+    one = layout.COPIED.to_bytes(8, "big") + bytes(8 * (geometry.words - 1))
+    flags = int.from_bytes(one * (geometry.cluster_size // len(one)), "big")
+    for offset in tables:
+        content = image.file.read_metadata(offset, geometry.cluster_size)
+        whole = int.from_bytes(content, "big")  # all of the table at once
+        if whole & flags:
+            cleared = (whole & ~flags).to_bytes(len(content), "big")
+            write_changed(image.file, offset, content, cleared)
+
+
+def write_changed(file: ImageFile, offset: int, old: bytes, new: bytes) -> None:
+    """Write the sectors of a table that differ, neighbours together.
+
+    Args:
+        file: the image file.
+        offset: where the table lies, bytes.
+        old: as it is there.
+        new: as it should be.
+    """
+    at, length = 0, len(new)
+    while at < length:
+        if old[at : at + _PIECE] == new[at : at + _PIECE]:
+            at += _PIECE
+            continue
+        start = at
+        while at < length and old[at : at + _PIECE] != new[at : at + _PIECE]:
+            at += _PIECE
+        file.write_metadata(offset + start, new[start:at])
