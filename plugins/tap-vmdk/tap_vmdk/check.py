@@ -9,11 +9,11 @@ import attrs
 from tap_vmdk import sparse
 from tap_vmdk.checkpart import PartCheck
 from tap_vmdk.descriptor import ExtentLine
-from tap_vmdk.descriptorplace import NOT_NAMED, DescriptorPlace, name_in_header
+from tap_vmdk.descriptorplace import NOT_NAMED, name_in_header, place_in
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import own_sectors
-from tap_vmdk.opening import extent_lines, open_extent, open_parts, stands_alone
+from tap_vmdk.opening import extent_lines, open_extent, stands_alone
 from tap_vmdk.parts import Part
 from tap_vmdk.repairplan import carry_out
 from tap_vmdk.sparseparts import SparsePart
@@ -32,7 +32,7 @@ def check(dd: DiskDriver, repair: str) -> CheckResult:
     image: Image = dd.private
     result = CheckResult()
     if image.descriptor is not None and image.place is None:
-        _name_descriptor(dd, image, result, repair)
+        _name_descriptor(image, result, repair)
     if not image.parts:
         _open_extents(dd, image, result)
     checks = [_check_part(image, part, result, repair) for part in list(image.parts)]
@@ -119,17 +119,15 @@ def _add(result: CheckResult, found: CheckResult) -> None:
 # ---- the descriptor ------------------------------------------------------------------------------
 
 
-def _name_descriptor(dd: DiskDriver, image: Image, result: CheckResult, repair: str) -> None:
+def _name_descriptor(image: Image, result: CheckResult, repair: str) -> None:
     """A header has to say where its descriptor is: first of all, so that nothing is put there."""
     assert image.header is not None
     result.messages.append(NOT_NAMED)
     if repair != "all":
         result.corruptions += 1
         return
-    header = image.header = name_in_header(image.file, image.header)
-    offset, room = header.descriptor_offset * 512, header.descriptor_room * 512
-    image.place = DescriptorPlace(image.file, offset, room)
-    open_parts(dd, image)  # which knows that place now
+    name_in_header(image.file, image.header)
+    image.place = place_in(image.file, image.header)
     result.corruptions_fixed += 1
 
 

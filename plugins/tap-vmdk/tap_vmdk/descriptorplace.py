@@ -12,7 +12,7 @@ import attrs
 
 from tap_vmdk.descriptor import MAX_DESCRIPTOR, NO_PARENT, PARENT_HINT, Descriptor, random_cid
 from tap_vmdk.signature import kind_of
-from tap_vmdk.sparse import GD_AT_END, HEADER_BYTES, SparseHeader
+from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
 from tap_vmdk.tables import round_up
 from tapcore import ImageFile, ImageFormatError, NotSupportedError
 
@@ -192,6 +192,16 @@ class DescriptorPlace:
 # ---- where a sparse file has it ------------------------------------------------------------------
 
 
+def place_in(file: ImageFile, header: SparseHeader) -> DescriptorPlace:
+    """Where the descriptor of a sparse file lies, as its header says.
+
+    Args:
+        file: the sparse file.
+        header: of it, with a descriptor.
+    """
+    return DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_room * 512)
+
+
 def embedded_descriptor(header: SparseHeader, file_size: int, read: Reader) -> Descriptor | None:
     """The descriptor in a sparse file, where the header says that it is.
 
@@ -240,27 +250,38 @@ def descriptor_behind_header(read: Reader) -> Descriptor | None:
     return None
 
 
-def name_in_header(file: ImageFile, header: SparseHeader) -> SparseHeader:
-    """Let a header say again where its descriptor is; on disk when this returns.
+def naming(header: SparseHeader, read: Reader) -> SparseHeader:
+    """A header as it ought to be whose descriptor lies behind it, and which does not say so.
+
+    An image is read by this one before it is mended, so that it reads the same afterwards.
 
     Args:
-        file: whose descriptor lies behind its header.
-        header: of it.
+        header: as it is.
+        read: of the file.
+    """
+    raw = read(BEHIND_HEADER * 512, _USUAL_SECTORS * 512)
+    text = raw.split(b"\0", 1)[0]
+    usual = attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=_USUAL_SECTORS)
+    room = usual.descriptor_room
+    if header.overhead:
+        room = min(room, header.overhead - BEHIND_HEADER)
+    sectors = round_up(len(text), 512) // 512
+    if not any(raw[len(text) : room * 512]):
+        sectors = max(sectors, room)
+    return attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=sectors)
 
-    Returns:
-        The header as it is now.
+
+def name_in_header(file: ImageFile, header: SparseHeader) -> None:
+    """Let the header in a file say where its descriptor is; on disk when this returns.
+
+    Args:
+        file: a sparse one.
+        header: that says it.
 
     Raises:
         OSError: as the system says.
     """
-    raw = file.read_metadata(BEHIND_HEADER * 512, _USUAL_SECTORS * 512)
-    text = raw.split(b"\0", 1)[0]
-    others = [header.rgd_offset, header.gd_offset, header.overhead]
-    room = min((n - BEHIND_HEADER for n in others if 0 < n < GD_AT_END), default=0)
-    sectors = round_up(len(text), 512) // 512
-    if not any(raw[len(text) : room * 512]):
-        sectors = max(sectors, min(room, _USUAL_SECTORS))
-    file.write_metadata(_PLACE_OFFSET, _PLACE.pack(BEHIND_HEADER, sectors))
+    place = _PLACE.pack(header.descriptor_offset, header.descriptor_size)
+    file.write_metadata(_PLACE_OFFSET, place)
     if res := file.flush_blocking():
         raise OSError(-res, os.strerror(-res))
-    return attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=sectors)

@@ -15,6 +15,8 @@ from tap_vmdk.descriptorplace import (
     DescriptorPlace,
     descriptor_behind_header,
     embedded_descriptor,
+    naming,
+    place_in,
 )
 from tap_vmdk.grainwrite import WritablePart
 from tap_vmdk.image import Image
@@ -158,11 +160,13 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     descriptor = embedded_descriptor(header, file.size, file.read_metadata)
     place = None
     if descriptor is not None:
-        place = DescriptorPlace(file, header.descriptor_offset * 512, header.descriptor_room * 512)
+        place = place_in(file, header)
     else:
         descriptor = descriptor_behind_header(file.read_metadata)
     if descriptor is None:
         return Image(file, None, None, MONOLITHIC_SPARSE, header)
+    if place is None:
+        header = naming(header, file.read_metadata)
     kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
     return Image(file, descriptor, place, kind, header)
 
@@ -331,11 +335,12 @@ def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
     kind = kind_of(head)
     if kind == "hosted":
-        header = SparseHeader.unpack(head)
+        assert image.header is not None
+        header = image.header
         sectors = own_sectors(image.descriptor, header.capacity, header.grain)
         line = ExtentLine("RW", sectors, "SPARSE")
         no_parent = image.descriptor is None or image.descriptor.parent_cid == NO_PARENT
-        return hosted_part(dd, line, 0, file, appendable=no_parent)
+        return hosted_part(dd, line, 0, file, header, appendable=no_parent)
     if kind == "cowd":
         line = ExtentLine("RW", cowd_header(file).capacity, "VMFSSPARSE")
     else:

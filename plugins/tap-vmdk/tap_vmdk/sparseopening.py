@@ -29,7 +29,7 @@ def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
     kind = kind_of(head)
     if kind == "hosted":
-        return hosted_part(dd, line, start, file)
+        return hosted_part(dd, line, start, file, SparseHeader.unpack(head))
     if kind == "cowd":
         layout, reason = cowd_layout(cowd_header(file)), "vmfsSparse (COWD) can only be read"
     elif kind == "sesparse":
@@ -40,9 +40,28 @@ def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -
 
 
 def hosted_part(
-    dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile, *, appendable: bool = False
+    dd: DiskDriver,
+    line: ExtentLine,
+    start: int,
+    file: ImageFile,
+    header: SparseHeader,
+    *,
+    appendable: bool = False,
 ) -> SparsePart:
-    header = SparseHeader.unpack(file.read_metadata(0, sparse.HEADER_BYTES))
+    """A hosted sparse file.
+
+    Args:
+        dd: the disk.
+        line: what its descriptor says of the file.
+        start: its first sector on the disk.
+        file: open.
+        header: of it; where its descriptor lies, it says in any case.
+        appendable: a stream may be written at its end.
+
+    Raises:
+        ImageFormatError, NotSupportedError: it is damaged, or not supported.
+        OSError: as the system says.
+    """
     header.check()
     markers = bool(header.flags & sparse.FLAG_MARKERS)
     try:
