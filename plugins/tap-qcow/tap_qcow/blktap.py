@@ -8,16 +8,8 @@ from typing import Final
 import tapcore
 from tap_qcow import layout
 from tap_qcow.create import check_size, l1_end, write_image
-from tap_qcow.header import (
-    EXTENSION,
-    HEADER,
-    XEN_PAGE,
-    XEN_SPARSE,
-    Header,
-    XenExtension,
-    encode_name,
-    xen_checksum,
-)
+from tap_qcow.header import HEADER, Header, encode_name
+from tap_qcow.xen import EXTENSION, XEN_PAGE, XEN_SPARSE, XenExtension, xen_checksum
 from tapcore import SECTOR_SHIFT
 
 _NAME_OFFSET: Final = HEADER.size + EXTENSION.size

@@ -45,9 +45,9 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     image = open_image(dd, name, flags)
     dd.private = image
     dd.io_fd[0] = image.file.io_fd
-    dd.size = image.sectors
+    dd.size = image.map.sectors
     dd.sector_size = image.file.sector_size if image.file.direct else DEFAULT_SECTOR_SIZE
-    dd.cluster_size = image.geometry.cluster_size
+    dd.cluster_size = image.map.geometry.cluster_size
 
 
 @hookimpl
@@ -60,9 +60,9 @@ def td_close(dd: DiskDriver) -> None:
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
-    """See `requests`; holes are the core's affair."""
+    """Holes are the core's affair."""
     image: Image = dd.private
-    return image.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
+    return image.reader.read(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -71,7 +71,7 @@ def td_queue_write(
 ) -> int:
     """In place, or at the end of the file."""
     image: Image = dd.private
-    return image.write(image, dd, sector, nb_sectors, buf, cb, id, prv)
+    return image.writer.write(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -79,9 +79,8 @@ def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """At the end of the file."""
-    from tap_qcow.requests import write_compressed
-
-    return write_compressed(dd.private, dd, sector, nb_sectors, buf, cb, id, prv)
+    image: Image = dd.private
+    return image.deflater.write(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -95,9 +94,8 @@ def td_queue_write_zeroes(
     prv: Any,
 ) -> int:
     """Where the host file can do it."""
-    from tap_qcow import zeroing
-
-    return zeroing.write_zeroes(dd.private, dd, sector, nb_sectors, may_unmap, cb, id, prv)
+    image: Image = dd.private
+    return image.zeroer.write_zeroes(dd, sector, nb_sectors, may_unmap, cb, id, prv)
 
 
 @hookimpl
@@ -105,9 +103,8 @@ def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """Punch holes into clusters, which stay where they are."""
-    from tap_qcow import zeroing
-
-    return zeroing.discard(dd.private, dd, sector, nb_sectors, cb, id, prv)
+    image: Image = dd.private
+    return image.zeroer.discard(dd, sector, nb_sectors, cb, id, prv)
 
 
 @hookimpl
@@ -136,7 +133,8 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
 @hookimpl
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """The name alone: the format has no place for the parent's format."""
-    name = dd.private.header.backing_file
+    image: Image = dd.private
+    name = image.map.header.backing_file
     if not name:
         return TD_NO_PARENT
     id.name, id.drivertype = name, ""
@@ -182,9 +180,10 @@ def td_measure(
 @hookimpl
 def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
     """Straight from the tables."""
-    from tap_qcow.mapping import extents
+    from tap_qcow.runs import extents
 
-    return extents(dd.private, sector, nb_sectors)
+    image: Image = dd.private
+    return extents(image.map, sector, nb_sectors)
 
 
 @hookimpl
@@ -193,7 +192,7 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     from tap_qcow.inspection import format_facts
 
     image: Image = dd.private
-    return format_facts(image.header, little=image.little)
+    return format_facts(image.map.header, little=image.map.little)
 
 
 @hookimpl
@@ -207,22 +206,22 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 @hookimpl
 def td_resize(dd: DiskDriver, size: int) -> None:
     """Grow; QEMU cannot, but reads the result."""
-    from tap_qcow import changing
+    from tap_qcow import change
 
-    changing.grow(dd.private, dd, size)
+    change.grow(dd.private, dd, size)
 
 
 @hookimpl
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Record the parent's name."""
-    from tap_qcow import changing
+    from tap_qcow import change
 
-    changing.set_parent(dd.private, parent)
+    change.set_parent(dd.private, parent)
 
 
 @hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
     """Empty the L1 table, and cut the file off behind it."""
-    from tap_qcow import changing
+    from tap_qcow import change
 
-    changing.make_empty(dd.private)
+    change.make_empty(dd.private)

@@ -1,4 +1,4 @@
-"""The header, with every field checked, and the extension that Xen's blktap added to it.
+"""The header, with every field checked.
 
 Source: QEMU's and blktap's images. All numbers are big-endian.
 """
@@ -13,51 +13,13 @@ import attrs
 
 from tap_qcow import layout
 from tap_qcow.layout import Geometry
+from tap_qcow.xen import EXTENSION, XEN_PAGE, XenExtension, unpack_extension
 from tapcore import SECTOR_SHIFT, ImageFormatError, NotSupportedError, UsageError
 
 HEADER: Final = struct.Struct(">4sIQIIQBBHIQ")
-EXTENSION: Final = struct.Struct(">4s4sII")
-EXTENSION_MAGIC: Final = b"XEN\xfb"
-XEN_SPARSE: Final = 1
-XEN_BIG_ENDIAN: Final = 2
-XEN_PAGE: Final = 4096
 
 Read = Callable[[int, int], bytes]
 """`read(offset, length)`: bytes of the file, zeroes past its end."""
-
-
-@attrs.define
-class XenExtension:
-    """What blktap keeps behind the header.
-
-    While `checksum` is that of the L1 table, and `min_cluster_alloc` the number of entries in an L2
-    table, blktap takes it that clusters were allocated a whole L2 table at a time, and computes
-    where one lies without reading the table.
-
-    Attributes:
-        checksum: four bytes.
-        min_cluster_alloc: clusters that are allocated at a time.
-        flags: `XEN_SPARSE`, and since 2010 `XEN_BIG_ENDIAN` (of the L1 table).
-    """
-
-    checksum: bytes
-    min_cluster_alloc: int
-    flags: int
-
-    def pack(self) -> bytes:
-        """As it lies in the file, at offset 48."""
-        return EXTENSION.pack(EXTENSION_MAGIC, self.checksum, self.min_cluster_alloc, self.flags)
-
-
-def xen_checksum(l1: bytes) -> bytes:
-    """The checksum of an L1 table, given as big-endian bytes, its entries alone.
-
-    blktap loads the first four bytes of an MD5 as a little-endian number and stores that
-    big-endian, so they are reversed.
-    """
-    import hashlib  # not loaded for images that have no such thing
-
-    return hashlib.md5(l1, usedforsecurity=False).digest()[3::-1]
 
 
 @attrs.define
@@ -218,7 +180,4 @@ def _read_extension(read: Read, header: Header) -> XenExtension | None:
     """
     if header.l1_offset % XEN_PAGE or 0 < header.backing_offset < HEADER.size + EXTENSION.size:
         return None
-    magic, checksum, min_cluster_alloc, flags = EXTENSION.unpack(read(HEADER.size, EXTENSION.size))
-    if magic != EXTENSION_MAGIC:
-        return None
-    return XenExtension(checksum, min_cluster_alloc, flags)
+    return unpack_extension(read(HEADER.size, EXTENSION.size))

@@ -1,33 +1,31 @@
-"""An open image: its file, its header, its tables, and where the next cluster goes."""
+"""An open image: what says where, what moves bytes, and what brings tables to the disk."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from tap_qcow import words
-from tap_qcow.compressed import Inflater
-from tap_qcow.header import (
-    HEADER,
-    XEN_BIG_ENDIAN,
-    XEN_PAGE,
-    Header,
-    XenExtension,
-    read_header,
-    xen_checksum,
-)
-from tap_qcow.requests import first_write, read, write
-from tap_qcow.tables import Tables, l1_of
-from tap_qcow.words import Words
+from tap_qcow.content import Content
+from tap_qcow.entries import Entries, pack_entries
+from tap_qcow.header import HEADER, Header, read_header
+from tap_qcow.inflater import Inflater
+from tap_qcow.mapping import ClusterMap
+from tap_qcow.newclusters import NewClusters
+from tap_qcow.reader import Reader
+from tap_qcow.space import Space
+from tap_qcow.tables import l1_of
 from tap_qcow.writeback import Writeback
-from tapcore import DiskDriver, ImageFile, ImageFormatError, UsageError, open_image_file
+from tap_qcow.writer import Writer
+from tap_qcow.xen import xen_checksum
+from tapcore import DiskDriver, ImageFile, UsageError, open_image_file
 
 if TYPE_CHECKING:
-    from tap_qcow.claims import Claim
+    from tap_qcow.deflater import Deflater
+    from tap_qcow.zeroing import Zeroer
     from tapcore.sectorcipher import SectorCipher
 
 log = logging.getLogger(__name__)
@@ -43,135 +41,47 @@ class Image:
         file: the image file, which the image owns.
         header: of it.
         l1: its L1 table.
-        little: the L1 table is little-endian in the file, as old versions of blktap wrote it.
+        little: the L1 table is little-endian in the file.
         dd: the image in its chain.
 
     Attributes:
         file: as given.
-        dd: as given.
-        writing: the preparations for a first change have been made.
-        header: as given; on disk but for what is being changed.
-        geometry: sizes and shifts.
-        sectors: of the disk.
-        little: as given.
-        tables: L1 and L2.
-        writeback: brings changes of these to the disk.
+        map: says where a sector lies.
+        space: where the next cluster goes.
+        content: moves that of plain clusters.
         inflater: reads compressed clusters.
-        cipher: of an encrypted image whose content is wanted.
-        fills: what a write leaves out of a new cluster must be written, too: the parent's content,
-            or zeroes, encrypted.
-        claims: clusters that are being stored for the first time.
-        end: where the next cluster goes, at the earliest; bytes.
-        read, write: do requests; arguments and result are the hooks', the image before them.
-        places_end: behind the header, the parent's name and the L1 table; bytes.
+        writeback: brings changed tables to the disk.
+        reader, writer, deflater, zeroer: do the requests.
     """
 
     def __init__(
-        self, file: ImageFile, header: Header, l1: Words, dd: DiskDriver, *, little: bool
+        self, file: ImageFile, header: Header, l1: Entries, dd: DiskDriver, *, little: bool
     ) -> None:
         self.file = file
-        self.header = header
-        self.dd = dd
-        self.geometry = header.geometry
-        self.sectors = header.sectors
-        self.little = little
-        self.cipher = _cipher(header, dd)
-        self.fills = header.encrypted or bool(header.backing_file)
-        self.claims: list[Claim] = []
-        self.end = file.size
-        self.read, self.write = read, first_write
-        self.writing = False
-        self.note_places()
-        cache = dd.options.metadata_cache
-        self.tables = Tables(file, header.geometry, l1, self.check_place, cache)
-        self.writeback = Writeback(self)
-        self.inflater = Inflater(self)
+        self.map = ClusterMap(file, header, l1, dd.options.metadata_cache, little=little)
+        self.space = Space(header.geometry, file.size, paged=header.xen is not None)
+        self.content = Content(file, dd, _cipher(header, dd))
+        self.inflater = Inflater(file, header.geometry)
+        self.writeback = Writeback(self.map)
+        self.reader = Reader(self.map, self.content, self.inflater)
+        self._new = NewClusters(self.map, self.space, self.content, self.inflater, self.writeback)
+        self.writer = Writer(dd, self.map, self.space, self.content, self._new, self.writeback)
         xen = header.xen
-        self._sealed = xen is not None and xen.checksum == xen_checksum(words.to_bytes(l1))
+        self._sealed = xen is not None and xen.checksum == xen_checksum(pack_entries(l1))
 
-    def note_places(self) -> None:
-        """Where header, name and L1 table lie has changed."""
-        self._places = self.header.places()
-        self.places_end = max(end for _, end in self._places)
+    @cached_property
+    def deflater(self) -> Deflater:
+        """Imported when the first compressed write comes."""
+        from tap_qcow.deflater import Deflater
 
-    def check_place(self, offset: int, length: int) -> None:
-        """Raise ImageFormatError where a table cannot lie.
+        return Deflater(self.map, self.space, self.content, self._new, self.writer, self.writeback)
 
-        Args:
-            offset: bytes.
-            length: bytes.
-        """
-        self.check_run(offset, length)
-        if offset >= self.file.size and offset >= self.file.look_again():
-            text = f"its L2 table, at offset {offset:#x}, lies past the end of the file"
-            raise ImageFormatError(text, errno=errno.EIO)
+    @cached_property
+    def zeroer(self) -> Zeroer:
+        """The same for zeroes and discards."""
+        from tap_qcow.zeroing import Zeroer
 
-    def check_run(self, offset: int, length: int) -> None:
-        """The same for plain clusters, which may be missing: past the end of the file."""
-        if offset & 511 or (offset < self.places_end and self._overlaps(offset, offset + length)):
-            raise ImageFormatError(f"has an impossible table entry ({offset:#x})", errno=errno.EIO)
-
-    def _overlaps(self, offset: int, stop: int) -> bool:
-        return any(offset < end and start < stop for start, end in self._places)
-
-    def begin_writing(self) -> None:
-        """Before the first change: what is lost must not get the place of what is new.
-
-        Raises:
-            ImageFormatError: clusters are missing, and nobody said that they may be.
-            OSError: as the system says.
-        """
-        if self.writing:
-            return
-        from tap_qcow.missing import make_room_for_lost
-
-        make_room_for_lost(self)
-        self.writing = True
-        self.write = write
-
-    # ---- space ------------------------------------------------------------------------------
-
-    def allocate(self, clusters: int) -> int:
-        """Space for so many clusters in a row, at the end of the file; returns its byte offset.
-
-        Raises:
-            OSError: the file would become too long.
-        """
-        start = self.geometry.align(self.end)
-        return self._take(start, clusters << self.geometry.cluster_bits)
-
-    def allocate_table(self) -> int:
-        """Space for an L2 table; blktap reads those past the page cache, and wants whole pages."""
-        start = self.geometry.align(self.end)
-        if self.header.xen is not None:
-            start = -(-start // XEN_PAGE) * XEN_PAGE
-        return self._take(start, self.geometry.table_bytes)
-
-    def allocate_compressed(self, length: int) -> int:
-        """Space for compressed clusters, which need not be aligned."""
-        if self.end + length > self.geometry.compressed_limit:
-            raise OSError(errno.EFBIG, "compressed clusters cannot lie so far in the file")
-        return self._take(self.end, length)
-
-    def _take(self, start: int, length: int) -> int:
-        if start + length >= 1 << 63:
-            raise OSError(errno.EFBIG, "the file would become too long")
-        self.end = start + length
-        return start
-
-    # ---- blktap's extension -----------------------------------------------------------------
-
-    def plain_extension(self) -> XenExtension | None:
-        """What blktap's extension must say before a table changes; None where nothing must change.
-
-        Its program must look into the L2 tables, and know the L1 table's byte order.
-        """
-        xen = self.header.xen
-        if xen is None:
-            return None
-        flags = xen.flags if self.little else xen.flags | XEN_BIG_ENDIAN
-        changed = attrs.evolve(xen, min_cluster_alloc=1, flags=flags)
-        return None if changed == xen else changed
+        return Zeroer(self.map, self.content)
 
     def seal(self) -> None:
         """Bring blktap's checksum up to date, if it was right; all tables must be on disk.
@@ -179,12 +89,13 @@ class Image:
         Raises:
             OSError: as the system says.
         """
-        if not self._sealed or self.header.xen is None:
+        xen = self.map.header.xen
+        if not self._sealed or xen is None:
             return
-        checksum = xen_checksum(words.to_bytes(self.tables.l1))
-        if checksum != self.header.xen.checksum:
-            self.header.xen.checksum = checksum
-            self.file.write_metadata(HEADER.size, self.header.xen.pack())
+        checksum = xen_checksum(pack_entries(self.map.tables.l1))
+        if checksum != xen.checksum:
+            xen.checksum = checksum
+            self.file.write_metadata(HEADER.size, xen.pack())
 
     # ---- the end ----------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tap_qcow import words
-from tap_qcow.header import XEN_SPARSE, Header, read_header
+from tap_qcow.entries import unpack_entries
+from tap_qcow.header import Header, read_header
 from tap_qcow.layout import COMPRESSED, Geometry
 from tap_qcow.tables import l1_of
+from tap_qcow.xen import XEN_SPARSE
 from tapcore import SECTOR_SHIFT, Finding, Inspection
 
 _MOST_TABLES = 16 << 20
@@ -86,7 +87,7 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
         elif left >= geometry.table_bytes:
             left -= geometry.table_bytes
             content = os.pread(fd, geometry.table_bytes, offset)
-            entries = words.from_bytes(content.ljust(geometry.table_bytes, b"\0"))
+            entries = unpack_entries(content.ljust(geometry.table_bytes, b"\0"))
             lost += sum(_place(geometry, entry) >= size for entry in entries)
     found = []
     least = "at least " if left < geometry.table_bytes else ""

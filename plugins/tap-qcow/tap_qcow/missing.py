@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import attrs
 
-from tap_qcow import words
-from tap_qcow.mapping import DEFLATED, MISSING, run_at
+from tap_qcow.entries import Entries, unpack_entries
+from tap_qcow.mapping import DEFLATED, MISSING, ClusterMap
+from tap_qcow.space import Space
 from tap_qcow.tables import Table
-from tapcore import SECTOR_SHIFT, EmptyTables, ImageFormatError, TableVisits, TapError
+from tapcore import (
+    SECTOR_SHIFT,
+    DiskDriver,
+    EmptyTables,
+    ImageFormatError,
+    TableVisits,
+    TapError,
+)
 
-if TYPE_CHECKING:
-    from tap_qcow.image import Image
-    from tap_qcow.words import Words
 
-
-def make_room_for_lost(image: Image) -> None:
+def make_room_for_lost(dd: DiskDriver, map: ClusterMap, space: Space) -> None:
     """Refuse to write an image that has lost clusters; a server goes on with holes in their place.
+
+    Args:
+        dd: the image in its chain.
+        map: of it.
+        space: where new clusters go.
 
     Raises:
         ImageFormatError: clusters are missing; not for a server.
@@ -31,8 +39,8 @@ def make_room_for_lost(image: Image) -> None:
     """
     count, end, first = 0, 0, None
     # where all of the disk and its tables would not reach nothing ever was, nor will be
-    limit = image.file.size + 2 * (image.sectors << SECTOR_SHIFT) + (1 << 20)
-    for lost in _missing(image):
+    limit = map.file.size + 2 * (map.sectors << SECTOR_SHIFT) + (1 << 20)
+    for lost in _missing(map):
         if lost.end > limit:
             continue
         first = first or lost
@@ -45,15 +53,15 @@ def make_room_for_lost(image: Image) -> None:
         f"has {many} past the end of its file (the first at {first.sector << SECTOR_SHIFT} of the "
         f"disk, {first.where:#x} of the file)"
     )
-    if image.dd.options.missing == "error":
+    if dd.options.missing == "error":
         raise ImageFormatError(
             f"{text}: it is damaged, and not written; convert --salvage copies what is there",
             errno=errno.EIO,
         )
-    if image.dd.td_state is not None:
-        image.dd.td_state.losses.log_zeroed(image.dd.name, text)
-    image.file.truncate_up(end)
-    image.end = max(image.end, end)
+    if dd.td_state is not None:
+        dd.td_state.losses.log_zeroed(dd.name, text)
+    map.file.truncate_up(end)
+    space.end = max(space.end, end)
 
 
 @attrs.frozen
@@ -73,39 +81,39 @@ class _Lost:
     end: int
 
 
-def _missing(image: Image) -> Iterator[_Lost]:
-    geometry = image.geometry
+def _missing(map: ClusterMap) -> Iterator[_Lost]:
+    geometry = map.geometry
     size = geometry.table_bytes
-    visits, empty = TableVisits(size), EmptyTables(image.file, size)
-    for index, offset in enumerate(image.tables.l1):
-        if not offset or not _can_be(image, offset):
+    visits, empty = TableVisits(size), EmptyTables(map.file, size)
+    for index, offset in enumerate(map.tables.l1):
+        if not offset or not _can_be(map, offset):
             continue
-        if not image.tables.has(index) and empty.holds(offset):
+        if not map.tables.has(index) and empty.holds(offset):
             continue
         visits.visit(offset)
-        entries = _entries(image, index, offset)
+        entries = _entries(map, index, offset)
         sector = index << geometry.table_shift
         if entries is None:
             yield _Lost(sector, geometry.entry_mask + 1, offset, offset + geometry.table_bytes)
-        elif max(entries, default=0) >= image.file.size:
-            stop = min((index + 1) << geometry.table_shift, image.sectors)
-            yield from _in_table(image, Table(index, offset, entries), sector, stop)
+        elif max(entries, default=0) >= map.file.size:
+            stop = min((index + 1) << geometry.table_shift, map.sectors)
+            yield from _in_table(map, Table(index, offset, entries), sector, stop)
 
 
-def _can_be(image: Image, offset: int) -> bool:
+def _can_be(map: ClusterMap, offset: int) -> bool:
     """Whether a table could lie there at all; through others nothing is written."""
     try:
-        image.check_run(offset, image.geometry.table_bytes)
+        map.check_clusters(offset, map.geometry.table_bytes)
     except ImageFormatError:
         return False
     return True
 
 
-def _in_table(image: Image, table: Table, sector: int, stop: int) -> Iterator[_Lost]:
-    shift = image.geometry.cluster_shift
+def _in_table(map: ClusterMap, table: Table, sector: int, stop: int) -> Iterator[_Lost]:
+    shift = map.geometry.cluster_shift
     while sector < stop:
         try:
-            run = run_at(image, table, sector, stop)
+            run = map.run(table, sector, stop)
         except TapError:  # impossible in another way, and refused to whoever wants it
             sector = ((sector >> shift) + 1) << shift
             continue
@@ -113,18 +121,18 @@ def _in_table(image: Image, table: Table, sector: int, stop: int) -> Iterator[_L
         if run.kind == MISSING:
             yield _Lost(sector, -(-run.nb_sectors >> shift), run.where, run.where + length)
         elif run.kind == DEFLATED:
-            where, size = image.geometry.compressed(run.where)
-            if where >= image.file.size:
+            where, size = map.geometry.compressed(run.where)
+            if where >= map.file.size:
                 yield _Lost(sector, 1, where, where + size)
         sector += run.nb_sectors
 
 
-def _entries(image: Image, index: int, offset: int) -> Words | None:
+def _entries(map: ClusterMap, index: int, offset: int) -> Entries | None:
     """Of a table, past the cache; None for one that is not wholly in the file."""
-    table = image.tables.get(index)
+    table = map.tables.get(index)
     if table is not None:
         return table.entries
-    size = image.geometry.table_bytes
-    if offset + size > image.file.size:
+    size = map.geometry.table_bytes
+    if offset + size > map.file.size:
         return None
-    return words.from_bytes(image.file.read_metadata(offset, size))
+    return unpack_entries(map.file.read_metadata(offset, size))

@@ -11,9 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tap_qcow import words
+from tap_qcow.entries import Entries, empty_entries, unpack_entries
 from tap_qcow.layout import Geometry
-from tap_qcow.words import Words
 from tapcore import ImageFile, ImageFormatError
 
 DEFAULT_CACHE: Final = 32 << 20
@@ -23,7 +22,7 @@ BLOCK_SHIFT: Final = 6
 """Changes are written back in blocks of 64 entries, the 512 bytes of a sector."""
 
 
-def l1_of(content: bytes, file_size: int) -> tuple[Words, bool]:
+def l1_of(content: bytes, file_size: int) -> tuple[Entries, bool]:
     """The L1 table, and whether it is little-endian: what its entries can be decides.
 
     blktap wrote it so until 2008, and later marked neither kind reliably.
@@ -32,10 +31,10 @@ def l1_of(content: bytes, file_size: int) -> tuple[Words, bool]:
         content: of the table.
         file_size: bytes.
     """
-    l1 = words.from_bytes(content)
+    l1 = unpack_entries(content)
     if max(l1, default=0) < file_size:
         return l1, False
-    swapped = words.from_bytes(content, little=True)
+    swapped = unpack_entries(content, little=True)
     if max(swapped) < file_size and not any(entry & 511 for entry in swapped):
         return swapped, True
     return l1, False
@@ -55,7 +54,7 @@ class Table:
 
     __slots__ = ("dirty", "entries", "fresh", "index", "offset", "pins")
 
-    def __init__(self, index: int, offset: int, entries: Words, *, fresh: bool = False) -> None:
+    def __init__(self, index: int, offset: int, entries: Entries, *, fresh: bool = False) -> None:
         self.index = index
         self.offset = offset
         self.entries = entries
@@ -90,7 +89,7 @@ class Tables:
         self,
         file: ImageFile,
         geometry: Geometry,
-        l1: Words,
+        l1: Entries,
         check: Callable[[int, int], None],
         cache: int | None = None,
     ) -> None:
@@ -178,7 +177,7 @@ class Tables:
         return offset
 
     def _enter(self, index: int, content: bytes) -> Table:
-        table = Table(index, self.l1[index], words.from_bytes(content))
+        table = Table(index, self.l1[index], unpack_entries(content))
         self._keep(table)
         return table
 
@@ -225,13 +224,13 @@ class Tables:
 
     def add(self, index: int, offset: int) -> Table:
         """An empty table for an L1 entry that has none, at a place (bytes) that was allocated."""
-        table = Table(index, offset, words.zeroes(self._bytes // 8), fresh=True)
+        table = Table(index, offset, empty_entries(self._bytes // 8), fresh=True)
         self._keep(table)
         self.dirty.add(table)
         self.set_l1(index, offset)
         return table
 
-    def forget(self, l1: Words) -> None:
+    def forget(self, l1: Entries) -> None:
         """Start again with another L1 table, as it is in the file; nothing may be under way."""
         assert not self._loading
         self.l1 = l1

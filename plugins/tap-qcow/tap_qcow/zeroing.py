@@ -3,57 +3,72 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tap_qcow.mapping import HOLE, PLAIN, Run, each_run
-from tapcore import SECTOR_SHIFT
-
-if TYPE_CHECKING:
-    from tap_qcow.image import Image
-    from tapcore import DiskDriver, TdCallback
+from tap_qcow.content import Content
+from tap_qcow.mapping import HOLE, PLAIN, ClusterMap, Run
+from tap_qcow.runs import each_run
+from tapcore import SECTOR_SHIFT, DiskDriver, TdCallback
 
 
-def write_zeroes(
-    image: Image,
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    may_unmap: bool,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
-    """Zero what is stored plain, in its place; arguments and result are the hook's.
+class Zeroer:
+    """The zeroes and discards of one image.
 
-    What cannot be done (it would show a parent, is compressed or encrypted) is answered so.
+    Args:
+        map: says where a sector lies.
+        content: knows whether it is encrypted.
     """
-    holes = 0 if may_unmap and not image.header.backing_file else -errno.EOPNOTSUPP
 
-    def visit(run: Run) -> int:
-        if run.kind == PLAIN and image.cipher is None:
-            answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
-            image.file.queue_zero(run.where, run.nb_sectors << SECTOR_SHIFT, may_unmap, answer)
-            return 0
-        res = holes if run.kind == HOLE else -errno.EOPNOTSUPP
-        return cb(dd, res, run.sector, run.nb_sectors, id, prv)
+    def __init__(self, map: ClusterMap, content: Content) -> None:
+        self._map = map
+        self._file = map.file
+        self._content = content
 
-    return each_run(
-        image, sector, nb_sectors, visit, lambda res, at, count: cb(dd, res, at, count, id, prv)
-    )
+    def _in_place(self, run: Run) -> bool:
+        return run.kind == PLAIN and self._content.cipher is None
 
+    def write_zeroes(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb_sectors: int,
+        may_unmap: bool,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
+        """Zero what is stored plain, in its place; arguments and result are the hook's.
 
-def discard(
-    image: Image, dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """Give back what is stored plain; the clusters stay, and read as zeroes."""
+        What cannot be done (it would show a parent, is compressed or encrypted) is answered so.
+        """
+        bare = may_unmap and not self._map.header.backing_file
 
-    def visit(run: Run) -> int:
-        answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
-        if run.kind == PLAIN and image.cipher is None:
-            image.file.queue_discard(run.where, run.nb_sectors << SECTOR_SHIFT, answer)
-            return 0
-        return cb(dd, 0, run.sector, run.nb_sectors, id, prv)
+        def visit(run: Run) -> int:
+            if self._in_place(run):
+                answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
+                self._file.queue_zero(run.where, run.nb_sectors << SECTOR_SHIFT, may_unmap, answer)
+                return 0
+            res = 0 if bare and run.kind == HOLE else -errno.EOPNOTSUPP
+            return cb(dd, res, run.sector, run.nb_sectors, id, prv)
 
-    return each_run(
-        image, sector, nb_sectors, visit, lambda res, at, count: cb(dd, res, at, count, id, prv)
-    )
+        def fail(res: int, sector: int, nb_sectors: int) -> int:
+            return cb(dd, res, sector, nb_sectors, id, prv)
+
+        return each_run(self._map, dd, sector, nb_sectors, visit, fail)
+
+    def discard(
+        self, dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+    ) -> int:
+        """Give back what is stored plain; the clusters stay, and read as zeroes."""
+
+        def visit(run: Run) -> int:
+            if self._in_place(run):
+                answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
+                self._file.queue_discard(run.where, run.nb_sectors << SECTOR_SHIFT, answer)
+                return 0
+            return cb(dd, 0, run.sector, run.nb_sectors, id, prv)
+
+        def fail(res: int, sector: int, nb_sectors: int) -> int:
+            return cb(dd, res, sector, nb_sectors, id, prv)
+
+        return each_run(self._map, dd, sector, nb_sectors, visit, fail)

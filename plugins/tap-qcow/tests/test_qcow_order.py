@@ -257,7 +257,7 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
     with tapcore.open(f"qcow:{image}", metadata_cache=most * 4096) as disk:
         leaf = disk.state.disks
         assert leaf is not None
-        tables = leaf.private.tables
+        tables = leaf.private.map.tables
         highest = 0
         for number in range(0, 2048, 3):
             disk.pwrite(number * (2 << 20) + 5000, number.to_bytes(8, "big"))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from tapcore import ImageFormatError
+from tap_qcow.layout import Geometry
+from tapcore import ImageFile, ImageFormatError
 from tapcore.deflate import inflate
-
-if TYPE_CHECKING:
-    from tap_qcow.image import Image
 
 KEPT_BYTES: Final = 1 << 20
 """Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
@@ -31,13 +29,15 @@ class Inflater:
     but for `forget`.
 
     Args:
-        image: open.
+        file: the image file.
+        geometry: of the image.
     """
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
+    def __init__(self, file: ImageFile, geometry: Geometry) -> None:
+        self._file = file
+        self._geometry = geometry
         self._kept: OrderedDict[int, bytes] = OrderedDict()
-        self._most = max(KEPT_BYTES >> image.geometry.cluster_bits, 2)
+        self._most = max(KEPT_BYTES >> geometry.cluster_bits, 2)
         self._wanted: dict[int, list[Taker]] = {}
         self._reasons: dict[int, str] = {}  # of what was found damaged, the last ones
 
@@ -68,7 +68,7 @@ class Inflater:
         return self._reasons.get(entry, "")
 
     def _at_once(self, entry: int) -> bytes | None:
-        geometry, file = self._image.geometry, self._image.file
+        geometry, file = self._geometry, self._file
         if geometry.cluster_size > AT_ONCE_BYTES:
             return None
         offset, length = geometry.compressed(entry)
@@ -100,7 +100,7 @@ class Inflater:
             self._reasons.pop(entry, None)
             return finished
 
-        self._image.file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        self._file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
 
     def _keep(self, entry: int, content: bytes) -> None:
         self._kept[entry] = content
@@ -115,19 +115,19 @@ class Inflater:
             ImageFormatError: it is damaged.
             OSError: as the system says.
         """
-        offset, length = self._image.geometry.compressed(entry)
-        there = min(length, self._image.file.size - offset)
+        offset, length = self._geometry.compressed(entry)
+        there = min(length, self._file.size - offset)
         if there <= 0:
             text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
             raise ImageFormatError(text, errno=errno.EIO)
         try:
-            return self._inflate(self._image.file.read_metadata(offset, there))
+            return self._inflate(self._file.read_metadata(offset, there))
         except ImageFormatError as exc:
             exc.message = f"{exc.message}, at offset {offset:#x} of the file"
             raise
 
     def _inflate(self, stream: bytes) -> bytes:
-        size = self._image.geometry.cluster_size
+        size = self._geometry.cluster_size
         try:
             content = inflate(stream, size)
         except ImageFormatError as exc:
