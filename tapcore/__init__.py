@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from tapcore.disk import Disk, open
     from tapcore.engine import MappedExtent
+    from tapcore.engine.salvage import LostRange, Salvage
     from tapcore.errors import (
         ClosedError,
         DriverError,
@@ -50,8 +51,7 @@ if TYPE_CHECKING:
         printable,
     )
     from tapcore.errors import describe as describe_error
-    from tapcore.hookspecs import hookimpl
-    from tapcore.imagefile import (
+    from tapcore.files import (
         ImageFile,
         create_host_file,
         describe_host_file,
@@ -61,11 +61,13 @@ if TYPE_CHECKING:
         remove_host_file,
         supersede_host_file,
     )
-    from tapcore.imagefile.hostfile import punch_hole as fallocate_punch_hole
-    from tapcore.keys import Keys, read_key_file
-    from tapcore.keys import readings as passphrase_readings
-    from tapcore.losses import content_damaged, content_missing
-    from tapcore.models import (
+    from tapcore.files.hostfile import punch_hole as fallocate_punch_hole
+    from tapcore.formats.tablevisits import EmptyTables, TableVisits
+    from tapcore.interface.hookspecs import hookimpl
+    from tapcore.interface.keys import Keys, read_key_file
+    from tapcore.interface.keys import readings as passphrase_readings
+    from tapcore.interface.losses import content_damaged, content_missing
+    from tapcore.interface.models import (
         Bitmap,
         CacheMode,
         CheckResult,
@@ -82,14 +84,13 @@ if TYPE_CHECKING:
         TdCallback,
         TdState,
     )
-    from tapcore.namedfiles import open_named_file
-    from tapcore.names import parse_size, plain_name
+    from tapcore.interface.policy import ReferencePolicy
+    from tapcore.interface.registry import Registry
     from tapcore.nbd.listening import TcpAddress, UnixAddress
     from tapcore.nbd.server import NbdServer
-    from tapcore.references import ReferencePolicy
-    from tapcore.registry import Registry
-    from tapcore.salvage import LostRange, Salvage
-    from tapcore.tablevisits import EmptyTables, TableVisits
+    from tapcore.opening.namedfiles import open_named_file
+    from tapcore.opening.names import plain_name
+    from tapcore.sizes import parse_size
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
     from tapcore.tools.serve import nbd_server
@@ -110,7 +111,7 @@ _HOMES = {
         "VDISK_READONLY",
         "VDISK_REMOVABLE",
     ),
-    "disk": ("Disk", "open"),
+    "disk.disk": ("Disk", "open"),
     "engine": ("MappedExtent",),
     "errors": (
         "ClosedError",
@@ -131,8 +132,8 @@ _HOMES = {
         "UsageError",
         "printable",
     ),
-    "hookspecs": ("hookimpl",),
-    "imagefile": (
+    "interface.hookspecs": ("hookimpl",),
+    "files": (
         "ImageFile",
         "create_host_file",
         "describe_host_file",
@@ -142,9 +143,9 @@ _HOMES = {
         "remove_host_file",
         "supersede_host_file",
     ),
-    "keys": ("Keys", "read_key_file"),
-    "losses": ("content_damaged", "content_missing"),
-    "models": (
+    "interface.keys": ("Keys", "read_key_file"),
+    "interface.losses": ("content_damaged", "content_missing"),
+    "interface.models": (
         "Bitmap",
         "CacheMode",
         "CheckResult",
@@ -161,22 +162,23 @@ _HOMES = {
         "TdCallback",
         "TdState",
     ),
-    "namedfiles": ("open_named_file",),
-    "names": ("parse_size", "plain_name"),
+    "opening.namedfiles": ("open_named_file",),
+    "opening.names": ("plain_name",),
     "nbd.listening": ("TcpAddress", "UnixAddress"),
     "nbd.server": ("NbdServer",),
-    "references": ("ReferencePolicy",),
-    "registry": ("Registry",),
-    "salvage": ("LostRange", "Salvage"),
-    "tablevisits": ("EmptyTables", "TableVisits"),
+    "interface.policy": ("ReferencePolicy",),
+    "interface.registry": ("Registry",),
+    "engine.salvage": ("LostRange", "Salvage"),
+    "formats.tablevisits": ("EmptyTables", "TableVisits"),
+    "sizes": ("parse_size",),
     "tools.convert": ("convert_image",),
     "tools.create": ("create_image",),
     "tools.serve": ("nbd_server",),
 }
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names} | {
     "describe_error": ("errors", "describe"),
-    "fallocate_punch_hole": ("imagefile.hostfile", "punch_hole"),
-    "passphrase_readings": ("keys", "readings"),
+    "fallocate_punch_hole": ("files.hostfile", "punch_hole"),
+    "passphrase_readings": ("interface.keys", "readings"),
 }
 
 __all__ = [

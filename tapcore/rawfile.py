@@ -1,101 +1,16 @@
-"""Hooks of every driver whose disk is simply a file, byte for byte; public, for plugins.
+"""Hooks that all drivers of raw files share: the public name, for ever, of `formats.rawfile`."""
 
-A driver takes them over by importing them: `from tapcore.rawfile import td_create, td_extents`.
-They expect `dd.private` to be the open `ImageFile`. How the bytes are moved is the driver's own.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
-
-from tapcore.buffers import ZEROES
-from tapcore.constants import DEFAULT_SECTOR_SIZE
-from tapcore.errors import UsageError
-from tapcore.hookspecs import hookimpl
-from tapcore.imagefile import ImageFile, create_host_file, describe_host_file
-from tapcore.models import DiskDriver, DiskId, Extent, FormatOption, Inspection, Measurement
-
-CREATE_OPTIONS: Final = (
-    FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
+from tapcore.formats.rawfile import (
+    CREATE_OPTIONS,
+    td_close,
+    td_create,
+    td_extents,
+    td_info,
+    td_inspect,
+    td_measure,
+    td_resize,
+    td_stream,
 )
-"""For `DiskInfo.create_options`."""
-
-
-@hookimpl
-def td_create(
-    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
-) -> None:
-    """A plain file, sparse unless `preallocation` says otherwise; a device that is written full."""
-    if parent is not None or size is None:
-        raise UsageError("a raw image stands alone and needs a size", image=name)
-    how = options.get("preallocation", "off")
-    create_host_file(name, size, how, zeroed=how == "full")
-
-
-@hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
-    """Data and holes as the file system knows them."""
-    file: ImageFile = dd.private
-    return file.extents(sector, nb_sectors)
-
-
-@hookimpl
-def td_resize(dd: DiskDriver, size: int) -> None:
-    """Change the file's length."""
-    file: ImageFile = dd.private
-    file.resize(size)
-    dd.size = file.sectors
-
-
-@hookimpl
-def td_info(dd: DiskDriver) -> dict[str, Any]:
-    """The kind of file and its length."""
-    return describe_host_file(dd.private.fd)
-
-
-@hookimpl
-def td_inspect(name: str, fd: int, size: int) -> Inspection:
-    """Any file is a raw image; nothing in it is looked at."""
-    return Inspection(virtual_size=-(-size // DEFAULT_SECTOR_SIZE) * DEFAULT_SECTOR_SIZE)
-
-
-@hookimpl
-def td_measure(
-    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
-) -> Measurement:
-    """The disk itself: what is sparse on this file system need not be on another."""
-    return Measurement(required=size, fully_allocated=size)
-
-
-@hookimpl
-def td_stream(
-    out: Callable[[Any], object],
-    size: int,
-    options: Mapping[str, str],
-    pieces: Iterable[tuple[int, memoryview]],
-) -> None:
-    """The disk, byte for byte; what lies between the pieces as zeroes."""
-    if options.get("preallocation", "off") != "off":
-        raise UsageError("what goes into a pipe has no preallocation")
-    done = 0
-    for offset, content in pieces:
-        _zeroes(out, offset - done)
-        out(content)
-        done = offset + len(content)
-    _zeroes(out, size - done)
-
-
-def _zeroes(out: Callable[[Any], object], length: int) -> None:
-    for start in range(0, length, len(ZEROES)):
-        out(ZEROES[: min(len(ZEROES), length - start)])
-
-
-@hookimpl
-def td_close(dd: DiskDriver) -> None:
-    """Finish what is under way, flush and close the file."""
-    dd.private.close()
-
 
 __all__ = [
     "CREATE_OPTIONS",

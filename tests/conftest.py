@@ -19,6 +19,6 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_driver: ToyDriver)
     """A directory to work in, and the toy driver beside those installed."""
     registry = Registry()
     registry.register(toy_driver)
-    monkeypatch.setattr("tapcore.registry._default", registry)
+    monkeypatch.setattr("tapcore.interface.registry._default", registry)
     monkeypatch.chdir(tmp_path)
     return tmp_path

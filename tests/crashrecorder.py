@@ -30,8 +30,8 @@ from unittest.mock import patch
 import attrs
 
 from crashstates import NEVER, SECTOR, Barrier, Change, State, torn, way_of_losing
-from tapcore.imagefile.direct import DirectFile
-from tapcore.imagefile.imagefile import ImageFile
+from tapcore.files.direct import DirectFile
+from tapcore.files.imagefile import ImageFile
 
 __all__ = ["NEVER", "Change", "Recording", "State"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tapcore
 from peers import peer
-from tapcore.salvage import Salvage
+from tapcore.engine.salvage import Salvage
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 _BLOCK = 512

@@ -20,9 +20,9 @@ from drivers.faulty import Faulty
 from drivers.late import Late, LateFull, LateImage
 
 from tapcore import DiskId, OpenOptions, Registry
-from tapcore.chain import close_disk, open_disk
 from tapcore.engine import READ, WRITE, Engine, Request
-from tapcore.models import TdState
+from tapcore.interface.models import TdState
+from tapcore.opening.chain import close_disk, open_disk
 
 _HOME = tempfile.TemporaryDirectory(prefix="tapcore-bench-")
 """Parents must exist as files; what is in them does not matter."""

@@ -225,7 +225,7 @@ def run() -> None:
     """The program."""
     import drivers.toy
 
-    from tapcore.registry import default_registry
+    from tapcore.interface.registry import default_registry
 
     folder, kind, seed, wanted = sys.argv[1:]
     if "toy" not in default_registry():

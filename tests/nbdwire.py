@@ -13,12 +13,12 @@ from nbd_client import DISC, READ, Answer, ReplyParser, request
 
 from tapcore import DiskId, OpenOptions
 from tapcore.buffers import BufferPool
-from tapcore.chain import close_disk, open_disk
-from tapcore.models import CacheMode, TdState
+from tapcore.interface.models import CacheMode, TdState
+from tapcore.interface.registry import default_registry
 from tapcore.nbd.exports import Export, FileSpan
 from tapcore.nbd.handshake import Negotiated
 from tapcore.nbd.transmission import Transmission
-from tapcore.registry import default_registry
+from tapcore.opening.chain import close_disk, open_disk
 
 MIB = 1 << 20
 

@@ -24,7 +24,7 @@ for change in changes.split():
     setattr(importlib.import_module(module), name, type(getattr(sys.modules[module], name))(value))
 if seconds:
     from drivers.slow import Slow, Stuck
-    from tapcore.registry import default_registry
+    from tapcore.interface.registry import default_registry
     for driver in (Slow(float(seconds)), Stuck()):
         default_registry().register(driver)
 from tapcore.cli.main import main

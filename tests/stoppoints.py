@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-from tapcore.imagefile import hostfile
+from tapcore.files import hostfile
 from tapcore.tools.opening import Progress
 
 Work = Callable[[Path], object]

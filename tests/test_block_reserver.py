@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hostfs import mounted, small_ext4
-from tapcore.imagefile.imagefile import ImageFile
-from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
+from tapcore.files.imagefile import ImageFile
+from tapcore.files.reserving import LONG_WRITE, BlockReserver
 from tapcore.tools.convert import convert_image
 
 MIB = 1 << 20
@@ -58,7 +58,7 @@ def test_ext3_cannot_and_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append(offset)
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
-    monkeypatch.setattr("tapcore.imagefile.reserving.fallocate", refuse)
+    monkeypatch.setattr("tapcore.files.reserving.fallocate", refuse)
     with small_ext4(tmp_path, 64 * MIB) as where, a_file(where) as fd:
         blocks = BlockReserver(fd)
         for at in range(3):
@@ -94,7 +94,7 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
         lambda self, offset, length: asked.append((offset, length)),
     )
     # else a busy machine's second write could be sent to a thread
-    monkeypatch.setattr("tapcore.imagefile.imagefile._SLOW_WRITE_SECONDS", math.inf)
+    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", math.inf)
     with a_file(tmp_path) as fd:
         file = ImageFile(os.dup(fd), str(tmp_path / "file"), read_only=False)
         content = memoryview(b"x" * MIB)

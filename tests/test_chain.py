@@ -23,10 +23,11 @@ from tapcore import (
     TapError,
     UsageError,
 )
-from tapcore.chain import close_disk, open_disk
 from tapcore.constants import MAX_CHAIN_DEPTH, MAX_DISK_SECTORS, VDISK_READONLY
-from tapcore.models import TdState
-from tapcore.references import ReferencePolicy, printable
+from tapcore.errors import printable
+from tapcore.interface.models import TdState
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.opening.chain import close_disk, open_disk
 
 HEAD = MAGIC + b"late\0"
 

@@ -111,7 +111,7 @@ def test_formats(call: Call) -> None:
 
 
 def test_formats_without_drivers(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapcore.registry._default", tapcore.Registry(discover=False))
+    monkeypatch.setattr("tapcore.interface.registry._default", tapcore.Registry(discover=False))
     assert call("formats", "--json") == (0, "[]\n", "")
     status, out, _ = call("formats")
     assert status == 0

@@ -305,7 +305,7 @@ def test_what_happens_to_a_disk_in_use_is_said_each_time(
     before = logging.getLogger().handlers[:]
     set_up_logging("warning", Session())
     try:
-        for name in ("tapcore.engine.guard", "tapcore.probe"):
+        for name in ("tapcore.engine.guard", "tapcore.opening.probe"):
             for image in ("a\0b", "a\0b", "./x", "x", "y"):
                 logging.getLogger(name).warning("%s: is odd", image)
     finally:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tapcore.cli.main import main
-from tapcore.imagefile.newfiles import NewFiles
-from tapcore.registry import Registry
+from tapcore.files.newfiles import NewFiles
+from tapcore.interface.registry import Registry
 
 MIB = 1 << 20
 Call = Callable[..., tuple[int, str, str]]

@@ -20,9 +20,9 @@ from foreignfiles import (
 
 import tapcore
 from tapcore.engine import engine_of
-from tapcore.formats import HEAD_BYTES, TAIL_BYTES
-from tapcore.probe import ContentGuard, probe
-from tapcore.registry import default_registry
+from tapcore.formats.foreign import HEAD_BYTES, TAIL_BYTES
+from tapcore.interface.registry import default_registry
+from tapcore.opening.probe import ContentGuard, probe
 from tapcore.tools.opening import open_image
 
 SIZE = 1 << 20

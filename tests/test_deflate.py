@@ -10,8 +10,9 @@ from importlib.util import find_spec
 import pytest
 
 from peers import missing
-from tapcore import ImageFormatError, deflate
-from tapcore.deflate import inflate
+from tapcore import ImageFormatError
+from tapcore.formats import deflate
+from tapcore.formats.deflate import inflate
 
 CLUSTER = 64 << 10
 ZLIB_ONLY = {"isal": None, "isal.isal_zlib": None}  # as on a machine without it

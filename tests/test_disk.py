@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tapcore import disk as disk_module
 from tapcore.buffers import BufferPool
+from tapcore.disk import disk as disk_module
 
 SIZE = 256 << 10
 HANDLES = ["aio", "sync", "ram"]

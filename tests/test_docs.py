@@ -14,9 +14,10 @@ import pytest
 
 from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
-from tapcore import TapError, workers
+from tapcore import TapError
 from tapcore.cli.group import COMMANDS
 from tapcore.nbd import connection, constants, listening, server, transmission
+from tapcore.process import workers
 
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 READMES = [*DOCS.rglob("*.md"), ROOT / "README.md", *ROOT.glob("plugins/*/README.md")]

@@ -11,10 +11,10 @@ from drivers.late import MAGIC, Late, LateImage
 from enginebench import Bench
 
 from tapcore import HOOKS_VERSION, TD_RDONLY, DiskId, OpenOptions, Registry, hookimpl
-from tapcore.chain import close_disk, open_disk
 from tapcore.engine import DISCARD, READ, WRITE, ZERO, Request
-from tapcore.models import DiskInfo
-from tapcore.probe import probe
+from tapcore.interface.models import DiskInfo
+from tapcore.opening.chain import close_disk, open_disk
+from tapcore.opening.probe import probe
 
 LOOKS_LATE = (MAGIC + b"late\0").ljust(512, b".")
 

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from tapcore.chain import close_disk, open_disk
 from tapcore.engine import READ, Request, engine_of
-from tapcore.hookspecs import hookimpl
-from tapcore.models import DiskInfo
-from tapcore.registry import Registry
+from tapcore.interface.hookspecs import hookimpl
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.registry import Registry
+from tapcore.opening.chain import close_disk, open_disk
 
 
 class NeverReaps:

@@ -7,7 +7,7 @@ from drivers.broken import OldApi, Tiny
 from foreignfiles import DISKS, FOREIGN, WITH_DRIVERS, iso, padded
 
 from tapcore import ImageFormatError, Registry
-from tapcore.formats import (
+from tapcore.formats.foreign import (
     HEAD_BYTES,
     SIGNATURES,
     TAIL_BYTES,
@@ -15,7 +15,7 @@ from tapcore.formats import (
     read_sample,
     what_it_says_it_is,
 )
-from tapcore.probe import probe
+from tapcore.opening.probe import probe
 
 ALL = FOREIGN | WITH_DRIVERS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tapcore.imagefile.hostfile import HoleMap, punch_hole
-from tapcore.imagefile.imagefile import ImageFile
+from tapcore.files.hostfile import HoleMap, punch_hole
+from tapcore.files.imagefile import ImageFile
 
 PAGE = 4096
 

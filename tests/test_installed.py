@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tapcore import Registry, installed
+from tapcore import Registry
+from tapcore.interface import installed
 
 Install = Callable[..., Path]
 

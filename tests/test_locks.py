@@ -15,7 +15,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tapcore.imagefile.locks import being_written
+from tapcore.files.locks import being_written
 
 SIZE = 1 << 20
 

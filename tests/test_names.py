@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 
 from tapcore import DiskId, Registry, TapError, UnknownHandleError, UsageError
 from tapcore.constants import MAX_DISK_SECTORS
-from tapcore.names import (
-    changed_size,
-    disk_size,
-    format_size,
-    handle_for_new,
-    parse_size,
-    raw_handle,
-    round_up_to_sector,
-    split_name,
-)
+from tapcore.opening.names import handle_for_new, raw_handle, split_name
+from tapcore.sizes import changed_size, disk_size, format_size, parse_size, round_up_to_sector
 
 LARGEST = MAX_DISK_SECTORS * 512
 

@@ -9,12 +9,12 @@ import pytest
 from nbd_client import READ, ReplyParser, hello, request
 
 from tapcore import DiskId, OpenOptions
-from tapcore.chain import close_disk, open_disk
-from tapcore.loop import Loop
+from tapcore.engine.loop import Loop
+from tapcore.interface.registry import default_registry
 from tapcore.nbd import transmission
 from tapcore.nbd.connection import Clients, Connection
 from tapcore.nbd.exports import Export, Exports
-from tapcore.registry import default_registry
+from tapcore.opening.chain import close_disk, open_disk
 
 
 class Side:

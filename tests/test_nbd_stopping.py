@@ -14,10 +14,10 @@ from served import Served, served
 
 import tapcore
 from tapcore import DiskId, IOFailedError, OpenOptions, Registry
-from tapcore.chain import open_disk
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
 from tapcore.nbd.server import NbdServer
+from tapcore.opening.chain import open_disk
 
 MIB = 1 << 20
 
@@ -181,7 +181,7 @@ def test_a_last_flush_that_fails_is_the_error_of_run(tmp_path: Path) -> None:
 
 _LIKE_BEFORE = """
 import os, signal, threading
-from tapcore.stopping import StopSignals
+from tapcore.process.stopping import StopSignals
 before = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, [])
 for heard in (False, True, False):
     done = threading.Event()

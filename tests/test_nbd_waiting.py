@@ -17,12 +17,12 @@ from nbdwire import LateDisk, Wire, every_lease_comes_back, finish, late, opened
 from served import served
 
 import tapcore
-from tapcore.imagefile.imagefile import ImageFile
-from tapcore.models import CacheMode
+from tapcore.files.imagefile import ImageFile
+from tapcore.interface.models import CacheMode
 from tapcore.nbd import constants, streaming, transmission
 from tapcore.nbd.streaming import PIECE
 from tapcore.nbd.transmission import MAX_HELD
-from tapcore.workers import Completions
+from tapcore.process.workers import Completions
 
 KIB, MIB = 1 << 10, 1 << 20
 STEP = 64 * KIB

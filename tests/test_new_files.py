@@ -14,8 +14,8 @@ import pytest
 import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file, open_host_file
-from tapcore.imagefile import placing
-from tapcore.imagefile.newfiles import identity_of, making
+from tapcore.files import placing
+from tapcore.files.newfiles import identity_of, making
 
 MIB = 1 << 20
 
@@ -233,8 +233,8 @@ def test_other_threads_and_programs_see_the_old_one(tmp_path: Path) -> None:
 _MAKER = """
 import os, signal, sys
 from tapcore import create_host_file
-from tapcore.imagefile import placing
-from tapcore.imagefile.newfiles import making
+from tapcore.files import placing
+from tapcore.files.newfiles import making
 main, part, stop = sys.argv[1:]
 if stop == "named":
     placing._can_be_unnamed = lambda: False

@@ -10,7 +10,7 @@ import pytest
 import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file
-from tapcore.registry import default_registry
+from tapcore.interface.registry import default_registry
 
 MIB = 1 << 20
 

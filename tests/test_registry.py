@@ -31,10 +31,10 @@ from tapcore import (
     UsageError,
     hookimpl,
 )
-from tapcore import registry as registry_module
-from tapcore.chain import close_disk, open_disk
 from tapcore.constants import TD_RDONLY
 from tapcore.engine import READ, WRITE, Request
+from tapcore.interface import registry as registry_module
+from tapcore.opening.chain import close_disk, open_disk
 
 # ---- what is refused -----------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tapcore
-from tapcore.salvage import MOST_RANGES, Salvage
+from tapcore.engine.salvage import MOST_RANGES, Salvage
 
 MIB = 1 << 20
 PAGE = 4096

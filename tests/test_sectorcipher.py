@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 import tapcore
 from peers import peer
-from tapcore import sectorcipher
-from tapcore.sectorcipher import SectorCipher, legacy_aes
+from tapcore.formats import cipher as sectorcipher
+from tapcore.formats.cipher import SectorCipher, legacy_aes
 
 KINDS = [  # bytes of the key, mode, IVs
     (32, "xts", "plain64"),
@@ -196,7 +196,7 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_package_is_loaded_only_when_it_is_needed() -> None:
-    code = "import sys, tapcore.sectorcipher; sys.exit('cryptography' in sys.modules)"
+    code = "import sys, tapcore.formats.cipher; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

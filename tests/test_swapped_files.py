@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tapcore import references
-from tapcore.boundfile import BoundFile, OpenedByItself, bind, bind_real
+from tapcore.interface import policy
+from tapcore.interface.boundfile import BoundFile, OpenedByItself, bind, bind_real
 from tapcore.tools.commit import commit_image
 from tapcore.tools.rebase import rebase_image
 
@@ -107,7 +107,7 @@ def swapped(world: World, moment: str, monkeypatch: pytest.MonkeyPatch) -> Itera
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(references, "bind_real", find)
+        patch.setattr(policy, "bind_real", find)
         yield done
     assert done
 

@@ -8,7 +8,7 @@ import pytest
 
 import tapcore
 from tapcore import EmptyTables, TableVisits
-from tapcore.tablevisits import MOST_AGAIN
+from tapcore.formats.tablevisits import MOST_AGAIN
 
 TABLE = 65536
 

@@ -111,7 +111,7 @@ def test_a_parent_that_cannot_grow_is_said_before_anything_is_written(
     monkeypatch.delattr(ToyDriver, "td_resize")
     registry = tapcore.Registry()
     registry.register(ToyDriver())
-    monkeypatch.setattr("tapcore.registry._default", registry)
+    monkeypatch.setattr("tapcore.interface.registry._default", registry)
     chain(toys, size=MIB // 2)
     before = Path("base.toy").read_bytes()
     with pytest.raises(tapcore.NotSupportedError, match="smaller than its child by 512 KiB"):
@@ -125,7 +125,7 @@ def test_a_child_that_cannot_be_emptied_keeps_its_data(
     monkeypatch.delattr(ToyDriver, "td_make_empty")
     registry = tapcore.Registry()
     registry.register(ToyDriver())
-    monkeypatch.setattr("tapcore.registry._default", registry)
+    monkeypatch.setattr("tapcore.interface.registry._default", registry)
     wanted = chain(toys)
     assert main(["commit", "child.toy"]) == 0
     assert "still holds its data" in capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_a_parent_that_looks_changed_is_recorded_anew(
 
     registry = tapcore.Registry()
     registry.register(Counting())
-    monkeypatch.setattr("tapcore.registry._default", registry)
+    monkeypatch.setattr("tapcore.interface.registry._default", registry)
     chain(toys)
     commit_image("child.toy")
     assert told == [DiskId("base.toy", "toy")]
@@ -260,7 +260,7 @@ def test_a_driver_that_leaves_holes_for_zeroes_gets_them_written(
 
     registry = tapcore.Registry()
     registry.register(Lazy())
-    monkeypatch.setattr("tapcore.registry._default", registry)
+    monkeypatch.setattr("tapcore.interface.registry._default", registry)
     create_image("base.toy", MIB)
     create_image("child.toy", MIB, parent="base.toy")
     create_image("other.toy", MIB)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tapcore.names import plain_name
+from tapcore.opening.names import plain_name
 from tapcore.tools.rebase import rebase_image
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from drivers.toy import BLOCK, CLUSTER, HEAD, content, fill, head_of
 
 import tapcore
 from tapcore.cli.main import main
-from tapcore.references import ReferencePolicy
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.check import check_image
 from tapcore.tools.compare import compare_disks
 from tapcore.tools.convert import convert_image
@@ -317,7 +317,7 @@ def test_a_driver_that_breaks_is_one_line(
 def test_a_raw_guess_is_told_when_a_driver_could_not_be_asked(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry = tapcore.registry._default  # type: ignore[attr-defined]
+    registry = tapcore.interface.registry._default  # type: ignore[attr-defined]
     registry.register(SimpleNamespace(), handle="broken")
     Path("a").write_bytes(bytes(512))
     assert main(["map", "a"]) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tapcore
 from tapcore import DiskId, OpenOptions
-from tapcore.chain import open_disk
+from tapcore.opening.chain import open_disk
 from tapcore.tools import transfer as transfer_module
 from tapcore.tools.plan import (
     Job,

@@ -14,10 +14,10 @@ import pytest
 import tapcore
 from diskmodel import drive, run_all
 from tapcore.engine import FLUSH, READ, WRITE, Request
-from tapcore.imagefile import imagefile
-from tapcore.imagefile.imagefile import ImageFile
-from tapcore.models import CacheMode
-from tapcore.workers import Completions, Lane, WorkerPool
+from tapcore.files import imagefile
+from tapcore.files.imagefile import ImageFile
+from tapcore.interface.models import CacheMode
+from tapcore.process.workers import Completions, Lane, WorkerPool
 
 WAIT = 10
 

@@ -13,8 +13,8 @@ _MOST: Final = 2000
 
 def _handles() -> list[str]:
     """Of the drivers that are installed; none is loaded for it."""
-    from tapcore.installed import entry_points
-    from tapcore.registry import DRIVER_GROUP
+    from tapcore.interface.installed import entry_points
+    from tapcore.interface.registry import DRIVER_GROUP
 
     return sorted({entry.name for entry in entry_points(group=DRIVER_GROUP)})
 
@@ -84,8 +84,8 @@ def format_option_items(
         incomplete: the beginning of the option's value.
         amending: what can be changed of an image, not what a new one can have.
     """
-    from tapcore.names import handle_for_new, split_name
-    from tapcore.registry import default_registry
+    from tapcore.interface.registry import default_registry
+    from tapcore.opening.names import handle_for_new, split_name
 
     registry = default_registry()
     info = handle_for_new(split_name(image, registry), registry)

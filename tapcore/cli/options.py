@@ -10,8 +10,8 @@ import click
 from tapcore.cli.failures import Session, set_up_logging
 
 if TYPE_CHECKING:
-    from tapcore.keys import Keys
-    from tapcore.references import ReferencePolicy
+    from tapcore.interface.keys import Keys
+    from tapcore.interface.policy import ReferencePolicy
 
     IntParam = click.ParamType[int]
     StrParam = click.ParamType[str]
@@ -124,7 +124,7 @@ class Size(IntParam):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes."""
         from tapcore.errors import UsageError
-        from tapcore.names import disk_size, parse_size
+        from tapcore.sizes import disk_size, parse_size
 
         if isinstance(value, int):
             return value
@@ -142,7 +142,7 @@ class SizeChange(StrParam):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text, checked."""
         from tapcore.errors import UsageError
-        from tapcore.names import parse_size
+        from tapcore.sizes import parse_size
 
         text = str(value)
         try:
@@ -161,7 +161,7 @@ def _not_a_size(
 
 def _policy(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> ReferencePolicy:
     """What the values of `--parents` mean."""
-    from tapcore.references import ReferencePolicy
+    from tapcore.interface.policy import ReferencePolicy
 
     return ReferencePolicy.from_words(words)
 
@@ -170,7 +170,7 @@ def _keys(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) ->
     """The passphrases that the values of `--key-file` name; reads the files."""
     if not words or ctx.resilient_parsing:
         return None
-    from tapcore.keys import Keys
+    from tapcore.interface.keys import Keys
 
     return Keys.from_words(words)
 

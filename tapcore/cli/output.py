@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from tapcore.names import format_size
-from tapcore.references import printable
+from tapcore.errors import printable
+from tapcore.sizes import format_size
 
 _MAX_CELL = 4096
 

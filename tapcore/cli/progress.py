@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Final, Literal, TypeAlias
 
 from tapcore.cli.signals import asking_to_stop
-from tapcore.names import format_size
+from tapcore.sizes import format_size
 
 Progress = Callable[[int, int], None]
 Style: TypeAlias = Literal["auto", "plain", "none"]

@@ -6,9 +6,9 @@ import contextlib
 import sys
 from typing import Any, Final
 
+from tapcore.engine.salvage import Salvage
 from tapcore.errors import printable
-from tapcore.names import format_size
-from tapcore.salvage import Salvage
+from tapcore.sizes import format_size
 
 LOST: Final = 3
 """The exit status: it was done, and content is missing."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from tapcore.models import Snapshot
-from tapcore.names import format_size
+from tapcore.interface.models import Snapshot
+from tapcore.sizes import format_size
 
 COLUMNS: Final = ("ID", "NAME", "VM STATE", "DATE", "VM CLOCK")
 

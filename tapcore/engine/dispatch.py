@@ -31,8 +31,8 @@ from tapcore.engine.requests import (
     layers_of,
 )
 from tapcore.errors import TapError, describe, errno_of
-from tapcore.losses import content_damaged
-from tapcore.models import DiskDriver, TdState
+from tapcore.interface.losses import content_damaged
+from tapcore.interface.models import DiskDriver, TdState
 
 log = logging.getLogger(__name__)
 

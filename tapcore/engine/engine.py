@@ -20,7 +20,7 @@ from tapcore.engine.requests import (
     Request,
 )
 from tapcore.engine.unaligned import submit_unaligned
-from tapcore.models import DiskDriver, TdState
+from tapcore.interface.models import DiskDriver, TdState
 
 
 class Engine(Dispatcher):

@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.models import DiskDriver, Extent
+from tapcore.interface.models import DiskDriver, Extent
 
 
 @attrs.frozen

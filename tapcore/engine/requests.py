@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.models import DiskDriver
+from tapcore.interface.models import DiskDriver
 
 READ: Final = 0
 WRITE: Final = 1

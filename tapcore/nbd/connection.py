@@ -9,7 +9,7 @@ import socket
 from typing import Final
 
 from tapcore.engine import Engine
-from tapcore.loop import GONE, IN, OUT, Deadline, Loop
+from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
 from tapcore.nbd.exports import Exports, FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState
 from tapcore.nbd.transmission import Transmission

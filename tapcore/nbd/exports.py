@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from tapcore.engine import Engine, MappedExtent, chain_extents, engine_of
-from tapcore.errors import TapError
-from tapcore.imagefile.linux import all_in_page_cache
-from tapcore.models import TdState
+from tapcore.errors import TapError, printable
+from tapcore.files.linux import all_in_page_cache
+from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.handshake import ExportInfo
-from tapcore.references import printable
 
 if TYPE_CHECKING:
     from tapcore.nbd.replies import Replies

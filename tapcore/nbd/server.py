@@ -12,15 +12,15 @@ from typing import Final
 
 import attrs
 
-from tapcore.chain import close_disk
 from tapcore.engine import FLUSH, Engine, Request
+from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import IOFailedError, TapError
-from tapcore.loop import IN, Deadline, Loop
-from tapcore.models import DiskDriver
+from tapcore.interface.models import DiskDriver
 from tapcore.nbd.connection import Clients, Connection
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
-from tapcore.stopping import STOP_SIGNALS, StopSignals
+from tapcore.opening.chain import close_disk
+from tapcore.process.stopping import STOP_SIGNALS, StopSignals
 
 log = logging.getLogger(__name__)
 

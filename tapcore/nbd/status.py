@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapcore.engine import chain_extents
-from tapcore.models import DiskDriver
+from tapcore.interface.models import DiskDriver
 from tapcore.nbd import constants as nbd
 
 MAX_RUNS: Final = 4096

@@ -6,7 +6,7 @@ import os
 import random
 
 from tapcore.errors import NotSupportedError, TapError
-from tapcore.models import CacheMode, DiskId, FormatOption
+from tapcore.interface.models import CacheMode, DiskId, FormatOption
 from tapcore.testkit.failing import broken, compare, nothing_left_open
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Iterable
 
-from tapcore.models import CacheMode, DiskDriver, Extent
+from tapcore.interface.models import CacheMode, DiskDriver, Extent
 from tapcore.testkit.failing import broken, compare, run_of
 from tapcore.testkit.needs import needs
 from tapcore.testkit.session import Session

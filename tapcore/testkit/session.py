@@ -14,11 +14,11 @@ from typing import Any
 
 import attrs
 
-from tapcore.chain import close_disk
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 from tapcore.engine import engine_of
 from tapcore.errors import TapError, errno_of
-from tapcore.models import DiskDriver, TdState
+from tapcore.interface.models import DiskDriver, TdState
+from tapcore.opening.chain import close_disk
 from tapcore.testkit.failing import broken, error_name, run_of
 
 LARGEST = (1 << 20) >> SECTOR_SHIFT

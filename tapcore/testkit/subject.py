@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tapcore.chain import open_disk
 from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.disk import open as open_image
 from tapcore.errors import TapError
-from tapcore.models import CacheMode, DiskId, DiskInfo, OpenOptions, TapDisk
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry
+from tapcore.interface.models import CacheMode, DiskId, DiskInfo, OpenOptions, TapDisk
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry
+from tapcore.opening.chain import open_disk
 from tapcore.testkit.needs import withdraw
 from tapcore.testkit.session import Session
 

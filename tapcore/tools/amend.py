@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 
 from tapcore.errors import NotSupportedError, UsageError, open_error
-from tapcore.keys import Keys
-from tapcore.names import ImageName
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import ImageName
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import open_image
 

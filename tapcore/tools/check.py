@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tapcore.errors import NotSupportedError, open_error
-from tapcore.keys import Keys
-from tapcore.models import CheckResult
-from tapcore.names import ImageName
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import CheckResult
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry
+from tapcore.opening.names import ImageName
 from tapcore.tools.opening import open_image
 
 Repair = Literal["", "leaks", "all"]

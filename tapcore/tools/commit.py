@@ -6,14 +6,20 @@ import os
 
 import attrs
 
-from tapcore.chain import guessed_parent_error, recorded_parent, resolve_parent, say_how_to_move
 from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
-from tapcore.keys import Keys
-from tapcore.models import DiskDriver, DiskId
-from tapcore.names import ImageName, as_handles, format_size
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.chain import (
+    guessed_parent_error,
+    recorded_parent,
+    resolve_parent,
+    say_how_to_move,
+)
+from tapcore.opening.names import ImageName, as_handles
+from tapcore.sizes import format_size
 from tapcore.tools.losses import refuse_missing
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plan import jobs_for_own

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from tapcore.disk import Disk
+from tapcore.engine.salvage import Salvage
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.imagefile.newfiles import identity_of
-from tapcore.keys import KEY_FILE_OPTION, Keys, read_key_file
-from tapcore.models import DiskId, DiskInfo
-from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
-from tapcore.probe import guard_of
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
-from tapcore.salvage import Salvage
+from tapcore.files.newfiles import identity_of
+from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
+from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
+from tapcore.opening.probe import guard_of
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, modes_of

@@ -12,23 +12,16 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
-from tapcore.imagefile.hostfile import host_file_size, refuse_read_only_device
-from tapcore.imagefile.locks import lock_image
-from tapcore.imagefile.newfiles import Identity, NewFiles, identity_of, making
-from tapcore.imagefile.opening import open_host_fd
-from tapcore.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
-from tapcore.models import DiskId, DiskInfo
-from tapcore.names import (
-    RAW_HANDLES,
-    ImageName,
-    checked_size,
-    format_size,
-    handle_for_new,
-    plain_name,
-    split_name,
-)
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.files.hostfile import host_file_size, refuse_read_only_device
+from tapcore.files.locks import lock_image
+from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
+from tapcore.files.opening import open_host_fd
+from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
+from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_name, split_name
+from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.opening import open_image

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tapcore.disk import Disk
 from tapcore.engine import Engine, engine_of
-from tapcore.models import DiskDriver
+from tapcore.interface.models import DiskDriver
 
 
 class EngineLoop:

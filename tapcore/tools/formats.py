@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tapcore.models import DiskInfo
-from tapcore.registry import Registry, default_registry
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.registry import Registry, default_registry
 
 
 def list_formats(registry: Registry | None = None) -> list[DiskInfo]:

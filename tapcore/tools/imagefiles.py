@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError
-from tapcore.imagefile import host_file_size
-from tapcore.imagefile.newfiles import Identity, identity_of
-from tapcore.imagefile.opening import open_host_fd
-from tapcore.models import DiskDriver, DiskInfo
-from tapcore.references import ReferencePolicy
+from tapcore.files import host_file_size
+from tapcore.files.newfiles import Identity, identity_of
+from tapcore.files.opening import open_host_fd
+from tapcore.interface.models import DiskDriver, DiskInfo
+from tapcore.interface.policy import ReferencePolicy
 
 log = logging.getLogger(__name__)
 

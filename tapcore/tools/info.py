@@ -8,18 +8,18 @@ from typing import Any
 
 import attrs
 
-from tapcore.chain import recorded_parent
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
-from tapcore.errors import ReferencePolicyError, TapError
-from tapcore.imagefile.hostfile import occupied_bytes
-from tapcore.imagefile.locks import being_written, holder_of
-from tapcore.imagefile.opening import open_host_fd
-from tapcore.keys import Keys
-from tapcore.models import Bitmap, DiskDriver, DiskId, Snapshot
-from tapcore.names import ImageName, as_handles
-from tapcore.references import ReferencePolicy, printable
-from tapcore.registry import Registry, default_registry
+from tapcore.errors import ReferencePolicyError, TapError, printable
+from tapcore.files.hostfile import occupied_bytes
+from tapcore.files.locks import being_written, holder_of
+from tapcore.files.opening import open_host_fd
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import Bitmap, DiskDriver, DiskId, Snapshot
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.chain import recorded_parent
+from tapcore.opening.names import ImageName, as_handles
 from tapcore.tools.opening import open_image
 
 log = logging.getLogger(__name__)

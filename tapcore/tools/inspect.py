@@ -14,15 +14,15 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.formats import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
-from tapcore.imagefile.hostfile import occupied_bytes
-from tapcore.imagefile.opening import open_host_fd
-from tapcore.models import DiskId, Finding, Inspection
-from tapcore.names import RAW_HANDLES, ImageName, raw_handle, split_name
-from tapcore.probe import odd_name, recognise, refusal
-from tapcore.references import ReferencePolicy, has_protocol, printable
-from tapcore.registry import Registry, default_registry
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.files.hostfile import occupied_bytes
+from tapcore.files.opening import open_host_fd
+from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
+from tapcore.interface.models import DiskId, Finding, Inspection
+from tapcore.interface.policy import ReferencePolicy, has_protocol
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
+from tapcore.opening.probe import odd_name, recognise, refusal
 
 _UNDECODED: Final = re.compile("[\\udc80-\\udcff]")
 """Bytes of a name that is not UTF-8, which no terminal obeys: they are shown as `\\xff`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tapcore.disk import Disk
 from tapcore.errors import LostContentError
-from tapcore.names import format_size
+from tapcore.sizes import format_size
 
 
 def refuse_missing(disk: Disk, doing: str) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tapcore.errors import NotSupportedError, TapError, open_error
-from tapcore.keys import Keys
-from tapcore.models import DiskInfo, Measurement
-from tapcore.names import RAW_FORMAT, ImageName, raw_handle, round_up_to_sector
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import DiskInfo, Measurement
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import RAW_FORMAT, ImageName, raw_handle
+from tapcore.sizes import round_up_to_sector
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.opening import open_image
 

@@ -6,17 +6,17 @@ import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
-from tapcore.boundfile import BoundFile
-from tapcore.chain import open_disk
 from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
+from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError
-from tapcore.keys import Keys
-from tapcore.models import CacheMode, DiskId, Missing, OpenOptions, TdState
-from tapcore.names import RAW_HANDLES, ImageName, split_name
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
-from tapcore.salvage import Salvage
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import CacheMode, DiskId, Missing, OpenOptions, TdState
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.chain import open_disk
+from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 
 log = logging.getLogger(__name__)
 

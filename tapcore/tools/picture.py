@@ -15,7 +15,7 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
-from tapcore.models import DiskDriver, Extent
+from tapcore.interface.models import DiskDriver, Extent
 from tapcore.tools.opening import Progress
 
 HOLE: Final = 0

@@ -15,8 +15,8 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.errors import printable
-from tapcore.models import DiskDriver
-from tapcore.names import format_size
+from tapcore.interface.models import DiskDriver
+from tapcore.sizes import format_size
 from tapcore.tools.opening import Progress
 from tapcore.tools.picture import (
     COMPRESSED,

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.names import format_size
+from tapcore.sizes import format_size
 from tapcore.tools.opening import Progress
 from tapcore.tools.picture import (
     COMPRESSED,

@@ -18,12 +18,12 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
-from tapcore.imagefile.opening import open_host_fd
-from tapcore.imagefile.reserving import LONG_WRITE, BlockReserver
+from tapcore.files.opening import open_host_fd
+from tapcore.files.reserving import LONG_WRITE, BlockReserver
+from tapcore.process.workers import Completions, Lane
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
 from tapcore.tools.zeroes import data_runs
-from tapcore.workers import Completions, Lane
 
 _FICLONERANGE: Final = 0x4020940D
 _CLONE_RANGE: Final = struct.Struct("qQQQ")  # struct file_clone_range

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import attrs
 
-from tapcore.boundfile import BoundFile, bind
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.imagefile.newfiles import identity_of
-from tapcore.keys import Keys
-from tapcore.models import DiskDriver, DiskId
-from tapcore.names import ImageName, plain_name, split_name
-from tapcore.probe import probe
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.files.newfiles import identity_of
+from tapcore.interface.boundfile import BoundFile, bind
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import ImageName, plain_name, split_name
+from tapcore.opening.probe import probe
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.opening import Progress, open_image
 from tapcore.tools.plan import jobs_for_holes

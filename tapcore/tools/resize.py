@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from tapcore.errors import NotSupportedError, TapError, UsageError
-from tapcore.keys import Keys
-from tapcore.names import ImageName, changed_size, format_size, parse_size, split_name
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.names import ImageName, split_name
+from tapcore.sizes import changed_size, format_size, parse_size
 from tapcore.tools.opening import open_image
 
 

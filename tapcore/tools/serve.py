@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from tapcore.chain import close_disk
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
-from tapcore.keys import Keys
-from tapcore.models import CacheMode, TdState
-from tapcore.names import ImageName, split_name
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import CacheMode, TdState
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import TcpAddress, UnixAddress
 from tapcore.nbd.server import NbdServer
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry, default_registry
+from tapcore.opening.chain import close_disk
+from tapcore.opening.names import ImageName, split_name
 from tapcore.tools.opening import open_chain
 
 log = logging.getLogger(__name__)

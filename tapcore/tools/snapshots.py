@@ -11,11 +11,11 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, UsageError, open_error
-from tapcore.keys import Keys
-from tapcore.models import DiskDriver, Snapshot
-from tapcore.names import ImageName
-from tapcore.references import ReferencePolicy
-from tapcore.registry import Registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import DiskDriver, Snapshot
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry
+from tapcore.opening.names import ImageName
 from tapcore.tools.losses import refuse_missing
 from tapcore.tools.opening import open_image
 

@@ -13,10 +13,10 @@ from typing import Any, Final, TypeAlias
 
 from tapcore.disk import Disk
 from tapcore.errors import ImageFormatError, IOFailedError, TapError, UsageError, describe
-from tapcore.formats import HEAD_BYTES, Sample, read_sample, what_it_says_it_is
-from tapcore.models import DiskInfo
-from tapcore.probe import recognise, refusal
-from tapcore.registry import Registry
+from tapcore.formats.foreign import HEAD_BYTES, Sample, read_sample, what_it_says_it_is
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.registry import Registry
+from tapcore.opening.probe import recognise, refusal
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job, in_units
 from tapcore.tools.readahead import read_ahead

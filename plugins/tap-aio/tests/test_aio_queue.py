@@ -15,8 +15,8 @@ import tapcore
 from diskmodel import drive, run_all
 from tap_aio.engine import LibaioEngine
 from tapcore.engine import FLUSH, READ, WRITE, Request
-from tapcore.imagefile import direct
-from tapcore.imagefile.direct import DirectFile
+from tapcore.files import direct
+from tapcore.files.direct import DirectFile
 
 
 @pytest.fixture

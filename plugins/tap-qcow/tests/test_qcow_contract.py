@@ -11,8 +11,8 @@ from tap_qcow import layout, qcow_create
 from tap_qcow.create import l1_end, write_image
 from tap_qcow.header import HEADER, Header
 from tapcore import DiskId, ImageOpenError, Keys, OpenOptions, ReferencePolicy
-from tapcore.chain import open_disk
 from tapcore.constants import TD_RDONLY
+from tapcore.opening.chain import open_disk
 from tapcore.testkit import DriverContract, Session
 
 PASSPHRASE = b"a passphrase"

@@ -15,7 +15,7 @@ from tap_qcow import layout
 from tap_qcow.create import l1_end, write_image
 from tap_qcow.header import HEADER, Header
 from tapcore import DiskId, ImageFile, OpenOptions, Registry
-from tapcore.chain import open_disk
+from tapcore.opening.chain import open_disk
 from tapcore.testkit import Session
 
 CLUSTER = 4096

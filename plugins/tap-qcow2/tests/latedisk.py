@@ -16,7 +16,7 @@ from unittest.mock import patch
 import attrs
 
 from tapcore.errors import errno_of
-from tapcore.imagefile.imagefile import Answer, ImageFile
+from tapcore.files.imagefile import Answer, ImageFile
 
 BLOCKING = (
     "read_blocking",

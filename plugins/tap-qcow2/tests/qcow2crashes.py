@@ -19,7 +19,7 @@ from crashrecorder import Recording, State
 from crashworkload import Workload
 from qcow2tools import MIB, checked, create, qemu_img, source_content
 from qcow2walk import Walk, walk
-from tapcore.imagefile.imagefile import ImageFile
+from tapcore.files.imagefile import ImageFile
 from tapcore.tools.check import Repair, check_image
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

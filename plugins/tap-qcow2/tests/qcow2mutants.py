@@ -18,7 +18,7 @@ from peers import peer
 from qcow2tools import PASSPHRASE, SECRET, convert, create, image_options, qemu_img, qemu_io
 from qcow2walk import COMPRESSED, COPIED, Walk, walk
 from tapcore.errors import TapError
-from tapcore.keys import Keys
+from tapcore.interface.keys import Keys
 from tapcore.tools.check import check_image
 
 SIZE = 768 << 10

@@ -15,7 +15,7 @@ import tapcore
 from qcow2tools import MIB, PASSPHRASE
 from qcow2walk import walk
 from tapcore.errors import TapError
-from tapcore.keys import Keys
+from tapcore.interface.keys import Keys
 from tapcore.testkit.failing import nothing_left_open, within
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info

@@ -23,8 +23,8 @@ from qcow2tools import (
 )
 from qcow2walk import walk
 from tapcore.engine import DISCARD, WRITE, Request
-from tapcore.imagefile.imagefile import ImageFile
-from tapcore.workers import WorkerPool
+from tapcore.files.imagefile import ImageFile
+from tapcore.process.workers import WorkerPool
 
 
 @attrs.define

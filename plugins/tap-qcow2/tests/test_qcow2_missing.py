@@ -17,7 +17,7 @@ from served import TAPDISK, served
 import tapcore
 from peers import peer
 from qcow2tools import MIB, convert, create, qemu_img, qemu_io
-from tapcore.salvage import Salvage
+from tapcore.engine.salvage import Salvage
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
 from tapcore.tools.inspect import inspect_image

@@ -20,7 +20,7 @@ import tapcore
 from diskmodel import drive
 from qcow2tools import MIB, assert_clean, content_by_qemu, create, source_content
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, Request
-from tapcore.imagefile.imagefile import ImageFile
+from tapcore.files.imagefile import ImageFile
 
 SECTOR = 512
 CLUSTER = 65536

@@ -13,7 +13,7 @@ from qcow2tools import MIB, create, qemu_img
 from qcow2trials import seen, watched
 from qcow2walk import walk
 from tapcore.errors import ReferencePolicyError, TapError
-from tapcore.references import ReferencePolicy
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image

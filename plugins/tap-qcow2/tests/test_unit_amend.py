@@ -26,8 +26,8 @@ from qcow2tools import (
 )
 from qcow2walk import SNAPSHOT, walk
 from tapcore import DiskDriver
-from tapcore.chain import close_disk, open_disk
-from tapcore.registry import default_registry
+from tapcore.interface.registry import default_registry
+from tapcore.opening.chain import close_disk, open_disk
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 

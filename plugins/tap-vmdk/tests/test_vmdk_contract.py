@@ -3,7 +3,7 @@
 import os
 from typing import ClassVar
 
-from tapcore.models import CacheMode, DiskId
+from tapcore.interface.models import CacheMode, DiskId
 from tapcore.testkit import DriverContract
 
 

@@ -10,11 +10,11 @@ import pytest
 import tapcore
 from diskmodel import run_all
 from peers import peer
-from tapcore.chain import open_disk
 from tapcore.disk import Disk
 from tapcore.engine import WRITE, Request
-from tapcore.models import DiskId, OpenOptions, TapDisk
-from tapcore.registry import default_registry
+from tapcore.interface.models import DiskId, OpenOptions, TapDisk
+from tapcore.interface.registry import default_registry
+from tapcore.opening.chain import open_disk
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tapcore
 from tap_vmdk.signature import kind_of
-from tapcore.formats import Sample, what_it_says_it_is
+from tapcore.formats.foreign import Sample, what_it_says_it_is
 from tapcore.tools.inspect import inspect_image
 
 CASES = 150 * int(os.environ.get("TAPCORE_THOROUGH") or 1)

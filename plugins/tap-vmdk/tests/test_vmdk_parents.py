@@ -10,9 +10,9 @@ import pytest
 
 import tapcore
 from peers import peer
-from tapcore.chain import close_disk, open_disk
-from tapcore.models import DiskId
-from tapcore.registry import default_registry
+from tapcore.interface.models import DiskId
+from tapcore.interface.registry import default_registry
+from tapcore.opening.chain import close_disk, open_disk
 
 SIZE = 1 << 20
 

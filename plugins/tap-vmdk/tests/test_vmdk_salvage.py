@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tapcore.salvage import Salvage
+from tapcore.engine.salvage import Salvage
 
 KIB, MIB = 1 << 10, 1 << 20
 GRAIN = 64 * KIB

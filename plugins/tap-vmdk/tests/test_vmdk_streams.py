@@ -12,7 +12,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tapcore.registry import default_registry
+from tapcore.interface.registry import default_registry
 from vmdkwriters import descriptor, stream
 
 GRAIN = 128 * 512

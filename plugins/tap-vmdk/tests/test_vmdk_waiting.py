@@ -11,7 +11,7 @@ import pytest
 import tapcore
 from diskmodel import run_all
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, Request
-from tapcore.imagefile.imagefile import ImageFile
+from tapcore.files.imagefile import ImageFile
 
 SIZE = (40 << 20) + 1024
 WINDOW = 600_000

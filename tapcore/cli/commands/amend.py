@@ -12,8 +12,8 @@ from tapcore.cli.options import (
 from tapcore.cli.optionshelp import print_amend_options
 from tapcore.cli.output import print_line
 from tapcore.cli.signals import finishing_first
-from tapcore.keys import Keys
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.amend import amend_image
 
 

@@ -18,11 +18,12 @@ from tapcore.cli.options import (
 from tapcore.cli.output import print_json, print_pairs
 from tapcore.cli.progress import Style, progress
 from tapcore.errors import UsageError
-from tapcore.keys import Keys
-from tapcore.models import CacheMode
-from tapcore.names import format_size, split_name
-from tapcore.references import ReferencePolicy
-from tapcore.registry import default_registry
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import CacheMode
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import default_registry
+from tapcore.opening.names import split_name
+from tapcore.sizes import format_size
 from tapcore.tools.bench import PATTERNS, BenchResult, Pattern, Workload, bench_disk
 from tapcore.tools.opening import open_image
 

@@ -16,9 +16,9 @@ from tapcore.cli.options import (
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, print_losses
-from tapcore.keys import Keys
-from tapcore.references import ReferencePolicy
-from tapcore.salvage import Salvage
+from tapcore.engine.salvage import Salvage
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.compare import Comparison, compare_disks
 from tapcore.tools.opening import open_image
 

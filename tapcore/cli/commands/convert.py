@@ -21,10 +21,10 @@ from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import print_json, print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
-from tapcore.keys import Keys
-from tapcore.names import format_size
-from tapcore.references import ReferencePolicy
-from tapcore.salvage import Salvage
+from tapcore.engine.salvage import Salvage
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.sizes import format_size
 from tapcore.tools.convert import convert_image
 from tapcore.tools.streams import STANDARD
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tapcore.cli.options import json_option, tap_command
 from tapcore.cli.output import print_json, print_line, print_table
-from tapcore.models import DiskInfo
+from tapcore.interface.models import DiskInfo
 from tapcore.tools.formats import format_as_dict, list_formats
 
 

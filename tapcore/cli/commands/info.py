@@ -20,10 +20,10 @@ from tapcore.cli.snapshottable import COLUMNS as SNAPSHOT_COLUMNS
 from tapcore.cli.snapshottable import snapshot_rows
 from tapcore.cli.tree import tree_lines
 from tapcore.errors import printable
-from tapcore.keys import Keys
-from tapcore.models import Bitmap
-from tapcore.names import format_size
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import Bitmap
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.sizes import format_size
 from tapcore.tools.info import ImageInfo, image_info
 
 _INDENT: Final = "    "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tapcore.cli.options import image_argument, json_option, parents_option, tap_command
 from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
 from tapcore.errors import ImageFormatError
-from tapcore.names import format_size
-from tapcore.references import ReferencePolicy
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.sizes import format_size
 from tapcore.tools.inspect import InspectedImage, inspect_image
 
 HARMLESS, AFRAID = 0, 2

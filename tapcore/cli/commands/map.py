@@ -17,8 +17,8 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import json_text, print_line
-from tapcore.keys import Keys
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.map import MapItem, map_disk
 from tapcore.tools.opening import open_image
 

@@ -14,9 +14,9 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
-from tapcore.keys import Keys
-from tapcore.names import format_size
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.sizes import format_size
 from tapcore.tools.rebase import Rebase, rebase_image
 
 

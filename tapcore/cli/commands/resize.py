@@ -13,8 +13,8 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_line, size_with_bytes
 from tapcore.cli.signals import finishing_first
-from tapcore.keys import Keys
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.resize import resize_image
 
 

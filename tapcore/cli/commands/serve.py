@@ -12,11 +12,11 @@ from tapcore.cli.options import (
     opening_options,
     tap_command,
 )
-from tapcore.keys import Keys
-from tapcore.models import CacheMode
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import CacheMode
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
-from tapcore.references import ReferencePolicy
-from tapcore.stopping import STOP_SIGNALS
+from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
 
 LOCAL = "127.0.0.1"

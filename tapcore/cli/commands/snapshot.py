@@ -16,9 +16,9 @@ from tapcore.cli.options import (
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.cli.signals import finishing_first
 from tapcore.cli.snapshottable import COLUMNS, snapshot_rows
-from tapcore.keys import Keys
-from tapcore.models import Snapshot
-from tapcore.references import ReferencePolicy
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import Snapshot
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.snapshots import (
     apply_snapshot,
     create_snapshot,

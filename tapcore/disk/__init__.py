@@ -1,0 +1,5 @@
+"""Disks from Python: a seekable binary file over any image."""
+
+from tapcore.disk.disk import Disk, open
+
+__all__ = ["Disk", "open"]

@@ -1,0 +1,113 @@
+"""One request at a time, and waiting for its answer: how Python drives a disk's engine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable
+
+import attrs
+
+from tapcore.engine import READ, Request, engine_of
+from tapcore.engine.requests import OP_NAMES
+from tapcore.engine.salvage import Salvage, SalvagingRead
+from tapcore.errors import IOFailedError, ReadOnlyError, TapError
+from tapcore.interface.losses import known_failure
+from tapcore.interface.models import DiskDriver, TdState
+
+
+class DiskCalls:
+    """Asks a disk, one thread at a time.
+
+    Args:
+        state: an open chain with its engine.
+        salvage: reads do not fail, and what is lost is noted there.
+
+    Attributes:
+        lock: held during a call; for calls of several steps, and for what is asked of a driver
+            without a request. One thread may take it more than once.
+        engine: of the disk.
+    """
+
+    def __init__(self, state: TdState, salvage: Salvage | None) -> None:
+        self.engine = engine_of(state)
+        self.lock = threading.RLock()
+        self._state = state
+        self._salvage = salvage
+        self._poll = select.poll()
+        self._sources: dict[int, tuple[DiskDriver, int]] = {}
+        for fd, dd, sid in self.engine.poll_fds():
+            self._poll.register(fd, select.POLLIN)
+            self._sources[fd] = (dd, sid)
+
+    def ask(
+        self,
+        op: int,
+        offset: int,
+        length: int,
+        buf: memoryview | None,
+        *,
+        fua: bool = False,
+        may_unmap: bool = True,
+    ) -> None:
+        """Do one thing with a range that lies inside the disk.
+
+        Args:
+            op: READ, WRITE, ...
+            offset: bytes.
+            length: bytes.
+            buf: content, or where it goes: writable.
+            fua: wait until it is on disk.
+            may_unmap: of ZERO: space may be given back.
+
+        Raises:
+            TapError: it failed; with the image's name.
+        """
+        with self.lock:
+            outcome, since = _Outcome(), self._state.losses.count
+            req = Request(op, offset, length, buf, outcome.finished, fua=fua)
+            req.may_unmap = may_unmap
+            self.submit(req)
+            self.engine.turn()
+            self._wait(lambda: outcome.done)
+        if req.status:
+            what, end = OP_NAMES[op], offset + length
+            known = known_failure(self._state, what, offset, end, req.status, since=since)
+            raise known or failed(str(self._state.image), what, req.status)
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the engine; a salvaged read does not fail."""
+        if self._salvage is not None and request.op == READ:
+            SalvagingRead(self._state, self._salvage, request).begin()
+        else:
+            self.engine.submit(request)
+
+    def finish(self) -> None:
+        """Wait until nothing is under way."""
+        self._wait(lambda: not self.engine.in_flight)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        engine = self.engine
+        while not done():
+            timeout = engine.timeout
+            for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
+                engine.readable(*self._sources[fd])
+            engine.turn()
+
+
+@attrs.define
+class _Outcome:
+    done: bool = False
+
+    def finished(self, req: Request) -> None:
+        self.done = True
+
+
+def failed(name: str, what: str, status: int) -> TapError:
+    """The error of an operation that was answered with a negative errno."""
+    if status == -errno.EROFS:
+        return ReadOnlyError("is open read-only", image=name)
+    text = f"{what} failed: {os.strerror(-status)}"
+    return IOFailedError(text, image=name, errno=-status)

@@ -1,0 +1,488 @@
+"""Disks from Python: `tapcore.open` gives a seekable binary file over any image."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import index
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from tapcore.constants import TD_RDONLY
+from tapcore.disk.calls import DiskCalls, failed
+from tapcore.disk.file import DiskFile
+from tapcore.engine import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_COMPRESSED,
+    ZERO,
+    MappedExtent,
+    Request,
+    engine_of,
+)
+from tapcore.engine.extents import chain_extents
+from tapcore.engine.salvage import Salvage, salvaged_extents
+from tapcore.errors import (
+    ClosedError,
+    ForkedError,
+    NotSupportedError,
+    NotWritableError,
+    OutOfRangeError,
+    ReadOnlyError,
+    TapError,
+    UsageError,
+    open_error,
+)
+from tapcore.interface.keys import Keys
+from tapcore.interface.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.chain import close_disk, open_disk
+from tapcore.opening.names import ImageName
+from tapcore.process.forks import forks
+from tapcore.sizes import checked_size
+
+_CACHE_MODES = get_args(CacheMode)
+
+_MAX_CALL = 8 << 20
+"""Bytes that a single request from Python moves; larger calls are made of several."""
+
+_MAX_ZERO = 1 << 30
+"""The same for zeroing, which moves nothing where the driver knows how."""
+
+
+def open(
+    name: ImageName,
+    *,
+    readonly: bool = False,
+    parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    cache: CacheMode = "writeback",
+    lock: bool = True,
+    filters: tuple[str, ...] = (),
+    copy_on_read: bool = False,
+    snapshot: str = "",
+    keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
+    metadata_cache: int | None = None,
+    salvage: bool = False,
+    registry: Registry | None = None,
+    private: Mapping[str, Any] | None = None,
+) -> Disk:
+    """Open a virtual disk.
+
+    Args:
+        name: `HANDLE:PATH`; the handle may be left out for reading only, since a format that was
+            guessed is not written.
+        readonly: open for reading.
+        parents: directories (or "any", "none") in which files named by the image may lie, besides
+            its own directory tree.
+        cache: "writeback" through the page cache, "none" with O_DIRECT.
+        lock: take QEMU-compatible locks; may be False only with `readonly`.
+        filters: names of installed filters to wrap the drivers in.
+        copy_on_read: write into the child what is read from its parents.
+        snapshot: open this internal snapshot, by id or name; only with `readonly`.
+        keys: the passphrase of encrypted images, or the path of each and its own.
+        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
+            default.
+        salvage: read what is left of a damaged disk; what cannot be read is zeroes, and noted in
+            the disk's `salvage`. Only with `readonly`.
+        registry: drivers to use instead of the installed ones.
+        private: passed to drivers as `dd.options.private`.
+
+    Returns:
+        A context manager and `io.RawIOBase`.
+
+    Raises:
+        TapError: with the image's name, an errno, and one line saying what is wrong.
+    """
+    name = os.fsdecode(name)
+    _check_words(cache, filters, name)
+    words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
+    if metadata_cache is not None and index(metadata_cache) < 0:
+        raise UsageError("a cache cannot have less than 0 bytes", image=name)
+    if not lock and not readonly:
+        raise UsageError("a disk can be opened without a lock only for reading", image=name)
+    if snapshot and not readonly:
+        raise UsageError("a snapshot can be opened only for reading", image=name)
+    if salvage and not readonly:
+        raise UsageError("a disk can be salvaged only by reading", image=name)
+    options = OpenOptions(
+        cache=cache,
+        references=ReferencePolicy.from_words(words),
+        locking=lock,
+        filters=filters,
+        snapshot=snapshot,
+        keys=keys if isinstance(keys, Keys) else Keys.of(keys),
+        metadata_cache=metadata_cache,
+        salvage=salvage,
+        private=private or {},
+    )
+    try:
+        disk = open_disk(
+            name,
+            registry or default_registry(),
+            flags=TD_RDONLY if readonly else 0,
+            options=options,
+            may_probe=readonly,
+        )
+    except NotWritableError as exc:
+        exc.message += " (readonly=True would open it)"
+        raise
+    if copy_on_read:
+        engine_of(disk).enable_copy_on_read()
+    return Disk(disk, Salvage() if salvage else None)
+
+
+def _check_words(cache: object, filters: object, name: str) -> None:
+    if cache not in _CACHE_MODES:
+        known = ", ".join(map(repr, _CACHE_MODES))
+        raise UsageError(f"there is no cache mode {cache!r} ({known})", image=name)
+    if isinstance(filters, str):
+        raise TypeError("filters: a tuple of names, not a text")
+
+
+class Disk(DiskFile):
+    """An open virtual disk: positioned calls, and a seekable file.
+
+    Every call waits for its answer. One thread at a time is let in, so a disk may be shared by
+    threads; not by processes: in a child that was forked every call raises ForkedError, and
+    closing writes nothing.
+
+    Args:
+        state: an open chain with its engine; closed with the disk.
+        salvage: reads do not fail, and what is lost is noted there.
+
+    Attributes:
+        salvage: as given; None for a disk whose reads fail where it is damaged.
+    """
+
+    def __init__(self, state: TdState, salvage: Salvage | None = None) -> None:
+        super().__init__()
+        assert state.disks is not None
+        self._state = state
+        self.salvage = salvage
+        self._calls = DiskCalls(state, salvage)
+        self._engine = self._calls.engine
+        self._leaf: DiskDriver = state.disks
+        self._forks = forks()
+
+    # ---- what it is -------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The image as it was named."""
+        return str(self._state.image)
+
+    @property
+    def handle(self) -> str:
+        """Handle of the child's driver."""
+        return self._state.image.drivertype
+
+    @property
+    def size(self) -> int:
+        """Virtual size in bytes."""
+        return self._engine.size
+
+    @property
+    def cluster_size(self) -> int:
+        """The format's unit of allocation, in bytes."""
+        return self._engine.cluster_size
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened for reading only."""
+        return self._engine.read_only
+
+    @property
+    def state(self) -> TdState:
+        """The chain behind it, for tools."""
+        return self._state
+
+    # ---- positioned calls -------------------------------------------------------------------
+
+    def pread(self, offset: int, *, length: int) -> bytes:
+        """Bytes at an offset; fewer at the end of the disk.
+
+        Here as in every call of a disk a length has to be named: `os.pread` has the two the other
+        way round, and nobody would be told that they were swapped.
+
+        Args:
+            offset: bytes, not negative.
+            length: bytes.
+        """
+        offset, length = self._clip(offset, length)
+        buf = bytearray(length)
+        self.pread_into(offset, buf)
+        return bytes(buf)
+
+    def pread_into(self, offset: int, buf: bytearray | memoryview) -> int:
+        """Fill a buffer from an offset; returns the bytes read, fewer at the end of the disk."""
+        view = memoryview(buf).cast("B")
+        if view.readonly:
+            raise TypeError("what is read goes into a buffer that can be written")
+        offset, length = self._clip(offset, len(view))
+        for start in range(0, length, _MAX_CALL):
+            part = view[start : min(start + _MAX_CALL, length)]
+            self._call(READ, offset + start, len(part), part)
+        return length
+
+    def pwrite(
+        self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False
+    ) -> int:
+        """Write bytes at an offset.
+
+        Args:
+            offset: bytes.
+            data: must end inside the disk: an image does not grow by writing.
+            fua: return only when it is on disk.
+
+        Returns:
+            The bytes written: all.
+        """
+        view = memoryview(data).cast("B")
+        offset, _ = self._check_range(offset, len(view))
+        self._check_writable()
+        for start in range(0, len(view), _MAX_CALL):
+            part = view[start : start + _MAX_CALL]
+            self._call(WRITE, offset + start, len(part), part, fua=fua)
+        return len(view)
+
+    def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Store whole clusters compressed.
+
+        Args:
+            offset: bytes, a multiple of `cluster_size`.
+            data: whole clusters; the disk's last one may be cut by its end.
+
+        Returns:
+            The bytes written: all.
+
+        Raises:
+            NotSupportedError: the format stores everything plain.
+        """
+        view = memoryview(data).cast("B")
+        offset, _ = self._check_range(offset, len(view))
+        self._check_writable()
+        if "td_queue_write_compressed" not in self._leaf.drv.implemented:
+            text = f"the format '{self.handle}' cannot store compressed data"
+            raise NotSupportedError(text, image=self.name)
+        unit = self.cluster_size
+        if offset % unit or (len(view) % unit and offset + len(view) != self.size):
+            text = f"only whole clusters of {unit} bytes can be stored compressed"
+            raise UsageError(text, image=self.name)
+        step = max(_MAX_CALL // unit * unit, unit)
+        for start in range(0, len(view), step):
+            part = view[start : start + step]
+            self._call(WRITE_COMPRESSED, offset + start, len(part), part)
+        return len(view)
+
+    def zero(self, offset: int, *, length: int, unmap: bool = True) -> None:
+        """Make a range read as zeroes, giving space back where `unmap` allows it."""
+        offset, length = self._check_range(offset, length)
+        self._check_writable()
+        # in pieces: a driver that cannot zero has the zeroes written, all of a call at once
+        for start in range(0, length, _MAX_ZERO):
+            count = min(_MAX_ZERO, length - start)
+            self._call(ZERO, offset + start, count, None, may_unmap=unmap)
+
+    def discard(self, offset: int, *, length: int) -> None:
+        """Tell that the content of a range is no longer needed."""
+        offset, length = self._check_range(offset, length)
+        self._check_writable()
+        self._call(DISCARD, offset, length, None)
+
+    def sync(self) -> None:
+        """Return when everything written is on disk."""
+        self._check_open()
+        if not self.read_only:
+            self._call(FLUSH, 0, 0, None)
+
+    def extents(self, offset: int = 0, *, length: int | None = None) -> Iterator[MappedExtent]:
+        """What lies where, in order and without gaps, over the whole chain.
+
+        Args:
+            offset: bytes.
+            length: bytes; None for all up to the end.
+
+        Raises:
+            TapError: it cannot be told; with the image's name.
+        """
+        if length is None:
+            length = self.size - min(index(offset), self.size)
+        return self._extents(*self._check_range(offset, length))
+
+    def _extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
+        if not length:
+            return
+        self._check_open()
+        extents = chain_extents if self.salvage is None else salvaged_extents
+        try:
+            yield from extents(self._leaf, offset, length)
+        except Exception as exc:
+            raise open_error(exc, self._state.image.name) from exc
+
+    def info(self) -> dict[str, Any]:
+        """What the format says of itself (the `format` object of `tapdisk info --json`)."""
+        self._check_open()
+        try:
+            found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
+        except Exception as exc:
+            raise open_error(exc, self.name) from exc
+        return found
+
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots of the image; none where the format has none."""
+        return list(self._ask(lambda dd: dd.drv.td_snapshots(dd)))
+
+    def bitmaps(self) -> list[Bitmap]:
+        """The persistent bitmaps of the image; none where the format has none."""
+        return list(self._ask(lambda dd: dd.drv.td_bitmaps(dd)))
+
+    def bitmap_ranges(self, name: str) -> list[tuple[int, int]]:
+        """What a bitmap calls changed: (start, length) in bytes, in order.
+
+        Raises:
+            UsageError: the image has no such bitmap, or it is inconsistent.
+        """
+        found = [bitmap for bitmap in self.bitmaps() if bitmap.name == name]
+        if not found:
+            raise UsageError(f"has no bitmap '{name}'", image=self.name)
+        if found[0].inconsistent:
+            text = f"the bitmap '{name}' was not saved properly, and says nothing"
+            raise UsageError(text, image=self.name)
+        return list(self._ask(lambda dd: dd.drv.td_bitmap_ranges(dd, name)))
+
+    def _ask(self, question: Callable[[DiskDriver], Any]) -> Any:
+        """Call a hook that needs no loop; its errors get the image's name."""
+        self._check_open()
+        with self._calls.lock:
+            self._check_open()
+            try:
+                return question(self._leaf)
+            except Exception as exc:  # whatever a damaged image makes a driver raise
+                raise open_error(exc, self.name) from exc
+
+    def resize(self, size: int) -> None:
+        """Change the virtual size (bytes, a multiple of 512, not 0); new space reads as zeroes."""
+        self._check_open()
+        size = checked_size(size, self.name)
+        self._check_writable()
+        with self._calls.lock:
+            self._check_open()
+            self._check_new_end(size)
+            try:
+                self._leaf.drv.td_resize(self._leaf, size)
+            except TapError as exc:
+                exc.image = exc.image or self.name
+                raise
+            except OSError as exc:
+                raise failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
+            except Exception as exc:
+                raise open_error(exc, self.name) from exc
+            self._engine.refresh()
+
+    def _check_new_end(self, size: int) -> None:
+        """What is at the end tells what a disk is: cutting it off must not turn it into another."""
+        guard = self._engine.guard
+        if guard is None or size >= self.size:
+            return
+        tail = min(guard.tail, size)
+        ends = self.pread(0, length=min(guard.head, size)), self.pread(size - tail, length=tail)
+        if reason := guard.reason(*ends, size):
+            raise UsageError(reason, image=self.name)
+
+    # ---- its end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Finish, flush and release; a second call does nothing.
+
+        Raises:
+            TapError: the last flush failed; everything is released all the same.
+        """
+        if self.closed:
+            return
+        if self._forks != forks():
+            self._let_go()
+            return
+        with self._calls.lock:
+            try:
+                super().close()  # flushes through `flush`
+            finally:
+                self._calls.finish()
+                close_disk(self._state)
+
+    def _let_go(self) -> None:
+        """Close it in a forked child: tables and threads are the parent's, who goes on with them.
+
+        Only this process's descriptors are closed, so that the parent's locks end with the parent.
+        """
+        self.flush = _nothing  # type: ignore[method-assign]
+        super().close()
+        for file in self._leaf.options.opened:
+            file.let_go()
+
+    def __enter__(self) -> Disk:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[None]:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size} bytes"
+        return f"<tapcore.Disk {self.name!r} {state}>"
+
+    # ---- one request at a time --------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._forks != forks():  # before any lock: who held it was not forked
+            text = "was opened before this process was forked; open it again in this one"
+            raise ForkedError(text, image=self.name)
+        if self.closed:
+            raise ClosedError("the disk is closed", image=self.name)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError("is open read-only", image=self.name)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        return self._calls.lock
+
+    def _check_range(self, offset: int, length: int) -> tuple[int, int]:
+        offset, length = self._check_numbers(offset, length)
+        if offset + length > self.size:
+            raise OutOfRangeError("the range ends past the end of the disk", image=self.name)
+        return offset, length
+
+    def _clip(self, offset: int, length: int) -> tuple[int, int]:
+        offset, length = self._check_numbers(offset, length)
+        return offset, max(min(length, self.size - offset), 0)
+
+    def _check_numbers(self, offset: int, length: int) -> tuple[int, int]:
+        self._check_open()
+        offset, length = index(offset), index(length)
+        if offset < 0 or length < 0:
+            raise UsageError("offset and length must not be negative", image=self.name)
+        return offset, length
+
+    def _call(self, op: int, offset: int, length: int, buf: memoryview | None, **how: bool) -> None:
+        self._check_open()
+        with self._calls.lock:
+            self._check_range(offset, length)  # once more: another thread may have changed the size
+            self._calls.ask(op, offset, length, buf, **how)
+
+    def submit(self, request: Request) -> None:
+        """For tools that drive the engine: hand a request to it; a salvaged read does not fail."""
+        self._calls.submit(request)
+
+
+def _nothing() -> None:
+    """Instead of a flush."""

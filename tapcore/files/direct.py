@@ -1,0 +1,286 @@
+"""An open host file past the page cache: O_DIRECT and an asynchronous engine from a plugin."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from tapcore.buffers import POOL
+from tapcore.errors import NotSupportedError, errno_of
+from tapcore.files.imagefile import Answer, ImageFile
+from tapcore.interface.installed import entry_points
+from tapcore.process.workers import Lane
+
+ENGINE_GROUP: Final = "tapcore.io_engines"
+QUEUE_DEPTH: Final = 256
+"""Operations under way for one file; more are refused with -EBUSY and come again."""
+
+
+class IoEngine(Protocol):
+    """What a plugin registers in the group `tapcore.io_engines`.
+
+    Made as `Engine(depth, eventfd)`: at most `depth` operations, completions add to `eventfd`.
+    """
+
+    free: int
+    """Operations that can still be queued."""
+
+    def address(self, buf: memoryview) -> int | None:
+        """Where a buffer lies in memory; None for one that the engine cannot use (read-only)."""
+
+    def queue_read(self, fd: int, offset: int, buf: memoryview, token: Any) -> None:
+        """Queue a read of all of `buf`, which must stay alive; token comes back from `reap`."""
+
+    def queue_write(self, fd: int, offset: int, buf: memoryview, token: Any) -> None:
+        """Queue a write of all of `buf`."""
+
+    def submit(self) -> list[tuple[int, Any]]:
+        """Hand all that is queued to the kernel at once; returns those that it refused."""
+
+    def reap(self) -> list[tuple[int, Any]]:
+        """What has finished, without waiting: bytes moved or -errno, and the token.
+
+        Also submits what the kernel had no room for, now that there is some.
+        """
+
+    def close(self) -> None:
+        """Release; nothing may be under way."""
+
+
+def load_engine(depth: int, eventfd: int) -> IoEngine:
+    """Make the asynchronous engine that is installed.
+
+    Raises:
+        NotSupportedError: none is; the text says what to install.
+    """
+    for ep in sorted(entry_points(group=ENGINE_GROUP), key=lambda ep: ep.name):
+        engine: IoEngine = ep.load()(depth, eventfd)
+        return engine
+    raise NotSupportedError("--cache none needs an asynchronous engine: pip install tap-aio")
+
+
+class DirectFile(ImageFile):
+    """A host file read and written with O_DIRECT.
+
+    The kernel wants offset, length and memory aligned to `alignment`. Reads of any shape are
+    served (through a bounce buffer where needed). Writes are expected in whole `sector_size`
+    units, which the engine sees to; only the last one may be cut by the end of the disk, and goes
+    through the page cache.
+    """
+
+    direct = True
+
+    def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
+        super().__init__(fd, path, read_only=read_only, workers=workers)
+        self._cached_fd = -1
+        self._overflow: deque[tuple[Callable[..., int], int, memoryview, Answer]] = deque()
+        try:
+            self.alignment = _alignment(fd, self.sector_size)
+            self.sector_size = max(self.sector_size, self.alignment)
+            self._io = load_engine(QUEUE_DEPTH, self.io_fd)
+        except BaseException:
+            self._completions.close()
+            raise
+
+    def read_now(self, offset: int, buf: memoryview) -> int | None:
+        """Never: the disk has to be asked."""
+        return None
+
+    def write_now(self, offset: int, buf: memoryview) -> int | None:
+        """Never: the disk has to be asked."""
+        return None
+
+    def queue_read(self, offset: int, buf: memoryview, answer: Answer) -> int:
+        """Queue a read for `submit`; returns 0, or -EBUSY where the queue is full."""
+        io = self._io
+        if not io.free:
+            return self._full(self.queue_read, offset, buf, answer)
+        length = len(buf)
+        address = io.address(buf)
+        self.in_flight += 1
+        if address is not None and not (offset | length | address) & (self.alignment - 1):
+            io.queue_read(self.fd, offset, buf, (offset, buf, None, buf, 0, answer))
+            return 0
+        start, end = self._around(offset, length)
+        bounce = POOL.take(end - start)
+        target = bounce[: end - start]
+        skip = offset - start
+        io.queue_read(self.fd, start, target, (start, target, bounce, buf, skip, answer))
+        return 0
+
+    def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
+        """Queue a write for `submit`; returns 0, or -EBUSY where the queue is full."""
+        io = self._io
+        if not io.free:
+            return self._full(self.queue_write, offset, buf, answer)
+        if self._lost_by(offset + len(buf)):
+            self.in_flight += 1
+            self._completions.add(-errno.EIO, answer)
+            return 0
+        if (offset | len(buf)) & (self.alignment - 1):
+            self._put(self._write_through_cache, (self._through_cache(), offset, buf), answer)
+            return 0
+        self.in_flight += 1
+        address = io.address(buf)
+        if address is not None and not address & (self.alignment - 1):
+            io.queue_write(self.fd, offset, buf, (offset, buf, None, None, 0, answer))
+            return 0
+        bounce = POOL.take(len(buf))
+        source = bounce[: len(buf)]
+        source[:] = buf
+        io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, answer))
+        return 0
+
+    def _full(self, queue: Callable[..., int], offset: int, buf: memoryview, answer: Answer) -> int:
+        if not self.keeps_overflow:
+            return -errno.EBUSY
+        self._overflow.append((queue, offset, buf, answer))
+        return 0
+
+    def submit(self) -> None:
+        """One io_submit for the batch; what the kernel refuses is answered here.
+
+        What found no room before comes when there is some. Afterwards, whatever is left over waits
+        for operations that the kernel has: something will finish, and `reap` goes on.
+        """
+        io = self._io
+        while True:
+            for res, token in io.submit():
+                self._finish(res, token)
+            if not self._overflow or not io.free:
+                return
+            while self._overflow and io.free:
+                queue, offset, buf, answer = self._overflow.popleft()
+                queue(offset, buf, answer)
+
+    def reap(self) -> int:
+        """Answer all that has finished."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.io_fd)
+        return self._answer_all()
+
+    def _answer_all(self) -> int:
+        finished = 0
+        for res, token in self._io.reap():
+            finished += self._finish(res, token)
+        if self._overflow:
+            self.submit()
+        return finished + self._answer_completions()
+
+    def _finish(self, res: int, token: tuple[Any, ...]) -> int:
+        offset, view, bounce, into, skip, (cb, dd, sector, nb_sectors, id, prv) = token
+        self.in_flight -= 1
+        if res != len(view):
+            res = self._finish_short(res, offset, view, reading=into is not None)
+        else:
+            res = 0
+        if res == 0:
+            if into is None:
+                self._reaches(offset + len(view))
+            elif bounce is not None:
+                into[:] = view[skip : skip + len(into)]
+        if bounce is not None:
+            POOL.give(bounce)
+        done: int = cb(dd, res, sector, nb_sectors, id, prv)
+        return done
+
+    def _finish_short(self, res: int, offset: int, view: memoryview, *, reading: bool) -> int:
+        """An error, the end of the file, or a short transfer to be completed."""
+        if res < 0:
+            return res
+        if reading:
+            return self.read_blocking_cached(offset + res, view[res:])
+        return self.write_blocking(offset + res, view[res:])
+
+    def read_blocking_cached(self, offset: int, buf: memoryview) -> int:
+        """Read the rest of a range of any alignment through the page cache; 0 or -errno."""
+        if offset >= self.size:
+            buf[:] = bytes(len(buf))
+            return 0
+        try:
+            count = os.preadv(self._through_cache(), (buf,), offset)
+        except OSError as exc:
+            return -errno_of(exc)
+        if count == 0:
+            return -errno.EIO
+        return self.read_blocking_cached(offset + count, buf[count:]) if count < len(buf) else 0
+
+    @property
+    def meta_fd(self) -> int:
+        """A descriptor of the file that goes through the page cache."""
+        return self._through_cache()
+
+    def _write_through_cache(self, fd: int, offset: int, buf: memoryview) -> int:
+        if self._lost_by(offset + len(buf)):
+            return -errno.EIO
+        while len(buf):
+            count = os.pwritev(fd, (buf,), offset)
+            offset += count
+            buf = buf[count:]
+        self._reaches(offset)
+        return 0
+
+    def _through_cache(self) -> int:
+        """The file without O_DIRECT; called by the loop's thread only."""
+        if self._cached_fd < 0:
+            access = os.O_RDONLY if self.read_only else os.O_RDWR
+            self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", access | os.O_CLOEXEC)
+        return self._cached_fd
+
+    def _around(self, offset: int, length: int) -> tuple[int, int]:
+        mask = self.alignment - 1
+        return offset & ~mask, (offset + length + mask) & ~mask
+
+    def resident(self, offset: int, length: int) -> bool:
+        """Never: what goes to clients must not come from the page cache either."""
+        return False
+
+    def drain(self) -> None:
+        """Wait until nothing is under way; every callback has been called."""
+        self.submit()
+        while self.in_flight or self._overflow:
+            os.set_blocking(self.io_fd, True)
+            os.eventfd_read(self.io_fd)
+            self._answer_all()
+
+    def let_go(self) -> None:
+        """As its base does it, the descriptor through the page cache too."""
+        if not self._closed and self._cached_fd >= 0:
+            os.close(self._cached_fd)
+        super().let_go()
+
+    def _release(self) -> None:
+        self._io.close()
+        if self._cached_fd >= 0:
+            os.close(self._cached_fd)
+        super()._release()
+
+
+def _alignment(fd: int, sector_size: int) -> int:
+    """The smallest unit (bytes) that O_DIRECT accepts here, found by trying, as QEMU does."""
+    buffer = POOL.take(4096)
+    try:
+        for size in (512, 1024, 2048):
+            if size < sector_size:
+                continue
+            try:
+                # an offset and length of this unit, in memory aligned no better
+                os.preadv(fd, (buffer[size : 2 * size],), size)
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:
+                    return 4096
+                continue
+            if os.fstat(fd).st_size >= 2 * size or _is_device(fd):
+                return size
+            return 4096  # at the end of a file nothing is checked: take the safe unit
+        return 4096
+    finally:
+        POOL.give(buffer)
+
+
+def _is_device(fd: int) -> bool:
+    return bool(os.fstat(fd).st_rdev)

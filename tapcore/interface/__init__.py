@@ -1,0 +1,1 @@
+"""What a driver and the core say to each other: models, hooks, and who is installed."""

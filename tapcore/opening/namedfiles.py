@@ -1,0 +1,101 @@
+"""Files that an image is made of besides its own: the one way for a driver to open one.
+
+The name comes from an image, and so from a stranger: it goes through the policy of the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import attrs
+
+from tapcore.constants import TD_RDONLY
+from tapcore.errors import (
+    ImageOpenError,
+    ReferencePolicyError,
+    TapError,
+    describe,
+    open_error,
+    printable,
+)
+from tapcore.files import ImageFile, open_image_file
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.policy import Naming, ReferencePolicy
+
+
+def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> ImageFile:
+    """Open a file that an image names (an external data file, an extent).
+
+    Args:
+        dd: the image that names it.
+        named: the name as recorded; relative to the image's directory.
+        role: what the file is to the image, a word for messages ("data file").
+        flags: `TD_RDONLY` or 0; of a file that is only read, whatever the image is open for.
+
+    Returns:
+        The file, locked, asynchronous, in the disk's cache mode; the driver's to close.
+
+    Raises:
+        ReferencePolicyError: the policy does not allow it; the text says what would.
+        TapError: it cannot be opened; the text names it.
+    """
+    bound = find_named_file(dd, named, role=role)
+    path = bound.real
+    try:
+        if bound.identity == identity_of(dd):
+            text = f"names itself as its {role}"
+            raise ImageOpenError(text, image=dd.name, errno=errno.EINVAL)
+        options = attrs.evolve(dd.options, bound=bound)
+        return open_image_file(path, flags | (dd.flags & TD_RDONLY), options)
+    except (TapError, OSError) as exc:
+        failed = open_error(exc, path)
+        if failed.image != dd.name:
+            failed.message = f"its {role} {path}: {failed.message}"
+        failed.image = dd.name
+        raise failed from None
+    finally:
+        bound.let_go()
+
+
+def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
+    """Find a file that an image names, and judge it; it is not opened yet.
+
+    Args:
+        dd: the image that names it.
+        named: the name as recorded; relative to the image's directory.
+        role: what the file is to the image, a word for messages.
+
+    Returns:
+        The file, which is the one to be opened; the caller's to let go.
+
+    Raises:
+        ReferencePolicyError: the policy does not allow it; the text says what would.
+        ImageOpenError: there is no such file, or it cannot be looked at.
+    """
+    policy = dd.options.references or ReferencePolicy()
+    bound = dd.options.bound
+    naming = Naming.of_path(dd.name) if bound is None else Naming.of_file(dd.name, bound)
+    home = dd.td_state.home if dd.td_state is not None else None
+    try:
+        return policy.bind(named, image=naming, home=home)
+    except ReferencePolicyError:
+        raise
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            text = f"its {role} '{printable(named)}' does not exist"
+            raise ImageOpenError(text, image=dd.name, errno=errno.ENOENT) from None
+        text = f"its {role} '{printable(named)}': {describe(exc)}"
+        raise ImageOpenError(text, image=dd.name, errno=exc.errno) from None
+
+
+def identity_of(dd: DiskDriver) -> tuple[int, int] | None:
+    """Device and inode of an image's file; None where it is no file."""
+    if dd.options.bound is not None:
+        return dd.options.bound.identity
+    try:
+        status = os.stat(dd.name)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

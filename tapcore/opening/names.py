@@ -1,0 +1,142 @@
+"""How people name images: `[HANDLE:]PATH`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TypeAlias
+
+from tapcore.errors import UnknownHandleError, UsageError
+from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.registry import Registry
+
+ImageName: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""`[HANDLE:]PATH`, as text, as the bytes of a file's name, or as a path, which means what its text
+says."""
+
+RAW_HANDLES = ("aio", "sync")
+"""Handles for a file that no driver recognises, the first one installed; a convention of names:
+the core knows no format."""
+
+RAW_FORMAT = "raw"
+"""What image formats record as the format of a raw parent."""
+
+RAW_SUFFIXES = (".img", ".raw")
+
+_PROTOCOLS = (
+    *("fd", "file", "ftp", "ftps", "host_cdrom", "host_device", "http", "https"),
+    *("iscsi", "json", "nbd", "nfs", "nvme", "rbd", "sftp", "ssh"),
+)
+"""What qemu-img takes before a colon, and is no format."""
+
+_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def split_name(name: ImageName, registry: Registry) -> DiskId:
+    """`[HANDLE:]PATH` into its parts.
+
+    A prefix that no driver has and that is not part of an existing file's name is an error, so
+    that a typing error does not become a file's name.
+
+    Args:
+        name: as the user gave it.
+        registry: what is installed.
+
+    Returns:
+        The name, with an empty `drivertype` where no handle was given.
+    """
+    text = os.fsdecode(name)
+    if not text:
+        raise UsageError("an image's name must not be empty")
+    if "\0" in text:
+        raise UsageError("an image's name must not contain a NUL", image=text)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError("no file can have this name", image=text) from None
+    head, colon, rest = text.partition(":")
+    if not colon or not _HANDLE.fullmatch(head):
+        return DiskId(text)
+    if registry.knows(head):
+        registry.get(head)
+        if not rest:
+            raise UsageError(f"'{text}' names no image after the handle")
+        return DiskId(rest, head)
+    if os.path.lexists(text):
+        return DiskId(text)
+    if head == RAW_FORMAT and rest:
+        return DiskId(rest, raw_handle(registry))
+    if rest.startswith("//") or head in _PROTOCOLS:
+        text = "is no file's name: images are files and block devices, and URLs are not followed"
+        raise UsageError(text, image=f"{head}:{rest}")
+    try:
+        registry.get(head)
+    except UnknownHandleError as exc:
+        exc.image = text
+        raise
+    raise AssertionError("unreachable")
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it is to be recorded in an image: `b-10:00.img` as `./b-10:00.img`.
+
+    QEMU takes what stands before a colon for a protocol, unless a slash comes first.
+    """
+    head = name.partition("/")[0]
+    return f"./{name}" if ":" in head else name
+
+
+def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
+    """A parent as an image records it, in this registry's handles.
+
+    Images made elsewhere call every raw file's format `raw`, and may carry the format as a prefix
+    of the name (`qcow2:base.qcow2`), where there is no other place for it.
+
+    Args:
+        recorded: what `td_get_parent_id` said.
+        registry: what is installed.
+    """
+    handle, name = recorded.drivertype, recorded.name
+    if not handle:
+        head, colon, rest = name.partition(":")
+        if colon and rest and (head == RAW_FORMAT or registry.knows(head)):
+            handle, name = head, rest
+    return DiskId(name, raw_handle(registry) if handle == RAW_FORMAT else handle)
+
+
+def raw_handle(registry: Registry) -> str:
+    """The handle for raw files: `aio`, or `sync` where tap-aio is not installed."""
+    for handle in RAW_HANDLES:
+        if handle in registry:
+            return handle
+    raise UnknownHandleError("no driver for raw files is installed: pip install tap-aio")
+
+
+def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
+    """The driver for an image that is to be made, from its handle or its file's suffix.
+
+    Raises:
+        UsageError: neither says it; the text names the handles.
+    """
+    if disk_id.drivertype:
+        return registry.get(disk_id.drivertype)
+    suffix = os.path.splitext(disk_id.name)[1].lower()
+    if suffix in RAW_SUFFIXES:
+        return registry.get(raw_handle(registry))
+    for info in registry.drivers():
+        if suffix and suffix in info.suffixes:
+            return info
+    from tapcore.formats.foreign import suffix_owner
+
+    owner = suffix_owner(disk_id.name)
+    if owner is not None and owner.image:
+        remedy = f": pip install {owner.distribution}" if owner.handle else ""
+        text = f"has the name of {owner.name}, and no driver for that is installed{remedy}"
+        raise UsageError(text, image=disk_id.name)
+    makers = [info.handle for info in registry.drivers() if "create" in info.capabilities]
+    handles = ", ".join(makers) or "no driver that can create images is installed"
+    raise UsageError(
+        f"cannot tell the format of a new image from its name; write HANDLE:PATH "
+        f"(handles: {handles})",
+        image=disk_id.name,
+    )

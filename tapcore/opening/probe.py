@@ -1,0 +1,241 @@
+"""Recognising what a file holds, for people at a prompt.
+
+The drivers are asked first. What none of them knows is a raw disk, unless it says itself that it is
+something else, or its name does: then it is refused, with what it is and what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+
+import attrs
+
+from tapcore.errors import ImageFormatError, TapError, describe, open_error
+from tapcore.files.opening import open_host_fd
+from tapcore.formats.foreign import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    Sample,
+    Signature,
+    is_part_of_image,
+    plain_disk,
+    read_sample,
+    suffix_owner,
+    what_it_says_it_is,
+)
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.models import TapDisk
+from tapcore.interface.registry import Registry
+from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, raw_handle
+
+log = logging.getLogger(__name__)
+
+DRIVER_BYTES = 64 << 10
+"""How much of a file the drivers are shown."""
+
+
+def probe(path: str, registry: Registry, bound: BoundFile | None = None) -> str:
+    """The handle of the driver that recognises a file; the raw one where it is a plain disk.
+
+    Args:
+        path: an existing file or block device.
+        registry: the drivers to ask.
+        bound: the file, where it was found before.
+
+    Raises:
+        ImageFormatError: it is something else than a disk, as far as can be seen; the text says
+            what, and what to do.
+        TapError: the file cannot be read, or no driver for raw files is installed.
+    """
+    try:
+        fd = open_host_fd(path, os.O_RDONLY, bound)
+        try:
+            sample = read_sample(fd)
+        finally:
+            os.close(fd)
+        return judge(path, sample, registry)
+    except (TapError, OSError) as exc:
+        raise open_error(exc, path) from None
+
+
+def judge(path: str, sample: Sample, registry: Registry) -> str:
+    """As `probe`, of a file that was looked at.
+
+    Args:
+        path: of the file; its suffix is heard, too.
+        sample: what it holds at both ends.
+        registry: the drivers to ask.
+    """
+    handle = recognise(path, sample.head, registry)
+    if handle:
+        if text := odd_name(path, sample, handle, registry):
+            log.warning("%s: %s", path, text)
+        return handle
+    found = what_it_says_it_is(sample)
+    if found is not None and not found.raw:
+        raise ImageFormatError(refusal(found, registry))
+    text = f"is {found.advice}" if found is not None else ""
+    if text := text or odd_name(path, sample, "", registry):
+        log.warning("%s: %s", path, text)
+    return raw_handle(registry)
+
+
+def recognise(name: str, head: bytes, registry: Registry) -> str:
+    """The handle of the first driver that recognises these first bytes, or ""."""
+    head = head[:DRIVER_BYTES]
+    for info in registry.drivers():
+        if info.drv is not None and _recognises(info.drv, name, head):
+            return info.handle
+    return ""
+
+
+def _recognises(drv: TapDisk, name: str, head: bytes) -> bool:
+    try:
+        return bool(drv.td_probe(name, head))
+    except Exception as exc:  # one driver's bug must not keep the others from being asked
+        log.warning("the driver %s failed to look at a file: %s", drv.disk_type, describe(exc))
+        return False
+
+
+def refusal(found: Signature, registry: Registry) -> str:
+    """Why a file is not opened that no driver recognised, in one line.
+
+    Args:
+        found: what it says it is.
+        registry: the drivers that were asked.
+    """
+    if found.handle in registry:
+        return f"is {found.name} of a kind that the driver '{found.handle}' does not know"
+    if found.handle and registry.knows(found.handle):
+        try:
+            registry.get(found.handle)
+        except TapError as exc:
+            return f"is {found.name}, and {exc.message}"
+    return f"is {found.advice}"
+
+
+# ---- the name ------------------------------------------------------------------------------------
+
+
+def odd_name(path: str, sample: Sample, handle: str, registry: Registry) -> str:
+    """What to say of a file's suffix, where it speaks of another format than the content; or "".
+
+    Args:
+        path: of the file.
+        sample: what it holds at both ends.
+        handle: of the driver that recognised it, "" for none.
+        registry: the drivers that were asked.
+
+    Raises:
+        ImageFormatError: it is no disk by any sign, and is called like another format: damaged,
+            empty, or named wrongly.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    promised = "" if sample.device else _promised(path, suffix, registry)
+    if handle in RAW_HANDLES or not handle:
+        return _odd_name_of_raw(promised, sample)
+    if suffix in RAW_SUFFIXES and not sample.device:
+        promised = "a raw disk"
+    if not promised or suffix in registry.get(handle).suffixes:
+        return ""
+    return f"is named like {promised}, but holds {handle}; opened as that"
+
+
+def _odd_name_of_raw(promised: str, sample: Sample) -> str:
+    if not promised:
+        return ""
+    if not sample.size:
+        raise ImageFormatError(f"is empty, and so not {promised}, as its name says")
+    if sign := plain_disk(sample):
+        return f"is named like {promised}, but holds {sign}; opened as raw"
+    raise ImageFormatError(
+        f"is named like {promised}, but does not hold one: it is damaged, or a raw disk, "
+        "which its handle has to say (aio:PATH)"
+    )
+
+
+def _promised(path: str, suffix: str, registry: Registry) -> str:
+    """What a file's suffix says that it is, with an article; "" where it says nothing."""
+    if not suffix or suffix in RAW_SUFFIXES or is_part_of_image(path):
+        return ""
+    owner = suffix_owner(path)
+    if owner is not None:
+        return owner.name
+    for info in registry.drivers():
+        if suffix in info.suffixes and info.handle not in RAW_HANDLES:
+            return f"a {info.handle} image"
+    return ""
+
+
+# ---- disks that are written ----------------------------------------------------------------------
+
+
+@attrs.frozen
+class ContentGuard:
+    """For a raw image that was found by probing: would it still be raw at the next probing?
+
+    A guest could otherwise write a header that names a host file, and have it opened the next time
+    the image is probed; or one that makes it refuse to open.
+
+    Attributes:
+        path: of the image.
+        registry: the drivers to ask.
+        device: it is a block device.
+        head: bytes at the disk's start that tell what it is.
+        tail: bytes at its end.
+    """
+
+    path: str
+    registry: Registry
+    device: bool = False
+    head: int = HEAD_BYTES
+    tail: int = TAIL_BYTES
+
+    def reason(self, head: bytes, tail: bytes, size: int) -> str:
+        """Why the disk must not become what it would be; "" where it may.
+
+        Args:
+            head: its first `head` bytes as they would be, or all.
+            tail: its last `tail` bytes as they would be, or all.
+            size: of the disk, bytes.
+        """
+        seen = self.looks_like(head, tail, size)
+        if not seen:
+            return ""
+        return f"it would make a raw image look like {seen}; name its handle to allow that"
+
+    def looks_like(self, head: bytes, tail: bytes, size: int) -> str:
+        """What such a disk would be taken for at the next probing; "" for a raw disk.
+
+        Args:
+            head: its first `head` bytes, or all.
+            tail: its last `tail` bytes, or all.
+            size: bytes.
+        """
+        if seen := recognise(self.path, head, self.registry):
+            return seen
+        found = self._foreign(Sample(size, head, tail, self.device))
+        return found.name if found is not None and not found.raw else ""
+
+    def _foreign(self, sample: Sample) -> Signature | None:
+        """The file may end inside the disk's last sector."""
+        found = what_it_says_it_is(sample)
+        try:
+            short = -os.stat(self.path).st_size % 512
+        except OSError:
+            short = 0  # gone by now; whoever finds the disk again finds another file
+        if found is None and short and not self.device:
+            cut = sample.tail[: len(sample.tail) - short]
+            found = what_it_says_it_is(attrs.evolve(sample, size=sample.size - short, tail=cut))
+        return found
+
+
+def guard_of(path: str, registry: Registry) -> ContentGuard:
+    """The guard of a raw image that was found by probing."""
+    try:
+        device = stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        device = False
+    return ContentGuard(path, registry, device)
