@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     )
     from tapcore.files.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.formats.tablevisits import EmptyTables, TableVisits
+    from tapcore.interface.damage import content_damaged, content_missing
     from tapcore.interface.hookspecs import hookimpl
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
-    from tapcore.interface.losses import content_damaged, content_missing
     from tapcore.interface.models import (
         Bitmap,
         CacheMode,
@@ -144,7 +144,7 @@ _HOMES = {
         "supersede_host_file",
     ),
     "interface.keys": ("Keys", "read_key_file"),
-    "interface.losses": ("content_damaged", "content_missing"),
+    "interface.damage": ("content_damaged", "content_missing"),
     "interface.models": (
         "Bitmap",
         "CacheMode",

@@ -15,7 +15,8 @@ from tapcore import DiskId, OpenOptions
 from tapcore.buffers import BufferPool
 from tapcore.interface.models import CacheMode, TdState
 from tapcore.interface.registry import default_registry
-from tapcore.nbd.exports import Export, FileSpan
+from tapcore.nbd.exports import Export
+from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Negotiated
 from tapcore.nbd.transmission import Transmission
 from tapcore.opening.chain import close_disk, open_disk

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tapcore.files.hostfile import HoleMap, punch_hole
+from tapcore.files.holes import HoleMap
+from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
 
 PAGE = 4096

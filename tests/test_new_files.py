@@ -14,7 +14,7 @@ import pytest
 import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file, open_host_file
-from tapcore.files import placing
+from tapcore.files import newfile, placing
 from tapcore.files.newfiles import identity_of, making
 
 MIB = 1 << 20
@@ -49,7 +49,7 @@ def make_beside(path: Path, newcomer: Callable[[], object]) -> None:
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """File systems that have O_TMPFILE, and others."""
     if request.param == "with a hidden name":
-        monkeypatch.setattr(placing, "_can_be_unnamed", lambda: False)
+        monkeypatch.setattr(newfile, "_can_be_unnamed", lambda: False)
     return str(request.param)
 
 
@@ -97,7 +97,7 @@ def test_a_set_of_files_is_placed_together_or_not_at_all(
         path.unlink()
     real = placing._put
 
-    def fails(made: placing.NewFile) -> None:
+    def fails(made: newfile.NewFile) -> None:
         if made.path == str(main):
             raise OSError(errno.EDQUOT, "full")
         real(made)
@@ -233,11 +233,11 @@ def test_other_threads_and_programs_see_the_old_one(tmp_path: Path) -> None:
 _MAKER = """
 import os, signal, sys
 from tapcore import create_host_file
-from tapcore.files import placing
+from tapcore.files import newfile, placing
 from tapcore.files.newfiles import making
 main, part, stop = sys.argv[1:]
 if stop == "named":
-    placing._can_be_unnamed = lambda: False
+    newfile._can_be_unnamed = lambda: False
 real = placing._put
 def put(made):
     if stop == made.path:  # the maker ends between one step and the next
@@ -295,7 +295,7 @@ def test_what_a_killed_process_had_to_leave_goes_with_the_next(
     kill_a_maker(main, part, "named")
     assert len(os.listdir(tmp_path)) == 2
     (tmp_path / ".tapdisk-is-not-ours").touch()
-    monkeypatch.setattr(placing, "_can_be_unnamed", lambda: False)
+    monkeypatch.setattr(newfile, "_can_be_unnamed", lambda: False)
     with making(str(main), replace=True) as files:
         for path in (part, main):
             create_host_file(str(path), 4)

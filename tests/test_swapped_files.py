@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tapcore.interface import policy
-from tapcore.interface.boundfile import BoundFile, OpenedByItself, bind, bind_real
+from tapcore.interface.boundfile import BoundFile
+from tapcore.opening import binding
+from tapcore.opening.binding import bind, bind_real
+from tapcore.opening.ownopening import OpenedByItself
 from tapcore.tools.commit import commit_image
 from tapcore.tools.rebase import rebase_image
 
@@ -107,7 +109,7 @@ def swapped(world: World, moment: str, monkeypatch: pytest.MonkeyPatch) -> Itera
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "bind_real", find)
+        patch.setattr(binding, "bind_real", find)
         yield done
     assert done
 

@@ -14,7 +14,7 @@ from tapcore.engine import READ, Request, engine_of
 from tapcore.engine.requests import OP_NAMES
 from tapcore.engine.salvage import Salvage, SalvagingRead
 from tapcore.errors import IOFailedError, ReadOnlyError, TapError
-from tapcore.interface.losses import known_failure
+from tapcore.interface.damage import known_failure
 from tapcore.interface.models import DiskDriver, TdState
 
 

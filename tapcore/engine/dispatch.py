@@ -31,7 +31,7 @@ from tapcore.engine.requests import (
     layers_of,
 )
 from tapcore.errors import TapError, describe, errno_of
-from tapcore.interface.losses import content_damaged
+from tapcore.interface.damage import content_damaged
 from tapcore.interface.models import DiskDriver, TdState
 
 log = logging.getLogger(__name__)

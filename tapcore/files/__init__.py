@@ -4,16 +4,15 @@ Reads that the page cache can answer are answered at once; the rest go to a smal
 with `--cache none`, to an asynchronous engine that a plugin brings (tap-aio's Linux AIO).
 """
 
-from tapcore.files.hostfile import (
+from tapcore.files.byname import (
     create_host_file,
-    describe_host_file,
-    host_file_size,
     open_host_file,
     remove_host_file,
     supersede_host_file,
 )
+from tapcore.files.hostfile import describe_host_file, host_file_size
 from tapcore.files.imagefile import ImageFile
-from tapcore.files.opening import open_image_file
+from tapcore.files.openimage import open_image_file
 
 __all__ = [
     "ImageFile",

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import IOFailedError, UsageError, describe, errno_of
+from tapcore.files.holes import HoleMap
 from tapcore.files.hostfile import (
-    HoleMap,
     host_file_size,
     logical_block_size,
     occupied_bytes,

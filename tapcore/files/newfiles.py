@@ -19,9 +19,11 @@ from contextvars import ContextVar
 from typing import Final, TypeAlias
 
 from tapcore.errors import ImageOpenError, TapError, UsageError, describe
-from tapcore.files import placing
+from tapcore.files import inplace, newfile, placing
+from tapcore.files.existing import open_existing
+from tapcore.files.hostfile import refuse_read_only_device
 from tapcore.files.locks import lock_image, unlock_image
-from tapcore.files.placing import NewFile
+from tapcore.files.newfile import NewFile
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class NewFiles:
         made = self._files.get(os.path.realpath(path))
         if made is None or made.in_place:
             return None
-        return placing.reopen(made, flags)
+        return newfile.reopen(made, flags)
 
     def take_back(self, path: str) -> None:
         """Make a file no more; what is not being made stays as it is."""
@@ -131,13 +133,13 @@ class NewFiles:
         """Give the main file a name of its own at once: its driver opens files in his own way."""
         real = self._main
         old_fd = self._old(real)
-        why = placing.why_in_place(real, old_fd) if old_fd is not None else None
+        why = inplace.why_in_place(real, old_fd) if old_fd is not None else None
         if old_fd is not None and why is not None:
             self._files[real] = _in_place(real, old_fd, why)
             self._files[real].begun = True
             return
-        placing.sweep(real)
-        self.working = placing.temporary_name(self.path)
+        newfile.sweep(real)
+        self.working = newfile.temporary_name(self.path)
         self._files[real] = NewFile(real, -1, temporary=self.working, old_fd=old_fd)
 
     def _begin(self, real: str) -> NewFile:
@@ -151,9 +153,6 @@ class NewFiles:
 
     def _old(self, real: str) -> int | None:
         """What lies at a place, locked: nobody is to begin to use what is about to go."""
-        from tapcore.files.hostfile import refuse_read_only_device
-        from tapcore.files.opening import open_host_fd
-
         if not os.path.lexists(real):
             return None
         what = self._untouchable.get(identity_of(real) or (-1, -1))
@@ -164,7 +163,7 @@ class NewFiles:
             raise UsageError("exists already; --force replaces it", image=real, errno=errno.EEXIST)
         if real in self._superseded:  # which holds the lock
             return self._superseded.pop(real)
-        fd = open_host_fd(real, os.O_RDWR)
+        fd = open_existing(real, os.O_RDWR)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 lock_image(fd, writing=True, path=real)
@@ -174,11 +173,11 @@ class NewFiles:
         return fd
 
     def _new(self, real: str, old_fd: int | None) -> NewFile:
-        why = placing.why_in_place(real, old_fd) if old_fd is not None else None
+        why = inplace.why_in_place(real, old_fd) if old_fd is not None else None
         if old_fd is not None and why is not None:
             return _in_place(real, old_fd, why)
         try:
-            fd, name = placing.new_file(real)
+            fd, name = newfile.new_file(real)
         except OSError as exc:
             if old_fd is not None and exc.errno in _FORBIDDEN:
                 return _in_place(real, old_fd, "its directory cannot be written")
@@ -271,7 +270,7 @@ def _take_back(made: NewFile) -> str:
         return ""
     if stat.S_ISBLK(os.fstat(made.fd).st_mode) and os.pread(made.fd, _HEAD, 0) == made.head:
         return ""
-    return placing.spoil(made)
+    return inplace.spoil(made)
 
 
 # ---- the set of the moment ---------------------------------------------------------------------

@@ -6,19 +6,14 @@ lie only in the directory tree of the image that the user named, symbolic links 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterable
-from typing import Final
 
 import attrs
 
 from tapcore.errors import ReferencePolicyError, printable
-from tapcore.files.newfiles import is_being_made
-from tapcore.interface.boundfile import BoundFile, bind_real, unmade
-
-__all__ = ["ReferencePolicy", "has_protocol", "printable"]
+from tapcore.interface.boundfile import BoundFile
 
 _PROTOCOL = re.compile(r"[^/:]*:")
 
@@ -31,10 +26,6 @@ def has_protocol(named: str) -> bool:
     Here it is just a file's name.
     """
     return _PROTOCOL.match(named) is not None
-
-
-_TRIES: Final = 8
-"""How often a name is looked at again that leads elsewhere each time."""
 
 
 def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -110,31 +101,6 @@ class ReferencePolicy:
         """The same, with the tree of the directory in which a new image will lie."""
         return self.and_tree(os.path.dirname(os.path.realpath(image)))
 
-    def bind(self, named: str, *, image: Naming, home: str | None) -> BoundFile:
-        """The file that an image names, found and allowed: only that one may be opened.
-
-        Args:
-            named: the name as the image records it.
-            image: which names it.
-            home: directory of the image that the user named, in whose tree the file may lie; empty:
-                none; None: as that image's name leads there.
-
-        Raises:
-            ReferencePolicyError: not allowed; the text says what would allow it.
-            OSError: the system's answer to looking for it.
-        """
-        for last in (False,) * _TRIES + (True,):
-            path = image.path_of(named)
-            real = self._place(path, named, image, home)
-            if is_being_made(real):
-                return unmade(real, path)
-            try:
-                return bind_real(real, path)
-            except OSError as exc:
-                if exc.errno not in (errno.ELOOP, errno.ENOTDIR) or last:
-                    raise
-        raise AssertionError("unreachable")
-
     def resolve(self, named: str, *, image: str, root: str) -> str:
         """The real path of a file that an image names.
 
@@ -151,10 +117,24 @@ class ReferencePolicy:
         """
         naming = Naming.of_path(image)
         home = os.path.dirname(os.path.realpath(root))
-        return self._place(naming.path_of(named), named, naming, home)
+        return self.allowed_place(naming.path_of(named), named, image=naming, home=home)
 
-    def _place(self, path: str, named: str, image: Naming, home: str | None) -> str:
-        """Where the file lies by now; refused where that is not allowed."""
+    def allowed_place(self, path: str, named: str, *, image: Naming, home: str | None) -> str:
+        """Where a file lies by now; refused where that is not allowed.
+
+        Args:
+            path: of the file, links and all (`Naming.path_of`).
+            named: the name as the image records it.
+            image: which names it.
+            home: directory of the image that the user named, in whose tree the file may lie; empty:
+                none; None: as that image's name leads there.
+
+        Returns:
+            The path with all symbolic links resolved.
+
+        Raises:
+            ReferencePolicyError: not allowed; the text says what would allow it.
+        """
         self._refuse_odd(named, image)
         path = os.path.realpath(path)
         if self.any:

@@ -10,7 +10,8 @@ from typing import Final
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
-from tapcore.nbd.exports import Exports, FileSpan
+from tapcore.nbd.exports import Exports
+from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState
 from tapcore.nbd.transmission import Transmission
 

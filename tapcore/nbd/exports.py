@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
@@ -15,28 +15,12 @@ from tapcore.errors import TapError, printable
 from tapcore.files.linux import all_in_page_cache
 from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
+from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import ExportInfo
-
-if TYPE_CHECKING:
-    from tapcore.nbd.replies import Replies
+from tapcore.nbd.replies import Replies
 
 MAX_READ_EXTENTS: Final = 64
 """A read that is scattered more widely than this is answered as one run of data."""
-
-
-@attrs.frozen
-class FileSpan:
-    """Bytes of a reply that are sent from a host file, without passing through this process.
-
-    Attributes:
-        fd: of the host file.
-        offset: bytes.
-        length: bytes.
-    """
-
-    fd: int
-    offset: int
-    length: int
 
 
 @attrs.define(eq=False)

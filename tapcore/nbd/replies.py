@@ -9,7 +9,7 @@ from typing import Final
 
 from tapcore.buffers import POOL
 from tapcore.nbd import constants as nbd
-from tapcore.nbd.exports import FileSpan
+from tapcore.nbd.filespan import FileSpan
 
 _SIMPLE: Final = nbd.SIMPLE_REPLY.pack
 _CHUNK: Final = nbd.CHUNK_HEADER.pack

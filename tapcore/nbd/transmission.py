@@ -14,7 +14,8 @@ from tapcore.buffers import POOL
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, MappedExtent, Request
 from tapcore.errors import TapError, errno_of
 from tapcore.nbd import constants as nbd
-from tapcore.nbd.exports import Export, FileSpan
+from tapcore.nbd.exports import Export
+from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Negotiated
 from tapcore.nbd.receive import Chunk, ReceiveBuffer
 from tapcore.nbd.replies import Replies

@@ -34,11 +34,13 @@ from tapcore.errors import (
 )
 from tapcore.files.newfiles import is_being_made
 from tapcore.formats.foreign import SIGNATURES
-from tapcore.interface.boundfile import BoundFile, OpenedByItself, bind
+from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver, DiskId, OpenOptions, TdState
 from tapcore.interface.registry import Registry
+from tapcore.opening.binding import bind
 from tapcore.opening.namedfiles import find_named_file, identity_of
 from tapcore.opening.names import RAW_HANDLES, ImageName, as_handles, split_name
+from tapcore.opening.ownopening import OpenedByItself
 from tapcore.opening.probe import guard_of, probe
 
 

@@ -23,6 +23,7 @@ from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.policy import Naming, ReferencePolicy
+from tapcore.opening.binding import bind_named
 
 
 def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> ImageFile:
@@ -79,7 +80,7 @@ def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
     naming = Naming.of_path(dd.name) if bound is None else Naming.of_file(dd.name, bound)
     home = dd.td_state.home if dd.td_state is not None else None
     try:
-        return policy.bind(named, image=naming, home=home)
+        return bind_named(named, policy, image=naming, home=home)
     except ReferencePolicyError:
         raise
     except OSError as exc:

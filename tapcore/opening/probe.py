@@ -13,7 +13,7 @@ import stat
 import attrs
 
 from tapcore.errors import ImageFormatError, TapError, describe, open_error
-from tapcore.files.opening import open_host_fd
+from tapcore.files.byname import open_host_fd
 from tapcore.formats.foreign import (
     HEAD_BYTES,
     TAIL_BYTES,

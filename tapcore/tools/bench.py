@@ -14,7 +14,7 @@ from tapcore.buffers import anonymous
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, Request
 from tapcore.errors import IOFailedError, UsageError
-from tapcore.interface.losses import known_failure
+from tapcore.interface.damage import known_failure
 from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.latency import Latencies
 from tapcore.tools.opening import Progress

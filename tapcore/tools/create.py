@@ -12,10 +12,10 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
-from tapcore.files.opening import open_host_fd
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskId, DiskInfo
 from tapcore.interface.policy import ReferencePolicy

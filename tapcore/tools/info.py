@@ -11,9 +11,9 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError, printable
+from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
-from tapcore.files.opening import open_host_fd
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import Bitmap, DiskDriver, DiskId, Snapshot
 from tapcore.interface.policy import ReferencePolicy

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 import attrs
 
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
-from tapcore.files.opening import open_host_fd
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
 from tapcore.interface.models import DiskId, Finding, Inspection
 from tapcore.interface.policy import ReferencePolicy, has_protocol

@@ -18,7 +18,7 @@ from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
-from tapcore.files.opening import open_host_fd
+from tapcore.files.byname import open_host_fd
 from tapcore.files.reserving import LONG_WRITE, BlockReserver
 from tapcore.process.workers import Completions, Lane
 from tapcore.tools.opening import Progress

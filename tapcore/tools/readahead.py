@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from tapcore.disk import Disk
 from tapcore.engine import READ, Request
 from tapcore.errors import IOFailedError
-from tapcore.interface.losses import known_failure
+from tapcore.interface.damage import known_failure
 from tapcore.tools.engineloop import EngineLoop
 
 PIECE_BYTES: Final = 1 << 20

@@ -11,11 +11,12 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.files.newfiles import identity_of
-from tapcore.interface.boundfile import BoundFile, bind
+from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import DiskDriver, DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.binding import bind
 from tapcore.opening.names import ImageName, plain_name, split_name
 from tapcore.opening.probe import probe
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files

@@ -18,7 +18,7 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, WRITE_COMPRESSED, ZERO, Request, engine_of
 from tapcore.errors import IOFailedError
-from tapcore.interface.losses import known_failure
+from tapcore.interface.damage import known_failure
 from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.opening import Progress
 from tapcore.tools.plan import How, Job

@@ -1,70 +1,20 @@
-"""Opening a host file: what may be opened, in which cache mode, under which lock."""
+"""Opening the host file of an image for its driver: in which cache mode, under which lock."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import stat
-from typing import Final
 
 from tapcore.constants import TD_RDONLY
-from tapcore.errors import ImageOpenError, NotWritableError, describe
-from tapcore.files.hostfile import check_kind, kind_error, refuse_read_only_device
+from tapcore.errors import ImageOpenError
+from tapcore.files.byname import open_host_fd
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.locks import lock_image
-from tapcore.files.newfiles import new_fd
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import OpenOptions
 
 log = logging.getLogger(__name__)
-
-_FORBIDDEN: Final = (errno.EACCES, errno.EROFS, errno.EPERM)  # the last: chattr +i
-
-
-def open_host_fd(path: str, flags: int, bound: BoundFile | None = None) -> int:
-    """Open a regular file or block device.
-
-    Args:
-        path: resolved and allowed; of a file that is being made, its final name.
-        flags: `os.O_*` access mode and more; O_CLOEXEC is added.
-        bound: the file that the path led to when it was judged: that one is opened.
-
-    Raises:
-        ImageOpenError: what the file is, or what the system says.
-    """
-    try:
-        made = new_fd(path, flags)
-        if made is not None:
-            return made
-        # O_NONBLOCK: opening a pipe that nobody writes to must not hang
-        flags |= os.O_CLOEXEC | os.O_NONBLOCK
-        fd = bound.open(flags) if bound is not None else os.open(path, flags)
-    except OSError as exc:
-        if exc.errno in _FORBIDDEN and flags & os.O_RDWR:
-            refuse_read_only_device(path, path)
-        if exc.errno in _FORBIDDEN and os.access(path, os.R_OK):
-            text = f"{describe(exc)} for writing"
-            raise NotWritableError(text, image=path, errno=exc.errno) from None
-        raise ImageOpenError(_why(path, exc), image=path, errno=exc.errno) from None
-    try:
-        check_kind(fd, path)
-        if flags & os.O_RDWR:
-            refuse_read_only_device(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _why(path: str, exc: OSError) -> str:
-    if exc.errno == errno.ESTALE:
-        return "was replaced while it was being opened"
-    if exc.errno == errno.EISDIR:
-        return kind_error(stat.S_IFDIR, path).message
-    if exc.errno == errno.ENXIO:
-        return kind_error(stat.S_IFSOCK, path).message
-    return describe(exc)
 
 
 def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptions) -> ImageFile:
