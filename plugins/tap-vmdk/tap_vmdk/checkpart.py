@@ -9,6 +9,7 @@ from tap_vmdk import sparse
 from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.deadspace import dead_sectors, footer_pieces
 from tap_vmdk.directories import without_tables
+from tap_vmdk.missing import unnamed_data
 from tap_vmdk.repairplan import RepairPlan
 from tap_vmdk.signature import kind_of
 from tap_vmdk.spacemap import MisalignedError, SpaceMap
@@ -18,11 +19,6 @@ from tap_vmdk.tables import HOLE, ZERO, round_up
 from tapcore import CheckResult
 
 _MESSAGES = 20
-
-
-def is_hosted(head: bytes) -> bool:
-    """Whether a file is a hosted sparse file."""
-    return kind_of(head) == "hosted"
 
 
 class PartCheck:
@@ -35,8 +31,7 @@ class PartCheck:
     Attributes:
         result: what was found.
         plan: what would mend it.
-        hides: entries that were lost, or that only a redundant table has: space that nothing
-            refers to may be theirs.
+        hides: what was lost, or only a redundant table has: it may need what nothing refers to.
     """
 
     def __init__(self, part: SparsePart, *, has_parent: bool = False) -> None:
@@ -47,7 +42,7 @@ class PartCheck:
         self._has_parent = has_parent
         self._compressed = isinstance(part, CompressedPart)
         head = self._file.read_metadata(0, sparse.HEADER_BYTES)
-        self._header = SparseHeader.unpack(head) if is_hosted(head) else None
+        self._header = SparseHeader.unpack(head) if kind_of(head) == "hosted" else None
         marked = self._header is not None and self._header.flags & sparse.FLAG_MARKERS
         self._marker = 1 if marked and self._compressed else 0  # sectors before each table
         self._sectors = -(-self._file.size // 512)
@@ -105,13 +100,15 @@ class PartCheck:
                 self._space.use(start, min(end, self._sectors) - start)
         for which, offset in enumerate(self._layout.directories):
             start, end = self._layout.directory_range(which)
-            if self._map.sound[which]:
+            fault = self._map.faults[which]
+            if not fault:
                 self._space.use(start - self._marker, end - start + self._marker)
                 continue
             self.plan.rebuild = True
-            inside = 0 < offset <= self._file.size - self._layout.directory_bytes
-            where = "over other metadata" if inside else "outside the file"
-            self._corrupt(f"a grain directory lies {where} (at {offset})")
+            self._corrupt(f"a grain directory {fault} (at {offset})")
+        if lost := unnamed_data(self._map):
+            self.hides += 1
+            self.result.messages.append(lost)
         if self._header is not None and self._compressed:
             for start, count in footer_pieces(self._file, self._header, self._layout):
                 self._space.use(start, count)
@@ -144,6 +141,11 @@ class PartCheck:
             return None
         return self._file.read_metadata(place << 9, self._layout.table_bytes)
 
+    def _no_table(self, place: int) -> str:
+        """Where an entry of a directory points, if not at what can be a table."""
+        inside = place + self._layout.table_sectors <= self._sectors
+        return "at the header or the descriptor" if inside else "past the file"
+
     def _table(self, index: int) -> None:
         """One table, and whether its copy is one."""
         place = self._map.directory[index]
@@ -153,7 +155,7 @@ class PartCheck:
         if place and self._marker:
             self._space.use(place - 1, 1)
         if place and first is None:
-            self._corrupt(f"entry {index} of the grain directory points past the file")
+            self._corrupt(f"entry {index} of the grain directory points {self._no_table(place)}")
             self.hides += other is None
             changed = True
         elif (0, index) in self._places.shared:
@@ -313,7 +315,8 @@ class PartCheck:
             table = self.plan.tables[0, index]
         other = None if other_raw is None else self._layout.decode_table(other_raw)
         if other_place and other is None:
-            self._corrupt(f"entry {index} of the redundant grain directory points past the file")
+            said = self._no_table(other_place)
+            self._corrupt(f"entry {index} of the redundant grain directory points {said}")
         elif (1, index) in self._places.shared:
             self._corrupt(f"the redundant grain table {index} lies over other metadata")
             self.hides += 1

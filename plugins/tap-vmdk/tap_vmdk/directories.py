@@ -31,25 +31,39 @@ def check_tables(tables: int) -> None:
         raise ImageFormatError(f"would have {tables} grain tables, more than {MAX_TABLES}")
 
 
-def read_directory(file: ImageFile, layout: Layout, offset: int) -> array[int] | None:
-    """A directory as it is in a file; None where it would lie outside.
+def read_directories(file: ImageFile, layout: Layout) -> list[tuple[array[int], str]]:
+    """The directories as they are in a file, each with what is wrong with it, if anything.
 
     Args:
         file: open.
         layout: of it.
-        offset: bytes.
 
     Raises:
-        ImageFormatError: it names tables over and over.
         OSError: as the system says.
     """
-    size = layout.directory_bytes
+    found = [_read_directory(file, layout, which) for which in range(len(layout.directories))]
+    if len(found) > 1 and not any(fault for _, fault in found):
+        (first, _), (other, _) = found
+        if any(other) and not any(first):
+            found[0] = first, "holds nothing, and the redundant one does"
+    return found
+
+
+def _read_directory(file: ImageFile, layout: Layout, which: int) -> tuple[array[int], str]:
+    offset, size = layout.directories[which], layout.directory_bytes
     if not 0 < offset <= file.size - size:
-        return None
+        return array("I"), "lies outside the file"
     directory = layout.decode_directory(file.read_metadata(offset, size))[: layout.tables]
     if repeats(directory) > MAX_REPEATS:
-        raise ImageFormatError("has a grain directory that names the same tables over and over")
-    return directory
+        return directory, "names the same tables over and over"
+    return directory, "lies over other metadata" if _lies_over(layout, which) else ""
+
+
+def _lies_over(layout: Layout, which: int) -> bool:
+    """Whether a directory lies over the header, the descriptor, or the one before it."""
+    start, end = layout.directory_range(which)
+    others = [*layout.reserved, *map(layout.directory_range, range(which))]
+    return any(start < other_end and other < end for other, other_end in others)
 
 
 def repeats(directory: array[int]) -> int:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from tap_vmdk.directories import in_sequence, read_directory, without_tables
+from tap_vmdk.directories import in_sequence, read_directories, without_tables
 from tap_vmdk.metadataplaces import MetadataPlaces
 from tap_vmdk.tables import HOLE, ZERO, Layout, round_up
 from tapcore import ImageFile, ImageFormatError
@@ -37,7 +37,8 @@ class GrainMap:
         file: as given.
         layout: as given.
         cache_bytes: as given.
-        sound: of each directory, whether it lies in the file, and over nothing else.
+        faults: of each directory, what is wrong with it: it must lie in the file, and over nothing
+            else.
         whole_directories: all are.
         only_spare: the directory in use is the redundant one.
         directory: sectors of the tables; 0 for a table that is not there.
@@ -77,38 +78,20 @@ class GrainMap:
         self._read_directories()
 
     def _read_directories(self) -> None:
-        layout = self.layout
-        reason = ImageFormatError("has a grain directory that lies outside the file")
-        found: list[array[int] | None] = []
-        for offset in layout.directories:
-            try:
-                found.append(read_directory(self.file, layout, offset))
-            except ImageFormatError as exc:
-                found.append(None)
-                reason = exc
-        self.sound = tuple(
-            directory is not None and not self._lies_over(which)
-            for which, directory in enumerate(found)
-        )
-        self.whole_directories = all(self.sound)
-        order = sorted(range(len(found)), key=self.sound.__getitem__, reverse=True)
-        first = next((found[n] for n in order if found[n] is not None), None)
-        if first is None:
-            raise reason
-        self.directory = first
-        self.only_spare = found[0] is None or not (self.sound[0] or first is found[0])
-        self.spare = found[1] if len(found) > 1 and self.whole_directories else None
-
-    def _lies_over(self, which: int) -> bool:
-        """Whether a directory lies over the header, the descriptor, or the other directory."""
-        start, end = self.layout.directory_range(which)
-        others = [*self.layout.reserved, *map(self.layout.directory_range, range(which))]
-        return any(start < other_end and other < end for other, other_end in others)
+        found = read_directories(self.file, self.layout)
+        self.faults = tuple(fault for _, fault in found)
+        self.whole_directories = not any(self.faults)
+        usable = [directory for directory, fault in found if not fault]
+        if not usable:
+            raise ImageFormatError(f"has a grain directory that {self.faults[0]}")
+        self.directory = usable[0]
+        self.only_spare = bool(self.faults[0])
+        self.spare = usable[1] if len(usable) > 1 else None
 
     def watch_metadata(self) -> MetadataPlaces:
         """Learn where all metadata lies, so that nothing is written through an entry to it."""
         layout = self.layout
-        ranges = [layout.directory_range(n) for n, sound in enumerate(self.sound) if sound]
+        ranges = [layout.directory_range(n) for n, fault in enumerate(self.faults) if not fault]
         directories = [self.directory] if self.spare is None else [self.directory, self.spare]
         self.places = MetadataPlaces(
             [*layout.reserved, *ranges],
@@ -121,8 +104,12 @@ class GrainMap:
     # ---- tables -----------------------------------------------------------------------------
 
     def table_at(self, sector: int) -> bool:
-        """Whether a table can lie at a sector, as a directory says."""
-        return sector > 0 and sector * 512 + self.layout.table_bytes <= self.file.size
+        """Whether a table can lie at a sector, as a directory says: in the file, and neither over
+        its header nor over its descriptor."""
+        if sector <= 0 or sector * 512 + self.layout.table_bytes > self.file.size:
+            return False
+        end = sector + self.layout.table_sectors
+        return not any(sector < last and first < end for first, last in self.layout.reserved)
 
     def table_now(self, index: int) -> array[int] | None:
         """A table, if it is in memory or in the page cache."""

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from tap_vmdk.grains import DAMAGED_TABLE, GrainMap
+from tap_vmdk.tables import round_up
+from tapcore import ImageFile
+
+_PIECE: Final = 64 << 10
+_MOST_LOOKED_AT: Final = 8 << 20
+"""Bytes of zeroes that are read before they are taken for something that was written."""
 
 
 def why_damaged(map: GrainMap, at: int) -> tuple[str, bool]:
@@ -59,3 +66,33 @@ def lost_grains(map: GrainMap) -> Iterator[tuple[int, int]]:
         for number, place in enumerate(table):
             if layout.first_grain <= place <= likely and not map.place_possible(place):
                 yield (index << map.table_shift) + (number << map.grain_shift), place
+
+
+def unnamed_data(map: GrainMap) -> str:
+    """That data lies in a file whose directories name no table, in words; else nothing.
+
+    The directory's place may be damaged, and all that the disk holds be lost by that.
+    """
+    layout, size = map.layout, map.file.size
+    if not layout.whole or layout.table_bytes > 4 * layout.entries:
+        return ""  # streams and SESparse have more than grains and tables there
+    if any(map.directory) or (map.spare is not None and any(map.spare)):
+        return ""
+    head = max(end for _, end in layout.reserved) - -(-layout.directory_bytes // 512)
+    start = round_up(head, layout.grain) << 9  # wherever the directory is said to be
+    if start >= size or not _has_data(map.file, start):
+        return ""
+    return "its grain directory names no table, and there is data in the file, which is not read"
+
+
+def _has_data(file: ImageFile, start: int) -> bool:
+    """Whether anything but zeroes lies behind an offset; after a long look, so it is said."""
+    left = _MOST_LOOKED_AT
+    for begin, end, data in file.runs(start, file.size - start):
+        while data and begin < min(end, file.size):
+            piece = file.read_metadata(begin, min(end - begin, file.size - begin, _PIECE))
+            left -= len(piece)
+            begin += len(piece)
+            if any(piece) or left <= 0:
+                return True
+    return False

@@ -32,6 +32,7 @@ from tap_vmdk.layouts import (
     cowd_header,
     sesparse_header,
 )
+from tap_vmdk.missing import unnamed_data
 from tap_vmdk.options import MONOLITHIC_SPARSE
 from tap_vmdk.parts import FlatPart, Part, ZeroPart
 from tap_vmdk.signature import HEAD_BYTES, kind_of
@@ -103,6 +104,9 @@ def _doubts(image: Image) -> Iterator[str]:
         return
     if image.place is None:
         yield f"{NOT_NAMED}; it is read"
+    for part in image.parts:
+        if isinstance(part, SparsePart) and (lost := unnamed_data(part.map)):
+            yield lost if part.file is image.file else f"its extent {part.map.file.path}: {lost}"
     if header is not None and header.capacity:
         yield from conflicting_size(descriptor, header.capacity, header.grain)
 

@@ -176,6 +176,9 @@ class _Appending:
         self._put_tables(directories)
         if len(directories) > 1 and self._map.spare is None:
             self._copy_tables(first, directories[1])
+        if not any(first) and any(directories[-1]):  # an empty one would give way to the other
+            index = next(n for n, place in enumerate(directories[-1]) if place)
+            first[index] = self._take(self._layout.table_sectors)
         return [self._put_directory(directory) for directory in directories]
 
     def _take(self, sectors: int) -> int:

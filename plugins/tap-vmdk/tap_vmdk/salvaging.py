@@ -221,7 +221,7 @@ class _ScannedMap(GrainMap):
         self.why_damaged = NOT_FOUND
 
     def _read_directories(self) -> None:
-        self.sound = ()
+        self.faults = ()
         self.whole_directories = True
         self.directory = array("I", bytes(self.layout.directory_bytes))
         self.spare = None

@@ -94,7 +94,34 @@ def _hosted_map(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> tuple[
         descriptor_size=header.descriptor_size,
     )
     found.check()
-    return GrainMap(file, hosted_layout(found), _cache(dd)), tail
+    map = GrainMap(file, hosted_layout(found), _cache(dd))
+    if header.flags & sparse.FLAG_MARKERS and header.compressed:
+        _refuse_lost_directory(map, header)
+    return map, tail
+
+
+def _refuse_lost_directory(map: GrainMap, header: SparseHeader) -> None:
+    """Raise for a stream whose directory is among zeroes: it holds grains, and no marker stands
+    before that directory.
+
+    Raises:
+        ImageFormatError: so it is.
+        OSError: as the system says.
+    """
+    if any(map.directory):
+        return
+    file, start = map.file, max(header.overhead, map.layout.first_grain) << 9
+    if start + sparse.GRAIN_MARKER.size > file.size:
+        return
+    before = file.read_metadata(map.layout.directories[0] - 512, 512)
+    first = file.read_metadata(start, sparse.GRAIN_MARKER.size)
+    sector, size = sparse.GRAIN_MARKER.unpack(first)
+    grain = size and sector < header.capacity and not sector % header.grain
+    if grain and not sparse.is_marker(before, sparse.MARKER_DIRECTORY):
+        raise ImageFormatError(
+            "has grains, and an empty grain directory in a place where none was written "
+            "(convert --salvage copies what is left)"
+        )
 
 
 def _cache(dd: DiskDriver) -> int:

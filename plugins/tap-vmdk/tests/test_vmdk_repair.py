@@ -238,3 +238,16 @@ def test_an_entry_of_1_means_nothing_where_there_are_no_zeroed_grains(
         with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
             assert disk.pread(0, length=disk.size) == content
         assert check_image(f"vmdk:{image}", repair="all").corruptions == 0
+
+
+def test_a_first_directory_does_not_become_empty_by_a_repair(tmp_path: Path) -> None:
+    """An empty one gives way to the redundant one, and the disk would read otherwise than before."""
+    made = make("monolithicSparse", random.Random(1))
+    rgd, gd = made.directories
+    count = len(made.tables) // 2
+    struct.pack_into(f"<{count}I", made.raw, gd, 1 << 30, *[0] * (count - 1))
+    struct.pack_into("<I", made.raw, rgd, 1 << 30)
+    image = write(tmp_path, made, 0)
+    statistics: Counter[str] = Counter()
+    assert not harm(image, made.grain, statistics)
+    assert statistics["changed"]
