@@ -241,7 +241,7 @@ def test_an_entry_of_1_means_nothing_where_there_are_no_zeroed_grains(
 
 
 def test_a_first_directory_does_not_become_empty_by_a_repair(tmp_path: Path) -> None:
-    """An empty one gives way to the redundant one, and the disk would read otherwise than before."""
+    """An empty one gives way to the redundant one: the disk would read otherwise than before."""
     made = make("monolithicSparse", random.Random(1))
     rgd, gd = made.directories
     count = len(made.tables) // 2
