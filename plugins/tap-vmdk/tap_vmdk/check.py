@@ -10,13 +10,12 @@ from tap_vmdk import sparse
 from tap_vmdk.checkpart import PartCheck
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.descriptorplace import NOT_NAMED, name_in_header, place_in
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import own_sectors
 from tap_vmdk.opening import extent_lines, open_extent, stands_alone
-from tap_vmdk.parts import Part
+from tap_vmdk.part import Part
 from tap_vmdk.repairplan import carry_out
-from tap_vmdk.sparseparts import SparsePart
 from tapcore import (
     CheckResult,
     DiskDriver,
@@ -45,21 +44,22 @@ def check(dd: DiskDriver, repair: str) -> CheckResult:
 
 def _check_part(image: Image, part: Part, result: CheckResult, repair: str) -> PartCheck | None:
     """Check, and mend, one part; None where it has no tables."""
-    if not isinstance(part, SparsePart):
+    if part.map is None:
         if part.file is not None:
             result.image_end_offset = max(result.image_end_offset, part.file.size)
         return None
-    check = PartCheck(part, has_parent=_has_parent(image))
+    check = PartCheck(part.map, has_parent=_has_parent(image))
     found = check.run()
     hides = check.hides
-    if repair == "all" and check.plan and isinstance(part, WritablePart):
+    if repair == "all" and check.plan and isinstance(part.writer, GrainWriter):
         try:
-            part = carry_out(part, check.plan)
+            part = carry_out(part, part.writer, check.plan)
         except NotSupportedError as exc:
             found.messages.append(f"nothing was changed: {exc.message}")
         else:
             _put(image, part)
-            check = PartCheck(part, has_parent=_has_parent(image))
+            assert part.map is not None
+            check = PartCheck(part.map, has_parent=_has_parent(image))
             left = check.run()
             left.corruptions_fixed = max(found.corruptions - left.corruptions, 0)
             left.messages = found.messages
@@ -69,11 +69,11 @@ def _check_part(image: Image, part: Part, result: CheckResult, repair: str) -> P
     return check
 
 
-def _put(image: Image, part: WritablePart) -> None:
+def _put(image: Image, part: Part) -> None:
     """Let a part take the place of the one that has its sectors."""
     image.set_parts([part if each.start == part.start else each for each in image.parts])
-    if image.header is not None:
-        image.header = part.header
+    if image.header is not None and isinstance(part.writer, GrainWriter):
+        image.header = part.writer.header
 
 
 def _has_parent(image: Image) -> bool:
@@ -90,18 +90,18 @@ def _give_back(image: Image, result: CheckResult, hides: int) -> None:
             "what nothing refers to was kept: it may belong to what is, or was, damaged"
         )
         return
-    parts = [part for part in image.parts if isinstance(part, WritablePart)]
-    for part in parts:
-        check = PartCheck(part)
+    writers = [part.writer for part in image.parts if isinstance(part.writer, GrainWriter)]
+    for map in (writer.map for writer in writers):
+        check = PartCheck(map)
         found = check.run()
         if found.leaks:
             check.give_back()
-            part.map.forget_all()
-            left = PartCheck(part).run()
+            map.forget_all()
+            left = PartCheck(map).run()
             result.leaks += left.leaks - found.leaks
             result.leaks_fixed += found.leaks - left.leaks
             result.image_end_offset = max(left.image_end_offset, 0)
-            if res := part.map.file.flush_blocking():
+            if res := map.file.flush_blocking():
                 raise OSError(-res, os.strerror(-res))
 
 

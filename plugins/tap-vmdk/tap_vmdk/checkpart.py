@@ -6,15 +6,14 @@ from array import array
 from bisect import bisect_left
 
 from tap_vmdk import sparse
-from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.deadspace import dead_sectors, footer_pieces
 from tap_vmdk.directories import without_tables
+from tap_vmdk.grains import GrainMap
 from tap_vmdk.missing import unnamed_data
 from tap_vmdk.repairplan import RepairPlan
 from tap_vmdk.signature import kind_of
 from tap_vmdk.spacemap import MisalignedError, SpaceMap
 from tap_vmdk.sparse import GRAIN_MARKER, SparseHeader
-from tap_vmdk.sparseparts import SparsePart
 from tap_vmdk.tables import HOLE, ZERO, round_up
 from tapcore import CheckResult
 
@@ -25,7 +24,7 @@ class PartCheck:
     """One look at a sparse file; nothing of it is in flight or unsaved.
 
     Args:
-        part: the file.
+        map: of its grains.
         has_parent: what is a hole in it reads as something else than zeroes.
 
     Attributes:
@@ -34,13 +33,12 @@ class PartCheck:
         hides: what was lost, or only a redundant table has: it may need what nothing refers to.
     """
 
-    def __init__(self, part: SparsePart, *, has_parent: bool = False) -> None:
-        self._part = part
-        self._map = part.map
-        self._layout = part.map.layout
-        self._file = part.map.file
+    def __init__(self, map: GrainMap, *, has_parent: bool = False) -> None:
+        self._map = map
+        self._layout = map.layout
+        self._file = map.file
         self._has_parent = has_parent
-        self._compressed = isinstance(part, CompressedPart)
+        self._compressed = not map.layout.whole
         head = self._file.read_metadata(0, sparse.HEADER_BYTES)
         self._header = SparseHeader.unpack(head) if kind_of(head) == "hosted" else None
         marked = self._header is not None and self._header.flags & sparse.FLAG_MARKERS
@@ -295,7 +293,7 @@ class PartCheck:
             return 1
         sector, size = GRAIN_MARKER.unpack(self._file.read_metadata(place << 9, GRAIN_MARKER.size))
         length: int = -(-(GRAIN_MARKER.size + size) // 512)
-        if sector != at or not 0 < size <= 2 * self._part.cluster:
+        if sector != at or not 0 < size <= self._layout.grain << 10:
             self._corrupt(f"the grain of sector {at} (at {place}) has a damaged marker")
             return 1
         if place + length > self._sectors:
@@ -371,7 +369,7 @@ class PartCheck:
         leaked = 0
         for first, end in self._space.unused(-(-start // unit), -(-self._file.size // unit)):
             if self._compressed:
-                leaked += dead_sectors(self._file, first, end, self._part.cluster) << 9
+                leaked += dead_sectors(self._file, first, end, self._layout.grain << 9) << 9
                 continue
             for begin, stop, data in self._file.runs(first * unit, (end - first) * unit):
                 if data and begin < self._file.size:

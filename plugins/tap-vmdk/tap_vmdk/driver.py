@@ -81,10 +81,8 @@ def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """A stream stores everything so; other kinds nothing."""
-    from tap_vmdk.streampart import StreamPart
-
     image: Image = dd.private
-    if not isinstance(image.parts[0], StreamPart):
+    if not image.parts[0].writer.compresses:
         return -errno.EOPNOTSUPP
     return image.write(dd, sector, nb_sectors, buf, cb, id, prv)
 

@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tap_vmdk.parts import Part, Save
+from tap_vmdk.movers import Save
+from tap_vmdk.part import Part
 from tapcore import DiskDriver, ImageFile, TdCallback
 
 Waiter = tuple[TdCallback, DiskDriver, int, Any]
@@ -45,7 +46,7 @@ class Flusher:
     def _start(self, dd: DiskDriver) -> None:
         self._running, self._waiting = self._waiting, []
         self._status = 0
-        self._saves = [(part, save) for part in self._parts if (save := part.unsaved())]
+        self._saves = [(part, save) for part in self._parts if (save := part.writer.unsaved())]
         self._sync(dd, self._files, self._content_is_safe)
 
     def _sync(self, dd: DiskDriver, files: Sequence[ImageFile], then: Any) -> None:
@@ -78,7 +79,7 @@ class Flusher:
     def _finish(self, dd: DiskDriver) -> int:
         status, saves, running = self._status, self._saves, self._running
         for part, _ in saves:
-            part.saved(status == 0)
+            part.writer.saved(status == 0)
         self._saves, self._running = [], []
         if self._waiting:
             self._start(dd)
@@ -90,7 +91,7 @@ class Flusher:
         Raises:
             OSError: as the system says.
         """
-        saves = [(part, save) for part in self._parts if (save := part.unsaved())]
+        saves = [(part, save) for part in self._parts if (save := part.writer.unsaved())]
         res = _all(file.flush_blocking() for file in self._files)
         try:
             res = res or _all(save() for _, save in saves)
@@ -99,7 +100,7 @@ class Flusher:
         except OSError as exc:
             res = -(exc.errno or 5)
         for part, _ in saves:
-            part.saved(res == 0)
+            part.writer.saved(res == 0)
         if res:
             raise OSError(-res, os.strerror(-res))
 

@@ -14,7 +14,7 @@ from typing import Any
 from tap_vmdk.descriptor import Descriptor
 from tap_vmdk.descriptorplace import DescriptorPlace
 from tap_vmdk.flushing import Flusher
-from tap_vmdk.parts import Part
+from tap_vmdk.part import Part
 from tap_vmdk.sparse import SparseHeader
 from tapcore import DiskDriver, Extent, ImageFile, ImageFormatError, TdCallback
 
@@ -87,11 +87,11 @@ class Image:
         for file in self.files:
             file.keeps_overflow = True
         if len(parts) == 1:
-            self.read = parts[0].read
+            self.read = parts[0].reader.read
         if self.file.read_only:
             self.write = self._refuse
         elif self.changed:
-            self.write = parts[0].write if len(parts) == 1 else self._write
+            self.write = parts[0].writer.write if len(parts) == 1 else self._write
         if self._epoll is not None:
             self._poll_files()
         written = [file for file in self.files if not file.read_only]
@@ -130,11 +130,11 @@ class Image:
         """Of a disk with several parts."""
         part = self._part(sector)
         if sector + nb <= part.end:
-            return part.read(dd, sector, nb, buf, cb, id, prv)
+            return part.reader.read(dd, sector, nb, buf, cb, id, prv)
         finished = 0
         for part, first, count in self._pieces(sector, nb):
             piece = buf[(first - sector) << 9 : (first - sector + count) << 9]
-            finished += part.read(dd, first, count, piece, cb, id, prv)
+            finished += part.reader.read(dd, first, count, piece, cb, id, prv)
         return finished
 
     def _write(
@@ -150,7 +150,7 @@ class Image:
         finished = 0
         for part, first, count in self._pieces(sector, nb):
             piece = buf[(first - sector) << 9 : (first - sector + count) << 9]
-            finished += part.write(dd, first, count, piece, cb, id, prv)
+            finished += part.writer.write(dd, first, count, piece, cb, id, prv)
         return finished
 
     def _first_write(
@@ -185,7 +185,7 @@ class Image:
         if self.file.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         for part in self.parts:
-            if part.writable:
+            if part.writer.writable:
                 self._keep_what_is_lost(part)
         if self.descriptor is not None and self.place is not None:
             if cid is None:
@@ -194,10 +194,10 @@ class Image:
                 self.descriptor.set("CID", f"{cid:08x}")
             self.place.write_cid(self.descriptor)
         for part in self.parts:
-            if part.writable:
-                part.begin_writing()
+            if part.writer.writable:
+                part.writer.begin()
         self.changed = True
-        self.write = self.parts[0].write if len(self.parts) == 1 else self._write
+        self.write = self.parts[0].writer.write if len(self.parts) == 1 else self._write
 
     def _keep_what_is_lost(self, part: Part) -> None:
         """New grains must not lie where a table says that others are, past the end of the file.
@@ -205,7 +205,7 @@ class Image:
         Raises:
             ImageFormatError: such grains are missing; not for a server, which goes on behind them.
         """
-        lost = list(part.lost())
+        lost = list(part.writer.lost())
         if not lost:
             return
         many = "1 grain that lies" if len(lost) == 1 else f"{len(lost)} grains that lie"
@@ -220,7 +220,7 @@ class Image:
                 errno=errno.EIO,
             )
         self.goes_on(text)
-        part.keep_free(max(place for _, place in lost) + (part.cluster >> 9))
+        part.writer.keep_free(max(place for _, place in lost) + (part.cluster >> 9))
 
     def _pieces(self, sector: int, nb: int) -> Iterator[tuple[Part, int, int]]:
         """The parts of a range, as (part, first sector, sectors)."""
@@ -246,7 +246,7 @@ class Image:
         """As `td_queue_write_zeroes`."""
         self.begin_writing()
         return sum(
-            part.zero(dd, first, count, may_unmap, cb, id, prv)
+            part.writer.zero(dd, first, count, may_unmap, cb, id, prv)
             for part, first, count in list(self._pieces(sector, nb))
         )
 
@@ -256,14 +256,14 @@ class Image:
         """As `td_queue_discard`."""
         self.begin_writing()
         return sum(
-            part.discard(dd, first, count, cb, id, prv)
+            part.writer.discard(dd, first, count, cb, id, prv)
             for part, first, count in list(self._pieces(sector, nb))
         )
 
     def extents(self, sector: int, nb: int) -> Iterator[Extent]:
         """As `td_extents`."""
         for part, first, count in self._pieces(sector, nb):
-            yield from part.extents(first, count)
+            yield from part.reader.extents(first, count)
 
     def submit(self) -> None:
         """As `td_submit`."""
@@ -303,5 +303,5 @@ class Image:
             if self.changed:
                 self.flusher.flush_blocking()
                 for part in self.parts:
-                    if part.writable:
-                        part.finish()
+                    if part.writer.writable:
+                        part.writer.finish()

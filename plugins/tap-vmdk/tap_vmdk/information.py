@@ -27,7 +27,7 @@ from tap_vmdk.opening import (
     refuse_other_content,
     stands_alone,
 )
-from tap_vmdk.parts import Part
+from tap_vmdk.part import describe_line
 from tap_vmdk.sesparse import SeSparseHeader
 from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse import SparseHeader
@@ -88,10 +88,9 @@ def _grain_size(dd: DiskDriver, image: Image) -> int | None:
 
 def _extents(image: Image) -> list[dict[str, Any]]:
     descriptor = image.descriptor
-    parts = image.parts
-    if not parts and descriptor is not None:
-        parts = [Part(line, 0) for line in extent_lines(image)]
-    found = [part.describe() for part in parts]
+    found = [part.describe() for part in image.parts]
+    if not found and descriptor is not None:
+        found = [describe_line(line) for line in extent_lines(image)]
     for each in found:
         if descriptor is not None and "filename" in each:
             each["filename"] = _printable(descriptor.meant(each["filename"]))

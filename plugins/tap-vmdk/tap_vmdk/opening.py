@@ -18,7 +18,7 @@ from tap_vmdk.descriptorplace import (
     naming,
     place_in,
 )
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import (
     FLAT_KINDS,
@@ -34,11 +34,11 @@ from tap_vmdk.layouts import (
 )
 from tap_vmdk.missing import unnamed_data
 from tap_vmdk.options import MONOLITHIC_SPARSE
-from tap_vmdk.parts import FlatPart, Part, ZeroPart
+from tap_vmdk.part import Part
+from tap_vmdk.plainparts import ZeroWriter, barred_part, flat_part, zero_part
 from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.sparseopening import hosted_part, sparse_part
-from tap_vmdk.sparseparts import SparsePart
 from tapcore import (
     TD_RDONLY,
     DiskDriver,
@@ -105,7 +105,7 @@ def _doubts(image: Image) -> Iterator[str]:
     if image.place is None:
         yield f"{NOT_NAMED}; it is read"
     for part in image.parts:
-        if isinstance(part, SparsePart) and (lost := unnamed_data(part.map)):
+        if part.map is not None and (lost := unnamed_data(part.map)):
             yield lost if part.file is image.file else f"its extent {part.map.file.path}: {lost}"
     if header is not None and header.capacity:
         yield from conflicting_size(descriptor, header.capacity, header.grain)
@@ -223,19 +223,20 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
         TapError, OSError: it cannot be opened, or is not what the line says.
     """
     if line.access == "NOACCESS":
-        return Part(line, start)
+        return barred_part(line, start)
     if line.kind == "ZERO":
-        return ZeroPart(line, start)
+        return zero_part(line, start)
     if line.kind not in FLAT_KINDS + SPARSE_KINDS:
         raise NotSupportedError(f"has an extent of the kind {line.kind}, which is not supported")
     if line.kind in FLAT_KINDS:
         return _flat(dd, image, line, start, _extent_file(dd, image, line))
     file = _extent_file(dd, image, line)
     part = sparse_part(dd, line, start, file)
-    if part.map.layout.capacity < line.sectors:
+    assert part.map is not None
+    capacity = part.map.layout.capacity
+    if capacity < line.sectors:
         raise ImageFormatError(
-            f"its extent {file.path} has {part.map.layout.capacity} sectors, "
-            f"and its descriptor says {line.sectors}"
+            f"its extent {file.path} has {capacity} sectors, and its descriptor says {line.sectors}"
         )
     return part
 
@@ -246,14 +247,14 @@ def _lost_part(dd: DiskDriver, line: ExtentLine, start: int, exc: TapError, *, a
     Raises:
         TapError: as given, in all other cases.
     """
-    from tap_vmdk.salvaging import LostPart, is_damage
+    from tap_vmdk.damagedparts import is_damage, lost_part
 
     if alone or not is_damage(exc):
         raise exc
     if not dd.options.salvage:
         exc.message += f" ({HOW_TO_SALVAGE})"
         raise exc
-    return LostPart(line, start, exc.message)
+    return lost_part(line, start, exc.message)
 
 
 def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
@@ -317,7 +318,7 @@ def is_own_name(named: str, path: str) -> bool:
     return named in (os.path.basename(path), os.path.basename(os.path.realpath(path)))
 
 
-def _flat(dd: DiskDriver, image: Image, line: ExtentLine, start: int, file: ImageFile) -> FlatPart:
+def _flat(dd: DiskDriver, image: Image, line: ExtentLine, start: int, file: ImageFile) -> Part:
     cut = (line.offset + line.sectors) * 512 > -(-file.size // 512) * 512
     if cut and not dd.options.salvage:
         how = "" if len(extent_lines(image)) > 1 else f" ({HOW_TO_SALVAGE})"
@@ -327,13 +328,13 @@ def _flat(dd: DiskDriver, image: Image, line: ExtentLine, start: int, file: Imag
         if line.offset < image.header.descriptor_offset + image.header.descriptor_size:
             raise ImageFormatError("has an extent that overlaps its own descriptor")
     if not cut:
-        return FlatPart(line, start, file)
-    from tap_vmdk.salvaging import CutFlatPart
+        return flat_part(line, start, file)
+    from tap_vmdk.damagedparts import cut_part
 
-    return CutFlatPart(line, start, file)
+    return cut_part(line, start, file)
 
 
-def _own_part(dd: DiskDriver, image: Image) -> SparsePart:
+def _own_part(dd: DiskDriver, image: Image) -> Part:
     """The image's own file is the disk."""
     file = image.file
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
@@ -376,12 +377,13 @@ def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
         ImageFormatError: it has to be repaired before.
     """
     for part in image.parts:
-        damaged = isinstance(part, WritablePart) and not part.map.whole_directories
+        writer = part.writer
+        damaged = isinstance(writer, GrainWriter) and not writer.map.whole_directories
         if damaged and not mending:
             raise ImageFormatError(
                 "has a damaged grain directory; it can be read, and `tapdisk check --repair all` "
                 "mends it"
             )
-        if not part.writable and not isinstance(part, ZeroPart):
+        if not writer.writable and not isinstance(writer, ZeroWriter):
             named = f" '{part.line.name}'" if part.line.name else ""
             raise NotSupportedError(f"cannot be written: its extent{named}: {part.reason}")

@@ -6,13 +6,11 @@ import os
 from typing import Any
 
 from tap_vmdk.committing import NEXT_PARENT, accepted_cids, settle
-from tap_vmdk.compressed import CompressedPart
 from tap_vmdk.descriptor import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
 from tap_vmdk.image import Image
 from tap_vmdk.kinds import SPARSE_KINDS, own_sectors
 from tap_vmdk.opening import extent_lines, identify, name_on_disk, stands_alone
-from tap_vmdk.sparseparts import SparsePart
 from tapcore import (
     TD_RDONLY,
     DiskDriver,
@@ -123,9 +121,7 @@ def _has_holes(image: Image) -> bool:
     children have. Where its extents are not open their lines tell."""
     if not image.parts:
         return all(line.kind in SPARSE_KINDS for line in extent_lines(image))
-    return not any(
-        isinstance(part, CompressedPart) or not isinstance(part, SparsePart) for part in image.parts
-    )
+    return all(part.map is not None and part.map.layout.whole for part in image.parts)
 
 
 def _rewrite(image: Image, descriptor: Descriptor) -> None:
@@ -140,13 +136,13 @@ def _rewrite(image: Image, descriptor: Descriptor) -> None:
 def make_empty(dd: DiskDriver) -> None:
     """As `td_make_empty`."""
     image: Image = dd.private
-    parts = [part for part in image.parts if isinstance(part, WritablePart)]
-    if len(parts) != len(image.parts):
+    writers = [part.writer for part in image.parts if isinstance(part.writer, GrainWriter)]
+    if len(writers) != len(image.parts):
         raise NotSupportedError(f"a {image.subformat} disk cannot be emptied")
     image.begin_writing()
     image.flusher.flush_blocking()
-    for part in parts:
-        part.make_empty()
+    for writer in writers:
+        writer.tables.make_empty()
     parent = dd.next.private if dd.next is not None else None
     if image.descriptor is None or not isinstance(parent, Image):
         return

@@ -16,10 +16,12 @@ from typing import Final
 import attrs
 
 from tap_vmdk.grains import GrainMap
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
+from tap_vmdk.part import Part
 from tap_vmdk.sparse import HEADER_BYTES, SparseHeader
+from tap_vmdk.sparseopening import writable_part
 from tap_vmdk.tables import raw32, round_up
-from tapcore import NotSupportedError
+from tapcore import ImageFile, NotSupportedError
 
 _LEAST_GROWTH: Final = 64 << 20
 """Bytes that every file may grow by; one that is longer, by as much as it has."""
@@ -102,11 +104,12 @@ class RepairPlan:
         return bool(self.moves or self.tables or self.missing or self.rebuild)
 
 
-def carry_out(part: WritablePart, plan: RepairPlan) -> WritablePart:
+def carry_out(part: Part, writer: GrainWriter, plan: RepairPlan) -> Part:
     """Do what was planned, on disk when this returns.
 
     Args:
         part: nothing of it is in flight or unsaved.
+        writer: the part's.
         plan: of what the file is now.
 
     Returns:
@@ -116,13 +119,13 @@ def carry_out(part: WritablePart, plan: RepairPlan) -> WritablePart:
         NotSupportedError: the file would become too long; nothing was changed.
         OSError: as the system says.
     """
-    file = part.map.file
+    file = writer.map.file
     size = file.size
     if plan.too_long:
         raise NotSupportedError("so much lies over something else that it cannot be disentangled")
     try:
-        offsets = _Appending(part, plan).run()
-        _flush(part)
+        offsets = _Appending(writer.map, plan).run()
+        _flush(file)
     except BaseException:
         with contextlib.suppress(OSError):
             file.resize(size)
@@ -134,28 +137,28 @@ def carry_out(part: WritablePart, plan: RepairPlan) -> WritablePart:
     _DIRECTORIES.pack_into(sector, _DIRECTORIES_AT, rgd, offsets[0])
     _ROOM.pack_into(sector, _ROOM_AT, room)  # a directory no longer says where the descriptor ends
     file.write_metadata(0, sector)
-    _flush(part)
-    return _again(part, SparseHeader.unpack(bytes(sector)), offsets)
+    _flush(file)
+    return _again(part, writer.map, SparseHeader.unpack(bytes(sector)), offsets)
 
 
-def _again(part: WritablePart, header: SparseHeader, offsets: list[int]) -> WritablePart:
-    layout = attrs.evolve(part.map.layout, directories=tuple(place * 512 for place in offsets))
-    map = GrainMap(part.map.file, layout, part.map.cache_bytes)
-    return WritablePart(part.line, part.start, map, header)
+def _again(part: Part, old: GrainMap, header: SparseHeader, offsets: list[int]) -> Part:
+    layout = attrs.evolve(old.layout, directories=tuple(place * 512 for place in offsets))
+    map = GrainMap(old.file, layout, old.cache_bytes)
+    return writable_part(part.line, part.start, map, header)
 
 
-def _flush(part: WritablePart) -> None:
-    if res := part.map.file.flush_blocking():
+def _flush(file: ImageFile) -> None:
+    if res := file.flush_blocking():
         raise OSError(-res, os.strerror(-res))
 
 
 class _Appending:
     """Writes everything new behind the end of a file."""
 
-    def __init__(self, part: WritablePart, plan: RepairPlan) -> None:
-        self._map = part.map
-        self._layout = part.map.layout
-        self._file = part.map.file
+    def __init__(self, map: GrainMap, plan: RepairPlan) -> None:
+        self._map = map
+        self._layout = map.layout
+        self._file = map.file
         self._plan = plan
         self._end = plan.end
         self._size = self._file.size

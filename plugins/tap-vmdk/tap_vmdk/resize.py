@@ -9,17 +9,20 @@ from typing import Final
 import attrs
 
 from tap_vmdk.create import SPLIT_SECTORS
+from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import GrainMap
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
 from tap_vmdk.image import Image
 from tap_vmdk.layouts import hosted_layout
 from tap_vmdk.newdisk import NewDisk
 from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE
 from tap_vmdk.parents import recorded_parent
-from tap_vmdk.parts import FlatPart, Part
+from tap_vmdk.part import Part
+from tap_vmdk.plainparts import FlatWriter
 from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.sparseopening import writable_part
 from tap_vmdk.tables import ZERO, raw32, round_up
-from tapcore import DiskDriver, NotSupportedError
+from tapcore import DiskDriver, ImageFile, NotSupportedError
 
 _STEP: Final = 1 << 20
 
@@ -46,10 +49,10 @@ def resize(dd: DiskDriver, size: int) -> None:
     image.begin_writing()
     image.flusher.flush_blocking()
     part = image.parts[0]
-    if isinstance(part, FlatPart):
-        _grow_flat(part, sectors)
-    elif isinstance(part, WritablePart):
-        part = grow_sparse(part, sectors)
+    if isinstance(part.writer, FlatWriter):
+        _grow_flat(part.writer.file, part.line, sectors)
+    elif isinstance(part.writer, GrainWriter):
+        part = _grow_sparse(part, part.writer, sectors)
     else:
         raise NotSupportedError(f"a {image.subformat} disk cannot grow")
     image.flusher.flush_blocking()  # before the descriptor says so
@@ -68,25 +71,23 @@ def _refuse_longer_parent(dd: DiskDriver, image: Image) -> None:
         raise NotSupportedError("its parent is longer, or not open: growing would show more of it")
 
 
-def _grow_flat(part: FlatPart, sectors: int) -> None:
-    end = (part.line.offset + sectors) * 512
-    old = (part.line.offset + part.line.sectors) * 512
-    if not _all_zeroes(part, old):
+def _grow_flat(file: ImageFile, line: ExtentLine, sectors: int) -> None:
+    if not _all_zeroes(file, (line.offset + line.sectors) * 512):
         raise NotSupportedError("its extent's file is longer than the disk, and holds more")
-    part.file.truncate_up(end)
+    file.truncate_up((line.offset + sectors) * 512)
 
 
-def _all_zeroes(part: FlatPart, start: int) -> bool:
+def _all_zeroes(file: ImageFile, start: int) -> bool:
     """Whether nothing lies in a file from a place (bytes) on, but what a stopped growing left."""
-    rest = max(part.file.size - start, 0)
-    for begin, end, data in part.file.runs(start, rest):
+    rest = max(file.size - start, 0)
+    for begin, end, data in file.runs(start, rest):
         for at in range(begin, end if data else begin, _STEP):
-            if any(part.file.read_metadata(at, min(_STEP, end - at))):
+            if any(file.read_metadata(at, min(_STEP, end - at))):
                 return False
     return True
 
 
-def grow_sparse(part: WritablePart, sectors: int) -> WritablePart:
+def _grow_sparse(part: Part, writer: GrainWriter, sectors: int) -> Part:
     """Give a sparse file more sectors, on disk when this returns.
 
     The new tables, and the directories where they do not fit into their old places, go to the
@@ -95,34 +96,34 @@ def grow_sparse(part: WritablePart, sectors: int) -> WritablePart:
     Returns:
         What takes the part's place.
     """
-    file, old = part.map.file, part.header
+    file, old = writer.map.file, writer.header
     header = attrs.evolve(old, capacity=sectors)
     header.check()
-    if not part.map.whole_directories:
+    if not writer.map.whole_directories:
         raise NotSupportedError("its grain directories are damaged")
-    _zero_after_end(part)
+    _zero_after_end(writer, part.line.sectors)
     if header.tables > old.tables:
-        header = _more_tables(part, header)
+        header = _more_tables(writer, header)
     if res := file.flush_blocking():
         raise OSError(-res, os.strerror(-res))
     file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
     if res := file.flush_blocking():
         raise OSError(-res, os.strerror(-res))
-    map = GrainMap(file, hosted_layout(header), part.map.cache_bytes)
+    map = GrainMap(file, hosted_layout(header), writer.map.cache_bytes)
     line = attrs.evolve(part.line, sectors=sectors)
-    return WritablePart(line, part.start, map, header)
+    return writable_part(line, part.start, map, header)
 
 
-def _zero_after_end(part: WritablePart) -> None:
-    """In the last grain, what lies behind the disk's end so far."""
-    end = part.line.sectors
-    rest = -end % part.header.grain
+def _zero_after_end(writer: GrainWriter, end: int) -> None:
+    """In the last grain, what lies behind the disk's end so far (sector of the part)."""
+    map = writer.map
+    rest = -end % writer.header.grain
     if not rest:
         return
-    part.map.table((end - 1) >> part.map.table_shift)
-    run = part.map.run(end - 1, 1)
+    map.table((end - 1) >> map.table_shift)
+    run = map.run(end - 1, 1)
     if run is not None and run[0] > ZERO:
-        part.map.file.write_metadata((run[0] + 1) << 9, bytes(rest << 9))
+        map.file.write_metadata((run[0] + 1) << 9, bytes(rest << 9))
 
 
 def _describe(image: Image, part: Part, sectors: int) -> None:
@@ -143,22 +144,23 @@ def _describe(image: Image, part: Part, sectors: int) -> None:
     image.descriptor = descriptor
 
 
-def _more_tables(part: WritablePart, header: SparseHeader) -> SparseHeader:
+def _more_tables(writer: GrainWriter, header: SparseHeader) -> SparseHeader:
     """Make tables, and places for them in the directories; returns the header that names them."""
-    file, old, added = part.map.file, part.header, header.tables - part.header.tables
+    map, old = writer.map, writer.header
+    added = header.tables - old.tables
     fits = header.directory_sectors == old.directory_sectors
     offsets = []
-    directories = (part.map.directory, part.map.spare)
-    for directory, offset in zip(directories, part.map.layout.directories, strict=False):
+    directories = (map.directory, map.spare)
+    for directory, offset in zip(directories, map.layout.directories, strict=False):
         assert directory is not None
-        first = part.take(round_up(added * header.table_sectors, header.grain))
+        first = writer.tables.take(round_up(added * header.table_sectors, header.grain))
         tables = range(first, first + added * header.table_sectors, header.table_sectors)
         place = offset // 512
         if not fits:
-            place = part.take(round_up(header.directory_sectors, header.grain))
-        file.truncate_up(part.map.end << 9)
+            place = writer.tables.take(round_up(header.directory_sectors, header.grain))
+        map.file.truncate_up(map.end << 9)
         content = raw32(directory + array("I", tables))
-        file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
+        map.file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
         offsets.append(place)
     rgd = offsets[1] if len(offsets) > 1 else old.rgd_offset
     return attrs.evolve(header, gd_offset=offsets[0], rgd_offset=rgd)

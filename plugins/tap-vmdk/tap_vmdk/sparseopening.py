@@ -1,14 +1,15 @@
-"""Opening a sparse file, of whatever kind: as a part that reads it, or that writes it too."""
+"""Parts in sparse files, of whatever kind: what reads them, and what writes them if it can be."""
 
 from __future__ import annotations
 
 import attrs
 
 from tap_vmdk import sesparse, sparse
-from tap_vmdk.compressed import CompressedPart
+from tap_vmdk.append import IN_USE_BEHIND, Appender, in_use_behind
+from tap_vmdk.compressed import CompressedReader
 from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import DEFAULT_CACHE, GrainMap
-from tap_vmdk.grainwrite import WritablePart
+from tap_vmdk.grainwriter import GrainWriter
 from tap_vmdk.layouts import (
     cowd_header,
     cowd_layout,
@@ -17,14 +18,15 @@ from tap_vmdk.layouts import (
     sesparse_layout,
     with_footer,
 )
+from tap_vmdk.lookup import Grains
+from tap_vmdk.part import Part
+from tap_vmdk.plaingrains import PlainReader
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import SparseHeader
-from tap_vmdk.sparseparts import SparsePart
-from tap_vmdk.streampart import IN_USE_BEHIND, StreamPart, in_use_behind
 from tapcore import DiskDriver, ImageFile, ImageFormatError
 
 
-def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> SparsePart:
+def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
     """A sparse file of whatever kind it is."""
     head = file.read_metadata(0, sesparse.HEADER_BYTES)
     kind = kind_of(head)
@@ -36,7 +38,7 @@ def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -
         layout, reason = sesparse_layout(sesparse_header(file)), "seSparse can only be read"
     else:
         raise ImageFormatError(f"its extent {file.path} is not a sparse file")
-    return SparsePart(line, start, GrainMap(file, layout, _cache(dd)), reason)
+    return read_only_part(line, start, GrainMap(file, layout, _cache(dd)), reason)
 
 
 def hosted_part(
@@ -47,7 +49,7 @@ def hosted_part(
     header: SparseHeader,
     *,
     appendable: bool = False,
-) -> SparsePart:
+) -> Part:
     """A hosted sparse file.
 
     Args:
@@ -69,20 +71,62 @@ def hosted_part(
     except ImageFormatError:
         if not (dd.options.salvage and header.compressed and markers):
             raise
-        from tap_vmdk.salvaging import map_without_footer
+        from tap_vmdk.streamscan import map_without_footer
 
         map, tail = map_without_footer(file, header, _cache(dd)), 0
     writing = not file.read_only and line.access == "RW"
     if not header.compressed:
         if writing:
-            return WritablePart(line, start, map, header)
-        return SparsePart(line, start, map, "its description says that it must not be written")
+            return writable_part(line, start, map, header)
+        reason = "its description says that it must not be written"
+        return read_only_part(line, start, map, reason)
+    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
     if writing and appendable and markers and map.layout.grain <= 2048:
         if not in_use_behind(map, tail):
-            return StreamPart(line, map, header, tail)
-        return CompressedPart(line, start, map, markers=markers, reason=IN_USE_BEHIND)
-    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
-    return CompressedPart(line, start, map, markers=markers, reason=reason)
+            return _stream_part(line, start, map, header, tail)
+        reason = IN_USE_BEHIND
+    reader = CompressedReader(_grains(line, start, map), markers=markers)
+    return Part(line, start, reader, file=file, map=map, reason=reason)
+
+
+def read_only_part(line: ExtentLine, start: int, map: GrainMap, reason: str) -> Part:
+    """A sparse file of plain grains that is only read.
+
+    Args:
+        line: as the descriptor has it.
+        start: its first sector on the disk.
+        map: of its grains.
+        reason: why it is only read.
+    """
+    reader = PlainReader(_grains(line, start, map))
+    return Part(line, start, reader, file=map.file, map=map, reason=reason)
+
+
+def writable_part(line: ExtentLine, start: int, map: GrainMap, header: SparseHeader) -> Part:
+    """A sparse file of plain grains that is written.
+
+    Args:
+        line: as the descriptor has it.
+        start: its first sector on the disk.
+        map: of its grains.
+        header: of it.
+    """
+    grains, file = _grains(line, start, map), map.file
+    reader, writer = PlainReader(grains), GrainWriter(grains, header)
+    return Part(line, start, reader, writer, file=file, map=map, unit=file.sector_size)
+
+
+def _stream_part(
+    line: ExtentLine, start: int, map: GrainMap, header: SparseHeader, tail: int
+) -> Part:
+    """A stream that is appended to; `tail` as of `Appender`."""
+    grains = _grains(line, start, map)
+    reader, writer = CompressedReader(grains, markers=True), Appender(grains, header, tail)
+    return Part(line, start, reader, writer, file=map.file, map=map, unit=grains.grain << 9)
+
+
+def _grains(line: ExtentLine, start: int, map: GrainMap) -> Grains:
+    return Grains(map, start, start + line.sectors)
 
 
 def _hosted_map(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> tuple[GrainMap, int]:

@@ -1,8 +1,9 @@
-"""Writing streams (streamOptimized) in place: grains are compressed in threads, and appended.
+"""Appending to streams (streamOptimized): grains are compressed in threads, and go to the end.
 
 The file stays readable at every moment. While it is written, its header says where the last
 flush has put the grain directory; at the end a footer follows that directory, and the header
-refers to the footer. Written once, in ascending order, it is what `stream.py` would have written.
+refers to the footer. Written once, in ascending order, it is what `create.stream` would have
+written.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import errno
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import attrs
 
 from tap_vmdk import sparse
-from tap_vmdk.compressed import CompressedPart
-from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import DAMAGED, GrainMap
-from tap_vmdk.parts import Save
+from tap_vmdk.lookup import Grains
+from tap_vmdk.movers import Save, Writer
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.tables import HOLE, ZERO, raw32
 from tapcore import DiskDriver, TapError, TdCallback
@@ -70,22 +71,25 @@ def in_use_behind(map: GrainMap, tail: int) -> bool:
     return any(end[1024 if marked else 512 :])
 
 
-class StreamPart(CompressedPart):
-    """A stream that is written.
+class Appender(Writer):
+    """Writes a stream.
 
     Args:
-        line: as the descriptor has it.
-        map: of its grains.
+        grains: of the part.
         header: of the file.
         tail: sector where the footer begins, or the file ends.
     """
 
-    def __init__(self, line: ExtentLine, map: GrainMap, header: SparseHeader, tail: int) -> None:
-        super().__init__(line, 0, map, markers=True)
-        self.writable = True
-        self.unit = self.cluster
-        self.header = header
-        self._zeroes = bytes(self.cluster)
+    writable = True
+    compresses = True
+
+    def __init__(self, grains: Grains, header: SparseHeader, tail: int) -> None:
+        self._grains = grains
+        self._map = map = grains.map
+        self._file = map.file
+        self._header = header
+        self._grain_bytes = grains.grain << 9
+        self._zeroes = bytes(self._grain_bytes)
         self._jobs: deque[Job] = deque()
         fresh = self._is_fresh(tail)
         self._end = max(header.overhead, map.layout.first_grain) if fresh else tail
@@ -102,12 +106,16 @@ class StreamPart(CompressedPart):
 
     def _is_fresh(self, tail: int) -> bool:
         """Whether there is nothing yet but a header, a descriptor and an empty directory."""
-        if any(self.map.directory):
+        if any(self._map.directory):
             return False
-        start = max(self.header.overhead, self.map.layout.first_grain)
-        if any(end > start for _, end in self.map.layout.reserved):
+        start = max(self._header.overhead, self._map.layout.first_grain)
+        if any(end > start for _, end in self._map.layout.reserved):
             return False
-        return start <= tail <= start + 1 + self.header.directory_sectors
+        return start <= tail <= start + 1 + self._header.directory_sectors
+
+    def lost(self) -> Iterator[tuple[int, int]]:
+        """By the grain tables."""
+        return self._grains.lost()
 
     def keep_free(self, end: int) -> None:
         """New grains go behind."""
@@ -128,24 +136,24 @@ class StreamPart(CompressedPart):
         """Whole grains: each is compressed by a thread; they are appended in the order given."""
         finished = 0
         while nb:
-            at = sector - self.start
+            at = sector - self._grains.start
             try:
-                table = self.map.table_now(at >> self._table_shift)
+                table = self._map.table_now(at >> self._grains.table_shift)
             except (TapError, OSError) as exc:
-                res = self._failed(exc, dd, sector, nb)
+                res = self._grains.failed(exc, dd, sector, nb)
                 return finished + cb(dd, res, sector, nb, id, prv)
             if table is None:
-                self._load(dd, sector, nb, self._table_is_there, id, (self.write, buf, cb, prv))
+                self._grains.load_and(self.write, dd, sector, nb, buf, cb, id, prv)
                 return finished
-            count = min(self._grain, nb)
-            if at >> self._table_shift in self.map.damaged:
+            count = min(self._grains.grain, nb)
+            if at >> self._grains.table_shift in self._map.damaged:
                 finished += cb(dd, -errno.EIO, sector, count, id, prv)
             else:
                 job = Job(at, buf[: count << 9])
                 self._jobs.append(job)
-                self.map.pinned += 1
+                self._map.pinned += 1
                 answer = (self._compressed, dd, sector, count, id, (job, cb, prv))
-                self.map.file.queue_work(self._compress, (job,), answer)
+                self._file.queue_work(self._compress, (job,), answer)
             sector += count
             nb -= count
             buf = buf[count << 9 :]
@@ -154,8 +162,8 @@ class StreamPart(CompressedPart):
     def _compress(self, job: Job) -> int:
         """In a thread."""
         content: bytes | memoryview = job.content
-        if len(content) < self.cluster:
-            content = bytes(content).ljust(self.cluster, b"\0")
+        if len(content) < self._grain_bytes:
+            content = bytes(content).ljust(self._grain_bytes, b"\0")
         if content[0] or bytes(content) != self._zeroes:
             job.stored = sparse.grain_with_marker(job.at, deflate(content, wbits=15))
         return self._begin() if not self._begun else 0
@@ -166,10 +174,10 @@ class StreamPart(CompressedPart):
             if self._begun:
                 return 0
             if not self._fresh:
-                self.map.file.write_metadata(0, self._open_header.pack())
-                if res := self.map.file.flush_blocking():
+                self._file.write_metadata(0, self._open_header.pack())
+                if res := self._file.flush_blocking():
                     return res
-            self.map.file.resize(self._cut << 9)  # off with the footer, or the empty directory
+            self._file.resize(self._cut << 9)  # off with the footer, or the empty directory
             self._begun = True
         return 0
 
@@ -193,9 +201,9 @@ class StreamPart(CompressedPart):
             return self._stored(dd, -errno.EFBIG, sector, nb, id, (job, HOLE))
         self._end = end
         content = memoryview(job.stored)
-        res = self.map.file.write_now(place << 9, content)
+        res = self._file.write_now(place << 9, content)
         if res is None:
-            return self.map.file.queue_write(
+            return self._file.queue_write(
                 place << 9, content, (self._stored, dd, sector, nb, id, (job, place))
             )
         return self._stored(dd, res, sector, nb, id, (job, place))
@@ -204,9 +212,9 @@ class StreamPart(CompressedPart):
         self, dd: DiskDriver, res: int, sector: int, nb: int, id: int, prv: tuple[Job, int]
     ) -> int:
         job, place = prv
-        self.map.pinned -= 1
-        if res == 0 and self._place(job.at) != place:
-            self.map.set_entries(job.at, place, 1)
+        self._map.pinned -= 1
+        if res == 0 and self._grains.entry(self._grains.start + job.at) != place:
+            self._map.set_entries(job.at, place, 1)
         cb, mine = job.answer[0], job.answer[5]
         finished: int = cb(dd, res, sector, nb, id, mine)
         return finished
@@ -242,17 +250,19 @@ class StreamPart(CompressedPart):
         finished = 0
         while nb:
             try:
-                run = self.map.run(sector - self.start, nb)
+                run = self._grains.run(sector, nb)
             except (TapError, OSError) as exc:
                 return finished + int(
-                    cb(dd, self._failed(exc, dd, sector, nb), sector, nb, id, mine)
+                    cb(dd, self._grains.failed(exc, dd, sector, nb), sector, nb, id, mine)
                 )
             if run is None:
-                self._load(dd, sector, nb, self._clear, id, prv)
+                self._grains.load(dd, sector, nb, self._clear, id, prv)
                 return finished
             place, count = run
             if place > ZERO:
-                self.map.set_entries(sector - self.start, HOLE, -(-count // self._grain))
+                self._map.set_entries(
+                    sector - self._grains.start, HOLE, -(-count // self._grains.grain)
+                )
             finished += cb(dd, -errno.EIO if place == DAMAGED else 0, sector, count, id, mine)
             sector += count
             nb -= count
@@ -262,24 +272,24 @@ class StreamPart(CompressedPart):
 
     def unsaved(self) -> Save | None:
         """The changed tables and a new directory, behind the grains."""
-        changed = self.map.unsaved
+        changed = self._map.unsaved
         if not changed:
             return None
-        self._saving, self.map.unsaved = changed, set()
-        self.map.pinned += 1
+        self._saving, self._map.unsaved = changed, set()
+        self._map.pinned += 1
         content = bytearray()
         for index in sorted(changed):
-            table = raw32(self._tables[index])
+            table = raw32(self._map.tables[index])
             if any(table):
-                content += sparse.marker(sparse.MARKER_TABLE, self.header.table_sectors)
-                self.map.directory[index] = self._end + (len(content) >> 9)
-                content += table.ljust(self.header.table_sectors << 9, b"\0")
+                content += sparse.marker(sparse.MARKER_TABLE, self._header.table_sectors)
+                self._map.directory[index] = self._end + (len(content) >> 9)
+                content += table.ljust(self._header.table_sectors << 9, b"\0")
             else:
-                self.map.directory[index] = 0
-        size = self.header.directory_sectors
+                self._map.directory[index] = 0
+        size = self._header.directory_sectors
         content += sparse.marker(sparse.MARKER_DIRECTORY, size)
         gd_offset = self._end + (len(content) >> 9)
-        content += raw32(self.map.directory).ljust(size << 9, b"\0")
+        content += raw32(self._map.directory).ljust(size << 9, b"\0")
         start, self._end = self._end, self._end + (len(content) >> 9)
         header = attrs.evolve(self._open_header, gd_offset=gd_offset)
         return partial(self._save, start, content, header)
@@ -287,7 +297,7 @@ class StreamPart(CompressedPart):
     def _save(self, start: int, content: bytearray, header: SparseHeader) -> int:
         if res := self._begin():
             return res
-        file = self.map.file
+        file = self._file
         file.write_metadata(start << 9, content)
         if res := file.flush_blocking():
             return res
@@ -297,16 +307,16 @@ class StreamPart(CompressedPart):
 
     def saved(self, ok: bool) -> None:
         """As for other sparse files."""
-        self.map.pinned -= 1
+        self._map.pinned -= 1
         if not ok:
-            self.map.unsaved |= self._saving
+            self._map.unsaved |= self._saving
         self._saving = set()
 
     def finish(self) -> None:
         """Put the footer behind the directory, then let the header refer to it."""
         if not self._begun or not self._footed:
             return
-        file, header = self.map.file, attrs.evolve(self._open_header, gd_offset=sparse.GD_AT_END)
+        file, header = self._file, attrs.evolve(self._open_header, gd_offset=sparse.GD_AT_END)
         file.write_metadata(self._end << 9, sparse.footer(header, self._open_header.gd_offset))
         if res := file.flush_blocking():
             raise OSError(-res, os.strerror(-res))

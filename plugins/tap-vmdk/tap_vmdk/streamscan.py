@@ -1,35 +1,24 @@
-"""Opening what is left of a damaged disk: what is not there is told by the reads that want it.
+"""A stream whose end is not there: its grains are looked for.
 
-Of a split disk that are whole extents, or the ends of flat ones. A stream tells at its end where
-all is; where that is cut off, its grains are looked for: they follow each other with their markers.
+A stream tells at its end where all is. Where that is cut off, its grains are found all the same:
+they follow each other with their markers.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from array import array
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import attrs
 
 from tap_vmdk import sparse
-from tap_vmdk.descriptor import ExtentLine
 from tap_vmdk.grains import GrainMap
 from tap_vmdk.layouts import hosted_layout
-from tap_vmdk.parts import FlatPart, Part
 from tap_vmdk.sparse import SparseHeader
 from tap_vmdk.tables import HOLE
-from tapcore import (
-    DiskDriver,
-    Extent,
-    ImageFile,
-    ImageFormatError,
-    TapError,
-    TdCallback,
-    content_damaged,
-)
+from tapcore import ImageFile, ImageFormatError
 
 log = logging.getLogger(__name__)
 
@@ -37,88 +26,6 @@ _UNKNOWN: Final = (1 << 32) - 1
 """In place of the entry of a grain of which nobody knows whether there was one."""
 
 NOT_FOUND: Final = "its grain is not in what is left of the stream"
-
-
-# ---- extents -----------------------------------------------------------------------------------
-
-
-def is_damage(exc: TapError) -> bool:
-    """Whether an extent that cannot be opened is lost, and not just refused to us."""
-    return isinstance(exc, ImageFormatError) or exc.errno in (errno.ENOENT, errno.EIO)
-
-
-class LostPart(Part):
-    """An extent of which nothing can be read.
-
-    Args:
-        line: as the descriptor has it.
-        start: its first sector on the disk.
-        why: without the image's name.
-    """
-
-    def __init__(self, line: ExtentLine, start: int, why: str) -> None:
-        super().__init__(line, start)
-        self._why = why
-
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """Fails, and says why."""
-        return cb(dd, content_damaged(dd, sector, nb, self._why), sector, nb, id, prv)
-
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """All of it is missing."""
-        yield Extent(sector, nb, "compressed", missing=True)
-
-
-class CutFlatPart(FlatPart):
-    """Content as it is, in a file that ends too early."""
-
-    reason = "its file is shorter than its description says"
-
-    def __init__(self, line: ExtentLine, start: int, file: ImageFile) -> None:
-        super().__init__(line, start, file)
-        self.writable = False
-        self._there = start + max(file.size // 512 - line.offset, 0)
-        self._why = f"its place lies past the end of its extent {file.path}"
-
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """What is there, and an answer for what is not."""
-        finished, there = 0, min(max(self._there - sector, 0), nb)
-        if there:
-            finished = super().read(dd, sector, there, buf[: there << 9], cb, id, prv)
-        if there < nb:
-            sector, nb = sector + there, nb - there
-            res = content_damaged(dd, sector, nb, self._why)
-            finished += cb(dd, res, sector, nb, id, prv)
-        return finished
-
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """As of a whole file; the rest is missing."""
-        there = min(max(self._there - sector, 0), nb)
-        if there:
-            yield from super().extents(sector, there)
-        if there < nb:
-            yield Extent(sector + there, nb - there, "data", missing=True)
-
-
-# ---- streams -----------------------------------------------------------------------------------
 
 
 def map_without_footer(file: ImageFile, header: SparseHeader, cache_bytes: int) -> GrainMap:
