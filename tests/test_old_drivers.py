@@ -1,0 +1,83 @@
+"""Drivers that were written, and built, against an older tapcore: they load, and do all they did.
+
+The wheels in `wheels/` are never built anew. Each is installed into a folder of its own, as pip
+does it, and the test kit of today runs on it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+WHEELS = sorted((Path(__file__).parent / "wheels").glob("*.whl"))
+TAPDISK = Path(sys.executable).parent / "tapdisk"
+
+
+def handle_of(wheel: Path) -> str:
+    return wheel.name.split("-")[0].removeprefix("tap_")
+
+
+@pytest.fixture(scope="module", params=WHEELS, ids=handle_of)
+def old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with one old driver in it, named like its handle."""
+    wheel: Path = request.param
+    site = tmp_path_factory.mktemp("site") / handle_of(wheel)
+    with zipfile.ZipFile(wheel) as archive:  # for a wheel of Python alone this is what pip does
+        archive.extractall(site)
+    return site
+
+
+def run(old: Path, *words: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(old)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_there_are_drivers_of_each_kind() -> None:
+    """One that blocks, and one that queues its work with the hooks' own arguments."""
+    assert {"chunk", "chunkio"} <= {handle_of(wheel) for wheel in WHEELS}
+
+
+def test_it_is_listed_without_an_error(old: Path, tmp_path: Path) -> None:
+    rows = json.loads(run(old, TAPDISK, "formats", "--json", cwd=tmp_path))
+    (row,) = [row for row in rows if row["handle"] == old.name]
+    assert row["error"] is None
+    assert {"read", "write", "create", "parents", "extents"} <= set(row["capabilities"])
+
+
+def test_the_kit_finds_nothing(old: Path, tmp_path: Path) -> None:
+    handle = old.name
+    (tmp_path / "test_old.py").write_text(
+        "from tapcore.testkit import DriverContract\n\n\n"
+        f"class TestOld(DriverContract):\n    handle = {handle!r}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_old.py"]
+    printed = run(old, *command, cwd=tmp_path)
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed is not None
+    assert int(passed[1]) >= 30, printed
+
+
+def test_its_images_are_made_and_copied(old: Path, tmp_path: Path) -> None:
+    handle = old.name
+    (tmp_path / "in.img").write_bytes(os.urandom(3 << 20))
+    commands = (
+        ["convert", "aio:in.img", f"{handle}:image"],
+        ["convert", f"{handle}:image", "aio:out.img"],
+        ["compare", "aio:in.img", f"{handle}:image"],
+    )
+    for words in commands:
+        run(old, TAPDISK, *words, cwd=tmp_path)
+    assert (tmp_path / "out.img").read_bytes() == (tmp_path / "in.img").read_bytes()
