@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from tapcore.files.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.formats.tablevisits import EmptyTables, TableVisits
+    from tapcore.interface.answer import Answer, Then, answer_over
     from tapcore.interface.damage import content_damaged, content_missing
     from tapcore.interface.hookspecs import hookimpl
     from tapcore.interface.keys import Keys, read_key_file
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "interface.answer": ("Answer", "Then", "answer_over"),
     "constants": (
         "BLK_NOT_ALLOCATED",
         "DEFAULT_SECTOR_SIZE",
@@ -193,6 +195,7 @@ __all__ = [
     "VDISK_CDROM",
     "VDISK_READONLY",
     "VDISK_REMOVABLE",
+    "Answer",
     "Bitmap",
     "CacheMode",
     "CheckResult",
@@ -234,9 +237,11 @@ __all__ = [
     "TcpAddress",
     "TdCallback",
     "TdState",
+    "Then",
     "UnixAddress",
     "UnknownHandleError",
     "UsageError",
+    "answer_over",
     "content_damaged",
     "content_missing",
     "convert_image",

@@ -32,6 +32,7 @@ import attrs
 from crashstates import NEVER, SECTOR, Barrier, Change, State, torn, way_of_losing
 from tapcore.files.direct import DirectFile
 from tapcore.files.imagefile import ImageFile
+from tapcore.interface.answer import AnswerTuple, Then, as_then
 
 __all__ = ["NEVER", "Change", "Recording", "State"]
 
@@ -280,30 +281,29 @@ def _close(rec: Recording, call: Any, file: ImageFile) -> Any:
 
 
 def _queue_direct(
-    rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any, answer: tuple[Any, ...]
+    rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any, then: Then | AnswerTuple
 ) -> Any:
-    cb, *rest = answer
-    if isinstance(cb, _Answer):  # it had found no room, and comes again
-        return call(offset, buf, answer)
+    if isinstance(then, _Then):  # it had found no room, and comes again
+        return call(offset, buf, then)
     view = memoryview(buf).cast("B")
     change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
-    result = call(offset, buf, (_Answer(rec, change, cb), *rest))
+    result = call(offset, buf, _Then(rec, change, as_then(then)))
     if result:
         rec.finish(change, False)
     return result
 
 
 @attrs.frozen
-class _Answer:
-    """A callback that notes the end of a write."""
+class _Then:
+    """What follows a write, and notes its end."""
 
     recording: Recording
     change: Change
-    cb: Callable[..., int]
+    then: Then
 
-    def __call__(self, dd: Any, res: int, *args: Any) -> int:
+    def __call__(self, res: int) -> int:
         self.recording.finish(self.change, res == 0)
-        return self.cb(dd, res, *args)
+        return self.then(res)
 
 
 _WRAPPERS: tuple[tuple[type[ImageFile], str, Any], ...] = (

@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 
 from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
-from tapcore.files.imagefile import Answer, ImageFile
+from tapcore.files.imagefile import ImageFile
+from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.interface.installed import entry_points
 from tapcore.process.workers import Lane
 
@@ -77,7 +78,7 @@ class DirectFile(ImageFile):
     def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
         super().__init__(fd, path, read_only=read_only, workers=workers)
         self._cached_fd = -1
-        self._overflow: deque[tuple[Callable[..., int], int, memoryview, Answer]] = deque()
+        self._overflow: deque[tuple[Callable[..., int], int, memoryview, Then]] = deque()
         try:
             self.alignment = _alignment(fd, self.sector_size)
             self.sector_size = max(self.sector_size, self.alignment)
@@ -94,51 +95,53 @@ class DirectFile(ImageFile):
         """Never: the disk has to be asked."""
         return None
 
-    def queue_read(self, offset: int, buf: memoryview, answer: Answer) -> int:
+    def queue_read(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
         """Queue a read for `submit`; returns 0, or -EBUSY where the queue is full."""
+        then = as_then(then)
         io = self._io
         if not io.free:
-            return self._full(self.queue_read, offset, buf, answer)
+            return self._full(self.queue_read, offset, buf, then)
         length = len(buf)
         address = io.address(buf)
         self.in_flight += 1
         if address is not None and not (offset | length | address) & (self.alignment - 1):
-            io.queue_read(self.fd, offset, buf, (offset, buf, None, buf, 0, answer))
+            io.queue_read(self.fd, offset, buf, (offset, buf, None, buf, 0, then))
             return 0
         start, end = self._around(offset, length)
         bounce = POOL.take(end - start)
         target = bounce[: end - start]
         skip = offset - start
-        io.queue_read(self.fd, start, target, (start, target, bounce, buf, skip, answer))
+        io.queue_read(self.fd, start, target, (start, target, bounce, buf, skip, then))
         return 0
 
-    def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
+    def queue_write(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
         """Queue a write for `submit`; returns 0, or -EBUSY where the queue is full."""
+        then = as_then(then)
         io = self._io
         if not io.free:
-            return self._full(self.queue_write, offset, buf, answer)
+            return self._full(self.queue_write, offset, buf, then)
         if self._lost_by(offset + len(buf)):
             self.in_flight += 1
-            self._completions.add(-errno.EIO, answer)
+            self._completions.add(-errno.EIO, then)
             return 0
         if (offset | len(buf)) & (self.alignment - 1):
-            self._put(self._write_through_cache, (self._through_cache(), offset, buf), answer)
+            self._put(self._write_through_cache, (self._through_cache(), offset, buf), then)
             return 0
         self.in_flight += 1
         address = io.address(buf)
         if address is not None and not address & (self.alignment - 1):
-            io.queue_write(self.fd, offset, buf, (offset, buf, None, None, 0, answer))
+            io.queue_write(self.fd, offset, buf, (offset, buf, None, None, 0, then))
             return 0
         bounce = POOL.take(len(buf))
         source = bounce[: len(buf)]
         source[:] = buf
-        io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, answer))
+        io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, then))
         return 0
 
-    def _full(self, queue: Callable[..., int], offset: int, buf: memoryview, answer: Answer) -> int:
+    def _full(self, queue: Callable[..., int], offset: int, buf: memoryview, then: Then) -> int:
         if not self.keeps_overflow:
             return -errno.EBUSY
-        self._overflow.append((queue, offset, buf, answer))
+        self._overflow.append((queue, offset, buf, then))
         return 0
 
     def submit(self) -> None:
@@ -154,8 +157,8 @@ class DirectFile(ImageFile):
             if not self._overflow or not io.free:
                 return
             while self._overflow and io.free:
-                queue, offset, buf, answer = self._overflow.popleft()
-                queue(offset, buf, answer)
+                queue, offset, buf, then = self._overflow.popleft()
+                queue(offset, buf, then)
 
     def reap(self) -> int:
         """Answer all that has finished."""
@@ -172,7 +175,7 @@ class DirectFile(ImageFile):
         return finished + self._answer_completions()
 
     def _finish(self, res: int, token: tuple[Any, ...]) -> int:
-        offset, view, bounce, into, skip, (cb, dd, sector, nb_sectors, id, prv) = token
+        offset, view, bounce, into, skip, then = token
         self.in_flight -= 1
         if res != len(view):
             res = self._finish_short(res, offset, view, reading=into is not None)
@@ -185,7 +188,7 @@ class DirectFile(ImageFile):
                 into[:] = view[skip : skip + len(into)]
         if bounce is not None:
             POOL.give(bounce)
-        done: int = cb(dd, res, sector, nb_sectors, id, prv)
+        done: int = then(res)
         return done
 
     def _finish_short(self, res: int, offset: int, view: memoryview, *, reading: bool) -> int:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import IOFailedError, UsageError, describe, errno_of
@@ -24,13 +24,11 @@ from tapcore.files.hostfile import (
 )
 from tapcore.files.linux import all_in_page_cache, lies_in_memory
 from tapcore.files.reserving import LONG_WRITE, BlockReserver
-from tapcore.interface.models import DiskDriver, Extent, TdCallback
+from tapcore.interface.answer import AnswerTuple, Then, as_then
+from tapcore.interface.models import Extent
 from tapcore.process.workers import Completions, Lane
 
 log = logging.getLogger(__name__)
-
-Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
-"""What a queued operation is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
 
 _NOWAIT: Final = os.RWF_NOWAIT
 _SHRUNK: Final = "has become shorter while it was open"
@@ -136,29 +134,47 @@ class ImageFile:
             self._reaches(offset + count)
         return 0
 
-    # ---- queued ----------------------------------------------------------------------------
+    # ---- queued: `reap` calls `then(0 or -errno)` --------------------------------------------
 
-    def queue_read(self, offset: int, buf: memoryview, answer: Answer) -> int:
-        """Read later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
-        self._put(self.read_blocking, (offset, buf), answer)
+    def queue_read(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
+        """Read later. Returns 0, or -EBUSY: nothing was taken, ask again later."""
+        self._put(self.read_blocking, (offset, buf), then)
         return 0
 
-    def queue_write(self, offset: int, buf: memoryview, answer: Answer) -> int:
-        """Write later; the answer is given by `reap`. Returns 0, or -EBUSY: ask again later."""
-        self._put(self.write_blocking, (offset, buf), answer, self._writes)
+    def queue_write(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
+        """Write later. Returns 0, or -EBUSY: nothing was taken, ask again later."""
+        self._put(self.write_blocking, (offset, buf), then, self._writes)
         return 0
 
-    def queue_flush(self, answer: Answer) -> None:
+    def queue_flush(self, then: Then | AnswerTuple) -> None:
         """fdatasync later."""
-        self._put(self.flush_blocking, (), answer)
+        self._put(self.flush_blocking, (), then)
 
-    def queue_discard(self, offset: int, length: int, answer: Answer) -> None:
+    def queue_discard(self, offset: int, length: int, then: Then | AnswerTuple) -> None:
         """Punch a hole later; a file system without holes ignores it."""
-        self._put(self.discard_blocking, (offset, length), answer)
+        self._put(self.discard_blocking, (offset, length), then)
 
-    def queue_zero(self, offset: int, length: int, may_unmap: bool, answer: Answer) -> None:
+    def queue_zero(
+        self, offset: int, length: int, may_unmap: bool, then: Then | AnswerTuple
+    ) -> None:
         """Zero a range later without writing; -EOPNOTSUPP where the file system cannot."""
-        self._put(self.zero_blocking, (offset, length, may_unmap), answer)
+        self._put(self.zero_blocking, (offset, length, may_unmap), then)
+
+    @overload
+    def queue_work(self, work: Callable[[], int], then: Then | AnswerTuple, /) -> None: ...
+
+    @overload
+    def queue_work(
+        self, work: Callable[..., int], args: tuple[Any, ...], answer: Then | AnswerTuple, /
+    ) -> None: ...
+
+    def queue_work(self, work: Callable[..., int], *rest: Any) -> None:
+        """Run `work()`, which returns 0 or -errno or raises, in a thread.
+
+        Older drivers give arguments for `work`, a tuple, before the answer.
+        """
+        *args, then = rest
+        self._put(work, args[0] if args else (), then)
 
     def submit(self) -> None:
         """Hand what is queued to the kernel (threads have it already)."""
@@ -175,21 +191,26 @@ class ImageFile:
 
     def _answer_completions(self) -> int:
         finished = 0
-        for res, (cb, dd, sector, nb_sectors, id, prv) in self._completions.take():
+        for res, then in self._completions.take():
             self.in_flight -= 1
-            finished += cb(dd, res, sector, nb_sectors, id, prv)
+            finished += then(res)
         if self._throttled and not self.in_flight:
             self._throttled = False
         return finished
 
     def _put(
-        self, work: Any, args: tuple[Any, ...], answer: Answer, lane: Lane | None = None
+        self,
+        work: Callable[..., int],
+        args: tuple[Any, ...],
+        then: Then | AnswerTuple,
+        lane: Lane | None = None,
     ) -> None:
+        then = as_then(then)
         self.in_flight += 1
         try:
-            (lane or self._workers).put(work, args, self._completions, answer)
+            (lane or self._workers).put(work, args, self._completions, then)
         except OSError as exc:  # no thread: an answer like any other failure's
-            self._completions.add(-errno_of(exc), answer)
+            self._completions.add(-errno_of(exc), then)
 
     def _reaches(self, end: int) -> None:
         """The file is at least so long (bytes): the loop and threads may find that side by side."""
@@ -353,10 +374,6 @@ class ImageFile:
             offset += count
             view = view[count:]
         self._reaches(end)
-
-    def queue_work(self, work: Callable[..., int], args: tuple[Any, ...], answer: Answer) -> None:
-        """Run `work(*args)`, which returns 0 or -errno or raises, in a thread; `reap` answers."""
-        self._put(work, args, answer)
 
     def look_again(self) -> int:
         """The file's size (bytes), which somebody else may have made larger since."""

@@ -14,6 +14,7 @@ from tapcore import (
     DiskInfo,
     ImageFile,
     TdCallback,
+    answer_over,
     hookimpl,
     open_image_file,
 )
@@ -57,7 +58,7 @@ def td_queue_read(
     offset = sector << SECTOR_SHIFT
     res = file.read_now(offset, buf)
     if res is None:
-        return file.queue_read(offset, buf, (cb, dd, sector, nb_sectors, id, prv))
+        return file.queue_read(offset, buf, answer_over(cb, dd, sector, nb_sectors, id, prv))
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
@@ -70,7 +71,7 @@ def td_queue_write(
     offset = sector << SECTOR_SHIFT
     res = file.write_now(offset, buf)
     if res is None:
-        return file.queue_write(offset, buf, (cb, dd, sector, nb_sectors, id, prv))
+        return file.queue_write(offset, buf, answer_over(cb, dd, sector, nb_sectors, id, prv))
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
@@ -91,7 +92,7 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
 @hookimpl
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     """fdatasync, in a thread."""
-    dd.private.queue_flush((cb, dd, 0, 0, id, prv))
+    dd.private.queue_flush(answer_over(cb, dd, 0, 0, id, prv))
     return 0
 
 
@@ -101,8 +102,8 @@ def td_queue_discard(
 ) -> int:
     """Punch a hole, in a thread."""
     file: ImageFile = dd.private
-    answer = (cb, dd, sector, nb_sectors, id, prv)
-    file.queue_discard(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, answer)
+    then = answer_over(cb, dd, sector, nb_sectors, id, prv)
+    file.queue_discard(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, then)
     return 0
 
 
@@ -118,8 +119,8 @@ def td_queue_write_zeroes(
 ) -> int:
     """Zero by fallocate, in a thread."""
     file: ImageFile = dd.private
-    answer = (cb, dd, sector, nb_sectors, id, prv)
-    file.queue_zero(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, may_unmap, answer)
+    then = answer_over(cb, dd, sector, nb_sectors, id, prv)
+    file.queue_zero(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, may_unmap, then)
     return 0
 
 

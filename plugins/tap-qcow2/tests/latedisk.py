@@ -16,7 +16,8 @@ from unittest.mock import patch
 import attrs
 
 from tapcore.errors import errno_of
-from tapcore.files.imagefile import Answer, ImageFile
+from tapcore.files.imagefile import ImageFile
+from tapcore.interface.answer import AnswerTuple, Then, as_then
 
 BLOCKING = (
     "read_blocking",
@@ -34,11 +35,9 @@ _RAISES = ("read_metadata", "write_metadata", "truncate_up")
 class Task:
     """An operation of an image file that is under way, in a thread of its own."""
 
-    def __init__(
-        self, host: "LateHost", file: ImageFile, work: Any, args: Any, answer: Any
-    ) -> None:
+    def __init__(self, host: "LateHost", file: ImageFile, work: Any, args: Any, then: Then) -> None:
         self.file = file
-        self.answer = answer
+        self.then = then
         self.result: int | None = None
         self.sleeps_until = 0
         self.name: str = work.__qualname__
@@ -131,10 +130,15 @@ class LateHost:
     # ---- instead of the pool of threads -----------------------------------------------------
 
     def _put(
-        self, file: ImageFile, work: Any, args: tuple[Any, ...], answer: Answer, lane: Any = None
+        self,
+        file: ImageFile,
+        work: Any,
+        args: tuple[Any, ...],
+        then: Then | AnswerTuple,
+        lane: Any = None,
     ) -> None:
         file.in_flight += 1
-        task = Task(self, file, work, args, answer)
+        task = Task(self, file, work, args, as_then(then))
         if self.rng.random() < self.slow:
             task.sleeps_until = self._steps + self.rng.randrange(400)
         self.tasks.append(task)
@@ -156,7 +160,7 @@ class LateHost:
             task.go_on()
         else:
             self.tasks.remove(task)
-            task.file._completions.add(task.result, task.answer)
+            task.file._completions.add(task.result, task.then)
         return True
 
     # ---- instead of the kernel --------------------------------------------------------------

@@ -8,6 +8,7 @@ slot that holds it, or 0 for a hole. All numbers are little-endian.
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tapcore import (
@@ -15,6 +16,7 @@ from tapcore import (
     HOOKS_VERSION,
     SECTOR_SHIFT,
     TD_NO_PARENT,
+    Answer,
     DiskDriver,
     DiskId,
     DiskInfo,
@@ -111,18 +113,18 @@ def td_queue_read(
 ) -> int:
     """From the page cache at once, else later; holes are the core's affair."""
     image: Image = dd.private
-    finished = 0
+    answer, finished = Answer(cb, dd, id, prv), 0
     for chunk, at, count, start in pieces(sector, nb_sectors):
         slot = image.table[chunk]
         if not slot:
-            finished += cb(dd, BLK_NOT_ALLOCATED, at, count, id, prv)
+            finished += answer(BLK_NOT_ALLOCATED, at, count)
             continue
         part = buf[start : start + count * 512]
         res = image.file.read_now(slot * CHUNK, part)
         if res is None:
-            image.file.queue_read(slot * CHUNK, part, (cb, dd, at, count, id, prv))
+            image.file.queue_read(slot * CHUNK, part, answer.over(at, count))
         else:
-            finished += cb(dd, res, at, count, id, prv)
+            finished += answer(res, at, count)
     return finished
 
 
@@ -132,23 +134,24 @@ def td_queue_write(
 ) -> int:
     """In place, or into a new slot, which the table names once the write has succeeded."""
     image: Image = dd.private
-    finished = 0
+    answer, finished = Answer(cb, dd, id, prv), 0
 
-    def stored(dd: DiskDriver, res: int, at: int, count: int, slot: int, prv: Any) -> int:
+    def stored(slot: int, at: int, count: int, res: int) -> int:
         if res == 0 and slot != image.table[at // SECTORS]:
             image.table[at // SECTORS] = image.unsaved[at // SECTORS] = slot
-        return cb(dd, res, at, count, id, prv)
+        return answer(res, at, count)
 
     for chunk, at, count, start in pieces(sector, nb_sectors):
         slot = image.table[chunk]
         if not slot:
             slot, image.end = image.end, image.end + 1
         part = buf[start : start + count * 512]
+        then = partial(stored, slot, at, count)
         res = image.file.write_now(slot * CHUNK, part)
         if res is None:
-            image.file.queue_write(slot * CHUNK, part, (stored, dd, at, count, slot, prv))
+            image.file.queue_write(slot * CHUNK, part, then)
         else:
-            finished += stored(dd, res, at, count, slot, prv)
+            finished += then(res)
     return finished
 
 
@@ -158,14 +161,16 @@ def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     image: Image = dd.private
     entries = dict(image.unsaved)  # those that come meanwhile have chunks that are not safe yet
 
-    def chunks_are_safe(dd: DiskDriver, res: int, at: int, count: int, id: int, prv: Any) -> int:
+    flushed = Answer(cb, dd, id, prv).over(0, 0)
+
+    def chunks_are_safe(res: int) -> int:
         res = res or image.save_table(entries)
         if res:
-            return cb(dd, res, 0, 0, id, prv)
-        image.file.queue_flush((cb, dd, 0, 0, id, prv))
+            return flushed(res)
+        image.file.queue_flush(flushed)
         return 0
 
-    image.file.queue_flush((chunks_are_safe, dd, 0, 0, id, prv))
+    image.file.queue_flush(chunks_are_safe)
     return 0
 
 
