@@ -164,11 +164,11 @@ def test_only_what_touches_an_end_is_looked_at(
 
     monkeypatch.setattr(ContentGuard, "reason", reason)
     engine = engine_of(disk.state)
-    before = engine._serial
+    before = engine._dispatcher.serial
     for at in range(HEAD_BYTES, SIZE - TAIL_BYTES, 4096):
         disk.pwrite(at, bytes(4096))
     assert not asked
-    assert engine._serial - before == (SIZE - TAIL_BYTES - HEAD_BYTES) // 4096
+    assert engine._dispatcher.serial - before == (SIZE - TAIL_BYTES - HEAD_BYTES) // 4096
     disk.pwrite(HEAD_BYTES - 512, bytes(1024))
     disk.pwrite(SIZE - TAIL_BYTES - 1, bytes(2))
     disk.pwrite(0, bytes(SIZE))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import Hold
+from tapcore.engine.parts import Parts
 from tapcore.engine.requests import READ, WRITE, CopyingRead, Request
 
 log = logging.getLogger(__name__)
 
 
-def submit_copy_on_read(engine: Dispatcher, req: Request) -> None:
+def submit_copy_on_read(engine: Parts, req: Request) -> None:
     """Take an aligned READ (already counted as in flight) of a disk with copy on read."""
     CopyOnRead(engine, req).start()
 
@@ -26,7 +26,7 @@ class CopyOnRead:
 
     __slots__ = ("_engine", "_hold", "_open", "_req")
 
-    def __init__(self, engine: Dispatcher, req: Request) -> None:
+    def __init__(self, engine: Parts, req: Request) -> None:
         self._engine = engine
         self._req = req
         self._hold: Hold | None = None

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
+from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
-from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
 from tapcore.engine.requests import (
     FLUSH,
@@ -18,12 +18,15 @@ from tapcore.engine.requests import (
     ZERO,
     Piece,
     Request,
+    cluster_of,
+    layers_of,
+    unit_of,
 )
 from tapcore.engine.unaligned import submit_unaligned
 from tapcore.interface.models import DiskDriver, TdState
 
 
-class Engine(Dispatcher):
+class Engine:
     """All requests of one open disk.
 
     Use: `submit` any number of requests, then `turn` once; poll `dd.io_fd` of every image and call
@@ -32,17 +35,45 @@ class Engine(Dispatcher):
     Args:
         disk: with its chain open; its `blkif` becomes this engine.
         guard: asked before an end of the disk changes, by which it is told what it is.
+
+    Attributes:
+        disk: as given.
+        guard: as given.
+        layers: the images, child first.
+        order: which writes must wait for which.
+        size: of the disk, in bytes.
+        read_only: writes are refused.
+        mask: the child's unit (bytes), less one; drivers get whole units.
+        cluster_size: the child's unit of allocation (bytes).
     """
 
     def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
+        assert disk.disks is not None
+        self.disk = disk
         self.guard = guard
+        self.layers = layers_of(disk.disks)
+        self._leaf = self.layers[0]
+        self._accounts = Accounts(disk.image, self.layers)
+        self._dispatcher = self._accounts.dispatcher
+        self.order = self._accounts.order
         self._head_end = self._tail_start = 0
-        super().__init__(disk)
+        self.refresh()
         disk.blkif = self
+
+    def refresh(self) -> None:
+        """Take over what the chain says of itself, after open and resize."""
+        dd = self._leaf.dd
+        self.disk.size, self.disk.sector_size = dd.size, dd.sector_size
+        self.size = dd.size << SECTOR_SHIFT
+        self.read_only = dd.read_only
+        self.mask = unit_of(dd) - 1
+        self.cluster_size = cluster_of(dd)
+        if self.guard is not None:
+            (_, self._head_end), (self._tail_start, _) = ends_of(self, self.guard)
 
     def enable_copy_on_read(self) -> None:
         """From now on, what a read finds in a parent is written into the child as well."""
-        self._copy_on_read = self._leaf.next is not None and not self.read_only
+        self._accounts.copy_on_read = self._leaf.next is not None and not self.read_only
 
     # ---- taking requests --------------------------------------------------------------------
 
@@ -60,22 +91,23 @@ class Engine(Dispatcher):
         if op == WRITE_COMPRESSED and not self._whole_clusters(req):
             self.refuse(req, errno.EINVAL)
             return
-        self.in_flight += 1
+        accounts = self._accounts
+        accounts.in_flight += 1
         if op == FLUSH:
-            self.flush(req)
+            accounts.flush(req)
             return
         if not length:
-            self._finish(req)
+            accounts.finish(req)
             return
         if (req.offset | length) & self.mask and not self._reaches_end(req):
             if op == READ or not self._at_guarded_end(req):
                 submit_unaligned(self, req)
             return
         if op == READ:
-            if self._copy_on_read:
+            if accounts.copy_on_read:
                 submit_copy_on_read(self, req)
                 return
-            self._to_leaf(req)
+            self._dispatcher.send(req)
             return
         self.submit_write(req)
 
@@ -101,15 +133,19 @@ class Engine(Dispatcher):
             self.order.wait(start, end, lambda: self.submit_write(req))
             return
         self.order.writing.add(req)  # before the driver's call: others may start inside it
-        self._to_leaf(req)
+        self._dispatcher.send(req)
+
+    # ---- parts of other requests ------------------------------------------------------------
+
+    def submit_internal(self, req: Request) -> None:
+        """A part of a request that holds its range: whole units, and exempt from the order."""
+        self._accounts.submit_internal(req)
+
+    def finish_internal(self, req: Request, status: int) -> None:
+        """All parts of a request are finished; `status` is 0 or -errno."""
+        self._accounts.finish_internal(req, status)
 
     # ---- the ends of a disk that was probed -------------------------------------------------
-
-    def refresh(self) -> None:
-        """As for every disk; and what of it the guard cares for."""
-        super().refresh()
-        if self.guard is not None:
-            (_, self._head_end), (self._tail_start, _) = ends_of(self, self.guard)
 
     def _at_guarded_end(self, req: Request) -> bool:
         """Whether the guard has to be asked; then it is, and the request is taken care of."""
@@ -124,7 +160,7 @@ class Engine(Dispatcher):
     def _write_held(self, req: Request) -> None:
         """A write, aligned or not, whose range is held."""
         if (req.offset | req.length) & self.mask and not self._reaches_end(req):
-            self.in_flight += 1
+            self._accounts.in_flight += 1
             submit_unaligned(self, req, held=True)
             return
         self.submit_internal(req)
@@ -145,7 +181,7 @@ class Engine(Dispatcher):
             or (self.guard is not None and self._touches_end(req))
         ):
             return False
-        self.in_flight += 1
+        self._accounts.in_flight += 1
         req.layer = self._leaf
         return True
 
@@ -171,11 +207,35 @@ class Engine(Dispatcher):
             self.order.wait(start, end, lambda: self._start_piece(piece))
             return
         self.order.writing.add(piece)
-        self.issue(piece)
+        self._dispatcher.issue(piece)
 
     def cut_short(self, req: Request, nb_sectors: int) -> None:
         """The rest of a request that `begin_write` took will never come (its client has gone)."""
-        self.fail(req, nb_sectors, errno.ESHUTDOWN)
+        self._accounts.fail(req, nb_sectors, errno.ESHUTDOWN)
+
+    # ---- turns of the loop ------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not finished."""
+        return self._accounts.in_flight
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
+        return self._dispatcher.timeout
+
+    def poll_fds(self) -> list[tuple[int, DiskDriver, int]]:
+        """What is to be polled: (descriptor, image, sid), of the whole chain."""
+        return self._dispatcher.poll_fds()
+
+    def readable(self, dd: DiskDriver, sid: int) -> None:
+        """`dd.io_fd[sid]` is readable."""
+        self._dispatcher.readable(dd, sid)
+
+    def turn(self) -> None:
+        """End of a batch: try again what was refused, and submit until nothing is left to."""
+        self._dispatcher.turn()
 
     # ---- for drivers and tools --------------------------------------------------------------
 
@@ -191,12 +251,12 @@ class Engine(Dispatcher):
             done: called with the request when it is finished; its `status` is 0 or -errno.
         """
         req = Request(READ, sector << SECTOR_SHIFT, len(buf), buf, done)
-        req.layer = self._layer_of[dd]
-        self.in_flight += 1
+        req.layer = self._dispatcher.layer_of[dd]
+        self._accounts.in_flight += 1
         if req.nb_sectors:
-            self._read_hole(req, req.sector, req.nb_sectors)
+            self._accounts.read_hole(req, req.sector, req.nb_sectors)
         else:
-            self._finish(req)
+            self._accounts.finish(req)
 
     def refuse(self, req: Request, code: int) -> None:
         """Answer a request that was not taken with a positive errno."""

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import Hold
+from tapcore.engine.parts import Parts
 from tapcore.engine.requests import DISCARD, READ, ZERO, Request
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class GuardedWrite:
 
     def __init__(
         self,
-        engine: Dispatcher,
+        engine: Parts,
         guard: Guard,
         req: Request,
         write: Callable[[Request], object],
@@ -164,7 +164,7 @@ class GuardedWrite:
         self._engine.finish_internal(self._req, status)
 
 
-def ends_of(engine: Dispatcher, guard: Guard) -> tuple[tuple[int, int], tuple[int, int]]:
+def ends_of(engine: Parts, guard: Guard) -> tuple[tuple[int, int], tuple[int, int]]:
     """The head and the tail of a disk that matter, [start, end) in bytes, in whole units."""
     mask, size = engine.mask, engine.size
     head = min((guard.head + mask) & ~mask, size)

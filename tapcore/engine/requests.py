@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from tapcore.constants import SECTOR_SHIFT
+from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.interface.models import DiskDriver
 
 READ: Final = 0
@@ -211,3 +211,13 @@ def layers_of(dd: DiskDriver) -> list[Layer]:
         below = Layer(image, below)
         layers.insert(0, below)
     return layers
+
+
+def unit_of(dd: DiskDriver) -> int:
+    """Bytes of which an image is read and written in whole multiples."""
+    return max(dd.sector_size, DEFAULT_SECTOR_SIZE)
+
+
+def cluster_of(dd: DiskDriver) -> int:
+    """Bytes of which an image is allocated in whole multiples."""
+    return dd.cluster_size or unit_of(dd)

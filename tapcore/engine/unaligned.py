@@ -10,12 +10,12 @@ import attrs
 
 from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import Hold
+from tapcore.engine.parts import Parts
 from tapcore.engine.requests import DISCARD, READ, WRITE, ZERO, Request
 
 
-def submit_unaligned(engine: Dispatcher, req: Request, *, held: bool = False) -> None:
+def submit_unaligned(engine: Parts, req: Request, *, held: bool = False) -> None:
     """Take a request (already counted as in flight) that does not consist of whole units.
 
     Args:
@@ -35,7 +35,7 @@ def submit_unaligned(engine: Dispatcher, req: Request, *, held: bool = False) ->
             write.start()
 
 
-def _bounds(engine: Dispatcher, req: Request) -> tuple[int, int]:
+def _bounds(engine: Parts, req: Request) -> tuple[int, int]:
     """The request's range in bytes, widened to whole units inside the disk."""
     mask = engine.mask
     start = req.offset & ~mask
@@ -43,7 +43,7 @@ def _bounds(engine: Dispatcher, req: Request) -> tuple[int, int]:
     return start, end
 
 
-def _read(engine: Dispatcher, req: Request) -> None:
+def _read(engine: Parts, req: Request) -> None:
     start, end = _bounds(engine, req)
     lease = POOL.take(end - start)
     view = lease[: end - start]
@@ -59,7 +59,7 @@ def _read(engine: Dispatcher, req: Request) -> None:
     engine.submit_internal(Request(READ, start, end - start, view, copy))
 
 
-def _discard(engine: Dispatcher, req: Request) -> None:
+def _discard(engine: Parts, req: Request) -> None:
     """Only whole units can be discarded; the rest keeps its content, which is allowed."""
     mask = engine.mask
     start = (req.offset + mask) & ~mask
@@ -99,7 +99,7 @@ class UnalignedWrite:
 
     __slots__ = ("_edges", "_end", "_engine", "_hold", "_open", "_req", "_start", "_status")
 
-    def __init__(self, engine: Dispatcher, req: Request) -> None:
+    def __init__(self, engine: Parts, req: Request) -> None:
         self._engine = engine
         self._req = req
         self._start, self._end = _bounds(engine, req)
