@@ -68,25 +68,19 @@ if TYPE_CHECKING:
     from tapcore.interface.hookspecs import hookimpl
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
-    from tapcore.interface.models import (
-        Bitmap,
-        CacheMode,
-        CheckResult,
-        DiskDriver,
-        DiskId,
-        DiskInfo,
-        Extent,
-        Finding,
-        FormatOption,
-        Inspection,
-        Measurement,
-        OpenOptions,
-        Snapshot,
-        TdCallback,
-        TdState,
-    )
+    from tapcore.interface.models import DiskDriver, DiskId, DiskInfo, TdCallback, TdState
+    from tapcore.interface.options import CacheMode, FormatOption, OpenOptions
     from tapcore.interface.policy import ReferencePolicy
     from tapcore.interface.registry import Registry
+    from tapcore.interface.results import (
+        Bitmap,
+        CheckResult,
+        Extent,
+        Finding,
+        Inspection,
+        Measurement,
+        Snapshot,
+    )
     from tapcore.nbd.listening import TcpAddress, UnixAddress
     from tapcore.nbd.server import NbdServer
     from tapcore.opening.namedfiles import open_named_file
@@ -147,22 +141,16 @@ _HOMES = {
     ),
     "interface.keys": ("Keys", "read_key_file"),
     "interface.damage": ("content_damaged", "content_missing"),
-    "interface.models": (
+    "interface.models": ("DiskDriver", "DiskId", "DiskInfo", "TdCallback", "TdState"),
+    "interface.options": ("CacheMode", "FormatOption", "OpenOptions"),
+    "interface.results": (
         "Bitmap",
-        "CacheMode",
         "CheckResult",
-        "DiskDriver",
-        "DiskId",
-        "DiskInfo",
         "Extent",
         "Finding",
-        "FormatOption",
         "Inspection",
         "Measurement",
-        "OpenOptions",
         "Snapshot",
-        "TdCallback",
-        "TdState",
     ),
     "opening.namedfiles": ("open_named_file",),
     "opening.names": ("plain_name",),

@@ -13,7 +13,8 @@ from nbd_client import DISC, READ, Answer, ReplyParser, request
 
 from tapcore import DiskId, OpenOptions
 from tapcore.buffers import BufferPool
-from tapcore.interface.models import CacheMode, TdState
+from tapcore.interface.models import TdState
+from tapcore.interface.options import CacheMode
 from tapcore.interface.registry import default_registry
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan

@@ -14,7 +14,7 @@ import tapcore
 from crashrecorder import Recording
 from crashworkload import Workload
 from docpages import DOCS
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 
 SIZE = 1 << 20
 MODES = pytest.mark.parametrize("cache", ["writeback", "none"])

@@ -14,7 +14,7 @@ from nbdwire import LateDisk, Wire, finish, opened
 from served import served
 
 import tapcore
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 4 * MIB

@@ -18,7 +18,7 @@ from served import served
 
 import tapcore
 from tapcore.files.imagefile import ImageFile
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.nbd import constants, streaming, transmission
 from tapcore.nbd.streaming import PIECE
 from tapcore.nbd.transmission import MAX_HELD

@@ -16,7 +16,7 @@ from diskmodel import drive, run_all
 from tapcore.engine import FLUSH, READ, WRITE, Request
 from tapcore.files import imagefile
 from tapcore.files.imagefile import ImageFile
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.process.workers import Completions, Lane, WorkerPool
 
 WAIT = 10

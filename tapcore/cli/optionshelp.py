@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tapcore.cli.output import print_line, print_pairs
-from tapcore.interface.models import FormatOption
+from tapcore.interface.options import FormatOption
 from tapcore.interface.registry import default_registry
 from tapcore.tools.create import new_image_target
 from tapcore.tools.opening import open_image

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from tapcore.interface.models import Snapshot
+from tapcore.interface.results import Snapshot
 from tapcore.sizes import format_size
 
 COLUMNS: Final = ("ID", "NAME", "VM STATE", "DATE", "VM CLOCK")

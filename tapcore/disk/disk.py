@@ -38,9 +38,11 @@ from tapcore.errors import (
     open_error,
 )
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import Bitmap, CacheMode, DiskDriver, OpenOptions, Snapshot, TdState
+from tapcore.interface.models import DiskDriver, TdState
+from tapcore.interface.options import CacheMode, OpenOptions
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import close_disk, open_disk
 from tapcore.opening.names import ImageName
 from tapcore.process.forks import forks

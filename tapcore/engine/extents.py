@@ -8,7 +8,8 @@ from typing import Literal
 import attrs
 
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.interface.models import DiskDriver, Extent
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.results import Extent
 
 
 @attrs.frozen

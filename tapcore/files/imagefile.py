@@ -25,7 +25,7 @@ from tapcore.files.hostfile import (
 from tapcore.files.linux import all_in_page_cache, lies_in_memory
 from tapcore.files.reserving import LONG_WRITE, BlockReserver
 from tapcore.interface.answer import AnswerTuple, Then, as_then
-from tapcore.interface.models import Extent
+from tapcore.interface.results import Extent
 from tapcore.process.workers import Completions, Lane
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.locks import lock_image
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.models import OpenOptions
+from tapcore.interface.options import OpenOptions
 
 log = logging.getLogger(__name__)
 

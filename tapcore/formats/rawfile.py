@@ -14,14 +14,9 @@ from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
 from tapcore.interface.hookspecs import hookimpl
-from tapcore.interface.models import (
-    DiskDriver,
-    DiskId,
-    Extent,
-    FormatOption,
-    Inspection,
-    Measurement,
-)
+from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.options import FormatOption
+from tapcore.interface.results import Extent, Inspection, Measurement
 
 CREATE_OPTIONS: Final = (
     FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),

@@ -9,17 +9,8 @@ from typing import Any
 from tapcore.constants import TD_NO_PARENT
 from tapcore.errors import NotSupportedError
 from tapcore.interface.hookspecs import hookimpl
-from tapcore.interface.models import (
-    Bitmap,
-    CheckResult,
-    DiskDriver,
-    DiskId,
-    Extent,
-    Inspection,
-    Measurement,
-    Snapshot,
-    TdCallback,
-)
+from tapcore.interface.models import DiskDriver, DiskId, TdCallback
+from tapcore.interface.results import Bitmap, CheckResult, Extent, Inspection, Measurement, Snapshot
 
 
 @hookimpl

@@ -20,17 +20,8 @@ from typing import Any
 
 import pluggy
 
-from tapcore.interface.models import (
-    Bitmap,
-    CheckResult,
-    DiskDriver,
-    DiskId,
-    Extent,
-    Inspection,
-    Measurement,
-    Snapshot,
-    TdCallback,
-)
+from tapcore.interface.models import DiskDriver, DiskId, TdCallback
+from tapcore.interface.results import Bitmap, CheckResult, Extent, Inspection, Measurement, Snapshot
 
 PROJECT = "tapcore"
 

@@ -5,28 +5,19 @@ The names are blktap's, so that its literature reads as documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
-from weakref import WeakSet
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
-from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.keys import Keys
 from tapcore.interface.losses import Losses
-from tapcore.process.workers import Lane
-
-if TYPE_CHECKING:
-    from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.options import FormatOption, OpenOptions
 
 TdCallback: TypeAlias = "Callable[[DiskDriver, int, int, int, int, Any], int]"
 """`cb(dd, res, sector, nb_sectors, id, prv)`: `res` is 0, -errno or BLK_NOT_ALLOCATED.
 
 Returns the number of requests that this answer completed (0 or 1)."""
-
-CacheMode: TypeAlias = Literal["writeback", "none"]
-Missing: TypeAlias = Literal["error", "zeroes"]
 
 
 @attrs.define
@@ -43,23 +34,6 @@ class DiskId:
 
     def __str__(self) -> str:
         return f"{self.drivertype}:{self.name}" if self.drivertype else self.name
-
-
-@attrs.frozen
-class FormatOption:
-    """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).
-
-    Attributes:
-        name: the key, spelt as `qemu-img create -o help` spells it.
-        help: one line for a person.
-        choices: the values allowed; empty for any.
-        default: the value when the option is not given.
-    """
-
-    name: str
-    help: str
-    choices: tuple[str, ...] = ()
-    default: str = ""
 
 
 @attrs.frozen
@@ -151,58 +125,6 @@ class TapDisk:
     td_bitmap_ranges: Callable[..., Any]
     td_measure: Callable[..., Any]
     td_stream: Callable[..., Any]
-
-
-@attrs.define
-class OpenOptions:
-    """How the images of one chain are opened.
-
-    Attributes:
-        cache: "writeback" through the page cache, "none" with O_DIRECT and Linux AIO.
-        references: which files an image may name; None for the default policy.
-        locking: take QEMU-compatible locks; False only looks (and must be read-only).
-        probed: the handle was guessed from the content, so a raw image refuses writes that
-            would make its first sector look like another format.
-        filters: names of the filters that wrap every driver of the chain.
-        snapshot: open this internal snapshot, by id or name, instead of the present content;
-            read-only, and only of the child: parents are opened without it.
-        keys: passphrases of encrypted images.
-        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
-            default.
-        durable: flushes wait for the disk. False for a new image that is thrown away when the work
-            on it is not finished: nobody relies on what it holds until then.
-        metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
-            that holds nothing but content, and asks for no passphrase.
-        parent_only: nothing but the record of the parent will be changed: a driver opens for that
-            what it could otherwise only read, where the record can be written.
-        bound: the image's file, found and judged before; `open_image_file` opens that one.
-        missing: what a read answers where the image has content that its file is too short for:
-            "error"; or "zeroes", as QEMU does, for a guest that has to start after a power loss.
-            Then a line in the log tells of it, and of other damage, once for each image.
-        salvage: what is left of a damaged disk is to be read: where a driver would refuse an image
-            because a part of it is lost, it opens the rest, and reads of that part fail.
-        workers: the chain's share of the threads, which do for its files what would block.
-        private: what a test or an embedding program wants to pass to its own driver.
-        opened: the files that were opened so, as long as they live; of a whole chain.
-    """
-
-    cache: CacheMode = "writeback"
-    references: ReferencePolicy | None = None
-    locking: bool = True
-    probed: bool = False
-    filters: tuple[str, ...] = ()
-    snapshot: str = ""
-    keys: Keys = attrs.field(factory=Keys)
-    metadata_cache: int | None = None
-    durable: bool = True
-    metadata_only: bool = False
-    parent_only: bool = False
-    bound: BoundFile | None = None
-    missing: Missing = "error"
-    salvage: bool = False
-    workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
-    private: Mapping[str, Any] = attrs.field(factory=dict)
-    opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)
 
 
 @attrs.define(eq=False)
@@ -298,141 +220,3 @@ class TdState:
     info: int = 0
     home: str | None = None
     losses: Losses = attrs.field(factory=Losses)
-
-
-@attrs.frozen
-class Extent:
-    """A run of sectors of one image that are stored in one way.
-
-    Attributes:
-        sector: first sector.
-        nb_sectors: length in sectors, at least 1.
-        kind: "data" (readable content), "zero" (reads as zeroes, here), "unallocated" (a hole in
-            this image: the parent's content, or zeroes), "compressed" (content, not stored plain).
-        fd: descriptor of the open host file for plain data, else None.
-        filename: the host file in which the run has its place; empty where it has none. A "zero"
-            run may have one (a hole of a raw file).
-        offset: where in that file, in bytes.
-        allocated: a "zero" extent has space reserved in the host file.
-        missing: "data" or "compressed" that is not there: its place lies past the end of the host
-            file. It has no `fd`.
-    """
-
-    sector: int
-    nb_sectors: int
-    kind: Literal["data", "zero", "unallocated", "compressed"]
-    fd: int | None = None
-    filename: str = ""
-    offset: int = 0
-    allocated: bool = False
-    missing: bool = False
-
-    @property
-    def end(self) -> int:
-        """First sector past the extent."""
-        return self.sector + self.nb_sectors
-
-
-@attrs.frozen
-class Finding:
-    """Something that `inspect` says of an image from a stranger.
-
-    Attributes:
-        severity: "danger", "unknown" (what could not be looked at) or "note".
-        message: one line.
-        code: a word for programs, which never changes; the same for all formats that have the same.
-    """
-
-    severity: Literal["note", "unknown", "danger"]
-    message: str
-    code: str = "other"
-
-
-@attrs.frozen
-class Inspection:
-    """What an image says of itself, read without opening anything else.
-
-    Attributes:
-        virtual_size: bytes.
-        features: the format's features, names for people.
-        references: every file that the image names, as (role, name).
-        findings: what is suspicious.
-    """
-
-    virtual_size: int
-    features: tuple[str, ...] = ()
-    references: tuple[tuple[str, str], ...] = ()
-    findings: tuple[Finding, ...] = ()
-
-
-@attrs.define
-class CheckResult:
-    """What `td_check` found; the counts are those of `qemu-img check`."""
-
-    leaks: int = 0
-    leaks_fixed: int = 0
-    corruptions: int = 0
-    corruptions_fixed: int = 0
-    check_errors: int = 0
-    total_clusters: int = 0
-    allocated_clusters: int = 0
-    compressed_clusters: int = 0
-    image_end_offset: int = 0
-    messages: list[str] = attrs.field(factory=list)
-
-
-@attrs.frozen
-class Snapshot:
-    """An internal snapshot: a state of the disk that the image keeps.
-
-    Attributes:
-        id: the format's own; unique in the image.
-        name: for people; need not be unique.
-        date_sec: when it was made, seconds since 1970 UTC.
-        date_nsec: and nanoseconds.
-        vm_state_size: bytes of a virtual machine's state kept with it; 0: none.
-        vm_clock_nsec: nanoseconds that the machine had run.
-        disk_size: bytes that the disk had; None where it is not recorded.
-        icount: instructions that the machine had run; None where it is not recorded.
-    """
-
-    id: str
-    name: str
-    date_sec: int = 0
-    date_nsec: int = 0
-    vm_state_size: int = 0
-    vm_clock_nsec: int = 0
-    disk_size: int | None = None
-    icount: int | None = None
-
-
-@attrs.frozen
-class Bitmap:
-    """A persistent bitmap: which parts of the disk changed since some moment.
-
-    Attributes:
-        name: unique in the image.
-        granularity: bytes that one bit stands for.
-        enabled: writes are being recorded in it.
-        inconsistent: it was not saved properly, and says nothing.
-    """
-
-    name: str
-    granularity: int
-    enabled: bool
-    inconsistent: bool = False
-
-
-@attrs.frozen
-class Measurement:
-    """Bytes that a new image would take.
-
-    Attributes:
-        required: for the content as it is.
-        fully_allocated: if every byte of the disk were written.
-        bitmaps: for its persistent bitmaps, not counted above.
-    """
-
-    required: int
-    fully_allocated: int
-    bitmaps: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.testkit.failing import broken, compare
 from tapcore.testkit.needs import needs
 from tapcore.testkit.session import Asked, Session

@@ -9,7 +9,7 @@ import shutil
 
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, ZERO, Request
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.testkit.failing import compare
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject

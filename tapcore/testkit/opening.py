@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.testkit.failing import broken, compare, nothing_left_open
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject

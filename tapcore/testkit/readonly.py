@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from tapcore.errors import ReadOnlyError
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.testkit.failing import broken, open_descriptors
 from tapcore.testkit.needs import needs
 from tapcore.testkit.session import Session, access_mode

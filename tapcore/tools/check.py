@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from tapcore.errors import NotSupportedError, open_error
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import CheckResult
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
+from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
 from tapcore.tools.opening import open_image
 

@@ -15,9 +15,10 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import Bitmap, DiskDriver, DiskId, Snapshot
+from tapcore.interface.models import DiskDriver, DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import recorded_parent
 from tapcore.opening.names import ImageName, as_handles
 from tapcore.tools.opening import open_image

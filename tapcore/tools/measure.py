@@ -8,9 +8,10 @@ from typing import Any
 
 from tapcore.errors import NotSupportedError, TapError, open_error
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskInfo, Measurement
+from tapcore.interface.models import DiskInfo
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.results import Measurement
 from tapcore.opening.names import RAW_FORMAT, ImageName, raw_handle
 from tapcore.sizes import round_up_to_sector
 from tapcore.tools.formatoptions import as_texts, check_options

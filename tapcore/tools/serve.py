@@ -10,7 +10,8 @@ from functools import partial
 
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import CacheMode, TdState
+from tapcore.interface.models import TdState
+from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.nbd.constants import MAX_STRING

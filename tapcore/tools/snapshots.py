@@ -12,9 +12,10 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, UsageError, open_error
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskDriver, Snapshot
+from tapcore.interface.models import DiskDriver
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
+from tapcore.interface.results import Snapshot
 from tapcore.opening.names import ImageName
 from tapcore.tools.losses import refuse_missing
 from tapcore.tools.opening import open_image

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import tapcore
 from diskmodel import Model, Operation, contents, operations, padded, run_all
 from tapcore.engine import Request
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 
 
 @pytest.fixture(scope="module")

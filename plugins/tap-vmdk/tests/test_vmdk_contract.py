@@ -3,7 +3,8 @@
 import os
 from typing import ClassVar
 
-from tapcore.interface.models import CacheMode, DiskId
+from tapcore.interface.models import DiskId
+from tapcore.interface.options import CacheMode
 from tapcore.testkit import DriverContract
 
 

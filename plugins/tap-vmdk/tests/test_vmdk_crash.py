@@ -11,7 +11,7 @@ import tapcore
 from crashrecorder import Recording
 from crashworkload import Workload
 from peers import peer
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 
 SIZE = (3 << 20) + 1024
 WINDOWS = [(0, 1 << 20), (2 << 20, 256 << 10), (SIZE - 66048, 66048)]

@@ -10,7 +10,7 @@ from vmdkmutator import Layout
 
 import tapcore
 from peers import peer
-from tapcore.interface.models import CheckResult
+from tapcore.interface.results import CheckResult
 from tapcore.tools.check import check_image
 from vmdkwriters import descriptor
 

@@ -19,7 +19,7 @@ from tapcore.cli.output import print_json, print_pairs
 from tapcore.cli.progress import Style, progress
 from tapcore.errors import UsageError
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import default_registry
 from tapcore.opening.names import split_name

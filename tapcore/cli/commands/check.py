@@ -12,8 +12,8 @@ from tapcore.cli.options import image_argument, json_option, opening_options, ta
 from tapcore.cli.output import print_json, print_line
 from tapcore.cli.signals import finishing_first
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import CheckResult
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.results import CheckResult
 from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
 
 _REASONS: Final = 3

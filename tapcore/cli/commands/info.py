@@ -21,8 +21,8 @@ from tapcore.cli.snapshottable import snapshot_rows
 from tapcore.cli.tree import tree_lines
 from tapcore.errors import printable
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import Bitmap
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.results import Bitmap
 from tapcore.sizes import format_size
 from tapcore.tools.info import ImageInfo, image_info
 

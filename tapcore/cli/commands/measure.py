@@ -16,8 +16,8 @@ from tapcore.cli.options import (
 from tapcore.cli.optionshelp import print_create_options
 from tapcore.cli.output import print_json, print_pairs, size_with_bytes
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import Measurement
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.results import Measurement
 from tapcore.tools.measure import measure_image, measure_size, measurement_as_dict
 
 

@@ -13,7 +13,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import CacheMode
+from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
 from tapcore.process.stopping import STOP_SIGNALS

@@ -17,8 +17,8 @@ from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.cli.signals import finishing_first
 from tapcore.cli.snapshottable import COLUMNS, snapshot_rows
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import Snapshot
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.results import Snapshot
 from tapcore.tools.snapshots import (
     apply_snapshot,
     create_snapshot,

@@ -1,0 +1,88 @@
+"""What a user may choose: how images are opened, and what `-o` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakSet
+
+import attrs
+
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.keys import Keys
+from tapcore.process.workers import Lane
+
+if TYPE_CHECKING:
+    from tapcore.interface.policy import ReferencePolicy
+
+CacheMode: TypeAlias = Literal["writeback", "none"]
+Missing: TypeAlias = Literal["error", "zeroes"]
+
+
+@attrs.frozen
+class FormatOption:
+    """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).
+
+    Attributes:
+        name: the key, spelt as `qemu-img create -o help` spells it.
+        help: one line for a person.
+        choices: the values allowed; empty for any.
+        default: the value when the option is not given.
+    """
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+    default: str = ""
+
+
+@attrs.define
+class OpenOptions:
+    """How the images of one chain are opened.
+
+    Attributes:
+        cache: "writeback" through the page cache, "none" with O_DIRECT and Linux AIO.
+        references: which files an image may name; None for the default policy.
+        locking: take QEMU-compatible locks; False only looks (and must be read-only).
+        probed: the handle was guessed from the content, so a raw image refuses writes that
+            would make its first sector look like another format.
+        filters: names of the filters that wrap every driver of the chain.
+        snapshot: open this internal snapshot, by id or name, instead of the present content;
+            read-only, and only of the child: parents are opened without it.
+        keys: passphrases of encrypted images.
+        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
+            default.
+        durable: flushes wait for the disk. False for a new image that is thrown away when the work
+            on it is not finished: nobody relies on what it holds until then.
+        metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
+            that holds nothing but content, and asks for no passphrase.
+        parent_only: nothing but the record of the parent will be changed: a driver opens for that
+            what it could otherwise only read, where the record can be written.
+        bound: the image's file, found and judged before; `open_image_file` opens that one.
+        missing: what a read answers where the image has content that its file is too short for:
+            "error"; or "zeroes", as QEMU does, for a guest that has to start after a power loss.
+            Then a line in the log tells of it, and of other damage, once for each image.
+        salvage: what is left of a damaged disk is to be read: where a driver would refuse an image
+            because a part of it is lost, it opens the rest, and reads of that part fail.
+        workers: the chain's share of the threads, which do for its files what would block.
+        private: what a test or an embedding program wants to pass to its own driver.
+        opened: the files that were opened so, as long as they live; of a whole chain.
+    """
+
+    cache: CacheMode = "writeback"
+    references: ReferencePolicy | None = None
+    locking: bool = True
+    probed: bool = False
+    filters: tuple[str, ...] = ()
+    snapshot: str = ""
+    keys: Keys = attrs.field(factory=Keys)
+    metadata_cache: int | None = None
+    durable: bool = True
+    metadata_only: bool = False
+    parent_only: bool = False
+    bound: BoundFile | None = None
+    missing: Missing = "error"
+    salvage: bool = False
+    workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
+    private: Mapping[str, Any] = attrs.field(factory=dict)
+    opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)

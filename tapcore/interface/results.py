@@ -1,0 +1,145 @@
+"""What drivers say of an image: where its content lies, what is wrong with it, what it keeps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+
+@attrs.frozen
+class Extent:
+    """A run of sectors of one image that are stored in one way.
+
+    Attributes:
+        sector: first sector.
+        nb_sectors: length in sectors, at least 1.
+        kind: "data" (readable content), "zero" (reads as zeroes, here), "unallocated" (a hole in
+            this image: the parent's content, or zeroes), "compressed" (content, not stored plain).
+        fd: descriptor of the open host file for plain data, else None.
+        filename: the host file in which the run has its place; empty where it has none. A "zero"
+            run may have one (a hole of a raw file).
+        offset: where in that file, in bytes.
+        allocated: a "zero" extent has space reserved in the host file.
+        missing: "data" or "compressed" that is not there: its place lies past the end of the host
+            file. It has no `fd`.
+    """
+
+    sector: int
+    nb_sectors: int
+    kind: Literal["data", "zero", "unallocated", "compressed"]
+    fd: int | None = None
+    filename: str = ""
+    offset: int = 0
+    allocated: bool = False
+    missing: bool = False
+
+    @property
+    def end(self) -> int:
+        """First sector past the extent."""
+        return self.sector + self.nb_sectors
+
+
+@attrs.frozen
+class Finding:
+    """Something that `inspect` says of an image from a stranger.
+
+    Attributes:
+        severity: "danger", "unknown" (what could not be looked at) or "note".
+        message: one line.
+        code: a word for programs, which never changes; the same for all formats that have the same.
+    """
+
+    severity: Literal["note", "unknown", "danger"]
+    message: str
+    code: str = "other"
+
+
+@attrs.frozen
+class Inspection:
+    """What an image says of itself, read without opening anything else.
+
+    Attributes:
+        virtual_size: bytes.
+        features: the format's features, names for people.
+        references: every file that the image names, as (role, name).
+        findings: what is suspicious.
+    """
+
+    virtual_size: int
+    features: tuple[str, ...] = ()
+    references: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@attrs.define
+class CheckResult:
+    """What `td_check` found; the counts are those of `qemu-img check`."""
+
+    leaks: int = 0
+    leaks_fixed: int = 0
+    corruptions: int = 0
+    corruptions_fixed: int = 0
+    check_errors: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    messages: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class Snapshot:
+    """An internal snapshot: a state of the disk that the image keeps.
+
+    Attributes:
+        id: the format's own; unique in the image.
+        name: for people; need not be unique.
+        date_sec: when it was made, seconds since 1970 UTC.
+        date_nsec: and nanoseconds.
+        vm_state_size: bytes of a virtual machine's state kept with it; 0: none.
+        vm_clock_nsec: nanoseconds that the machine had run.
+        disk_size: bytes that the disk had; None where it is not recorded.
+        icount: instructions that the machine had run; None where it is not recorded.
+    """
+
+    id: str
+    name: str
+    date_sec: int = 0
+    date_nsec: int = 0
+    vm_state_size: int = 0
+    vm_clock_nsec: int = 0
+    disk_size: int | None = None
+    icount: int | None = None
+
+
+@attrs.frozen
+class Bitmap:
+    """A persistent bitmap: which parts of the disk changed since some moment.
+
+    Attributes:
+        name: unique in the image.
+        granularity: bytes that one bit stands for.
+        enabled: writes are being recorded in it.
+        inconsistent: it was not saved properly, and says nothing.
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    inconsistent: bool = False
+
+
+@attrs.frozen
+class Measurement:
+    """Bytes that a new image would take.
+
+    Attributes:
+        required: for the content as it is.
+        fully_allocated: if every byte of the disk were written.
+        bitmaps: for its persistent bitmaps, not counted above.
+    """
+
+    required: int
+    fully_allocated: int
+    bitmaps: int = 0
