@@ -42,7 +42,7 @@ disk_info = DiskInfo(
 @hookimpl
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """Open the descriptor and all extents."""
-    from tap_vmdk.opening import open_image
+    from tap_vmdk.openimage import open_image
 
     image = open_image(dd, name, flags)
     dd.private = image
@@ -142,7 +142,7 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]
 @hookimpl
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """What the descriptor says."""
-    from tap_vmdk.parents import recorded_parent
+    from tap_vmdk.change.parent import recorded_parent
 
     parent = recorded_parent(dd.private)
     if parent is None:
@@ -154,7 +154,7 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
 @hookimpl
 def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
     """By its content id."""
-    from tap_vmdk.parents import check_parent
+    from tap_vmdk.change.parent import check_parent
 
     check_parent(dd.private, p.private)
     return 0
@@ -163,7 +163,7 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
 @hookimpl
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Rewrite the descriptor."""
-    from tap_vmdk.parents import record_parent
+    from tap_vmdk.change.parent import record_parent
 
     record_parent(dd, parent)
 
@@ -171,7 +171,7 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 @hookimpl
 def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
     """Agree on the content id that the parent is about to get."""
-    from tap_vmdk.committing import before_commit
+    from tap_vmdk.change.commit import before_commit
 
     before_commit(dd.private, p.private)
 
@@ -179,7 +179,7 @@ def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
 @hookimpl
 def td_make_empty(dd: DiskDriver) -> None:
     """Rewrite all tables, and give the space back."""
-    from tap_vmdk.parents import make_empty
+    from tap_vmdk.change.parent import make_empty
 
     make_empty(dd)
 
@@ -195,7 +195,7 @@ def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
     """Make the descriptor and all extents."""
-    from tap_vmdk.create import create_image
+    from tap_vmdk.create.image import create_image
 
     create_image(name, size, parent, options)
 
@@ -227,7 +227,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 @hookimpl
 def td_resize(dd: DiskDriver, size: int) -> None:
     """Flat and sparse disks of a single extent can grow."""
-    from tap_vmdk.resize import resize
+    from tap_vmdk.change.resize import resize
 
     resize(dd, size)
 
@@ -235,7 +235,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
 @hookimpl
 def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     """The tables of every sparse extent, and the descriptor against the extents."""
-    from tap_vmdk.check import check
+    from tap_vmdk.check.image import check
 
     return check(dd, repair)
 
@@ -245,7 +245,7 @@ def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
     """From the number of grains."""
-    from tap_vmdk.measure import measure
+    from tap_vmdk.create.measure import measure
 
     return measure(size, options, data)
 
@@ -258,6 +258,6 @@ def td_stream(
     pieces: Iterable[tuple[int, memoryview]],
 ) -> None:
     """A streamOptimized disk, whatever else is asked for is refused."""
-    from tap_vmdk.stream import write_stream
+    from tap_vmdk.create.stream import write_stream
 
     write_stream(out, size, options, pieces)

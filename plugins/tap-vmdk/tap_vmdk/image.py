@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tap_vmdk.descriptor import Descriptor
-from tap_vmdk.descriptorplace import DescriptorPlace
-from tap_vmdk.flushing import Flusher
-from tap_vmdk.part import Part
-from tap_vmdk.sparse import SparseHeader
+from tap_vmdk.descriptor.place import DescriptorPlace
+from tap_vmdk.descriptor.text import Descriptor
+from tap_vmdk.flusher import Flusher
+from tap_vmdk.parts.part import Part
+from tap_vmdk.sparse.header import SparseHeader
 from tapcore import DiskDriver, Extent, ImageFile, ImageFormatError, TdCallback
 
 log = logging.getLogger(__name__)

@@ -8,36 +8,34 @@ from typing import Any
 
 import attrs
 
-from tap_vmdk import encodings, sparse
-from tap_vmdk.cowd import CowdHeader
-from tap_vmdk.descriptor import Descriptor, ExtentLine
-from tap_vmdk.descriptorplace import (
-    NOT_NAMED,
-    descriptor_behind_header,
-    embedded_descriptor,
-)
-from tap_vmdk.image import Image
-from tap_vmdk.kinds import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
-from tap_vmdk.losses import losses_of
-from tap_vmdk.opening import (
+from tap_vmdk.descriptor import encoding
+from tap_vmdk.descriptor.disktypes import SPARSE_KINDS, kind_of_disk, lone_extent, own_sectors
+from tap_vmdk.descriptor.place import NOT_NAMED, descriptor_behind_header, embedded_descriptor
+from tap_vmdk.descriptor.text import Descriptor, ExtentLine
+from tap_vmdk.identity import (
     extent_lines,
     is_own_name,
     name_on_disk,
-    open_extent,
     refuse_other_content,
     stands_alone,
 )
-from tap_vmdk.part import describe_line
-from tap_vmdk.sesparse import SeSparseHeader
+from tap_vmdk.image import Image
+from tap_vmdk.openimage import open_extent
+from tap_vmdk.parts.part import describe_line
 from tap_vmdk.signature import HEAD_BYTES, kind_of
-from tap_vmdk.sparse import SparseHeader
-from tapcore import (
-    DiskDriver,
-    Finding,
-    Inspection,
-    NotSupportedError,
-    TapError,
+from tap_vmdk.sparse.cowd import CowdHeader
+from tap_vmdk.sparse.header import (
+    FLAG_COMPRESSED,
+    FLAG_MARKERS,
+    FLAG_NEWLINE,
+    FLAG_REDUNDANT,
+    FLAG_ZEROED,
+    NEWLINES,
+    SparseHeader,
 )
+from tap_vmdk.sparse.losses import losses_of
+from tap_vmdk.sparse.sesparse import SeSparseHeader
+from tapcore import DiskDriver, Finding, Inspection, NotSupportedError, TapError
 
 _QEMU_OFFSET, _QEMU_BYTES = 512, 20 * 512
 """Where QEMU looks for the parent of a sparse file."""
@@ -68,7 +66,7 @@ def describe(dd: DiskDriver) -> dict[str, Any]:
     if header is not None:
         found["version"] = header.version
         found["compressed"] = header.compressed
-        found["zeroed_grain"] = bool(header.flags & sparse.FLAG_ZEROED)
+        found["zeroed_grain"] = bool(header.flags & FLAG_ZEROED)
         found["unclean_shutdown"] = bool(header.unclean)
     return found
 
@@ -137,17 +135,17 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
         header.check()
     features = [f"version {header.version}"]
     for flag, text in (
-        (sparse.FLAG_COMPRESSED, "compressed grains"),
-        (sparse.FLAG_MARKERS, "markers"),
-        (sparse.FLAG_ZEROED, "zeroed grains"),
-        (sparse.FLAG_REDUNDANT, "redundant grain directory"),
+        (FLAG_COMPRESSED, "compressed grains"),
+        (FLAG_MARKERS, "markers"),
+        (FLAG_ZEROED, "zeroed grains"),
+        (FLAG_REDUNDANT, "redundant grain directory"),
     ):
         if header.flags & flag:
             features.append(text)
     findings = []
     if header.unclean:
         findings.append(Finding("note", "its last writer did not close it", "not-closed"))
-    if header.flags & sparse.FLAG_NEWLINE and header.newlines != sparse.NEWLINES:
+    if header.flags & FLAG_NEWLINE and header.newlines != NEWLINES:
         text = "line ends were changed in it: it went through a transfer of text, and is damaged"
         findings.append(Finding("note", text, "line-ends"))
 
@@ -177,7 +175,7 @@ def _inspect_hosted(name: str, fd: int, size: int, header: SparseHeader) -> Insp
 def _with_hidden_hints(said: Inspection, fd: int) -> Inspection:
     """Add the parents that stand where QEMU looks for them, whatever the header says."""
     raw = os.pread(fd, _QEMU_BYTES, _QEMU_OFFSET).split(b"\0", 1)[0]
-    text = Descriptor(encodings.from_bytes(raw).splitlines())
+    text = Descriptor(encoding.from_bytes(raw).splitlines())
     hidden = [("parent", text.meant(hint)) for hint in text.hints()]
     references = (*said.references, *(each for each in hidden if each not in said.references))
     return attrs.evolve(said, references=references)

@@ -9,7 +9,9 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol
 
-from tapcore import DiskDriver, Extent, TdCallback
+import attrs
+
+from tapcore import DiskDriver, Extent, ImageFile, TdCallback
 
 Save = Callable[[], int]
 """Writes metadata to disk, in a thread: 0 or -errno."""
@@ -113,3 +115,16 @@ class Writer:
         Raises:
             OSError: as the system says.
         """
+
+
+def file_extents(file: ImageFile, sector: int, nb: int, place: int) -> Iterator[Extent]:
+    """What a file holds at a place, as extents of the disk.
+
+    Args:
+        file: with plain content.
+        sector: of the disk.
+        nb: sectors.
+        place: sector of the file.
+    """
+    for extent in file.extents(place, nb):
+        yield attrs.evolve(extent, sector=sector + extent.sector - place)

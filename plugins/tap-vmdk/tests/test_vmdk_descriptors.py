@@ -10,7 +10,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tap_vmdk.descriptor import Descriptor
+from tap_vmdk.descriptor.text import Descriptor
 from tap_vmdk.signature import kind_of
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image

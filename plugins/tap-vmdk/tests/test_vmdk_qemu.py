@@ -10,7 +10,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tap_vmdk.create import SPLIT_SECTORS
+from tap_vmdk.create.newdisk import SPLIT_SECTORS
 from tapcore.tools.map import map_disk
 
 KINDS = (

@@ -1,0 +1,1 @@
+"""Changes of a whole disk: its size, its parent, its content id."""

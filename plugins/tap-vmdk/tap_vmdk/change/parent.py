@@ -1,0 +1,123 @@
+"""Parents: which one a disk records, whether it is still that one, and recording another."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tap_vmdk.change.commit import NEXT_PARENT, accepted_cids, settle
+from tap_vmdk.descriptor.disktypes import SPARSE_KINDS
+from tap_vmdk.descriptor.text import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
+from tap_vmdk.grains.writer import GrainWriter
+from tap_vmdk.identity import cid_of, extent_lines, identify, name_on_disk
+from tap_vmdk.image import Image
+from tapcore import (
+    DiskDriver,
+    DiskId,
+    ImageFormatError,
+    NotSupportedError,
+    UsageError,
+)
+
+
+def recorded_parent(image: Image) -> str | None:
+    """The name of the parent as it is recorded; None for a disk that stands alone.
+
+    Raises:
+        ImageFormatError: there is one, but it is not said where.
+    """
+    descriptor = image.descriptor
+    if descriptor is None or not descriptor.has_parent:
+        return None
+    if not descriptor.parent_hint or descriptor.parent_cid == NO_PARENT:
+        raise ImageFormatError(
+            "has a parent, but does not say where it is: `tapdisk rebase --unsafe -b PARENT` "
+            "records that"
+        )
+    return name_on_disk(image, descriptor.parent_hint)
+
+
+def check_parent(child: Image, parent: Any) -> None:
+    """Raise where a parent is not the one that the child was made on.
+
+    Args:
+        child: its image.
+        parent: what the parent's driver has as `private`.
+
+    Raises:
+        ImageFormatError: it was changed since, or is of another format.
+    """
+    if not isinstance(parent, Image):
+        raise ImageFormatError("has a parent that is not a VMDK")
+    if child.descriptor is None or parent.descriptor is None:
+        return
+    wanted, found = child.descriptor.parent_cid, parent.descriptor.cid
+    if found not in accepted_cids(child):
+        raise ImageFormatError(
+            "its parent was changed after it was made "
+            f"(its content id is {found:08x}, and {wanted:08x} was recorded)"
+        )
+    settle(child, parent)
+
+
+def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+    """As `td_set_parent`."""
+    image: Image = dd.private
+    if image.descriptor is None or image.place is None:
+        raise NotSupportedError("has no descriptor that could name a parent")
+    descriptor = image.descriptor.copy()
+    if descriptor.get(PARENT_UUID) is not None:  # what VirtualBox knew of the old one
+        descriptor.set(PARENT_UUID, '"00000000-0000-0000-0000-000000000000"')
+    descriptor.remove(NEXT_PARENT)
+    if parent is None:
+        descriptor.set("parentCID", f"{NO_PARENT:08x}", after="CID")
+        descriptor.remove(PARENT_HINT)
+    else:
+        if parent.drivertype not in ("", "vmdk"):
+            raise UsageError("the parent of a VMDK must be a VMDK")
+        if any(c in parent.name for c in '"\r\n\0'):
+            raise UsageError("the parent's name must not have quotes or line ends")
+        if not _has_holes(image):
+            raise NotSupportedError(f"a {image.subformat} disk cannot have a parent")
+        path = os.path.join(os.path.dirname(os.path.realpath(dd.name)), parent.name)
+        cid, _ = cid_of(path)
+        descriptor.set("parentCID", f"{cid:08x}", after="CID")
+        descriptor.set_name(PARENT_HINT, parent.name, after="createType")
+    _rewrite(image, descriptor)
+
+
+def _has_holes(image: Image) -> bool:
+    """Whether a parent can show through: all of the disk lies in sparse files of the kinds that
+    children have. Where its extents are not open their lines tell."""
+    if not image.parts:
+        return all(line.kind in SPARSE_KINDS for line in extent_lines(image))
+    return all(part.map is not None and part.map.layout.whole for part in image.parts)
+
+
+def _rewrite(image: Image, descriptor: Descriptor) -> None:
+    """Put another descriptor in the place of the present one, on disk when this returns."""
+    assert image.place is not None
+    image.flusher.flush_blocking()
+    image.place.write(descriptor)
+    image.descriptor = descriptor
+    image.flusher.flush_blocking()
+
+
+def make_empty(dd: DiskDriver) -> None:
+    """As `td_make_empty`."""
+    image: Image = dd.private
+    writers = [part.writer for part in image.parts if isinstance(part.writer, GrainWriter)]
+    if len(writers) != len(image.parts):
+        raise NotSupportedError(f"a {image.subformat} disk cannot be emptied")
+    image.begin_writing()
+    image.flusher.flush_blocking()
+    for writer in writers:
+        writer.tables.make_empty()
+    parent = dd.next.private if dd.next is not None else None
+    if image.descriptor is None or not isinstance(parent, Image):
+        return
+    # what it held may just have been written to the parent, which has another id then
+    current = identify(parent.file).descriptor
+    if current is not None and current.cid != image.descriptor.parent_cid:
+        image.descriptor.set("parentCID", f"{current.cid:08x}", after="CID")
+        _rewrite(image, image.descriptor)

@@ -1,0 +1,1 @@
+"""The descriptor: the text that says what a disk is made of."""

@@ -1,0 +1,1 @@
+"""Grains: what moves their bytes, and what makes new ones."""

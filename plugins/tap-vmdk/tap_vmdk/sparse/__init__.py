@@ -1,0 +1,1 @@
+"""Sparse files: what their headers, directories and tables say of where grains lie."""

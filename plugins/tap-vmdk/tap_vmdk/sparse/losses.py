@@ -1,0 +1,52 @@
+"""What a sparse file from a stranger is too short for, told in bounded time and memory."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from tap_vmdk.sparse.entries import unpack_entries
+from tap_vmdk.sparse.header import GD_AT_END, SparseHeader
+from tapcore import Finding
+
+_MOST_TABLES: Final = 16 << 20
+"""Bytes of grain tables that are looked at, and of the directory."""
+
+
+def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
+    """Tables and grains that lie past the end of the file, by the first directory.
+
+    Args:
+        fd: the file, open for reading.
+        size: of it, bytes.
+        header: of it, checked; a stream's, whose directory lies at its end, says nothing of that.
+    """
+    if header.gd_offset == GD_AT_END:
+        return []
+    table_bytes = header.entries * 4
+    length = min(header.tables * 4, _MOST_TABLES)
+    where = header.gd_offset * 512
+    if where + length > size:
+        return [_lost("its grain directory lies past the end of the file: all content is lost")]
+    lost = tables = 0
+    left = _MOST_TABLES
+    for place in sorted(set(unpack_entries(os.pread(fd, length, where))) - {0}):
+        if place * 512 + table_bytes > size:
+            tables += 1
+        elif left >= table_bytes:
+            left -= table_bytes
+            raw = os.pread(fd, table_bytes, place * 512).ljust(table_bytes, b"\0")
+            lost += sum(grain * 512 >= size for grain in unpack_entries(raw))
+    found = []
+    least = "at least " if left < table_bytes else ""
+    if tables:
+        many = "1 grain table lies" if tables == 1 else f"{tables} grain tables lie"
+        found.append(_lost(f"{many} past the end of the file: what they map is lost"))
+    if lost:
+        many = "1 grain lies" if lost == 1 else f"{least}{lost} grains lie"
+        found.append(_lost(f"{many} past the end of the file: their content is lost"))
+    return found
+
+
+def _lost(text: str) -> Finding:
+    return Finding("note", text, "content-lost")
