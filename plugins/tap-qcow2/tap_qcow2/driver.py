@@ -57,10 +57,6 @@ disk_info = DiskInfo(
     amend_options=_AMENDABLE,
 )
 
-_OFFSET = 0x00FF_FFFF_FFFF_FE00
-_COPIED = 1 << 63
-
-
 # ---- open and close --------------------------------------------------------------------------
 
 
@@ -72,10 +68,11 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     image = open_image(dd, name, flags)
     dd.private = image
     dd.io_fd[0] = image.file.io_fd
-    if image.data is not None and image.data is not image.file:
-        dd.io_fd[1] = image.data.io_fd
+    data = image.host.file
+    if data is not None and data is not image.file:
+        dd.io_fd[1] = data.io_fd
     dd.size = image.size >> SECTOR_SHIFT
-    dd.sector_size = image.file.sector_size if image.data is None else image.data.sector_size
+    dd.sector_size = image.file.sector_size if data is None else data.sector_size
     dd.cluster_size = image.geometry.cluster_size
 
 
@@ -116,14 +113,14 @@ def td_queue_read(
         skip = sector & image.sector_mask
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
-            host = entry & _OFFSET
+            host = entry & image.offset_mask  # masks of `ondisk.decoder`
             if host and not entry & image.not_plain:
                 res = image.file.read_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
             elif not entry:
                 return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-    return image.read(image, dd, sector, nb_sectors, buf, cb, id, prv)
+    return image.read(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -137,15 +134,15 @@ def td_queue_write(
         skip = sector & image.sector_mask
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]
-            host = entry & _OFFSET
-            if host and entry & image.kind_mask == _COPIED:
+            host = entry & image.offset_mask  # masks of `ondisk.decoder`
+            if host and entry & image.kind_mask == image.single:
                 res = image.file.write_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    return image.write(image, dd, cb, id, prv).run(sector, buf)
+    return image.write(image.clusters, dd, cb, id, prv).run(sector, buf)
 
 
 @hookimpl
@@ -159,7 +156,7 @@ def td_queue_write_compressed(
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    return write_compressed(image, dd, sector, nb_sectors, buf, cb, id, prv)
+    return write_compressed(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
 @hookimpl
@@ -199,7 +196,8 @@ def _zero(
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    return Zeroing(image, *how, dd, cb, id, prv).run(sector, sector + nb_sectors)
+    zeroing = Zeroing(image.clusters, image.writeback, *how, dd, cb, id, prv)
+    return zeroing.run(sector, sector + nb_sectors)
 
 
 @hookimpl
@@ -219,7 +217,7 @@ def _flushed(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> Callable[[int
 def td_submit(dd: DiskDriver) -> int:
     """Hand queued direct I/O to the kernel; write tables back where too many have changed."""
     image: Image = dd.private
-    image.submit()
+    image.clusters.submit()
     if image.writing:
         image.writeback.when_needed()
     return 0
@@ -229,10 +227,10 @@ def td_submit(dd: DiskDriver) -> int:
 def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     """Answer what has finished."""
     image: Image = dd.private
-    file = image.data if sid else image.file
+    file = image.host.file if sid else image.file
     assert file is not None
     finished = file.reap()
-    image.submit()  # what has finished may have led to more
+    image.clusters.submit()  # what has finished may have led to more
     return finished
 
 
@@ -278,16 +276,16 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 
 @hookimpl
 def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
-    """See `bitmaps.directory`."""
-    from tap_qcow2.bitmaps.directory import bitmaps
+    """See `bitmaps.listing`."""
+    from tap_qcow2.bitmaps.listing import bitmaps
 
     return bitmaps(dd.private)
 
 
 @hookimpl
 def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
-    """See `bitmaps.directory`."""
-    from tap_qcow2.bitmaps.directory import bitmap_ranges
+    """See `bitmaps.listing`."""
+    from tap_qcow2.bitmaps.listing import bitmap_ranges
 
     return bitmap_ranges(dd.private, name)
 
@@ -359,7 +357,7 @@ def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     """What the snapshot table says."""
     from tap_qcow2.snapshots.table import each_snapshot
 
-    return [snapshot.public() for snapshot in each_snapshot(dd.private)]
+    return [snapshot.public() for snapshot in each_snapshot(dd.private.file, dd.private.header)]
 
 
 @hookimpl

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from tap_qcow2.data.missing import bytes_inside, lies_past_end
-from tap_qcow2.tables import mapping
+from tap_qcow2.data.missing import lies_past_end
+from tap_qcow2.ondisk.entries import COMPRESSED, DATA, ZERO
+from tap_qcow2.tables.mapping import Run, runs_of
 from tapcore import SECTOR_SHIFT, Extent
 
 if TYPE_CHECKING:
@@ -23,30 +24,30 @@ def extents(image: Image, sector: int, nb_sectors: int) -> Iterator[Extent]:
         OSError: a table cannot be read.
     """
     hidden = image.header.crypt_method != 0
-    path = image.header.data_file if image.data is None else image.data.path
-    for run in mapping.runs(image, sector, nb_sectors):
-        if run.kind == mapping.DATA:
+    path = image.header.data_file if image.host.file is None else image.host.file.path
+    for run in runs_of(image.tables, sector, nb_sectors):
+        if run.kind == DATA:
             yield from _data(image, run, path, hidden=hidden)
-        elif run.kind == mapping.ZERO:
+        elif run.kind == ZERO:
             if run.where:
                 yield Extent(run.sector, run.nb_sectors, "zero", None, path, run.where, True)
             else:
                 yield Extent(run.sector, run.nb_sectors, "zero")
-        elif run.kind == mapping.COMPRESSED:
-            gone = lies_past_end(image, run.where)
+        elif run.kind == COMPRESSED:
+            gone = lies_past_end(image.clusters, run.where)
             yield Extent(run.sector, run.nb_sectors, "compressed", missing=gone)
         else:
             yield Extent(run.sector, run.nb_sectors, "unallocated")
 
 
-def _data(image: Image, run: mapping.Run, path: str, *, hidden: bool) -> Iterator[Extent]:
+def _data(image: Image, run: Run, path: str, *, hidden: bool) -> Iterator[Extent]:
     """What lies in the file, what its last cluster lacks, and what it is too short for."""
-    file, length = image.data, run.nb_sectors << SECTOR_SHIFT
+    file, length = image.host.file, run.nb_sectors << SECTOR_SHIFT
     if file is None or run.where + length <= file.size:
         fd = None if file is None else file.fd
         yield _plain(run.sector, run.nb_sectors, fd, path, run.where, hidden=hidden)
         return
-    there = bytes_inside(image, run.where, length) >> SECTOR_SHIFT
+    there = image.host.bytes_inside(run.where, length) >> SECTOR_SHIFT
     whole = max(min((file.size - run.where) >> SECTOR_SHIFT, there), 0)
     if whole:
         yield _plain(run.sector, whole, file.fd, path, run.where, hidden=hidden)

@@ -27,7 +27,7 @@ def info(image: Image) -> dict[str, Any]:
         "encryption": layout.CRYPT_NAMES[header.crypt_method],
         "dirty": header.dirty,
         "corrupt": header.corrupt,
-        "snapshots": [_snapshot(entry.public()) for entry in each_snapshot(image)],
+        "snapshots": [_snapshot(entry.public()) for entry in each_snapshot(image.file, header)],
         "bitmaps": _bitmaps(image),
     }
     return found
@@ -47,7 +47,7 @@ def _snapshot(snapshot: Any) -> dict[str, Any]:
 def _bitmaps(image: Image) -> list[dict[str, Any]]:
     if image.header.extension(layout.EXT_BITMAPS) is None:
         return []
-    from tap_qcow2.bitmaps.directory import bitmaps
+    from tap_qcow2.bitmaps.listing import bitmaps
 
     return [
         {

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 
 from tap_qcow2.ondisk import bigendian, layout
-from tap_qcow2.ondisk.header import Header, parse_header
+from tap_qcow2.ondisk.decoder import Decoder
+from tap_qcow2.ondisk.entries import offsets_of
+from tap_qcow2.ondisk.header import Header
+from tap_qcow2.ondisk.headerparser import parse_header
 from tapcore import Finding, ImageFormatError, Inspection
 
 _MOST_TABLES = 16 << 20
@@ -103,13 +106,15 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
     """What the tables lead to, and the file is too short for."""
     lost = tables = 0
     left = _MOST_TABLES
+    decoder = Decoder(header.geometry, header.version, header.has_data_file)
     cluster = 1 << header.cluster_bits
     for offset in _l2_tables(fd, header):
         if offset + cluster > size:
             tables += 1
         elif left >= cluster and not header.has_data_file:
             left -= cluster
-            lost += _lost_in_table(os.pread(fd, cluster, offset), header, size)
+            entries = bigendian.from_bytes(os.pread(fd, cluster, offset))
+            lost += decoder.begin_behind(entries, size)
     found = []
     least = "at least " if left < cluster else ""
     if tables:
@@ -126,17 +131,4 @@ def _l2_tables(fd: int, header: Header) -> list[int]:
     length = min(header.l1_size * 8, 1 << 20)
     content = os.pread(fd, length, header.l1_table_offset)
     entries = bigendian.from_bytes(content[: len(content) & ~7])
-    return sorted({entry & layout.OFFSET_MASK for entry in entries if entry & layout.OFFSET_MASK})
-
-
-def _lost_in_table(content: bytes, header: Header, size: int) -> int:
-    entries = bigendian.from_bytes(content)
-    compressed, host, zero = layout.COMPRESSED, layout.OFFSET_MASK, layout.ZERO
-    coffset = header.geometry.coffset_mask
-    if header.extended_l2:
-        data = [e for e, b in zip(entries[::2], entries[1::2], strict=True) if b & 0xFFFFFFFF]
-    else:
-        plain = zero if header.version >= 3 else 0
-        data = [e for e in entries if not e & (compressed | plain)]
-    packed = [e for e in entries[:: header.geometry.words] if e & compressed]
-    return sum(e & host >= size for e in data) + sum(e & coffset >= size for e in packed)
+    return sorted(set(offsets_of(entries)))

@@ -9,8 +9,7 @@ import attrs
 
 from tap_qcow2.data.missing import make_holes_of_lost
 from tap_qcow2.image import Image
-from tap_qcow2.ondisk import bigendian, layout
-from tap_qcow2.tables.l2tables import L2Tables
+from tap_qcow2.ondisk import layout
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -51,8 +50,8 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
         elif not dd.read_only:
             _prepare_for_writing(image)
     except BaseException:
-        if image is not None and image.data is not None and image.data is not file:
-            image.data.close()
+        if image is not None and image.host.file is not None and image.host.elsewhere:
+            image.host.file.close()
         file.close()
         raise
     image.choose_paths()
@@ -79,13 +78,14 @@ def _open_data_file(image: Image, flags: int) -> None:
     header = image.header
     if not header.has_data_file:
         return
-    image.data = None
+    image.host.file = None
     if image.dd.options.metadata_only:
         return
     if not header.data_file:
         raise ImageFormatError("has an external data file, but does not name it")
-    image.data = open_named_file(image.dd, header.data_file, role="data file", flags=flags)
-    image.data.keeps_overflow = True
+    file = open_named_file(image.dd, header.data_file, role="data file", flags=flags)
+    file.keeps_overflow = True
+    image.host.file = file
 
 
 def _set_up_cipher(image: Image) -> None:
@@ -98,7 +98,7 @@ def _set_up_cipher(image: Image) -> None:
     if method == layout.CRYPT_AES:
         from tapcore.sectorcipher import legacy_aes
 
-        if not image.read_only:
+        if not image.dd.read_only:
             raise ImageOpenError(
                 "has the legacy AES encryption, which is only read: convert it to LUKS"
             )
@@ -126,14 +126,11 @@ def _set_up_cipher(image: Image) -> None:
 
 def _show_snapshot(image: Image, wanted: str) -> None:
     """Read a snapshot's L1 table instead of the current one."""
-    from tap_qcow2.snapshots.table import check_snapshot_l1, find_snapshot, read_snapshots
+    from tap_qcow2.snapshots.table import find_snapshot, read_snapshots, snapshot_l1
 
-    snapshot = find_snapshot(read_snapshots(image), wanted)
-    check_snapshot_l1(image, snapshot)
-    l1 = bigendian.read(image.file, snapshot.l1_offset, snapshot.l1_size)
-    cache = image.dd.options.metadata_cache
-    image.tables = L2Tables(image.file, image.geometry, l1, snapshot.l1_offset, cache)
-    image.young = image.tables.young
+    snapshot = find_snapshot(read_snapshots(image.file, image.header), wanted)
+    l1 = snapshot_l1(image.file, image.header, snapshot)
+    image.tables.show(l1, snapshot.l1_offset)
     if snapshot.disk_size is not None:
         image.size = snapshot.disk_size >> SECTOR_SHIFT << SECTOR_SHIFT
     if image.geometry.l1_entries(image.size) > len(l1):
@@ -150,12 +147,13 @@ def _prepare_for_writing(image: Image) -> None:
 
         log.warning("%s: was not closed; its refcounts are being repaired", image.dd.name)
         if image.dd.options.missing == "zeroes":
-            make_holes_of_lost(image)
+            make_holes_of_lost(image.clusters, image.size)
         repair_dirty(image)
     if header.autoclear & ~layout.AUTOCLEAR_KNOWN:
         header.autoclear &= layout.AUTOCLEAR_KNOWN
-        image.write_header_fields()
+        image.header_writer.write_fields()
     if header.extension(layout.EXT_BITMAPS) is not None:
-        from tap_qcow2.bitmaps.directory import tracker_of
+        from tap_qcow2.bitmaps.tracker import wants_tracker
 
-        image.tracker = tracker_of(image)
+        if wants_tracker(image.metadata):
+            image.track_bitmaps()

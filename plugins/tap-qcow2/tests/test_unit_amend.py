@@ -370,7 +370,7 @@ def test_extensions_and_names_are_kept(tmp_path: Path) -> None:
     with tapcore.open(f"qcow2:{image}") as disk:
         opened = leaf(disk).private
         opened.header.set_extension(0x12345678, b"kept as it is")
-        opened.write_header()
+        opened.header_writer.write()
     for version in ("0.10", "1.1", "0.10", "1.1"):
         amend(image, compat=version)
         said = qemu_img("info", "--output=json", image)

@@ -19,7 +19,7 @@ from qcow2tools import MIB, SECRET, create, image_options, qemu_img, qemu_io
 from qcow2walk import COPIED, walk
 from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
 from tap_qcow2.check.referencecounts import Counts
-from tap_qcow2.check.verdicts import runs
+from tap_qcow2.ondisk.entries import runs
 from tapcore.tools.check import check_image, check_status
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

@@ -166,7 +166,7 @@ def test_an_id_goes_before_a_name_and_a_name_may_be_there_twice(tmp_path: Path) 
         apply_snapshot(it, "2")
         assert disk.pread(0, length=512) == b"2" * 512
         delete_snapshot(it, "twice")
-        assert [each.id for each in read_snapshots(it)] == ["1", "3"]
+        assert [each.id for each in read_snapshots(it.file, it.header)] == ["1", "3"]
         with pytest.raises(tapcore.ImageFormatError, match=r"no snapshot 'none'.*there are: 2"):
             apply_snapshot(it, "none")
     assert_clean(image)
@@ -214,18 +214,18 @@ def test_vm_state_is_kept(tmp_path: Path, rng: random.Random) -> None:
     qemu_img("snapshot", "-c", "vm", image)
     with opened(image) as (disk, it):
         write_some(disk, rng)
-        entries = read_snapshots(it)
+        entries = read_snapshots(it.file, it.header)
         entries[0].vm_state_size, entries[0].vm_clock_nsec = 5 << 32, 12345
         entries[0].icount = 77
         entries[0].extra_tail = b"something unknown"
-        from tap_qcow2.snapshots.operations import rewrite_snapshots
+        from tap_qcow2.snapshots.transaction import rewrite_snapshots
 
         rewrite_snapshots(it, entries)
         create_snapshot(it, "other")
         apply_snapshot(it, "other")
         delete_snapshot(it, "other")
         create_snapshot(it, "third")
-        kept = read_snapshots(it)[0]
+        kept = read_snapshots(it.file, it.header)[0]
     assert (kept.vm_state_size, kept.vm_clock_nsec, kept.icount) == (5 << 32, 12345, 77)
     assert kept.extra_tail == b"something unknown"
     assert_clean(image)
@@ -253,7 +253,7 @@ def test_a_refcount_that_cannot_count_further_refuses_and_changes_nothing(
         before = image.read_bytes()
         with pytest.raises(tapcore.NotSupportedError, match="refcount_bits"):
             create_snapshot(it, "three")
-        assert [each.name for each in read_snapshots(it)] == ["one", "two"]
+        assert [each.name for each in read_snapshots(it.file, it.header)] == ["one", "two"]
         assert image.read_bytes() == before
         write_some(disk, rng)
     assert_clean(image)
@@ -302,7 +302,7 @@ def test_a_damaged_table_is_told_before_anything_changes(
     with opened(image) as (disk, it):
         write_some(disk, rng)
         create_snapshot(it, "one")
-        place = read_snapshots(it)[0].l1_offset
+        place = read_snapshots(it.file, it.header)[0].l1_offset
     with open(image, "r+b") as file:
         file.seek(place)
         file.write((1 << 40).to_bytes(8, "big"))

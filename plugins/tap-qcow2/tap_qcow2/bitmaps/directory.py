@@ -10,19 +10,16 @@ limits are QEMU's.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
 import attrs
 
-from tap_qcow2.bitmaps.bits import either, set_runs
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.bigendian import Words
-from tapcore import SECTOR_SHIFT, Bitmap, ImageFormatError, UsageError
-
-if TYPE_CHECKING:
-    from tap_qcow2.bitmaps.tracker import BitmapTracker as BitmapTracker
-    from tap_qcow2.image import Image
+from tap_qcow2.ondisk.entries import BITS_ALL_SET, bits_possible, offset_of, offsets_of
+from tap_qcow2.ondisk.header import Header
+from tapcore import SECTOR_SHIFT, ImageFile, ImageFormatError
 
 EXTENSION: Final = struct.Struct(">IIQQ")
 ENTRY: Final = struct.Struct(">QIIBBHI")
@@ -35,10 +32,6 @@ _KNOWN_FLAGS: Final = IN_USE | AUTO | EXTRA_DATA_COMPATIBLE
 DIRTY_TRACKING: Final = 1
 """The one type of bitmap that is specified."""
 
-ALL_ONES: Final = 1 << 0
-"""A table entry without a cluster: all its bits are set. 0: none is."""
-
-_TABLE_RESERVED: Final = 0xFF00_0000_0000_01FE
 _GRANULARITY_BITS: Final = range(9, 32)
 _MAX_NAME: Final = 1023
 _MAX_TABLE_ENTRIES: Final = 4 << 20
@@ -95,23 +88,27 @@ class BitmapEntry:
 # ---- the directory ---------------------------------------------------------------------------
 
 
-def valid(image: Image) -> bool:
+def valid(header: Header) -> bool:
     """Whether the extension, where there is one, was kept up by all who wrote the image."""
-    return bool(image.header.autoclear & layout.AUTOCLEAR_BITMAPS)
+    return bool(header.autoclear & layout.AUTOCLEAR_BITMAPS)
 
 
-def disk_size(image: Image) -> int:
+def disk_size(header: Header) -> int:
     """Bytes that bitmaps are about: the present disk, whatever snapshot is shown."""
-    return image.header.size >> SECTOR_SHIFT << SECTOR_SHIFT
+    return header.size >> SECTOR_SHIFT << SECTOR_SHIFT
 
 
-def directory_range(image: Image) -> tuple[int, int, int]:
+def directory_range(file: ImageFile, header: Header) -> tuple[int, int, int]:
     """The directory: offset and length in bytes, and entries; zeroes where there is none.
+
+    Args:
+        file: the image file.
+        header: of it.
 
     Raises:
         ImageFormatError: the header extension cannot be true.
     """
-    content = image.header.extension(layout.EXT_BITMAPS)
+    content = header.extension(layout.EXT_BITMAPS)
     if content is None:
         return 0, 0, 0
     if len(content) != EXTENSION.size:
@@ -121,26 +118,26 @@ def directory_range(image: Image) -> tuple[int, int, int]:
         raise ImageFormatError(f"has an impossible bitmaps header extension ({count} bitmaps)")
     if not count * ENTRY.size <= length <= layout.MAX_BITMAP_DIRECTORY_BYTES:
         raise ImageFormatError(f"has a bitmap directory of an impossible size ({length} bytes)")
-    _check_place(image, "its bitmap directory", offset, length)
+    _check_place(file, header, "its bitmap directory", offset, length)
     return offset, length, count
 
 
-def _check_place(image: Image, what: str, offset: int, length: int) -> None:
-    if not offset or offset & (image.geometry.cluster_size - 1):
+def _check_place(file: ImageFile, header: Header, what: str, offset: int, length: int) -> None:
+    if not offset or offset & ((1 << header.cluster_bits) - 1):
         raise ImageFormatError(f"has {what} at an impossible offset ({offset:#x})")
-    if offset + length > image.file.size:
+    if offset + length > file.size:
         raise ImageFormatError(f"has {what} outside of the file")
 
 
-def read_directory(image: Image) -> list[BitmapEntry]:
+def read_directory(file: ImageFile, header: Header) -> list[BitmapEntry]:
     """All entries; the tables lie inside the file.
 
     Raises:
         ImageFormatError: the directory cannot be true.
         OSError: as the system says.
     """
-    offset, length, count = directory_range(image)
-    content = image.file.read_metadata(offset, length)
+    offset, length, count = directory_range(file, header)
+    content = file.read_metadata(offset, length)
     found: list[BitmapEntry] = []
     at = entries = 0
     for _ in range(count):
@@ -151,7 +148,8 @@ def read_directory(image: Image) -> list[BitmapEntry]:
         entries += entry.table_size
         if at > length or entries > _MAX_TABLE_ENTRIES:
             raise ImageFormatError("has a bitmap directory that is too large")
-        _check_place(image, "a bitmap's table", entry.table_offset, entry.table_size * 8)
+        place = entry.table_offset, entry.table_size * 8
+        _check_place(file, header, "a bitmap's table", *place)
         found.append(entry)
     return found
 
@@ -177,162 +175,80 @@ def bits_of(entry: BitmapEntry, size: int) -> int:
     return (size + (1 << entry.granularity_bits) - 1) >> entry.granularity_bits
 
 
-def table_entries(image: Image, entry: BitmapEntry, size: int) -> int:
+def table_entries(header: Header, entry: BitmapEntry, size: int) -> int:
     """Table entries, each for a cluster of bits, that a disk of `size` bytes takes."""
-    return max(image.geometry.clusters((bits_of(entry, size) + 7) >> 3), 1)
+    return max(header.geometry.clusters((bits_of(entry, size) + 7) >> 3), 1)
 
 
-def fits(image: Image, entry: BitmapEntry) -> bool:
+def fits(header: Header, entry: BitmapEntry) -> bool:
     """Its table is just as long as the disk demands."""
-    return entry.table_size == table_entries(image, entry, disk_size(image))
+    return entry.table_size == table_entries(header, entry, disk_size(header))
 
 
-def read_table(image: Image, entry: BitmapEntry) -> Words:
+def read_table(file: ImageFile, entry: BitmapEntry) -> Words:
     """The entries of a bitmap's table, no two of which lead to one cluster.
 
     Raises:
         ImageFormatError: two do.
         OSError: as the system says.
     """
-    table = _stored_table(image, entry)
-    places = [word for word in table if word & layout.OFFSET_MASK]
+    table = _stored_table(file, entry)
+    places = offsets_of(table)
     if len(set(places)) < len(places):
         raise ImageFormatError(f"has a bitmap '{entry.name}' with a cluster of bits that is shared")
     return table
 
 
-def _stored_table(image: Image, entry: BitmapEntry) -> Words:
-    return bigendian.from_bytes(image.file.read_metadata(entry.table_offset, entry.table_size * 8))
+def _stored_table(file: ImageFile, entry: BitmapEntry) -> Words:
+    return bigendian.from_bytes(file.read_metadata(entry.table_offset, entry.table_size * 8))
 
 
-def read_bits(image: Image, word: int) -> bytes:
+def read_bits(file: ImageFile, header: Header, word: int) -> bytes:
     """The cluster of bits that a table entry leads to.
+
+    Args:
+        file: the image file.
+        header: of it.
+        word: the table entry.
 
     Raises:
         ImageFormatError: the entry is not possible.
         OSError: as the system says.
     """
-    size = image.geometry.cluster_size
-    offset = word & layout.OFFSET_MASK
-    if word & _TABLE_RESERVED or (offset and word & ALL_ONES):
+    size = 1 << header.cluster_bits
+    offset = offset_of(word)
+    if not bits_possible(word):
         raise ImageFormatError(f"has an impossible bitmap table entry ({word:#x})")
     if not offset:
-        return b"\xff" * size if word & ALL_ONES else bytes(size)
-    if offset & (size - 1) or offset >= image.file.size:
+        return b"\xff" * size if word == BITS_ALL_SET else bytes(size)
+    if offset & (size - 1) or offset >= file.size:
         raise ImageFormatError(f"has an impossible bitmap table entry ({word:#x})")
-    if offset + size > image.file.size:  # zeroes would say that nothing has changed there
+    if offset + size > file.size:  # zeroes would say that nothing has changed there
         raise ImageFormatError(f"has a bitmap that is cut by the end of the file ({word:#x})")
-    return image.file.read_metadata(offset, size)
+    return file.read_metadata(offset, size)
 
 
-# ---- what the hooks ask ----------------------------------------------------------------------
+def write_flags(file: ImageFile, entry: BitmapEntry, flags: int) -> None:
+    """Change a bitmap's flags in the directory: four bytes, which lie in one sector."""
+    file.write_metadata(entry.place + 12, flags.to_bytes(4, "big"))
 
 
-def bitmaps(image: Image) -> list[Bitmap]:
-    """The bitmaps of an image.
-
-    Raises:
-        ImageFormatError: the directory cannot be true.
-        OSError: as the system says.
-    """
-    try:
-        entries = read_directory(image)
-    except ImageFormatError:
-        if valid(image):
-            raise
-        return []  # left by somebody who did not know of it: it may lead anywhere by now
-    return [
-        Bitmap(
-            name=entry.name,
-            granularity=1 << entry.granularity_bits,
-            enabled=entry.auto,
-            inconsistent=not _readable(image, entry),
-        )
-        for entry in entries
-    ]
-
-
-def _readable(image: Image, entry: BitmapEntry) -> bool:
-    if image.tracker is not None and image.tracker.holds(entry.name):
-        return True
-    return valid(image) and entry.known and not entry.in_use and fits(image, entry)
-
-
-def bitmap_ranges(image: Image, name: str) -> Iterator[tuple[int, int]]:
-    """What a bitmap calls changed: (start, length) in bytes, in order, joined, inside the disk.
-
-    Args:
-        image: open; where it is written, what was recorded since counts.
-        name: of the bitmap.
-
-    Raises:
-        UsageError: there is no such bitmap, or it says nothing.
-        ImageFormatError: it cannot be true.
-        OSError: as the system says.
-    """
-    entries = read_directory(image)
-    entry = next((each for each in entries if each.name == name), None)
-    if entry is None:
-        names = ", ".join(each.name for each in entries) or "none"
-        raise UsageError(f"has no bitmap '{name}' (there are: {names})")
-    if not _readable(image, entry):
-        raise UsageError(f"has a bitmap '{name}' that is inconsistent: it was not saved properly")
-    recorded = {} if image.tracker is None else image.tracker.recorded(name)
-    return _ranges(image, entry, recorded)
-
-
-def _ranges(
-    image: Image, entry: BitmapEntry, recorded: Mapping[int, bytes | bytearray]
-) -> Iterator[tuple[int, int]]:
-    size = disk_size(image)
-    shift = entry.granularity_bits
-    start = end = 0
-    for first, behind in _bits(image, entry, recorded):
-        first, behind = first << shift, behind << shift
-        if first > end:
-            if start < min(end, size):
-                yield start, min(end, size) - start
-            start = first
-        end = behind
-    if start < min(end, size):
-        yield start, min(end, size) - start
-
-
-def _bits(
-    image: Image, entry: BitmapEntry, recorded: Mapping[int, bytes | bytearray]
-) -> Iterator[tuple[int, int]]:
-    """Runs of bits, table entry by table entry."""
-    per_cluster = image.geometry.cluster_size << 3
-    table = read_table(image, entry)
-    for number in range(max(len(table), *(each + 1 for each in recorded), 0)):
-        word = table[number] if number < len(table) else 0
-        more = recorded.get(number)
-        base = number * per_cluster
-        if word == ALL_ONES:
-            yield base, base + per_cluster
-        elif word or more is not None:
-            content = read_bits(image, word)
-            for first, end in set_runs(content if more is None else either(content, more)):
-                yield base + first, base + end
-
-
-def bitmap_ranges_on_disk(image: Image) -> Iterator[tuple[int, int]]:
+def ranges_on_disk(file: ImageFile, header: Header) -> Iterator[tuple[int, int]]:
     """Every structure, as (offset, length) in the image file: not to be given out, or overwritten.
 
     Raises:
         ImageFormatError: the directory cannot be true.
         OSError: as the system says.
     """
-    if not valid(image):
+    if not valid(header):
         return
-    yield directory_range(image)[:2]
-    size = image.geometry.cluster_size
-    for entry in read_directory(image):
+    yield directory_range(file, header)[:2]
+    size = 1 << header.cluster_bits
+    for entry in read_directory(file, header):
         yield entry.table_offset, entry.table_size * 8
         start = end = 0
-        for word in _stored_table(image, entry):
-            offset = word & layout.OFFSET_MASK
-            if not offset or offset >= image.file.size:
+        for offset in offsets_of(_stored_table(file, entry)):
+            if offset >= file.size:
                 continue  # told when it is read
             if offset != end:
                 if end:
@@ -341,41 +257,3 @@ def bitmap_ranges_on_disk(image: Image) -> Iterator[tuple[int, int]]:
             end = offset + size
         if end:
             yield start, end - start
-
-
-# ---- keeping them up -------------------------------------------------------------------------
-
-
-def tracker_of(image: Image) -> BitmapTracker | None:
-    """What records changes of an image opened for writing; None where no bitmap wants that.
-
-    Raises:
-        ImageFormatError: the directory cannot be true.
-        OSError: as the system says.
-    """
-    from tap_qcow2.bitmaps.tracker import BitmapTracker, wants_tracking
-
-    if not valid(image) or not any(wants_tracking(image, each) for each in read_directory(image)):
-        return None
-    return BitmapTracker(image)
-
-
-def resize_bitmaps(image: Image, old: int, new: int) -> None:
-    """Before the disk's size changes: bitmaps that have to change with it do so at a clean close.
-
-    Until then they are marked as in use on disk.
-
-    Args:
-        image: open for writing, with nothing in flight.
-        old: its size, bytes.
-        new: the size that it will have, bytes.
-
-    Raises:
-        UsageError: a bitmap cannot have the new size.
-        ImageFormatError: the directory cannot be true.
-        OSError: as the system says.
-    """
-    from tap_qcow2.bitmaps.tracker import hold_for_resize
-
-    if valid(image):
-        hold_for_resize(image, old, new)

@@ -16,8 +16,8 @@ from tap_qcow2.change.refcountwidth import change_width
 from tap_qcow2.change.zeroclusters import expand_zeroes
 from tap_qcow2.create.newimage import refcount_order
 from tap_qcow2.ondisk import layout
-from tap_qcow2.snapshots.operations import rewrite_snapshots
 from tap_qcow2.snapshots.table import read_snapshots
+from tap_qcow2.snapshots.transaction import rewrite_snapshots
 from tapcore import SECTOR_SHIFT, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def amend(image: Image, options: Mapping[str, str]) -> None:
     target = _target(image, options)
     if target.version < image.header.version:
         _check_downgrade(image)
-    if image.header.dirty and not image.lazy:  # so far it was opened for its metadata only
+    if (
+        image.header.dirty and not image.writeback.lazy
+    ):  # so far it was opened for its metadata only
         from tap_qcow2.check.check import repair_dirty
 
         repair_dirty(image)
@@ -63,7 +65,7 @@ def amend(image: Image, options: Mapping[str, str]) -> None:
         change_width(image, target.order)
     if target.lazy != image.header.lazy_refcounts and target.version >= 3:
         image.header.compatible ^= layout.COMPAT_LAZY_REFCOUNTS
-        image.write_header_fields()
+        image.header_writer.write_fields()
     if target.version < image.header.version:
         _downgrade(image)
 
@@ -96,7 +98,7 @@ def _target(image: Image, options: Mapping[str, str]) -> Target:
 
 def _upgrade(image: Image) -> None:
     """The header grows; snapshots have to say which size the disk had."""
-    snapshots = read_snapshots(image)
+    snapshots = read_snapshots(image.file, image.header)
     if any(snapshot.disk_size is None for snapshot in snapshots):
         rewrite_snapshots(image, snapshots)
         image.clean()
@@ -109,7 +111,7 @@ def _upgrade(image: Image) -> None:
 def _check_downgrade(image: Image) -> None:
     """Raise UsageError for what version 2 cannot say."""
     header = image.header
-    listed = header.extension(layout.EXT_BITMAPS) is not None and directory.valid(image)
+    listed = header.extension(layout.EXT_BITMAPS) is not None and directory.valid(header)
     features = (
         ("an external data file", header.has_data_file),
         ("extended L2 entries", header.extended_l2),
@@ -126,7 +128,7 @@ def _has_large_snapshots(image: Image) -> bool:
     size = image.header.size >> SECTOR_SHIFT << SECTOR_SHIFT
     return any(
         each.vm_state_size > 0xFFFF_FFFF or each.disk_size not in (None, size)
-        for each in read_snapshots(image)
+        for each in read_snapshots(image.file, image.header)
     )
 
 
@@ -148,7 +150,8 @@ def _switch_version(image: Image, version: int) -> None:
     before = image.header.version
     image.header.version = version
     try:
-        image.write_header()
+        image.header_writer.write()
     except BaseException:
         image.header.version = before
         raise
+    image.metadata.decoder.set_version(version)

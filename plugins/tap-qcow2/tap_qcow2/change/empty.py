@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tap_qcow2.ondisk import bigendian, layout
-from tap_qcow2.tables.links import check_for_writing, release_data
+from tap_qcow2.ondisk import bigendian
+from tap_qcow2.ondisk.entries import offset_of
+from tap_qcow2.tables.links import check_for_writing, release
 from tap_qcow2.tables.structures import metadata_clusters
 
 if TYPE_CHECKING:
@@ -28,25 +29,24 @@ def make_empty(image: Image) -> None:
     old_clusters = image.geometry.clusters(image.header.l1_size * 8)
     if not old_clusters:  # a disk without a sector
         return
-    place = image.refcounts.allocate_contiguous(old_clusters)
+    place = image.allocator.allocate_contiguous(old_clusters)
     offset = place << image.cluster_bits
     try:
         image.writeback.all_now()  # refcounts of the new table
         image.file.write_metadata(offset, bytes(old_clusters << image.cluster_bits))
-        image.flush_file()
+        image.metadata.flush()
         _release_all(image)
-        image.change_header(l1_table_offset=offset)
+        image.header_writer.change(l1_table_offset=offset)
     except BaseException:
         image.refcounts.released.clear()
         if not image.broken:
-            image.give_back(place, old_clusters)
+            image.clusters.give_back(place, old_clusters)
         raise
     first = old_offset >> image.cluster_bits
     image.refcounts.released.extend(range(first, first + old_clusters))
-    image.writeback.discarded.update(image.refcounts.released)
-    image.tables.l1, image.tables.l1_offset = bigendian.zeroes(image.header.l1_size), offset
-    image.tables.forget()
-    image.refcounts.metadata = metadata_clusters(image)
+    image.refcounts.discarded.update(image.refcounts.released)
+    image.tables.show(bigendian.zeroes(image.header.l1_size), offset)
+    image.allocator.metadata = metadata_clusters(image.metadata)
     image.writeback.all_now()
 
 
@@ -54,11 +54,11 @@ def _release_all(image: Image) -> None:
     """Note everything that the current L1 table leads to as given up."""
     step = image.geometry.words
     for index, entry in enumerate(image.tables.l1):
-        if not entry & layout.OFFSET_MASK:
+        if not offset_of(entry):
             continue
         table = image.tables.wait(index)
-        check_for_writing(image, table)
+        check_for_writing(image.metadata, table)
         for at in range(0, len(table.entries), step):
             if table.entries[at]:
-                release_data(image, table.entries[at])
+                release(image.metadata, table.entries[at])
         image.refcounts.release(table.offset >> image.cluster_bits)

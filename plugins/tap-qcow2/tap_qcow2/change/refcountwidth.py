@@ -17,7 +17,6 @@ import attrs
 
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.refcountblock import RefcountBlock
-from tap_qcow2.tables.refcounts import Refcounts
 from tapcore import ImageFormatError, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -74,9 +73,10 @@ def change_width(image: Image, order: int) -> None:
         block = _new_block(image, plan, number, given_up.get(number, []))
         image.file.write_metadata(table[number], block.serialize())
     image.file.write_metadata(plan.table << image.cluster_bits, bigendian.to_bytes(table))
-    image.flush_file()
+    image.metadata.flush()
     _switch(image, plan)
-    image.refcounts = Refcounts(image.file, image.header, table)
+    image.refcounts.reload(table)
+    image.allocator.reset()
 
 
 def _switch(image: Image, plan: Plan) -> None:
@@ -86,7 +86,7 @@ def _switch(image: Image, plan: Plan) -> None:
     header.refcount_table_offset = plan.table << image.cluster_bits
     header.refcount_table_clusters = plan.table_clusters
     try:
-        image.write_header_fields()
+        image.header_writer.write_fields()
     except BaseException:
         header.refcount_order, header.refcount_table_offset, header.refcount_table_clusters = before
         raise
@@ -166,7 +166,7 @@ def _lay_out(image: Image, order: int, blocks: set[int], first: int) -> Plan:
             break
         blocks |= more
     plan = Plan(order, per_block_bits, first, sorted(blocks), table_clusters)
-    if not image.refcounts.metadata.isdisjoint(range(first, plan.end)):
+    if not image.allocator.metadata.isdisjoint(range(first, plan.end)):
         raise _damaged()
     return plan
 

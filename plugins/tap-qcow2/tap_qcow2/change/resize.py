@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tap_qcow2.change.zerofill import zero_now
 from tap_qcow2.ondisk import bigendian, layout
-from tap_qcow2.tables.links import own_table, release_data
+from tap_qcow2.tables.links import own_table, replace
 from tapcore import SECTOR_SHIFT, NotSupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def resize(image: Image, size: int) -> None:
         raise UsageError("a disk of this size needs larger clusters")
     image.begin_writing()
     if header.extension(layout.EXT_BITMAPS) is not None:
-        from tap_qcow2.bitmaps.directory import resize_bitmaps
+        from tap_qcow2.bitmaps.resize import resize_bitmaps
 
         resize_bitmaps(image, old, size)
     if size > old:
@@ -55,7 +55,7 @@ def _grow(image: Image, old: int, size: int) -> None:
     if entries > image.header.l1_size:
         _move_l1(image, entries)
     if image.header.has_data_file:
-        image.data_file().truncate_up(size)
+        image.host.opened().truncate_up(size)
     end = _end_of_old(image, old, size)
     if end > old:
         zero_now(image, old >> SECTOR_SHIFT, end >> SECTOR_SHIFT)
@@ -74,17 +74,17 @@ def _end_of_old(image: Image, old: int, size: int) -> int:
 
 
 def _set_size(image: Image, size: int) -> None:
-    image.change_header(size=size)
+    image.header_writer.change(size=size)
     image.size = size
     image.dd.size = size >> SECTOR_SHIFT
 
 
 def _move_l1(image: Image, entries: int) -> None:
     """A larger L1 table in a new place; on disk before the header points to it."""
-    header, tables, refcounts = image.header, image.tables, image.refcounts
+    header, tables, allocator = image.header, image.tables, image.allocator
     image.writeback.all_now()
     clusters = image.geometry.clusters(entries * 8)
-    place = refcounts.allocate_contiguous(clusters)
+    place = allocator.allocate_contiguous(clusters)
     offset = place << image.cluster_bits
     l1 = bigendian.zeroes(entries)
     l1[: len(tables.l1)] = tables.l1
@@ -94,23 +94,23 @@ def _move_l1(image: Image, entries: int) -> None:
     try:
         image.writeback.all_now()  # counted on disk
         image.file.write_metadata(offset, content)
-        image.flush_file()
-        image.change_header(l1_table_offset=offset, l1_size=entries)
+        image.metadata.flush()
+        image.header_writer.change(l1_table_offset=offset, l1_size=entries)
     except BaseException:
         if not image.broken:
-            image.give_back(place, clusters)
+            image.clusters.give_back(place, clusters)
         raise
     tables.l1, tables.l1_offset = l1, offset
-    refcounts.metadata.update(range(place, place + clusters))
-    refcounts.metadata.difference_update(old)
-    refcounts.released.extend(old)
+    allocator.metadata.update(range(place, place + clusters))
+    allocator.metadata.difference_update(old)
+    image.refcounts.released.extend(old)
 
 
 def _shrink(image: Image, size: int) -> None:
     _set_size(image, size)
     _cut(image, size)
     if image.header.data_file_raw:
-        image.data_file().resize(size)
+        image.host.opened().resize(size)
     image.writeback.all_now()
 
 
@@ -131,16 +131,7 @@ def _cut_table(image: Image, index: int, keep: int) -> None:
     tables, step = image.tables, image.geometry.words
     if not tables.offset_of(index) or not any(tables.wait(index).entries[keep * step :]):
         return
-    table = own_table(image, index)
+    table = own_table(image.metadata, index)
     for number in range(keep, 1 << image.geometry.l2_bits):
-        entry = table.entries[number * step]
-        if not entry and not (image.extended and table.entries[number * step + 1]):
-            continue
-        plain = not entry & layout.COMPRESSED and image.data is image.file
-        if plain and entry & layout.OFFSET_MASK:
-            image.writeback.discarded.add((entry & layout.OFFSET_MASK) >> image.cluster_bits)
-        release_data(image, entry)
-        if image.extended:
-            tables.set_extended(table, number, 0, 0)
-        else:
-            tables.set(table, number, 0)
+        if any(table.entries[number * step : (number + 1) * step]):
+            replace(image.metadata, table, number, 0)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from tap_qcow2.ondisk import bigendian, layout
-from tap_qcow2.snapshots.table import check_snapshot_l1, read_snapshots
-from tap_qcow2.tables.l2tables import L2Tables
+from tap_qcow2.ondisk.entries import flagged
+from tap_qcow2.snapshots.table import read_snapshots, snapshot_l1
 from tap_qcow2.tables.links import check_for_writing
 from tapcore import SECTOR_SHIFT, UsageError
 
@@ -35,21 +34,10 @@ def expand_zeroes(image: Image) -> None:
     """
     seen: set[int] = set()
     _expand_tables(image, seen, active=True)
-    own = image.tables
-    for snapshot in read_snapshots(image):
-        check_snapshot_l1(image, snapshot)
-        l1 = bigendian.read(image.file, snapshot.l1_offset, snapshot.l1_size)
-        image.tables = L2Tables(
-            image.file,
-            image.geometry,
-            l1,
-            snapshot.l1_offset,
-            image.dd.options.metadata_cache,
-        )
-        try:
+    file, header = image.file, image.header
+    for snapshot in read_snapshots(file, header):
+        with image.tables.showing(snapshot_l1(file, header, snapshot), snapshot.l1_offset):
             _expand_tables(image, seen, active=False)
-        finally:
-            image.tables = own
 
 
 def _expand_tables(image: Image, seen: set[int], *, active: bool) -> None:
@@ -66,18 +54,15 @@ def _expand_tables(image: Image, seen: set[int], *, active: bool) -> None:
 
 
 def _expand_table(image: Image, table: Table, *, active: bool) -> None:
-    check_for_writing(image, table)
+    check_for_writing(image.metadata, table)
     bits, refcounts = image.cluster_bits, image.refcounts
     shares = refcounts.get(table.offset >> bits)
-    flag = layout.COPIED if active and shares == 1 else 0
+    single = active and shares == 1
     homeless: list[int] = []
-    for at, entry in enumerate(table.entries):
-        if not entry & layout.ZERO or entry & layout.COMPRESSED:
-            continue
-        host = entry & layout.OFFSET_MASK
+    for at, host in image.metadata.decoder.zero_clusters(table.entries):
         if host and refcounts.get(host >> bits) == shares:  # nobody sees this space otherwise
             _write_zeroes(image, host, image.geometry.cluster_size)
-            image.tables.set(table, at, host | flag)
+            image.tables.set(table, at, flagged(host, single))
             continue
         if host:
             refcounts.released.extend([host >> bits] * shares)
@@ -86,19 +71,19 @@ def _expand_table(image: Image, table: Table, *, active: bool) -> None:
         else:
             image.tables.set(table, at, 0)
     for at, host in _new_places(image, homeless, shares):
-        image.tables.set(table, at, host | flag)
+        image.tables.set(table, at, flagged(host, single))
 
 
 def _new_places(image: Image, homeless: list[int], shares: int) -> Iterator[tuple[int, int]]:
     """Clusters of zeroes for entries of a table that is shared so often: (entry, host offset)."""
-    bits, refcounts = image.cluster_bits, image.refcounts
+    bits, allocator = image.cluster_bits, image.allocator
     done = 0
     while done < len(homeless):
-        end = refcounts.end
-        first, count = refcounts.allocate(len(homeless) - done)
+        end = allocator.end
+        first, count = allocator.allocate(len(homeless) - done)
         for cluster in range(first, first + count):
             if shares > 1:
-                refcounts.add(cluster, shares - 1)
+                image.refcounts.add(cluster, shares - 1)
         if first << bits < end or image.header.crypt_method:  # else a hole, behind all there was
             _write_zeroes(image, first << bits, count << bits)
         for cluster in range(first, first + count):
@@ -108,7 +93,7 @@ def _new_places(image: Image, homeless: list[int], shares: int) -> Iterator[tupl
 
 def _write_zeroes(image: Image, host: int, length: int) -> None:
     """Let space in the file show zeroes, encrypted ones where the image is."""
-    file, cipher = image.file, image.cipher
+    file, cipher = image.file, image.host.cipher
     if image.header.crypt_method and cipher is None:
         raise UsageError("its zero clusters cannot be written without its passphrase")
     if cipher is None and file.zero_blocking(host, length, False) == 0:

@@ -40,14 +40,16 @@ def zero_now(image: Image, sector: int, end: int) -> None:
             failed.append(res)
         return 0
 
-    Zeroing(image, False, True, image.dd, answered, 0, "zero").run(sector, end)
+    Zeroing(image.clusters, image.writeback, False, True, image.dd, answered, 0, "zero").run(
+        sector, end
+    )
     _settle(image, lambda: not open_sectors[0])
     content = memoryview(bytes(_PIECE << SECTOR_SHIFT))
     for start, stop in left:
         for at in range(start, stop, _PIECE):
             part = content[: min(_PIECE, stop - at) << SECTOR_SHIFT]
             open_sectors[0] += len(part) >> SECTOR_SHIFT
-            Write(image, image.dd, answered, 0, "write").run(at, part)
+            Write(image.clusters, image.dd, answered, 0, "write").run(at, part)
             _settle(image, lambda: not open_sectors[0])
     if failed:
         raise OSError(-failed[0], "zeroing failed")

@@ -16,7 +16,6 @@ from tap_qcow2.check.analysis import Analysis, analyse
 from tap_qcow2.check.harm import HarmError, check_kept
 from tap_qcow2.check.rehearsal import Rehearsal
 from tap_qcow2.check.repair import give_back_leaks, raise_only, repair_all, repair_refcounts
-from tap_qcow2.check.tablerepair import forget_tables, reload_tables
 from tap_qcow2.ondisk import layout
 from tapcore import CheckResult, ImageOpenError
 
@@ -92,7 +91,7 @@ def rehearsed(image: Image, act: Callable[[Image, Rehearsal], _T]) -> _T:
         TapError, OSError: as `act`; or it failed in the middle, and the image is given up.
     """
     rehearsal = Rehearsal(image.file)
-    forget_tables(image)  # there may be much of them: not twice
+    image.metadata.forget()  # there may be much of them: not twice
     try:
         trial = image.over(rehearsal)
         try:
@@ -104,7 +103,7 @@ def rehearsed(image: Image, act: Callable[[Image, Rehearsal], _T]) -> _T:
             _perform(image, rehearsal, trial.header)
     finally:
         rehearsal.forget()
-        reload_tables(image)
+        image.metadata.reload()
     return found
 
 
@@ -112,9 +111,9 @@ def _perform(image: Image, rehearsal: Rehearsal, header: Header) -> None:
     try:
         rehearsal.perform()
     except BaseException:
-        image.broken = True  # what is in memory is not what is on disk
+        image.header_writer.give_up()  # what is in memory is not what is on disk
         raise
-    image.header = header
+    image.header.become(header)
 
 
 def _rehearse(image: Image, rehearsal: Rehearsal, *, way: str) -> tuple[CheckResult, int]:
@@ -183,7 +182,7 @@ def _mark_clean(image: Image) -> None:
     header = image.header
     if header.dirty or header.corrupt:
         header.incompatible &= ~(layout.INCOMPAT_DIRTY | layout.INCOMPAT_CORRUPT)
-        image.write_header_fields()
+        image.header_writer.write_fields()
 
 
 def repair_dirty(image: Image) -> None:
@@ -209,7 +208,7 @@ def _repair_dirty(image: Image, rehearsal: Rehearsal) -> None:
         raise _damaged_too()
     repair_refcounts(image, found, [])
     image.header.incompatible &= ~layout.INCOMPAT_DIRTY
-    image.write_header_fields()
+    image.header_writer.write_fields()
 
 
 def _damaged_too() -> ImageOpenError:

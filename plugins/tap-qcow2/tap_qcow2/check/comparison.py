@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 from tap_qcow2.check.referencecounts import Counts, last_used
 from tap_qcow2.check.report import Report
 from tap_qcow2.check.walk import Walk
-from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
+from tap_qcow2.ondisk.entries import block_offset, copied, offset_of
 from tap_qcow2.ondisk.refcountblock import RefcountBlock
 from tap_qcow2.tables.copiedflags import flagged_runs
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
-
-_REFTABLE_RESERVED = 511
 
 
 class Comparison:
@@ -89,7 +88,7 @@ class Comparison:
 
     def _count_block(self, number: int, entry: int) -> None:
         bits = self._image.cluster_bits
-        offset = entry & ~_REFTABLE_RESERVED
+        offset = block_offset(entry)
         if offset & (self._image.geometry.cluster_size - 1):
             problem = "is not at a cluster's boundary"
         elif not self._walk.rules.inside(offset, 1 << bits):
@@ -228,9 +227,9 @@ class Comparison:
     def _check_l1_flags(self, stored: Counts) -> None:
         entries = itertools.chain.from_iterable(self._walk.entries(self._walk.l1_tables[0]))
         for entry in filter(None, entries):
-            offset = entry & layout.OFFSET_MASK
+            offset = offset_of(entry)
             refcount = self._refcount(stored, offset >> self._image.cluster_bits)
-            if offset and (refcount == 1) != bool(entry & layout.COPIED):
+            if offset and (refcount == 1) != copied(entry):
                 message = f"L1 entry {entry:#x} has a wrong COPIED flag: the refcount is {refcount}"
                 self._report.corrupt(message)
                 self.misflagged = True
@@ -240,14 +239,14 @@ class Comparison:
         if content is None:
             return
         wrong = 0
-        for first, count, copied in flagged_runs(self._walk.rules, bigendian.from_bytes(content)):
+        for first, count, flag in flagged_runs(self._walk.rules, bigendian.from_bytes(content)):
             if self._walk.rules.data_file:
                 single = count
             elif first + count <= self._walk.rules.clusters:
                 single = stored.ones(first, count)
             else:
                 single = sum(self._refcount(stored, first + n) == 1 for n in range(count))
-            wrong += count - single if copied else single
+            wrong += count - single if flag else single
         if wrong:
             message = f"{wrong} entries of the L2 table at {offset:#x} have a wrong COPIED flag"
             self._report.corrupt(message, wrong * times)

@@ -11,13 +11,11 @@ import attrs
 
 from tap_qcow2.check.referencecounts import Counts
 from tap_qcow2.check.report import Report
-from tap_qcow2.check.verdicts import Rules, judge, runs
-from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.bigendian import Words
-from tapcore import SECTOR_SHIFT
+from tap_qcow2.ondisk.entries import copied, offset_of, runs
+from tap_qcow2.ondisk.verdicts import Rules, judge
 
 _MOST_DANGLING: Final = 4096
-_FLAGS: Final = layout.COPIED | layout.COMPRESSED
 
 
 @attrs.define
@@ -47,6 +45,7 @@ class EntryCounter:
 
     def __init__(self, rules: Rules, counts: Counts, report: Report) -> None:
         self._rules = rules
+        self._decoder = rules.decoder
         self._counts = counts
         self._report = report
         self._bits = rules.geometry.cluster_bits
@@ -67,22 +66,21 @@ class EntryCounter:
         if self._rules.geometry.extended:
             live = self._extended_entries(offset, entries, uses)
         else:
-            live = [entry for entry in entries if entry > 1]  # nor merely zero
-        rules = self._rules
-        all_copied, allocated = layout.COPIED, 0
+            live = self._decoder.live(entries)
+        rules, decoder = self._rules, self._decoder
+        all_copied, allocated = True, 0
         single: list[int] = []
         packed: list[int] = []
         for entry, count in runs(live, self._size):
-            first = (entry & layout.OFFSET_MASK) >> self._bits
-            outside = rules.missing(first, count)
-            if entry & _FLAGS == layout.COMPRESSED:
+            first = decoder.sound_cluster(entry)
+            if not first and decoder.packed(entry):
                 packed.extend(range(entry, entry + count * self._size, self._size))
                 continue
-            if entry & rules.odd or not first or outside:
+            if not first or rules.missing(first, count):
                 for number in range(count):
                     self._closer(offset, entry + number * self._size, 0, uses)
                 continue
-            all_copied &= entry
+            all_copied = all_copied and copied(entry)
             allocated += count
             if count == 1:
                 single.append(first)
@@ -97,14 +95,9 @@ class EntryCounter:
 
     def _extended_entries(self, offset: int, entries: Words, uses: L2Uses) -> list[int]:
         """Those of which nothing else than place and flags is of interest."""
-        live: list[int] = []
-        host, most, compressed = layout.OFFSET_MASK, layout.ALL_ALLOCATED, layout.COMPRESSED
-        for entry, bitmap in zip(entries[::2], entries[1::2], strict=True):
-            usual = entry & host and not bitmap & bitmap >> 32 & most
-            if (not bitmap) if entry & compressed else usual:
-                live.append(entry)
-            elif entry or bitmap:
-                self._closer(offset, entry, bitmap, uses)
+        live, closely = self._decoder.extended(entries)
+        for entry, bitmap in closely:
+            self._closer(offset, entry, bitmap, uses)
         return live
 
     def _closer(self, offset: int, entry: int, bitmap: int, uses: L2Uses) -> None:
@@ -120,31 +113,24 @@ class EntryCounter:
                 self._report.corrupt(message, uses.times)
         dangles = found.problems and not (found.length or found.lost or self._rules.data_file)
         if dangles and len(self.dangling) < _MOST_DANGLING:
-            self.dangling.append((entry & layout.OFFSET_MASK) >> self._bits)
+            self.dangling.append(offset_of(entry) >> self._bits)
         if found.length:
             first = found.offset >> self._bits
             last = (found.offset + found.length - 1) >> self._bits
             self._counts.add(first, last - first + 1, uses.times)
-        if found.flagged and uses.active and not found.entry & layout.COPIED:
+        if found.flagged and uses.active and not copied(found.entry):
             self.suspicious.add(offset)
         self._report.result.allocated_clusters += found.allocated * uses.active
         self._report.result.compressed_clusters += found.compressed * uses.active
 
     def _compressed(self, table: int, entries: list[int], uses: L2Uses) -> None:
         """Entries of compressed clusters, without a COPIED flag or a bitmap: the quick way."""
-        rules, geometry, bits = self._rules, self._rules.geometry, self._bits
-        mask, shift, most = geometry.coffset_mask, geometry.csize_shift, geometry.csize_mask
+        rules = self._rules
         limit = -1 if rules.data_file else rules.file_size + self._size
-        clusters: list[int] = []
-        sound = 0
-        for entry in entries:
-            start = entry & mask
-            end = (start & ~511) + (((entry >> shift & most) + 1) << SECTOR_SHIFT)
-            if end >= limit:
-                self._closer(table, entry, 0, uses)
-                continue
-            sound += 1
-            clusters.extend(range(start >> bits, ((end - 1) >> bits) + 1))
+        clusters, others = self._decoder.packed_clusters(entries, limit)
+        for entry in others:
+            self._closer(table, entry, 0, uses)
+        sound = len(entries) - len(others)
         self._counts.add_each(clusters, uses.times)
         self._report.result.allocated_clusters += sound * uses.active
         self._report.result.compressed_clusters += sound * uses.active

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
-from tap_qcow2.check.verdicts import runs
 from tap_qcow2.check.walk import data_size
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.bigendian import Words
-from tap_qcow2.ondisk.header import parse_header
+from tap_qcow2.ondisk.entries import (
+    COMPRESSED,
+    DATA,
+    ZERO,
+    compressed,
+    offset_of,
+    subcluster_kind,
+)
+from tap_qcow2.ondisk.headerparser import parse_header
 from tap_qcow2.snapshots.table import SnapshotEntry, needed_entries, read_snapshots
-from tap_qcow2.tables import mapping
 from tapcore import ImageFormatError, TapError
 
 if TYPE_CHECKING:
@@ -33,9 +39,6 @@ None: it cannot be read."""
 _HOLE: Final = -1
 _PART: Final = 1 << 14
 """L1 entries that are looked at at once."""
-
-_PACKED: Final = (1 << 63) - 1
-"""What tells where a compressed cluster lies."""
 
 _KEPT_FIELDS: Final = (
     "version", "backing_file", "backing_format", "cluster_bits", "size", "crypt_method",
@@ -91,7 +94,7 @@ def _l1_tables(before: Image, after: Image) -> list[tuple[str, int, int, int]]:
     if count > new.l1_size:
         raise _ChangeError("the size of the L1 table")
     found = [("the disk", old.l1_table_offset, new.l1_table_offset, count)]
-    one, two = read_snapshots(before), read_snapshots(after)
+    one, two = read_snapshots(before.file, old), read_snapshots(after.file, new)
     if len(one) != len(two):
         raise _ChangeError("the table of snapshots")
     for a, b in zip(one, two, strict=True):
@@ -128,9 +131,9 @@ class _Comparison:
             a = bigendian.from_bytes(self._before.file.read_metadata(old + first * 8, length))
             b = bigendian.from_bytes(self._after.file.read_metadata(new + first * 8, length))
             for index, (one, two) in enumerate(zip(a, b, strict=True), first):
-                if one & layout.OFFSET_MASK:
+                if offset_of(one):
                     self._compare_l2(name, index, one, two)
-                elif two & layout.OFFSET_MASK:
+                elif offset_of(two):
                     raise _ChangeError(f"{name} from {self._place(index, 0):#x} on")
 
     def _place(self, index: int, number: int) -> int:
@@ -138,7 +141,7 @@ class _Comparison:
         return ((index << self._geometry.l2_bits) + number) << self._geometry.cluster_bits
 
     def _compare_l2(self, name: str, index: int, one: int, two: int) -> None:
-        old, new = one & layout.OFFSET_MASK, two & layout.OFFSET_MASK
+        old, new = offset_of(one), offset_of(two)
         if (old, new) in self._seen or not self._before.readable(old):
             return
         self._seen.add((old, new))
@@ -165,30 +168,17 @@ class _Comparison:
         """Whether what some entries of an L2 table lead to was written."""
         if self._before.data_elsewhere:
             return False
-        geometry, touch = self._geometry, self._written.touch
-        each = entries[:: geometry.words]
-        live = [
-            entry & (_PACKED if entry & layout.COMPRESSED else layout.OFFSET_MASK)
-            for entry in each
-            if entry & layout.OFFSET_MASK
-        ]
-        for entry, count in runs(live, self._size):
-            if entry & layout.COMPRESSED:
-                for number in range(count):
-                    offset, length = geometry.compressed(entry + number * self._size)
-                    if touch(offset, offset + length):
-                        return True
-            elif touch(entry, entry + count * self._size):
-                return True
-        return False
+        ranges = self._before.decoder.ranges(entries)
+        return any(self._written.touch(start, end) for start, end in ranges)
 
 
 class _Side:
     """What the tables of one of the two images say."""
 
     def __init__(self, image: Image) -> None:
-        self._image = image
+        self._header = image.header
         self.file = image.file
+        self.decoder = image.metadata.decoder
         self._geometry = image.geometry
         self._size = image.geometry.cluster_size
         self._nothing = 0 if not image.header.backing_file else _HOLE
@@ -213,15 +203,15 @@ class _Side:
             return None
 
     def _cluster(self, entry: int) -> Piece:
-        kind, where = mapping.standard_entry(self._image, entry)
-        if kind == mapping.COMPRESSED:
+        kind, where = self.decoder.decode(entry)
+        if kind == COMPRESSED:
             return self._packed(entry)
-        if kind == mapping.DATA:
+        if kind == DATA:
             return self._data(where, self._size)
-        return 0 if kind == mapping.ZERO else self._nothing
+        return 0 if kind == ZERO else self._nothing
 
     def _packed(self, entry: int) -> Piece:
-        offset, length = self._geometry.compressed(entry)
+        offset, length = self.decoder.compressed_range(entry)
         if self.data_elsewhere or offset >= self.file.size:
             return None
         return "packed", self.file.read_metadata(offset, length).rstrip(b"\0")
@@ -231,20 +221,20 @@ class _Side:
             size = self._data_size
             return 0 if size is not None and host >= size else ("elsewhere", host)
         content = self.file.read_metadata(host, length)
-        if self._image.header.crypt_method == layout.CRYPT_LUKS:
+        if self._header.crypt_method == layout.CRYPT_LUKS:
             return host, content  # how it is decrypted depends on where it lies
         return content if any(content) else 0
 
     def _subclusters(self, entry: int, bitmap: int) -> Iterator[Piece]:
-        mapping.check_extended(self._image, entry, bitmap)
-        if entry & layout.COMPRESSED:
+        self.decoder.check_extended(entry, bitmap)
+        if compressed(entry):
             packed = self._packed(entry)
             yield from [packed] * layout.SUBCLUSTERS
             return
-        host, unit = entry & layout.OFFSET_MASK, self._geometry.unit
+        host, unit = offset_of(entry), self._geometry.unit
         for number in range(layout.SUBCLUSTERS):
-            kind = mapping.subcluster_kind(entry, bitmap, number)
-            if kind == mapping.DATA:
+            kind = subcluster_kind(bitmap, number)
+            if kind == DATA:
                 yield self._data(host + number * unit, unit)
             else:
-                yield 0 if kind == mapping.ZERO else self._nothing
+                yield 0 if kind == ZERO else self._nothing

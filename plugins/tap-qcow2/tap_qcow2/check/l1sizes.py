@@ -35,7 +35,7 @@ def cut_tables(image: Image, walk: Walk, notes: list[str]) -> bool:
     some = False
     if needed and _reaches_too_far(image, walk, header.l1_table_offset, header.l1_size, needed):
         header.l1_size = needed
-        image.write_header_fields()
+        image.header_writer.write_fields()
         notes.append(f"the L1 table reached over something else: it has {needed} entries now")
         some = True
     place = header.snapshots_offset
@@ -52,7 +52,7 @@ def cut_tables(image: Image, walk: Walk, notes: list[str]) -> bool:
             some = True
         place += snapshot.stored_bytes
     if some:
-        image.flush_file()
+        image.metadata.flush()
     return some
 
 

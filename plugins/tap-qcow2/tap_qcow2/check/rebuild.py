@@ -107,10 +107,10 @@ def rebuild(image: Image, counts: Counts, comparison: Comparison, space: FreeSpa
         image.file.write_metadata(table[number], content)
     offset = (first + len(needed)) << image.cluster_bits
     image.file.write_metadata(offset, bigendian.to_bytes(table))
-    image.flush_file()
+    image.metadata.flush()
     image.header.refcount_table_offset = offset
     image.header.refcount_table_clusters = table_clusters
-    image.write_header_fields()
+    image.header_writer.write_fields()
 
 
 def _find_place(image: Image, needed: set[int], space: FreeSpace) -> tuple[int, int]:

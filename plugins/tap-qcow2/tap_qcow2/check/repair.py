@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from tap_qcow2.check.analysis import Analysis, analyse
 from tap_qcow2.check.l1sizes import cut_tables
 from tap_qcow2.check.rebuild import FreeSpace, rebuild
-from tap_qcow2.check.tablerepair import TableRepair, reload_tables, write_flags, write_refcounts
+from tap_qcow2.check.refcountrepair import write_flags, write_refcounts
+from tap_qcow2.check.tablerepair import TableRepair
 from tap_qcow2.ondisk import layout
 from tap_qcow2.tables.copiedflags import set_flags
 
@@ -24,7 +25,7 @@ def give_back_leaks(image: Image, found: Analysis) -> list[str]:
     if found.tables_damaged or found.walk.hidden:
         return ["leaked clusters are kept: they may be what the damaged tables once led to"]
     write_refcounts(image, found, "down")
-    reload_tables(image)
+    image.metadata.reload()
     if found.report.result.corruptions:
         _fit_flags(image, found)
     else:
@@ -59,7 +60,7 @@ def repair_all(image: Image, found: Analysis) -> list[str]:
         found = analyse(image)
     repair_refcounts(image, found, notes)
     if found.walk.snapshots_incomplete:
-        from tap_qcow2.snapshots.operations import rewrite_snapshots
+        from tap_qcow2.snapshots.transaction import rewrite_snapshots
 
         rewrite_snapshots(image, found.walk.snapshots)
     return notes
@@ -75,7 +76,7 @@ def repair_refcounts(image: Image, found: Analysis, notes: list[str]) -> None:
     write_flags(image, found.walk)
     if not rebuilt:
         write_refcounts(image, found, "exact")
-    reload_tables(image)
+    image.metadata.reload()
 
 
 def _raise_refcounts(image: Image, found: Analysis, notes: list[str]) -> bool:
@@ -84,7 +85,7 @@ def _raise_refcounts(image: Image, found: Analysis, notes: list[str]) -> bool:
         write_refcounts(image, found, "up")
         return False
     rebuild(image, found.walk.counts, found.comparison, _space(image, found))
-    reload_tables(image)
+    image.metadata.reload()
     notes.append("the refcount structures were made anew")
     return True
 
@@ -103,7 +104,7 @@ def _drop_bitmaps(image: Image, notes: list[str]) -> None:
     """Persistent bitmaps are only a help for backups: without the bit, nobody relies on them."""
     image.header.autoclear &= ~layout.AUTOCLEAR_BITMAPS
     image.header.set_extension(layout.EXT_BITMAPS, None)
-    image.write_header()
+    image.header_writer.write()
     notes.append("the damaged bitmaps were dropped: the next backups have to be full ones")
 
 
@@ -128,7 +129,7 @@ def raise_only(image: Image, found: Analysis) -> list[str]:
             "the refcount structures are not made anew: not all that refers to clusters is known"
         ]
     write_refcounts(image, found, "up")
-    reload_tables(image)
+    image.metadata.reload()
     _fit_flags(image, found)
     return ["what is counted without a reference is kept: it may be what the damaged tables led to"]
 
@@ -141,5 +142,5 @@ def _fit_flags(image: Image, found: Analysis) -> None:
         for offset, uses in walk.l2_tables.items()
         if uses.active and not offset & low and offset >> image.cluster_bits not in walk.crowded
     ]
-    set_flags(image, walk.rules, sorted(active), image.refcounts)
-    reload_tables(image)
+    set_flags(image.metadata, walk.rules, sorted(active), image.refcounts)
+    image.metadata.reload()

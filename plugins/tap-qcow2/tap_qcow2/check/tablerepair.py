@@ -1,109 +1,25 @@
-"""The steps of a repair: each leaves the image no worse than it was, whenever it is interrupted.
+"""Repairing L1 and L2 tables: each step leaves the image no worse than it was.
 
-Refcounts go up before anything that they count is pointed to, and down at the very end. What must
-not be written where it is (a table that lies on top of something else) is copied elsewhere first.
+What must not be written where it is (a table on top of something else) is copied elsewhere first.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 
 from tap_qcow2.check.rebuild import FreeSpace
 from tap_qcow2.check.referencecounts import Counts
-from tap_qcow2.check.verdicts import judge
 from tap_qcow2.check.walk import L1Table, Walk
-from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
-from tap_qcow2.ondisk.refcountblock import RefcountBlock
-from tap_qcow2.tables.copiedflags import flagged_runs, set_flags, write_changed
-from tap_qcow2.tables.refcounts import Refcounts
+from tap_qcow2.ondisk.entries import copied, l1_entry, moved, offset_of
+from tap_qcow2.ondisk.verdicts import judge
+from tap_qcow2.tables.copiedflags import flagged_runs, write_changed
 
 if TYPE_CHECKING:
-    from tap_qcow2.check.analysis import Analysis
     from tap_qcow2.image import Image
-
-Way = Literal["up", "down", "exact"]
-
-
-def forget_tables(image: Image) -> None:
-    """Drop what is in memory of L1 table and refcounts, 40 MiB at most."""
-    image.tables.forget()
-    image.tables.l1 = bigendian.zeroes(0)
-    image.refcounts = Refcounts(image.file, image.header, bigendian.zeroes(0))
-
-
-def reload_tables(image: Image) -> None:
-    """Read anew what is in memory of L1 table and refcounts: they were changed on disk."""
-    header, file = image.header, image.file
-    forget_tables(image)
-    image.tables.l1 = bigendian.read(file, header.l1_table_offset, header.l1_size)
-    reftable = header.refcount_table_clusters << header.cluster_bits
-    table = bigendian.from_bytes(file.read_metadata(header.refcount_table_offset, reftable))
-    image.refcounts = Refcounts(file, header, table)
-
-
-# ---- refcounts -------------------------------------------------------------------------------
-
-
-def write_refcounts(image: Image, analysis: Analysis, way: Way) -> None:
-    """Change refcounts in place that are not what was counted, and wait for the disk.
-
-    Args:
-        image: open for writing.
-        analysis: of it.
-        way: only those that have to go "up", or "down"; "exact": all.
-
-    Raises:
-        OSError: as the system says.
-    """
-    counts, comparison = analysis.walk.counts, analysis.comparison
-    bits = image.refcounts.per_block_bits
-    pages = counts.by_block(bits)
-    for number in sorted(comparison.wrong | comparison.stale):
-        offset = comparison.blocks[number] if number < len(comparison.blocks) else 0
-        if not offset or counts.get(offset >> image.cluster_bits) != 1:
-            continue
-        content = image.file.read_metadata(offset, image.geometry.cluster_size)
-        right = counts.block(number, bits, image.refcounts.order, pages.get(number, []))
-        if way != "exact":
-            right = _chosen(image.refcounts.order, content, right, max if way == "up" else min)
-        write_changed(image.file, offset, content, right)
-    image.flush_file()
-
-
-_PIECE: Final = 512
-"""Bytes of a refcount block that are unpacked at once: a block of single bits has 16 Mi counts."""
-
-
-def _chosen(order: int, stored: bytes, wanted: bytes, choose: Callable[[int, int], int]) -> bytes:
-    """A refcount block of which each count is one of two."""
-    chosen = bytearray(stored)
-    for at in range(0, len(stored), _PIECE):
-        a, b = stored[at : at + _PIECE], wanted[at : at + _PIECE]
-        if a != b:
-            block = RefcountBlock.parse(order, 0, a)
-            other = RefcountBlock.parse(order, 0, b).values
-            block.values = array(block.values.typecode, map(choose, block.values, other))
-            chosen[at : at + _PIECE] = block.serialize()
-    return bytes(chosen)
-
-
-def write_flags(image: Image, walk: Walk) -> None:
-    """Let the COPIED flags of the active tables be what the references demand.
-
-    Raises:
-        OSError: as the system says.
-    """
-    low = image.geometry.cluster_size - 1
-    active = [offset for offset, uses in walk.l2_tables.items() if uses.active and not offset & low]
-    set_flags(image, walk.rules, sorted(active), walk.counts)
-
-
-# ---- tables ----------------------------------------------------------------------------------
 
 
 @attrs.define
@@ -138,10 +54,9 @@ class TableRepair:
 
     def __init__(self, image: Image, walk: Walk, space: FreeSpace) -> None:
         self._file = image.file
-        self._flush = image.flush_file
+        self._flush = image.metadata.flush
         self._size = image.geometry.cluster_size
         self._bits = image.cluster_bits
-        self._geometry = image.geometry
         self._step = image.geometry.words
         self._walk = walk
         self._space = space
@@ -176,25 +91,24 @@ class TableRepair:
 
     def _copy_compressed(self, offset: int, times: int) -> None:
         """Of a table, the compressed clusters that lie on what has to be copied."""
-        geometry, moves = self._geometry, self._moves
+        decoder, moves = self._walk.rules.decoder, self._moves
         content = self._walk.read(offset, self._size)
         if content is None:
             return
         for entry in bigendian.from_bytes(content)[:: self._step]:
-            if not entry & layout.COMPRESSED or entry & layout.COPIED:
+            if not decoder.packed(entry):
                 continue
-            start, length = geometry.compressed(entry)
+            start, length = decoder.compressed_range(entry)
             first = start >> self._bits
             count = ((start + length - 1) >> self._bits) - first + 1
             if moves.data.keys().isdisjoint(range(first, first + count)):
                 continue
             if entry in moves.packed:
-                moved = geometry.compressed(moves.packed[entry])[0]
-                self._walk.counts.add(moved >> self._bits, count, times)
+                there, _ = decoder.compressed_range(moves.packed[entry])
+                self._walk.counts.add(there >> self._bits, count, times)
             elif self._walk.rules.inside(start, length):
                 new = self._copy(first, count, times)
-                moved = (new - first) << self._bits
-                moves.packed[entry] = entry + moved
+                moves.packed[entry] = entry + ((new - first) << self._bits)
 
     def part_twins(self) -> None:
         """Copy data that several entries of the disk lead to, for all of them but the first.
@@ -258,7 +172,7 @@ class TableRepair:
             if entries[at] > 1 or (self._step == 2 and (entries[at] or entries[at + 1])):
                 self._correct_entry(entries, at)
         for at, new in self._moves.twins.get(offset, {}).items():
-            entries[at] = entries[at] & ~layout.OFFSET_MASK | new << self._bits
+            entries[at] = moved(entries[at], new << self._bits)
         place = self._moves.tables.get(cluster, cluster)
         if place == cluster and self._walk.structures.get(cluster):
             return
@@ -268,10 +182,9 @@ class TableRepair:
         extended = self._step == 2
         found = judge(self._walk.rules, entries[at], entries[at + 1] if extended else 0)
         self.lost += found.lost
-        host = found.entry & layout.OFFSET_MASK
-        if found.flagged and not found.lost and host >> self._bits in self._moves.data:
-            host = self._moves.data[host >> self._bits] << self._bits
-            found.entry = found.entry & ~layout.OFFSET_MASK | host
+        cluster = offset_of(found.entry) >> self._bits
+        if found.flagged and not found.lost and cluster in self._moves.data:
+            found.entry = moved(found.entry, self._moves.data[cluster] << self._bits)
         entries[at] = self._moves.packed.get(found.entry, found.entry)
         if extended:
             entries[at + 1] = found.bitmap
@@ -299,7 +212,7 @@ class TableRepair:
         return all(structures.get(each) == table.times for each in range(first, last + 1))
 
     def _l1_entry(self, entry: int) -> int:
-        offset = entry & layout.OFFSET_MASK
+        offset = offset_of(entry)
         if (
             not offset
             or offset & (self._size - 1)
@@ -308,5 +221,5 @@ class TableRepair:
             self.lost += 1
             return 0
         cluster = offset >> self._bits
-        moved = self._moves.tables.get(cluster, cluster) << self._bits
-        return (entry & layout.COPIED) | moved
+        place = self._moves.tables.get(cluster, cluster)
+        return l1_entry(place << self._bits, single=copied(entry))

@@ -18,8 +18,9 @@ import attrs
 from tap_qcow2.check.entrycounter import EntryCounter, L2Uses
 from tap_qcow2.check.referencecounts import Counts
 from tap_qcow2.check.report import Report
-from tap_qcow2.check.verdicts import Rules
 from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk.entries import bits_possible, l1_reserved, offset_of
+from tap_qcow2.ondisk.verdicts import Rules
 from tap_qcow2.snapshots.table import SnapshotEntry, needed_entries, read_snapshots, table_bytes
 from tapcore import TD_RDONLY, ImageFormatError, TapError, open_named_file
 
@@ -65,8 +66,8 @@ def data_size(image: Image) -> int | None:
     """
     if not image.header.has_data_file:
         return None
-    if image.data is not None:
-        return image.data.look_again()
+    if image.host.file is not None:
+        return image.host.file.look_again()
     file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
     size = file.size
     file.close()
@@ -241,7 +242,7 @@ class Walk:
             return
         if header.has_data_file:
             self._report.corrupt("it has snapshots, and a data file")
-        self.snapshots = read_snapshots(self._image)
+        self.snapshots = read_snapshots(self._file, header)
         tables: dict[tuple[int, int], L1Table] = {}
         for number, snapshot in enumerate(self.snapshots):
             name = f"snapshot {number} ('{snapshot.name[:60]}')"
@@ -278,12 +279,13 @@ class Walk:
         from tap_qcow2.bitmaps.directory import directory_range, read_directory, read_table, valid
 
         image = self._image
-        if not valid(image):
+        file, header = image.file, image.header
+        if not valid(header):
             return
         try:
-            offset, length, _ = directory_range(image)
+            offset, length, _ = directory_range(file, header)
             self._structure("bitmap directory", offset, length)
-            entries = read_directory(image)
+            entries = read_directory(file, header)
         except ImageFormatError as exc:
             self._report.corrupt(f"it {exc.message}")
             self.bitmaps_damaged = True
@@ -294,13 +296,12 @@ class Walk:
             if not self._structure(f"table of {name}", entry.table_offset, length):
                 self.bitmaps_damaged = True
                 continue
-            for word in filter(None, read_table(image, entry)):
+            for word in filter(None, read_table(file, entry)):
                 self._bitmap_cluster(name, word)
 
     def _bitmap_cluster(self, name: str, word: int) -> None:
-        offset = word & layout.OFFSET_MASK
-        reserved = word & ~(layout.OFFSET_MASK | 1) or (offset and word & 1)
-        if reserved or offset & (self._size - 1):
+        offset = offset_of(word)
+        if not bits_possible(word) or offset & (self._size - 1):
             self._report.corrupt(f"{name} has an impossible table entry ({word:#x})")
             self.bitmaps_damaged = True
         elif offset and not self._structure(name, offset, self._size):
@@ -324,10 +325,10 @@ class Walk:
 
     def _l1_entry(self, table: L1Table, entry: int, times: int) -> None:
         report = self._report
-        if entry & layout.L1_RESERVED:
+        if l1_reserved(entry):
             report.corrupt(f"{table.name} has an entry with reserved bits ({entry:#x})", times)
             self.l1_damaged = True
-        offset = entry & layout.OFFSET_MASK
+        offset = offset_of(entry)
         if not self.rules.inside(offset, self._size):
             message = f"{table.name} has an entry that leads outside of the file ({entry:#x})"
             report.corrupt(message, times)

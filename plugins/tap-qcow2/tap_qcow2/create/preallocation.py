@@ -8,9 +8,8 @@ from array import array
 from typing import Any, cast
 
 from tap_qcow2.image import Image
-from tap_qcow2.ondisk import layout
-from tap_qcow2.tables import mapping
 from tap_qcow2.tables.links import own_table
+from tap_qcow2.tables.mapping import runs_of
 from tapcore import DiskDriver, OpenOptions, open_image_file
 
 _ZEROES = bytes(1 << 20)
@@ -32,14 +31,14 @@ def preallocate(name: str, how: str) -> None:
     dd.size = image.size >> 9
     try:
         if image.header.has_data_file:
-            image.data = None  # its clusters lie where they lie on the disk
+            image.host.file = None  # its clusters lie where they lie on the disk
         image.begin_writing()
         for index in range(image.geometry.l1_entries(image.size)):
             _allocate_table(image, index)
             if image.tables.overfull:
                 image.writeback.all_now()
         image.clean()
-        if image.data is image.file:
+        if not image.host.elsewhere:
             on_device = stat.S_ISBLK(os.fstat(image.file.fd).st_mode)
             if on_device or how != "metadata":  # else what a device held would show
                 _fill(image, "full" if on_device else how)
@@ -48,22 +47,22 @@ def preallocate(name: str, how: str) -> None:
 
 
 def _allocate_table(image: Image, index: int) -> None:
-    geometry = image.geometry
+    geometry, decoder = image.geometry, image.metadata.decoder
     first = index << geometry.l2_bits
     count = min(1 << geometry.l2_bits, geometry.clusters(image.size) - first)
-    table = own_table(image, index)
-    flags = layout.COPIED
-    if image.header.crypt_method and not image.header.extended_l2:
-        flags |= layout.ZERO  # what nobody wrote would be decrypted
+    table = own_table(image.metadata, index)
+    # what nobody wrote would be decrypted
+    zero = image.header.crypt_method and not image.header.extended_l2
     entries: array[int] = array("Q")
     while len(entries) < count:
         most = count - len(entries)
-        if image.data is image.file:
-            taken, got = image.refcounts.allocate(most)
+        if not image.host.elsewhere:
+            taken, got = image.allocator.allocate(most)
         else:
             taken, got = first + len(entries), most
-        host = taken << image.cluster_bits | flags
-        entries.extend(range(host, host + (got << image.cluster_bits), geometry.cluster_size))
+        host = taken << image.cluster_bits
+        entry = decoder.zeroes(host) if zero else decoder.plain(host)
+        entries.extend(range(entry, entry + (got << image.cluster_bits), geometry.cluster_size))
     # an extended entry has space, but none of its subclusters is valid: what a parent has shows
     table.entries[: count * geometry.words : geometry.words] = entries
 
@@ -72,10 +71,10 @@ def _fill(image: Image, how: str) -> None:
     """Reserve, or write, what the clusters lie in."""
     fd = image.file.fd
     if how == "falloc":
-        os.posix_fallocate(fd, 0, image.refcounts.end)
-        image.file.truncate_up(image.refcounts.end)
+        os.posix_fallocate(fd, 0, image.allocator.end)
+        image.file.truncate_up(image.allocator.end)
         return
-    for run in mapping.runs(image, 0, image.size >> 9):
+    for run in runs_of(image.tables, 0, image.size >> 9):
         where, left = run.where, run.nb_sectors << 9
         while left and where:
             count = min(left, len(_ZEROES))

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tap_qcow2.tables import mapping
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tap_qcow2.tables.l2tables import Table
+from tap_qcow2.data.clusters import Clusters
+from tap_qcow2.ondisk.entries import COMPRESSED, DATA, UNALLOCATED, ZERO
+from tap_qcow2.tables.l2tables import Table
+from tap_qcow2.tables.mapping import Run, run_at
+from tapcore import SECTOR_SHIFT, ImageFormatError, TapError
 
 
 class Fill:
     """Fills parts of a buffer with what the disk shows there, its parents included.
 
     Args:
-        image: open.
+        clusters: of the disk.
         done: called with 0 or -errno when all parts are there; returns how many requests it
             completed.
     """
 
-    __slots__ = ("_done", "_image", "_open", "_status")
+    __slots__ = ("_clusters", "_done", "_open", "_status")
 
-    def __init__(self, image: Image, done: Callable[[int], int]) -> None:
-        self._image = image
+    def __init__(self, clusters: Clusters, done: Callable[[int], int]) -> None:
+        self._clusters = clusters
         self._done = done
         self._open = 1  # until `start` has asked for everything
         self._status = 0
@@ -49,35 +48,30 @@ class Fill:
         try:
             for start, end in ranges:
                 while start < end:
-                    run = (
-                        mapping.Run(mapping.UNALLOCATED, start, end - start, 0)
-                        if table is None
-                        else mapping.run_at(self._image, table, start, end)
-                    )
+                    run = run_at(self._clusters.decoder, table, start, end)
                     at = (start - first) << SECTOR_SHIFT
                     self._read(run, view[at : at + (run.nb_sectors << SECTOR_SHIFT)])
                     start += run.nb_sectors
         except ImageFormatError as exc:  # what has begun must finish first
-            status = content_damaged(self._image.dd, start, end - start, exc.message)
-            self._image.mark_corrupt(exc.message, told=True)
+            status = self._clusters.failure_of(exc, start, end - start)
         return self._one_less(status)
 
-    def _read(self, run: mapping.Run, view: memoryview) -> None:
-        image = self._image
+    def _read(self, run: Run, view: memoryview) -> None:
+        clusters, dd = self._clusters, self._clusters.dd
         self._open += 1
-        answer = (self._answered, image.dd, run.sector, run.nb_sectors, 0, None)
+        answer = (self._answered, dd, run.sector, run.nb_sectors, 0, None)
         try:
-            if run.kind == mapping.DATA:
-                image.read_data(run.where, view, answer)
-            elif run.kind == mapping.COMPRESSED:
-                image.inflater.read(run, view, answer)
-            elif run.kind == mapping.ZERO or image.dd.next is None:
+            if run.kind == DATA:
+                clusters.host.read(run.where, view, answer)
+            elif run.kind == COMPRESSED:
+                clusters.inflater.read(run, view, answer)
+            elif run.kind == ZERO or dd.next is None:
                 view[:] = bytes(len(view))
                 self._open -= 1
             else:
-                assert image.dd.td_state is not None
-                assert image.dd.td_state.blkif is not None
-                image.dd.td_state.blkif.read_below(image.dd, run.sector, view, self._from_below)
+                assert dd.td_state is not None
+                assert dd.td_state.blkif is not None
+                dd.td_state.blkif.read_below(dd, run.sector, view, self._from_below)
         except (TapError, OSError) as exc:
             self._open -= 1
             self._status = self._status or -(exc.errno or errno.EIO)
@@ -87,7 +81,7 @@ class Fill:
 
     def _from_below(self, request: Any) -> None:
         self._one_less(request.status)
-        self._image.submit()  # this may come from a parent's hook, and nobody submits here
+        self._clusters.submit()  # this may come from a parent's hook, and nobody submits here
 
     def _one_less(self, res: int) -> int:
         self._status = self._status or res
@@ -95,20 +89,24 @@ class Fill:
         return 0 if self._open else self._done(self._status)
 
 
-def shows_zeroes(image: Image, table: Table | None, ranges: list[tuple[int, int]]) -> bool:
-    """Whether ranges of sectors are known to read as zeroes, without a look into any parent."""
-    parent = image.dd.next
+def shows_zeroes(clusters: Clusters, table: Table | None, ranges: list[tuple[int, int]]) -> bool:
+    """Whether ranges of sectors are known to read as zeroes, without a look into any parent.
+
+    Raises:
+        ImageFormatError: a table entry is not possible.
+    """
     for start, end in ranges:
         while start < end:
-            run = (
-                mapping.Run(mapping.UNALLOCATED, start, end - start, 0)
-                if table is None
-                else mapping.run_at(image, table, start, end)
-            )
-            below = parent is not None and start < parent.size
-            if run.kind not in (mapping.ZERO, mapping.UNALLOCATED):
+            run = run_at(clusters.decoder, table, start, end)
+            if run.kind not in (ZERO, UNALLOCATED):
                 return False
-            if run.kind == mapping.UNALLOCATED and below:
+            if run.kind == UNALLOCATED and not nothing_below(clusters, start):
                 return False
             start += run.nb_sectors
     return True
+
+
+def nothing_below(clusters: Clusters, sector: int) -> bool:
+    """Whether a sector that is not allocated here is zero, whatever happens to the parent."""
+    parent = clusters.dd.next
+    return parent is None or sector >= parent.size

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tap_qcow2.data.clusters import Clusters
 from tap_qcow2.data.codecs import codec
 from tap_qcow2.data.write import Write
-from tap_qcow2.tables.links import own_table, release_data
-from tapcore import SECTOR_SHIFT, ImageFormatError, NotSupportedError, TapError
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tapcore import DiskDriver, TdCallback
+from tap_qcow2.tables.links import own_table, release
+from tapcore import SECTOR_SHIFT, DiskDriver, NotSupportedError, TapError, TdCallback
 
 
 def write_compressed(
-    image: Image,
+    clusters: Clusters,
     dd: DiskDriver,
     sector: int,
     nb_sectors: int,
@@ -28,7 +24,7 @@ def write_compressed(
     """Take a write of whole clusters (the disk's last one may be cut), to be stored compressed.
 
     Args:
-        image: open for writing, prepared for it.
+        clusters: of a disk that is prepared for writing.
         dd: as the hook's.
         sector: first sector, of a cluster.
         nb_sectors: how many.
@@ -43,47 +39,50 @@ def write_compressed(
     Raises:
         NotSupportedError: this image cannot hold compressed clusters.
     """
-    if image.data is not image.file:
+    if clusters.host.elsewhere:
         raise NotSupportedError("has an external data file, which cannot hold compressed clusters")
-    if image.cipher is not None:
+    if clusters.host.cipher is not None:
         raise NotSupportedError("is encrypted, and cannot hold compressed clusters besides")
-    size = image.geometry.cluster_sectors
+    size = clusters.geometry.cluster_sectors
     finished = 0
     end = sector + nb_sectors
     for at in range(sector, end, size):
         stop = min(at + size, end)
         part = buf[(at - sector) << SECTOR_SHIFT : (stop - sector) << SECTOR_SHIFT]
-        finished += _Cluster(image, dd, cb, id, prv).start(at, part)
+        finished += _Cluster(clusters, dd, cb, id, prv).start(at, part)
     return finished
 
 
 class _Cluster:
     """One cluster on its way."""
 
-    __slots__ = ("_answer", "_buf", "_cluster", "_image", "_sector", "_stream")
+    __slots__ = ("_answer", "_buf", "_cluster", "_clusters", "_file", "_sector", "_stream")
 
-    def __init__(self, image: Image, dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> None:
-        self._image = image
+    def __init__(
+        self, clusters: Clusters, dd: DiskDriver, cb: TdCallback, id: int, prv: Any
+    ) -> None:
+        self._clusters = clusters
+        self._file = clusters.metadata.file
         self._answer = (cb, dd, id, prv)
         self._stream = b""
 
     def start(self, sector: int, buf: memoryview) -> int:
-        image = self._image
+        busy, dd = self._clusters.busy, self._clusters.dd
         self._sector, self._buf = sector, buf
-        self._cluster = cluster = sector >> image.cluster_shift
-        if cluster in image.busy:
-            image.busy[cluster].append(lambda: self.start(sector, buf))
+        self._cluster = cluster = sector >> self._clusters.geometry.cluster_shift
+        if cluster in busy:
+            busy.wait(cluster, lambda: self.start(sector, buf))
             return 0
-        image.busy[cluster] = []
+        busy.begin(cluster)
         nb_sectors = len(buf) >> SECTOR_SHIFT
-        answer = (self._compressed, image.dd, sector, nb_sectors, 0, None)
-        image.file.queue_work(self._compress, (), answer)
+        answer = (self._compressed, dd, sector, nb_sectors, 0, None)
+        self._file.queue_work(self._compress, (), answer)
         return 0
 
     def _compress(self) -> int:
         """In a thread."""
-        _, deflate = codec(self._image.header.compression_type)
-        size = self._image.geometry.cluster_size
+        _, deflate = codec(self._clusters.metadata.header.compression_type)
+        size = self._clusters.geometry.cluster_size
         content: Any = self._buf
         if len(content) < size:
             content = bytes(content).ljust(size, b"\0")
@@ -91,68 +90,60 @@ class _Cluster:
         return 0
 
     def _compressed(self, dd: DiskDriver, res: int, *_: Any) -> int:
-        image = self._image
+        clusters = self._clusters
         if res:
             return self._finish(res)
-        if len(self._stream) >= image.geometry.cluster_size:
+        if len(self._stream) >= clusters.geometry.cluster_size:
             return self._store_plain()
         try:
-            offset = image.refcounts.allocate_bytes(len(self._stream))
+            offset = clusters.metadata.allocator.allocate_bytes(len(self._stream))
         except (TapError, OSError) as exc:
-            if isinstance(exc, ImageFormatError):
-                image.mark_corrupt(exc.message)
-            return self._finish(-(exc.errno or errno.EIO))
+            return self._finish(clusters.failure(exc))
 
         def written(dd: DiskDriver, res: int, *_: Any) -> int:
             return self._finish(res or self._link(offset), offset)
 
         nb_sectors = len(self._buf) >> SECTOR_SHIFT
-        answer = (written, image.dd, self._sector, nb_sectors, 0, None)
-        res_now = image.file.write_now(offset, memoryview(self._stream))
+        answer = (written, clusters.dd, self._sector, nb_sectors, 0, None)
+        res_now = self._file.write_now(offset, memoryview(self._stream))
         if res_now is not None:
-            return written(image.dd, res_now)
+            return written(clusters.dd, res_now)
         # neighbours share pages, so under O_DIRECT, too, it goes through the page cache
-        image.file.queue_work(self._write, (offset,), answer)
+        self._file.queue_work(self._write, (offset,), answer)
         return 0
 
     def _write(self, offset: int) -> int:
         """In a thread."""
-        self._image.file.write_metadata(offset, self._stream)
+        self._file.write_metadata(offset, self._stream)
         return 0
 
     def _store_plain(self) -> int:
         """It does not become smaller."""
-        image = self._image
+        clusters = self._clusters
         cb, dd, id, prv = self._answer
-        waiting = image.busy.pop(self._cluster)
-        finished = Write(image, dd, cb, id, prv).run(self._sector, self._buf)
+        waiting = clusters.busy.pop(self._cluster)
+        finished = Write(clusters, dd, cb, id, prv).run(self._sector, self._buf)
         return finished + sum(go_on() for go_on in waiting)
 
     def _link(self, offset: int) -> int:
-        image = self._image
-        geometry = image.geometry
+        metadata, geometry = self._clusters.metadata, self._clusters.geometry
         try:
-            table = own_table(image, self._cluster >> geometry.l2_bits)
+            table = own_table(metadata, self._cluster >> geometry.l2_bits)
         except (TapError, OSError) as exc:
-            if isinstance(exc, ImageFormatError):
-                image.mark_corrupt(exc.message)
-            return -(exc.errno or errno.EIO)
-        at = self._cluster & image.entry_mask
-        release_data(image, table.entries[at * geometry.words])
-        entry = geometry.compressed_entry(offset, len(self._stream))
-        image.inflater.forget(entry)
-        if image.extended:
-            image.tables.set_extended(table, at, entry, 0)
-        else:
-            image.tables.set(table, at, entry)
+            return self._clusters.failure(exc)
+        at = self._cluster & geometry.entry_mask
+        release(metadata, table.entries[at * geometry.words])
+        entry = metadata.decoder.compressed_at(offset, len(self._stream))
+        self._clusters.inflater.forget(entry)
+        metadata.tables.set(table, at, entry)
         return 0
 
     def _finish(self, res: int, offset: int = -1) -> int:
-        image = self._image
+        clusters = self._clusters
         if res and offset >= 0:
-            bits = image.cluster_bits
+            bits = clusters.geometry.cluster_bits
             last = (offset + len(self._stream) - 1) >> bits
-            image.give_back(offset >> bits, last - (offset >> bits) + 1)
+            clusters.give_back(offset >> bits, last - (offset >> bits) + 1)
         cb, dd, id, prv = self._answer
         finished = cb(dd, res, self._sector, len(self._buf) >> SECTOR_SHIFT, id, prv)
-        return finished + image.wake(self._cluster)
+        return finished + clusters.busy.end(self._cluster)

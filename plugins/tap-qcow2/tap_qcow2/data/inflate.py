@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from tap_qcow2.data.codecs import codec
+from tap_qcow2.ondisk.decoder import Decoder
+from tap_qcow2.tables.inflight import InFlight
 from tap_qcow2.tables.mapping import Run
-from tapcore import SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
+from tapcore import SECTOR_SHIFT, ImageFile, ImageFormatError, TapError, content_damaged
 
 KEPT_BYTES: Final = 4 << 20
 """Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
@@ -32,14 +30,24 @@ class Inflater:
     """The compressed clusters of one image.
 
     Args:
-        image: open.
+        file: the image file.
+        decoder: of its entries.
+        compression_type: how clusters are compressed.
+        in_flight: counts what waits for a thread.
     """
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._inflate, _ = codec(image.header.compression_type)
+    def __init__(
+        self, file: ImageFile, decoder: Decoder, compression_type: int, in_flight: InFlight
+    ) -> None:
+        self._file = file
+        self._decoder = decoder
+        self._in_flight = in_flight
+        self._compression_type = compression_type
+        self._inflate: Callable[[bytes, int], bytes] | None = None
+        self._size = decoder.geometry.cluster_size
+        self._sector_mask = decoder.geometry.sector_mask
         self._kept: OrderedDict[int, bytes] = OrderedDict()
-        self._most = max(KEPT_BYTES >> image.cluster_bits, 2)
+        self._most = max(KEPT_BYTES // self._size, 2)
         self._wanted: dict[int, list[_Wanted]] = {}
         self._collected: list[int] = []
         self._task: tuple[Callable[[], int], tuple[Any, ...]] | None = None
@@ -54,9 +62,16 @@ class Inflater:
 
         Returns:
             What the callback returned, 0 if it is answered later.
+
+        Raises:
+            NotSupportedError: inflating needs a package.
         """
+        if self._inflate is None:
+            from tap_qcow2.data.codecs import codec
+
+            self._inflate, _ = codec(self._compression_type)
         entry = run.where
-        at = (run.sector & self._image.sector_mask) << SECTOR_SHIFT
+        at = (run.sector & self._sector_mask) << SECTOR_SHIFT
         content = self._kept.get(entry)
         if content is not None:
             self._kept.move_to_end(entry)
@@ -76,7 +91,7 @@ class Inflater:
         if self._task is None:
             return
         (work, answer), self._task = self._task, None
-        self._image.file.queue_work(work, (), answer)
+        self._file.queue_work(work, (), answer)
 
     def _begin(self) -> tuple[Callable[[], int], tuple[Any, ...]]:
         """A task for clusters that are still to be collected, and its answer.
@@ -95,7 +110,7 @@ class Inflater:
             contents = found if not res else [OSError(-res, "")] * len(entries)
             return sum(map(self._arrived, entries, contents))
 
-        return work, self._image.in_flight.counted((inflated, None, 0, 0, 0, None))
+        return work, self._in_flight.counted((inflated, None, 0, 0, 0, None))
 
     def _content_or_error(self, entry: int) -> bytes | Exception:
         """In a thread: the content, or why there is none."""
@@ -124,18 +139,18 @@ class Inflater:
             ImageFormatError: it is damaged.
             OSError: as the system says.
         """
-        image = self._image
-        offset, length = image.geometry.compressed(entry)
-        there = min(length, image.file.size - offset)  # zeroes behind it could pass for a stream
+        file, size, inflate = self._file, self._size, self._inflate
+        assert inflate is not None
+        offset, length = self._decoder.compressed_range(entry)
+        there = min(length, file.size - offset)  # zeroes behind it could pass for a stream
         if there < length:
-            there = min(length, image.file.look_again() - offset)
+            there = min(length, file.look_again() - offset)
         if there <= 0:
             text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
             raise ImageFormatError(text, errno=errno.EIO)
-        stream = image.file.read_metadata(offset, there)
-        size = image.geometry.cluster_size
+        stream = file.read_metadata(offset, there)
         try:
-            content = self._inflate(stream, size)
+            content = inflate(stream, size)
         except ImageFormatError as exc:
             text = f"{exc.message}, at offset {offset:#x} of the file"
             raise ImageFormatError(text, errno=errno.EIO) from None

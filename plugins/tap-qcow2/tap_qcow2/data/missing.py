@@ -9,174 +9,135 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
-from tap_qcow2.ondisk import bigendian
-from tap_qcow2.tables import mapping
+from tap_qcow2.data.clusters import Clusters
+from tap_qcow2.ondisk.entries import DATA
 from tap_qcow2.tables.l2tables import L2Tables
-from tapcore import SECTOR_SHIFT, ImageFormatError, content_missing
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
+from tap_qcow2.tables.mapping import Run, runs_of
+from tapcore import SECTOR_SHIFT, ImageFormatError
 
 
-def bytes_inside(image: Image, host: int, length: int) -> int:
-    """How much of a run of plain clusters is there: in clusters that begin inside their file.
-
-    Args:
-        image: open.
-        host: offset of the run, bytes.
-        length: bytes.
-    """
-    file = image.data_file()
-    end = _end_of_content(image, file.size)
-    if host + length > end:  # or did somebody else, who may, make it longer since?
-        end = _end_of_content(image, file.look_again())
-    return min(max(end - host, 0), length)
-
-
-def _end_of_content(image: Image, file_size: int) -> int:
-    """Of the last cluster, with what it lacks; of an encrypted one, which was written whole, of the
-    last sector: what it lacks would be decrypted to noise."""
-    if image.header.crypt_method:
-        return file_size >> SECTOR_SHIFT << SECTOR_SHIFT
-    return -(-file_size >> image.cluster_bits) << image.cluster_bits
-
-
-def read_past_end(image: Image, host: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-    """For a read that ends past the end of the file.
-
-    Args:
-        image: open.
-        host: where it begins, bytes.
-        buf: the content's place; what is to be zeroes is filled.
-        answer: its own; what is missing is noted for its sectors.
-
-    Returns:
-        Bytes that are still to be read, or -errno.
-    """
-    inside = bytes_inside(image, host, len(buf))
-    if inside == len(buf):
-        return inside
-    _, dd, sector, nb_sectors, _, _ = answer
-    skip = inside >> SECTOR_SHIFT
-    reason = _where(image, host + inside)
-    res = content_missing(dd, sector + skip, nb_sectors - skip, buf[inside:], reason)
-    return res or inside
-
-
-def _where(image: Image, host: int) -> str:
-    file = "file" if image.data is image.file else f"data file {image.data_file().path}"
-    return f"its cluster, at offset {host:#x}, lies past the end of the {file}"
-
-
-def refuse_to_hide(image: Image) -> None:
+def refuse_to_hide(clusters: Clusters, size: int) -> None:
     """Before a first change: the file grows by it, and holes would take the place of what is lost.
+
+    Args:
+        clusters: of the disk.
+        size: of it, bytes.
 
     Raises:
         ImageFormatError: clusters are missing. Not for a server, which says so and goes on.
         OSError: a table cannot be read.
     """
-    header = image.header
-    table = header.refcount_table_offset + (header.refcount_table_clusters << image.cluster_bits)
-    if table > image.file.size:  # zeroes would say that all clusters are free
+    header, file = clusters.metadata.header, clusters.metadata.file
+    table = header.refcount_table_offset + (header.refcount_table_clusters << header.cluster_bits)
+    if table > file.size:  # zeroes would say that all clusters are free
         text = "its refcount table is cut by the end of the file: check --repair all mends it"
         raise ImageFormatError(text, errno=errno.EIO)
-    if not _may_be_missing(image):
+    if not _may_be_missing(clusters, size):
         return
     count, first = 0, None
-    for run in missing_runs(image):
+    for run in missing_runs(clusters, size):
         if first is None:
             first = run
-        count += -(-run.nb_sectors >> image.cluster_shift)
+        count += -(-run.nb_sectors >> clusters.geometry.cluster_shift)
     if first is None:
         return
     many = "1 cluster that lies" if count == 1 else f"{count} clusters that lie"
-    file = "file" if image.data is image.file else f"data file {image.data_file().path}"
     text = (
-        f"has {many} past the end of its {file} (the first at {first.sector << SECTOR_SHIFT} "
-        f"of the disk, {first.where:#x} of the file)"
+        f"has {many} past the end of its {clusters.host.name} "
+        f"(the first at {first.sector << SECTOR_SHIFT} of the disk, {first.where:#x} of the file)"
     )
-    state = image.dd.td_state
-    if image.dd.options.missing == "zeroes":
+    state, options = clusters.dd.td_state, clusters.dd.options
+    if options.missing == "zeroes":
         if state is not None:
-            state.losses.log_zeroed(image.dd.name, text)
+            state.losses.log_zeroed(clusters.dd.name, text)
         return
     way = "convert --salvage copies what is there"
-    if not image.header.crypt_method:
+    if not header.crypt_method:
         way += ", check --repair all makes the rest zeroes"
     raise ImageFormatError(f"{text}: it is damaged, and not written; {way}", errno=errno.EIO)
 
 
-def make_holes_of_lost(image: Image) -> None:
+def make_holes_of_lost(clusters: Clusters, size: int) -> None:
     """Before a server repairs the refcounts of an image that was not closed: what the file is too
     short for becomes a hole of it, as it reads anyway, and is counted.
+
+    Args:
+        clusters: of the disk.
+        size: of it, bytes.
 
     Raises:
         ImageFormatError: a table entry is not possible.
         OSError: as the system says.
     """
-    if image.data is not image.file:
+    if clusters.host.elsewhere:
         return
-    limit = image.file.size + 2 * image.size + (1 << 30)
-    ends = [run.where + (run.nb_sectors << SECTOR_SHIFT) for run in missing_runs(image)]
+    file, bits = clusters.metadata.file, clusters.geometry.cluster_bits
+    limit = file.size + 2 * size + (1 << 30)
+    runs = missing_runs(clusters, size)
+    ends = [run.where + (run.nb_sectors << SECTOR_SHIFT) for run in runs]
     end = max((end for end in ends if end <= limit), default=0)
     if not end:
         return
-    if image.dd.td_state is not None:
+    if clusters.dd.td_state is not None:
         text = "has clusters that lie past the end of its file"
-        image.dd.td_state.losses.log_zeroed(image.dd.name, text)
-    image.file.truncate_up(-(-end >> image.cluster_bits) << image.cluster_bits)
+        clusters.dd.td_state.losses.log_zeroed(clusters.dd.name, text)
+    file.truncate_up(-(-end >> bits) << bits)
 
 
-def _may_be_missing(image: Image) -> bool:
+def _may_be_missing(clusters: Clusters, size: int) -> bool:
     """A quick look: is anything counted, or allocated, past the end of the file?"""
-    if image.data is None:  # a new image, of which only the tables are made
+    host, metadata = clusters.host, clusters.metadata
+    if host.file is None:  # a new image, of which only the tables are made
         return False
-    if image.data is not image.file:
-        return image.data.size < image.size
-    return image.refcounts.counted_from(
-        _end_of_content(image, image.file.size) >> image.cluster_bits
-    )
+    if host.elsewhere:
+        return host.file.size < size
+    end = host.end_of_content(metadata.file.size)
+    return metadata.refcounts.counted_from(end >> clusters.geometry.cluster_bits)
 
 
-def missing_runs(image: Image) -> Iterator[mapping.Run]:
+def missing_runs(clusters: Clusters, size: int) -> Iterator[Run]:
     """Plain clusters that are missing: of the disk as it is, and of its snapshots.
+
+    Args:
+        clusters: of the disk.
+        size: of it, bytes.
 
     Raises:
         ImageFormatError: a table entry is not possible.
         OSError: a table cannot be read.
     """
-    yield from _missing(image, image.tables, image.size)
-    if not image.header.nb_snapshots:
+    metadata = clusters.metadata
+    file, header = metadata.file, metadata.header
+    yield from _missing(clusters, metadata.tables, size)
+    if not header.nb_snapshots:
         return
-    from tap_qcow2.snapshots.table import check_snapshot_l1, read_snapshots
+    from tap_qcow2.snapshots.table import read_snapshots, snapshot_l1
 
-    for snapshot in read_snapshots(image):
-        check_snapshot_l1(image, snapshot)
-        l1 = bigendian.read(image.file, snapshot.l1_offset, snapshot.l1_size)
-        tables = L2Tables(image.file, image.geometry, l1, snapshot.l1_offset, 0)
-        yield from _missing(image, tables, snapshot.disk_size or image.size)
+    for snapshot in read_snapshots(file, header):
+        l1 = snapshot_l1(file, header, snapshot)
+        tables = L2Tables(file, metadata.decoder, l1, snapshot.l1_offset, 0)
+        yield from _missing(clusters, tables, snapshot.disk_size or size)
 
 
-def _missing(image: Image, tables: L2Tables, size: int) -> Iterator[mapping.Run]:
+def _missing(clusters: Clusters, tables: L2Tables, size: int) -> Iterator[Run]:
     # a data file has each cluster at the disk's own offset: what lies below its end is there
-    first = 0 if image.data is image.file else image.data_file().size >> SECTOR_SHIFT
-    first &= ~image.sector_mask
+    host = clusters.host
+    first = host.opened().size >> SECTOR_SHIFT if host.elsewhere else 0
+    first &= ~clusters.geometry.sector_mask
     count = (size >> SECTOR_SHIFT) - first
-    for run in mapping.runs_of(image, tables, first, count) if count > 0 else ():
-        if run.kind != mapping.DATA:
+    for run in runs_of(tables, first, count) if count > 0 else ():
+        if run.kind != DATA:
             continue
         length = run.nb_sectors << SECTOR_SHIFT
-        inside = bytes_inside(image, run.where, length)
+        inside = host.bytes_inside(run.where, length)
         if inside < length:
             skip = inside >> SECTOR_SHIFT
-            yield mapping.Run(
-                mapping.DATA, run.sector + skip, run.nb_sectors - skip, run.where + inside
-            )
+            yield Run(DATA, run.sector + skip, run.nb_sectors - skip, run.where + inside)
 
 
-def lies_past_end(image: Image, entry: int) -> bool:
+def lies_past_end(clusters: Clusters, entry: int) -> bool:
     """Whether a compressed cluster begins past the end of the file."""
-    offset, _ = image.geometry.compressed(entry)
-    return offset >= image.file.size and offset >= image.file.look_again()
+    file = clusters.metadata.file
+    offset, _ = clusters.decoder.compressed_range(entry)
+    return offset >= file.size and offset >= file.look_again()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tap_qcow2.tables import mapping
-from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT, ImageFormatError, TapError, content_damaged
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tapcore import DiskDriver, TdCallback
+from tap_qcow2.data.clusters import Clusters
+from tap_qcow2.data.hostdata import Answer
+from tap_qcow2.ondisk.entries import COMPRESSED, DATA, ZERO
+from tap_qcow2.tables.l2tables import Table
+from tap_qcow2.tables.mapping import Run, run_at
+from tapcore import (
+    BLK_NOT_ALLOCATED,
+    SECTOR_SHIFT,
+    DiskDriver,
+    ImageFormatError,
+    TapError,
+    TdCallback,
+)
 
 
 def read(
-    image: Image,
+    clusters: Clusters,
     dd: DiskDriver,
     sector: int,
     nb_sectors: int,
@@ -26,7 +32,7 @@ def read(
     """Read a range that lies inside the disk; what has to wait is answered later.
 
     Args:
-        image: open.
+        clusters: of the disk.
         dd: as the hook's.
         sector: first sector.
         nb_sectors: how many.
@@ -41,72 +47,74 @@ def read(
     finished = 0
     end = sector + nb_sectors
     first = sector
+    shift = clusters.geometry.table_shift
     while sector < end:
-        index = sector >> image.table_shift
-        stop = min(end, (index + 1) << image.table_shift)
+        index = sector >> shift
+        stop = min(end, (index + 1) << shift)
         part = buf[(sector - first) << SECTOR_SHIFT : (stop - first) << SECTOR_SHIFT]
-        finished += _read_in_table(image, index, dd, sector, stop, part, cb, id, prv)
+        finished += _read_in_table(clusters, index, part, (cb, dd, sector, stop - sector, id, prv))
         sector = stop
     return finished
 
 
-def _read_in_table(
-    image: Image,
-    index: int,
-    dd: DiskDriver,
-    sector: int,
-    stop: int,
-    buf: memoryview,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
-    tables = image.tables
+def _read_in_table(clusters: Clusters, index: int, buf: memoryview, answer: Answer) -> int:
+    """The part that one L2 table maps, as soon as that is in memory."""
+    cb, dd, sector, nb_sectors, id, prv = answer
+    tables = clusters.metadata.tables
+    done: int
     try:
         table = tables.cached(index)
         if table is None:
             if not tables.offset_of(index):
-                return cb(dd, BLK_NOT_ALLOCATED, sector, stop - sector, id, prv)
+                done = cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
+                return done
             table = tables.now(index)
         if table is None:
 
             def go_on(res: int) -> int:
                 if res:
-                    return cb(dd, res, sector, stop - sector, id, prv)
-                return _read_in_table(image, index, dd, sector, stop, buf, cb, id, prv)
+                    failed: int = cb(dd, res, sector, nb_sectors, id, prv)
+                    return failed
+                return _read_in_table(clusters, index, buf, answer)
 
             tables.load(index, go_on)
             return 0
     except (TapError, OSError) as exc:
-        return _fail(image, exc, (cb, dd, sector, stop - sector, id, prv))
+        return _fail(clusters, exc, answer)
+    return _read_by(clusters, table, buf, answer)
+
+
+def _read_by(clusters: Clusters, table: Table, buf: memoryview, answer: Answer) -> int:
+    """The same, run by run, with the table."""
+    cb, dd, sector, nb_sectors, id, prv = answer
     finished = 0
-    first = sector
+    first, stop = sector, sector + nb_sectors
     while sector < stop:
         try:
-            run = mapping.run_at(image, table, sector, stop)
+            run = run_at(clusters.decoder, table, sector, stop)
         except ImageFormatError as exc:  # of this cluster; those behind it are not concerned
-            until = min((sector | image.sector_mask) + 1, stop)
-            finished += _fail(image, exc, (cb, dd, sector, until - sector, id, prv))
+            until = min((sector | clusters.geometry.sector_mask) + 1, stop)
+            finished += _fail(clusters, exc, (cb, dd, sector, until - sector, id, prv))
             sector = until
             continue
         at = (sector - first) << SECTOR_SHIFT
         part = buf[at : at + (run.nb_sectors << SECTOR_SHIFT)]
-        finished += _read_run(image, run, part, (cb, dd, sector, run.nb_sectors, id, prv))
+        finished += _read_run(clusters, run, part, (cb, dd, sector, run.nb_sectors, id, prv))
         sector += run.nb_sectors
     return finished
 
 
-def _read_run(image: Image, run: mapping.Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
+def _read_run(clusters: Clusters, run: Run, buf: memoryview, answer: Answer) -> int:
     cb, dd, sector, nb_sectors, id, prv = answer
     done: int
     try:
-        if run.kind == mapping.DATA:
-            return image.read_data(run.where, buf, answer)
-        if run.kind == mapping.COMPRESSED:
-            return image.inflater.read(run, buf, answer)
+        if run.kind == DATA:
+            return clusters.host.read(run.where, buf, answer)
+        if run.kind == COMPRESSED:
+            return clusters.inflater.read(run, buf, answer)
     except (TapError, OSError) as exc:
-        return _fail(image, exc, answer)
-    if run.kind == mapping.ZERO:
+        return _fail(clusters, exc, answer)
+    if run.kind == ZERO:
         buf[:] = bytes(len(buf))
         done = cb(dd, 0, sector, nb_sectors, id, prv)
         return done
@@ -114,11 +122,8 @@ def _read_run(image: Image, run: mapping.Run, buf: memoryview, answer: tuple[Any
     return done
 
 
-def _fail(image: Image, exc: TapError | OSError, answer: tuple[Any, ...]) -> int:
+def _fail(clusters: Clusters, exc: TapError | OSError, answer: Answer) -> int:
     cb, dd, sector, nb_sectors, id, prv = answer
-    res = -(exc.errno or errno.EIO)
-    if isinstance(exc, ImageFormatError):
-        res = content_damaged(dd, sector, nb_sectors, exc.message)
-        image.mark_corrupt(exc.message, told=True)
+    res = clusters.failure_of(exc, sector, nb_sectors)
     done: int = cb(dd, res, sector, nb_sectors, id, prv)
     return done

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tap_qcow2.ondisk import layout
-from tap_qcow2.tables import mapping
-from tap_qcow2.tables.links import own_table, release_data
-from tapcore import ImageFormatError, TapError
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tap_qcow2.tables.l2tables import Table
-    from tapcore import DiskDriver, TdCallback
+from tap_qcow2.data.clusters import Clusters
+from tap_qcow2.data.copyonwrite import nothing_below, shows_zeroes
+from tap_qcow2.ondisk.entries import (
+    ALL_ZEROES,
+    compressed,
+    place_of,
+    subclusters,
+    with_zeroes,
+)
+from tap_qcow2.ondisk.layout import SUBCLUSTERS
+from tap_qcow2.tables.l2tables import Table
+from tap_qcow2.tables.links import own_table, replace
+from tap_qcow2.tables.writeback import Writeback
+from tapcore import SECTOR_SHIFT, DiskDriver, TapError, TdCallback
 
 
 class Zeroing:
     """A discard, or a write of zeroes, that goes through the tables.
 
     Args:
-        image: open for writing, prepared for it.
+        clusters: of a disk that is prepared for writing.
+        writeback: brings changed tables to the disk.
         discard: only forget content; else it must read as zeroes afterwards.
         may_unmap: space may be given back.
         dd: as the hook's.
@@ -33,11 +39,23 @@ class Zeroing:
         prv: as the hook's.
     """
 
-    __slots__ = ("_cb", "_dd", "_discard", "_id", "_image", "_may_unmap", "_prv")
+    __slots__ = (
+        "_cb",
+        "_clusters",
+        "_dd",
+        "_discard",
+        "_geometry",
+        "_header",
+        "_id",
+        "_may_unmap",
+        "_prv",
+        "_writeback",
+    )
 
     def __init__(
         self,
-        image: Image,
+        clusters: Clusters,
+        writeback: Writeback,
         discard: bool,
         may_unmap: bool,
         dd: DiskDriver,
@@ -45,7 +63,10 @@ class Zeroing:
         id: int,
         prv: Any,
     ) -> None:
-        self._image = image
+        self._clusters = clusters
+        self._writeback = writeback
+        self._geometry = clusters.geometry
+        self._header = clusters.metadata.header
         self._discard = discard
         self._may_unmap = may_unmap
         self._dd = dd
@@ -55,30 +76,28 @@ class Zeroing:
 
     def run(self, sector: int, end: int) -> int:
         """Take the sectors from `sector` up to `end`; returns how many requests were completed."""
-        image = self._image
+        busy, shift = self._clusters.busy, self._geometry.cluster_shift
         finished = 0
         done_from = sector
         while sector < end:
-            cluster = sector >> image.cluster_shift
-            if cluster in image.busy:
+            cluster = sector >> shift
+            if cluster in busy:
                 finished += self._done(0, done_from, sector)
-                stop = min(end, (cluster + 1) << image.cluster_shift)
-                image.busy[cluster].append(self._later(sector, stop))
+                stop = min(end, (cluster + 1) << shift)
+                busy.wait(cluster, self._later(sector, stop))
                 sector = done_from = stop
                 continue
             try:
                 res, stop = self._one(sector, end)
             except (TapError, OSError) as exc:
-                if isinstance(exc, ImageFormatError):
-                    image.mark_corrupt(exc.message)
-                res, stop = -(exc.errno or errno.EIO), end
+                res, stop = self._clusters.failure(exc), end
             if res:
                 finished += self._done(0, done_from, sector)
                 finished += self._done(res, sector, stop)
                 done_from = stop
             sector = stop
-            if sector < end and image.writeback.needed:
-                image.writeback.flush(self._after_flush(sector, end))
+            if sector < end and self._writeback.needed:
+                self._writeback.flush(self._after_flush(sector, end))
                 end = sector
         return finished + self._done(0, done_from, end)
 
@@ -98,59 +117,45 @@ class Zeroing:
 
     def _one(self, sector: int, end: int) -> tuple[int, int]:
         """The cluster, or the run of clusters without a table, at a sector: result, up to where."""
-        image = self._image
-        index = sector >> image.table_shift
-        stop = min(end, (index + 1) << image.table_shift)
-        has_table = image.tables.cached(index) is not None or image.tables.offset_of(index)
-        if not has_table and self._shows_zeroes_below(sector):
+        geometry, tables = self._geometry, self._clusters.metadata.tables
+        index = sector >> geometry.table_shift
+        stop = min(end, (index + 1) << geometry.table_shift)
+        has_table = tables.cached(index) is not None or tables.offset_of(index)
+        if not has_table and nothing_below(self._clusters, sector):
             return 0, stop
-        until = min((sector | image.sector_mask) + 1, end)
-        table = image.tables.wait(index) if has_table else None
-        whole = not sector & image.sector_mask and (
-            until - sector == image.geometry.cluster_sectors or until == image.dd.size
+        until = min((sector | geometry.sector_mask) + 1, end)
+        table = tables.wait(index) if has_table else None
+        whole = not sector & geometry.sector_mask and (
+            until - sector == geometry.cluster_sectors or until == self._clusters.dd.size
         )
         if self._discard:
-            if whole and (table is not None or image.header.version >= 3):
+            if whole and (table is not None or self._header.version >= 3):
                 self._discard_cluster(table, sector)
             return 0, until
-        if not whole and not image.extended:
+        if not whole and not geometry.extended:
             return self._edge(table, sector, until), until
-        if image.header.version < 3:
+        if self._header.version < 3:
             return self._zero_in_version_2(table, sector, until), until
-        if image.extended:
+        if geometry.extended:
             return self._zero_subclusters(table, sector, until), until
         self._zero_cluster(sector, until)
         return 0, until
 
-    def _shows_zeroes_below(self, sector: int) -> bool:
-        """Whether a sector that is not allocated here is zero, whatever happens to the parent."""
-        parent = self._image.dd.next
-        return parent is None or sector >= parent.size
-
     def _edge(self, table: Table | None, sector: int, until: int) -> int:
         """A part of a cluster: nothing to be done where it shows zeroes already."""
-        if table is not None:
-            while sector < until:
-                run = mapping.run_at(self._image, table, sector, until)
-                zero = run.kind == mapping.ZERO or (
-                    run.kind == mapping.UNALLOCATED and self._shows_zeroes_below(sector)
-                )
-                if not zero:
-                    return -errno.EOPNOTSUPP
-                sector += run.nb_sectors
-            return 0
-        return 0 if self._shows_zeroes_below(sector) else -errno.EOPNOTSUPP
+        zero = shows_zeroes(self._clusters, table, [(sector, until)])
+        return 0 if zero else -errno.EOPNOTSUPP
 
     def _entry(self, table: Table | None, sector: int) -> tuple[int, int]:
-        image = self._image
+        geometry = self._geometry
         if table is None:
             return 0, 0
-        at = ((sector >> image.cluster_shift) & image.entry_mask) * image.geometry.words
-        return table.entries[at], table.entries[at + 1] if image.extended else 0
+        at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
+        return table.entries[at], table.entries[at + 1] if geometry.extended else 0
 
     def _zero_in_version_2(self, table: Table | None, sector: int, until: int) -> int:
         """There is no flag for zeroes: only what no parent shows can be forgotten."""
-        if not self._shows_zeroes_below(sector) or self._image.data is not self._image.file:
+        if not nothing_below(self._clusters, sector) or self._clusters.host.elsewhere:
             return self._edge(table, sector, until)
         entry, _ = self._entry(table, sector)
         if entry and not self._may_unmap:
@@ -160,26 +165,19 @@ class Zeroing:
         return 0
 
     def _zero_cluster(self, sector: int, until: int) -> None:
-        image = self._image
-        table = own_table(image, sector >> image.table_shift)
-        entry, _ = self._entry(table, sector)
-        host = entry & layout.OFFSET_MASK
-        keep = (
-            not self._may_unmap
-            and entry & layout.COPIED
-            and not entry & layout.COMPRESSED
-            and (host or image.data is not image.file)
-        ) or (image.data is not image.file and entry & layout.COPIED)
+        table = own_table(self._clusters.metadata, sector >> self._geometry.table_shift)
+        decoder = self._clusters.decoder
+        space = decoder.own_space(self._entry(table, sector)[0])
+        keep = space >= 0 and (not self._may_unmap or decoder.elsewhere)
         self._zero_in_data_file(sector, until)
-        self._replace(sector, layout.ZERO | (host | layout.COPIED if keep else 0), 0)
+        self._replace(sector, decoder.zeroes(space if keep else -1), 0)
 
     def _zero_in_data_file(self, sector: int, until: int) -> None:
         """A raw data file must show the same as the image."""
-        image = self._image
-        if not image.header.data_file_raw:
+        if not self._header.data_file_raw:
             return
-        data = image.data_file()
-        offset, length = sector << 9, (until - sector) << 9
+        data = self._clusters.host.opened()
+        offset, length = sector << SECTOR_SHIFT, (until - sector) << SECTOR_SHIFT
         if data.zero_blocking(offset, length, self._may_unmap):
             while length:
                 content = memoryview(bytes(min(length, 1 << 20)))
@@ -189,76 +187,57 @@ class Zeroing:
                 length -= len(content)
 
     def _zero_subclusters(self, table: Table | None, sector: int, until: int) -> int:
-        image = self._image
-        shift = image.cluster_shift - 5
-        start, stop = sector & image.sector_mask, ((until - 1) & image.sector_mask) + 1
-        low, high = -(-start >> shift), stop >> shift
-        if until == image.dd.size:
-            high = -(-stop >> shift)
-        inner = low << shift, min(high << shift, stop)
+        geometry = self._geometry
+        unit = geometry.unit >> SECTOR_SHIFT
+        start, stop = sector & geometry.sector_mask, ((until - 1) & geometry.sector_mask) + 1
+        low, high = -(-start // unit), stop // unit
+        if until == self._clusters.dd.size:
+            high = -(-stop // unit)
+        inner = low * unit, min(high * unit, stop)
         base = sector - start
         if inner[0] >= inner[1]:
             return self._edge(table, sector, until)
         entry, _ = self._entry(table, sector)
-        if entry & layout.COMPRESSED and high - low < layout.SUBCLUSTERS:
+        if compressed(entry) and high - low < SUBCLUSTERS:
             return self._edge(table, sector, until)
         edges = ((sector, base + inner[0]), (base + inner[1], until))
         if any(a < b and self._edge(table, a, b) for a, b in edges):
             return -errno.EOPNOTSUPP
         self._zero_in_data_file(base + inner[0], base + inner[1])
-        table = own_table(image, sector >> image.table_shift)
+        table = own_table(self._clusters.metadata, sector >> geometry.table_shift)
         entry, bitmap = self._entry(table, sector)
-        mask = ((1 << (high - low)) - 1) << low
-        bitmap = bitmap & ~mask | mask << 32
-        self._link_zeroes(sector, entry, bitmap, all_zero=bitmap == layout.ALL_ZERO)
-        return 0
-
-    def _link_zeroes(self, sector: int, entry: int, bitmap: int, *, all_zero: bool) -> None:
-        drop = entry & layout.COMPRESSED or (
-            all_zero and self._may_unmap and self._image.data is self._image.file
-        )
-        if all_zero and drop:
+        bitmap = with_zeroes(bitmap, subclusters(low, high))
+        if bitmap == ALL_ZEROES and self._may_lose_space(entry):
             entry = 0
         self._replace(sector, entry, bitmap)
+        return 0
+
+    def _may_lose_space(self, entry: int) -> bool:
+        return compressed(entry) or (self._may_unmap and not self._clusters.host.elsewhere)
 
     def _replace(self, sector: int, entry: int, bitmap: int) -> None:
         """Change the entry of a sector's cluster; what it does not point to any more is free."""
-        image = self._image
-        table = own_table(image, sector >> image.table_shift)
-        old, _ = self._entry(table, sector)
-        host = entry & layout.OFFSET_MASK
-        plain = not old & layout.COMPRESSED and image.data is image.file
-        if plain and old & layout.OFFSET_MASK and not host:
-            image.writeback.discarded.add((old & layout.OFFSET_MASK) >> image.cluster_bits)
-        release_data(image, old, host or -1)
-        cluster = (sector >> image.cluster_shift) & image.entry_mask
-        if image.extended:
-            image.tables.set_extended(table, cluster, entry, bitmap)
-        else:
-            image.tables.set(table, cluster, entry)
+        metadata, geometry = self._clusters.metadata, self._geometry
+        table = own_table(metadata, sector >> geometry.table_shift)
+        number = (sector >> geometry.cluster_shift) & geometry.entry_mask
+        replace(metadata, table, number, entry, bitmap)
 
     # ---- discards ---------------------------------------------------------------------------
 
     def _discard_cluster(self, table: Table | None, sector: int) -> None:
         """Afterwards it reads as zeroes where the format can say that, else as before."""
-        image = self._image
+        decoder, size = self._clusters.decoder, self._clusters.dd.size
         entry, bitmap = self._entry(table, sector)
-        below = not self._shows_zeroes_below(sector)
-        if image.header.version < 3:
-            if not below and entry and image.data is image.file:
+        zero_below = nothing_below(self._clusters, sector)
+        if self._header.version < 3:
+            if zero_below and entry and not decoder.elsewhere:
                 self._replace(sector, 0, 0)
             return
-        allocated = entry & (layout.OFFSET_MASK | layout.COMPRESSED) or (
-            entry & layout.COPIED and image.data is not image.file
-        )
-        if not allocated and not below and not bitmap:
+        if zero_below and not bitmap and not decoder.refers(entry):
             return
-        self._zero_in_data_file(sector, min((sector | image.sector_mask) + 1, image.dd.size))
-        if image.data is not image.file and image.header.data_file_raw:
-            kept = entry & (layout.OFFSET_MASK | layout.COPIED)
+        self._zero_in_data_file(sector, min((sector | self._geometry.sector_mask) + 1, size))
+        kept = place_of(entry) if self._header.data_file_raw else 0
+        if self._geometry.extended:
+            self._replace(sector, kept, ALL_ZEROES)
         else:
-            kept = 0
-        if image.extended:
-            self._replace(sector, kept, layout.ALL_ZERO)
-        else:
-            self._replace(sector, kept | layout.ZERO, 0)
+            self._replace(sector, kept | decoder.zeroes(), 0)

@@ -1,4 +1,4 @@
-"""The numbers of the format: magic, feature bits, flags of table entries, limits, geometry.
+"""The numbers of the format: magic, feature bits, limits, geometry.
 
 Source: QEMU, docs/interop/qcow2.rst. The limits are those that QEMU keeps.
 """
@@ -61,23 +61,6 @@ CRYPT_NAMES: Final = {CRYPT_NONE: "none", CRYPT_AES: "aes", CRYPT_LUKS: "luks"}
 
 COMPRESSION_NAMES: Final = ("zlib", "zstd")
 
-# ---- table entries ---------------------------------------------------------------------------
-
-COPIED: Final = 1 << 63
-"""The refcount of what the entry points to is exactly one: it may be written in place."""
-
-COMPRESSED: Final = 1 << 62
-ZERO: Final = 1 << 0
-OFFSET_MASK: Final = 0x00FF_FFFF_FFFF_FE00
-NOT_PLAIN: Final = COMPRESSED | ZERO
-REFTABLE_MASK: Final = 0xFFFF_FFFF_FFFF_FE00
-L1_RESERVED: Final = 0x7F00_0000_0000_01FF
-L2_RESERVED: Final = 0x3F00_0000_0000_01FE
-
-SUBCLUSTERS: Final = 32
-ALL_ALLOCATED: Final = 0xFFFF_FFFF
-ALL_ZERO: Final = 0xFFFF_FFFF << 32
-
 # ---- limits ----------------------------------------------------------------------------------
 
 MIN_CLUSTER_BITS: Final = 9
@@ -93,7 +76,8 @@ MAX_BITMAPS: Final = 65535
 MAX_BITMAP_DIRECTORY_BYTES: Final = 1024 * MAX_BITMAPS
 MAX_BACKING_NAME: Final = 1023
 MAX_CRYPTO_HEADER: Final = 64 << 20
-MAX_HOST_OFFSET: Final = 1 << 56
+SUBCLUSTERS: Final = 32
+"""Of a cluster with an extended L2 entry."""
 
 
 @attrs.frozen
@@ -110,9 +94,9 @@ class Geometry:
         words: 64-bit words in an L2 entry, 1 or 2.
         table_words: 64-bit words in an L2 table.
         unit: bytes that are allocated, or zero, independently: a cluster or a subcluster.
-        csize_shift: where a compressed cluster's number of additional sectors begins.
-        csize_mask: of that number, shifted down.
-        coffset_mask: of its byte offset in the host file.
+        table_shift: from a sector number to an L1 table's entry.
+        entry_mask: of a cluster's number in its L2 table.
+        sector_mask: of a sector's number in its cluster.
     """
 
     cluster_bits: int
@@ -124,24 +108,24 @@ class Geometry:
     words: int = attrs.field(init=False)
     table_words: int = attrs.field(init=False)
     unit: int = attrs.field(init=False)
-    csize_shift: int = attrs.field(init=False)
-    csize_mask: int = attrs.field(init=False)
-    coffset_mask: int = attrs.field(init=False)
+    table_shift: int = attrs.field(init=False)
+    entry_mask: int = attrs.field(init=False)
+    sector_mask: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         bits = self.cluster_bits
-        shift = 62 - (bits - 8)
+        l2_bits = bits - 4 if self.extended else bits - 3
         for name, value in (
             ("cluster_size", 1 << bits),
             ("cluster_sectors", 1 << (bits - SECTOR_SHIFT)),
             ("cluster_shift", bits - SECTOR_SHIFT),
-            ("l2_bits", bits - 4 if self.extended else bits - 3),
+            ("l2_bits", l2_bits),
             ("words", 2 if self.extended else 1),
             ("table_words", 1 << (bits - 3)),
             ("unit", (1 << bits) // SUBCLUSTERS if self.extended else 1 << bits),
-            ("csize_shift", shift),
-            ("csize_mask", (1 << (bits - 8)) - 1),
-            ("coffset_mask", (1 << shift) - 1),
+            ("table_shift", bits - SECTOR_SHIFT + l2_bits),
+            ("entry_mask", (1 << l2_bits) - 1),
+            ("sector_mask", (1 << (bits - SECTOR_SHIFT)) - 1),
         ):
             object.__setattr__(self, name, value)
 
@@ -153,14 +137,3 @@ class Geometry:
         """L1 entries that a disk of `size` bytes needs."""
         bits = self.cluster_bits + self.l2_bits
         return (size + (1 << bits) - 1) >> bits
-
-    def compressed(self, entry: int) -> tuple[int, int]:
-        """Where a compressed cluster lies: (byte offset, bytes in which its stream ends)."""
-        offset = entry & self.coffset_mask
-        sectors = ((entry >> self.csize_shift) & self.csize_mask) + 1
-        return offset, (sectors << SECTOR_SHIFT) - (offset & 511)
-
-    def compressed_entry(self, offset: int, length: int) -> int:
-        """The L2 entry of a compressed cluster of `length` bytes at a byte offset."""
-        sectors = ((offset + length - 1) >> SECTOR_SHIFT) - (offset >> SECTOR_SHIFT)
-        return COMPRESSED | offset | (sectors << self.csize_shift)

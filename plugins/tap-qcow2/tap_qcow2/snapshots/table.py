@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
-from tap_qcow2.ondisk import layout
-from tapcore import ImageFormatError, Snapshot, printable
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tap_qcow2.ondisk.header import Header
+from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk.header import Header
+from tapcore import ImageFile, ImageFormatError, Snapshot, printable
 
 ENTRY: Final = struct.Struct(">QIHHIIQII")
 ENTRY_L1_SIZE: Final = 8
@@ -102,35 +99,37 @@ def table_bytes(snapshots: list[SnapshotEntry]) -> int:
     return sum(snapshot.stored_bytes for snapshot in snapshots)
 
 
-def read_snapshots(image: Image) -> list[SnapshotEntry]:
+def read_snapshots(file: ImageFile, header: Header) -> list[SnapshotEntry]:
     """All entries of an image's table.
+
+    Args:
+        file: the image file.
+        header: of it.
 
     Raises:
         ImageFormatError: the table cannot be true.
         OSError: as the system says.
     """
-    return list(each_snapshot(image))
+    return list(each_snapshot(file, header))
 
 
-def each_snapshot(image: Image) -> Iterator[SnapshotEntry]:
+def each_snapshot(file: ImageFile, header: Header) -> Iterator[SnapshotEntry]:
     """The same one by one: there may be 65,536 of them.
 
     Raises:
         ImageFormatError, OSError: as `read_snapshots`.
     """
-    header = image.header
     at, budget = header.snapshots_offset, layout.MAX_SNAPSHOT_TABLE_BYTES
     for _ in range(header.nb_snapshots):
-        entry = _read_entry(image, at)
+        entry = _read_entry(file, at)
         at += entry.stored_bytes
         budget -= entry.stored_bytes
-        if budget < 0 or at > image.file.size + 8:
+        if budget < 0 or at > file.size + 8:
             raise ImageFormatError("has a snapshot table that ends outside of the file")
         yield entry
 
 
-def _read_entry(image: Image, at: int) -> SnapshotEntry:
-    file = image.file
+def _read_entry(file: ImageFile, at: int) -> SnapshotEntry:
     if at + ENTRY.size > file.size:
         raise ImageFormatError("has a snapshot table that ends outside of the file")
     (
@@ -200,10 +199,22 @@ def find_snapshot(snapshots: list[SnapshotEntry], wanted: str) -> SnapshotEntry:
     raise ImageFormatError(f"has no snapshot '{wanted}' (there are: {names})")
 
 
-def check_snapshot_l1(image: Image, snapshot: SnapshotEntry) -> None:
+def snapshot_l1(file: ImageFile, header: Header, snapshot: SnapshotEntry) -> bigendian.Words:
+    """The entries of a snapshot's L1 table.
+
+    Raises:
+        ImageFormatError: it cannot be where the snapshot says.
+        OSError: as the system says.
+    """
+    check_snapshot_l1(file, header, snapshot)
+    return bigendian.read(file, snapshot.l1_offset, snapshot.l1_size)
+
+
+def check_snapshot_l1(file: ImageFile, header: Header, snapshot: SnapshotEntry) -> None:
     """Raise ImageFormatError where a snapshot's L1 table cannot be where it says."""
     size = snapshot.l1_size * 8
-    bad = snapshot.l1_offset & (image.geometry.cluster_size - 1) or size > layout.MAX_L1_BYTES
-    if bad or snapshot.l1_offset + size > image.file.size:
+    low = (1 << header.cluster_bits) - 1
+    bad = snapshot.l1_offset & low or size > layout.MAX_L1_BYTES
+    if bad or snapshot.l1_offset + size > file.size:
         name = printable(snapshot.name)
         raise ImageFormatError(f"has a snapshot '{name}' with an impossible L1 table")

@@ -6,15 +6,14 @@ Source: qcow2.rst, "L1 table entry", "L2 table entry".
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
-from tap_qcow2.check.verdicts import Rules, judge, runs
-from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tapcore import ImageFile
+from tap_qcow2.ondisk.entries import copied, flagged, offset_of, runs, shared_table
+from tap_qcow2.ondisk.verdicts import Rules, judge
+from tap_qcow2.tables.metadata import Metadata
+from tapcore import ImageFile
 
 _PIECE: Final = 512
 """Changed tables are written by the sector, so that no entry is ever torn."""
@@ -37,28 +36,25 @@ def flagged_runs(rules: Rules, entries: Words) -> Iterator[tuple[int, int, bool]
         rules: of the image.
         entries: of the table.
     """
-    geometry = rules.geometry
-    if geometry.extended:
-        live = [entry for entry in entries[::2] if entry]
-    else:
-        live = [entry for entry in entries if entry > 1]
-    for entry, count in runs(live, geometry.cluster_size):
-        first = (entry & layout.OFFSET_MASK) >> geometry.cluster_bits
-        if not entry & rules.odd and first:
-            yield first, count, bool(entry & layout.COPIED)
+    decoder, geometry = rules.decoder, rules.geometry
+    for entry, count in runs(decoder.live(entries), geometry.cluster_size):
+        first = decoder.sound_cluster(entry)
+        if first:
+            yield first, count, copied(entry)
             continue
         for number in range(count):
             each = entry + number * geometry.cluster_size
             if judge(rules, each).flagged:
-                first = (each & layout.OFFSET_MASK) >> geometry.cluster_bits
-                yield first, 1, bool(each & layout.COPIED)
+                yield offset_of(each) >> geometry.cluster_bits, 1, copied(each)
 
 
-def set_flags(image: Image, rules: Rules, tables: Iterable[int], references: References) -> None:
+def set_flags(
+    metadata: Metadata, rules: Rules, tables: Iterable[int], references: References
+) -> None:
     """Write the COPIED flags of the active L1 table, and of L2 tables, as they should be.
 
     Args:
-        image: open for writing, nothing waiting to be written.
+        metadata: of the image; nothing is waiting to be written.
         rules: of it.
         tables: offsets of the L2 tables (bytes), each a cluster's.
         references: to clusters.
@@ -66,31 +62,27 @@ def set_flags(image: Image, rules: Rules, tables: Iterable[int], references: Ref
     Raises:
         OSError: as the system says.
     """
-    file, header = image.file, image.header
+    file, header, geometry = metadata.file, metadata.header, metadata.geometry
     for offset, content in bigendian.parts(file, header.l1_table_offset, header.l1_size):
         entries = bigendian.from_bytes(content)
         for index, entry in enumerate(entries):
-            cluster = (entry & layout.OFFSET_MASK) >> image.cluster_bits
+            cluster = offset_of(entry) >> geometry.cluster_bits
             if cluster:
-                entries[index] = _flagged(entry, references.get(cluster) == 1)
+                entries[index] = flagged(entry, references.get(cluster) == 1)
         write_changed(file, offset, content, bigendian.to_bytes(entries))
     for offset in tables:
-        content = file.read_metadata(offset, image.geometry.cluster_size)
+        content = file.read_metadata(offset, geometry.cluster_size)
         entries = bigendian.from_bytes(content)
         if not _fit(rules, references, entries):
             _correct(rules, references, entries)
             write_changed(file, offset, content, bigendian.to_bytes(entries))
-    image.flush_file()
-
-
-def _flagged(entry: int, single: bool) -> int:
-    return entry | layout.COPIED if single else entry & ~layout.COPIED
+    metadata.flush()
 
 
 def _fit(rules: Rules, references: References, entries: Words) -> bool:
-    for first, count, copied in flagged_runs(rules, entries):
+    for first, count, flag in flagged_runs(rules, entries):
         single = count if rules.data_file else references.ones(first, count)
-        if single != (count if copied else 0):
+        if single != (count if flag else 0):
             return False
     return True
 
@@ -100,29 +92,26 @@ def _correct(rules: Rules, references: References, entries: Words) -> None:
     for at in range(0, len(entries), step):
         entry = entries[at]
         if entry > 1 and judge(rules, entry, entries[at + 1] if step == 2 else 0).flagged:
-            cluster = (entry & layout.OFFSET_MASK) >> bits
-            entries[at] = _flagged(entry, rules.data_file or references.get(cluster) == 1)
+            cluster = offset_of(entry) >> bits
+            entries[at] = flagged(entry, rules.data_file or references.get(cluster) == 1)
 
 
-def clear_flags(image: Image, tables: Iterable[int]) -> None:
+def clear_flags(metadata: Metadata, tables: Iterable[int]) -> None:
     """Write L2 tables of which all is shared from now on: without any COPIED flag.
 
     Args:
-        image: open for writing, nothing waiting to be written.
+        metadata: of the image; nothing is waiting to be written.
         tables: their offsets (bytes).
 
     Raises:
         OSError: as the system says.
     """
-    geometry = image.geometry
-    one = layout.COPIED.to_bytes(8, "big") + bytes(8 * (geometry.words - 1))
-    flags = int.from_bytes(one * (geometry.cluster_size // len(one)), "big")
+    file, geometry = metadata.file, metadata.geometry
     for offset in tables:
-        content = image.file.read_metadata(offset, geometry.cluster_size)
-        whole = int.from_bytes(content, "big")  # all of the table at once
-        if whole & flags:
-            cleared = (whole & ~flags).to_bytes(len(content), "big")
-            write_changed(image.file, offset, content, cleared)
+        content = file.read_metadata(offset, geometry.cluster_size)
+        cleared = shared_table(content, geometry.words)
+        if cleared is not content:
+            write_changed(file, offset, content, cleared)
 
 
 def write_changed(file: ImageFile, offset: int, old: bytes, new: bytes) -> None:

@@ -8,11 +8,14 @@ least recently used go, without any work for a hit. Tables with changes that are
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from tap_qcow2.ondisk import bigendian, layout
+from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
+from tap_qcow2.ondisk.decoder import Decoder
+from tap_qcow2.ondisk.entries import l1_entry, offset_of
 from tapcore import ImageFile, ImageFormatError
 
 DEFAULT_CACHE: Final = 32 << 20
@@ -55,7 +58,7 @@ class L2Tables:
 
     Args:
         file: the image file.
-        geometry: of the image.
+        decoder: of the image's entries.
         l1: the L1 table's entries.
         l1_offset: where it lies, bytes.
         cache: bytes of L2 tables to keep.
@@ -63,6 +66,8 @@ class L2Tables:
             nothing, as for QEMU; None: such a table is an error.
 
     Attributes:
+        file: the image file.
+        decoder: see there.
         young: the tables used lately, by L1 index: what a fast path looks into.
         l1: entries, as they are to be.
         l1_offset: bytes.
@@ -73,15 +78,16 @@ class L2Tables:
     def __init__(
         self,
         file: ImageFile,
-        geometry: layout.Geometry,
+        decoder: Decoder,
         l1: Words,
         l1_offset: int,
         cache: int | None = None,
         *,
         on_cut: Callable[[str], None] | None = None,
     ) -> None:
-        self._file = file
-        self._geometry = geometry
+        self.file = file
+        self.decoder = decoder
+        self._geometry = geometry = decoder.geometry
         self._on_cut = on_cut
         self.l1 = l1
         self.l1_offset = l1_offset
@@ -109,11 +115,11 @@ class L2Tables:
         if index >= len(self.l1):
             return 0
         entry = self.l1[index]
-        offset = entry & layout.OFFSET_MASK
+        offset = offset_of(entry)
         if not offset:
             return 0
         size = self._geometry.cluster_size
-        if offset & (size - 1) or offset + size > self._file.size:
+        if offset & (size - 1) or offset + size > self.file.size:
             self._check_place(entry, offset)
         return offset
 
@@ -122,7 +128,7 @@ class L2Tables:
         size = self._geometry.cluster_size
         if offset & (size - 1):
             raise ImageFormatError(f"has an impossible L1 entry ({entry:#x})", errno=errno.EIO)
-        file_size = self._file.look_again()
+        file_size = self.file.look_again()
         if offset >= file_size:
             text = f"its L2 table, at offset {offset:#x}, lies past the end of the file"
             raise ImageFormatError(text, errno=errno.EIO)
@@ -151,7 +157,7 @@ class L2Tables:
         if table is not None:
             return table
         offset = self.offset_of(index)
-        content = self._file.metadata_now(offset, self._geometry.cluster_size)
+        content = self.file.metadata_now(offset, self._geometry.cluster_size)
         return None if content is None else self._enter(index, offset, content)
 
     def wait(self, index: int) -> Table:
@@ -165,7 +171,7 @@ class L2Tables:
         if table is not None:
             return table
         offset = self.offset_of(index)
-        content = self._file.read_metadata(offset, self._geometry.cluster_size)
+        content = self.file.read_metadata(offset, self._geometry.cluster_size)
         return self._enter(index, offset, content)
 
     def load(self, index: int, then: Callable[[int], int]) -> None:
@@ -186,7 +192,7 @@ class L2Tables:
         found: list[bytes] = []
 
         def work() -> int:
-            found.append(self._file.read_metadata(offset, self._geometry.cluster_size))
+            found.append(self.file.read_metadata(offset, self._geometry.cluster_size))
             return 0
 
         def loaded(dd: object, res: int, *_: object) -> int:
@@ -197,7 +203,7 @@ class L2Tables:
                 self._enter(index, offset, found[0])
             return sum(call(res) for call in resume)
 
-        self._file.queue_work(work, (), (loaded, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        self.file.queue_work(work, (), (loaded, None, 0, 0, 0, None))  # type: ignore[arg-type]
 
     def _enter(self, index: int, offset: int, content: bytes) -> Table:
         table = Table(index, offset, bigendian.from_bytes(content))
@@ -224,18 +230,19 @@ class L2Tables:
 
     # ---- changing ---------------------------------------------------------------------------
 
-    def set(self, table: Table, cluster: int, entry: int) -> None:
-        """Change the L2 entry of a cluster (its number in the table)."""
-        at = cluster * self._geometry.words
-        table.entries[at] = entry
-        table.dirty.add(at >> BLOCK_SHIFT)
-        self.dirty.add(table)
+    def set(self, table: Table, number: int, entry: int, bitmap: int = 0) -> None:
+        """Change the L2 entry of a cluster.
 
-    def set_extended(self, table: Table, cluster: int, entry: int, bitmap: int) -> None:
-        """Change an extended L2 entry."""
-        at = cluster * 2
+        Args:
+            table: that has it.
+            number: of the cluster in the table.
+            entry: the new one.
+            bitmap: of its subclusters, where entries are extended.
+        """
+        at = number * self._geometry.words
         table.entries[at] = entry
-        table.entries[at + 1] = bitmap
+        if self._geometry.extended:
+            table.entries[at + 1] = bitmap
         table.dirty.add(at >> BLOCK_SHIFT)
         self.dirty.add(table)
 
@@ -259,7 +266,7 @@ class L2Tables:
         if index in self._loading:
             self._outdated.add(index)
         self.dirty.add(table)
-        self.set_l1(index, offset | layout.COPIED)
+        self.set_l1(index, l1_entry(offset))
         return table
 
     def release(self) -> None:
@@ -267,6 +274,33 @@ class L2Tables:
         self.dirty.clear()
         self.forget()
         self.l1 = bigendian.zeroes(0)
+
+    def show(self, l1: Words, l1_offset: int, on_cut: Callable[[str], None] | None = None) -> None:
+        """Go by another L1 table from now on; no L2 table is dirty.
+
+        Args:
+            l1: its entries.
+            l1_offset: where it lies, bytes.
+            on_cut: told of tables that are cut by the end of the file; None: that is an error.
+        """
+        self.forget()
+        self.l1 = l1
+        self.l1_offset = l1_offset
+        self._on_cut = on_cut
+
+    @contextmanager
+    def showing(self, l1: Words, l1_offset: int) -> Iterator[None]:
+        """Go by another L1 table (at an offset, bytes) for a while, and then by this one again.
+
+        None of its own tables is dirty; of the other's, changes not written then are dropped.
+        """
+        before = self.l1, self.l1_offset, self._on_cut
+        self.show(l1, l1_offset)
+        try:
+            yield
+        finally:
+            self.dirty.clear()
+            self.show(*before)
 
     def forget(self) -> None:
         """Drop all tables: they, or the L1 table, were changed on disk. None may be dirty."""

@@ -6,44 +6,51 @@ Everything here changes memory only; `tables.writeback` brings it to the disk in
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
-from tap_qcow2.ondisk import layout
+from tap_qcow2.ondisk.entries import (
+    ALL_DATA,
+    compressed,
+    copied,
+    l1_entry,
+    offset_of,
+    with_data,
+)
+from tap_qcow2.tables.l2tables import Table
+from tap_qcow2.tables.metadata import Metadata
 from tapcore import ImageFormatError
 
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
-    from tap_qcow2.tables.l2tables import Table
 
-
-def own_table(image: Image, index: int) -> Table:
+def own_table(metadata: Metadata, index: int) -> Table:
     """The L2 table of an L1 entry, in memory and not shared with a snapshot; made if need be.
 
     Raises:
         TapError: no cluster for it, or damage.
         OSError: it could not be read.
     """
-    tables, refcounts = image.tables, image.refcounts
+    tables, bits = metadata.tables, metadata.geometry.cluster_bits
     if tables.cached(index) is None and not tables.offset_of(index):
-        cluster, _ = refcounts.allocate(1)
-        refcounts.metadata.add(cluster)
-        return tables.add(index, cluster << image.cluster_bits)
+        return tables.add(index, _table_cluster(metadata) << bits)
     table = tables.wait(index)
     if not table.checked:
-        check_for_writing(image, table)
-    if tables.l1[index] & layout.COPIED:
+        check_for_writing(metadata, table)
+    if copied(tables.l1[index]):
         return table
-    cluster, _ = refcounts.allocate(1)
-    refcounts.metadata.add(cluster)
-    refcounts.release(table.offset >> image.cluster_bits)
-    own = tables.add(index, cluster << image.cluster_bits, table.entries)
-    if {table.offset, table.offset | layout.COPIED}.isdisjoint(tables.l1):
+    cluster = _table_cluster(metadata)
+    metadata.refcounts.release(table.offset >> bits)
+    own = tables.add(index, cluster << bits, table.entries)
+    if {l1_entry(table.offset), l1_entry(table.offset, single=False)}.isdisjoint(tables.l1):
         # a snapshot's, or nobody's, and then it may be given out again
-        refcounts.metadata.discard(table.offset >> image.cluster_bits)
+        metadata.allocator.metadata.discard(table.offset >> bits)
     return own
 
 
-def check_for_writing(image: Image, table: Table) -> None:
+def _table_cluster(metadata: Metadata) -> int:
+    cluster, _ = metadata.allocator.allocate(1)
+    metadata.allocator.metadata.add(cluster)
+    return cluster
+
+
+def check_for_writing(metadata: Metadata, table: Table) -> None:
     """Before the first change through a table: none of its entries may lead to metadata.
 
     What an entry points to is written in place, or given up when the entry changes.
@@ -51,32 +58,18 @@ def check_for_writing(image: Image, table: Table) -> None:
     Raises:
         ImageFormatError: one does, or is not possible.
     """
-    geometry = image.geometry
-    entries = table.entries if geometry.words == 1 else table.entries[::2]
-    mask, compressed, bits = layout.OFFSET_MASK, layout.COMPRESSED, image.cluster_bits
-    if image.data is image.file:
-        hosts = {entry & mask for entry in entries if entry & mask and not entry & compressed}
-        if any(host & (geometry.cluster_size - 1) for host in hosts):
-            raise ImageFormatError("has an impossible L2 entry", errno=errno.EIO)
-        clusters = {host >> bits for host in hosts}
-    else:
-        clusters = set()
-    for entry in entries:
-        if entry & compressed:
-            offset, length = geometry.compressed(entry)
-            clusters.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))
-    if not image.refcounts.metadata.isdisjoint(clusters):
+    if not metadata.allocator.metadata.isdisjoint(metadata.decoder.clusters(table.entries)):
         raise ImageFormatError(
             "has an L2 entry that points to the image's own tables", errno=errno.EIO
         )
     table.checked = True
 
 
-def link(image: Image, cluster: int, host: int, count: int) -> None:
+def link(metadata: Metadata, cluster: int, host: int, count: int) -> None:
     """Let clusters of the disk be found where they were written, whole.
 
     Args:
-        image: open for writing.
+        metadata: of an image that is written.
         cluster: of the disk, the first one.
         host: offset of its data (bytes); those of the others follow it.
         count: how many, all mapped by one L2 table.
@@ -84,47 +77,65 @@ def link(image: Image, cluster: int, host: int, count: int) -> None:
     Raises:
         TapError, OSError: they cannot be entered; nothing was.
     """
-    table = own_table(image, cluster >> image.geometry.l2_bits)
-    at = cluster & image.entry_mask
-    step = image.geometry.cluster_size
-    tables = image.tables
-    for number in range(count):
-        entry = (host + number * step) | layout.COPIED
-        release_data(
-            image, table.entries[(at + number) * image.geometry.words], host + number * step
-        )
-        if image.extended:
-            tables.set_extended(table, at + number, entry, layout.ALL_ALLOCATED)
-        else:
-            tables.set(table, at + number, entry)
+    geometry, decoder = metadata.geometry, metadata.decoder
+    table = own_table(metadata, cluster >> geometry.l2_bits)
+    at = cluster & geometry.entry_mask
+    for number in range(at, at + count):
+        release(metadata, table.entries[number * geometry.words], host)
+        metadata.tables.set(table, number, decoder.plain(host), ALL_DATA)
+        host += geometry.cluster_size
 
 
-def link_subclusters(image: Image, cluster: int, host: int, mask: int, *, alone: bool) -> None:
+def link_subclusters(
+    metadata: Metadata, cluster: int, host: int, chosen: int, *, alone: bool
+) -> None:
     """Let some subclusters of a cluster be found where they were written.
 
     Args:
-        image: with extended L2 entries.
+        metadata: of an image that is written, with extended L2 entries.
         cluster: of the disk.
         host: offset of the cluster's data (bytes).
-        mask: bits of the subclusters that were written.
+        chosen: the subclusters that were written, as a bitmap says that they have data.
         alone: nothing else of the cluster's old state stays.
 
     Raises:
         TapError, OSError: as `link`.
     """
-    table = own_table(image, cluster >> image.geometry.l2_bits)
-    at = cluster & image.entry_mask
+    geometry = metadata.geometry
+    table = own_table(metadata, cluster >> geometry.l2_bits)
+    at = cluster & geometry.entry_mask
     entry, bitmap = table.entries[at * 2], table.entries[at * 2 + 1]
-    release_data(image, entry, host)
-    bitmap = mask if alone else bitmap & ~(mask << 32) | mask
-    image.tables.set_extended(table, at, host | layout.COPIED, bitmap)
+    release(metadata, entry, host)
+    bitmap = chosen if alone else with_data(bitmap, chosen)
+    metadata.tables.set(table, at, metadata.decoder.plain(host), bitmap)
 
 
-def release_data(image: Image, entry: int, host: int = -1) -> None:
-    """An L2 entry is about to be replaced: give up what it points to, unless that is `host`."""
-    if entry & layout.COMPRESSED:
-        image.refcounts.release_bytes(*image.geometry.compressed(entry))
+def replace(metadata: Metadata, table: Table, number: int, entry: int, bitmap: int = 0) -> None:
+    """Change what an entry says; what it does not lead to any more is given up.
+
+    Space of a plain cluster that no other takes the place of goes back to the file system.
+
+    Args:
+        metadata: of an image that is written.
+        table: its own, see `own_table`.
+        number: of the cluster in the table.
+        entry: the new one.
+        bitmap: of its subclusters, where entries are extended.
+    """
+    old = table.entries[number * metadata.geometry.words]
+    gone = metadata.decoder.stored_at(old)
+    if gone and not offset_of(entry):
+        metadata.refcounts.discarded.add(gone >> metadata.geometry.cluster_bits)
+    release(metadata, old, offset_of(entry))
+    metadata.tables.set(table, number, entry, bitmap)
+
+
+def release(metadata: Metadata, entry: int, host: int = 0) -> None:
+    """An L2 entry is about to be replaced: give up what it leads to, unless that is at `host`."""
+    decoder, refcounts = metadata.decoder, metadata.refcounts
+    if compressed(entry):
+        refcounts.release_bytes(*decoder.compressed_range(entry))
         return
-    old = entry & layout.OFFSET_MASK
-    if old and old != host and image.data is image.file:
-        image.refcounts.release(old >> image.cluster_bits)
+    old = decoder.stored_at(entry)
+    if old and old != host:
+        refcounts.release(old >> metadata.geometry.cluster_bits)

@@ -1,4 +1,4 @@
-"""Host clusters: how often each is referred to, and where new ones come from.
+"""How often each host cluster is referred to: the refcount table, and its blocks in memory.
 
 Refcounts only ever err on the safe side on disk: a cluster that is taken is counted on disk before
 anything points to it, and one that is given up is counted down only after nothing points to it any
@@ -11,13 +11,10 @@ Source: qcow2.rst, "Host cluster management".
 from __future__ import annotations
 
 import errno
-import os
-import stat
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.ondisk.refcountblock import RefcountBlock
@@ -43,16 +40,25 @@ class Refcounts:
         table_moved: the table has a new place, which the header on disk does not say yet.
         dirty: blocks with changes.
         released: clusters given up since the last write-back, once for each reference.
-        metadata: clusters that hold what must never be given out or overwritten as data.
-        end: the first byte past all clusters that were ever given out here.
+        discarded: those of them whose space goes back to the file system once they are free.
+        on_free: told of clusters that are free now: the first one, and how many.
+        order: log2 of a refcount's width in bits.
+        per_block: refcounts in a block; `per_block_bits` is log2 of that.
+        most: the largest refcount that fits into the width.
     """
 
     def __init__(self, file: ImageFile, header: Header, table: Words) -> None:
         self._file = file
         self._header = header
         self._bits = header.cluster_bits
-        self.order = header.refcount_order
-        self.per_block_bits = header.cluster_bits + 3 - header.refcount_order
+        self._keep = max(BLOCK_CACHE >> header.cluster_bits, 4)
+        self.on_free: Callable[[int, int], None] = _nobody
+        self.reload(table)
+
+    def reload(self, table: Words) -> None:
+        """Go by another table from now on, and by the header as it is; no change is kept."""
+        self.order = self._header.refcount_order
+        self.per_block_bits = self._header.cluster_bits + 3 - self.order
         self.per_block = 1 << self.per_block_bits
         self.most = (1 << (1 << self.order)) - 1
         self.table = table
@@ -60,13 +66,8 @@ class Refcounts:
         self.table_moved = False
         self.dirty: set[RefcountBlock] = set()
         self.released: list[int] = []
-        self.metadata: set[int] = set()
-        self.end = file.size
-        self._limit = file.size >> self._bits if _is_device(file) else 0
+        self.discarded: set[int] = set()
         self._blocks: dict[int, RefcountBlock] = {}
-        self._keep = max(BLOCK_CACHE >> header.cluster_bits, 4)
-        self._hint = 0
-        self._packing = 0  # byte offset at which the next compressed cluster may begin
 
     # ---- reading ----------------------------------------------------------------------------
 
@@ -159,14 +160,13 @@ class Refcounts:
             assert block is not None
             values = block.values
             values[at:end] = array(values.typecode, [value + delta for value in values[at:end]])
-            self._mark(block)
+            self.mark(block)
             if not min(values[at:end]):
                 block.full_below = min(block.full_below, at)
                 freed.extend((cluster + run - at, many) for run, many in block.free_runs(at, end))
             cluster += end - at
-        if freed:
-            self._hint = min(self._hint, freed[0][0])
-            self._packing = 0
+        for first, many in freed:
+            self.on_free(first, many)
         return freed
 
     def _too_large(self) -> NotSupportedError:
@@ -194,13 +194,12 @@ class Refcounts:
         block.values[at] = value
         if not value:
             block.full_below = min(block.full_below, at)
-            self._hint = min(self._hint, cluster)
-            if self._packing >> self._bits == cluster:
-                self._packing = 0
-        self._mark(block)
+            self.on_free(cluster, 1)
+        self.mark(block)
         return value
 
-    def _mark(self, block: RefcountBlock) -> None:
+    def mark(self, block: RefcountBlock) -> None:
+        """A block was changed."""
         block.dirty = True
         self.dirty.add(block)
 
@@ -212,223 +211,30 @@ class Refcounts:
         """The same for all clusters that a range of the file touches."""
         self.released.extend(range(offset >> self._bits, ((offset + length - 1) >> self._bits) + 1))
 
-    def take_back(self, cluster: int, count: int) -> None:
-        """Clusters that were given out, and that nothing ever pointed to."""
-        for each in range(cluster, cluster + count):
-            self.add(each, -1)
+    # ---- new blocks -------------------------------------------------------------------------
 
-    # ---- giving out -------------------------------------------------------------------------
-
-    def allocate(self, most: int) -> tuple[int, int]:
-        """Take free clusters that lie side by side, each with a refcount of 1.
-
-        Args:
-            most: how many are wanted.
-
-        Returns:
-            The first cluster's number, and how many they are: at least one.
-
-        Raises:
-            ImageFormatError: what is counted as free holds metadata.
-        """
-        while True:
-            number = self._hint >> self.per_block_bits
-            block = self.block(number)
-            if block is None:
-                block = self._new_block(number)
-                continue
-            start = self._hint & (self.per_block - 1)
-            at = block.find_free(start)
-            if at is None:
-                block.full_below = self.per_block if start <= block.full_below else block.full_below
-                self._hint = (number + 1) << self.per_block_bits
-                continue
-            count = block.free_run(at, most)
-            cluster = (number << self.per_block_bits) + at
-            if self._limit:
-                count = max(min(count, self._limit - cluster), 1)
-                self._refuse_past_end(cluster + count)
-            self._take(block, cluster, count)
-            return cluster, count
-
-    def allocate_contiguous(self, count: int) -> int:
-        """Take exactly `count` clusters side by side, for a table; returns the first one.
-
-        Blocks that are missing to count them are put in front of them: a block that sat down in the
-        first cluster that it counts, as for single clusters, would lie in the middle.
-        """
-        first, missing = self._find_run(count)
-        while missing and missing[-1] >= len(self.table):
-            self._grow_table(missing[-1])
-            first, missing = self._find_run(count)
-        total = len(missing) + count
-        self._refuse_past_end(first + total)
-        self._refuse_metadata(first, total)
-        for place, number in enumerate(missing, first):
-            offset = place << self._bits
-            self._add_block(number, RefcountBlock.empty(self.order, offset, self.per_block))
-        for cluster in range(first, first + total):
-            self.add(cluster, 1)
-        self.end = max(self.end, (first + total) << self._bits)
-        return first + len(missing)
-
-    def _find_run(self, count: int) -> tuple[int, list[int]]:
-        """Free clusters side by side, `count` and one for each block that is missing among them.
-
-        Returns:
-            The first cluster, and the numbers of these blocks.
-        """
-        at, run = self._hint, 0
-        missing: list[int] = []
-        while run < count + len(missing) or not run:
-            number = at >> self.per_block_bits
-            block = self.block(number)
-            if block is not None and block.values[at & (self.per_block - 1)]:
-                run, missing = 0, []
-            else:
-                run += 1
-                if block is None and number not in missing[-1:]:
-                    missing.append(number)
-            at += 1
-        return at - run, missing
-
-    def _take(self, block: RefcountBlock, cluster: int, count: int) -> None:
-        at = cluster & (self.per_block - 1)
-        self._refuse_metadata(cluster, count)
-        values = block.values
-        if count == 1:
-            values[at] = 1
-        else:
-            values[at : at + count] = array(values.typecode, (1,)) * count
-        if block.full_below == at:
-            block.full_below = at + count
-        self._mark(block)
-        self._hint = cluster + count
-        self.end = max(self.end, (cluster + count) << self._bits)
-
-    def _refuse_metadata(self, cluster: int, count: int = 1) -> None:
-        if not self.metadata.isdisjoint(range(cluster, cluster + count)):
-            raise ImageFormatError(
-                "has wrong refcounts: it would overwrite its own tables; check and repair it",
-                errno=errno.EIO,
-            )
-
-    def _refuse_past_end(self, end: int) -> None:
-        """On a block device, which cannot grow: nothing is given out that does not exist."""
-        if self._limit and end > self._limit:
-            raise OSError(errno.ENOSPC, "the block device is full")
-
-    def allocate_bytes(self, length: int) -> int:
-        """Room for a compressed cluster: byte offset of `length` bytes, packed close together.
-
-        Args:
-            length: bytes, at most a cluster.
-        """
-        at = self._packing
-        room = -at % (1 << self._bits)
-        if (
-            room
-            and self.get(at >> self._bits) < self.most
-            and (length <= room or self._take_following(at >> self._bits))
-        ):
-            self.add(at >> self._bits, 1)
-            self._packing = at + length
-            return at
-        cluster, _ = self.allocate(1)
-        self._packing = (cluster << self._bits) + length
-        return cluster << self._bits
-
-    def _take_following(self, cluster: int) -> bool:
-        """Take the cluster behind one, if it is free."""
-        if self.get(cluster + 1):
-            return False
-        hint, self._hint = self._hint, cluster + 1
-        taken, _ = self.allocate(1)
-        self._hint = min(self._hint, hint)
-        if taken == cluster + 1:
-            return True
-        self.take_back(taken, 1)  # a new refcount block has taken the place
-        return False
-
-    # ---- growing ----------------------------------------------------------------------------
-
-    def _new_block(self, number: int) -> RefcountBlock:
-        """A block for clusters that none covers yet, in the first of them that it may have."""
-        if number >= len(self.table):
-            self._grow_table(number)
-            found = self.block(number)
-            if found is not None:
-                return found
-        cluster = number << self.per_block_bits
-        self._refuse_past_end(cluster + 1)
-        self._refuse_metadata(cluster)
-        block = RefcountBlock.empty(self.order, cluster << self._bits, self.per_block)
-        block.values[0] = 1
-        self._add_block(number, block)
-        return block
-
-    def _add_block(self, number: int, block: RefcountBlock) -> None:
+    def add_block(self, number: int, block: RefcountBlock) -> None:
+        """A new block, of a number that the table has room for."""
         self._enter(number, block)
-        self._mark(block)
+        self.mark(block)
         self.table[number] = block.offset
         self.table_dirty.add(number >> _TABLE_SECTOR_SHIFT)
-        self.metadata.add(block.offset >> self._bits)
-        self.end = max(self.end, block.offset + (1 << self._bits))
 
-    def _grow_table(self, number: int) -> None:
-        """A larger table, in clusters that new blocks of its own cover."""
-        first = number << self.per_block_bits
-        wanted = max(number + 1, len(self.table) * 3 // 2)
-        while True:
-            clusters = (wanted * 8 + (1 << self._bits) - 1) >> self._bits
-            blocks = (clusters + self.per_block - 1) // self.per_block + 1
-            if number + blocks <= clusters << (self._bits - 3):
-                break
-            wanted = number + blocks + 1
-        if clusters << self._bits > layout.MAX_REFTABLE_BYTES:
-            raise NotSupportedError(
-                "the refcount table has reached its largest size: larger clusters are needed",
-                errno=errno.EFBIG,
-            )
-        self._move_table(first, clusters, blocks, number)
+    def move_table(self, offset: int, clusters: int) -> None:
+        """The table has grown, and lies somewhere else: at an offset (bytes), in so many clusters.
 
-    def _move_table(self, first: int, clusters: int, blocks: int, number: int) -> None:
-        """The blocks come first, in the clusters that they count; the table follows."""
+        Its old clusters are given up.
+        """
         header = self._header
-        self._refuse_past_end(first + blocks + clusters)
-        old = header.refcount_table_offset >> self._bits, header.refcount_table_clusters
-        entries = clusters << (self._bits - 3)
-        self.table.extend(bigendian.zeroes(entries - len(self.table)))
-        for each in range(blocks):
-            offset = (first + each) << self._bits
-            block = RefcountBlock.empty(self.order, offset, self.per_block)
-            self._add_block(number + each, block)
-        place = first + blocks
-        for cluster in range(first, place + clusters):
-            self._refuse_metadata_unless_block(cluster, first, blocks)
-            self.add(cluster, 1)
-        header.refcount_table_offset = place << self._bits
+        first = header.refcount_table_offset >> self._bits
+        self.released.extend(range(first, first + header.refcount_table_clusters))
+        header.refcount_table_offset = offset
         header.refcount_table_clusters = clusters
-        self.end = max(self.end, (place + clusters) << self._bits)
         self.table_moved = True
-        self.metadata.difference_update(range(old[0], old[0] + old[1]))
-        self.metadata.update(range(place, place + clusters))
-        self.released.extend(range(old[0], old[0] + old[1]))
-
-    def _refuse_metadata_unless_block(self, cluster: int, first: int, blocks: int) -> None:
-        if cluster >= first + blocks:
-            self._refuse_metadata(cluster)
-
-    def forget(self) -> None:
-        """Drop what is in memory of the blocks: they were changed on disk. None may be dirty."""
-        assert not self.dirty
-        self._blocks.clear()
-        self._hint = 0
-        self._packing = 0
 
 
-def _is_device(file: ImageFile) -> bool:
-    return stat.S_ISBLK(os.fstat(file.fd).st_mode)
+def _nobody(cluster: int, count: int) -> None:
+    """Nobody wants to know of clusters that are free."""
 
 
 def _below_zero(cluster: int) -> ImageFormatError:

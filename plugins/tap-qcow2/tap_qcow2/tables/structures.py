@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import errno
 import itertools
-from typing import TYPE_CHECKING
 
 from tap_qcow2.ondisk import layout
+from tap_qcow2.ondisk.entries import offsets_of
+from tap_qcow2.tables.metadata import Metadata
 from tapcore import ImageFormatError
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
 
 
 class OverlapError(ImageFormatError):
     """Structures of an image lie on top of each other."""
 
 
-def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
+def metadata_clusters(metadata: Metadata, *, with_bitmaps: bool = True) -> set[int]:
     """Host clusters that hold the image's own structures: never given out, or written as data.
 
     The L2 tables of snapshots are not among them, as in QEMU's default: there may be very many.
 
     Args:
-        image: open.
+        metadata: of the image.
         with_bitmaps: those of persistent bitmaps, too.
 
     Raises:
@@ -31,43 +29,43 @@ def metadata_clusters(image: Image, *, with_bitmaps: bool = True) -> set[int]:
             overwrite the other. L2 tables, and the L1 tables of snapshots, may be one. The tables
             and bits of bitmaps may lie anywhere: they are not written where they are.
     """
-    header, bits, mask = image.header, image.cluster_bits, layout.OFFSET_MASK
+    header = metadata.header
+    bits = header.cluster_bits
     places = _Places(bits)
     places.add("header", 0, 1)
     places.add("L1 table", header.l1_table_offset, header.l1_size * 8)
     length = header.refcount_table_clusters << bits
     places.add("refcount table", header.refcount_table_offset, length)
-    for entry in filter(None, image.refcounts.table):
+    for entry in filter(None, metadata.refcounts.table):
         places.add("refcount block", entry, 1)
     if header.crypto is not None:
         offset, length = header.crypto  # checked only where the key is asked for
         places.add("encryption header", offset, min(length, layout.MAX_CRYPTO_HEADER))
     if header.nb_snapshots:
-        _add_snapshots(image, places)
-    places.add_all(
-        "L2 table", {(entry & mask) >> bits for entry in image.tables.l1 if entry & mask}
-    )
+        _add_snapshots(metadata, places)
+    places.add_all("L2 table", {each >> bits for each in offsets_of(metadata.tables.l1)})
     if with_bitmaps and header.extension(layout.EXT_BITMAPS) is not None:
-        _add_bitmaps(image, places)
+        _add_bitmaps(metadata, places)
     return places.found
 
 
-def _add_snapshots(image: Image, places: _Places) -> None:
+def _add_snapshots(metadata: Metadata, places: _Places) -> None:
     from tap_qcow2.snapshots.table import check_snapshot_l1, read_snapshots, table_bytes
 
-    snapshots = read_snapshots(image)
-    places.add("snapshot table", image.header.snapshots_offset, table_bytes(snapshots))
+    file, header = metadata.file, metadata.header
+    snapshots = read_snapshots(file, header)
+    places.add("snapshot table", header.snapshots_offset, table_bytes(snapshots))
     for snapshot in snapshots:
-        check_snapshot_l1(image, snapshot)
+        check_snapshot_l1(file, header, snapshot)
     tables = {(each.l1_offset, each.l1_size * 8) for each in snapshots}
     for offset, length in sorted(tables):
         places.add("L1 table of a snapshot", offset, length)
 
 
-def _add_bitmaps(image: Image, places: _Places) -> None:
-    from tap_qcow2.bitmaps.directory import bitmap_ranges_on_disk
+def _add_bitmaps(metadata: Metadata, places: _Places) -> None:
+    from tap_qcow2.bitmaps.directory import ranges_on_disk
 
-    ranges = bitmap_ranges_on_disk(image)
+    ranges = ranges_on_disk(metadata.file, metadata.header)
     for offset, length in itertools.islice(ranges, 1):
         places.add("bitmap directory", offset, length)
     for offset, length in ranges:

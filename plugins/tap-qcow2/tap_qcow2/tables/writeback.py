@@ -23,17 +23,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from os import strerror
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.refcountblock import RefcountBlock
+from tap_qcow2.tables.inflight import InFlight
 from tap_qcow2.tables.l2tables import BLOCK_SHIFT, L1_BLOCK_SHIFT, Table
+from tap_qcow2.tables.metadata import Metadata
 from tapcore import ImageFile, ImageFormatError, TapError
-
-if TYPE_CHECKING:
-    from tap_qcow2.image import Image
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +87,33 @@ class Writeback:
     """The write-backs of one image.
 
     Args:
-        image: whose tables are written.
+        name: of the image, for the log.
+        metadata: what is written.
+        in_flight: requests under way, which may use what is given up.
+        flush_data: makes content safe that lies in another file, in a thread; 0 or -errno.
+        on_damage: called with what is wrong when damage is found.
 
     Attributes:
         running: one is under way.
         failing: -errno of the last one; 0: it succeeded.
-        discarded: clusters whose space goes back to the file system once they are free.
+        lazy: refcounts on disk may be behind, and the dirty bit there says so.
+        closing: the last ones are under way: nothing stays behind.
     """
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
+    def __init__(
+        self,
+        name: str,
+        metadata: Metadata,
+        in_flight: InFlight,
+        flush_data: Callable[[], int],
+        on_damage: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._metadata = metadata
+        self._file = metadata.file
+        self._in_flight = in_flight
+        self._flush_data = flush_data
+        self._on_damage = on_damage
         self._waiting: list[Callable[[int], int]] = []
         self._waits = False  # for the disk: nothing is done in threads
         self._punching = 0  # holes, in threads
@@ -105,7 +121,8 @@ class Writeback:
         self._header_due = False  # the refcount table is at its new place, the header perhaps not
         self.running = False
         self.failing = 0
-        self.discarded: set[int] = set()
+        self.lazy = False
+        self.closing = False
 
     # ---- asking for one ---------------------------------------------------------------------
 
@@ -124,19 +141,18 @@ class Writeback:
     @property
     def needed(self) -> bool:
         """So much waits that memory would not stay bounded."""
-        image = self._image
-        return image.tables.overfull or len(image.refcounts.released) > MOST_RELEASED
+        metadata = self._metadata
+        return metadata.tables.overfull or len(metadata.refcounts.released) > MOST_RELEASED
 
     def _begin(self) -> None:
-        image = self._image
         waiting, self._waiting = self._waiting, []
         picture = self._take_picture()
         self.running = True
         try:
-            image.file.truncate_up(picture.end)  # here: nothing is given out meanwhile
+            self._file.truncate_up(picture.end)  # here: nothing is given out meanwhile
         except OSError as exc:
             # no warning: whoever waits for the flush is told
-            log.info("%s: the image file cannot grow: %s", image.dd.name, exc.strerror)
+            log.info("%s: the image file cannot grow: %s", self._name, exc.strerror)
             picture.failed = -(exc.errno or errno.EIO)
 
         def finished(dd: object, res: int, *_: Any) -> int:
@@ -153,7 +169,7 @@ class Writeback:
             return done
 
         answer = (finished, None, 0, 0, 0, None)
-        image.file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
+        self._file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
 
     def failure_to_tell(self) -> int:
         """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none.
@@ -170,7 +186,7 @@ class Writeback:
             OSError: as the system says.
         """
         while self.running or self._punching:  # what began by itself
-            self._image.file.drain()
+            self._file.drain()
         self._waits = True
         try:
             self._until_clean()
@@ -181,7 +197,7 @@ class Writeback:
         while True:
             picture = self._take_picture()
             try:
-                self._image.file.truncate_up(picture.end)
+                self._file.truncate_up(picture.end)
                 res = self._perform(picture)
             except OSError as exc:
                 res = -(exc.errno or errno.EIO)
@@ -194,14 +210,14 @@ class Writeback:
     # ---- the picture ------------------------------------------------------------------------
 
     def _take_picture(self) -> Picture:
-        picture = Picture(end=self._image.refcounts.end)
+        picture = Picture(end=self._metadata.allocator.end)
         self._picture_tables(picture)
         self._picture_refcounts(picture)
         self._picture_released(picture)
         return picture
 
     def _picture_tables(self, picture: Picture) -> None:
-        tables = self._image.tables
+        tables = self._metadata.tables
         before, _, last = picture.stages
         for table in tables.dirty:
             if table.fresh:
@@ -218,10 +234,9 @@ class Writeback:
         picture.l1, tables.l1_dirty = tables.l1_dirty, set()
 
     def _picture_refcounts(self, picture: Picture) -> None:
-        image = self._image
-        refcounts = image.refcounts
+        header, refcounts = self._metadata.header, self._metadata.refcounts
         moved = refcounts.table_moved or self._header_due
-        if image.lazy and not image.closing and not moved and len(refcounts.dirty) <= MOST_LAZY:
+        if self.lazy and not self.closing and not moved and len(refcounts.dirty) <= MOST_LAZY:
             return  # the dirty bit says that they are behind
         first, second, _ = picture.stages
         for block in refcounts.dirty:
@@ -229,7 +244,7 @@ class Writeback:
             picture.blocks.append(block)
             block.dirty, block.pinned = False, True
         refcounts.dirty.clear()
-        offset = image.header.refcount_table_offset
+        offset = header.refcount_table_offset
         picture.table_moved, refcounts.table_moved = refcounts.table_moved, False
         picture.header, self._header_due = picture.table_moved or self._header_due, False
         if picture.table_moved:
@@ -237,30 +252,30 @@ class Writeback:
         else:
             second.extend(_blocks(refcounts.table, refcounts.table_dirty, 6, offset))
         if picture.header:
-            second.append((0, image.header.fields()))
+            second.append((0, header.fields()))
         picture.table_sectors, refcounts.table_dirty = refcounts.table_dirty, set()
 
     def _picture_released(self, picture: Picture) -> None:
         """What is given up; of that, what goes back to the file system when it is really free."""
-        refcounts = self._image.refcounts
+        refcounts = self._metadata.refcounts
         picture.released, refcounts.released = refcounts.released, []
-        if not self.discarded:
+        if not refcounts.discarded:
             return
-        size = self._image.geometry.cluster_size
+        size = self._metadata.geometry.cluster_size
         times = Counter(picture.released)
-        for cluster in sorted(self.discarded.intersection(times)):
+        for cluster in sorted(refcounts.discarded.intersection(times)):
             if not self._gets_free(cluster, times[cluster]):
                 continue
             if picture.holes and sum(picture.holes[-1]) == cluster * size:
                 picture.holes[-1] = (picture.holes[-1][0], picture.holes[-1][1] + size)
             else:
                 picture.holes.append((cluster * size, size))
-        self.discarded.difference_update(times)
+        refcounts.discarded.difference_update(times)
 
     def _gets_free(self, cluster: int, times: int) -> bool:
         """Whether nothing will refer to a cluster when it is counted down so often."""
         try:
-            return self._image.refcounts.get(cluster) == times
+            return self._metadata.refcounts.get(cluster) == times
         except (TapError, OSError):  # counting it down will tell
             return False
 
@@ -268,15 +283,13 @@ class Writeback:
 
     def _perform(self, picture: Picture) -> int:
         """In a thread. Returns 0 or -errno, or raises OSError."""
-        image = self._image
-        file, data = image.file, image.data
         if picture.failed:
             return picture.failed
+        file = self._file
         before, between, last = picture.stages
         _write(file, before)
-        if data is not file and data is not None:
-            picture.lost = data.flush_blocking()
-        if not picture.lost and (data is file or any(picture.stages)):
+        picture.lost = self._flush_data()
+        if not picture.lost and (not self._metadata.decoder.elsewhere or any(picture.stages)):
             picture.lost = file.flush_blocking()
         for number, stage in ((2, between), (3, last)):
             if stage and not picture.lost:
@@ -288,8 +301,8 @@ class Writeback:
     def _punch(self, holes: list[tuple[int, int]]) -> int:
         """Give ranges back to the file system, perhaps in a thread."""
         for offset, length in holes:
-            if res := self._image.file.discard_blocking(offset, length):
-                log.warning("%s: space is not given back: %s", self._image.dd.name, strerror(-res))
+            if res := self._file.discard_blocking(offset, length):
+                log.warning("%s: space is not given back: %s", self._name, strerror(-res))
                 return res
         return 0
 
@@ -303,7 +316,7 @@ class Writeback:
             self._restore(picture)
             return
         if picture.released:
-            self._image.in_flight.barrier(lambda: self._free(picture))
+            self._in_flight.barrier(lambda: self._free(picture))
 
     def _free(self, picture: Picture) -> None:
         """Nothing points to what was released any more, on disk or in a request under way.
@@ -324,19 +337,19 @@ class Writeback:
         else:
             self._punching += 1
             answer = (punched, None, 0, 0, 0, None)
-            self._image.file.queue_work(self._punch, (picture.holes,), answer)  # type: ignore[arg-type]
+            self._file.queue_work(self._punch, (picture.holes,), answer)  # type: ignore[arg-type]
 
     def _count_down(self, released: list[int]) -> None:
         """These can be given out again."""
-        refcounts = self._image.refcounts
+        refcounts = self._metadata.refcounts
         for cluster in released:
             try:
                 refcounts.add(cluster, -1)
             except ImageFormatError as exc:
-                self._image.mark_corrupt(exc.message)
+                self._on_damage(exc.message)
                 return
             except OSError as exc:
-                log.warning("%s: clusters are leaked: %s", self._image.dd.name, exc.strerror)
+                log.warning("%s: clusters are leaked: %s", self._name, exc.strerror)
                 return
 
     def _restore(self, picture: Picture) -> None:
@@ -345,7 +358,7 @@ class Writeback:
         What a stage that had begun points to is on disk, and perhaps pointed to: from now on it is
         changed in the order that holds for such.
         """
-        tables, refcounts = self._image.tables, self._image.refcounts
+        tables, refcounts = self._metadata.tables, self._metadata.refcounts
         for table, dirty in picture.tables:
             table.dirty |= dirty
             tables.dirty.add(table)
@@ -359,9 +372,9 @@ class Writeback:
         refcounts.table_moved |= picture.table_moved and picture.reached < 2
         self._header_due |= picture.header and not refcounts.table_moved
         refcounts.released[:0] = picture.released
-        bits = self._image.cluster_bits
+        bits = self._metadata.geometry.cluster_bits
         for offset, length in picture.holes:
-            self.discarded.update(range(offset >> bits, (offset + length) >> bits))
+            refcounts.discarded.update(range(offset >> bits, (offset + length) >> bits))
 
 
 def _blocks(content: bigendian.Words, dirty: set[int], shift: int, offset: int) -> list[Write]:

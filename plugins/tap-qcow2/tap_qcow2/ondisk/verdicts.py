@@ -6,13 +6,12 @@ wrong, and besides that bits which are reserved: the zero flag in version 2 and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 
-from tap_qcow2.ondisk import layout
+from tap_qcow2.ondisk import entries, layout
+from tap_qcow2.ondisk.decoder import Decoder
+from tap_qcow2.ondisk.entries import ALL_DATA
 from tap_qcow2.ondisk.header import Header
-from tapcore import SECTOR_SHIFT
 
 
 @attrs.frozen
@@ -20,42 +19,36 @@ class Rules:
     """What entries of an image may be.
 
     Attributes:
-        version: of the format.
+        decoder: of the image's entries.
         geometry: of the image.
         data_file: plain clusters lie in another file.
         data_clusters: that this file has, the last one perhaps in part; None where that is not
             known.
         file_size: of the image file, bytes.
         clusters: that it has, the last one perhaps in part.
-        odd: bits that a sound L2 entry of a plain cluster has not.
         zeroable: an entry that leads nowhere can be made to read as zeroes, which is what QEMU
             reads past the end of the file. Version 2 cannot say that above a parent, and encrypted
             data would have been decrypted.
     """
 
-    version: int
+    decoder: Decoder
     geometry: layout.Geometry
     data_file: bool
     file_size: int
     clusters: int
-    odd: int
     data_clusters: int | None = None
     zeroable: bool = True
 
     @classmethod
     def of(cls, header: Header, file_size: int, data_size: int | None = None) -> Rules:
         """Those of an image, with a file, and perhaps a data file, of so many bytes."""
-        geometry = header.geometry
-        odd = layout.COMPRESSED | layout.L2_RESERVED
-        odd |= (geometry.cluster_size - 1) & layout.OFFSET_MASK
-        if header.version < 3 or geometry.extended:
-            odd |= layout.ZERO
+        geometry, data_file = header.geometry, header.has_data_file
+        decoder = Decoder(geometry, header.version, data_file)
         clusters = geometry.clusters(file_size)
         data = None if data_size is None else geometry.clusters(data_size)
         zeroable = header.crypt_method == layout.CRYPT_NONE
         zeroable &= header.version >= 3 or not header.backing_file
-        data_file = header.has_data_file
-        return cls(header.version, geometry, data_file, file_size, clusters, odd, data, zeroable)
+        return cls(decoder, geometry, data_file, file_size, clusters, data, zeroable)
 
     def missing(self, first: int, count: int) -> bool:
         """Whether plain clusters lie past the end of their file, the last one at least."""
@@ -101,11 +94,11 @@ class Verdict:
             return
         self.lost = True
         if rules.geometry.extended:
-            stored = layout.ALL_ALLOCATED if self.compressed else self.bitmap
+            stored = ALL_DATA if self.compressed else self.bitmap & ALL_DATA
             self.entry = 0
-            self.bitmap = self.bitmap & layout.ALL_ZERO | (stored & layout.ALL_ALLOCATED) << 32
+            self.bitmap = entries.with_zeroes(entries.without_data(self.bitmap), stored)
         else:
-            self.entry = layout.ZERO if rules.version >= 3 else 0
+            self.entry = rules.decoder.zeroes()
 
 
 def judge(rules: Rules, entry: int, bitmap: int = 0) -> Verdict:
@@ -116,24 +109,23 @@ def judge(rules: Rules, entry: int, bitmap: int = 0) -> Verdict:
         entry: as it is.
         bitmap: of its subclusters, where entries are extended.
     """
-    if entry & layout.COMPRESSED:
+    if entries.compressed(entry):
         return _judge_compressed(rules, entry, bitmap)
     found = Verdict(entry, bitmap)
-    reserved = layout.L2_RESERVED | (rules.odd & layout.ZERO)
-    if entry & reserved:
+    if reserved := rules.decoder.reserved(entry):
         found.problems.append("has reserved bits")
         found.entry &= ~reserved
-    host = entry & layout.OFFSET_MASK
-    if not host and not (rules.data_file and entry & layout.COPIED):
+    host = entries.offset_of(entry)
+    if not rules.decoder.refers(entry):
         _judge_without_place(rules, found)
-    elif host or rules.geometry.extended or not entry & layout.ZERO:
+    elif host or rules.geometry.extended or not rules.decoder.says_zeroes(entry):
         _judge_place(rules, found, host)
     return found
 
 
 def _judge_compressed(rules: Rules, entry: int, bitmap: int) -> Verdict:
-    found = Verdict(entry & ~layout.COPIED, 0, compressed=True)
-    if entry & layout.COPIED:
+    found = Verdict(entries.flagged(entry, False), 0, compressed=True)
+    if entries.copied(entry):
         found.problems.append("is compressed and flagged as COPIED")
     if rules.data_file:
         found.problems.append("is compressed, in an image with a data file")
@@ -143,13 +135,15 @@ def _judge_compressed(rules: Rules, entry: int, bitmap: int) -> Verdict:
     if bitmap:
         found.problems.append("is compressed, and has a bitmap of subclusters")
     found.allocated = True
-    offset, length = rules.geometry.compressed(entry)
+    offset, length = rules.decoder.compressed_range(entry)
     if rules.inside(offset, length):
         found.offset, found.length = offset, length
     elif offset < rules.file_size:
         found.problems.append("reaches past the end of the file")
-        found.entry = _shortened(rules, found.entry)
-        found.offset, found.length = rules.geometry.compressed(found.entry)
+        # what lies behind the file's last cluster is no part of its stream
+        end = rules.clusters << rules.geometry.cluster_bits
+        found.entry = rules.decoder.ending_at(found.entry, end)
+        found.offset, found.length = rules.decoder.compressed_range(found.entry)
     else:
         found.missing = True
         found.problems.append("lies outside of the file")
@@ -157,37 +151,26 @@ def _judge_compressed(rules: Rules, entry: int, bitmap: int) -> Verdict:
     return found
 
 
-def _shortened(rules: Rules, entry: int) -> int:
-    """A compressed cluster that ends with the file: what lies behind is no part of its stream."""
-    geometry = rules.geometry
-    offset, _ = geometry.compressed(entry)
-    sectors = ((rules.clusters << geometry.cluster_bits) - (offset & ~511)) >> SECTOR_SHIFT
-    return entry & ~(geometry.csize_mask << geometry.csize_shift) | (
-        sectors - 1 << geometry.csize_shift
-    )
-
-
 def _judge_without_place(rules: Rules, found: Verdict) -> None:
-    if rules.geometry.extended and found.bitmap & layout.ALL_ALLOCATED:
+    if rules.geometry.extended and found.bitmap & ALL_DATA:
         found.problems.append("has subclusters with data, and no place for them")
-        found.bitmap &= ~layout.ALL_ALLOCATED
+        found.bitmap = entries.without_data(found.bitmap)
 
 
 def _judge_place(rules: Rules, found: Verdict, host: int) -> None:
     size = rules.geometry.cluster_size
     found.flagged = True
-    both = found.bitmap & found.bitmap >> 32 & layout.ALL_ALLOCATED
-    if both:
+    if both := entries.data_and_zero(found.bitmap):
         found.problems.append("has subclusters that are data and zero at once")
-        found.bitmap &= ~(both << 32)
+        found.bitmap = entries.with_data(found.bitmap, both)
     if host & (size - 1):
         found.problems.append("does not point to a cluster's boundary")
         found.lose(rules)
     found.allocated = True
     content = (
-        found.bitmap & layout.ALL_ALLOCATED
+        found.bitmap & ALL_DATA
         if rules.geometry.extended
-        else not (found.entry & layout.ZERO)
+        else not rules.decoder.says_zeroes(found.entry)
     )
     if rules.data_file:
         if content and not found.lost and rules.missing(host // size, 1):
@@ -201,26 +184,3 @@ def _judge_place(rules: Rules, found: Verdict, host: int) -> None:
         found.missing = bool(content) and not found.lost
         found.problems.append("lies outside of the file")
         found.lose(rules)
-
-
-def runs(live: Sequence[int], step: int) -> list[tuple[int, int]]:
-    """Join entries of which each points behind the one before, with the same flags.
-
-    Args:
-        live: entries.
-        step: bytes from one cluster to the next.
-
-    Returns:
-        (first entry, how many).
-    """
-    found: list[tuple[int, int]] = []
-    if not live:
-        return found
-    start = want = live[0]
-    for entry in live:
-        if entry != want:
-            found.append((start, (want - start) // step))
-            start = entry
-        want = entry + step
-    found.append((start, (want - start) // step))
-    return found
