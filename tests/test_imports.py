@@ -32,9 +32,6 @@ LAYERS = (
 
 _HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
-WITH_CIRCLES = {"tap_qcow2": "its tables, data and snapshots still import each other"}
-"""Packages that have circles yet, and which; nothing may be added here."""
-
 
 def room_of(module: str) -> str:
     """The part of the core that a module belongs to."""
@@ -42,13 +39,7 @@ def room_of(module: str) -> str:
     return inside[0] if inside else "the names of tapcore itself"
 
 
-def marked(folder: Path) -> object:
-    reason = WITH_CIRCLES.get(folder.name)
-    marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-    return pytest.param(folder, id=folder.name, marks=marks)
-
-
-@pytest.mark.parametrize("folder", [marked(folder) for folder in PACKAGES])
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
 def test_no_module_imports_in_a_circle(folder: Path) -> None:
     assert ImportGraph.of_package(folder).circles() == []
 
