@@ -68,7 +68,7 @@ class Recording:
 
     def __enter__(self) -> Self:
         for cls, name, wrapper in _WRAPPERS:
-            original = vars(cls)[name]
+            original = getattr(cls, name)
             wrapped = _method(self, wrapper, original)
             self._patches.enter_context(patch.object(cls, name, wrapped))
         # what is safe is a matter of the record: the disk itself need not be waited for
