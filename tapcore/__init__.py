@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from tapcore.formats.tablevisits import EmptyTables, TableVisits
     from tapcore.interface.answer import Answer, Then, answer_over
     from tapcore.interface.damage import content_damaged, content_missing
-    from tapcore.interface.hookspecs import hookimpl
+    from tapcore.interface.hooks import hookimpl, implements
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
-    from tapcore.interface.models import DiskDriver, DiskId, DiskInfo, TdCallback, TdState
-    from tapcore.interface.options import CacheMode, FormatOption, OpenOptions
+    from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TdCallback, TdState
+    from tapcore.interface.options import CacheMode, DiskId, FormatOption, OpenOptions
     from tapcore.interface.policy import ReferencePolicy
     from tapcore.interface.registry import Registry
     from tapcore.interface.results import (
@@ -128,7 +128,7 @@ _HOMES = {
         "UsageError",
         "printable",
     ),
-    "interface.hookspecs": ("hookimpl",),
+    "interface.hooks": ("hookimpl", "implements"),
     "files": (
         "ImageFile",
         "create_host_file",
@@ -141,8 +141,8 @@ _HOMES = {
     ),
     "interface.keys": ("Keys", "read_key_file"),
     "interface.damage": ("content_damaged", "content_missing"),
-    "interface.models": ("DiskDriver", "DiskId", "DiskInfo", "TdCallback", "TdState"),
-    "interface.options": ("CacheMode", "FormatOption", "OpenOptions"),
+    "interface.models": ("DiskDriver", "DiskInfo", "Hooks", "TdCallback", "TdState"),
+    "interface.options": ("CacheMode", "DiskId", "FormatOption", "OpenOptions"),
     "interface.results": (
         "Bitmap",
         "CheckResult",
@@ -198,6 +198,7 @@ __all__ = [
     "Finding",
     "ForkedError",
     "FormatOption",
+    "Hooks",
     "IOFailedError",
     "ImageFile",
     "ImageFormatError",
@@ -240,6 +241,7 @@ __all__ = [
     "fallocate_punch_hole",
     "hookimpl",
     "host_file_size",
+    "implements",
     "nbd_server",
     "open",
     "open_host_file",

@@ -7,7 +7,9 @@
 in a folder of its own; PEERS are the programs that it needs besides tapdisk ("none" for none).
 `<!-- setup ... -->` has commands that are not shown, run at that place.
 
-`python tests/docpages.py [PAGE]...` fills files and sessions in anew.
+`<!-- hooks -->`: before the table of hooks, which follows from the core's.
+
+`python tests/docpages.py [PAGE]...` fills files, sessions and hooks in anew.
 """
 
 import os
@@ -18,6 +20,8 @@ import tempfile
 from pathlib import Path
 
 import attrs
+
+from tapcore.interface.hooks import HOOKS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -33,6 +37,7 @@ _STEP = re.compile(
     r"|^<!-- session: (?P<peers>\S+) -->\n```console\n(?P<session>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_HOOKS = re.compile(r"^<!-- hooks -->\n(?:\|.*\n)*", re.MULTILINE)
 _MARK = "\x1e"
 
 
@@ -58,7 +63,16 @@ def filled(page: str) -> str:
         head = f"<!-- file: {match['name']} -->\n```{match['language']}\n"
         return f"{head}{(DOCS / match['name']).read_text()}```"
 
-    return _BLOCK.sub(fill, (DOCS / page).read_text())
+    text = _BLOCK.sub(fill, (DOCS / page).read_text())
+    return _HOOKS.sub(lambda _: hook_table(), text)
+
+
+def hook_table() -> str:
+    """The hooks that a driver may leave out, from the core's own table."""
+    rows = [HOOKS[name] for name in sorted(HOOKS) if HOOKS[name].default]
+    lines = [f"| `{row.name}` | {row.capability or ''} | {row.default} |" for row in rows]
+    head = ["<!-- hooks -->", "| hook | capability | without it |", "| --- | --- | --- |"]
+    return "\n".join((*head, *lines, ""))
 
 
 # ---- sessions --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tapcore.engine import READ, Request, engine_of
-from tapcore.interface.hookspecs import hookimpl
+from tapcore.interface.hooks import hookimpl
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry
 from tapcore.opening.chain import close_disk, open_disk

@@ -25,7 +25,8 @@ from tapcore.engine.requests import (
     Request,
     Segment,
 )
-from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.options import DiskId
 
 log = logging.getLogger(__name__)
 

@@ -125,19 +125,18 @@ class Dispatcher:
             layer.parked.append(seg)  # behind those that were refused before
             return
         self.serial = serial = self.serial + 1
-        op = seg.op
+        op, buf = seg.op, seg.buf
         dd = layer.dd
         try:
-            if op == READ:
-                res = layer.read(
-                    dd, seg.sector, seg.nb_sectors, seg.buf, self._answered, serial, seg
-                )
+            if buf is None:
+                res = self._issue_without_content(layer, seg, serial)
+            elif op == READ:
+                res = layer.read(dd, seg.sector, seg.nb_sectors, buf, self._answered, serial, seg)
             elif op == WRITE:
-                res = layer.write(
-                    dd, seg.sector, seg.nb_sectors, seg.buf, self._answered, serial, seg
-                )
+                res = layer.write(dd, seg.sector, seg.nb_sectors, buf, self._answered, serial, seg)
             else:
-                res = self._issue_other(layer, seg, serial)
+                write = layer.write_compressed
+                res = write(dd, seg.sector, seg.nb_sectors, buf, self._answered, serial, seg)
         except Exception as exc:
             layer.dirty = True
             self._call_failed(layer, seg, exc)
@@ -155,14 +154,12 @@ class Dispatcher:
         if seg.pending:
             layer.batch.append(seg)
 
-    def _issue_other(self, layer: Layer, seg: Segment, serial: int) -> int | None:
+    def _issue_without_content(self, layer: Layer, seg: Segment, serial: int) -> int:
         dd, cb = layer.dd, self._answered
         if seg.op == FLUSH:
-            res: int | None = layer.flush(dd, self._flushed, serial, seg)
+            res = layer.flush(dd, self._flushed, serial, seg)
         elif seg.op == DISCARD:
             res = layer.discard(dd, seg.sector, seg.nb_sectors, cb, serial, seg)
-        elif seg.op == WRITE_COMPRESSED:
-            res = layer.write_compressed(dd, seg.sector, seg.nb_sectors, seg.buf, cb, serial, seg)
         else:
             unmap = seg.root().may_unmap
             try:

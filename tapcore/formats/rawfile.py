@@ -13,9 +13,9 @@ from tapcore.buffers import ZEROES
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
-from tapcore.interface.hookspecs import hookimpl
-from tapcore.interface.models import DiskDriver, DiskId
-from tapcore.interface.options import FormatOption
+from tapcore.interface.hooks import implements
+from tapcore.interface.models import DiskDriver, Hooks
+from tapcore.interface.options import DiskId, FormatOption
 from tapcore.interface.results import Extent, Inspection, Measurement
 
 CREATE_OPTIONS: Final = (
@@ -24,7 +24,7 @@ CREATE_OPTIONS: Final = (
 """For `DiskInfo.create_options`."""
 
 
-@hookimpl
+@implements(Hooks.td_create)
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
@@ -35,34 +35,33 @@ def td_create(
     create_host_file(name, size, how, zeroed=how == "full")
 
 
-@hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
+@implements(Hooks.td_extents)
+def td_extents(dd: DiskDriver[ImageFile], sector: int, nb_sectors: int) -> Iterable[Extent]:
     """Data and holes as the file system knows them."""
-    file: ImageFile = dd.private
-    return file.extents(sector, nb_sectors)
+    return dd.private.extents(sector, nb_sectors)
 
 
-@hookimpl
-def td_resize(dd: DiskDriver, size: int) -> None:
+@implements(Hooks.td_resize)
+def td_resize(dd: DiskDriver[ImageFile], size: int) -> None:
     """Change the file's length."""
-    file: ImageFile = dd.private
+    file = dd.private
     file.resize(size)
     dd.size = file.sectors
 
 
-@hookimpl
-def td_info(dd: DiskDriver) -> dict[str, Any]:
+@implements(Hooks.td_info)
+def td_info(dd: DiskDriver[ImageFile]) -> dict[str, Any]:
     """The kind of file and its length."""
     return describe_host_file(dd.private.fd)
 
 
-@hookimpl
+@implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """Any file is a raw image; nothing in it is looked at."""
     return Inspection(virtual_size=-(-size // DEFAULT_SECTOR_SIZE) * DEFAULT_SECTOR_SIZE)
 
 
-@hookimpl
+@implements(Hooks.td_measure)
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
@@ -70,7 +69,7 @@ def td_measure(
     return Measurement(required=size, fully_allocated=size)
 
 
-@hookimpl
+@implements(Hooks.td_stream)
 def td_stream(
     out: Callable[[Any], object],
     size: int,
@@ -93,8 +92,8 @@ def _zeroes(out: Callable[[Any], object], length: int) -> None:
         out(ZEROES[: min(len(ZEROES), length - start)])
 
 
-@hookimpl
-def td_close(dd: DiskDriver) -> None:
+@implements(Hooks.td_close)
+def td_close(dd: DiskDriver[ImageFile]) -> None:
     """Finish what is under way, flush and close the file."""
     dd.private.close()
 

@@ -5,35 +5,29 @@ The names are blktap's, so that its literature reads as documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias
 
 import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
+from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks
 from tapcore.interface.losses import Losses
-from tapcore.interface.options import FormatOption, OpenOptions
+from tapcore.interface.options import DiskId, FormatOption, OpenOptions
+
+if TYPE_CHECKING:  # nothing that has to be installed: type checkers know it
+    from typing_extensions import TypeVar
+
+    Private = TypeVar("Private", default=Any)
+else:
+    from typing import TypeVar
+
+    Private = TypeVar("Private")
 
 TdCallback: TypeAlias = "Callable[[DiskDriver, int, int, int, int, Any], int]"
 """`cb(dd, res, sector, nb_sectors, id, prv)`: `res` is 0, -errno or BLK_NOT_ALLOCATED.
 
 Returns the number of requests that this answer completed (0 or 1)."""
-
-
-@attrs.define
-class DiskId:
-    """Which image, by which driver; what `td_get_parent_id` fills in.
-
-    Attributes:
-        name: path as the image records it (not resolved), or as the user gave it.
-        drivertype: handle of the driver; empty where none is recorded (then it is probed).
-    """
-
-    name: str
-    drivertype: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.drivertype}:{self.name}" if self.drivertype else self.name
 
 
 @attrs.frozen
@@ -82,54 +76,11 @@ class DiskInfo:
     error: str = ""
 
 
-@attrs.frozen
-class TapDisk:
-    """A driver's operations, resolved once for each open disk (blktap's `struct tap_disk`).
-
-    Each field is called with the positional arguments of the hook of the same name. Where no
-    filter wraps the driver it is the plugin's own function, so that the fast path pays nothing
-    for hooks.
-    """
-
-    disk_type: str
-    implemented: frozenset[str]
-    td_open: Callable[..., Any]
-    td_queue_read: Callable[..., Any]
-    td_queue_write: Callable[..., Any]
-    td_submit: Callable[..., Any]
-    td_do_callbacks: Callable[..., Any]
-    td_close: Callable[..., Any]
-    td_get_parent_id: Callable[..., Any]
-    td_validate_parent: Callable[..., Any]
-    td_probe: Callable[..., Any]
-    td_create: Callable[..., Any]
-    td_queue_flush: Callable[..., Any]
-    td_queue_discard: Callable[..., Any]
-    td_queue_write_zeroes: Callable[..., Any]
-    td_extents: Callable[..., Any]
-    td_info: Callable[..., Any]
-    td_other_files: Callable[..., Any]
-    td_inspect: Callable[..., Any]
-    td_resize: Callable[..., Any]
-    td_check: Callable[..., Any]
-    td_queue_write_compressed: Callable[..., Any]
-    td_snapshots: Callable[..., Any]
-    td_snapshot_create: Callable[..., Any]
-    td_snapshot_apply: Callable[..., Any]
-    td_snapshot_delete: Callable[..., Any]
-    td_amend: Callable[..., Any]
-    td_set_parent: Callable[..., Any]
-    td_before_commit: Callable[..., Any]
-    td_make_empty: Callable[..., Any]
-    td_bitmaps: Callable[..., Any]
-    td_bitmap_ranges: Callable[..., Any]
-    td_measure: Callable[..., Any]
-    td_stream: Callable[..., Any]
-
-
 @attrs.define(eq=False)
-class DiskDriver:
+class DiskDriver(Generic[Private]):
     """One open image in a chain.
+
+    A driver that says what its `private` is (`DiskDriver[Image]`) has it checked.
 
     Attributes:
         early: requests finished inside queue calls since the last submit.
@@ -154,7 +105,7 @@ class DiskDriver:
     flags: int = 0
     td_state: TdState | None = None
     options: OpenOptions = attrs.field(factory=OpenOptions)
-    private: Any = None
+    private: Private = attrs.field(default=None)
     io_fd: list[int | None] = attrs.field(factory=lambda: [None] * MAX_IOFD)
     next: DiskDriver | None = None
     early: int = 0
@@ -220,3 +171,47 @@ class TdState:
     info: int = 0
     home: str | None = None
     losses: Losses = attrs.field(factory=Losses)
+
+
+class Hooks(
+    RequestHooks[DiskDriver[Private]],
+    ImageHooks[DiskDriver[Private]],
+    ChangeHooks[DiskDriver[Private]],
+    Generic[Private],
+):
+    """All hooks, with their signatures and their defaults.
+
+    A driver's function is marked with one of them, `@implements(Hooks.td_open)`, and a type checker
+    compares the two. A driver that is a class may derive from `Hooks[what its private is]`; what it
+    has to say is still marked: the rest does not count as implemented.
+    """
+
+    __slots__ = ()
+
+
+class TapDisk(Hooks[Any]):
+    """A driver's operations, resolved once for each open disk (blktap's `struct tap_disk`).
+
+    Each hook is here the function to be called, with the hook's positional arguments. Where no
+    filter wraps the driver it is the plugin's own, so that the fast path pays nothing for hooks.
+
+    Args:
+        disk_type: the driver's handle.
+        implemented: names of the hooks that it has itself.
+        calls: a function for each hook, by name.
+    """
+
+    __slots__ = ("disk_type", "implemented", *HOOKS)
+    disk_type: str
+    implemented: frozenset[str]
+
+    def __init__(
+        self,
+        disk_type: str,
+        implemented: Iterable[str],
+        calls: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self.disk_type = disk_type
+        self.implemented = frozenset(implemented)
+        for name in HOOKS:
+            setattr(self, name, calls[name])

@@ -19,6 +19,22 @@ CacheMode: TypeAlias = Literal["writeback", "none"]
 Missing: TypeAlias = Literal["error", "zeroes"]
 
 
+@attrs.define
+class DiskId:
+    """Which image, by which driver; what `td_get_parent_id` fills in.
+
+    Attributes:
+        name: path as the image records it (not resolved), or as the user gave it.
+        drivertype: handle of the driver; empty where none is recorded (then it is probed).
+    """
+
+    name: str
+    drivertype: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.drivertype}:{self.name}" if self.drivertype else self.name
+
+
 @attrs.frozen
 class FormatOption:
     """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).

@@ -8,45 +8,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import attrs
 import pluggy
 
 from tapcore.constants import HOOKS_VERSION
 from tapcore.errors import UnknownHandleError, UsageError, describe
-from tapcore.interface import defaults, hookspecs
+from tapcore.interface.hooks import HOOKS, PROJECT, capabilities
 from tapcore.interface.installed import EntryPoint, entry_points
-from tapcore.interface.models import DiskInfo, TapDisk
+from tapcore.interface.models import DiskInfo, Hooks, TapDisk
 
 DRIVER_GROUP = "tapcore.drivers"
 FILTER_GROUP = "tapcore.filters"
 
-HOOKS = tuple(f.name for f in attrs.fields(TapDisk) if f.name.startswith("td_"))
-REQUIRED_HOOKS = ("td_open", "td_queue_read")
+REQUIRED_HOOKS = tuple(row.name for row in HOOKS.values() if not row.default)
 MAX_HANDLE = 9
 _PLAUSIBLE = re.compile(r"[a-z][a-z0-9]{1,8}", re.ASCII)
 """What a driver's handle looks like; what does not is more likely a part of a file's name."""
-
-_CAPABILITY_HOOKS = (
-    ("read", "td_queue_read"),
-    ("write", "td_queue_write"),
-    ("create", "td_create"),
-    ("parents", "td_get_parent_id"),
-    ("discard", "td_queue_discard"),
-    ("zero", "td_queue_write_zeroes"),
-    ("extents", "td_extents"),
-    ("resize", "td_resize"),
-    ("check", "td_check"),
-    ("compress", "td_queue_write_compressed"),
-    ("snapshots", "td_snapshots"),
-    ("amend", "td_amend"),
-    ("rebase", "td_set_parent"),
-    ("stream", "td_stream"),
-    ("bitmaps", "td_bitmaps"),
-    ("measure", "td_measure"),
-)
 
 
 @attrs.define
@@ -54,6 +34,31 @@ class _Row:
     info: DiskInfo
     plugin: Any = None
     entry_point: EntryPoint | None = None
+
+
+class _HookCallers(pluggy.PluginManager):
+    """pluggy's machinery with the table of hooks in it, whose functions are the defaults."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(Hooks)
+        self.register(Hooks, "defaults")
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        """The table's functions carry no mark: a driver that derives from it would inherit that."""
+        if plugin is not Hooks:
+            return super().parse_hookimpl_opts(plugin, name)
+        return _PLAIN if name in HOOKS and name not in REQUIRED_HOOKS else None
+
+
+_PLAIN: Final = pluggy.HookimplOpts(
+    wrapper=False,
+    hookwrapper=False,
+    optionalhook=False,
+    tryfirst=False,
+    trylast=False,
+    specname=None,
+)
 
 
 class Registry:
@@ -64,9 +69,7 @@ class Registry:
     """
 
     def __init__(self, *, discover: bool = True) -> None:
-        self._pm = pluggy.PluginManager(hookspecs.PROJECT)
-        self._pm.add_hookspecs(hookspecs)
-        self._pm.register(defaults, "defaults")
+        self._pm = _HookCallers()
         self._rows: dict[str, _Row] = {}
         self._refused: list[_Row] = []
         self._filters: dict[str, Any] = {}
@@ -121,7 +124,7 @@ class Registry:
         row = attrs.evolve(
             info,
             idnum=len(self._rows),
-            capabilities=_capabilities(_implemented(self._pm, plugin)),
+            capabilities=capabilities(_implemented(self._pm, plugin)),
         )
         if name in self._rows:  # a broken one
             self._refused.append(self._rows[name])
@@ -229,15 +232,13 @@ class Registry:
         pm = self._wrapped(plugin, filters) if filters else self._pm
         calls: dict[str, Callable[..., Any]] = {}
         for hook in HOOKS:
-            source = plugin if hook in own else defaults
+            source = plugin if hook in own else Hooks
             calls[hook] = _caller(pm, hook, source, filtered=bool(filters))
-        return TapDisk(disk_type=handle, implemented=frozenset(own), **calls)
+        return TapDisk(disk_type=handle, implemented=own, calls=calls)
 
     def _wrapped(self, plugin: Any, filters: tuple[str, ...]) -> pluggy.PluginManager:
         """One driver and its filters, apart from all others: what comes later changes nothing."""
-        pm = pluggy.PluginManager(hookspecs.PROJECT)
-        pm.add_hookspecs(hookspecs)
-        pm.register(defaults, "defaults")
+        pm = _HookCallers()
         pm.register(plugin, "driver")
         for name in reversed(filters):  # pluggy's last is the outermost, ours the first
             found = self._filter(name)
@@ -256,16 +257,16 @@ def _caller(
 ) -> Callable[..., Any]:
     """The function of `source` itself where no filter wraps it, else a call through pluggy.
 
-    `source` is the driver, or the defaults where it does not implement the hook.
+    `source` is the driver, or `Hooks` where it does not implement the hook.
     """
     caller = getattr(pm.hook, hook)
     assert caller.spec is not None
     argnames = tuple(caller.spec.argnames)
     others = [i.plugin for i in caller.get_hookimpls() if i.plugin is not source]
-    if not filtered or all(other is defaults for other in others):
+    if not filtered or all(other is Hooks for other in others):
         (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
         return _direct(impl.function, tuple(impl.argnames), argnames)
-    subset = pm.subset_hook_caller(hook, [defaults] if source is not defaults else [])
+    subset = pm.subset_hook_caller(hook, [Hooks] if source is not Hooks else [])
     return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
 
 
@@ -301,7 +302,7 @@ def _unknown_hooks(plugin: Any) -> str:
 
 def _marked(plugin: Any) -> list[tuple[str, dict[str, Any]]]:
     """The functions that carry a `@hookimpl` mark: name of the hook, what the mark says."""
-    mark = f"{hookspecs.PROJECT}_impl"
+    mark = f"{PROJECT}_impl"
     found = []
     for name, member in inspect.getmembers_static(plugin):
         try:
@@ -326,11 +327,6 @@ def _unusable_filter(name: str, problem: str) -> UsageError:
 
 def _implemented(pm: pluggy.PluginManager, plugin: Any) -> set[str]:
     return {caller.name for caller in pm.get_hookcallers(plugin) or ()}
-
-
-def _capabilities(implemented: Iterable[str]) -> tuple[str, ...]:
-    have = set(implemented)
-    return tuple(name for name, hook in _CAPABILITY_HOOKS if hook in have)
 
 
 def _with_distribution(row: _Row) -> DiskInfo:

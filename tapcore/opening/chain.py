@@ -35,8 +35,8 @@ from tapcore.errors import (
 from tapcore.files.newfiles import is_being_made
 from tapcore.formats.foreign import SIGNATURES
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.models import DiskDriver, DiskId, TdState
-from tapcore.interface.options import OpenOptions
+from tapcore.interface.models import DiskDriver, TdState
+from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
 from tapcore.opening.namedfiles import find_named_file, identity_of

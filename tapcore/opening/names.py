@@ -7,7 +7,8 @@ import re
 from typing import TypeAlias
 
 from tapcore.errors import UnknownHandleError, UsageError
-from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 
 ImageName: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]

@@ -6,8 +6,7 @@ import os
 import random
 
 from tapcore.errors import NotSupportedError, TapError
-from tapcore.interface.models import DiskId
-from tapcore.interface.options import CacheMode, FormatOption
+from tapcore.interface.options import CacheMode, DiskId, FormatOption
 from tapcore.testkit.failing import broken, compare, nothing_left_open
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject

@@ -6,8 +6,7 @@ import random
 
 from tapcore.constants import TD_NO_PARENT
 from tapcore.disk import Disk
-from tapcore.interface.models import DiskId
-from tapcore.interface.options import CacheMode
+from tapcore.interface.options import CacheMode, DiskId
 from tapcore.testkit.content import STEPS, Model
 from tapcore.testkit.failing import broken, compare
 from tapcore.testkit.needs import needs

@@ -161,22 +161,24 @@ class Session:
         self._queue(asked)
         return asked
 
-    def _queue(self, asked: Asked) -> None:
-        dd, drv, number = self.dd, self.dd.drv, asked.number
+    def _call(self, asked: Asked) -> object:
+        """What the hook says; nobody knows yet whether that is a number."""
+        dd, drv, cb, number = self.dd, self.dd.drv, self._answer, asked.number
         run = (asked.sector, asked.nb_sectors)
+        if asked.op == "read":
+            return drv.td_queue_read(dd, *run, asked.buf, cb, number, asked)
+        if asked.op == "write":
+            return drv.td_queue_write(dd, *run, asked.buf, cb, number, asked)
+        if asked.op == "discard":
+            return drv.td_queue_discard(dd, *run, cb, number, asked)
+        if asked.op == "zero":
+            return drv.td_queue_write_zeroes(dd, *run, asked.may_unmap, cb, number, asked)
+        return drv.td_queue_flush(dd, cb, number, asked)
+
+    def _queue(self, asked: Asked) -> None:
         before, self._finished_inside = asked.left, 0
         try:
-            if asked.op == "read":
-                res = drv.td_queue_read(dd, *run, asked.buf, self._answer, number, asked)
-            elif asked.op == "write":
-                res = drv.td_queue_write(dd, *run, asked.buf, self._answer, number, asked)
-            elif asked.op == "discard":
-                res = drv.td_queue_discard(dd, *run, self._answer, number, asked)
-            elif asked.op == "zero":
-                how = asked.may_unmap
-                res = drv.td_queue_write_zeroes(dd, *run, how, self._answer, number, asked)
-            else:
-                res = drv.td_queue_flush(dd, self._answer, number, asked)
+            res = self._call(asked)
         except (OSError, TapError) as exc:
             res = -errno_of(exc)
         if not isinstance(res, int):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from tapcore.constants import TD_RDONLY
 from tapcore.engine import Engine
 from tapcore.errors import TapError
-from tapcore.interface.models import DiskDriver, DiskId, TdState
-from tapcore.interface.options import OpenOptions
+from tapcore.interface.models import DiskDriver, TdState
+from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.testkit.extents import extents_of
 from tapcore.testkit.failing import broken, nothing_left_open, within
 from tapcore.testkit.needs import needs

@@ -13,8 +13,8 @@ from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.disk import open as open_image
 from tapcore.errors import TapError
-from tapcore.interface.models import DiskId, DiskInfo, TapDisk
-from tapcore.interface.options import CacheMode, OpenOptions
+from tapcore.interface.models import DiskInfo, TapDisk
+from tapcore.interface.options import CacheMode, DiskId, OpenOptions
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.chain import open_disk

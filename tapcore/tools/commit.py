@@ -9,7 +9,8 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.chain import (

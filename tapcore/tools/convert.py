@@ -14,7 +14,8 @@ from tapcore.engine.salvage import Salvage
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.files.newfiles import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
-from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name

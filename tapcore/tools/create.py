@@ -17,7 +17,8 @@ from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
-from tapcore.interface.models import DiskId, DiskInfo
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_name, split_name

@@ -15,7 +15,8 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Bitmap, Snapshot

@@ -18,7 +18,7 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, 
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
-from tapcore.interface.models import DiskId
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Finding, Inspection

@@ -12,8 +12,8 @@ from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskId, TdState
-from tapcore.interface.options import CacheMode, Missing, OpenOptions
+from tapcore.interface.models import TdState
+from tapcore.interface.options import CacheMode, DiskId, Missing, OpenOptions
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.chain import open_disk

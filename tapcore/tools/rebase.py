@@ -13,7 +13,8 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.files.newfiles import identity_of
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.keys import Keys
-from tapcore.interface.models import DiskDriver, DiskId
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.binding import bind

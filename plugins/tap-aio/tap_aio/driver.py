@@ -12,10 +12,11 @@ from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
     DiskInfo,
+    Hooks,
     ImageFile,
     TdCallback,
     answer_over,
-    hookimpl,
+    implements,
     open_image_file,
 )
 from tapcore.rawfile import (
@@ -39,8 +40,8 @@ disk_info = DiskInfo(
 )
 
 
-@hookimpl
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+@implements(Hooks.td_open)
+def td_open(dd: DiskDriver[ImageFile], name: str, flags: int) -> None:
     """The whole file is the disk; a last sector that is not full reads as if it were."""
     file = open_image_file(name, flags, dd.options)
     dd.private = file
@@ -49,12 +50,18 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.sector_size = file.sector_size
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """At once from the page cache, else queued."""
-    file: ImageFile = dd.private
+    file = dd.private
     offset = sector << SECTOR_SHIFT
     res = file.read_now(offset, buf)
     if res is None:
@@ -62,12 +69,18 @@ def td_queue_read(
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """At once into the page cache, else queued."""
-    file: ImageFile = dd.private
+    file = dd.private
     offset = sector << SECTOR_SHIFT
     res = file.write_now(offset, buf)
     if res is None:
@@ -75,41 +88,40 @@ def td_queue_write(
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
-@hookimpl
-def td_submit(dd: DiskDriver) -> int:
+@implements(Hooks.td_submit)
+def td_submit(dd: DiskDriver[ImageFile]) -> int:
     """One call to the kernel for the batch."""
     dd.private.submit()
     return 0
 
 
-@hookimpl
-def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
+@implements(Hooks.td_do_callbacks)
+def td_do_callbacks(dd: DiskDriver[ImageFile], sid: int) -> int:
     """Answer what has finished."""
-    finished: int = dd.private.reap()
-    return finished
+    return dd.private.reap()
 
 
-@hookimpl
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+@implements(Hooks.td_queue_flush)
+def td_queue_flush(dd: DiskDriver[ImageFile], cb: TdCallback, id: int, prv: Any) -> int:
     """fdatasync, in a thread."""
     dd.private.queue_flush(answer_over(cb, dd, 0, 0, id, prv))
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile], sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """Punch a hole, in a thread."""
-    file: ImageFile = dd.private
+    file = dd.private
     then = answer_over(cb, dd, sector, nb_sectors, id, prv)
     file.queue_discard(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, then)
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
-    dd: DiskDriver,
+    dd: DiskDriver[ImageFile],
     sector: int,
     nb_sectors: int,
     may_unmap: bool,
@@ -118,7 +130,7 @@ def td_queue_write_zeroes(
     prv: Any,
 ) -> int:
     """Zero by fallocate, in a thread."""
-    file: ImageFile = dd.private
+    file = dd.private
     then = answer_over(cb, dd, sector, nb_sectors, id, prv)
     file.queue_zero(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, may_unmap, then)
     return 0

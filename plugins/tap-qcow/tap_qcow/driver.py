@@ -16,8 +16,9 @@ from tapcore import (
     DiskId,
     DiskInfo,
     FormatOption,
+    Hooks,
     TdCallback,
-    hookimpl,
+    implements,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ disk_info = DiskInfo(
 )
 
 
-@hookimpl
+@implements(Hooks.td_open)
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """Clusters are allocated and filled up by the driver itself, so small units will do."""
     from tap_qcow.image import open_image
@@ -50,13 +51,13 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.cluster_size = image.map.geometry.cluster_size
 
 
-@hookimpl
+@implements(Hooks.td_close)
 def td_close(dd: DiskDriver) -> None:
     """As a flush; then blktap's checksum, where the image has one."""
     dd.private.close()
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -65,7 +66,7 @@ def td_queue_read(
     return image.reader.read(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -74,7 +75,7 @@ def td_queue_write(
     return image.writer.write(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_compressed)
 def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -83,7 +84,7 @@ def td_queue_write_compressed(
     return image.deflater.write(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
     dd: DiskDriver,
     sector: int,
@@ -98,7 +99,7 @@ def td_queue_write_zeroes(
     return image.zeroer.write_zeroes(dd, sector, nb_sectors, may_unmap, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -107,21 +108,21 @@ def td_queue_discard(
     return image.zeroer.discard(dd, sector, nb_sectors, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_flush)
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     """Data, then the tables that point to it, in a thread."""
     image: Image = dd.private
     return image.writeback.flush(lambda res: cb(dd, res, 0, 0, id, prv))
 
 
-@hookimpl
+@implements(Hooks.td_submit)
 def td_submit(dd: DiskDriver) -> int:
     """One call to the kernel for the batch."""
     dd.private.file.submit()
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_do_callbacks)
 def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     """Answer what has finished, and start what had to wait for it."""
     image: Image = dd.private
@@ -130,7 +131,7 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     return finished
 
 
-@hookimpl
+@implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """The name alone: the format has no place for the parent's format."""
     image: Image = dd.private
@@ -141,19 +142,19 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_validate_parent)
 def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told."""
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_probe)
 def td_probe(name: str, head: bytes) -> bool:
     """By magic and version."""
     return head.startswith(b"QFI\xfb\0\0\0\1")
 
 
-@hookimpl
+@implements(Hooks.td_create)
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
@@ -166,7 +167,7 @@ def td_create(
     create.write_image(name, new, create.l1_end(new))
 
 
-@hookimpl
+@implements(Hooks.td_measure)
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
@@ -177,7 +178,7 @@ def td_measure(
     return create.measure(create.check_size(size), data)
 
 
-@hookimpl
+@implements(Hooks.td_extents)
 def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
     """Straight from the tables."""
     from tap_qcow.runs import extents
@@ -186,7 +187,7 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]
     return extents(image.map, sector, nb_sectors)
 
 
-@hookimpl
+@implements(Hooks.td_info)
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """The header's facts."""
     from tap_qcow.inspection import format_facts
@@ -195,7 +196,7 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     return format_facts(image.map.header, little=image.map.little)
 
 
-@hookimpl
+@implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """The header alone."""
     from tap_qcow.inspection import inspect
@@ -203,7 +204,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
     return inspect(fd, size)
 
 
-@hookimpl
+@implements(Hooks.td_resize)
 def td_resize(dd: DiskDriver, size: int) -> None:
     """Grow; QEMU cannot, but reads the result."""
     from tap_qcow import change
@@ -211,7 +212,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
     change.grow(dd.private, dd, size)
 
 
-@hookimpl
+@implements(Hooks.td_set_parent)
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Record the parent's name."""
     from tap_qcow import change
@@ -219,7 +220,7 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     change.set_parent(dd.private, parent)
 
 
-@hookimpl
+@implements(Hooks.td_make_empty)
 def td_make_empty(dd: DiskDriver) -> None:
     """Empty the L1 table, and cut the file off behind it."""
     from tap_qcow import change

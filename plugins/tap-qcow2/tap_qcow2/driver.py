@@ -18,8 +18,9 @@ from tapcore import (
     DiskId,
     DiskInfo,
     FormatOption,
+    Hooks,
     TdCallback,
-    hookimpl,
+    implements,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ disk_info = DiskInfo(
 # ---- open and close --------------------------------------------------------------------------
 
 
-@hookimpl
+@implements(Hooks.td_open)
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """See `open`."""
     from tap_qcow2.open import open_image
@@ -76,13 +77,13 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.cluster_size = image.geometry.cluster_size
 
 
-@hookimpl
+@implements(Hooks.td_close)
 def td_close(dd: DiskDriver) -> None:
     """Finish, write the tables back, release."""
     dd.private.close()
 
 
-@hookimpl
+@implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """What the header says."""
     image: Image = dd.private
@@ -93,7 +94,7 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_validate_parent)
 def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told; any size fits."""
     return 0
@@ -102,7 +103,7 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
 # ---- requests --------------------------------------------------------------------------------
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -123,7 +124,7 @@ def td_queue_read(
     return image.read(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -145,7 +146,7 @@ def td_queue_write(
     return image.write(image.clusters, dd, cb, id, prv).run(sector, buf)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_compressed)
 def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -159,7 +160,7 @@ def td_queue_write_compressed(
     return write_compressed(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -167,7 +168,7 @@ def td_queue_discard(
     return _zero(dd, sector, nb_sectors, (True, True), cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
     dd: DiskDriver,
     sector: int,
@@ -200,7 +201,7 @@ def _zero(
     return zeroing.run(sector, sector + nb_sectors)
 
 
-@hookimpl
+@implements(Hooks.td_queue_flush)
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     """Data and tables, in a safe order: see `tables.writeback`."""
     image: Image = dd.private
@@ -213,7 +214,7 @@ def _flushed(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> Callable[[int
     return lambda res: cb(dd, res, 0, 0, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_submit)
 def td_submit(dd: DiskDriver) -> int:
     """Hand queued direct I/O to the kernel; write tables back where too many have changed."""
     image: Image = dd.private
@@ -223,7 +224,7 @@ def td_submit(dd: DiskDriver) -> int:
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_do_callbacks)
 def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     """Answer what has finished."""
     image: Image = dd.private
@@ -237,13 +238,13 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
 # ---- what it is ------------------------------------------------------------------------------
 
 
-@hookimpl
+@implements(Hooks.td_probe)
 def td_probe(name: str, head: bytes) -> bool:
     """By its magic and version."""
     return head.startswith(b"QFI\xfb") and head[4:8] in (b"\0\0\0\2", b"\0\0\0\3")
 
 
-@hookimpl
+@implements(Hooks.td_extents)
 def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
     """See `extents`."""
     from tap_qcow2.extents import extents
@@ -251,7 +252,7 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]
     return extents(dd.private, sector, nb_sectors)
 
 
-@hookimpl
+@implements(Hooks.td_info)
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """See `info`."""
     from tap_qcow2.info import info
@@ -259,14 +260,14 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     return info(dd.private)
 
 
-@hookimpl
+@implements(Hooks.td_other_files)
 def td_other_files(dd: DiskDriver) -> Sequence[str]:
     """The external data file."""
     header = dd.private.header
     return (header.data_file,) if header.has_data_file and header.data_file else ()
 
 
-@hookimpl
+@implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """See `inspection`."""
     from tap_qcow2.inspection import inspect
@@ -274,7 +275,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
     return inspect(fd, size)
 
 
-@hookimpl
+@implements(Hooks.td_bitmaps)
 def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
     """See `bitmaps.listing`."""
     from tap_qcow2.bitmaps.listing import bitmaps
@@ -282,7 +283,7 @@ def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
     return bitmaps(dd.private)
 
 
-@hookimpl
+@implements(Hooks.td_bitmap_ranges)
 def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
     """See `bitmaps.listing`."""
     from tap_qcow2.bitmaps.listing import bitmap_ranges
@@ -290,7 +291,7 @@ def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
     return bitmap_ranges(dd.private, name)
 
 
-@hookimpl
+@implements(Hooks.td_measure)
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
@@ -303,7 +304,7 @@ def td_measure(
 # ---- making and changing it ------------------------------------------------------------------
 
 
-@hookimpl
+@implements(Hooks.td_create)
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
@@ -313,7 +314,7 @@ def td_create(
     create(name, size, parent, options)
 
 
-@hookimpl
+@implements(Hooks.td_resize)
 def td_resize(dd: DiskDriver, size: int) -> None:
     """See `change.resize`."""
     from tap_qcow2.change.resize import resize
@@ -321,7 +322,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
     resize(dd.private, size)
 
 
-@hookimpl
+@implements(Hooks.td_check)
 def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     """See `check.check`."""
     from tap_qcow2.check.check import check
@@ -329,7 +330,7 @@ def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     return check(dd.private, repair)
 
 
-@hookimpl
+@implements(Hooks.td_amend)
 def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
     """See `change.amend`."""
     from tap_qcow2.change.amend import amend
@@ -337,14 +338,14 @@ def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
     amend(dd.private, options)
 
 
-@hookimpl
+@implements(Hooks.td_set_parent)
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Record another parent."""
     image: Image = dd.private
     image.record_parent(parent)
 
 
-@hookimpl
+@implements(Hooks.td_make_empty)
 def td_make_empty(dd: DiskDriver) -> None:
     """See `change.empty`."""
     from tap_qcow2.change.empty import make_empty
@@ -352,7 +353,7 @@ def td_make_empty(dd: DiskDriver) -> None:
     make_empty(dd.private)
 
 
-@hookimpl
+@implements(Hooks.td_snapshots)
 def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     """What the snapshot table says."""
     from tap_qcow2.snapshots.table import each_snapshot
@@ -360,7 +361,7 @@ def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     return [snapshot.public() for snapshot in each_snapshot(dd.private.file, dd.private.header)]
 
 
-@hookimpl
+@implements(Hooks.td_snapshot_create)
 def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import create_snapshot
@@ -368,7 +369,7 @@ def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
     return create_snapshot(dd.private, name)
 
 
-@hookimpl
+@implements(Hooks.td_snapshot_apply)
 def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import apply_snapshot
@@ -376,7 +377,7 @@ def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
     apply_snapshot(dd.private, name)
 
 
-@hookimpl
+@implements(Hooks.td_snapshot_delete)
 def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import delete_snapshot

@@ -13,9 +13,10 @@ from tapcore import (
     DiskDriver,
     DiskInfo,
     Extent,
+    Hooks,
     TdCallback,
     UsageError,
-    hookimpl,
+    implements,
 )
 
 disk_info = DiskInfo(
@@ -29,8 +30,8 @@ disk_info = DiskInfo(
 _CHUNK_SECTOR_SHIFT = CHUNK_SHIFT - SECTOR_SHIFT
 
 
-@hookimpl
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+@implements(Hooks.td_open)
+def td_open(dd: DiskDriver[Memory], name: str, flags: int) -> None:
     """An empty disk of a size, or the content of a file (of a block device, ...)."""
     if dd.options.cache != "writeback":
         raise UsageError("ram: has no cache mode")
@@ -38,12 +39,18 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.size = memory.size >> SECTOR_SHIFT
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[Memory],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """Copy, where something was ever written; a hole elsewhere."""
-    memory: Memory = dd.private
+    memory = dd.private
     first = sector >> _CHUNK_SECTOR_SHIFT
     if first == (sector + nb_sectors - 1) >> _CHUNK_SECTOR_SHIFT:
         if first not in memory.chunks:
@@ -55,28 +62,34 @@ def td_queue_read(
     return cb(dd, 0, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[Memory],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """Copy."""
-    memory: Memory = dd.private
+    memory = dd.private
     memory.write(sector << SECTOR_SHIFT, buf)
     return cb(dd, 0, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[Memory], sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """Give the memory back."""
     dd.private.punch(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT)
     return cb(dd, 0, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
-    dd: DiskDriver,
+    dd: DiskDriver[Memory],
     sector: int,
     nb_sectors: int,
     may_unmap: bool,
@@ -89,10 +102,10 @@ def td_queue_write_zeroes(
     return cb(dd, 0, sector, nb_sectors, id, prv)
 
 
-@hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
+@implements(Hooks.td_extents)
+def td_extents(dd: DiskDriver[Memory], sector: int, nb_sectors: int) -> Iterator[Extent]:
     """What was written and what never was, as the kernel knows it."""
-    memory: Memory = dd.private
+    memory = dd.private
     start, length = sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT
     for lo, hi, data in memory.runs(start, start + length):
         at, count = lo >> SECTOR_SHIFT, (hi - lo) >> SECTOR_SHIFT
@@ -102,21 +115,21 @@ def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]
             yield Extent(at, count, "zero")
 
 
-@hookimpl
-def td_resize(dd: DiskDriver, size: int) -> None:
+@implements(Hooks.td_resize)
+def td_resize(dd: DiskDriver[Memory], size: int) -> None:
     """Grow or shrink, as long as it lives."""
     dd.private.resize(size)
     dd.size = size >> SECTOR_SHIFT
 
 
-@hookimpl
-def td_info(dd: DiskDriver) -> dict[str, Any]:
+@implements(Hooks.td_info)
+def td_info(dd: DiskDriver[Memory]) -> dict[str, Any]:
     """How much memory is really used."""
-    memory: Memory = dd.private
+    memory = dd.private
     return {"loaded_from": memory.source or None, "memory_used": memory.used()}
 
 
-@hookimpl
-def td_close(dd: DiskDriver) -> None:
+@implements(Hooks.td_close)
+def td_close(dd: DiskDriver[Memory]) -> None:
     """Free the memory; the file that it was loaded from is as it was."""
     dd.private.close()

@@ -12,10 +12,11 @@ from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
     DiskInfo,
+    Hooks,
     ImageFile,
     TdCallback,
     UsageError,
-    hookimpl,
+    implements,
     open_image_file,
 )
 from tapcore.rawfile import (
@@ -39,8 +40,8 @@ disk_info = DiskInfo(
 )
 
 
-@hookimpl
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+@implements(Hooks.td_open)
+def td_open(dd: DiskDriver[ImageFile], name: str, flags: int) -> None:
     """The whole file is the disk; a last sector that is not full reads as if it were."""
     if dd.options.cache != "writeback":
         raise UsageError("sync: always goes through the page cache; use aio: with --cache none")
@@ -50,46 +51,58 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.sector_size = file.sector_size
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """Read, and answer."""
-    file: ImageFile = dd.private
+    file = dd.private
     res = file.read_blocking(sector << SECTOR_SHIFT, buf)
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
     """Write, and answer."""
-    file: ImageFile = dd.private
+    file = dd.private
     res = file.write_blocking(sector << SECTOR_SHIFT, buf)
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
-@hookimpl
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
+@implements(Hooks.td_queue_flush)
+def td_queue_flush(dd: DiskDriver[ImageFile], cb: TdCallback, id: int, prv: Any) -> int:
     """fdatasync."""
-    file: ImageFile = dd.private
+    file = dd.private
     return cb(dd, file.flush_blocking(), 0, 0, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[ImageFile], sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """Punch a hole."""
-    file: ImageFile = dd.private
+    file = dd.private
     res = file.discard_blocking(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT)
     return cb(dd, res, sector, nb_sectors, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
-    dd: DiskDriver,
+    dd: DiskDriver[ImageFile],
     sector: int,
     nb_sectors: int,
     may_unmap: bool,
@@ -98,7 +111,7 @@ def td_queue_write_zeroes(
     prv: Any,
 ) -> int:
     """Zero by fallocate."""
-    file: ImageFile = dd.private
+    file = dd.private
     res = file.zero_blocking(sector << SECTOR_SHIFT, nb_sectors << SECTOR_SHIFT, may_unmap)
     return cb(dd, res, sector, nb_sectors, id, prv)
 

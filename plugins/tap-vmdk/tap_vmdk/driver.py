@@ -19,10 +19,11 @@ from tapcore import (
     DiskId,
     DiskInfo,
     Extent,
+    Hooks,
     Inspection,
     Measurement,
     TdCallback,
-    hookimpl,
+    implements,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ disk_info = DiskInfo(
 )
 
 
-@hookimpl
+@implements(Hooks.td_open)
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     """Open the descriptor and all extents."""
     from tap_vmdk.openimage import open_image
@@ -52,13 +53,13 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
     dd.cluster_size = max((part.cluster for part in image.parts), default=0)
 
 
-@hookimpl
+@implements(Hooks.td_close)
 def td_close(dd: DiskDriver) -> None:
     """Flush as `td_queue_flush` does, and close every file."""
     dd.private.close()
 
 
-@hookimpl
+@implements(Hooks.td_queue_read)
 def td_queue_read(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -67,7 +68,7 @@ def td_queue_read(
     return done
 
 
-@hookimpl
+@implements(Hooks.td_queue_write)
 def td_queue_write(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -76,7 +77,7 @@ def td_queue_write(
     return done
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_compressed)
 def td_queue_write_compressed(
     dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -87,7 +88,7 @@ def td_queue_write_compressed(
     return image.write(dd, sector, nb_sectors, buf, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_write_zeroes)
 def td_queue_write_zeroes(
     dd: DiskDriver,
     sector: int,
@@ -102,7 +103,7 @@ def td_queue_write_zeroes(
     return image.zero(dd, sector, nb_sectors, may_unmap, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_discard)
 def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
@@ -111,35 +112,35 @@ def td_queue_discard(
     return image.discard(dd, sector, nb_sectors, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_queue_flush)
 def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
     """Content first, then the tables that point to it."""
     image: Image = dd.private
     return image.flusher.flush(dd, cb, id, prv)
 
 
-@hookimpl
+@implements(Hooks.td_submit)
 def td_submit(dd: DiskDriver) -> int:
     """Hand on what was queued."""
     dd.private.submit()
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_do_callbacks)
 def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     """Answer what has finished."""
     image: Image = dd.private
     return image.reap()
 
 
-@hookimpl
+@implements(Hooks.td_extents)
 def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
     """From the tables, and from the file system where content lies plain."""
     image: Image = dd.private
     return image.extents(sector, nb_sectors)
 
 
-@hookimpl
+@implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """What the descriptor says."""
     from tap_vmdk.change.parent import recorded_parent
@@ -151,7 +152,7 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_validate_parent)
 def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
     """By its content id."""
     from tap_vmdk.change.parent import check_parent
@@ -160,7 +161,7 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
     return 0
 
 
-@hookimpl
+@implements(Hooks.td_set_parent)
 def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     """Rewrite the descriptor."""
     from tap_vmdk.change.parent import record_parent
@@ -168,7 +169,7 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     record_parent(dd, parent)
 
 
-@hookimpl
+@implements(Hooks.td_before_commit)
 def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
     """Agree on the content id that the parent is about to get."""
     from tap_vmdk.change.commit import before_commit
@@ -176,7 +177,7 @@ def td_before_commit(dd: DiskDriver, p: DiskDriver) -> None:
     before_commit(dd.private, p.private)
 
 
-@hookimpl
+@implements(Hooks.td_make_empty)
 def td_make_empty(dd: DiskDriver) -> None:
     """Rewrite all tables, and give the space back."""
     from tap_vmdk.change.parent import make_empty
@@ -184,13 +185,13 @@ def td_make_empty(dd: DiskDriver) -> None:
     make_empty(dd)
 
 
-@hookimpl
+@implements(Hooks.td_probe)
 def td_probe(name: str, head: bytes) -> bool:
     """By the first bytes."""
     return kind_of(head) != ""
 
 
-@hookimpl
+@implements(Hooks.td_create)
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
@@ -200,7 +201,7 @@ def td_create(
     create_image(name, size, parent, options)
 
 
-@hookimpl
+@implements(Hooks.td_info)
 def td_info(dd: DiskDriver) -> dict[str, Any]:
     """What the descriptor and the headers say."""
     from tap_vmdk.information import describe
@@ -208,7 +209,7 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
     return describe(dd)
 
 
-@hookimpl
+@implements(Hooks.td_other_files)
 def td_other_files(dd: DiskDriver) -> Sequence[str]:
     """The extents."""
     from tap_vmdk.information import other_files
@@ -216,7 +217,7 @@ def td_other_files(dd: DiskDriver) -> Sequence[str]:
     return other_files(dd.private)
 
 
-@hookimpl
+@implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """The header and the descriptor alone."""
     from tap_vmdk.information import inspect
@@ -224,7 +225,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
     return inspect(name, fd, size)
 
 
-@hookimpl
+@implements(Hooks.td_resize)
 def td_resize(dd: DiskDriver, size: int) -> None:
     """Flat and sparse disks of a single extent can grow."""
     from tap_vmdk.change.resize import resize
@@ -232,7 +233,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
     resize(dd, size)
 
 
-@hookimpl
+@implements(Hooks.td_check)
 def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     """The tables of every sparse extent, and the descriptor against the extents."""
     from tap_vmdk.check.image import check
@@ -240,7 +241,7 @@ def td_check(dd: DiskDriver, repair: str) -> CheckResult:
     return check(dd, repair)
 
 
-@hookimpl
+@implements(Hooks.td_measure)
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
@@ -250,7 +251,7 @@ def td_measure(
     return measure(size, options, data)
 
 
-@hookimpl
+@implements(Hooks.td_stream)
 def td_stream(
     out: Callable[[Any], object],
     size: int,

@@ -3,8 +3,7 @@
 import os
 from typing import ClassVar
 
-from tapcore.interface.models import DiskId
-from tapcore.interface.options import CacheMode
+from tapcore.interface.options import CacheMode, DiskId
 from tapcore.testkit import DriverContract
 
 

@@ -12,8 +12,8 @@ from diskmodel import run_all
 from peers import peer
 from tapcore.disk import Disk
 from tapcore.engine import WRITE, Request
-from tapcore.interface.models import DiskId, TapDisk
-from tapcore.interface.options import OpenOptions
+from tapcore.interface.models import TapDisk
+from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import default_registry
 from tapcore.opening.chain import open_disk
 from tapcore.tools.check import check_image

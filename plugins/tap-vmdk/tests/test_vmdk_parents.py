@@ -10,7 +10,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tapcore.interface.models import DiskId
+from tapcore.interface.options import DiskId
 from tapcore.interface.registry import default_registry
 from tapcore.opening.chain import close_disk, open_disk
 

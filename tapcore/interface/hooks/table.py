@@ -1,0 +1,113 @@
+"""How a hook gets into the table, and how a driver's function is marked as one.
+
+A hook is a static method of `tapcore.Hooks`: its name, its signature, its contract (the docstring)
+and what happens without it (the body). `hook` notes the rest. Everything else that has to know the
+hooks follows from that: what pluggy is told, the resolved operations, the capabilities, the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
+
+import attrs
+import pluggy
+
+PROJECT: Final = "tapcore"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+D = TypeVar("D")
+"""The image that a hook is called for: `DiskDriver`, which itself knows the hooks."""
+
+Callback: TypeAlias = Callable[[D, int, int, int, int, Any], int]
+"""`TdCallback`, for that image."""
+
+Capability: TypeAlias = Literal[
+    "read",
+    "write",
+    "create",
+    "parents",
+    "discard",
+    "zero",
+    "extents",
+    "resize",
+    "check",
+    "compress",
+    "snapshots",
+    "amend",
+    "rebase",
+    "stream",
+    "bitmaps",
+    "measure",
+]
+"""What `tapdisk formats` lists, in this order."""
+
+
+@attrs.frozen
+class Hook:
+    """A row of the table.
+
+    Attributes:
+        name: of the function.
+        default: what a driver gets that lacks it, one line for people; empty where none may.
+        capability: what a driver can do that has it; None: nothing that is listed.
+    """
+
+    name: str
+    default: str
+    capability: Capability | None
+
+
+HOOKS: Final[dict[str, Hook]] = {}
+"""The table, by name; `tapcore.interface.models` has loaded all of it."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def hook(
+    default: str = "", *, required: bool = False, capability: Capability | None = None
+) -> Callable[[_F], _F]:
+    """Enter a function into the table.
+
+    Args:
+        default: what its body does, one line for people.
+        required: a driver must have the hook, and the body is never called.
+        capability: what a driver can do that has it.
+    """
+    assert required != bool(default)
+
+    def enter(function: _F) -> _F:
+        HOOKS[function.__name__] = Hook(function.__name__, default, capability)
+        return hookspec(function, firstresult=True)
+
+    return enter
+
+
+def implements(
+    hook: Callable[_Parameters, _Result],
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+    """Mark a driver's function as a hook, as `hookimpl` does; a type checker compares the two.
+
+    Args:
+        hook: the method of `Hooks`: `@implements(Hooks.td_open)`.
+
+    Raises:
+        TypeError: the function has another name than the hook.
+    """
+
+    def mark(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+        if function.__name__ != hook.__name__:
+            raise TypeError(f"{function.__name__} cannot implement {hook.__name__}")
+        return hookimpl(function)
+
+    return mark
+
+
+def capabilities(implemented: set[str]) -> tuple[str, ...]:
+    """What a driver with these hooks can do, in the order in which it is listed."""
+    can = {row.capability for row in HOOKS.values() if row.name in implemented}
+    return tuple(name for name in get_args(Capability) if name in can)

@@ -1,0 +1,148 @@
+"""The table of hooks: complete, told to drivers as it is, and held by a type checker."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapcore import HOOKS_VERSION, DiskDriver, DiskInfo, Hooks, Registry, hookimpl, implements
+from tapcore.interface.hooks import HOOKS
+from tapcore.interface.models import TapDisk
+
+ROOT = Path(__file__).resolve().parent.parent
+DRIVERS = sorted(ROOT.glob("plugins/*/tap_*/driver.py"))
+
+BLKTAP = (
+    ("td_open", "dd name flags"),
+    ("td_queue_read", "dd sector nb_sectors buf cb id prv"),
+    ("td_queue_write", "dd sector nb_sectors buf cb id prv"),
+    ("td_submit", "dd"),
+    ("td_close", "dd"),
+    ("td_do_callbacks", "dd sid"),
+    ("td_get_parent_id", "dd id"),
+    ("td_validate_parent", "dd p flags"),
+)
+
+
+@pytest.mark.parametrize(("name", "arguments"), BLKTAP)
+def test_blktap_s_operations_keep_their_names_and_arguments(name: str, arguments: str) -> None:
+    code = getattr(Hooks, name).__code__
+    assert " ".join(code.co_varnames[: code.co_argcount]) == arguments
+
+
+def test_the_table_has_every_hook_and_nothing_else() -> None:
+    named = {name for name in dir(Hooks) if name.startswith("td_")}
+    assert named == set(HOOKS)
+    assert [row.name for row in HOOKS.values() if not row.default] == ["td_open", "td_queue_read"]
+    assert all(getattr(Hooks, name).__doc__ for name in HOOKS)
+
+
+def test_operations_have_a_function_for_each_hook() -> None:
+    registry = Registry(discover=False)
+    registry.register(Derived())
+    drv = registry.operations("derived")
+    assert isinstance(drv, TapDisk)
+    for name in HOOKS:
+        function = getattr(drv, name)
+        own = name in drv.implemented
+        assert own or function is getattr(Hooks, name), name
+
+
+class Derived(Hooks[int]):
+    """A driver that is a class; what it says of closing carries no mark."""
+
+    disk_info = DiskInfo(handle="derived", name="a class", api=HOOKS_VERSION)
+
+    @staticmethod
+    @implements(Hooks.td_open)
+    def td_open(dd: DiskDriver[int], name: str, flags: int) -> None:
+        dd.private = 7
+
+    @staticmethod
+    @hookimpl
+    def td_queue_read(
+        dd: DiskDriver[int],
+        sector: int,
+        nb_sectors: int,
+        buf: memoryview,
+        cb: Any,
+        id: int,
+        prv: Any,
+    ) -> int:
+        buf[:] = bytes([dd.private]) * len(buf)
+        return int(cb(dd, 0, sector, nb_sectors, id, prv))
+
+    @staticmethod
+    def td_close(dd: DiskDriver[int]) -> None:
+        raise AssertionError("not marked")
+
+
+def test_a_derived_driver_implements_what_it_has_marked() -> None:
+    registry = Registry(discover=False)
+    row = registry.register(Derived())
+    assert row.error == ""
+    assert row.capabilities == ("read",)
+    assert row.drv is not None
+    assert row.drv.implemented == {"td_open", "td_queue_read"}
+    assert row.drv.td_close is Hooks.td_close
+
+
+def test_a_function_of_another_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="td_submit cannot implement td_close"):
+
+        @implements(Hooks.td_close)
+        def td_submit(dd: DiskDriver) -> None:
+            """A slip."""
+
+
+@pytest.mark.parametrize("path", DRIVERS, ids=lambda path: path.parent.name)
+def test_each_driver_here_has_its_hooks_checked(path: Path) -> None:
+    text = path.read_text()
+    assert "@implements(Hooks.td_open)" in text
+    assert not re.search(r"@hookimpl\n", text)
+
+
+GOOD = """\
+from typing import Any
+from tapcore import DiskDriver, Hooks, TdCallback, hookimpl, implements
+
+@implements(Hooks.td_open)
+def td_open(dd: DiskDriver[int], name: str, flags: int) -> None:
+    dd.private += 1
+
+@hookimpl
+def td_submit(dd: DiskDriver) -> int:
+    return len(dd.private)
+
+def ask(dd: DiskDriver) -> int:
+    dd.drv.td_open(dd, "name", 0)
+    return dd.drv.td_submit(dd)
+"""
+SLIPS = (
+    ("name: str", "name: int", "arg-type"),
+    ("-> None:\n    dd", "-> int:\n    return dd.private\n    dd", "arg-type"),
+    ('"name", 0)', '0, "name")', "arg-type"),
+    ("drv.td_submit", "drv.td_sumbit", "attr-defined"),
+    ("+= 1", '+= "one"', "operator"),
+)
+"""What is right above, what is wrong in its place, and the checker's name for that."""
+
+
+def test_a_type_checker_finds_slips_in_hooks_and_in_calls(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    for number, (right, wrong, _) in enumerate(SLIPS):
+        assert GOOD.count(right) == 1
+        (tmp_path / f"slip{number}.py").write_text(GOOD.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert "good.py" not in done.stdout
+    for number, (_, _, code) in enumerate(SLIPS):
+        assert re.search(rf"slip{number}\.py:.*\[{code}\]", done.stdout), done.stdout
