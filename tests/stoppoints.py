@@ -23,7 +23,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from tapcore.files import hostfile
-from tapcore.tools.opening import Progress
+from tapcore.tools.progress import Progress
 
 Work = Callable[[Path], object]
 """Does something in a folder."""

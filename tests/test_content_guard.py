@@ -23,7 +23,7 @@ from tapcore.engine import engine_of
 from tapcore.formats.foreign import HEAD_BYTES, TAIL_BYTES
 from tapcore.interface.registry import default_registry
 from tapcore.opening.probe import ContentGuard, probe
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 SIZE = 1 << 20
 END = SIZE - 512

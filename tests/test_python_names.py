@@ -15,7 +15,7 @@ from tapcore.tools.commit import commit_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
 from tapcore.tools.measure import measure_image
-from tapcore.tools.opening import open_chain, open_image
+from tapcore.tools.openimage import open_chain, open_image
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
 from tapcore.tools.snapshots import (

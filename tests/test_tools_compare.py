@@ -10,7 +10,7 @@ import pytest
 import tapcore
 from peers import peer
 from tapcore.tools.compare import Comparison, compare_disks
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 MIB = 1 << 20
 

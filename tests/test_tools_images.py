@@ -16,7 +16,7 @@ from tapcore.tools.create import create_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
 from tapcore.tools.map import map_disk
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 from tapcore.tools.resize import resize_image
 
 MIB = 1 << 20

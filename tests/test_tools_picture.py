@@ -16,7 +16,7 @@ from drivers.toy import BLOCK, ToyDriver, change_head
 from tapcore import Disk, DiskDriver, Extent, Registry, hookimpl
 from tapcore.cli.main import main
 from tapcore.tools.create import create_image
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 from tapcore.tools.picture import (
     COMPRESSED,
     DATA,

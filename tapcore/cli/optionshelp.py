@@ -8,7 +8,7 @@ from tapcore.cli.output import print_line, print_pairs
 from tapcore.interface.options import FormatOption
 from tapcore.interface.registry import default_registry
 from tapcore.tools.create import new_image_target
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 def print_format_options(image: str) -> None:

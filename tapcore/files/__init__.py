@@ -12,7 +12,7 @@ from tapcore.files.byname import (
 )
 from tapcore.files.hostfile import describe_host_file, host_file_size
 from tapcore.files.imagefile import ImageFile
-from tapcore.files.openimage import open_image_file
+from tapcore.files.openfile import open_image_file
 
 __all__ = [
     "ImageFile",

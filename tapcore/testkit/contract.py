@@ -6,7 +6,7 @@ from tapcore.testkit.answers import AnswerChecks
 from tapcore.testkit.content import ContentChecks
 from tapcore.testkit.creating import CreationChecks, ResizeChecks
 from tapcore.testkit.extents import ExtentChecks
-from tapcore.testkit.opening import OpeningChecks
+from tapcore.testkit.openclose import OpeningChecks
 from tapcore.testkit.parents import ParentChecks
 from tapcore.testkit.readonly import ReadOnlyChecks
 from tapcore.testkit.strangers import StrangerChecks

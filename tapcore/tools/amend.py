@@ -11,7 +11,7 @@ from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.names import ImageName
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 def amend_image(

@@ -17,7 +17,7 @@ from tapcore.errors import IOFailedError, UsageError
 from tapcore.interface.damage import known_failure
 from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.latency import Latencies
-from tapcore.tools.opening import Progress
+from tapcore.tools.progress import Progress
 
 Pattern = Literal["read", "write", "randread", "randwrite"]
 PATTERNS: Final[tuple[Pattern, ...]] = get_args(Pattern)

@@ -10,7 +10,7 @@ from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 Repair = Literal["", "leaks", "all"]
 

@@ -22,8 +22,9 @@ from tapcore.opening.chain import (
 from tapcore.opening.names import ImageName, as_handles
 from tapcore.sizes import format_size
 from tapcore.tools.losses import refuse_missing
-from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.openimage import open_image
 from tapcore.tools.plan import jobs_for_own
+from tapcore.tools.progress import Progress
 from tapcore.tools.transfer import Transfer
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.tools.opening import Progress
 from tapcore.tools.plan import pairs
+from tapcore.tools.progress import Progress
 from tapcore.tools.readahead import read_ahead
 from tapcore.tools.zeroes import first_difference, first_nonzero
 

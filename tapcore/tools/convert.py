@@ -23,9 +23,10 @@ from tapcore.opening.probe import guard_of
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, modes_of
-from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.openimage import open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
+from tapcore.tools.progress import Progress
 from tapcore.tools.streams import STANDARD, STDOUT, refuse_image, standard_input, stream_disk
 from tapcore.tools.transfer import Transfer, write_unit
 

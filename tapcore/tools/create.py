@@ -25,7 +25,7 @@ from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 log = logging.getLogger(__name__)
 

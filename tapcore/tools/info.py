@@ -22,7 +22,7 @@ from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import recorded_parent
 from tapcore.opening.names import ImageName, as_handles
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 log = logging.getLogger(__name__)
 

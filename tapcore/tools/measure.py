@@ -15,7 +15,7 @@ from tapcore.interface.results import Measurement
 from tapcore.opening.names import RAW_FORMAT, ImageName, raw_handle
 from tapcore.sizes import round_up_to_sector
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 def measure_image(

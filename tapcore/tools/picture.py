@@ -17,7 +17,7 @@ from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Extent
-from tapcore.tools.opening import Progress
+from tapcore.tools.progress import Progress
 
 HOLE: Final = 0
 ZERO: Final = 1

@@ -17,7 +17,6 @@ from tapcore.disk import Disk
 from tapcore.errors import printable
 from tapcore.interface.models import DiskDriver
 from tapcore.sizes import format_size
-from tapcore.tools.opening import Progress
 from tapcore.tools.picture import (
     COMPRESSED,
     DATA,
@@ -34,6 +33,7 @@ from tapcore.tools.picture import (
     kind_of,
     short_name,
 )
+from tapcore.tools.progress import Progress
 
 _MAX_PARTS: Final = 16384
 _PARTS_OF_A_ROW: Final = range(128, 1025)

@@ -12,7 +12,6 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.sizes import format_size
-from tapcore.tools.opening import Progress
 from tapcore.tools.picture import (
     COMPRESSED,
     DATA,
@@ -27,6 +26,7 @@ from tapcore.tools.picture import (
     kind_of,
     short_name,
 )
+from tapcore.tools.progress import Progress
 
 Line: TypeAlias = list[tuple[str, str]]
 """Pieces of text, each with a style in rich's words ("" for none)."""

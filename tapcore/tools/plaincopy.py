@@ -21,8 +21,8 @@ from tapcore.errors import IOFailedError
 from tapcore.files.byname import open_host_fd
 from tapcore.files.reserving import LONG_WRITE, BlockReserver
 from tapcore.process.workers import Completions, Lane
-from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job
+from tapcore.tools.progress import Progress
 from tapcore.tools.zeroes import data_runs
 
 _FICLONERANGE: Final = 0x4020940D

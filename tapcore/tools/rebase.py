@@ -21,8 +21,9 @@ from tapcore.opening.binding import bind
 from tapcore.opening.names import ImageName, plain_name, split_name
 from tapcore.opening.probe import probe
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
-from tapcore.tools.opening import Progress, open_image
+from tapcore.tools.openimage import open_image
 from tapcore.tools.plan import jobs_for_holes
+from tapcore.tools.progress import Progress
 from tapcore.tools.transfer import Transfer
 
 

@@ -10,7 +10,7 @@ from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.names import ImageName, split_name
 from tapcore.sizes import changed_size, format_size, parse_size
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 def resize_image(

@@ -20,7 +20,7 @@ from tapcore.nbd.listening import TcpAddress, UnixAddress
 from tapcore.nbd.server import NbdServer
 from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName, split_name
-from tapcore.tools.opening import open_chain
+from tapcore.tools.openimage import open_chain
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from tapcore.interface.registry import Registry
 from tapcore.interface.results import Snapshot
 from tapcore.opening.names import ImageName
 from tapcore.tools.losses import refuse_missing
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 def list_snapshots(

@@ -17,8 +17,8 @@ from tapcore.formats.foreign import HEAD_BYTES, Sample, read_sample, what_it_say
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry
 from tapcore.opening.probe import recognise, refusal
-from tapcore.tools.opening import Progress
 from tapcore.tools.plan import Job, in_units
+from tapcore.tools.progress import Progress
 from tapcore.tools.readahead import read_ahead
 from tapcore.tools.zeroes import data_runs
 

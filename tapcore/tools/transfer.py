@@ -20,8 +20,8 @@ from tapcore.engine import READ, WRITE, WRITE_COMPRESSED, ZERO, Request, engine_
 from tapcore.errors import IOFailedError
 from tapcore.interface.damage import known_failure
 from tapcore.tools.engineloop import EngineLoop
-from tapcore.tools.opening import Progress
 from tapcore.tools.plan import How, Job
+from tapcore.tools.progress import Progress
 from tapcore.tools.zeroes import ZERO_BLOCK, data_runs, differing_runs
 
 PIECE_BYTES: Final = 1 << 20

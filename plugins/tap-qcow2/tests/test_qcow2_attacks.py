@@ -20,7 +20,7 @@ from tapcore.errors import TapError
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
-from tapcore.tools.opening import open_chain
+from tapcore.tools.openimage import open_chain
 
 # ---- header fields that were believed -----------------------------------------------------------
 

@@ -443,7 +443,7 @@ def test_the_log_line_comes_once_for_each_image(
     damaged: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from tapcore.disk import Disk
-    from tapcore.tools.opening import open_chain
+    from tapcore.tools.openimage import open_chain
 
     with caplog.at_level(logging.WARNING):
         state = open_chain(f"qcow2:{damaged}", writing=True, missing="zeroes")

@@ -13,7 +13,7 @@ import tapcore
 from peers import peer
 from tapcore.tools.check import check_image
 from tapcore.tools.commit import commit_image
-from tapcore.tools.opening import Progress
+from tapcore.tools.progress import Progress
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
 from vmdkwriters import descriptor

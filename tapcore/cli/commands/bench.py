@@ -25,7 +25,7 @@ from tapcore.interface.registry import default_registry
 from tapcore.opening.names import split_name
 from tapcore.sizes import format_size
 from tapcore.tools.bench import PATTERNS, BenchResult, Pattern, Workload, bench_disk
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 
 @tap_command("bench", short_help="drive an image in-process: IOPS, MB/s, latency")

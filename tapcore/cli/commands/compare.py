@@ -20,7 +20,7 @@ from tapcore.engine.salvage import Salvage
 from tapcore.interface.keys import Keys
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.compare import Comparison, compare_disks
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 SAME, DIFFERENT, FAILED = 0, 1, 2
 

@@ -16,8 +16,8 @@ from tapcore.cli.output import (
     table_lines,
     text_of,
 )
-from tapcore.cli.snapshottable import COLUMNS as SNAPSHOT_COLUMNS
-from tapcore.cli.snapshottable import snapshot_rows
+from tapcore.cli.snapshotrows import COLUMNS as SNAPSHOT_COLUMNS
+from tapcore.cli.snapshotrows import snapshot_rows
 from tapcore.cli.tree import tree_lines
 from tapcore.errors import printable
 from tapcore.interface.keys import Keys

@@ -20,7 +20,7 @@ from tapcore.cli.output import json_text, print_line
 from tapcore.interface.keys import Keys
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.tools.map import MapItem, map_disk
-from tapcore.tools.opening import open_image
+from tapcore.tools.openimage import open_image
 
 if TYPE_CHECKING:
     from tapcore.disk import Disk

@@ -15,7 +15,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.cli.signals import finishing_first
-from tapcore.cli.snapshottable import COLUMNS, snapshot_rows
+from tapcore.cli.snapshotrows import COLUMNS, snapshot_rows
 from tapcore.interface.keys import Keys
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.results import Snapshot

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeAlias
 
 from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
@@ -20,10 +18,6 @@ from tapcore.opening.chain import open_disk
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 
 log = logging.getLogger(__name__)
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""`progress(done, total)` in bytes, called after each piece; what it raises stops the work, at a
-moment when nothing is half done."""
 
 
 def open_image(
