@@ -62,10 +62,11 @@ class Layout:
 
     @property
     def words(self) -> list[int]:
-        """The offsets of all entries of directories and tables."""
+        """The offsets of all entries of directories and tables, as far as the file was not cut."""
         count = len(self.tables) // len(self.directories)
         places = [at + 4 * n for at in self.directories for n in range(count)]
-        return places + [at + 4 * n for at in self.tables for n in range(self.entries)]
+        places += [at + 4 * n for at in self.tables for n in range(self.entries)]
+        return [at for at in places if at + 4 <= len(self.raw)]
 
 
 def make(kind: str, rng: random.Random, parent_cid: int = 0) -> Layout:
