@@ -271,3 +271,11 @@ def walk(content: bytes) -> Walk:
     found.references()
     found.compare()
     return found
+
+
+def inconsistent(content: bytes) -> list[str]:
+    """What is wrong with an image's tables; refcounts are not, where the dirty bit is set."""
+    found = walk(content)
+    if found.incompatible & 1:
+        return [each for each in found.problems if "refcount of" not in each]
+    return found.problems + found.copied_wrong

@@ -13,7 +13,7 @@ import pytest
 
 import tapcore
 from crashrecorder import Recording
-from latecrowd import Crowd, History, inconsistent
+from latecrowd import Crowd, History
 from latedisk import LateHost
 from qcow2tools import (
     MIB,
@@ -26,7 +26,7 @@ from qcow2tools import (
     qemu_img,
     source_content,
 )
-from qcow2walk import walk
+from qcow2walk import inconsistent, walk
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO
 
 SECTOR = 512
@@ -182,7 +182,9 @@ class Trial:
             ops += [WRITE_COMPRESSED, WRITE_COMPRESSED]
         span = self.kind.span
         history = History.of(disk.pread(0, length=span))
-        return Crowd(disk, host, self.rng, self.files, span, self.below, tuple(ops), history)
+        crowd = Crowd(disk, host, self.rng, self.files, span, self.below, tuple(ops), history)
+        crowd.problems = inconsistent
+        return crowd
 
     def judge(self, crowd: Crowd, content: bytes) -> None:
         """The disk is closed: what it held last is what QEMU reads; and what flushes left."""

@@ -130,6 +130,52 @@ def hosted(
     return bytes(head) + data
 
 
+def empty(
+    size: int,
+    *,
+    name: str,
+    grain: int = 8,
+    entries: int = 64,
+    zeroed: bool = False,
+    parent: str = "",
+) -> bytes:
+    """A sparse file with both directories and no content, of grains and tables of any size.
+
+    Args:
+        size: of the disk, bytes.
+        name: of the file itself.
+        grain: sectors.
+        entries: in a table.
+        zeroed: entries of 1 are allowed.
+        parent: name of the parent, whose CID is 12345678, as in `descriptor`.
+    """
+    more = {"parentCID": "12345678", "parentFileNameHint": f'"{parent}"'} if parent else {}
+    line = f'RW {size // 512} SPARSE "{name}"'
+    text = descriptor("monolithicSparse", [line], **more)
+    tables = -(-size // (512 * grain * entries))
+    gd_sectors, table_sectors = -(-tables * 4 // 512), -(-entries * 4 // 512)
+    rgd, gd = 21, 21 + gd_sectors + tables * table_sectors
+    overhead = -(-(gd + gd_sectors + tables * table_sectors) // grain) * grain
+    head = bytearray(overhead * 512)
+    head[:512] = kdmv_header(
+        version=2 if zeroed else 1,
+        flags=7 if zeroed else 3,
+        capacity=size // 512,
+        grainSize=grain,
+        descriptorOffset=1,
+        descriptorSize=20,
+        numGTEsPerGT=entries,
+        rgdOffset=rgd,
+        gdOffset=gd,
+        overHead=overhead,
+    )
+    head[512 : 512 + len(text)] = text
+    for place in (rgd, gd):
+        named = [place + gd_sectors + n * table_sectors for n in range(tables)]
+        head[place * 512 : place * 512 + 4 * tables] = struct.pack(f"<{tables}I", *named)
+    return bytes(head)
+
+
 def stream(
     content: bytes,
     *,

@@ -10,7 +10,6 @@ import attrs
 
 import tapcore
 from latedisk import LateHost
-from qcow2walk import walk
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, Engine, Request
 
 SECTOR = 512
@@ -77,14 +76,6 @@ class History:
         return self.wrong(0, content, covered, crash + 1)
 
 
-def inconsistent(content: bytes) -> list[str]:
-    """What is wrong with an image's tables; refcounts are not, where the dirty bit is set."""
-    found = walk(content)
-    if found.incompatible & 1:
-        return [each for each in found.problems if "refcount of" not in each]
-    return found.problems + found.copied_wrong
-
-
 # ---- many requests at once ---------------------------------------------------------------------
 
 
@@ -105,6 +96,7 @@ class Crowd:
         errors: what was read, or lay in the file, and should not have.
         statuses: of the requests, in the order of their answers.
         submitted: how many requests there were.
+        problems: what is wrong with the tables in the first file, given as its bytes.
     """
 
     disk: tapcore.Disk
@@ -119,6 +111,7 @@ class Crowd:
     errors: list[str] = attrs.field(factory=list)
     statuses: list[int] = attrs.field(factory=list)
     submitted: int = 0
+    problems: Callable[[bytes], list[str]] = lambda content: []
 
     @property
     def engine(self) -> Engine:
@@ -191,7 +184,7 @@ class Crowd:
 
     def _walk(self) -> None:
         """What is in the file, whatever of it is on disk, is consistent at any moment."""
-        self.errors += inconsistent(self.files[0].read_bytes())[:1]
+        self.errors += self.problems(self.files[0].read_bytes())[:1]
 
     # ---- requests ---------------------------------------------------------------------------
 

@@ -1,0 +1,252 @@
+"""Trials of a disk of any format on a host on which everything is late, and fails.
+
+    trial = Trial("vmdk", image, rng, span=1 << 19)
+    everything_late(trial)          # or one of the others
+
+What is looked at is content, answers, and, by `Trial.problems`, the tables of the file.
+"""
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import tapcore
+from crashrecorder import Recording
+from latecrowd import Crowd, History
+from latedisk import LateHost
+from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, Request
+
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
+FAULTS = {
+    "write_now": 0.02,
+    "write_blocking": 0.04,
+    "write_metadata": 0.03,
+    "flush_blocking": 0.06,
+    "truncate_up": 0.04,
+}
+READ_FAULTS = {"read_now": 0.02, "read_blocking": 0.04, "read_metadata": 0.04}
+OPS = (WRITE, WRITE, WRITE, READ, READ, ZERO, DISCARD, FLUSH)
+COMPRESSING_OPS = (*OPS, WRITE_COMPRESSED, WRITE_COMPRESSED)
+
+
+@attrs.define(eq=False)
+class Trial:
+    """An image that is there, in a folder with all that it needs.
+
+    Attributes:
+        handle: of its driver.
+        image: path; its name without the suffix is `disk`.
+        rng: decides everything.
+        span: bytes of the disk, from its start on, that are worked on.
+        below: what the parents hold there.
+        ops: kinds of requests.
+        problems: what is wrong with the tables of the image file, given as its bytes.
+        options: of `tapcore.open`.
+        first_alone: one write, of a sector, comes before all else: threads of several first ones
+            wait for each other, which a host where one runs at a time cannot have.
+    """
+
+    handle: str
+    image: Path
+    rng: random.Random
+    span: int
+    below: bytes = b""
+    ops: tuple[int, ...] = OPS
+    problems: Callable[[bytes], list[str]] = lambda content: []
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    first_alone: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """All that the disk writes, the image first."""
+        others = sorted(set(self.image.parent.glob("disk*")) - {self.image})
+        return [self.image, *others]
+
+    @contextmanager
+    def crowd(self) -> Iterator[Crowd]:
+        """A crowd, not begun, on the disk, opened on a late host; both end with the block.
+
+        It is opened there since a driver may keep methods of its files from then on.
+        """
+        luck, slow = self.rng.choice((0, 0, 0.3, 0.8)), self.rng.choice((0, 0.05, 0.2))
+        before, disk = self.read(), None
+        try:
+            with LateHost(self.rng, luck, slow) as host:
+                disk = tapcore.open(f"{self.handle}:{self.image}", **self.options)
+                below = self.below.ljust(self.span, b"\0")
+                crowd = Crowd(disk, host, self.rng, self.files, self.span, below, self.ops)
+                crowd.history = History.of(before)
+                crowd.problems = self.problems
+                if self.first_alone:
+                    crowd.ops, crowd.span = (WRITE,), 512
+                    crowd.run(1, 1)
+                    crowd.ops, crowd.span = self.ops, self.span
+                yield crowd
+        finally:
+            if disk is not None:
+                disk.close()
+
+    def read(self, contents: Sequence[bytes] | None = None) -> bytes:
+        """What the disk holds, or would if its files held something."""
+        image = self.image
+        if contents is not None:
+            image = self._copy(contents)
+        name, options = f"{self.handle}:{image}", {**self.options, "readonly": True}
+        with tapcore.open(name, **options) as disk:
+            return disk.pread(0, length=self.span)
+
+    def _copy(self, contents: Sequence[bytes]) -> Path:
+        folder = self.image.parent / "copy"
+        if not folder.exists():
+            folder.mkdir()
+            for path in self.image.parent.iterdir():
+                if path.is_file() and path not in self.files:
+                    shutil.copy(path, folder)
+        for path, content in zip(self.files, contents, strict=True):
+            (folder / path.name).write_bytes(content)
+        return folder / self.image.name
+
+    def judge(self, crowd: Crowd) -> None:
+        """The disk is closed: it holds what it held last, and what flushes left, held that."""
+        now = crowd.history.now()
+        wrong = crowd.history.wrong(0, self.read(), now, now)
+        assert not wrong, f"after closing: {wrong}"
+        assert not self.problems(self.image.read_bytes())
+        for began, done, contents in crowd.copies:
+            wrong = crowd.history.wrong(0, self.read(contents), began, done)
+            assert not wrong, f"after a flush: {wrong}"
+
+
+def everything_late(trial: Trial) -> None:
+    """No request fails, is lost, or damages another."""
+    with trial.crowd() as crowd:
+        crowd.run(180 * THOROUGH, 20)
+        assert not any(crowd.statuses)
+    trial.judge(crowd)
+
+
+def everything_late_and_failing(trial: Trial) -> None:
+    """What was answered with success is there, and a flush that succeeds keeps it."""
+    with trial.crowd() as crowd:
+        crowd.host.faults = trial.rng.choice((FAULTS, FAULTS | READ_FAULTS))
+        crowd.run(150 * THOROUGH, 16)
+        assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
+        crowd.host.faults = {}
+        crowd.flush()  # may tell of a failure that nobody heard of yet
+        assert crowd.flush() == 0
+        crowd.run(20, 4)
+    trial.judge(crowd)
+
+
+def crash_when_everything_is_late(trial: Trial, faults: Mapping[str, float]) -> None:
+    """Whatever of what is not flushed reached the disk: consistent, and nothing flushed is lost."""
+    with Recording(*trial.files) as recording, trial.crowd() as crowd:
+        crowd.history.now = recording.now
+        crowd.host.faults = faults
+        crowd.run(120, 16)
+        crowd.host.faults = {}
+        crowd.flush()  # may tell of a failure that nobody heard of yet
+    for state in recording.states(trial.rng, 16 * THOROUGH):
+        contents = [state.contents[os.path.realpath(path)] for path in trial.files]
+        problems = trial.problems(contents[0])
+        assert not problems, f"{state}: {problems[0]}"
+        wrong = crowd.history.lost(trial.read(contents), state.moment)
+        assert not wrong, f"{state}: {wrong}"
+
+
+# ---- particular meetings -----------------------------------------------------------------------
+
+
+def writes_that_wait_keep_their_order(trial: Trial, cluster: int) -> None:
+    """Those that wait for one new cluster (its size in bytes) go on as they came, each once."""
+    with trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, 0, 512, bytearray(512))  # from here on the table is in memory
+        crowd.settle()
+        crowd.submit(WRITE, cluster, 512, b"1" * 512)
+        assert host.tasks
+        host.held.update(host.tasks)
+        for byte in b"2345":
+            crowd.submit(WRITE, cluster + 512, 512, bytes([byte]) * 512)
+        crowd.settle()
+        assert len(crowd.statuses) == 1
+        host.at_once = 1.0
+        host.held.clear()
+        crowd.settle()
+        assert crowd.statuses == [0] * 6
+    below = trial.below[cluster + 1024 : 2 * cluster].ljust(cluster - 1024, b"\0")
+    assert trial.read()[cluster : 2 * cluster] == b"1" * 512 + b"5" * 512 + below
+
+
+def who_is_told_reads_what_was_written(trial: Trial, cluster: int) -> None:
+    """Even from inside the answer; for a part of a cluster, a whole one, and one in place."""
+    wanted: list[bytes] = []
+    with trial.crowd() as crowd:
+        crowd.host.at_once = 1.0
+        crowd.host.slow = 0
+        read = [bytearray(512) for _ in range(3)]
+
+        def write(number: int, at: int, length: int) -> None:
+            content = bytes([65 + number]) * length
+            wanted.append(content[:512])
+
+            def told(request: Request) -> None:
+                assert request.status == 0
+                crowd.submit(READ, at, 512, read[number])
+
+            crowd.engine.submit(Request(WRITE, at, length, memoryview(bytearray(content)), told))
+            crowd.settle()
+
+        write(0, cluster + 512, 512)
+        write(1, 4 * cluster, 2 * cluster)
+        write(2, 4 * cluster + 1024, 512)
+        assert crowd.statuses == [0] * 3
+    assert read == wanted
+
+
+def a_table_that_is_read_late_undoes_nothing(
+    trial: Trial, cluster: int, table: int, *, forgotten: bool
+) -> None:
+    """While a thread reads a table, others have read it, changed it, and perhaps forgotten it.
+
+    Args:
+        trial: of an empty disk, of which few tables are kept in memory.
+        cluster: bytes.
+        table: bytes of the disk that one maps.
+        forgotten: the change is written, and the table forgotten, before the thread ends.
+    """
+    with tapcore.open(f"{trial.handle}:{trial.image}", **trial.options) as disk:
+        for at in range(0, trial.span, table):
+            disk.pwrite(at, b"a" * 512)
+    new, late = b"b" * cluster, bytearray(512)
+    with trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, 0, 512, late)
+        (loading,) = host.tasks
+        host.held.add(loading)
+        loading.finish()
+        host.at_once = 1.0
+        crowd.submit(WRITE, 3 * cluster, cluster, new)
+        crowd.settle()
+        if forgotten:
+            assert crowd.flush() == 0
+            for at in [*range(table, trial.span, table)] * 2:
+                crowd.submit(READ, at, 512, bytearray(512))
+                crowd.settle()
+        host.held.clear()
+        crowd.settle()
+        got = bytearray(cluster)
+        crowd.submit(READ, 3 * cluster, cluster, got)
+        crowd.settle()
+        assert (late, got) == (b"a" * 512, new)
+        assert not any(crowd.statuses)
+    assert trial.read()[3 * cluster : 4 * cluster] == new
