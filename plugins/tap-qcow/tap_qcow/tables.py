@@ -102,6 +102,7 @@ class Tables:
         self.most = max((DEFAULT_CACHE if cache is None else cache) // self._bytes, 2)
         self._kept: OrderedDict[int, Table] = OrderedDict()
         self._loading: dict[int, list[Callable[[int], int]]] = {}
+        self._outdated: set[int] = set()  # of these: what a thread reads may be older than a change
 
     # ---- finding ----------------------------------------------------------------------------
 
@@ -160,7 +161,9 @@ class Tables:
 
         def loaded(dd: object, res: int, *_: object) -> int:
             resume = self._loading.pop(index)
-            if res == 0 and index not in self._kept:
+            if index in self._outdated:
+                self._outdated.remove(index)
+            elif res == 0:
                 self._enter(index, found[0])
             return sum(call(res) for call in resume)
 
@@ -182,6 +185,8 @@ class Tables:
         return table
 
     def _keep(self, table: Table) -> None:
+        if table.index in self._loading:
+            self._outdated.add(table.index)
         kept = self._kept
         kept[table.index] = table
         for _ in range(len(kept) - self.most):

@@ -88,6 +88,18 @@ def some_content(rng: random.Random, size: int) -> bytes:
     return bytes(content[:size])
 
 
+def new_image(
+    path: Path, size: int, cluster_bits: int = 12, l2_bits: int = 9, *, parent: str = ""
+) -> Path:
+    """An empty image (size in bytes) of any geometry, written without the driver."""
+    name = parent.encode()
+    tables = -(-size >> cluster_bits + l2_bits)
+    numbers = (1, 48 if name else 0, len(name), 0, size, cluster_bits, l2_bits, 0, 0, 512)
+    head = struct.pack(">4sIQIIQBBHIQ", b"QFI\xfb", *numbers) + name
+    path.write_bytes(head.ljust(512, b"\0") + bytes(8 * tables))
+    return path
+
+
 # ---- the tables, looked at without the driver ------------------------------------------------
 
 
