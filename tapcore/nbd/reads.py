@@ -1,0 +1,116 @@
+"""Reads: their content through the engine, or straight from host files where it lies there."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from tapcore.buffers import POOL
+from tapcore.engine import READ, MappedExtent
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.exports import Export
+from tapcore.nbd.filespan import FileSpan
+from tapcore.nbd.outstanding import NbdRequest, Outstanding
+
+SPAN_MIN: Final = 32 << 10
+"""Reads from this size on are looked at for holes, and for data that can be sent from its file."""
+
+
+class Reads:
+    """Answers the reads of one client.
+
+    Args:
+        export: the disk.
+        outstanding: what the client is owed.
+    """
+
+    __slots__ = ("_engine", "_export", "_outstanding", "_replies")
+
+    def __init__(self, export: Export, outstanding: Outstanding) -> None:
+        self._export = export
+        self._engine = export.engine
+        self._outstanding = outstanding
+        self._replies = outstanding.replies
+
+    def take(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        """A READ of a client: offset and length in bytes."""
+        if flags or length >= SPAN_MIN:
+            if flags & ~nbd.CMD_FLAG_DF or length > nbd.DEFAULT_BLOCK_MAX:
+                self._replies.error(cookie, nbd.NBD_EINVAL, "bad flags, or longer than 32 MiB")
+                return
+            if not flags and offset + length <= self._engine.size:
+                parts = self._export.extents(offset, length)
+                if parts is not None and self._answer_without_reading(cookie, offset, parts):
+                    return
+                self._queue_read(cookie, offset, length, parts)
+                return
+        self._queue_read(cookie, offset, length, None)
+
+    def _queue_read(
+        self, cookie: int, offset: int, length: int, parts: list[MappedExtent] | None
+    ) -> None:
+        if not length:
+            self._read_nothing(cookie, offset)
+            return
+        lease = POOL.take(length)
+        outstanding = self._outstanding
+        outstanding.held += len(lease)
+        outstanding.in_flight += 1
+        buf = lease if len(lease) == length else lease[:length]
+        req = NbdRequest(READ, offset, length, buf, self._done)
+        req.cookie = cookie
+        req.lease = lease
+        req.parts = parts
+        self._engine.submit(req)
+
+    def _read_nothing(self, cookie: int, offset: int) -> None:
+        """A data chunk may not be empty, so a read of no bytes is answered without one."""
+        if offset > self._engine.size:
+            self._outstanding.refuse(cookie, errno.EINVAL)
+        else:
+            self._replies.done(cookie)
+
+    def _answer_without_reading(self, cookie: int, offset: int, parts: list[MappedExtent]) -> bool:
+        """Where all is plain data in host files, or holes, no byte has to pass through here."""
+        contents: list[tuple[int, int, FileSpan | None]] = []
+        for part in parts:
+            if part.kind == "zero":
+                if not self._replies.structured:
+                    return False
+                contents.append((part.start, part.length, None))
+                continue
+            span = self._export.span(part)
+            if span is None:
+                return False
+            contents.append((part.start, part.length, span))
+        self._export.span_holders.add(self._replies)
+        _, length, content = contents[0]
+        if content is not None and len(contents) == 1:
+            self._replies.data(cookie, offset, content, length)
+            return True
+        if not self._replies.structured:
+            return False
+        self._replies.pieces(cookie, contents)
+        return True
+
+    def _done(self, req: NbdRequest) -> None:
+        outstanding = self._outstanding
+        outstanding.in_flight -= 1
+        lease = req.lease
+        assert lease is not None
+        assert req.buf is not None
+        outstanding.held -= len(lease)
+        if req.status or outstanding.gone:
+            POOL.give(lease)
+            outstanding.failed(req)
+            return
+        parts = req.parts
+        if parts is None or not self._replies.structured or len(parts) == 1:
+            self._replies.data(req.cookie, req.offset, req.buf, req.length, lease)
+            return
+        contents: list[tuple[int, int, memoryview | None]] = []
+        for part in parts:
+            at = part.start - req.offset
+            content = None if part.kind == "zero" else req.buf[at : at + part.length]
+            contents.append((part.start, part.length, content))
+        self._replies.pieces(req.cookie, contents, lease)
