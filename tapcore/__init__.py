@@ -107,7 +107,7 @@ _HOMES = {
         "VDISK_READONLY",
         "VDISK_REMOVABLE",
     ),
-    "disk.disk": ("Disk", "open"),
+    "disk": ("Disk", "open"),
     "engine": ("MappedExtent",),
     "errors": (
         "ClosedError",

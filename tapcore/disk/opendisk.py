@@ -1,0 +1,116 @@
+"""`tapcore.open`: a disk by its name, as a program wants it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any, get_args
+
+from tapcore.constants import TD_RDONLY
+from tapcore.disk.disk import Disk
+from tapcore.engine import (
+    engine_of,
+)
+from tapcore.engine.salvage import Salvage
+from tapcore.errors import (
+    NotWritableError,
+    UsageError,
+)
+from tapcore.interface.keys import Keys
+from tapcore.interface.options import CacheMode, OpenOptions
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry, default_registry
+from tapcore.opening.chain import open_disk
+from tapcore.opening.names import ImageName
+
+_CACHE_MODES = get_args(CacheMode)
+
+
+def open(
+    name: ImageName,
+    *,
+    readonly: bool = False,
+    parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    cache: CacheMode = "writeback",
+    lock: bool = True,
+    filters: tuple[str, ...] = (),
+    copy_on_read: bool = False,
+    snapshot: str = "",
+    keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
+    metadata_cache: int | None = None,
+    salvage: bool = False,
+    registry: Registry | None = None,
+    private: Mapping[str, Any] | None = None,
+) -> Disk:
+    """Open a virtual disk.
+
+    Args:
+        name: `HANDLE:PATH`; the handle may be left out for reading only, since a format that was
+            guessed is not written.
+        readonly: open for reading.
+        parents: directories (or "any", "none") in which files named by the image may lie, besides
+            its own directory tree.
+        cache: "writeback" through the page cache, "none" with O_DIRECT.
+        lock: take QEMU-compatible locks; may be False only with `readonly`.
+        filters: names of installed filters to wrap the drivers in.
+        copy_on_read: write into the child what is read from its parents.
+        snapshot: open this internal snapshot, by id or name; only with `readonly`.
+        keys: the passphrase of encrypted images, or the path of each and its own.
+        metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
+            default.
+        salvage: read what is left of a damaged disk; what cannot be read is zeroes, and noted in
+            the disk's `salvage`. Only with `readonly`.
+        registry: drivers to use instead of the installed ones.
+        private: passed to drivers as `dd.options.private`.
+
+    Returns:
+        A context manager and `io.RawIOBase`.
+
+    Raises:
+        TapError: with the image's name, an errno, and one line saying what is wrong.
+    """
+    name = os.fsdecode(name)
+    _check_words(cache, filters, name)
+    words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
+    if metadata_cache is not None and index(metadata_cache) < 0:
+        raise UsageError("a cache cannot have less than 0 bytes", image=name)
+    if not lock and not readonly:
+        raise UsageError("a disk can be opened without a lock only for reading", image=name)
+    if snapshot and not readonly:
+        raise UsageError("a snapshot can be opened only for reading", image=name)
+    if salvage and not readonly:
+        raise UsageError("a disk can be salvaged only by reading", image=name)
+    options = OpenOptions(
+        cache=cache,
+        references=ReferencePolicy.from_words(words),
+        locking=lock,
+        filters=filters,
+        snapshot=snapshot,
+        keys=keys if isinstance(keys, Keys) else Keys.of(keys),
+        metadata_cache=metadata_cache,
+        salvage=salvage,
+        private=private or {},
+    )
+    try:
+        disk = open_disk(
+            name,
+            registry or default_registry(),
+            flags=TD_RDONLY if readonly else 0,
+            options=options,
+            may_probe=readonly,
+        )
+    except NotWritableError as exc:
+        exc.message += " (readonly=True would open it)"
+        raise
+    if copy_on_read:
+        engine_of(disk).enable_copy_on_read()
+    return Disk(disk, Salvage() if salvage else None)
+
+
+def _check_words(cache: object, filters: object, name: str) -> None:
+    if cache not in _CACHE_MODES:
+        known = ", ".join(map(repr, _CACHE_MODES))
+        raise UsageError(f"there is no cache mode {cache!r} ({known})", image=name)
+    if isinstance(filters, str):
+        raise TypeError("filters: a tuple of names, not a text")
