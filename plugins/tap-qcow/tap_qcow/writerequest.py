@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
-from tapcore import SECTOR_SHIFT, DiskDriver, TdCallback
+from tapcore import SECTOR_SHIFT, Answer
 
 
 @attrs.frozen(eq=False)
 class WriteRequest:
-    """The arguments of the hook.
+    """A request on its way.
 
     Attributes:
-        dd: the hook's.
-        first: its `sector`.
+        first: the hook's `sector`.
         buf: the hook's.
-        cb: the hook's.
-        id: the hook's.
-        prv: the hook's.
+        done: its answer.
     """
 
-    dd: DiskDriver
     first: int
     buf: memoryview
-    cb: TdCallback
-    id: int
-    prv: Any
+    done: Answer
 
     def content(self, sector: int, stop: int) -> memoryview:
         """What is to be written to the sectors from one up to another, not encrypted."""
@@ -36,4 +28,4 @@ class WriteRequest:
 
     def answer(self, res: int, sector: int, stop: int) -> int:
         """The sectors from one up to another are done; returns how many requests that finished."""
-        return self.cb(self.dd, res, sector, stop - sector, self.id, self.prv)
+        return self.done(res, sector, stop - sector)
