@@ -22,6 +22,7 @@ LAYERS = (
     {"interface"},
     {"files"},
     {"formats", "engine"},
+    {"clusters"},
     {"rawfile", "deflate", "sectorcipher", "opening"},
     {"disk", "nbd"},
     {"tools"},

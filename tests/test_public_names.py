@@ -12,6 +12,7 @@ import tapcore
 ROOT = Path(__file__).resolve().parent.parent
 DRIVERS = [*ROOT.glob("plugins/*/tap_*/**/*.py"), *ROOT.glob("docs/examples/*/tap_*/**/*.py")]
 PUBLIC_MODULES = {
+    "tapcore.clusters",
     "tapcore.deflate",
     "tapcore.rawfile",
     "tapcore.sectorcipher",

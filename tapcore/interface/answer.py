@@ -64,19 +64,7 @@ def answer_over(
     For a hook that hands the whole request on: its own arguments stay plain variables, where a
     function inside the hook would make cells of them at each call, the quick ones too.
     """
-
-    def then(  # defaults: two objects, where six cells would take half as long again
-        res: int,
-        cb: TdCallback = cb,
-        dd: DiskDriver = dd,
-        sector: int = sector,
-        nb_sectors: int = nb_sectors,
-        id: int = id,
-        prv: Any = prv,
-    ) -> int:
-        return cb(dd, res, sector, nb_sectors, id, prv)
-
-    return then
+    return lambda res: cb(dd, res, sector, nb_sectors, id, prv)
 
 
 def as_then(then: Then | AnswerTuple) -> Then:

@@ -1,0 +1,71 @@
+"""What lies where in an image, exactly, without reading content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from tapcore.clusters.mapped import MappedDisk
+from tapcore.clusters.runs import DATA, HOLE, NOWHERE, ZERO, Run
+from tapcore.constants import SECTOR_SHIFT
+from tapcore.interface.results import Extent
+
+
+def extents(disk: MappedDisk, sector: int, nb_sectors: int) -> Iterator[Extent]:
+    """The extents of a range, as `td_extents` yields them; waits for tables.
+
+    Args:
+        disk: by the map of which.
+        sector: of the map.
+        nb_sectors: how many.
+
+    Raises:
+        ImageFormatError: a table, or an entry, is damaged.
+        OSError: a table cannot be read.
+    """
+    for run in disk.map.runs(sector, sector + nb_sectors):
+        for extent in _of_run(disk, run):
+            yield _moved(extent, disk.start) if disk.start else extent
+
+
+def _moved(extent: Extent, start: int) -> Extent:
+    return attrs.evolve(extent, sector=start + extent.sector)
+
+
+def _of_run(disk: MappedDisk, run: Run) -> Iterator[Extent]:
+    kind, sector, nb_sectors, where, _ = run
+    if kind == DATA:
+        yield from _data(disk, run)
+    elif kind == HOLE:
+        yield Extent(sector, nb_sectors, "unallocated")
+    elif kind != ZERO:
+        unpacker = disk.map.unpacker
+        missing = unpacker is not None and unpacker.missing(where)
+        yield Extent(sector, nb_sectors, "compressed", missing=missing)
+    elif where == NOWHERE:
+        yield Extent(sector, nb_sectors, "zero")
+    else:
+        yield Extent(sector, nb_sectors, "zero", None, disk.map.data.path, where, allocated=True)
+
+
+def _data(disk: MappedDisk, run: Run) -> Iterator[Extent]:
+    """What lies in the file, what its last cluster lacks, and what it is too short for."""
+    file, (_, sector, nb_sectors, where, _) = disk.map.data, run
+    there = disk.content.bytes_there(run) >> SECTOR_SHIFT
+    whole = max(min((file.size - where) >> SECTOR_SHIFT, there), 0)
+    if whole:
+        yield _plain(disk, sector, whole, where, missing=False)
+    if whole < there:
+        yield Extent(sector + whole, there - whole, "data")
+    if there < nb_sectors:
+        at = where + (there << SECTOR_SHIFT)
+        yield _plain(disk, sector + there, nb_sectors - there, at, missing=True)
+
+
+def _plain(disk: MappedDisk, sector: int, nb_sectors: int, where: int, *, missing: bool) -> Extent:
+    file = disk.map.data
+    if disk.map.encrypted:  # lies nowhere plain
+        return Extent(sector, nb_sectors, "data", missing=missing)
+    fd = None if missing else file.fd
+    return Extent(sector, nb_sectors, "data", fd, file.path, where, missing=missing)

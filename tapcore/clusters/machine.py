@@ -1,0 +1,281 @@
+"""One map and all that moves its bytes: what the hooks of a driver with tables call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from tapcore.clusters.extents import extents
+from tapcore.clusters.map import ClusterMap, PackingMap, WritableMap
+from tapcore.clusters.mapped import AnswerPart, MappedDisk
+from tapcore.clusters.packing import write_packed
+from tapcore.clusters.reading import Reader
+from tapcore.clusters.runs import ASK
+from tapcore.clusters.writeback import Writeback
+from tapcore.clusters.writing import Writer
+from tapcore.clusters.zeroing import Zeroing
+from tapcore.constants import SECTOR_SHIFT
+from tapcore.errors import NotSupportedError
+from tapcore.files import ImageFile, open_image_file
+from tapcore.interface.answer import Then
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.results import Extent
+
+
+class Clusters:
+    """What an open image with a map is made of; the hooks want it at `dd.private.clusters`.
+
+    Args:
+        dd: the image in its chain.
+        map: of the image, or of a part of it.
+        start: where the map's sector 0 lies on the disk, sectors.
+
+    Attributes:
+        map: as given.
+        data: the file that holds the content.
+        disk: what reads and writes share.
+        place: `map.place`, or what stands for it where content must not take the short way.
+    """
+
+    def __init__(self, dd: DiskDriver, map: ClusterMap, start: int = 0) -> None:
+        self.map = map
+        self.data = map.data
+        self.disk = MappedDisk(dd, map, start)
+        self._start = start
+        self._files = (map.file,) if map.data is map.file else (map.file, map.data)
+        for file in self._files:
+            file.keeps_overflow = True
+        self._reader = Reader(self.disk)
+        self.place = _ask
+        self.choose_ways()
+
+    def choose_ways(self) -> None:
+        """To be called after a change of what the short ways do not look at, as the cipher."""
+        plain = self.map.cipher is None and not self._start
+        self.place = self.map.place if plain else _ask
+
+    def attach(self) -> None:
+        """Tell the core the disk's size and units, and what to poll: for a map of a whole disk."""
+        dd, map = self.disk.dd, self.map
+        dd.size = map.sectors
+        dd.sector_size = max(map.data.sector_size if map.data.direct else 512, dd.sector_size)
+        dd.cluster_size = 1 << map.cluster_shift + SECTOR_SHIFT
+        for sid, file in enumerate(self._files):
+            dd.io_fd[sid] = file.io_fd
+
+    def read(
+        self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart, where: int = ASK
+    ) -> int:
+        """As `td_queue_read`.
+
+        Args:
+            sector: of the disk.
+            nb_sectors: how many.
+            buf: their content's place.
+            answer: for parts of the range.
+            where: what `place` said of it.
+        """
+        if 0 <= where <= self.data.size - len(buf):
+            then = self.disk.content.in_flight.counted(lambda res: answer(res, sector, nb_sectors))
+            self.data.queue_read(where, buf, then)
+            return 0
+        start, answer = self._own(sector, answer)
+        return self._reader.read(start, start + nb_sectors, buf, answer)
+
+    def _own(self, sector: int, answer: AnswerPart) -> tuple[int, AnswerPart]:
+        """A sector of the disk, and an answer, by the map's own sectors."""
+        if not self._start:
+            return sector, answer
+        base = self._start
+        return sector - base, lambda res, at, count: answer(res, base + at, count)
+
+    def extents(self, sector: int, nb_sectors: int) -> Iterator[Extent]:
+        """As `td_extents`."""
+        return extents(self.disk, sector - self._start, nb_sectors)
+
+    def submit(self) -> None:
+        """As `td_submit`."""
+        self.disk.submit()
+
+    def reap(self, sid: int = 0) -> int:
+        """As `td_do_callbacks`; what callbacks have queued is handed on too."""
+        finished = self._files[sid].reap()
+        self.submit()
+        return finished
+
+    def drain(self) -> None:
+        """Wait until nothing is under way; what finishes in one file may begin something more."""
+        self.submit()
+        while any(file.in_flight for file in self._files):
+            for file in self._files:
+                file.drain()
+            self.submit()
+
+    def save(self) -> None:
+        """Wait until nothing is under way."""
+        self.drain()
+
+    def close(self) -> None:
+        """Save, and close the files in any case.
+
+        Raises:
+            OSError, TapError: not everything could be saved.
+        """
+        try:
+            self.save()
+        finally:
+            self._close_files(*self._files)
+
+    def _close_files(self, *files: ImageFile) -> None:
+        if files:
+            try:
+                files[-1].close()
+            finally:
+                self._close_files(*files[:-1])
+
+
+class WritableClusters(Clusters):
+    """The same of an image that is written.
+
+    Attributes:
+        place_to_write: `map.place_to_write`, or what stands for it.
+        busy: clusters that are being changed: where there are any, no write takes the short way.
+        writing: the preparations for a first change have been made.
+        writeback: of what changes.
+    """
+
+    map: WritableMap
+
+    def __init__(self, dd: DiskDriver, map: WritableMap, start: int = 0) -> None:
+        self.writing = False
+        self.place_to_write = _ask
+        super().__init__(dd, map, start)
+        self.map = map
+        self.writeback = Writeback(self.disk, map)
+        self._writer = Writer(self.disk, map, self._reader, self.writeback)
+        self.busy = self._writer.busy.claims
+
+    def choose_ways(self) -> None:
+        """Those of writes, too."""
+        super().choose_ways()
+        plain = self.writing and self.map.cipher is None and not self._start
+        self.place_to_write = self.map.place_to_write if plain else _ask
+
+    def begin_writing(self) -> None:
+        """Before the first change; raises as `WritableMap.begin_writing`."""
+        if not self.writing:
+            self.map.begin_writing()
+            self.writing = True
+            self.choose_ways()
+
+    def stop_writing(self) -> None:
+        """All is saved, or nothing is written any more: the next change has to begin again."""
+        self.writing = False
+        self.choose_ways()
+
+    def _refuse(self, sector: int, nb_sectors: int) -> int:
+        """-errno of why nothing may change now; 0: it may."""
+        if res := self.writeback.held_back():
+            return res
+        self.begin_writing()
+        self.map.about_to_change(sector - self._start, nb_sectors)
+        return 0
+
+    def write(
+        self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart, where: int = ASK
+    ) -> int:
+        """As `td_queue_write`; `where` is what `place_to_write` said, if no cluster is busy."""
+        if where >= 0:
+            then = self.disk.content.in_flight.counted(lambda res: answer(res, sector, nb_sectors))
+            self.data.queue_write(where, buf, then)
+            return 0
+        if res := self._refuse(sector, nb_sectors):
+            return res
+        start, answer = self._own(sector, answer)
+        return self._writer.write(start, start + nb_sectors, buf, answer)
+
+    def write_packed(self, sector: int, buf: memoryview, answer: AnswerPart) -> int:
+        """As `td_queue_write_compressed`."""
+        if not isinstance(self.map, PackingMap):
+            raise NotSupportedError("cannot hold compressed clusters")
+        if res := self._refuse(sector, len(buf) >> SECTOR_SHIFT):
+            return res
+        start, answer = self._own(sector, answer)
+        return write_packed(self._writer, self.map, start, buf, answer)
+
+    def write_zeroes(
+        self, sector: int, nb_sectors: int, may_unmap: bool, answer: AnswerPart
+    ) -> int:
+        """As `td_queue_write_zeroes`."""
+        return self._zero(sector, nb_sectors, answer, discard=False, may_unmap=may_unmap)
+
+    def discard(self, sector: int, nb_sectors: int, answer: AnswerPart) -> int:
+        """As `td_queue_discard`."""
+        return self._zero(sector, nb_sectors, answer, discard=True, may_unmap=True)
+
+    def _zero(
+        self, sector: int, nb_sectors: int, answer: AnswerPart, *, discard: bool, may_unmap: bool
+    ) -> int:
+        if res := self._refuse(sector, nb_sectors):
+            return res
+        start, answer = self._own(sector, answer)
+        zeroing = Zeroing(self._writer, answer, discard=discard, may_unmap=may_unmap)
+        return zeroing.run(start, start + nb_sectors)
+
+    def flush(self, then: Then) -> int:
+        """As `td_queue_flush`: content, then what names it, in a thread."""
+        return self.writeback.flush(then) if self.writing else then(0)
+
+    def save(self) -> None:
+        """Bring everything to the disk and wait for it.
+
+        Raises:
+            OSError, TapError: it failed.
+        """
+        super().save()
+        if self.writing:
+            self.writeback.all_now()
+            if res := self.writeback.failure_to_tell():
+                raise OSError(-res, os.strerror(-res))
+
+
+def _ask(sector: int, nb_sectors: int) -> int:
+    return ASK
+
+
+class Mapped(Protocol):
+    """What `dd.private` has to be to be read."""
+
+    @property
+    def clusters(self) -> Clusters: ...
+
+
+class WritableMapped(Protocol):
+    """What it has to be to be written."""
+
+    @property
+    def clusters(self) -> WritableClusters: ...
+
+
+M = TypeVar("M", bound=Mapped)
+
+
+def open_mapped(
+    dd: DiskDriver[M], name: str, flags: int, make: Callable[[DiskDriver[M], ImageFile], M]
+) -> None:
+    """As `td_open`, of an image of one file: what is made of it becomes `dd.private`.
+
+    Args:
+        dd: the image in its chain.
+        name: path of the file.
+        flags: `TD_RDONLY` or 0.
+        make: reads the header, and makes the map and its `clusters`.
+    """
+    file = open_image_file(name, flags, dd.options)
+    try:
+        dd.private = make(dd, file)
+    except BaseException:
+        file.close()
+        raise
+    dd.private.clusters.attach()

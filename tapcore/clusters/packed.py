@@ -1,0 +1,203 @@
+"""Reading compressed clusters: in threads, several at a time, the last ones kept.
+
+To hand work to a thread and to hear of its end costs as much as to inflate a cluster, so those that
+are asked for together go together.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from tapcore.clusters.content import InFlight
+from tapcore.clusters.map import Unpacker
+from tapcore.errors import ImageFormatError, TapError
+from tapcore.files import ImageFile
+from tapcore.formats.deflate import inflate
+from tapcore.interface.answer import Then
+
+KEPT_BYTES: Final = 4 << 20
+"""Content to keep: a client that reads on in small steps unpacks each cluster only once."""
+
+TOGETHER_BYTES: Final = 512 << 10
+"""So much, or one cluster, is unpacked by one thread in one go."""
+
+AT_ONCE_BYTES: Final = 8 << 10
+"""Clusters up to this size are inflated at once if the page cache holds them."""
+
+Take: TypeAlias = Callable[[bytes | Exception], int]
+"""Gets the content of a cluster, or why there is none; returns how many requests that finished."""
+
+
+class PackedContent:
+    """The compressed clusters of one image, each told by its token.
+
+    Args:
+        file: whose threads do the work.
+        unpacker: the format's.
+        cluster_bytes: size of a cluster.
+        in_flight: counts what is under way.
+    """
+
+    def __init__(
+        self, file: ImageFile, unpacker: Unpacker, cluster_bytes: int, in_flight: InFlight
+    ) -> None:
+        self._file = file
+        self._unpacker = unpacker
+        self._in_flight = in_flight
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._most = max(KEPT_BYTES // cluster_bytes, 2)
+        self._together = max(TOGETHER_BYTES // cluster_bytes, 1)
+        self._wanted: dict[int, list[Take]] = {}
+        self._partly: set[int] = set()  # of these: more of them may be wanted next
+        self._task: tuple[list[int], Callable[[], int], Then] | None = None
+
+    def fetch(self, token: int, take: Take, *, whole: bool) -> int:
+        """Call `take` with the content of a cluster, now or later.
+
+        Args:
+            token: of a PACKED run.
+            take: gets all of the cluster.
+            whole: all of it is of use, and so it need not be kept.
+
+        Returns:
+            What `take` returned, if it was called already.
+        """
+        content = self._kept.get(token)
+        if content is not None:
+            self._kept.move_to_end(token)
+            return take(content)
+        if not whole:
+            self._partly.add(token)
+        if token in self._wanted:
+            self._wanted[token].append(take)
+            return 0
+        content = self._unpacker.unpack_now(token)
+        if content is not None:
+            self._arrived(token, content)
+            return take(content)
+        self._wanted[token] = [take]
+        self._collect(token)
+        return 0
+
+    def _collect(self, token: int) -> None:
+        if self._task is None:
+            self._task = self._begin()
+        self._task[0].append(token)
+        if len(self._task[0]) == self._together:
+            self.submit()
+
+    def submit(self) -> None:
+        """Hand what was collected to a thread."""
+        if self._task is not None:
+            (_, work, then), self._task = self._task, None
+            self._file.queue_work(work, then)
+
+    def _begin(self) -> tuple[list[int], Callable[[], int], Then]:
+        """A task for clusters that are still to be collected.
+
+        It counts as in flight from now on: what is collected may be given up before it is read.
+        """
+        tokens: list[int] = []
+        found: list[bytes | Exception] = []
+
+        def work() -> int:
+            found.extend(map(self._unpack, tokens))
+            return 0
+
+        def unpacked(res: int) -> int:
+            contents = found if not res else [OSError(-res, os.strerror(-res))] * len(tokens)
+            return sum(map(self._give, tokens, contents))
+
+        return tokens, work, self._in_flight.counted(unpacked)
+
+    def _unpack(self, token: int) -> bytes | Exception:
+        """In a thread: the content, or why there is none."""
+        try:
+            return self._unpacker.unpack(token)
+        except (TapError, OSError) as exc:
+            return exc
+
+    def _give(self, token: int, found: bytes | Exception) -> int:
+        wanted = self._wanted.pop(token)
+        self._arrived(token, found)
+        return sum(take(found) for take in wanted)
+
+    def _arrived(self, token: int, found: bytes | Exception) -> None:
+        partly = token in self._partly
+        self._partly.discard(token)
+        if partly and not isinstance(found, Exception):
+            self._kept[token] = found
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+    def forget(self, token: int | None = None) -> None:
+        """Other content has this token now; None: so may all have."""
+        if token is None:
+            self._kept.clear()
+        else:
+            self._kept.pop(token, None)
+
+
+class DeflatedClusters:
+    """An `Unpacker` for clusters of which the token says place and length in the file.
+
+    Args:
+        file: that holds them.
+        cluster_bytes: size of a cluster.
+        place_of: from a token to a host offset and a length, both bytes; the stream may end before.
+        inflate: from a stream, and the size of a cluster, to content; raises ImageFormatError.
+    """
+
+    def __init__(
+        self,
+        file: ImageFile,
+        cluster_bytes: int,
+        place_of: Callable[[int], tuple[int, int]],
+        inflate: Callable[[bytes, int], bytes] = inflate,
+    ) -> None:
+        self._file = file
+        self._size = cluster_bytes
+        self._place_of = place_of
+        self._inflate = inflate
+
+    def missing(self, token: int) -> bool:
+        """Whether it begins past the end of the file."""
+        offset, _ = self._place_of(token)
+        return offset >= self._file.size and offset >= self._file.look_again()
+
+    def unpack_now(self, token: int) -> bytes | None:
+        """Small ones that the page cache holds."""
+        if self._size > AT_ONCE_BYTES:
+            return None
+        offset, length = self._place_of(token)
+        there = min(length, self._file.size - offset)  # zeroes behind it could pass for a stream
+        stream = self._file.metadata_now(offset, there) if there > 0 else None
+        try:
+            return None if stream is None else self._content(stream)
+        except ImageFormatError:
+            return None  # the thread comes to the same result, and reports it
+
+    def unpack(self, token: int) -> bytes:
+        """See `Unpacker`."""
+        offset, length = self._place_of(token)
+        there = min(length, self._file.size - offset)
+        if there < length:
+            there = min(length, self._file.look_again() - offset)
+        if there <= 0:
+            text = f"its compressed cluster, at offset {offset:#x}, lies past the end of the file"
+            raise ImageFormatError(text, errno=errno.EIO)
+        try:
+            return self._content(self._file.read_metadata(offset, there))
+        except ImageFormatError as exc:
+            text = f"{exc.message}, at offset {offset:#x} of the file"
+            raise ImageFormatError(text, errno=errno.EIO) from None
+
+    def _content(self, stream: bytes) -> bytes:
+        content = self._inflate(stream, self._size)
+        if len(content) != self._size:
+            raise ImageFormatError("its compressed cluster is too short")
+        return content

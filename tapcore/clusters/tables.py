@@ -1,0 +1,119 @@
+"""Tables in memory: numbers, which of them have changed, and their bytes in the file."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+from typing import ClassVar, Final, Literal, TypeAlias
+
+import attrs
+
+Numbers: TypeAlias = "array[int]"
+
+Write: TypeAlias = tuple[int, bytes]
+"""Offset in the file (bytes), and content."""
+
+_MANY: Final = 256
+
+
+@attrs.frozen
+class Coding:
+    """How the numbers of a table lie in the file.
+
+    Attributes:
+        typecode: of `array`: "Q" for 64 bits, "I" for 32, "B" for bytes of bits.
+        order: of their bytes.
+    """
+
+    typecode: Literal["Q", "I", "H", "B"]
+    order: Literal["big", "little"] = "big"
+
+    def decode(self, content: bytes) -> Numbers:
+        """The numbers that bytes of a file hold (whole ones)."""
+        numbers = array(self.typecode, content)
+        if self.order != sys.byteorder:
+            numbers.byteswap()
+        return numbers
+
+    def encode(self, numbers: Numbers) -> bytes:
+        """The bytes of a file that hold these numbers; the array stays as it is."""
+        if self.order != sys.byteorder:
+            numbers = numbers[:]
+            numbers.byteswap()
+        return numbers.tobytes()
+
+    def zeroes(self, count: int) -> Numbers:
+        """So many zeroes."""
+        numbers = array(self.typecode)
+        return array(self.typecode, bytes(numbers.itemsize * count))
+
+
+class Table:
+    """A table in memory, and which parts of it are not on disk.
+
+    Args:
+        index: which one it is.
+        offset: where it lies in the file, bytes.
+        entries: its numbers.
+        coding: how these lie there.
+        fresh: nothing on disk points to it yet: it is written whole.
+
+    Attributes:
+        dirty: numbers of the blocks that have changed.
+    """
+
+    __slots__ = ("coding", "dirty", "entries", "fresh", "index", "offset")
+
+    block_shift: ClassVar[int] = 6
+    """log2 of the numbers in a block: of 64 bits each, those of a sector."""
+
+    def __init__(
+        self, index: int, offset: int, entries: Numbers, coding: Coding, *, fresh: bool = False
+    ) -> None:
+        self.index = index
+        self.offset = offset
+        self.entries = entries
+        self.coding = coding
+        self.fresh = fresh
+        self.dirty: set[int] = set()
+
+    def set(self, first: int, numbers: Iterable[int]) -> None:
+        """Change entries from one on; see `TableCache.set` for a table that is in a cache."""
+        new = array(self.coding.typecode, numbers)
+        end = first + len(new)
+        self.entries[first:end] = new
+        self.dirty.update(range(first >> self.block_shift, (end - 1 >> self.block_shift) + 1))
+
+    def content(self) -> Write:
+        """All of it."""
+        return self.offset, self.coding.encode(self.entries)
+
+    def changes(self) -> list[Write]:
+        """The blocks that have changed; neighbours in one write."""
+        size, entries = 1 << self.block_shift, self.entries
+        writes: list[Write] = []
+        numbers = sorted(self.dirty)
+        while numbers:
+            first, count = numbers[0], 1
+            while count < len(numbers) and numbers[count] == first + count:
+                count += 1
+            part = entries[first * size : (first + count) * size]
+            at = self.offset + first * size * entries.itemsize
+            writes.append((at, self.coding.encode(part)))
+            del numbers[:count]
+        return writes
+
+
+def zeroes_from(entries: Numbers, index: int, stop: int) -> int:
+    """How many entries from one on are 0, up to `stop`; those past the end of the table are."""
+    none = array(entries.typecode, bytes(_MANY * entries.itemsize))
+    at, last = index, min(stop, len(entries))
+    while at < last:
+        if at + _MANY <= last and entries[at : at + _MANY] == none:
+            at += _MANY
+        elif entries[at]:
+            return at - index
+        else:
+            at += 1
+    return stop - index

@@ -1,0 +1,291 @@
+"""What `tapcore.clusters` makes of a map: the cache of tables, damage, what is missing."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers.toymap import CODING, SIZE, TABLE, ToyMap, ToyMapDriver, create, share_all
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tapcore
+from tapcore.clusters import Read, Table, TableCache, WritableClusters
+from tapcore.files import ImageFile, open_image_file
+from tapcore.interface.options import OpenOptions
+
+SECTORS = SIZE // 512
+DISK = 40 * SIZE  # five tables
+
+
+def registry() -> tapcore.Registry:
+    made = tapcore.Registry()
+    assert not made.register(ToyMapDriver()).error
+    return made
+
+
+def opened(image: Path, readonly: bool = False, **options: Any) -> tapcore.Disk:
+    return tapcore.open(f"toymap:{image}", readonly=readonly, registry=registry(), **options)
+
+
+def map_of(disk: tapcore.Disk) -> ToyMap:
+    assert disk.state.disks is not None
+    found = disk.state.disks.private
+    assert isinstance(found, ToyMap)
+    return found
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """With a cluster of 1s, one of zeroes, one that is packed, and two of 2s in another table."""
+    path = tmp_path / "disk.toy"
+    create(str(path), DISK)
+    with opened(path) as disk:
+        disk.pwrite(0, b"1" * SIZE)
+        disk.zero(SIZE, length=SIZE)
+        disk.write_compressed(2 * SIZE, b"packed! " * (SIZE // 8))
+        disk.pwrite(12 * SIZE, b"2" * 2 * SIZE)
+    return path
+
+
+def poke(image: Path, cluster: int, place: int, bits: int = 0xFF) -> None:
+    """Let the table say something else of a cluster."""
+    content = bytearray(image.read_bytes())
+    (table,) = CODING.decode(content[SIZE + cluster // 8 * 8 :][:8])
+    at = table + cluster % 8 * 16
+    content[at : at + 16] = place.to_bytes(8, "little") + bits.to_bytes(8, "little")
+    image.write_bytes(content)
+
+
+# ---- the cache of tables ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageFile]:
+    """A file of 64 tables, each of which holds its number."""
+    path = tmp_path_factory.mktemp("cache") / "tables"
+    path.write_bytes(b"".join(number.to_bytes(8, "little") for number in range(64)))
+    file = open_image_file(str(path), tapcore.TD_RDONLY, OpenOptions())
+    yield file
+    file.close()
+
+
+def cache_of(file: ImageFile, most: int) -> TableCache[Table]:
+    def read(index: int, how: Read) -> Table | None:
+        content = how(8 * index, 8)
+        return None if content is None else Table(index, 8 * index, CODING.decode(content), CODING)
+
+    return TableCache(file, read, 8, most * 208)
+
+
+OPERATIONS = ["look", "look", "look", "pin", "unpin", "change", "save"]
+
+
+@given(st.data())
+def test_the_cache_is_bounded_and_keeps_what_must_stay(tables: ImageFile, data: Any) -> None:
+    most = data.draw(st.integers(2, 9))
+    cache = cache_of(tables, most)
+    assert cache.most == most
+    pinned: list[int] = []
+    peak = 0
+    for _ in range(data.draw(st.integers(0, 60))):
+        index = data.draw(st.integers(0, 20))
+        match data.draw(
+            st.sampled_from(["look", "look", "look", "pin", "unpin", "change", "save"])
+        ):
+            case "pin":
+                cache.wait(index)
+                cache.pin(index)
+                pinned.append(index)
+            case "unpin" if pinned:
+                cache.unpin(pinned.pop())
+            case "change" if not cache.full:
+                cache.set(cache.wait(index), 0, [index])
+            case "save":
+                cache.take().conclude(ok=True, published=False)
+            case _:
+                assert cache.wait(index).entries[0] == index
+        staying = {*pinned, *(table.index for table in cache.dirty)}
+        assert all(index in cache for index in staying)
+        peak = max(peak, len(staying))
+        assert len(cache) <= max(most, peak) + 2
+
+
+def test_a_table_in_use_outlives_many_that_are_looked_at_once(tables: ImageFile) -> None:
+    cache = cache_of(tables, 8)
+    first = cache.wait(0)
+    for index in range(1, 64):
+        cache.wait(index)
+        assert cache.get(0) is first
+
+
+def test_a_failed_write_back_is_done_again(tables: ImageFile) -> None:
+    cache = cache_of(tables, 8)
+    table = cache.wait(3)
+    cache.set(table, 0, [7])
+    taken = cache.take()
+    assert taken.changed == [(24, (7).to_bytes(8, "little"))]
+    assert not cache.take().changed
+    taken.conclude(ok=False, published=False)
+    assert cache.take().changed == taken.changed
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_new_table_is_written_whole_until_something_may_name_it(
+    tables: ImageFile, published: bool
+) -> None:
+    cache = cache_of(tables, 8)
+    cache.add(Table(40, 640, CODING.zeroes(128), CODING))
+    taken = cache.take()
+    assert taken.fresh == [(640, bytes(1024))]
+    cache.set(cache.wait(40), 64, [1])  # the second block of it
+    taken.conclude(ok=False, published=published)
+    again = cache.take()
+    assert [len(content) for _, content in again.fresh] == ([] if published else [1024])
+    assert [at for at, _ in again.changed] == ([1152] if published else [])
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def test_everything_is_found(image: Path) -> None:
+    with opened(image, readonly=True) as disk:
+        content = disk.pread(0, length=DISK)
+        kinds = [(e.start // SIZE, e.kind, e.fd is not None) for e in disk.extents()]
+    want = b"1" * SIZE + bytes(SIZE) + b"packed! " * (SIZE // 8)
+    assert content[: 3 * SIZE] == want
+    assert content[12 * SIZE : 14 * SIZE] == b"2" * 2 * SIZE
+    assert content.count(b"\0") == DISK - 4 * SIZE
+    assert kinds[:4] == [
+        (0, "data", True),
+        (1, "zero", False),
+        (2, "compressed", False),
+        (3, "zero", False),
+    ]
+
+
+def test_an_impossible_entry_concerns_its_cluster_alone(image: Path) -> None:
+    poke(image, 1, 12345)
+    with opened(image, readonly=True) as disk:
+        assert disk.pread(0, length=SIZE) == b"1" * SIZE
+        assert disk.pread(2 * SIZE, length=8) == b"packed! "
+        with pytest.raises(
+            tapcore.LostContentError, match=rf"at {SIZE + 512}: has an impossible entry"
+        ):
+            disk.pread(SIZE + 512, length=1024)
+        assert map_of(disk).damage == ["has an impossible entry"]
+
+
+def test_an_impossible_table_concerns_all_that_it_maps(image: Path) -> None:
+    content = bytearray(image.read_bytes())
+    content[SIZE : SIZE + 8] = (1 << 40).to_bytes(8, "little")
+    image.write_bytes(content)
+    with opened(image, readonly=True) as disk:
+        assert disk.pread(12 * SIZE, length=SIZE) == b"2" * SIZE
+        for cluster in (0, 7):
+            with pytest.raises(tapcore.LostContentError, match="has an impossible table"):
+                disk.pread(cluster * SIZE, length=512)
+        assert not any(disk.pread(8 * SIZE, length=SIZE))
+
+
+def test_a_damaged_stream_is_told_with_its_place(image: Path) -> None:
+    with opened(image, readonly=True) as disk:
+        run = map_of(disk).run(2 * SECTORS, 3 * SECTORS)
+    assert run is not None
+    place = run.where & 0xFFFF_FFFF
+    content = bytearray(image.read_bytes())
+    content[place : place + 4] = b"\xff" * 4
+    image.write_bytes(content)
+    reason = f"at offset {place:#x} of the file"
+    with (
+        opened(image, readonly=True) as disk,
+        pytest.raises(tapcore.LostContentError, match=reason),
+    ):
+        disk.pread(2 * SIZE, length=512)
+
+
+@pytest.mark.parametrize("missing", ["error", "zeroes"])
+def test_content_past_the_end_of_the_file(image: Path, missing: str) -> None:
+    """Two clusters that lie side by side: one is cut, and one is gone."""
+    with opened(image, readonly=True) as disk:
+        run = map_of(disk).run(12 * SECTORS, 14 * SECTORS)
+    assert run is not None
+    poke(image, 14, run.where + (4 << 20))
+    os.truncate(image, image.stat().st_size // SIZE * SIZE - SIZE + 1024)
+    with opened(image) as disk:
+        last = disk.state.disks
+        assert last is not None
+        last.options.missing = missing  # type: ignore[assignment]
+        if missing == "error":
+            with pytest.raises(tapcore.LostContentError, match="lies past the end of the file"):
+                disk.pread(14 * SIZE, length=SIZE)
+        else:
+            assert disk.pread(14 * SIZE, length=SIZE) == bytes(SIZE)
+        gone = [e for e in disk.extents() if e.missing]
+        assert [(e.start, e.length) for e in gone] == [(14 * SIZE, SIZE)]
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def test_shared_content_is_copied_before_it_is_changed(image: Path) -> None:
+    share_all(str(image))
+    before = image.read_bytes()
+    with opened(image) as disk:
+        disk.pwrite(100, b"new")
+        disk.pwrite(12 * SIZE + 700, b"new")
+    assert image.read_bytes()[2 * SIZE :].find(b"1" * SIZE) == before[2 * SIZE :].find(b"1" * SIZE)
+    with opened(image, readonly=True) as disk:
+        assert disk.pread(0, length=SIZE) == b"1" * 100 + b"new" + b"1" * (SIZE - 103)
+        assert disk.pread(12 * SIZE, length=704) == b"2" * 700 + b"new2"
+
+
+def test_space_that_was_given_up_is_used_again(image: Path) -> None:
+    with opened(image) as disk:
+        for number in range(20):
+            disk.discard(0, length=SIZE)
+            disk.sync()
+            disk.pwrite(0, bytes([number]) * SIZE)
+    before = image.stat().st_size
+    assert before <= 12 * SIZE
+
+
+def test_a_map_of_a_part_of_a_disk_answers_by_the_disks_sectors(image: Path) -> None:
+    """As of a disk of several files, of which each has tables."""
+    with opened(image) as disk:
+        assert disk.state.disks is not None
+        part = WritableClusters(disk.state.disks, map_of(disk), start=1000)
+        answers: list[tuple[int, int, int]] = []
+
+        def answer(res: int, sector: int, nb_sectors: int) -> int:
+            answers.append((res, sector, nb_sectors))
+            return 0
+
+        buf = memoryview(bytearray(4 * SIZE))
+        assert part.place(1000, 1) == -2
+        part.read(1000, 4 * SECTORS, buf, answer)
+        part.submit()
+        part.drain()
+        hole = tapcore.BLK_NOT_ALLOCATED
+        in_order = sorted(answers, key=lambda given: given[1])
+        assert [res for res, _, _ in in_order] == [0, 0, 0, hole]
+        assert [at for _, at, _ in in_order] == [1000 + n * SECTORS for n in range(4)]
+        assert bytes(buf[:SIZE]) == b"1" * SIZE
+        assert [e.sector for e in part.extents(1000, 2 * SECTORS)] == [1000, 1000 + SECTORS]
+        answers.clear()
+        part.write(1000 + SECTORS, 1, memoryview(b"w" * 512), answer)
+        part.drain()
+        assert answers == [(0, 1000 + SECTORS, 1)]
+        part.save()
+    with opened(image, readonly=True) as disk:
+        assert disk.pread(SIZE, length=1024) == b"w" * 512 + bytes(512)
+
+
+def test_tables_are_few_in_memory(image: Path) -> None:
+    with opened(image, metadata_cache=2 * (TABLE + 200)) as disk:
+        for cluster in range(0, 40, 8):
+            disk.pwrite(cluster * SIZE, b"x" * 512)
+        assert len(map_of(disk).tables) <= 4
+        for cluster in range(0, 40, 8):
+            assert disk.pread(cluster * SIZE, length=3) == b"xxx"

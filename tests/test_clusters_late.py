@@ -1,0 +1,205 @@
+"""Formats with tables, by one that has everything: late, in any order, and failing."""
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+from drivers.toymap import ToyMapDriver, create, inconsistent, share_all
+
+import tapcore
+from crashrecorder import Recording
+from latecrowd import Crowd, History
+from latedisk import LateHost
+from tapcore import DiskId
+from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO
+
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
+SIZE = (300 << 10) + 5 * 512
+FAULTS = {
+    "write_now": 0.02,
+    "write_blocking": 0.04,
+    "write_metadata": 0.03,
+    "flush_blocking": 0.06,
+    "truncate_up": 0.04,
+}
+READ_FAULTS = {"read_now": 0.02, "read_blocking": 0.04, "read_metadata": 0.04}
+
+
+@attrs.frozen
+class Kind:
+    """A kind of image.
+
+    Attributes:
+        units: "sectors": parts of a cluster are stored on their own.
+        cipher: "disk" or "place": how its sectors are counted.
+        cache: bytes of tables in memory.
+        parent: over a shorter one.
+        shared: begins with content that is not its own.
+    """
+
+    units: str = ""
+    cipher: str = ""
+    cache: int = 1200  # a few tables
+    parent: bool = False
+    shared: bool = False
+
+
+KINDS = {
+    "plain": Kind(),
+    "large cache": Kind(cache=1 << 20),
+    "over a parent": Kind(parent=True),
+    "shared": Kind(shared=True),
+    "shared, over a parent": Kind(shared=True, parent=True),
+    "units": Kind(units="sectors"),
+    "units, over a parent": Kind(units="sectors", parent=True),
+    "units, shared, over a parent": Kind(units="sectors", shared=True, parent=True),
+    "cipher": Kind(cipher="disk"),
+    "cipher by place": Kind(cipher="place", parent=True),
+    "cipher by place, units, shared": Kind(cipher="place", units="sectors", shared=True),
+}
+
+
+class ToyCrowd(Crowd):
+    """What lies in the file is another format's affair."""
+
+    def _walk(self) -> None:
+        self.errors += inconsistent(str(self.files[0]))[:1]
+
+
+def registry() -> tapcore.Registry:
+    made = tapcore.Registry()
+    row = made.register(ToyMapDriver())
+    assert not row.error
+    return made
+
+
+@attrs.define(eq=False, slots=False)
+class Trial:
+    """An image of a kind, and a crowd on it."""
+
+    kind: Kind
+    folder: Path
+    rng: random.Random
+
+    def __attrs_post_init__(self) -> None:
+        self.image, self.below = self.folder / "disk.toy", bytes(SIZE)
+        self.registry = registry()
+        parent = None
+        if self.kind.parent:
+            content = self.rng.randbytes(SIZE // 2 + 3 * 512)
+            (self.folder / "parent").write_bytes(content)
+            self.below = content.ljust(SIZE, b"\0")
+            parent = DiskId("parent", "sync")
+        create(str(self.image), SIZE, parent, units=self.kind.units, cipher=self.kind.cipher)
+        if self.kind.shared:
+            with self.open() as disk:
+                disk.pwrite(0, self.rng.randbytes(SIZE // 3))
+                disk.write_compressed(SIZE // 4096 // 2 * 4096, bytes(range(256)) * 64)
+            share_all(str(self.image))
+
+    def open(self, readonly: bool = False, path: Path | None = None) -> tapcore.Disk:
+        return tapcore.open(
+            f"toymap:{path or self.image}",
+            readonly=readonly,
+            registry=self.registry,
+            metadata_cache=self.kind.cache,
+        )
+
+    def crowd(self, disk: tapcore.Disk, host: LateHost) -> Crowd:
+        ops = [WRITE, WRITE, WRITE, READ, READ, ZERO, DISCARD, FLUSH, WRITE_COMPRESSED]
+        history = History.of(disk.pread(0, length=SIZE))
+        files = [self.image]
+        return ToyCrowd(disk, host, self.rng, files, SIZE, self.below, tuple(ops), history)
+
+    def judge(self, crowd: Crowd, content: bytes) -> None:
+        """The disk is closed: what it held last is read again, and so what flushes left."""
+        now = crowd.history.now()
+        assert not crowd.history.wrong(0, content, now, now)
+        assert not inconsistent(str(self.image))
+        with self.open(readonly=True) as disk:
+            assert disk.pread(0, length=SIZE) == content
+        for began, done, contents in crowd.copies:
+            wrong = crowd.history.wrong(0, self.read(contents), began, done)
+            assert not wrong, f"after a flush: {wrong}"
+
+    def read(self, contents: Sequence[bytes]) -> bytes:
+        """What the disk holds if its file holds something."""
+        copy = self.folder / "copy"
+        if not copy.exists():
+            copy.mkdir()
+            if self.kind.parent:
+                shutil.copy(self.folder / "parent", copy)
+        (copy / "disk.toy").write_bytes(contents[0])
+        with self.open(readonly=True, path=copy / "disk.toy") as disk:
+            return disk.pread(0, length=SIZE)
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, tmp_path: Path, rng: random.Random) -> Trial:
+    return Trial(KINDS[request.param], tmp_path, rng)
+
+
+each_kind = pytest.mark.parametrize("trial", KINDS, indirect=True)
+
+
+@each_kind
+def test_everything_late(trial: Trial, rng: random.Random) -> None:
+    for _ in range(THOROUGH):
+        with trial.open() as disk:
+            host = LateHost(
+                rng, at_once=rng.choice((0, 0, 0.3, 0.8)), slow=rng.choice((0, 0.05, 0.2))
+            )
+            crowd = trial.crowd(disk, host)
+            with host:
+                crowd.run(250, 24)
+            assert not any(crowd.statuses)
+            content = disk.pread(0, length=SIZE)
+        trial.judge(crowd, content)
+
+
+@each_kind
+@pytest.mark.parametrize("reads", [False, True], ids=["writes", "reads too"])
+def test_everything_late_and_failing(trial: Trial, reads: bool, rng: random.Random) -> None:
+    """What was answered with success is there, and a flush that succeeds keeps it."""
+    for _ in range(THOROUGH):
+        with trial.open() as disk:
+            host = LateHost(rng, at_once=rng.choice((0, 0.5)), slow=rng.choice((0, 0.1)))
+            crowd = trial.crowd(disk, host)
+            with host:
+                host.faults = FAULTS | READ_FAULTS if reads else FAULTS
+                crowd.run(180, 16)
+                assert host.failed
+                assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
+                host.faults = {}
+                crowd.flush()  # may tell of a failure that nobody heard of yet
+                assert crowd.flush() == 0
+                crowd.run(20, 4)
+            content = disk.pread(0, length=SIZE)
+        trial.judge(crowd, content)
+
+
+@each_kind
+def test_a_crash_when_everything_is_late_and_failing(trial: Trial, rng: random.Random) -> None:
+    """Whatever of what is not flushed reached the disk: consistent, and nothing flushed is lost."""
+    with trial.open() as disk:
+        host = LateHost(rng, at_once=rng.choice((0, 0.5)), slow=rng.choice((0, 0.1)))
+        crowd = trial.crowd(disk, host)
+        with Recording(trial.image) as recording:
+            crowd.history.now = recording.now
+            with host:
+                host.faults = FAULTS
+                crowd.run(150, 16)
+                host.faults = {}
+                crowd.flush()
+    copy = trial.folder / "crashed"
+    for state in recording.states(rng, 20 * THOROUGH):
+        contents = [state.contents[os.path.realpath(trial.image)]]
+        copy.write_bytes(contents[0])
+        assert not inconsistent(str(copy)), state
+        wrong = crowd.history.lost(trial.read(contents), state.moment)
+        assert not wrong, f"{state}: {wrong}"
