@@ -250,33 +250,3 @@ def a_table_that_is_read_late_undoes_nothing(
         assert (late, got) == (b"a" * 512, new)
         assert not any(crowd.statuses)
     assert trial.read()[3 * cluster : 4 * cluster] == new
-
-
-def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, before: int) -> None:
-    """A part of a new cluster is written; its parent's content must not cover what comes meanwhile.
-
-    Args:
-        trial: of an empty disk over a parent.
-        cluster: bytes.
-        op: WRITE, WRITE_COMPRESSED or ZERO: what covers that cluster.
-        before: how many clusters before that it covers, too.
-    """
-    first, end = (2 - before) * cluster, 3 * cluster
-    content = bytes(end - first) if op == ZERO else b"n" * (end - first)
-    with trial.crowd() as crowd:
-        host = crowd.host
-        host.at_once = host.slow = 0
-        crowd.submit(READ, 0, 512, bytearray(512))  # from here on the table is in memory
-        crowd.settle()
-        crowd.submit(WRITE, 2 * cluster + 512, 512, b"p" * 512)
-        assert host.tasks
-        host.held.update(host.tasks)
-        crowd.submit(op, first, end - first, None if op == ZERO else content)
-        crowd.settle()
-        host.held.clear()
-        crowd.settle()
-        assert crowd.statuses == [0] * 3
-        assert crowd.flush() == 0
-    got = trial.read()[first:end]
-    at = before * cluster + 512
-    assert got in (content, content[:at] + b"p" * 512 + content[at + 512 :])

@@ -5,9 +5,9 @@ import itertools
 import os
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
 import tapcore
@@ -149,13 +149,12 @@ def test_an_example_survives_crashes(tmp_path: Path, rng: random.Random) -> None
 def test_a_driver_that_writes_its_table_before_its_data_is_found_out(
     tmp_path: Path, rng: random.Random
 ) -> None:
-    good = _example()
+    hasty = _example()
+    picture = hasty.Image.picture
 
-    def td_queue_flush(dd: Any, cb: Any, id: int, prv: Any) -> int:
-        if res := dd.private.save_table(dict(dd.private.unsaved)):
-            return int(cb(dd, res, 0, 0, id, prv))
-        dd.private.file.queue_flush((cb, dd, 0, 0, id, prv))
-        return 0
+    def with_the_data(image: Any) -> Any:
+        data, table = (found := picture(image)).stages
+        return attrs.evolve(found, stages=[data + table])
 
-    hasty = SimpleNamespace(**{**vars(good), "td_queue_flush": tapcore.hookimpl(td_queue_flush)})
+    hasty.Image.picture = with_the_data
     assert any("cannot be true" in wrong for wrong in _crashes(hasty, tmp_path, rng))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from tapcore import ImageFile, Then
+from tapcore import DiskDriver, ImageFile, TdCallback
 
 if TYPE_CHECKING:
     from tapcore.sectorcipher import SectorCipher
+
+Answer = tuple[TdCallback, DiskDriver, int, int, int, Any]
+"""What a read is answered with: `cb, dd, sector, nb_sectors, id, prv` of its hook."""
 
 
 class Content:
@@ -15,77 +19,86 @@ class Content:
 
     Args:
         file: the image file.
+        dd: the image in its chain.
         cipher: of an encrypted image whose content is wanted.
 
     Attributes:
         cipher: as given.
     """
 
-    def __init__(self, file: ImageFile, cipher: SectorCipher | None) -> None:
+    def __init__(self, file: ImageFile, dd: DiskDriver, cipher: SectorCipher | None) -> None:
         self._file = file
+        self._dd = dd
         self.cipher = cipher
 
-    def read(self, offset: int, buf: memoryview, sector: int, then: Then) -> int:
+    def read(self, offset: int, buf: memoryview, answer: Answer) -> int:
         """Read from the file, now or later.
 
         Args:
             offset: in the file, bytes.
             buf: takes the content.
-            sector: of the disk, that begins there.
-            then: returns how many requests it finished.
+            answer: names the sectors that lie there.
 
         Returns:
-            What `then` returned, if it was called already.
+            How many requests that finished.
         """
         if self.cipher is not None:
-            then = _decrypting(self.cipher, sector, buf, then)
+            answer = _decrypting(self.cipher, buf, answer)
         res = self._file.read_now(offset, buf)
         if res is None:
-            self._file.queue_read(offset, buf, then)
+            self._file.queue_read(offset, buf, answer)
             return 0
-        return then(res)
+        cb, dd, sector, nb_sectors, id, prv = answer
+        return cb(dd, res, sector, nb_sectors, id, prv)
 
     def write(
         self,
         offset: int,
         sector: int,
         content: bytes | bytearray | memoryview,
-        then: Then,
+        done: Callable[[int], int],
         padding: int = 0,
     ) -> int:
-        """Write to the file, now or later, and call `then(0 or -errno)`.
+        """Write to the file, now or later, and call `done(0 or -errno)`.
 
         Args:
             offset: in the file, bytes.
             sector: of the disk, that begins there.
             content: not encrypted.
-            then: returns how many requests it finished.
+            done: returns how many requests it finished.
             padding: bytes of zeroes to be written behind the content.
 
         Returns:
-            What `then` returned, if it was called already.
+            What `done` returned, if it was called already.
         """
         if self.cipher is not None:
             content = self.cipher.encrypt(sector, content)
         if padding:
             content = bytes(content) + bytes(padding)
-        return self.write_as_is(offset, memoryview(content), then)
+        return self.write_as_is(offset, memoryview(content), done)
 
-    def write_as_is(self, offset: int, stored: memoryview, then: Then) -> int:
+    def write_as_is(self, offset: int, stored: memoryview, done: Callable[[int], int]) -> int:
         """The same with the bytes of the file."""
         res = self._file.write_now(offset, stored)
         if res is not None:
-            return then(res)
-        self._file.queue_write(offset, stored, then)
+            return done(res)
+        self._file.queue_write(offset, stored, (_written, self._dd, 0, 0, 0, done))
         return 0
 
 
-def _decrypting(cipher: SectorCipher, sector: int, buf: memoryview, then: Then) -> Then:
-    """Decrypt what has been read, before what follows."""
+def _decrypting(cipher: SectorCipher, buf: memoryview, answer: Answer) -> Answer:
+    """An answer that decrypts what has been read before it is given."""
+    cb = answer[0]
 
-    def decrypt(res: int) -> int:
+    def decrypted(dd: DiskDriver, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
         if not res:
             buf[:] = cipher.decrypt(sector, buf)
-        return then(res)
+        return cb(dd, res, sector, nb_sectors, id, prv)
 
-    return decrypt
+    return decrypted, *answer[1:]
+
+
+def _written(
+    dd: DiskDriver, res: int, sector: int, nb_sectors: int, id: int, done: Callable[[int], int]
+) -> int:
+    return done(res)

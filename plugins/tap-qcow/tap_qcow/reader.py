@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tap_qcow.content import Content
+from tap_qcow.content import Answer, Content
 from tap_qcow.inflater import Inflater
 from tap_qcow.mapping import HOLE, MISSING, PLAIN, ClusterMap, Run
 from tap_qcow.runs import each_run
 from tapcore import (
     BLK_NOT_ALLOCATED,
     SECTOR_SHIFT,
-    Answer,
     DiskDriver,
     TdCallback,
-    answer_over,
     content_damaged,
     content_missing,
 )
@@ -48,44 +46,53 @@ class Reader:
         """From the page cache at once, else later; arguments and result are the hook's."""
         where = self._map.place(sector, nb_sectors)
         if not where or self._content.cipher is not None:
-            return self._read_runs(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
+            return self._read_runs(dd, sector, nb_sectors, buf, cb, id, prv)
         res = self._file.read_now(where, buf)
         if res is None:
-            return self._file.queue_read(
-                where, buf, answer_over(cb, dd, sector, nb_sectors, id, prv)
-            )
+            return self._file.queue_read(where, buf, (cb, dd, sector, nb_sectors, id, prv))
         return cb(dd, res, sector, nb_sectors, id, prv)
 
-    def _read_runs(self, sector: int, nb_sectors: int, buf: memoryview, answer: Answer) -> int:
+    def _read_runs(
+        self,
+        dd: DiskDriver,
+        sector: int,
+        nb_sectors: int,
+        buf: memoryview,
+        cb: TdCallback,
+        id: int,
+        prv: Any,
+    ) -> int:
         def visit(run: Run) -> int:
             start = (run.sector - sector) << SECTOR_SHIFT
             part = buf[start : start + (run.nb_sectors << SECTOR_SHIFT)]
-            return self._read_run(run, part, answer)
+            return self._read_run(run, part, (cb, dd, run.sector, run.nb_sectors, id, prv))
 
-        return each_run(self._map, answer.dd, sector, nb_sectors, visit, answer)
+        def fail(res: int, sector: int, nb_sectors: int) -> int:
+            return cb(dd, res, sector, nb_sectors, id, prv)
+
+        return each_run(self._map, dd, sector, nb_sectors, visit, fail)
 
     def _read_run(self, run: Run, part: memoryview, answer: Answer) -> int:
-        sector, nb_sectors = run.sector, run.nb_sectors
         if run.kind == PLAIN:
-            then = answer.over(sector, nb_sectors)
-            return self._content.read(run.where, part, sector, then)
+            return self._content.read(run.where, part, answer)
+        cb, dd, sector, nb_sectors, id, prv = answer
         if run.kind == HOLE:
-            return answer(BLK_NOT_ALLOCATED, sector, nb_sectors)
+            return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
         if run.kind == MISSING:
             text = f"its cluster, at offset {run.where:#x}, lies past the end of the file"
-            return answer(
-                content_missing(answer.dd, sector, nb_sectors, part, text), sector, nb_sectors
-            )
+            res = content_missing(dd, sector, nb_sectors, part, text)
+            return cb(dd, res, sector, nb_sectors, id, prv)
         return self._read_deflated(run, part, answer)
 
     def _read_deflated(self, run: Run, part: memoryview, answer: Answer) -> int:
-        skip = (run.sector & self._map.geometry.sector_mask) << SECTOR_SHIFT
+        cb, dd, sector, nb_sectors, id, prv = answer
+        skip = (sector & self._map.geometry.sector_mask) << SECTOR_SHIFT
 
         def take(res: int, content: bytes) -> int:
             if not res:
                 part[:] = memoryview(content)[skip : skip + len(part)]
             elif reason := self._inflater.reason(run.where):
-                content_damaged(answer.dd, run.sector, run.nb_sectors, reason)
-            return answer(res, run.sector, run.nb_sectors)
+                content_damaged(dd, sector, nb_sectors, reason)
+            return cb(dd, res, sector, nb_sectors, id, prv)
 
         return self._inflater.fetch(run.where, take)

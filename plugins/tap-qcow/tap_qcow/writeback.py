@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from typing import Any
 
 from tap_qcow.mapping import ClusterMap
 from tap_qcow.stages import Piece, Stages, end_stages, take_stages
@@ -62,7 +63,7 @@ class Writeback:
         stages = take_stages(self._map)
         self.running = True
 
-        def finished(res: int) -> int:
+        def finished(dd: object, res: int, *_: Any) -> int:
             self.running = False
             self._end(stages, res)
             if waiting:
@@ -75,7 +76,8 @@ class Writeback:
                 self._begin()
             return done
 
-        self._file.queue_work(lambda: self._perform(stages), finished)
+        answer = (finished, None, 0, 0, 0, None)
+        self._file.queue_work(self._perform, (stages,), answer)  # type: ignore[arg-type]
 
     def failure_to_tell(self) -> int:
         """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none."""

@@ -16,7 +16,7 @@ from tap_qcow.space import Space
 from tap_qcow.tables import Table
 from tap_qcow.writeback import Writeback
 from tap_qcow.writerequest import WriteRequest
-from tapcore import Answer, DiskDriver, TapError, TdCallback, answer_over
+from tapcore import DiskDriver, TapError, TdCallback
 
 
 class Writer:
@@ -77,12 +77,11 @@ class Writer:
         if where and self._content.cipher is None:
             res = self._file.write_now(where, buf)
             if res is None:
-                then = answer_over(cb, dd, sector, nb_sectors, id, prv)
-                return self._file.queue_write(where, buf, then)
+                return self._file.queue_write(where, buf, (cb, dd, sector, nb_sectors, id, prv))
             return cb(dd, res, sector, nb_sectors, id, prv)
         if res := self._writeback.no_room():
             return res
-        return self._write(WriteRequest(sector, buf, Answer(cb, dd, id, prv)), sector, nb_sectors)
+        return self._write(WriteRequest(dd, sector, buf, cb, id, prv), sector, nb_sectors)
 
     def _write(self, request: WriteRequest, sector: int, nb_sectors: int) -> int:
         end = sector + nb_sectors

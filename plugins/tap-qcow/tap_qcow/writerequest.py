@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
-from tapcore import SECTOR_SHIFT, Answer
+from tapcore import SECTOR_SHIFT, DiskDriver, TdCallback
 
 
 @attrs.frozen(eq=False)
 class WriteRequest:
-    """A request on its way.
+    """The arguments of the hook.
 
     Attributes:
-        first: the hook's `sector`.
+        dd: the hook's.
+        first: its `sector`.
         buf: the hook's.
-        done: its answer.
+        cb: the hook's.
+        id: the hook's.
+        prv: the hook's.
     """
 
+    dd: DiskDriver
     first: int
     buf: memoryview
-    done: Answer
+    cb: TdCallback
+    id: int
+    prv: Any
 
     def content(self, sector: int, stop: int) -> memoryview:
         """What is to be written to the sectors from one up to another, not encrypted."""
@@ -28,4 +36,4 @@ class WriteRequest:
 
     def answer(self, res: int, sector: int, stop: int) -> int:
         """The sectors from one up to another are done; returns how many requests that finished."""
-        return self.done(res, sector, stop - sector)
+        return self.cb(self.dd, res, sector, stop - sector, self.id, self.prv)

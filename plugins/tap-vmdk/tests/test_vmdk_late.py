@@ -15,11 +15,9 @@ from latetrials import (
     crash_when_everything_is_late,
     everything_late,
     everything_late_and_failing,
-    what_meets_a_cluster_being_filled,
     who_is_told_reads_what_was_written,
     writes_that_wait_keep_their_order,
 )
-from tapcore.engine import WRITE, ZERO
 from tapcore.tools.check import check_image
 from vmdkwriters import descriptor, empty, hosted
 
@@ -114,12 +112,3 @@ def test_a_table_that_is_read_late_undoes_nothing(
 ) -> None:
     trial = trial_of(KINDS["few tables in memory"], tmp_path, rng)
     a_table_that_is_read_late_undoes_nothing(trial, 4 * KIB, 32 * KIB, forgotten=forgotten)
-
-
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("op", [WRITE, ZERO])
-def test_what_meets_a_grain_being_filled(
-    op: int, before: int, tmp_path: Path, rng: random.Random
-) -> None:
-    trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
-    what_meets_a_cluster_being_filled(trial, 4 * KIB, op, before)

@@ -7,40 +7,33 @@ slot that holds it, or 0 for a hole. All numbers are little-endian.
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-from tapcore import (
-    BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
-    SECTOR_SHIFT,
-    TD_NO_PARENT,
-    Answer,
-    DiskDriver,
-    DiskId,
-    DiskInfo,
-    Extent,
-    ImageFile,
-    ImageFormatError,
-    Inspection,
-    TdCallback,
-    UsageError,
-    create_host_file,
-    hookimpl,
-    open_image_file,
+import tapcore
+from tapcore import DiskDriver, DiskId, ImageFile, ImageFormatError, clusters, hookimpl
+from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for all maps
+    td_close,
+    td_do_callbacks,
+    td_extents,
+    td_queue_discard,
+    td_queue_flush,
+    td_queue_read,
+    td_queue_write,
+    td_queue_write_zeroes,
+    td_submit,
 )
 
 CHUNK = 64 << 10
-SECTORS = CHUNK >> SECTOR_SHIFT
+SECTORS = CHUNK // 512
 HEADER = struct.Struct("<8sQ1024s")
 MAGIC = b"TAPCHKIO"
 LARGEST = 1 << 40
 
-disk_info = DiskInfo(
+disk_info = tapcore.DiskInfo(
     handle="chunkio",
     name="chunked sparse image, without blocking",
-    api=HOOKS_VERSION,
+    api=tapcore.HOOKS_VERSION,
     suffixes=(".chunkio",),
 )
 
@@ -61,169 +54,70 @@ def read_header(fd: int, file_size: int) -> tuple[int, str]:
     return size, parent.rstrip(b"\0").decode(errors="replace")
 
 
-class Image:
-    """An open image: its file, its table, and the entries that are not in the file yet."""
+class Image(clusters.WritableMap):
+    """An open image: where its chunks lie, and the entries that are not in the file yet."""
 
-    def __init__(self, file: ImageFile) -> None:
-        self.file = file
-        self.size, self.parent = read_header(file.fd, file.size)
-        chunks = slots_for(self.size)
-        self.table = list(struct.unpack(f"<{chunks}I", os.pread(file.fd, 4 * chunks, CHUNK)))
+    def __init__(self, dd: DiskDriver[Any], file: ImageFile) -> None:
+        size, self.parent = read_header(file.fd, file.size)
+        super().__init__(file, size // 512, CHUNK)
+        chunks = slots_for(size)
+        self.table = list(struct.unpack(f"<{chunks}I", file.read_metadata(CHUNK, 4 * chunks)))
         self.unsaved: dict[int, int] = {}
         first, self.end = 1 + slots_for(4 * chunks), slots_for(file.size)
         used = [slot for slot in self.table if slot]
         if len(set(used)) < len(used) or any(not first <= slot < self.end for slot in used):
             raise ImageFormatError("has a table that cannot be true")
+        self.clusters = clusters.WritableClusters(dd, self)
 
-    def save_table(self, entries: Mapping[int, int]) -> int:
-        """Write new entries (chunk: slot), whose chunks are on disk by now; 0 or -errno."""
-        for chunk, slot in entries.items():
-            entry = memoryview(slot.to_bytes(4, "little"))
-            if res := self.file.write_blocking(CHUNK + 4 * chunk, entry):
-                return res
-            self.unsaved.pop(chunk, None)  # another flush may have been quicker
-        return 0
-
-
-@hookimpl
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
-    """The core reads and writes whole chunks where a client asks for less: see sector_size."""
-    if dd.options.cache != "writeback":
-        raise UsageError("chunkio: always goes through the page cache")
-    file = open_image_file(name, flags, dd.options)
-    try:
-        dd.private = Image(file)
-    except BaseException:
-        file.close()
-        raise
-    dd.io_fd[0] = file.io_fd
-    dd.size = dd.private.size >> SECTOR_SHIFT
-    dd.sector_size = CHUNK
-
-
-def pieces(sector: int, nb_sectors: int) -> Iterator[tuple[int, int, int, int]]:
-    """Chunk by chunk: its number, its first sector, how many sectors, where in the request."""
-    for at in range(sector, sector + nb_sectors, SECTORS):
-        yield at // SECTORS, at, min(SECTORS, sector + nb_sectors - at), (at - sector) * 512
-
-
-@hookimpl
-def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """From the page cache at once, else later; holes are the core's affair."""
-    image: Image = dd.private
-    answer, finished = Answer(cb, dd, id, prv), 0
-    for chunk, at, count, start in pieces(sector, nb_sectors):
-        slot = image.table[chunk]
+    def run(self, sector: int, stop: int) -> clusters.Run:
+        """The rest of one chunk."""
+        slot, skip = self.table[sector // SECTORS], sector % SECTORS
+        count = min(SECTORS - skip, stop - sector)
         if not slot:
-            finished += answer(BLK_NOT_ALLOCATED, at, count)
-            continue
-        part = buf[start : start + count * 512]
-        res = image.file.read_now(slot * CHUNK, part)
-        if res is None:
-            image.file.queue_read(slot * CHUNK, part, answer.over(at, count))
-        else:
-            finished += answer(res, at, count)
-    return finished
+            return clusters.Run(clusters.HOLE, sector, count)
+        return clusters.Run(clusters.DATA, sector, count, slot * CHUNK + skip * 512)
+
+    def allocate(self, sector: int, count: int) -> clusters.Place:
+        """Slots at the end of the file."""
+        self.end += count
+        return clusters.Place((self.end - count) * CHUNK, count, blank=True)
+
+    def link(self, sector: int, stop: int, where: int) -> None:
+        """Chunks have been written side by side: from now on the table names them."""
+        for chunk in range(sector // SECTORS, slots_for(stop * 512)):
+            self.table[chunk] = self.unsaved[chunk] = where // CHUNK
+            where += CHUNK
+
+    def picture(self) -> clusters.Picture:
+        """First the chunks are made safe, then what names them: a crash leaves unused slots."""
+        taken, self.unsaved = self.unsaved, {}
+        writes = [(CHUNK + 4 * chunk, slot.to_bytes(4, "little")) for chunk, slot in taken.items()]
+
+        def conclude(failed: int) -> None:
+            self.unsaved = taken | self.unsaved if failed else self.unsaved
+
+        return clusters.Picture([[], writes], conclude)
 
 
 @hookimpl
-def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """In place, or into a new slot, which the table names once the write has succeeded."""
-    image: Image = dd.private
-    answer, finished = Answer(cb, dd, id, prv), 0
-
-    def stored(slot: int, at: int, count: int, res: int) -> int:
-        if res == 0 and slot != image.table[at // SECTORS]:
-            image.table[at // SECTORS] = image.unsaved[at // SECTORS] = slot
-        return answer(res, at, count)
-
-    for chunk, at, count, start in pieces(sector, nb_sectors):
-        slot = image.table[chunk]
-        if not slot:
-            slot, image.end = image.end, image.end + 1
-        part = buf[start : start + count * 512]
-        then = partial(stored, slot, at, count)
-        res = image.file.write_now(slot * CHUNK, part)
-        if res is None:
-            image.file.queue_write(slot * CHUNK, part, then)
-        else:
-            finished += then(res)
-    return finished
+def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
+    """All requests are the core's affair from here on."""
+    clusters.open_mapped(dd, name, flags, Image)
 
 
 @hookimpl
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
-    """First the chunks, then the table that names them: a crash leaves at worst unused slots."""
-    image: Image = dd.private
-    entries = dict(image.unsaved)  # those that come meanwhile have chunks that are not safe yet
-
-    flushed = Answer(cb, dd, id, prv).over(0, 0)
-
-    def chunks_are_safe(res: int) -> int:
-        res = res or image.save_table(entries)
-        if res:
-            return flushed(res)
-        image.file.queue_flush(flushed)
-        return 0
-
-    image.file.queue_flush(chunks_are_safe)
-    return 0
-
-
-@hookimpl
-def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
-    """Answer what has finished."""
-    finished: int = dd.private.file.reap()
-    return finished
-
-
-@hookimpl
-def td_close(dd: DiskDriver) -> None:
-    """As a flush; the file's own close syncs what was written last."""
-    image: Image = dd.private
-    try:
-        image.file.drain()
-        if image.unsaved:
-            res = image.file.flush_blocking() or image.save_table(dict(image.unsaved))
-            if res:
-                raise OSError(-res, os.strerror(-res))
-    finally:
-        image.file.close()
-
-
-@hookimpl
-def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
     """What the header says; the core checks whether that file may be opened."""
     if not dd.private.parent:
-        return TD_NO_PARENT
+        return tapcore.TD_NO_PARENT
     id.drivertype, _, id.name = dd.private.parent.partition(":")
     return 0
 
 
 @hookimpl
-def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver, flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told."""
     return 0
-
-
-@hookimpl
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
-    """Straight from the table."""
-    image: Image = dd.private
-    file, end = image.file, sector + nb_sectors
-    while sector < end:
-        chunk, skip = divmod(sector, SECTORS)
-        count = min(SECTORS - skip, end - sector)
-        if slot := image.table[chunk]:
-            place = slot * CHUNK + skip * 512
-            yield Extent(sector, count, "data", file.fd, file.path, place)
-        else:
-            yield Extent(sector, count, "unallocated")
-        sector += count
 
 
 @hookimpl
@@ -232,11 +126,11 @@ def td_create(
 ) -> None:
     """A header; the empty table is a hole of the file."""
     if size is None or size > LARGEST:
-        raise UsageError("needs a size of at most 1 TiB", image=name)
+        raise tapcore.UsageError("needs a size of at most 1 TiB", image=name)
     recorded = str(parent).encode() if parent else b""
     if len(recorded) > 1024:
-        raise UsageError("its parent's name is too long", image=name)
-    create_host_file(name, (1 + slots_for(4 * slots_for(size))) * CHUNK)
+        raise tapcore.UsageError("its parent's name is too long", image=name)
+    tapcore.create_host_file(name, (1 + slots_for(4 * slots_for(size))) * CHUNK)
     with open(name, "r+b") as file:
         file.write(HEADER.pack(MAGIC, size, recorded))
 
@@ -248,13 +142,13 @@ def td_probe(name: str, head: bytes) -> bool:
 
 
 @hookimpl
-def td_info(dd: DiskDriver) -> dict[str, Any]:
+def td_info(dd: DiskDriver[Image]) -> dict[str, Any]:
     """How much of it is stored."""
     return {"chunk_size": CHUNK, "chunks_stored": sum(map(bool, dd.private.table))}
 
 
 @hookimpl
-def td_inspect(name: str, fd: int, size: int) -> Inspection:
+def td_inspect(name: str, fd: int, size: int) -> tapcore.Inspection:
     """The header alone."""
     virtual_size, parent = read_header(fd, size)
-    return Inspection(virtual_size, references=(("parent", parent),) if parent else ())
+    return tapcore.Inspection(virtual_size, references=(("parent", parent),) if parent else ())

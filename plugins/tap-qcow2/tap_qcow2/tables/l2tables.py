@@ -195,7 +195,7 @@ class L2Tables:
             found.append(self.file.read_metadata(offset, self._geometry.cluster_size))
             return 0
 
-        def loaded(res: int) -> int:
+        def loaded(dd: object, res: int, *_: object) -> int:
             resume = self._loading.pop(index)
             if index in self._outdated:
                 self._outdated.remove(index)
@@ -203,7 +203,7 @@ class L2Tables:
                 self._enter(index, offset, found[0])
             return sum(call(res) for call in resume)
 
-        self.file.queue_work(work, loaded)
+        self.file.queue_work(work, (), (loaded, None, 0, 0, 0, None))  # type: ignore[arg-type]
 
     def _enter(self, index: int, offset: int, content: bytes) -> Table:
         table = Table(index, offset, bigendian.from_bytes(content))

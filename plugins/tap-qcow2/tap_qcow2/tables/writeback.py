@@ -23,7 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from os import strerror
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -155,7 +155,7 @@ class Writeback:
             log.info("%s: the image file cannot grow: %s", self._name, exc.strerror)
             picture.failed = -(exc.errno or errno.EIO)
 
-        def finished(res: int) -> int:
+        def finished(dd: object, res: int, *_: Any) -> int:
             self.running = False
             self._conclude(picture, res)
             if waiting:
@@ -168,7 +168,8 @@ class Writeback:
                 self._begin()
             return done
 
-        self._file.queue_work(lambda: self._perform(picture), finished)
+        answer = (finished, None, 0, 0, 0, None)
+        self._file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
 
     def failure_to_tell(self) -> int:
         """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none.
@@ -323,7 +324,7 @@ class Writeback:
         Not even a read does: of an encrypted cluster it would decrypt the zeroes of a hole.
         """
 
-        def punched(res: int) -> int:
+        def punched(*_: Any) -> int:
             self._punching -= 1
             self._count_down(picture.released)
             return 0
@@ -335,7 +336,8 @@ class Writeback:
             self._count_down(picture.released)
         else:
             self._punching += 1
-            self._file.queue_work(lambda: self._punch(picture.holes), punched)
+            answer = (punched, None, 0, 0, 0, None)
+            self._file.queue_work(self._punch, (picture.holes,), answer)  # type: ignore[arg-type]
 
     def _count_down(self, released: list[int]) -> None:
         """These can be given out again."""
