@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import threading
-from collections.abc import Callable
 
 import attrs
 
 from tapcore.engine import READ, Request, engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.engine.requests import OP_NAMES
 from tapcore.engine.salvage import Salvage, SalvagingRead
 from tapcore.errors import IOFailedError, ReadOnlyError, TapError
 from tapcore.interface.damage import known_failure
-from tapcore.interface.models import DiskDriver, TdState
+from tapcore.interface.models import TdState
 
 
 class DiskCalls:
@@ -36,11 +35,7 @@ class DiskCalls:
         self.lock = threading.RLock()
         self._state = state
         self._salvage = salvage
-        self._poll = select.poll()
-        self._sources: dict[int, tuple[DiskDriver, int]] = {}
-        for fd, dd, sid in self.engine.poll_fds():
-            self._poll.register(fd, select.POLLIN)
-            self._sources[fd] = (dd, sid)
+        self._loop = EngineLoop(self.engine)
 
     def ask(
         self,
@@ -70,8 +65,7 @@ class DiskCalls:
             req = Request(op, offset, length, buf, outcome.finished, fua=fua)
             req.may_unmap = may_unmap
             self.submit(req)
-            self.engine.turn()
-            self._wait(lambda: outcome.done)
+            self._loop.run_until(lambda: outcome.done)
         if req.status:
             what, end = OP_NAMES[op], offset + length
             known = known_failure(self._state, what, offset, end, req.status, since=since)
@@ -86,15 +80,7 @@ class DiskCalls:
 
     def finish(self) -> None:
         """Wait until nothing is under way."""
-        self._wait(lambda: not self.engine.in_flight)
-
-    def _wait(self, done: Callable[[], bool]) -> None:
-        engine = self.engine
-        while not done():
-            timeout = engine.timeout
-            for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000):
-                engine.readable(*self._sources[fd])
-            engine.turn()
+        self._loop.run_until(lambda: not self.engine.in_flight)
 
 
 @attrs.define

@@ -9,6 +9,7 @@ from typing import Any
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
+from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
 from tapcore.engine.requests import (
     FLUSH,
@@ -238,6 +239,10 @@ class Engine:
         self._dispatcher.turn()
 
     # ---- for drivers and tools --------------------------------------------------------------
+
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Let the disk work until `done()` holds: for a hook that must not return before."""
+        EngineLoop(self).run_until(done)
 
     def read_below(
         self, dd: DiskDriver, sector: int, buf: memoryview, done: Callable[[Request], object]

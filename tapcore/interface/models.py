@@ -142,6 +142,13 @@ class Blkif(Protocol):
             done: called with the request when it is finished; its `status` is 0 or -errno.
         """
 
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Let the disk's images work: for a hook that may block, and has queued something.
+
+        Args:
+            done: asked again after each answer; this returns when it holds.
+        """
+
 
 @attrs.define(eq=False)
 class TdState:

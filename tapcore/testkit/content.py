@@ -8,12 +8,12 @@ import random
 import shutil
 
 from tapcore.disk import Disk
-from tapcore.engine import READ, WRITE, ZERO, Request
+from tapcore.engine import READ, WRITE, ZERO, Request, engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.interface.options import CacheMode
 from tapcore.testkit.failing import compare
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject
-from tapcore.tools.engineloop import EngineLoop
 
 STEPS = 60
 
@@ -129,7 +129,8 @@ class ContentChecks(Subject):
     def _batch(self, disk: Disk, model: bytearray, rng: random.Random) -> None:
         base = rng.randrange(len(model))
         cuts = sorted({min(base + rng.randrange(300_000), len(model)) for _ in range(33)})
-        loop = EngineLoop(disk)
+        engine = engine_of(disk.state)
+        loop = EngineLoop(engine)
         reads: list[tuple[Request, bytes]] = []
         finished: list[Request] = []
         slices = list(itertools.pairwise(cuts))
@@ -143,7 +144,7 @@ class ContentChecks(Subject):
                 reads.append((request, bytes(model[start:end])))
             else:
                 model[start:end] = buf if op == WRITE else bytes(end - start)
-            loop.engine.submit(request)
+            engine.submit(request)
         loop.run_until(lambda: len(finished) == len(slices))
         for request, want in reads:
             assert request.buf is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import select
 import threading
 from collections import deque
 from time import monotonic
@@ -16,6 +15,7 @@ import attrs
 
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 from tapcore.engine import engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.errors import TapError, errno_of
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.opening.chain import close_disk
@@ -276,19 +276,13 @@ class Session:
 
     def poll(self, seconds: float) -> bool:
         """Wait for the image's descriptors (and its parents'); False when nothing happened."""
-        poll = select.poll()
-        sources = {fd: (dd, sid) for fd, dd, sid in self.engine.poll_fds()}
-        for fd in sources:
-            poll.register(fd, select.POLLIN)
-        ready = poll.poll(seconds * 1000)
-        for fd, _ in ready:
-            dd, sid = sources[fd]
-            if dd is self.dd:
-                dd.drv.td_do_callbacks(dd, sid)
-            else:
-                self.engine.readable(dd, sid)
-        self.engine.turn()
-        return bool(ready)
+        return EngineLoop(self.engine, reap=self._reap).wait(seconds)
+
+    def _reap(self, dd: DiskDriver, sid: int) -> None:
+        if dd is self.dd:
+            dd.drv.td_do_callbacks(dd, sid)
+        else:
+            self.engine.readable(dd, sid)
 
     def finish(self) -> None:
         """Submit, wait for every answer, and fail the check if anything was wrong."""

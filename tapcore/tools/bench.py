@@ -12,10 +12,10 @@ import attrs
 
 from tapcore.buffers import anonymous
 from tapcore.disk import Disk
-from tapcore.engine import READ, WRITE, Request
+from tapcore.engine import READ, WRITE, Request, engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.errors import IOFailedError, UsageError
 from tapcore.interface.damage import known_failure
-from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.latency import Latencies
 from tapcore.tools.progress import Progress
 
@@ -147,7 +147,8 @@ class _Run:
     def __init__(self, disk: Disk, workload: Workload, progress: Progress | None) -> None:
         self._state = disk.state
         self._losses = disk.state.losses.count
-        self._loop = EngineLoop(disk)
+        self._engine = engine_of(disk.state)
+        self._loop = EngineLoop(self._engine)
         self._workload = workload
         self._progress = progress
         self._latencies = Latencies()
@@ -193,7 +194,7 @@ class _Run:
     def _fill(self, left: int) -> int:
         """Submit with every free buffer; returns how many requests are still to come."""
         op = WRITE if self._workload.writes else READ
-        size, submit, free = self._workload.block_size, self._loop.engine.submit, self._free
+        size, submit, free = self._workload.block_size, self._engine.submit, self._free
         batch = len(free) if left < 0 else min(len(free), left)
         self._in_flight += batch
         for buffer in [free.pop() for _ in range(batch)]:

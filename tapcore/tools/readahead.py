@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from tapcore.disk import Disk
-from tapcore.engine import READ, Request
+from tapcore.engine import READ, Request, engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.errors import IOFailedError
 from tapcore.interface.damage import known_failure
-from tapcore.tools.engineloop import EngineLoop
 
 PIECE_BYTES: Final = 1 << 20
 PIECES_AHEAD: Final = 4
@@ -57,7 +57,7 @@ def read_ahead(disk: Disk, ranges: Iterable[tuple[int, int, Tag]]) -> Iterator[P
     Raises:
         IOFailedError: a read failed; the text says where.
     """
-    loop = EngineLoop(disk)
+    loop = EngineLoop(engine_of(disk.state))
     coming = _cut(ranges)
     waiting: deque[Piece[Tag]] = deque()
     free: list[bytearray] = []

@@ -17,9 +17,9 @@ from tapcore.buffers import ZEROES
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, WRITE_COMPRESSED, ZERO, Request, engine_of
+from tapcore.engine.drive import EngineLoop
 from tapcore.errors import IOFailedError
 from tapcore.interface.damage import known_failure
-from tapcore.tools.engineloop import EngineLoop
 from tapcore.tools.plan import How, Job
 from tapcore.tools.progress import Progress
 from tapcore.tools.zeroes import ZERO_BLOCK, data_runs, differing_runs
@@ -104,7 +104,8 @@ class Transfer:
         self._compressed = compressed
         self._hold_zeroes = hold_zeroes
         self._progress = progress
-        self._loop = EngineLoop(source, target, *([against] if against is not None else []))
+        disks = [disk for disk in (source, target, against) if disk is not None]
+        self._loop = EngineLoop(*(engine_of(disk.state) for disk in disks))
         self._unit = write_unit(target)
         self._piece = max(PIECE_BYTES // self._unit * self._unit, self._unit)
         share = self._piece * (1 if against is None else 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +56,8 @@ def zero_now(image: Image, sector: int, end: int) -> None:
 
 def _settle(image: Image, done: Callable[[], bool]) -> None:
     """Let the images of the chain work until something is done."""
-    while not done():
-        poll = select.poll()
-        sources = {}
-        for dd in image.dd.chain():
-            dd.drv.td_submit(dd)
-            for sid, fd in enumerate(dd.io_fd):
-                if fd is not None:
-                    poll.register(fd, select.POLLIN)
-                    sources[fd] = (dd, sid)
-        if done():
-            return
-        for fd, _ in poll.poll(100):
-            dd, sid = sources[fd]
-            dd.drv.td_do_callbacks(dd, sid)
+    disk = image.dd.td_state
+    assert disk is not None
+    assert disk.blkif is not None
+    image.dd.drv.td_submit(image.dd)
+    disk.blkif.wait_until(done)
