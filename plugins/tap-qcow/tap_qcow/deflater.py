@@ -16,7 +16,7 @@ from tap_qcow.tables import Table
 from tap_qcow.writeback import Writeback
 from tap_qcow.writer import Writer
 from tap_qcow.writerequest import WriteRequest
-from tapcore import DiskDriver, TdCallback
+from tapcore import Answer, DiskDriver, TdCallback
 from tapcore.deflate import deflate
 
 GROUP_SECTORS: Final = 128
@@ -68,7 +68,7 @@ class Deflater:
         self._writer.begin()
         if res := self._writeback.no_room():
             return res
-        request = WriteRequest(dd, sector, buf, cb, id, prv)
+        request = WriteRequest(sector, buf, Answer(cb, dd, id, prv))
         geometry = self._map.geometry
         end = sector + nb_sectors
         finished = 0
@@ -102,10 +102,10 @@ class Deflater:
         )
 
     def _deflate(self, group: _Group) -> None:
-        def deflated(dd: DiskDriver, res: int, *_: Any) -> int:
+        def deflated(res: int) -> int:
             return self._give_up(group, res) if res else self._place(group)
 
-        self._file.queue_work(group.deflate, (), (deflated, group.request.dd, 0, 0, 0, None))
+        self._file.queue_work(group.deflate, deflated)
 
     def _place(self, group: _Group) -> int:
         """Give the streams that are smaller than a cluster a place, and write them there."""
@@ -128,10 +128,7 @@ class Deflater:
             self._file.write_metadata(offset, content)  # of any alignment
             return 0
 
-        def written(dd: object, res: int, *_: Any) -> int:
-            return stored(res)
-
-        self._file.queue_work(work, (), (written, group.request.dd, 0, 0, 0, None))
+        self._file.queue_work(work, stored)
         return 0
 
     def _stored(self, group: _Group, res: int) -> int:

@@ -60,7 +60,7 @@ class Image:
         self.file = file
         self.map = ClusterMap(file, header, l1, dd.options.metadata_cache, little=little)
         self.space = Space(header.geometry, file.size, paged=header.xen is not None)
-        self.content = Content(file, dd, _cipher(header, dd))
+        self.content = Content(file, _cipher(header, dd))
         self.inflater = Inflater(file, header.geometry)
         self.writeback = Writeback(self.map)
         self.reader = Reader(self.map, self.content, self.inflater)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from tap_qcow.layout import Geometry
 from tapcore import ImageFile, ImageFormatError
@@ -92,7 +92,7 @@ class Inflater:
                 raise
             return 0
 
-        def inflated(dd: object, res: int, *_: Any) -> int:
+        def inflated(res: int) -> int:
             content = b"" if res else found[0]
             if not res:
                 self._keep(entry, content)
@@ -100,7 +100,7 @@ class Inflater:
             self._reasons.pop(entry, None)
             return finished
 
-        self._file.queue_work(work, (), (inflated, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        self._file.queue_work(work, inflated)
 
     def _keep(self, entry: int, content: bytes) -> None:
         self._kept[entry] = content

@@ -134,7 +134,7 @@ class NewClusters:
             return self._inflater.fetch(entry, filled)
         if not self._map.header.backing_file:
             return filled(0, bytes(geometry.cluster_size))
-        self._read_below(request.dd, start, filled)
+        self._read_below(request.whole.dd, start, filled)
         return 0
 
     def _read_below(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tap_qcow.content import Answer, Content
+from tap_qcow.content import Content
 from tap_qcow.inflater import Inflater
 from tap_qcow.mapping import HOLE, MISSING, PLAIN, ClusterMap, Run
 from tap_qcow.runs import each_run
 from tapcore import (
     BLK_NOT_ALLOCATED,
     SECTOR_SHIFT,
+    Answer,
     DiskDriver,
     TdCallback,
     content_damaged,
@@ -62,37 +63,36 @@ class Reader:
         id: int,
         prv: Any,
     ) -> int:
+        answer = Answer(cb, dd, id, prv)
+
         def visit(run: Run) -> int:
             start = (run.sector - sector) << SECTOR_SHIFT
             part = buf[start : start + (run.nb_sectors << SECTOR_SHIFT)]
-            return self._read_run(run, part, (cb, dd, run.sector, run.nb_sectors, id, prv))
+            return self._read_run(run, part, answer)
 
-        def fail(res: int, sector: int, nb_sectors: int) -> int:
-            return cb(dd, res, sector, nb_sectors, id, prv)
-
-        return each_run(self._map, dd, sector, nb_sectors, visit, fail)
+        return each_run(self._map, dd, sector, nb_sectors, visit, answer)
 
     def _read_run(self, run: Run, part: memoryview, answer: Answer) -> int:
-        if run.kind == PLAIN:
-            return self._content.read(run.where, part, answer)
-        cb, dd, sector, nb_sectors, id, prv = answer
-        if run.kind == HOLE:
-            return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-        if run.kind == MISSING:
-            text = f"its cluster, at offset {run.where:#x}, lies past the end of the file"
-            res = content_missing(dd, sector, nb_sectors, part, text)
-            return cb(dd, res, sector, nb_sectors, id, prv)
+        kind, sector, nb_sectors, where = run
+        if kind == PLAIN:
+            return self._content.read(where, sector, part, answer.over(sector, nb_sectors))
+        if kind == HOLE:
+            return answer(BLK_NOT_ALLOCATED, sector, nb_sectors)
+        if kind == MISSING:
+            text = f"its cluster, at offset {where:#x}, lies past the end of the file"
+            res = content_missing(answer.dd, sector, nb_sectors, part, text)
+            return answer(res, sector, nb_sectors)
         return self._read_deflated(run, part, answer)
 
     def _read_deflated(self, run: Run, part: memoryview, answer: Answer) -> int:
-        cb, dd, sector, nb_sectors, id, prv = answer
+        _, sector, nb_sectors, entry = run
         skip = (sector & self._map.geometry.sector_mask) << SECTOR_SHIFT
 
         def take(res: int, content: bytes) -> int:
             if not res:
                 part[:] = memoryview(content)[skip : skip + len(part)]
-            elif reason := self._inflater.reason(run.where):
-                content_damaged(dd, sector, nb_sectors, reason)
-            return cb(dd, res, sector, nb_sectors, id, prv)
+            elif reason := self._inflater.reason(entry):
+                content_damaged(answer.dd, sector, nb_sectors, reason)
+            return answer(res, sector, nb_sectors)
 
-        return self._inflater.fetch(run.where, take)
+        return self._inflater.fetch(entry, take)

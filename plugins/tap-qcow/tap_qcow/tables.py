@@ -159,7 +159,7 @@ class Tables:
             found.append(self._file.read_metadata(offset, self._bytes))
             return 0
 
-        def loaded(dd: object, res: int, *_: object) -> int:
+        def loaded(res: int) -> int:
             resume = self._loading.pop(index)
             if index in self._outdated:
                 self._outdated.remove(index)
@@ -167,7 +167,7 @@ class Tables:
                 self._enter(index, found[0])
             return sum(call(res) for call in resume)
 
-        self._file.queue_work(work, (), (loaded, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        self._file.queue_work(work, loaded)
 
     def _offset(self, index: int) -> int:
         offset = self.l1[index]

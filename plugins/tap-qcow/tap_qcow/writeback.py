@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from tap_qcow.mapping import ClusterMap
 from tap_qcow.stages import Piece, Stages, end_stages, take_stages
@@ -63,7 +63,7 @@ class Writeback:
         stages = take_stages(self._map)
         self.running = True
 
-        def finished(dd: object, res: int, *_: Any) -> int:
+        def finished(res: int) -> int:
             self.running = False
             self._end(stages, res)
             if waiting:
@@ -76,8 +76,7 @@ class Writeback:
                 self._begin()
             return done
 
-        answer = (finished, None, 0, 0, 0, None)
-        self._file.queue_work(self._perform, (stages,), answer)  # type: ignore[arg-type]
+        self._file.queue_work(partial(self._perform, stages), finished)
 
     def failure_to_tell(self) -> int:
         """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none."""

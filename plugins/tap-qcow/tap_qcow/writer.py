@@ -16,7 +16,7 @@ from tap_qcow.space import Space
 from tap_qcow.tables import Table
 from tap_qcow.writeback import Writeback
 from tap_qcow.writerequest import WriteRequest
-from tapcore import DiskDriver, TapError, TdCallback
+from tapcore import Answer, DiskDriver, TapError, TdCallback
 
 
 class Writer:
@@ -81,7 +81,7 @@ class Writer:
             return cb(dd, res, sector, nb_sectors, id, prv)
         if res := self._writeback.no_room():
             return res
-        return self._write(WriteRequest(dd, sector, buf, cb, id, prv), sector, nb_sectors)
+        return self._write(WriteRequest(sector, buf, Answer(cb, dd, id, prv)), sector, nb_sectors)
 
     def _write(self, request: WriteRequest, sector: int, nb_sectors: int) -> int:
         end = sector + nb_sectors

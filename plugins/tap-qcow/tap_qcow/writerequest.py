@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
-from tapcore import SECTOR_SHIFT, DiskDriver, TdCallback
+from tapcore import SECTOR_SHIFT, Answer
 
 
 @attrs.frozen(eq=False)
 class WriteRequest:
-    """The arguments of the hook.
+    """What the hook was given.
 
     Attributes:
-        dd: the hook's.
-        first: its `sector`.
+        first: its first sector.
         buf: the hook's.
-        cb: the hook's.
-        id: the hook's.
-        prv: the hook's.
+        whole: answers the request.
     """
 
-    dd: DiskDriver
     first: int
     buf: memoryview
-    cb: TdCallback
-    id: int
-    prv: Any
+    whole: Answer
 
     def content(self, sector: int, stop: int) -> memoryview:
         """What is to be written to the sectors from one up to another, not encrypted."""
@@ -36,4 +28,4 @@ class WriteRequest:
 
     def answer(self, res: int, sector: int, stop: int) -> int:
         """The sectors from one up to another are done; returns how many requests that finished."""
-        return self.cb(self.dd, res, sector, stop - sector, self.id, self.prv)
+        return self.whole(res, sector, stop - sector)

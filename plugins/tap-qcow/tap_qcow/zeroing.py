@@ -8,7 +8,7 @@ from typing import Any
 from tap_qcow.content import Content
 from tap_qcow.mapping import HOLE, PLAIN, ClusterMap, Run
 from tap_qcow.runs import each_run
-from tapcore import SECTOR_SHIFT, DiskDriver, TdCallback
+from tapcore import SECTOR_SHIFT, Answer, DiskDriver, TdCallback
 
 
 class Zeroer:
@@ -41,34 +41,30 @@ class Zeroer:
 
         What cannot be done (it would show a parent, is compressed or encrypted) is answered so.
         """
+        answer = Answer(cb, dd, id, prv)
         bare = may_unmap and not self._map.header.backing_file
 
         def visit(run: Run) -> int:
             if self._in_place(run):
-                answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
-                self._file.queue_zero(run.where, run.nb_sectors << SECTOR_SHIFT, may_unmap, answer)
+                then = answer.over(run.sector, run.nb_sectors)
+                self._file.queue_zero(run.where, run.nb_sectors << SECTOR_SHIFT, may_unmap, then)
                 return 0
             res = 0 if bare and run.kind == HOLE else -errno.EOPNOTSUPP
-            return cb(dd, res, run.sector, run.nb_sectors, id, prv)
+            return answer(res, run.sector, run.nb_sectors)
 
-        def fail(res: int, sector: int, nb_sectors: int) -> int:
-            return cb(dd, res, sector, nb_sectors, id, prv)
-
-        return each_run(self._map, dd, sector, nb_sectors, visit, fail)
+        return each_run(self._map, dd, sector, nb_sectors, visit, answer)
 
     def discard(
         self, dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
     ) -> int:
         """Give back what is stored plain; the clusters stay, and read as zeroes."""
+        answer = Answer(cb, dd, id, prv)
 
         def visit(run: Run) -> int:
             if self._in_place(run):
-                answer = (cb, dd, run.sector, run.nb_sectors, id, prv)
-                self._file.queue_discard(run.where, run.nb_sectors << SECTOR_SHIFT, answer)
+                then = answer.over(run.sector, run.nb_sectors)
+                self._file.queue_discard(run.where, run.nb_sectors << SECTOR_SHIFT, then)
                 return 0
-            return cb(dd, 0, run.sector, run.nb_sectors, id, prv)
+            return answer(0, run.sector, run.nb_sectors)
 
-        def fail(res: int, sector: int, nb_sectors: int) -> int:
-            return cb(dd, res, sector, nb_sectors, id, prv)
-
-        return each_run(self._map, dd, sector, nb_sectors, visit, fail)
+        return each_run(self._map, dd, sector, nb_sectors, visit, answer)
