@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 import tapcore
-from crashrecorder import Recording
+from crashrecorder import Change, Recording
 from latecrowd import Crowd, History
 from latedisk import LateHost
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, Request
@@ -250,3 +250,76 @@ def a_table_that_is_read_late_undoes_nothing(
         assert (late, got) == (b"a" * 512, new)
         assert not any(crowd.statuses)
     assert trial.read()[3 * cluster : 4 * cluster] == new
+
+
+def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, before: int) -> None:
+    """A part of a new cluster is written; its parent's content must not cover what comes meanwhile.
+
+    Args:
+        trial: of an empty disk over a parent.
+        cluster: bytes.
+        op: WRITE, WRITE_COMPRESSED or ZERO: what covers that cluster.
+        before: how many clusters before that it covers, too.
+    """
+    first, end = (2 - before) * cluster, 3 * cluster
+    content = bytes(end - first) if op == ZERO else b"n" * (end - first)
+    with trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, 0, 512, bytearray(512))  # from here on the table is in memory
+        crowd.settle()
+        crowd.submit(WRITE, 2 * cluster + 512, 512, b"p" * 512)
+        assert host.tasks
+        host.held.update(host.tasks)
+        crowd.submit(op, first, end - first, None if op == ZERO else content)
+        crowd.settle()
+        host.held.clear()
+        crowd.settle()
+        assert crowd.statuses == [0] * 3
+        assert crowd.flush() == 0
+    got = trial.read()[first:end]
+    at = before * cluster + 512
+    assert got in (content, content[:at] + b"p" * 512 + content[at + 512 :])
+
+
+# ---- every write that a crash can lose, in turn ------------------------------------------------
+
+
+class _NothingTorn(random.Random):
+    """For `Recording.state`: what is kept is kept whole."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+def every_loss_in_turn(trial: Trial) -> None:
+    """Little work, all of it: each write of metadata survives alone, and each alone is lost.
+
+    Each just before an fdatasync covers it, so that all that had to come before is lost with it.
+    """
+    with Recording(*trial.files) as recording, trial.crowd() as crowd:
+        crowd.history.now = recording.now
+        crowd.host.at_once = 1.0
+        crowd.host.slow = 0
+        for _ in range(6):
+            crowd.ops = tuple(op for op in trial.ops if op not in (READ, FLUSH))
+            crowd.run(5, 1)
+            crowd.ops = (FLUSH,)
+            crowd.run(1, 1)
+        assert not any(crowd.statuses)
+    end = recording.now()
+    for change in recording.changes:
+        if not change.metadata:
+            continue
+        moment = min(change.safe, end) - 1
+        for alone in (True, False):
+
+            def keep(each: Change, change: Change = change, alone: bool = alone) -> bool:
+                return (each is change) == alone
+
+            state = recording.state(_NothingTorn(), moment, keep)
+            contents = [state.contents[os.path.realpath(path)] for path in trial.files]
+            problems = trial.problems(contents[0])
+            assert not problems, f"{state}: {problems[0]}"
+            wrong = crowd.history.lost(trial.read(contents), state.moment)
+            assert not wrong, f"{state}: {wrong}"

@@ -14,12 +14,15 @@ from latetrials import (
     Trial,
     a_table_that_is_read_late_undoes_nothing,
     crash_when_everything_is_late,
+    every_loss_in_turn,
     everything_late,
     everything_late_and_failing,
+    what_meets_a_cluster_being_filled,
     who_is_told_reads_what_was_written,
     writes_that_wait_keep_their_order,
 )
 from qcowtools import KIB, new_image, qemu_content, some_content, walk
+from tapcore.engine import WRITE, WRITE_COMPRESSED, ZERO
 
 
 @attrs.frozen
@@ -83,6 +86,11 @@ def test_a_crash_when_everything_is_late(
     crash_when_everything_is_late(trial_of(KINDS[kind], tmp_path, rng), faults)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
+    every_loss_in_turn(trial_of(KINDS[kind], tmp_path, rng))
+
+
 # ---- particular meetings -----------------------------------------------------------------------
 
 
@@ -104,3 +112,12 @@ def test_a_table_that_is_read_late_undoes_nothing(
 ) -> None:
     trial = trial_of(Kind((9, 6), cache=1024), tmp_path, rng)
     a_table_that_is_read_late_undoes_nothing(trial, 512, 32 * KIB, forgotten=forgotten)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("op", [WRITE, WRITE_COMPRESSED, ZERO])
+def test_what_meets_a_cluster_being_filled(
+    op: int, before: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = trial_of(KINDS["child"], tmp_path, rng)
+    what_meets_a_cluster_being_filled(trial, 1 << KINDS["child"].geometry[0], op, before)

@@ -289,3 +289,20 @@ def test_zeroes_and_discards_take_no_space(tmp_path: Path) -> None:
         assert not any(disk.pread(0, length=1 << 19))
     assert image.stat().st_size == before
     assert image.stat().st_blocks * 512 < 1 << 19
+
+
+def test_what_was_inflated_is_forgotten_when_the_image_is_emptied(tmp_path: Path) -> None:
+    """Space is used again then: the same place and length, and so the same entry."""
+    image = make(tmp_path / "disk.qcow", 1 << 20)
+    with tapcore.open(f"qcow:{image}") as disk:
+        for byte in (b"a", b"b"):
+            disk.write_compressed(0, byte * CLUSTER)
+            disk.sync()
+            assert disk.pread(0, length=512) == byte * 512
+            leaf = disk.state.disks
+            assert leaf is not None
+            if byte == b"a":
+                entry = entry_on_disk(image, 0)
+                leaf.drv.td_make_empty(leaf)
+                assert disk.pread(0, length=512) == bytes(512)
+        assert entry_on_disk(image, 0) == entry

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+import latetrials
 import tapcore
 from crashrecorder import Recording
 from latecrowd import Crowd, History
@@ -281,6 +282,55 @@ def test_a_crash_when_everything_is_late_and_failing(
 
 
 # ---- particular meetings -----------------------------------------------------------------------
+
+MEETINGS: Mapping[str, tuple[int, str]] = {"plain": (4096, "off"), "extended": (16384, "on")}
+"""Cluster size, and whether there are subclusters."""
+
+
+def small_trial(folder: Path, rng: random.Random, kind: str, *, parent: bool) -> latetrials.Trial:
+    """Of an empty disk of 256 KiB."""
+    size, below, more = 1 << 18, b"", {}
+    if parent:
+        below = rng.randbytes(size)
+        (folder / "parent.raw").write_bytes(below)
+        more = {"parent": "parent.raw", "form": "raw"}
+    image = folder / "disk.qcow2"
+    cluster_size, extended = MEETINGS[kind]
+    create(image, size, **more, cluster_size=cluster_size, extended_l2=extended)
+    return latetrials.Trial("qcow2", image, rng, size, below, problems=inconsistent)
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_every_loss_in_turn(kind: str, parent: bool, tmp_path: Path, rng: random.Random) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=parent)
+    trial.ops = latetrials.COMPRESSING_OPS
+    latetrials.every_loss_in_turn(trial)
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_writes_that_wait_keep_their_order(
+    kind: str, parent: bool, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=parent)
+    latetrials.writes_that_wait_keep_their_order(trial, MEETINGS[kind][0])
+
+
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_who_is_told_reads_what_was_written(kind: str, tmp_path: Path, rng: random.Random) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=True)
+    latetrials.who_is_told_reads_what_was_written(trial, MEETINGS[kind][0])
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("op", [WRITE, WRITE_COMPRESSED, ZERO])
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_what_meets_a_cluster_being_filled(
+    kind: str, op: int, before: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=True)
+    latetrials.what_meets_a_cluster_being_filled(trial, MEETINGS[kind][0], op, before)
 
 
 def test_what_is_inflated_late_is_not_taken_for_what_came_to_its_place(

@@ -13,11 +13,14 @@ from latetrials import (
     Trial,
     a_table_that_is_read_late_undoes_nothing,
     crash_when_everything_is_late,
+    every_loss_in_turn,
     everything_late,
     everything_late_and_failing,
+    what_meets_a_cluster_being_filled,
     who_is_told_reads_what_was_written,
     writes_that_wait_keep_their_order,
 )
+from tapcore.engine import WRITE, ZERO
 from tapcore.tools.check import check_image
 from vmdkwriters import descriptor, empty, hosted
 
@@ -93,6 +96,21 @@ def test_a_crash_when_everything_is_late(
     crash_when_everything_is_late(trial_of(KINDS[kind], tmp_path, rng), faults)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
+    every_loss_in_turn(trial_of(KINDS[kind], tmp_path, rng))
+
+
+def test_a_table_that_moves_is_there_before_it_is_named(tmp_path: Path, rng: random.Random) -> None:
+    """Its two copies differ, so that it gets a new place, and must not lose what it held."""
+    size, image = 640 * KIB, tmp_path / "disk.vmdk"
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    image.write_bytes(
+        hosted(rng.randbytes(size // 2), text=text, damage_table=500, capacity=size // 512)
+    )
+    every_loss_in_turn(Trial("vmdk", image, rng, size))
+
+
 # ---- particular meetings -----------------------------------------------------------------------
 
 
@@ -112,3 +130,12 @@ def test_a_table_that_is_read_late_undoes_nothing(
 ) -> None:
     trial = trial_of(KINDS["few tables in memory"], tmp_path, rng)
     a_table_that_is_read_late_undoes_nothing(trial, 4 * KIB, 32 * KIB, forgotten=forgotten)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("op", [WRITE, ZERO])
+def test_what_meets_a_grain_being_filled(
+    op: int, before: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
+    what_meets_a_cluster_being_filled(trial, 4 * KIB, op, before)
