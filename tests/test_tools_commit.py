@@ -11,6 +11,7 @@ from drivers.toy import BLOCK, ToyDriver, change_head, content, fill, head_of
 import tapcore
 from tapcore import DiskDriver, DiskId, create_image, hookimpl
 from tapcore.cli.main import main
+from tapcore.interface.access import Access
 from tapcore.tools.commit import commit_image
 from tapcore.tools.rebase import rebase_image
 
@@ -311,7 +312,7 @@ def test_onto_a_grandparent_what_both_share_is_not_read(
 
     registry = tapcore.Registry()
     registry.register(Watched())
-    rebase_image("child.toy", f"{toys}/grand.toy", registry=registry)
+    rebase_image("child.toy", f"{toys}/grand.toy", access=Access(registry=registry))
     assert read == {5}
     assert content("toy:child.toy") == wanted
 

@@ -15,6 +15,7 @@ from drivers.toy import BLOCK, ToyDriver, change_head
 
 from tapcore import Disk, DiskDriver, Extent, Registry, hookimpl
 from tapcore.cli.main import main
+from tapcore.interface.access import Access
 from tapcore.tools.create import create_image
 from tapcore.tools.openimage import open_image
 from tapcore.tools.picture import (
@@ -121,7 +122,7 @@ def test_a_picture_fits_the_terminal(tmp_path: Path, columns: int, size: int) ->
     registry.register(Blank())
     image = f"{tmp_path}/disk.toy"
     create_image(image, size, registry=registry)
-    with open_image(image, registry=registry) as disk:
+    with open_image(image, access=Access(registry=registry)) as disk:
         picture = text_picture(disk, columns, 20)
     cells = [line for line in picture if line[0][1] == "dim"]
     assert 1 <= len(cells) <= 20
@@ -267,7 +268,7 @@ def scattered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]
     registry.register(Scattered())
     create_image("base.toy", 1 << 40, registry=registry)
     create_image("child.toy", None, parent="base.toy", registry=registry)
-    with open_image("child.toy", registry=registry) as disk:
+    with open_image("child.toy", access=Access(registry=registry)) as disk:
         yield disk
 
 

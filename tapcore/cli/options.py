@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
@@ -247,8 +248,15 @@ key_file_option = click.option(
 
 
 def opening_options(function: F) -> F:
-    """What every command takes that opens an image: `references` and `keys`."""
-    return parents_option(key_file_option(function))
+    """What every command takes that opens an image; the function gets it as `access`."""
+
+    @functools.wraps(function)
+    def with_access(*args: Any, references: Any, keys: Any, **others: Any) -> Any:
+        from tapcore.interface.access import Access
+
+        return function(*args, access=Access(references, keys), **others)
+
+    return cast("F", parents_option(key_file_option(with_access)))
 
 
 metadata_cache_option = click.option(

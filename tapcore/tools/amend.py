@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping
 
 from tapcore.errors import NotSupportedError, UsageError, open_error
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.access import Access
 from tapcore.opening.names import ImageName
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.openimage import open_image
@@ -18,31 +16,25 @@ def amend_image(
     name: ImageName,
     options: Mapping[str, str | os.PathLike[str]],
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> None:
     """Change what can be changed in place; the content stays.
 
     Args:
         name: `[HANDLE:]PATH`.
         options: the format's own (`-o`), at least one.
-        references: which files the image may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
 
     Raises:
         TapError: with the image's name.
     """
     if not options:
         raise UsageError("nothing is to be changed: give -o KEY=VALUE", image=os.fsdecode(name))
-    registry = registry or default_registry()
-    with open_image(
-        name, writing=True, references=references, keys=keys, registry=registry
-    ) as disk:
+    access = access or Access()
+    with open_image(name, writing=True, access=access) as disk:
         dd = disk.state.disks
         assert dd is not None
-        info = registry.get(disk.handle)
+        info = access.registry.get(disk.handle)
         if "amend" not in info.capabilities:
             text = f"the format '{disk.handle}' has nothing that can be changed in place"
             raise NotSupportedError(text, image=dd.name)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tapcore.errors import NotSupportedError, open_error
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry
+from tapcore.interface.access import Access
 from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
 from tapcore.tools.openimage import open_image
@@ -19,18 +17,14 @@ def check_image(
     name: ImageName,
     *,
     repair: Repair = "",
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> CheckResult:
     """Check one image; its parents are not opened.
 
     Args:
         name: `[HANDLE:]PATH`.
         repair: "leaks" gives back what nothing refers to, "all" repairs what it can.
-        references: which files the image may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
 
     Returns:
         What is wrong and what was repaired; the counts without `_fixed` are what is left.
@@ -41,11 +35,9 @@ def check_image(
     with open_image(
         name,
         writing=bool(repair),
-        references=references,
-        keys=keys,
+        access=access,
         with_parents=False,
         metadata_only=True,
-        registry=registry,
     ) as disk:
         dd = disk.state.disks
         assert dd is not None

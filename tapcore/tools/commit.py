@@ -8,11 +8,9 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
 from tapcore.opening.chain import (
     guessed_parent_error,
     recorded_parent,
@@ -46,9 +44,7 @@ class Commit:
 def commit_image(
     name: ImageName,
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
     progress: Progress | None = None,
 ) -> Commit:
     """Write what an image holds itself into its parent, then empty it. It reads as before.
@@ -58,24 +54,20 @@ def commit_image(
 
     Args:
         name: `[HANDLE:]PATH` of the child.
-        references: which files the images may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
         progress: told how far it is; what it raises stops the work.
 
     Raises:
         LostContentError: content of the child is missing; the parent is as it was.
         TapError: with the name of the image concerned.
     """
-    registry = registry or default_registry()
+    access = access or Access()
     # alone: its parent is to be written, which a chain of its own would forbid
     with open_image(
         name,
         writing=True,
-        references=references,
-        keys=keys,
+        access=access,
         with_parents=False,
-        registry=registry,
     ) as child:
         dd = child.state.disks
         assert dd is not None
@@ -83,9 +75,7 @@ def commit_image(
         if recorded is None:
             raise UsageError("has no parent", image=dd.name)
         refuse_missing(child, "committed")
-        parent, written, fits = _fold(
-            child, dd, recorded, references or ReferencePolicy(), keys, registry, progress
-        )
+        parent, written, fits = _fold(child, dd, recorded, access, progress)
         try:
             if not fits and "td_set_parent" in dd.drv.implemented:
                 dd.drv.td_set_parent(dd, recorded)  # what tells a changed parent is recorded anew
@@ -102,15 +92,13 @@ def _fold(
     child: Disk,
     dd: DiskDriver,
     recorded: DiskId,
-    policy: ReferencePolicy,
-    keys: Keys | None,
-    registry: Registry,
+    access: Access,
     progress: Progress | None,
 ) -> tuple[DiskId, int, bool]:
     """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
-    recorded = as_handles(recorded, registry)
+    recorded = as_handles(recorded, access.registry)
     try:
-        parent_id, bound = resolve_parent(recorded, dd, registry)
+        parent_id, bound = resolve_parent(recorded, dd, access.registry)
     except TapError as exc:
         say_how_to_move(exc, dd, recorded)
         raise
@@ -118,10 +106,8 @@ def _fold(
         parent_id,
         writing=True,
         probed=not recorded.drivertype,
-        references=policy.and_tree(child.state.home or ""),
+        access=access.with_tree(child.state.home or ""),
         bound=bound,
-        keys=keys,
-        registry=registry,
     ) as parent:
         leaf = parent.state.disks
         assert leaf is not None

@@ -13,11 +13,12 @@ from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.files.newfiles import identity_of
+from tapcore.interface.access import Access
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import guard_of
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
@@ -43,10 +44,7 @@ class _Wish:
     force: bool
     keep_partial: bool
     sync: bool
-    references: ReferencePolicy | None
-    keys: Keys
-    metadata_cache: int | None
-    registry: Registry
+    access: Access
     progress: Progress | None
     salvage: Salvage | None
 
@@ -105,10 +103,7 @@ def convert_image(
         force=force,
         keep_partial=keep_partial,
         sync=sync,
-        references=references,
-        keys=keys or Keys(),
-        metadata_cache=metadata_cache,
-        registry=registry or default_registry(),
+        access=Access(references, keys, metadata_cache, registry),
         progress=progress,
         salvage=salvage,
     )
@@ -126,8 +121,8 @@ def convert_image(
 def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
     """The new image, and its driver, which can make it as it is wished."""
     if target == STANDARD:
-        target = f"{raw_handle(wish.registry)}:{STANDARD}"
-    goal, info = new_image_target(target, wish.registry)
+        target = f"{raw_handle(wish.access.registry)}:{STANDARD}"
+    goal, info = new_image_target(target, wish.access.registry)
     if wish.compressed and "compress" not in info.capabilities:
         raise NotSupportedError(
             f"the format '{info.handle}' cannot store compressed data (-c)", image=goal.name
@@ -147,22 +142,19 @@ def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
 @contextlib.contextmanager
 def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[Disk]:
     with contextlib.ExitStack() as stack:
-        named = _named(source, wish.registry)
+        named = _named(source, wish.access.registry)
         if named.name == STANDARD:
-            unless_image = refuse_image(wish.registry) if not named.drivertype else None
-            named.drivertype = _raw_input(named, wish.registry)
+            unless_image = refuse_image(wish.access.registry) if not named.drivertype else None
+            named.drivertype = _raw_input(named, wish.access.registry)
             named.name = stack.enter_context(
                 standard_input(_room_for(goal), wish.progress, unless_image)
             )
         yield stack.enter_context(
             open_image(
                 named,
-                references=wish.references,
-                keys=wish.keys,
-                metadata_cache=wish.metadata_cache,
+                access=wish.access,
                 snapshot=snapshot,
                 salvage=wish.salvage,
-                registry=wish.registry,
             )
         )
 
@@ -205,9 +197,7 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
         parent=wish.parent,
         options=wish.options,
         force=wish.force,
-        references=wish.references,
-        keys=wish.keys,
-        registry=wish.registry,
+        access=wish.access,
         source=disk,
     ) as made:
         made.files.limit_mode(modes_of(disk))
@@ -225,25 +215,22 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
 
 def _fill(disk: Disk, made: NewImage, wish: _Wish) -> int:
     """Copy the content; what asks to stop is listened to up to the end."""
-    keys = wish.keys
-    secret = keys.passphrase(made.target.name)
+    access = wish.access
+    secret = access.keys.passphrase(made.target.name)
     if secret is None and KEY_FILE_OPTION in wish.options:
         secret = read_key_file(wish.options[KEY_FILE_OPTION])
     if secret is not None:
-        keys = keys.having(made.working.name, secret)
+        access = attrs.evolve(access, keys=access.keys.having(made.working.name, secret))
     with open_image(
         made.working,
         writing=True,
-        references=wish.references,
-        keys=keys,
-        metadata_cache=wish.metadata_cache,
+        access=access,
         durable=wish.sync,
-        registry=wish.registry,
     ) as new:
         written = _copy(disk, new, made.files.overwrites_device, wish)
         new.sync()
         if new.handle in RAW_HANDLES:
-            _warn_of_content(new, made.target, wish.registry)
+            _warn_of_content(new, made.target, wish.access.registry)
     if wish.progress is not None:
         wish.progress(disk.size, disk.size)
     return written

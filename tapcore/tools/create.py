@@ -16,11 +16,12 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
+from tapcore.interface.access import Access
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_name, split_name
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
@@ -60,7 +61,7 @@ def create_image(
     Raises:
         TapError: with the image's name; nothing was made.
     """
-    registry = registry or default_registry()
+    access = Access(references, keys, registry=registry)
     parent = os.fsdecode(parent)
     if size is not None:
         size = checked_size(size, os.fsdecode(name))
@@ -70,14 +71,14 @@ def create_image(
         parent=parent,
         options=as_texts(options),
         force=force,
-        references=references,
-        keys=keys,
-        registry=registry,
+        access=access,
     ) as made:
         made.files.publish()
         full = made.options.get("preallocation") == "full"
         warn_of_device(made, made.size if full else 0)
-    warn_of_refused_files(made.target.name, registry.get(made.target.drivertype), references)
+    warn_of_refused_files(
+        made.target.name, access.registry.get(made.target.drivertype), access.references
+    )
     return made.target
 
 
@@ -108,9 +109,7 @@ def new_image(
     parent: str,
     options: Mapping[str, str],
     force: bool,
-    references: ReferencePolicy | None,
-    keys: Keys | None,
-    registry: Registry,
+    access: Access,
     source: Disk | None = None,
 ) -> Iterator[NewImage]:
     """A new image that takes its place, and that of an old one, only when it is published.
@@ -121,12 +120,10 @@ def new_image(
         parent: as there.
         options: as there.
         force: as there.
-        references: as there.
-        keys: as there.
-        registry: as there.
+        access: with what the parent is opened, and the drivers.
         source: the disk that it is to be a copy of; none of its files may be replaced.
     """
-    target, info = new_image_target(name, registry)
+    target, info = new_image_target(name, access.registry)
     options = dict(options)
     check_options(target.name, info.handle, info.create_options, options)
     if parent and "parents" not in info.capabilities:
@@ -136,9 +133,7 @@ def new_image(
     untouchable = {} if source is None else files_of(source, "is the source, or one of its parents")
     recorded = None
     if parent:
-        recorded, parent_size = _open_parent(
-            parent, target, references, keys, registry, untouchable
-        )
+        recorded, parent_size = _open_parent(parent, target, access, untouchable)
         size = parent_size if size is None else size
     if size is None:
         raise UsageError("a new image needs a size (for example 10G)", image=target.name)
@@ -240,28 +235,24 @@ def _refuse(path: str, untouchable: Mapping[Identity, str]) -> None:
 def _open_parent(
     parent: str,
     target: DiskId,
-    references: ReferencePolicy | None,
-    keys: Keys | None,
-    registry: Registry,
+    access: Access,
     untouchable: dict[Identity, str],
 ) -> tuple[DiskId, int]:
     """The parent as it is to be recorded, and its size; it must be an image that can be opened.
 
     What it consists of is added to what is `untouchable`.
     """
-    given = split_name(parent, registry)
+    given = split_name(parent, access.registry)
     path = os.path.join(os.path.dirname(target.name), given.name)
     if identity_of(path) is not None and identity_of(path) == identity_of(target.name):
         raise UsageError("cannot be its own parent", image=target.name)
-    if given.drivertype and not registry.get(given.drivertype).file_backed:
+    if given.drivertype and not access.registry.get(given.drivertype).file_backed:
         text = f"a '{given.drivertype}' disk cannot be a parent"
         raise UsageError(text, image=target.name)
     with open_image(
         DiskId(path, given.drivertype),
-        references=(references or ReferencePolicy()).and_home_of(target.name),
-        keys=keys,
+        access=access.with_home_of(target.name),
         metadata_only=True,
-        registry=registry,
     ) as disk:
         said = f"is needed by {printable(given.name)}, which is to be the parent"
         untouchable.update(files_of(disk, said))

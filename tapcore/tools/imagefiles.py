@@ -46,7 +46,7 @@ def modes_of(disk: Disk) -> Iterator[int]:
             continue
 
 
-def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy | None) -> None:
+def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy) -> None:
     """Tell who makes an image, or changes what it names, that opening it needs an option.
 
     Args:
@@ -57,7 +57,6 @@ def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy
     assert info.drv is not None
     if "td_inspect" not in info.drv.implemented:
         return
-    policy = references or ReferencePolicy()
     with contextlib.suppress(OSError):
         fd = open_host_fd(path, os.O_RDONLY)
         try:
@@ -66,7 +65,7 @@ def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy
             os.close(fd)
         for _, named in said.references:
             try:
-                policy.resolve(named, image=path, root=path)
+                references.resolve(named, image=path, root=path)
             except ReferencePolicyError as exc:
                 log.warning("%s: will not be opened as it is: it %s", path, exc.message)
 

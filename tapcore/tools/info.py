@@ -14,11 +14,10 @@ from tapcore.errors import ReferencePolicyError, TapError, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import recorded_parent
 from tapcore.opening.names import ImageName, as_handles
@@ -76,9 +75,7 @@ def image_info(
     name: ImageName,
     *,
     chain: bool = False,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> list[ImageInfo]:
     """The facts of an image, and with `chain` of its parents, child first.
 
@@ -89,34 +86,30 @@ def image_info(
     Raises:
         TapError: the image, or with `chain` a parent, cannot be opened.
     """
-    registry = registry or default_registry()
+    access = access or Access()
     with open_image(
         name,
-        references=references,
-        keys=keys,
+        access=access,
         lock=False,
         with_parents=chain,
         metadata_only=True,
-        registry=registry,
     ) as disk:
         assert disk.state.disks is not None
         images = disk.state.disks.chain()
-        return [_describe(dd, disk, references or ReferencePolicy(), registry) for dd in images]
+        return [_describe(dd, disk, access) for dd in images]
 
 
-def _describe(
-    dd: DiskDriver, disk: Disk, references: ReferencePolicy, registry: Registry
-) -> ImageInfo:
+def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
     handle = dd.drv.disk_type
     notes: list[str] = []
     image = dd.name
-    if registry.get(handle).file_backed:
+    if access.registry.get(handle).file_backed:
         disk_size, writable = _host_file(dd, notes)
-        disk_size += _other_files(dd, disk.state.image.name, references, notes)
+        disk_size += _other_files(dd, disk.state.image.name, access.references, notes)
     else:
         image = f"{handle}:{image}"
         disk_size, writable = sum(e.length for e in disk.extents() if e.kind != "zero"), True
-    parent, parent_handle = _parent(dd, references, notes, registry)
+    parent, parent_handle = _parent(dd, access, notes)
     return ImageInfo(
         image=image,
         handle=handle,
@@ -168,9 +161,7 @@ def _other_files(dd: DiskDriver, root: str, references: ReferencePolicy, notes: 
     return sum(sizes.values())
 
 
-def _parent(
-    dd: DiskDriver, references: ReferencePolicy, notes: list[str], registry: Registry
-) -> tuple[str | None, str | None]:
+def _parent(dd: DiskDriver, access: Access, notes: list[str]) -> tuple[str | None, str | None]:
     if dd.next is not None:
         return dd.next.name, dd.next.drv.disk_type
     try:
@@ -180,8 +171,8 @@ def _parent(
         return None, None
     if recorded is None:
         return None, None
-    recorded = as_handles(recorded, registry)
-    return _resolved(recorded, dd, references, notes), recorded.drivertype or None
+    recorded = as_handles(recorded, access.registry)
+    return _resolved(recorded, dd, access.references, notes), recorded.drivertype or None
 
 
 def _resolved(

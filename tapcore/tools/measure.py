@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tapcore.errors import NotSupportedError, TapError, open_error
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.models import DiskInfo
-from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Measurement
 from tapcore.opening.names import RAW_FORMAT, ImageName, raw_handle
@@ -24,9 +23,7 @@ def measure_image(
     *,
     options: Mapping[str, str | os.PathLike[str]] | None = None,
     snapshot: str = "",
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> Measurement:
     """The bytes that a conversion would need. Looks at extents, not at content.
 
@@ -35,19 +32,15 @@ def measure_image(
         handle: of the new image's format.
         options: of the new format (`-o`).
         snapshot: of the source, that would be converted.
-        references: which files the source may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
 
     Raises:
         TapError: the source cannot be opened, or the format cannot tell.
     """
-    registry = registry or default_registry()
+    access = access or Access()
     values = as_texts(options)
-    info = _measuring(handle, values, registry)
-    with open_image(
-        source, references=references, keys=keys, snapshot=snapshot, registry=registry
-    ) as disk:
+    info = _measuring(handle, values, access.registry)
+    with open_image(source, access=access, snapshot=snapshot) as disk:
         data = ((run.start, run.length) for run in disk.extents() if run.kind != "zero")
         return _measure(info, disk.size, values, data)
 

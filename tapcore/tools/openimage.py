@@ -8,12 +8,11 @@ from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError
+from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode, DiskId, Missing, OpenOptions
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.registry import Registry
 from tapcore.opening.chain import open_disk
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 
@@ -24,10 +23,8 @@ def open_image(
     name: ImageName | DiskId,
     *,
     writing: bool = False,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
+    access: Access | None = None,
     cache: CacheMode = "writeback",
-    metadata_cache: int | None = None,
     lock: bool = True,
     snapshot: str = "",
     with_parents: bool = True,
@@ -37,7 +34,6 @@ def open_image(
     probed: bool = False,
     bound: BoundFile | None = None,
     salvage: Salvage | None = None,
-    registry: Registry | None = None,
 ) -> Disk:
     """Open a disk for a person at a prompt; as `open_chain`, for use as a file.
 
@@ -47,10 +43,8 @@ def open_image(
         open_chain(
             name,
             writing=writing,
-            references=references,
-            keys=keys,
+            access=access,
             cache=cache,
-            metadata_cache=metadata_cache,
             lock=lock,
             snapshot=snapshot,
             with_parents=with_parents,
@@ -60,7 +54,6 @@ def open_image(
             probed=probed,
             bound=bound,
             salvage=salvage is not None,
-            registry=registry,
         ),
         salvage,
     )
@@ -70,10 +63,8 @@ def open_chain(
     name: ImageName | DiskId,
     *,
     writing: bool = False,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
+    access: Access | None = None,
     cache: CacheMode = "writeback",
-    metadata_cache: int | None = None,
     lock: bool = True,
     snapshot: str = "",
     with_parents: bool = True,
@@ -84,17 +75,14 @@ def open_chain(
     bound: BoundFile | None = None,
     missing: Missing = "error",
     salvage: bool = False,
-    registry: Registry | None = None,
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
 
     Args:
         name: `[HANDLE:]PATH`, or its parts.
         writing: open for reading and writing.
-        references: which files the image may name; None for the default policy.
-        keys: passphrases of encrypted images.
+        access: which files the image may name, with which keys and drivers; None: the defaults.
         cache: "writeback" or "none".
-        metadata_cache: bytes for the tables of each image; None: the driver's default.
         lock: take QEMU-compatible locks; False only looks.
         snapshot: open this internal snapshot of the image, read-only.
         with_parents: False opens the image alone (its holes read as zeroes).
@@ -105,7 +93,6 @@ def open_chain(
         bound: the image's file, where it was found and judged before; let go here.
         missing: what a read answers where content is missing: of `OpenOptions`.
         salvage: open what is left of a damaged disk: of `OpenOptions`.
-        registry: drivers to use instead of the installed ones.
 
     Returns:
         The disk with its engine; to be closed with `close_disk`.
@@ -113,14 +100,15 @@ def open_chain(
     Raises:
         TapError: always with an image's name.
     """
-    registry = registry or default_registry()
+    access = access or Access()
+    registry = access.registry
     options = OpenOptions(
         cache=cache,
-        references=references,
+        references=access.references,
         locking=lock,
         snapshot=snapshot,
-        keys=keys or Keys(),
-        metadata_cache=metadata_cache,
+        keys=access.keys,
+        metadata_cache=access.metadata_cache,
         metadata_only=metadata_only,
         parent_only=parent_only,
         durable=durable,

@@ -11,12 +11,11 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.files.newfiles import identity_of
+from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.keys import Keys
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
 from tapcore.opening.names import ImageName, plain_name, split_name
 from tapcore.opening.probe import probe
@@ -45,9 +44,7 @@ def rebase_image(
     parent: ImageName,
     *,
     unsafe: bool = False,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
     progress: Progress | None = None,
 ) -> Rebase:
     """Change an image's parent, keeping what the image reads as.
@@ -61,23 +58,21 @@ def rebase_image(
             since it is recorded as it is given. Empty: the image is to stand alone.
         unsafe: only change what is recorded: the new parent is known to hold the same, or its name
             alone has changed. The old one need not exist.
-        references: which files the images may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
         progress: told how far it is; what it raises stops the work.
 
     Raises:
         TapError: with the name of the image concerned; its parent is the one that it was.
     """
-    registry = registry or default_registry()
-    image = _path_of(name, registry)
-    recorded, path = _new_parent(os.fsdecode(parent), image, registry, must_exist=not unsafe)
+    access = access or Access()
+    image = _path_of(name, access.registry)
+    recorded, path = _new_parent(os.fsdecode(parent), image, access.registry, must_exist=not unsafe)
     if unsafe:
         if recorded is not None:
-            _refuse_visible_loop(DiskId(path, recorded.drivertype), image, references, registry)
-        with _changeable(name, references, keys, registry, with_parents=False) as (_, dd):
+            _refuse_visible_loop(DiskId(path, recorded.drivertype), image, access)
+        with _changeable(name, access, with_parents=False) as (_, dd):
             _record(dd, recorded)
-            warn_of_refused_files(dd.name, registry.get(dd.drv.disk_type), references)
+            warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
         return Rebase(recorded, 0)
     with contextlib.ExitStack() as stack:
         bound = _found(image)
@@ -87,18 +82,14 @@ def rebase_image(
             other = stack.enter_context(
                 open_image(
                     DiskId(path, recorded.drivertype),
-                    references=(references or ReferencePolicy()).and_tree(bound.home),
-                    keys=keys,
-                    registry=registry,
+                    access=access.with_tree(bound.home),
                 )
             )
             _refuse_own_ancestor(other, image)
-        disk, dd = stack.enter_context(
-            _changeable(name, references, keys, registry, with_parents=True, bound=bound)
-        )
+        disk, dd = stack.enter_context(_changeable(name, access, with_parents=True, bound=bound))
         written = _keep_content(disk, other, progress)
         _record(dd, recorded)
-        warn_of_refused_files(dd.name, registry.get(dd.drv.disk_type), references)
+        warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
         return Rebase(recorded, written)
 
 
@@ -120,9 +111,7 @@ def _keep_content(disk: Disk, parent: Disk | None, progress: Progress | None) ->
 @contextlib.contextmanager
 def _changeable(
     name: ImageName,
-    references: ReferencePolicy | None,
-    keys: Keys | None,
-    registry: Registry,
+    access: Access,
     *,
     with_parents: bool,
     bound: BoundFile | None = None,
@@ -130,12 +119,10 @@ def _changeable(
     with open_image(
         name,
         writing=True,
-        references=references,
-        keys=keys,
+        access=access,
         with_parents=with_parents,
         parent_only=not with_parents,
         bound=bound,
-        registry=registry,
     ) as disk:
         dd = disk.state.disks
         assert dd is not None
@@ -192,15 +179,12 @@ def _refuse_own_ancestor(parent: Disk, image: str) -> None:
         raise UsageError("would be its own ancestor", image=image)
 
 
-def _refuse_visible_loop(
-    parent: DiskId, image: str, references: ReferencePolicy | None, registry: Registry
-) -> None:
+def _refuse_visible_loop(parent: DiskId, image: str, access: Access) -> None:
     """As far as the new parent's chain can be opened, which it need not be."""
-    policy = (references or ReferencePolicy()).and_home_of(image)
     with contextlib.ExitStack() as stack:
         try:
             other = open_image(
-                parent, references=policy, lock=False, metadata_only=True, registry=registry
+                parent, access=access.with_home_of(image), lock=False, metadata_only=True
             )
             stack.enter_context(other)
         except TapError:

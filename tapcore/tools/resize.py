@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from tapcore.errors import NotSupportedError, TapError, UsageError
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.access import Access
+from tapcore.interface.registry import Registry
 from tapcore.opening.names import ImageName, split_name
 from tapcore.sizes import changed_size, format_size, parse_size
 from tapcore.tools.openimage import open_image
@@ -18,9 +17,7 @@ def resize_image(
     size: str,
     *,
     shrink: bool = False,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> tuple[int, int]:
     """Change a disk's virtual size; new space reads as zeroes.
 
@@ -28,9 +25,7 @@ def resize_image(
         name: `[HANDLE:]PATH`.
         size: `SIZE`, `+N` or `-N`, rounded up to whole sectors.
         shrink: making it smaller, which cuts its end off, is meant.
-        references: which files the image may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
 
     Returns:
         The old and the new size in bytes.
@@ -38,11 +33,9 @@ def resize_image(
     Raises:
         TapError: with the image's name; the size is as it was.
     """
-    registry = registry or default_registry()
-    _refuse_what_does_not_last(name, registry)
-    with open_image(
-        name, writing=True, references=references, keys=keys, registry=registry
-    ) as disk:
+    access = access or Access()
+    _refuse_what_does_not_last(name, access.registry)
+    with open_image(name, writing=True, access=access) as disk:
         path = disk.state.image.name
         if disk.state.disks is None or "td_resize" not in disk.state.disks.drv.implemented:
             raise NotSupportedError(f"the format '{disk.handle}' cannot be resized", image=path)

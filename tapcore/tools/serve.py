@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
+from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
+from tapcore.interface.registry import Registry
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import TcpAddress, UnixAddress
@@ -58,16 +59,13 @@ def nbd_server(
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
             nothing is left open.
     """
-    registry = registry or default_registry()
-    names = _export_names(images, names, registry)
+    access = Access(references, keys, metadata_cache, registry)
+    names = _export_names(images, names, access.registry)
     opened = partial(
         open_chain,
-        references=references,
-        keys=keys,
+        access=access,
         cache=cache,
-        metadata_cache=metadata_cache,
         missing="zeroes",  # a guest must be able to start after a power loss
-        registry=registry,
     )
     disks: list[TdState] = []
     try:

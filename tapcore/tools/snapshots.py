@@ -11,10 +11,8 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, UsageError, open_error
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.models import DiskDriver
-from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry
 from tapcore.interface.results import Snapshot
 from tapcore.opening.names import ImageName
 from tapcore.tools.losses import refuse_missing
@@ -24,29 +22,23 @@ from tapcore.tools.openimage import open_image
 def list_snapshots(
     name: ImageName,
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> list[Snapshot]:
     """The snapshots of an image, in its own order. Takes no lock.
 
     Args:
         name: `[HANDLE:]PATH`.
-        references: which files the image may name.
-        keys: passphrases of encrypted images.
-        registry: drivers to use instead of the installed ones.
+        access: which files it may name, with which keys and drivers; None: the defaults.
 
     Raises:
         TapError: the image cannot be opened, or its format has no snapshots.
     """
     with open_image(
         name,
-        references=references,
-        keys=keys,
+        access=access,
         lock=False,
         with_parents=False,
         metadata_only=True,
-        registry=registry,
     ) as disk:
         _leaf(disk, "td_snapshots")
         return disk.snapshots()
@@ -56,9 +48,7 @@ def create_snapshot(
     name: ImageName,
     snapshot: str,
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> Snapshot:
     """Keep the present content of an image under a name; arguments as `list_snapshots`.
 
@@ -67,7 +57,7 @@ def create_snapshot(
     """
     if not snapshot or "\0" in snapshot:
         raise UsageError(f"'{snapshot}' cannot be a snapshot's name", image=os.fsdecode(name))
-    with _changing(name, "td_snapshot_create", references, keys, registry) as dd:
+    with _changing(name, "td_snapshot_create", access) as dd:
         if any(snapshot in (found.id, found.name) for found in dd.drv.td_snapshots(dd)):
             raise UsageError(f"has a snapshot '{snapshot}' already")
         made: Snapshot = dd.drv.td_snapshot_create(dd, snapshot)
@@ -78,9 +68,7 @@ def apply_snapshot(
     name: ImageName,
     snapshot: str,
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> Snapshot:
     """Make an image's content that of a snapshot, by id or name, which stays.
 
@@ -89,8 +77,8 @@ def apply_snapshot(
     Raises:
         LostContentError: content of the snapshot is missing; the image is as it was.
     """
-    _refuse_damaged(name, snapshot, references, keys, registry)
-    with _changing(name, "td_snapshot_apply", references, keys, registry) as dd:
+    _refuse_damaged(name, snapshot, access)
+    with _changing(name, "td_snapshot_apply", access) as dd:
         found = find_snapshot(dd.drv.td_snapshots(dd), snapshot)
         dd.drv.td_snapshot_apply(dd, found.id)
         return found
@@ -100,12 +88,10 @@ def delete_snapshot(
     name: ImageName,
     snapshot: str,
     *,
-    references: ReferencePolicy | None = None,
-    keys: Keys | None = None,
-    registry: Registry | None = None,
+    access: Access | None = None,
 ) -> Snapshot:
     """Forget a snapshot, by id or name; arguments as `list_snapshots`."""
-    with _changing(name, "td_snapshot_delete", references, keys, registry) as dd:
+    with _changing(name, "td_snapshot_delete", access) as dd:
         found = find_snapshot(dd.drv.td_snapshots(dd), snapshot)
         dd.drv.td_snapshot_delete(dd, found.id)
         return found
@@ -133,18 +119,14 @@ def snapshot_as_dict(snapshot: Snapshot) -> dict[str, Any]:
 def _changing(
     name: ImageName,
     hook: str,
-    references: ReferencePolicy | None,
-    keys: Keys | None,
-    registry: Registry | None,
+    access: Access | None,
 ) -> Iterator[DiskDriver]:
     """An image open for writing, alone; errors get its name."""
     with open_image(
         name,
         writing=True,
-        references=references,
-        keys=keys,
+        access=access,
         with_parents=False,
-        registry=registry,
     ) as disk:
         dd = _leaf(disk, hook)
         try:
@@ -156,18 +138,14 @@ def _changing(
 def _refuse_damaged(
     name: ImageName,
     snapshot: str,
-    references: ReferencePolicy | None,
-    keys: Keys | None,
-    registry: Registry | None,
+    access: Access | None,
 ) -> None:
     """A snapshot that has lost content does not take the place of what is whole."""
     with open_image(
         name,
-        references=references,
-        keys=keys,
+        access=access,
         snapshot=snapshot,
         with_parents=False,
-        registry=registry,
     ) as disk:
         refuse_missing(disk, "applied")
 

@@ -18,6 +18,7 @@ from peers import peer
 from qcow2tools import PASSPHRASE, SECRET, convert, create, image_options, qemu_img, qemu_io
 from qcow2walk import COMPRESSED, COPIED, Walk, walk
 from tapcore.errors import TapError
+from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.tools.check import check_image
 
@@ -434,7 +435,7 @@ def try_repair(base: Base, mutant: Mutant, tally: Tally, *, qemu: bool = True) -
     keys = Keys.of(PASSPHRASE.encode())
     name = f"qcow2:{image}"
     try:
-        first = check_image(name, repair="all", keys=keys)
+        first = check_image(name, repair="all", access=Access(keys=keys))
     except (TapError, OSError) as exc:
         if image.name not in str(exc):
             return f"an error that does not name the image: {exc}"
@@ -444,12 +445,12 @@ def try_repair(base: Base, mutant: Mutant, tally: Tally, *, qemu: bool = True) -
         return f"{wrong}; the repair said {first}"
     repaired = image.read_bytes()
     if first is not None:
-        second = check_image(name, keys=keys)
+        second = check_image(name, access=Access(keys=keys))
         left = first.leaks, first.corruptions, first.check_errors
         if (second.leaks, second.corruptions, second.check_errors) != left:
             return f"the repair said {first}, the next check {second}"
         tally.repaired += left == (0, 0, 0)
-        check_image(name, repair="all", keys=keys)
+        check_image(name, repair="all", access=Access(keys=keys))
         if image.read_bytes() != repaired:
             return f"a second repair changed it again; the first said {first}"
     if repaired == mutant.content:

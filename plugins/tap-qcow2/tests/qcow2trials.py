@@ -15,6 +15,7 @@ import tapcore
 from qcow2tools import MIB, PASSPHRASE
 from qcow2walk import walk
 from tapcore.errors import TapError
+from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.testkit.failing import nothing_left_open, within
 from tapcore.tools.check import check_image
@@ -152,7 +153,7 @@ def try_everything(image: Path, rng: random.Random, what: str) -> bool:
     with watched(f"reading an image with {what}"):
         read_it(image)
     with watched(f"checking an image with {what}"):
-        check_image(name, keys=keys)
+        check_image(name, access=Access(keys=keys))
     copy = image.with_name("copy.qcow2")
     for doing, change in (("writing", write_it), ("changing", change_it)):
         shutil.copy(image, copy)
@@ -160,8 +161,8 @@ def try_everything(image: Path, rng: random.Random, what: str) -> bool:
             change(copy, rng)
     whole = False
     with watched(f"repairing an image with {what}"):
-        check_image(name, repair="all", keys=keys)
-        result = check_image(name, keys=keys)
+        check_image(name, repair="all", access=Access(keys=keys))
+        result = check_image(name, access=Access(keys=keys))
         whole = not (result.corruptions or result.leaks or result.check_errors)
     return whole
 

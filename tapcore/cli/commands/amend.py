@@ -12,8 +12,7 @@ from tapcore.cli.options import (
 from tapcore.cli.optionshelp import print_amend_options
 from tapcore.cli.output import print_line
 from tapcore.cli.signals import finishing_first
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.tools.amend import amend_image
 
 
@@ -25,8 +24,7 @@ from tapcore.tools.amend import amend_image
 def command(
     image: str,
     options: dict[str, str],
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     quiet: bool,
 ) -> None:
     """Change options of IMAGE in place; what it holds stays.
@@ -37,6 +35,6 @@ def command(
         print_amend_options(image)
         return
     with finishing_first():
-        amend_image(image, options, references=references, keys=keys)
+        amend_image(image, options, access=access)
     if not quiet:
         print_line("changed " + ", ".join(f"{key} to {value}" for key, value in options.items()))

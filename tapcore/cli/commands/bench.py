@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import click
 
 from tapcore.cli.options import (
@@ -18,9 +19,8 @@ from tapcore.cli.options import (
 from tapcore.cli.output import print_json, print_pairs
 from tapcore.cli.progress import Style, progress
 from tapcore.errors import UsageError
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
-from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import default_registry
 from tapcore.opening.names import split_name
 from tapcore.sizes import format_size
@@ -67,8 +67,7 @@ def command(
     cache: CacheMode,
     metadata_cache: int | None,
     as_json: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     progress_style: Style,
     quiet: bool,
 ) -> None:
@@ -84,10 +83,8 @@ def command(
         open_image(
             image,
             writing=work.writes,
-            references=references,
-            keys=keys,
+            access=attrs.evolve(access, metadata_cache=metadata_cache),
             cache=cache,
-            metadata_cache=metadata_cache,
         ) as disk,
         progress("running", quiet=quiet, style=progress_style, in_bytes=False) as tell,
     ):

@@ -11,8 +11,7 @@ from tapcore.cli.failures import print_error
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import print_json, print_line
 from tapcore.cli.signals import finishing_first
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.interface.results import CheckResult
 from tapcore.tools.check import Repair, check_as_dict, check_image, check_status
 
@@ -29,15 +28,13 @@ _REASONS: Final = 3
 )
 @json_option
 @opening_options
-def command(
-    image: str, repair: Repair | None, as_json: bool, references: ReferencePolicy, keys: Keys | None
-) -> int:
+def command(image: str, repair: Repair | None, as_json: bool, access: Access) -> int:
     """Check the consistency of IMAGE's metadata.
 
     Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space.
     """
     with finishing_first() if repair else contextlib.nullcontext():
-        result = check_image(image, repair=repair or "", references=references, keys=keys)
+        result = check_image(image, repair=repair or "", access=access)
     if as_json:
         print_json(check_as_dict(result))
     else:

@@ -11,8 +11,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.commit import commit_image
 
@@ -22,16 +21,14 @@ from tapcore.tools.commit import commit_image
 @opening_options
 @progress_option
 @quiet_option
-def command(
-    image: str, references: ReferencePolicy, keys: Keys | None, progress_style: Style, quiet: bool
-) -> None:
+def command(image: str, access: Access, progress_style: Style, quiet: bool) -> None:
     """Fold what IMAGE holds itself into its parent, and empty IMAGE.
 
     Both read the same afterwards. The parent grows where IMAGE is larger. Other children of that
     parent are spoilt. Both must not be in use.
     """
     with progress("committing", quiet=quiet, style=progress_style) as tell:
-        done = commit_image(image, references=references, keys=keys, progress=tell)
+        done = commit_image(image, access=access, progress=tell)
     if quiet:
         return
     print_line(f"committed {format_size(done.written)} of data to {done.parent.name}")

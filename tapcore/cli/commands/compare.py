@@ -17,8 +17,7 @@ from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, print_losses
 from tapcore.engine.salvage import Salvage
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.tools.compare import Comparison, compare_disks
 from tapcore.tools.openimage import open_image
 
@@ -40,8 +39,7 @@ def command(
     b: str,
     strict: bool,
     salvage: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     progress_style: Style,
     quiet: bool,
 ) -> int:
@@ -53,8 +51,8 @@ def command(
     session_of(ctx).error_status = FAILED
     first, second = (Salvage(), Salvage()) if salvage else (None, None)
     with (
-        open_image(a, references=references, keys=keys, salvage=first) as one,
-        open_image(b, references=references, keys=keys, salvage=second) as other,
+        open_image(a, access=access, salvage=first) as one,
+        open_image(b, access=access, salvage=second) as other,
         progress("comparing", quiet=quiet, style=progress_style) as tell,
     ):
         found = compare_disks(one, other, strict=strict, progress=tell)

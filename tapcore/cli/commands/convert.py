@@ -22,8 +22,7 @@ from tapcore.cli.output import print_json, print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
 from tapcore.engine.salvage import Salvage
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.convert import convert_image
 from tapcore.tools.streams import STANDARD
@@ -58,8 +57,7 @@ def command(
     as_json: bool,
     sync: bool,
     metadata_cache: int | None,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     progress_style: Style,
     quiet: bool,
 ) -> int:
@@ -91,8 +89,8 @@ def command(
             keep_partial=keep_partial,
             sync=sync,
             metadata_cache=metadata_cache,
-            references=references,
-            keys=keys,
+            references=access.references,
+            keys=access.keys,
             progress=tell,
             salvage=lost,
         )

@@ -16,8 +16,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import print_line
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.create import create_image
 
@@ -36,8 +35,7 @@ def command(
     parent: str,
     options: dict[str, str],
     force: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     quiet: bool,
 ) -> None:
     """Make a new IMAGE of SIZE (10G, 512M, ...; with -b it may be left out: the parent's).
@@ -48,7 +46,13 @@ def command(
         print_format_options(image)
         return
     made = create_image(
-        image, size, parent=parent, options=options, force=force, references=references, keys=keys
+        image,
+        size,
+        parent=parent,
+        options=options,
+        force=force,
+        references=access.references,
+        keys=access.keys,
     )
     if not quiet:
         what = f", {format_size(size)}" if size is not None else ""

@@ -20,8 +20,7 @@ from tapcore.cli.snapshotrows import COLUMNS as SNAPSHOT_COLUMNS
 from tapcore.cli.snapshotrows import snapshot_rows
 from tapcore.cli.tree import tree_lines
 from tapcore.errors import printable
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.interface.results import Bitmap
 from tapcore.sizes import format_size
 from tapcore.tools.info import ImageInfo, image_info
@@ -37,14 +36,12 @@ _SIZES: Final = ("size", "granularity")
 @json_option
 @click.option("--chain", is_flag=True, help="Its parents too, as a tree.")
 @opening_options
-def command(
-    image: str, as_json: bool, chain: bool, references: ReferencePolicy, keys: Keys | None
-) -> None:
+def command(image: str, as_json: bool, chain: bool, access: Access) -> None:
     """Tell what IMAGE is, and with --chain its parents as a tree.
 
     Takes no lock, and opens no parent without --chain.
     """
-    found = image_info(image, chain=chain, references=references, keys=keys)
+    found = image_info(image, chain=chain, access=access)
     if as_json:
         objects = [info.as_dict() for info in found]
         print_json(objects if chain else objects[0])

@@ -17,8 +17,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import json_text, print_line
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.tools.map import MapItem, map_disk
 from tapcore.tools.openimage import open_image
 
@@ -46,8 +45,7 @@ def command(
     picture: bool,
     svg: str,
     force: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     quiet: bool,
 ) -> None:
     """Tell which ranges of IMAGE hold data, read as zeroes, or come from a parent.
@@ -60,7 +58,7 @@ def command(
     """
     if as_json and (picture or svg):
         raise click.UsageError("--json is one way to show it, --picture and --svg are others")
-    with open_image(image, references=references, keys=keys) as disk:
+    with open_image(image, access=access) as disk:
         if svg:
             _write_svg(disk, svg, force, quiet)
         if picture:

@@ -15,8 +15,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.optionshelp import print_create_options
 from tapcore.cli.output import print_json, print_pairs, size_with_bytes
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.interface.results import Measurement
 from tapcore.tools.measure import measure_image, measure_size, measurement_as_dict
 
@@ -46,8 +45,7 @@ def command(
     options: dict[str, str],
     snapshot: str,
     as_json: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
 ) -> None:
     """Tell how many bytes SOURCE would take, converted to the format HANDLE; makes nothing.
 
@@ -59,9 +57,7 @@ def command(
     if (source is None) == (size is None):
         raise click.UsageError("give either SOURCE or --size", ctx)
     if source is not None:
-        found = measure_image(
-            source, handle, options=options, snapshot=snapshot, references=references, keys=keys
-        )
+        found = measure_image(source, handle, options=options, snapshot=snapshot, access=access)
     else:
         assert size is not None
         found = measure_size(size, handle, options=options)

@@ -14,8 +14,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_line
 from tapcore.cli.progress import Style, progress
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.rebase import Rebase, rebase_image
 
@@ -44,8 +43,7 @@ def command(
     image: str,
     parent: str,
     unsafe: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     progress_style: Style,
     quiet: bool,
 ) -> None:
@@ -55,9 +53,7 @@ def command(
     parent need not exist.
     """
     with progress("rebasing", quiet=quiet, style=progress_style) as tell:
-        done = rebase_image(
-            image, parent, unsafe=unsafe, references=references, keys=keys, progress=tell
-        )
+        done = rebase_image(image, parent, unsafe=unsafe, access=access, progress=tell)
     if not quiet:
         print_line(_line(done))
 

@@ -13,8 +13,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_line, size_with_bytes
 from tapcore.cli.signals import finishing_first
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.tools.resize import resize_image
 
 
@@ -36,11 +35,9 @@ def _no_option(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--shrink", is_flag=True, help="Allow to cut the end off.")
 @opening_options
 @quiet_option
-def command(
-    image: str, size: str, shrink: bool, references: ReferencePolicy, keys: Keys | None, quiet: bool
-) -> None:
+def command(image: str, size: str, shrink: bool, access: Access, quiet: bool) -> None:
     """Set IMAGE's size (20G), or change it (+5G, -512M). New space reads as zeroes."""
     with finishing_first():
-        old, new = resize_image(image, size, shrink=shrink, references=references, keys=keys)
+        old, new = resize_image(image, size, shrink=shrink, access=access)
     if not quiet:
         print_line(f"resized from {size_with_bytes(old)} to {size_with_bytes(new)}")

@@ -12,9 +12,8 @@ from tapcore.cli.options import (
     opening_options,
     tap_command,
 )
-from tapcore.interface.keys import Keys
+from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
-from tapcore.interface.policy import ReferencePolicy
 from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
 from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
@@ -57,8 +56,7 @@ def command(
     names: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
 ) -> None:
     """Serve images over NBD until SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
@@ -76,8 +74,8 @@ def command(
         read_only=read_only,
         cache=cache,
         metadata_cache=metadata_cache,
-        references=references,
-        keys=keys,
+        references=access.references,
+        keys=access.keys,
         signals=STOP_SIGNALS,
     )
     try:

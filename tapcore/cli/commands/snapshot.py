@@ -16,8 +16,7 @@ from tapcore.cli.options import (
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.cli.signals import finishing_first
 from tapcore.cli.snapshotrows import COLUMNS, snapshot_rows
-from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.access import Access
 from tapcore.interface.results import Snapshot
 from tapcore.tools.snapshots import (
     apply_snapshot,
@@ -50,8 +49,7 @@ def command(
     image: str,
     name: str | None,
     as_json: bool,
-    references: ReferencePolicy,
-    keys: Keys | None,
+    access: Access,
     quiet: bool,
 ) -> None:
     """List IMAGE's internal snapshots, or create, apply or delete the one called NAME.
@@ -62,13 +60,13 @@ def command(
     if action == "list":
         if name is not None:
             raise click.UsageError("'list' takes no NAME", ctx)
-        _print(list_snapshots(image, references=references, keys=keys), as_json=as_json)
+        _print(list_snapshots(image, access=access), as_json=as_json)
         return
     if name is None:
         raise click.UsageError(f"'{action}' needs a NAME", ctx)
     change, done = _CHANGES[action]
     with finishing_first():
-        snapshot = change(image, name, references=references, keys=keys)
+        snapshot = change(image, name, access=access)
     if as_json:
         print_json(snapshot_as_dict(snapshot))
     elif not quiet:
