@@ -30,7 +30,6 @@ def opened(image: Path, readonly: bool = False, **options: Any) -> tapcore.Disk:
 
 
 def map_of(disk: tapcore.Disk) -> ToyMap:
-    assert disk.state.disks is not None
     found = disk.state.disks.private
     assert isinstance(found, ToyMap)
     return found
@@ -215,7 +214,6 @@ def test_content_past_the_end_of_the_file(image: Path, missing: str) -> None:
     os.truncate(image, image.stat().st_size // SIZE * SIZE - SIZE + 1024)
     with opened(image) as disk:
         last = disk.state.disks
-        assert last is not None
         last.options.missing = missing  # type: ignore[assignment]
         if missing == "error":
             with pytest.raises(tapcore.LostContentError, match="lies past the end of the file"):
@@ -254,7 +252,6 @@ def test_space_that_was_given_up_is_used_again(image: Path) -> None:
 def test_a_map_of_a_part_of_a_disk_answers_by_the_disks_sectors(image: Path) -> None:
     """As of a disk of several files, of which each has tables."""
     with opened(image) as disk:
-        assert disk.state.disks is not None
         part = WritableClusters(disk.state.disks, map_of(disk), start=1000)
         answers: list[tuple[int, int, int]] = []
 

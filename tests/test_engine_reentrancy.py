@@ -135,7 +135,6 @@ def test_what_is_below_an_image_can_be_read_by_its_driver(rng: random.Random) ->
 def _read_below(disk: Bench, sector: int, count: int) -> bytes:
     buf = bytearray(b"\xee" * count * 512)
     answers: list[int] = []
-    assert disk.state.disks is not None
     disk.engine.read_below(
         disk.state.disks, sector, memoryview(buf), lambda req: answers.append(req.status)
     )

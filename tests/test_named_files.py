@@ -14,7 +14,6 @@ MIB = 1 << 20
 
 def opened_by(image: str, named: str, **options: object) -> ImageFile:
     with tapcore.open(image, **options) as disk:  # type: ignore[arg-type]
-        assert disk.state.disks is not None
         return open_named_file(disk.state.disks, named, role="data file", flags=0)
 
 

@@ -63,7 +63,6 @@ class Disk(DiskFile):
 
     def __init__(self, state: TdState, salvage: Salvage | None = None) -> None:
         super().__init__()
-        assert state.disks is not None
         self._state = state
         self.salvage = salvage
         self._calls = DiskCalls(state, salvage)

@@ -49,7 +49,6 @@ class Engine:
     """
 
     def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
-        assert disk.disks is not None
         self.disk = disk
         self.guard = guard
         self.layers = layers_of(disk.disks)

@@ -155,7 +155,8 @@ class TdState:
     """One active virtual disk.
 
     Attributes:
-        disks: the chain, child first.
+        disks: the chain, child first. It is set before anybody but `open_disk` sees the disk.
+        closed: the images have been closed.
         blkif: the engine that keeps the disk's requests.
         image: the image as the user named it.
         ring_info: the shared-memory ring's front end, where one serves the disk.
@@ -169,7 +170,7 @@ class TdState:
     """
 
     image: DiskId
-    disks: DiskDriver | None = None
+    disks: DiskDriver = attrs.field(default=None)
     blkif: Blkif | None = None
     ring_info: Any = None
     fd_entry: Any = None
@@ -178,6 +179,7 @@ class TdState:
     info: int = 0
     home: str | None = None
     losses: Losses = attrs.field(factory=Losses)
+    closed: bool = False
 
 
 class Hooks(

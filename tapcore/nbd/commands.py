@@ -90,7 +90,6 @@ class Commands:
         if not length:
             self._outstanding.refuse(cookie, errno.EINVAL)
             return
-        assert self._export.disk.disks is not None
         try:
             runs = block_status(
                 self._export.disk.disks,

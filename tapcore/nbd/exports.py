@@ -49,7 +49,6 @@ class Export:
             disk: with its engine.
             name: the export's name; "" is the default export.
         """
-        assert disk.disks is not None
         engine = engine_of(disk)
         leaf = disk.disks
         info = ExportInfo(
@@ -65,7 +64,6 @@ class Export:
 
     def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
         """The runs of a range (bytes); None where they are unknown, or too many to be worth it."""
-        assert self.disk.disks is not None
         found: list[MappedExtent] = []
         try:
             for extent in chain_extents(self.disk.disks, offset, length):

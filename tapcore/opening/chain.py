@@ -346,11 +346,11 @@ def _close_error(exc: Exception, image: str) -> TapError:
 
 def _close_images(disk: TdState) -> TapError | None:
     first: TapError | None = None
-    for dd in disk.disks.chain() if disk.disks is not None else ():
+    for dd in disk.disks.chain() if not disk.closed else ():
         try:
             dd.drv.td_close(dd)
         except Exception as exc:
             first = first or _close_error(exc, dd.name)
-    disk.disks = None
+    disk.closed = True
     disk.blkif = None
     return first

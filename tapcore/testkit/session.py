@@ -88,7 +88,6 @@ class Session:
     """
 
     def __init__(self, disk: TdState, *, patience: float, errors: bool = False) -> None:
-        assert disk.disks is not None
         self.disk = disk
         self.dd: DiskDriver = disk.disks
         self.engine = engine_of(disk)
@@ -325,7 +324,7 @@ class Session:
 
     def close(self) -> None:
         """`td_close` for every image of the chain."""
-        if self._open and self.disk.disks is not None:
+        if self._open:
             try:
                 close_disk(self.disk)
             finally:

@@ -33,7 +33,6 @@ def amend_image(
     access = access or Access()
     with open_image(name, writing=True, access=access) as disk:
         dd = disk.state.disks
-        assert dd is not None
         info = access.registry.get(disk.handle)
         if "amend" not in info.capabilities:
             text = f"the format '{disk.handle}' has nothing that can be changed in place"

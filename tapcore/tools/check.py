@@ -40,7 +40,6 @@ def check_image(
         metadata_only=True,
     ) as disk:
         dd = disk.state.disks
-        assert dd is not None
         if "td_check" not in dd.drv.implemented:
             text = f"the format '{disk.handle}' has no metadata to check"
             raise NotSupportedError(text, image=dd.name)

@@ -70,7 +70,6 @@ def commit_image(
         with_parents=False,
     ) as child:
         dd = child.state.disks
-        assert dd is not None
         recorded = recorded_parent(dd)
         if recorded is None:
             raise UsageError("has no parent", image=dd.name)
@@ -110,7 +109,6 @@ def _fold(
         bound=bound,
     ) as parent:
         leaf = parent.state.disks
-        assert leaf is not None
         if not recorded.drivertype and leaf.next is not None:
             raise guessed_parent_error(leaf.name)
         _check_fit(dd, leaf)

@@ -25,7 +25,6 @@ def file_names_of(disk: Disk) -> Iterator[str]:
     Args:
         disk: open; perhaps for its metadata alone, so that not all of its files are open.
     """
-    assert disk.state.disks is not None
     for dd in disk.state.disks.chain():
         yield dd.name
         yield from _named_by(dd)

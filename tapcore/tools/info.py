@@ -94,7 +94,6 @@ def image_info(
         with_parents=chain,
         metadata_only=True,
     ) as disk:
-        assert disk.state.disks is not None
         images = disk.state.disks.chain()
         return [_describe(dd, disk, access) for dd in images]
 

@@ -21,7 +21,6 @@ def refuse_missing(disk: Disk, doing: str) -> None:
     lost = [run for run in disk.extents() if run.missing]
     if not lost:
         return
-    assert disk.state.disks is not None
     first = lost[0]
     image = list(disk.state.disks.chain())[first.depth]
     where = f", {first.offset:#x} of {first.filename}" if first.filename else ""

@@ -203,7 +203,6 @@ def disk_row(disk: Disk, cell: int, *, max_runs: int = 0, progress: Progress | N
         progress: told how far it is.
     """
     leaf = disk.state.disks
-    assert leaf is not None
     row = Row(leaf.name, disk.handle, None, disk.size, cell, max_runs)
     alone = leaf.next is None  # then its own extents say all, for half of the time
     _fill(row, _of_image(leaf, 0) if alone else map(_of_disk, disk.extents()), progress)

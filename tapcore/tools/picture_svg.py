@@ -102,7 +102,6 @@ def svg_picture(disk: Disk, *, progress: Progress | None = None) -> str:
     Returns:
         A complete SVG document, in ASCII; less than 20 MB.
     """
-    assert disk.state.disks is not None
     images = list(disk.state.disks.chain())
     drawing = _Drawing(images)
     cell, most = drawing.cell, drawing.parts

@@ -120,7 +120,6 @@ def text_picture(
     row = disk_row(disk, cell_size(disk.size, across * max(lines, 1)), progress=progress)
     cells = f", a character is {format_size(row.cell)}" if row.size else ""
     title = f"{short_name(row.name)} ({row.handle}): {format_size(row.size)}{cells}"
-    assert disk.state.disks is not None
     names = [dd.name for dd in disk.state.disks.chain()]
     return [[(title, "bold")], *_cells(row, across, characters), *_legend(row, names, characters)]
 

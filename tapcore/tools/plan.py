@@ -88,7 +88,6 @@ def jobs_for_holes(child: Disk, parent: Disk | None) -> Iterator[Job]:
 def _holes(disk: Disk) -> Iterator[tuple[int, int]]:
     """What the child of a chain does not hold itself."""
     leaf = disk.state.disks
-    assert leaf is not None
     try:
         for extent in leaf.drv.td_extents(leaf, 0, leaf.size) if leaf.size else ():
             if extent.kind == "unallocated":

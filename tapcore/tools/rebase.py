@@ -125,7 +125,6 @@ def _changeable(
         bound=bound,
     ) as disk:
         dd = disk.state.disks
-        assert dd is not None
         if "td_set_parent" not in dd.drv.implemented:
             text = f"the format '{disk.handle}' has no parent that could be changed"
             raise NotSupportedError(text, image=dd.name)

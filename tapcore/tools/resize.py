@@ -37,7 +37,7 @@ def resize_image(
     _refuse_what_does_not_last(name, access.registry)
     with open_image(name, writing=True, access=access) as disk:
         path = disk.state.image.name
-        if disk.state.disks is None or "td_resize" not in disk.state.disks.drv.implemented:
+        if "td_resize" not in disk.state.disks.drv.implemented:
             raise NotSupportedError(f"the format '{disk.handle}' cannot be resized", image=path)
         old = disk.size
         if size.startswith("-") and parse_size(size[1:]) > old:

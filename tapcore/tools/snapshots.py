@@ -152,7 +152,6 @@ def _refuse_damaged(
 
 def _leaf(disk: Disk, hook: str) -> DiskDriver:
     dd = disk.state.disks
-    assert dd is not None
     if hook not in dd.drv.implemented:
         text = f"the format '{disk.handle}' has no internal snapshots"
         raise NotSupportedError(text, image=dd.name)

@@ -331,7 +331,6 @@ class Transfer:
     def _write_what_shines_through(self, piece: _Piece, start: int, end: int) -> None:
         """A driver may leave a hole where zeroes are below; it would show the new parent."""
         leaf = self._target.state.disks
-        assert leaf is not None
         first, count = start >> SECTOR_SHIFT, (end - start) >> SECTOR_SHIFT
         for extent in list(leaf.drv.td_extents(leaf, first, count)):
             if extent.kind != "unallocated":

@@ -33,7 +33,6 @@ def content_of(disk: tapcore.Disk) -> bytes:
 
 
 def file_of(disk: tapcore.Disk) -> DirectFile:
-    assert disk.state.disks is not None
     file: DirectFile = disk.state.disks.private
     return file
 

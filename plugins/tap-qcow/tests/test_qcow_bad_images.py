@@ -326,7 +326,6 @@ def _work(image: Path, rng: random.Random) -> None:
         with suppress(tapcore.TapError):
             disk.resize(disk.size // 512 * 512 + rng.choice((512, MIB)))
         leaf = disk.state.disks
-        assert leaf is not None
         with suppress(tapcore.TapError, OSError):
             if rng.random() < 0.3:
                 leaf.drv.td_make_empty(leaf)

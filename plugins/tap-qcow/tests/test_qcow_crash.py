@@ -249,7 +249,6 @@ def test_a_crash_while_the_image_itself_is_changed(
     new_size = {"grow a little": size + 1024, "grow much": size + 40 * MIB}.get(what, size)
     with Recording(crashes.image) as recording, crashes.open(crashes.image) as disk:
         leaf = disk.state.disks
-        assert leaf is not None
         if what == "rebase":
             leaf.drv.td_set_parent(leaf, DiskId(other))
         elif what == "empty":

@@ -298,7 +298,6 @@ def test_an_emptied_image_is_a_hole_and_goes_on(tmp_path: Path, rng: random.Rand
     pair.turns(2)
     with pair.open() as disk:
         leaf = disk.state.disks
-        assert leaf is not None
         leaf.drv.td_make_empty(leaf)
         assert disk.pread(0, length=SIZE) == below
         disk.pwrite(1000, b"after that")
@@ -317,14 +316,12 @@ def test_a_child_that_was_rebased_is_read_by_both(tmp_path: Path, rng: random.Ra
     for name in (long_name, "parent.raw"):
         with pair.open() as disk:
             leaf = disk.state.disks
-            assert leaf is not None
             leaf.drv.td_set_parent(leaf, tapcore.DiskId(name, "aio"))
         assert name in run("qemu-img", "info", pair.image)
         pair.turns(2)
     with pair.open() as disk:
         disk.pwrite(0, pair.model)
         leaf = disk.state.disks
-        assert leaf is not None
         leaf.drv.td_set_parent(leaf, None)
     (tmp_path / "parent.raw").unlink()
     pair.turns(2)
@@ -335,7 +332,6 @@ def test_an_image_made_to_stand_alone_gets_no_parent(tmp_path: Path) -> None:
     tapcore.create_image(f"qcow:{tmp_path / 'disk.qcow'}", MIB)
     with tapcore.open(f"qcow:{tmp_path / 'disk.qcow'}") as disk:
         leaf = disk.state.disks
-        assert leaf is not None
         with pytest.raises(tapcore.NotSupportedError, match="clusters of 4096 bytes"):
             leaf.drv.td_set_parent(leaf, tapcore.DiskId("parent.raw", "aio"))
 
@@ -380,7 +376,6 @@ def test_measure_tells_the_size_of_a_converted_image(tmp_path: Path, rng: random
     pair._mine()
     with pair.open(readonly=True) as disk:
         leaf = disk.state.disks
-        assert leaf is not None
         data = [(run.start, run.length) for run in disk.extents() if run.kind == "data"]
         found = leaf.drv.td_measure(SIZE, {}, iter(data))
     assert found.required == os.path.getsize(pair.image)

@@ -210,7 +210,6 @@ def test_a_failed_sync_that_nobody_waited_for_is_told_once(
     image = make(tmp_path / "disk.qcow", 4 << 30)
     disk = tapcore.open(f"qcow:{image}", metadata_cache=4 * 4096)
     leaf = disk.state.disks
-    assert leaf is not None
     with monkeypatch.context() as patch:
         patch.setattr(ImageFile, "flush_blocking", lambda _: -errno.EIO)
         for number in range(3):
@@ -256,7 +255,6 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
     most = 8
     with tapcore.open(f"qcow:{image}", metadata_cache=most * 4096) as disk:
         leaf = disk.state.disks
-        assert leaf is not None
         tables = leaf.private.map.tables
         highest = 0
         for number in range(0, 2048, 3):
@@ -300,7 +298,6 @@ def test_what_was_inflated_is_forgotten_when_the_image_is_emptied(tmp_path: Path
             disk.sync()
             assert disk.pread(0, length=512) == byte * 512
             leaf = disk.state.disks
-            assert leaf is not None
             if byte == b"a":
                 entry = entry_on_disk(image, 0)
                 leaf.drv.td_make_empty(leaf)

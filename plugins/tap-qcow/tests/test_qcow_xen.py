@@ -92,7 +92,6 @@ def sparse_content(rng: random.Random) -> bytearray:
 
 
 def leaf_of(state: TdState) -> tapcore.DiskDriver:
-    assert state.disks is not None
     return state.disks
 
 

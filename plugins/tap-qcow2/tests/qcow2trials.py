@@ -90,7 +90,6 @@ def read_it(image: Path) -> None:
                 with suppress(TapError):
                     disk.pread(at, length=MIB // 4)
         dd = disk.state.disks
-        assert dd is not None
         with suppress(TapError, OSError):
             for bitmap in dd.drv.td_bitmaps(dd):
                 ranges = dd.drv.td_bitmap_ranges(dd, bitmap.name)
@@ -127,7 +126,6 @@ def change_it(image: Path, rng: random.Random) -> None:
     """Snapshots and the size."""
     with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode()) as disk:
         dd = disk.state.disks
-        assert dd is not None
         names = [snapshot.id for snapshot in disk.snapshots()]
         what = rng.choice(("create", "apply", "delete", "resize"))
         if what == "resize":

@@ -40,7 +40,6 @@ def grow_much(disk: tapcore.Disk) -> None:
 
 
 def _driver(disk: tapcore.Disk) -> Any:
-    assert disk.state.disks is not None
     return disk.state.disks.drv
 
 

@@ -292,7 +292,6 @@ def test_what_is_logged_of_an_image_is_printable_and_short(
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(0, b"x" * 65536)
         dd = disk.state.disks
-        assert dd is not None
         dd.drv.td_snapshot_create(dd, "N" * 200)
     content = image.read_bytes()
     with open(image, "r+b") as file:

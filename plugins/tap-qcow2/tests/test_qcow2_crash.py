@@ -81,7 +81,6 @@ class Snapshots:
         """Make one, or apply or delete one of those that there are."""
         self.work = work
         dd = work.disk.state.disks
-        assert dd is not None
         there = [name for name in self.made if name not in self.gone]
         what = work.rng.choice(("create", "create", "apply", "delete"))
         if what == "create" and len(there) < 3:
@@ -171,7 +170,6 @@ def test_a_crash_while_compressed_clusters_are_written(
 
     def change(work: Workload) -> None:
         dd = work.disk.state.disks
-        assert dd is not None
         for _ in range(3):
             at = rng.randrange(variant.size // dd.cluster_size) * dd.cluster_size
             length = min(rng.choice((1, 2, 9)) * dd.cluster_size, variant.size - at)

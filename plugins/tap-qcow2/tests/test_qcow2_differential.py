@@ -356,7 +356,6 @@ def _snapshot(image: Path, what: str, name: str, *, mine: bool) -> None:
     if mine:
         with tapcore.open(f"qcow2:{image}") as disk:
             dd = disk.state.disks
-            assert dd is not None
             getattr(dd.drv, f"td_snapshot_{what}")(dd, name)
     else:
         flag = {"create": "-c", "apply": "-a", "delete": "-d"}[what]

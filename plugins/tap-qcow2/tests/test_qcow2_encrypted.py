@@ -144,7 +144,6 @@ def test_snapshots_of_an_encrypted_disk(make: Maker, tmp_path: Path) -> None:
     image = make(tmp_path)
     with tapcore.open(f"qcow2:{image}", keys=KEY) as disk:
         dd = disk.state.disks
-        assert dd is not None
         disk.pwrite(0, MARK * 2000)
         dd.drv.td_snapshot_create(dd, "s")
         disk.pwrite(0, b"n" * 65536)

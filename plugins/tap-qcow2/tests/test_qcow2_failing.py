@@ -75,7 +75,6 @@ def watched(image: Path) -> Iterator[None]:
 
 def image_of(disk: tapcore.Disk) -> Any:
     """What the driver has."""
-    assert disk.state.disks is not None
     return disk.state.disks.private
 
 
@@ -365,7 +364,6 @@ def test_an_image_that_cannot_be_emptied_keeps_its_content(tmp_path: Path) -> No
         disk.pwrite(0, b"a" * (MIB // 2))
         disk.sync()
         dd = disk.state.disks
-        assert dd is not None
         flushes = iter(range(1, 10))
         with (
             failing("flush_blocking", lambda: next(flushes) == 4, raises=False) as fault,

@@ -72,19 +72,16 @@ def _grow(disk: tapcore.Disk) -> None:
 
 def _snapshot(disk: tapcore.Disk) -> None:
     dd = disk.state.disks
-    assert dd is not None
     dd.drv.td_snapshot_create(dd, "s")
 
 
 def _amend(disk: tapcore.Disk) -> None:
     dd = disk.state.disks
-    assert dd is not None
     dd.drv.td_amend(dd, {"lazy_refcounts": "on", "refcount_bits": "32"})
 
 
 def _set_parent(disk: tapcore.Disk) -> None:
     dd = disk.state.disks
-    assert dd is not None
     dd.drv.td_set_parent(dd, tapcore.DiskId("a-much-longer-name-of-the-parent.raw", "aio"))
 
 
@@ -160,7 +157,6 @@ def test_snapshots_of_a_disk_without_a_sector(tmp_path: Path) -> None:
 
 def _snapshot_named(disk: tapcore.Disk, what: str, name: str) -> None:
     dd = disk.state.disks
-    assert dd is not None
     getattr(dd.drv, f"td_snapshot_{what}")(dd, name)
 
 

@@ -35,7 +35,6 @@ WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 def leaf(disk: tapcore.Disk) -> DiskDriver:
     """The image that the hooks are called for."""
     found = disk.state.disks
-    assert found is not None
     return found
 
 
@@ -438,7 +437,6 @@ def test_an_image_that_was_not_closed_is_repaired_first(tmp_path: Path) -> None:
     options = tapcore.OpenOptions(metadata_only=True)
     state = open_disk(f"qcow2:{crashed}", default_registry(), flags=0, options=options)
     dd = state.disks
-    assert dd is not None
     dd.drv.td_amend(dd, {"refcount_bits": "64"})
     close_disk(state)
     assert_clean(crashed)

@@ -597,7 +597,6 @@ def test_bitmaps_survive_snapshots_and_record_what_those_change(tmp_path: Path) 
     add(image, "off", 512, "--disable")
     with tapcore.open(f"qcow2:{image}") as disk:
         dd = disk.state.disks
-        assert dd is not None
         dd.drv.td_snapshot_create(dd, "one")
         disk.pwrite(MIB, b"x" * 512)
     assert dirty(image, "on") == dirty_by_qemu(image, "on") == [(MIB, 65536)]
@@ -605,7 +604,6 @@ def test_bitmaps_survive_snapshots_and_record_what_those_change(tmp_path: Path) 
     before = _structures(image, "off")
     with tapcore.open(f"qcow2:{image}") as disk:
         dd = disk.state.disks
-        assert dd is not None
         dd.drv.td_snapshot_delete(dd, "two")
         assert disk.bitmap_ranges("on") == [(MIB, 65536)]
         dd.drv.td_snapshot_apply(dd, "one")

@@ -422,7 +422,6 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
     qemu_io(image, "write -P 3 100k 200k", "write -P 4 2M 100k")
     old = content(image)
     with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
-        assert disk.state.disks is not None
         name = "two" if operation is create_snapshot else "one"
         operation(disk.state.disks.private, name)  # type: ignore[operator]
         new = disk.pread(0, length=SIZE)

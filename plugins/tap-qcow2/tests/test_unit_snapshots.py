@@ -38,7 +38,6 @@ def opened(image: Path) -> Iterator[tuple[tapcore.Disk, Image]]:
     """The disk, and the driver's image below it."""
     with tapcore.open(f"qcow2:{image}") as disk:
         dd = disk._state.disks
-        assert dd is not None
         yield disk, dd.private
 
 

@@ -109,7 +109,6 @@ def test_a_crash_while_growing_or_changing_the_parent_leaves_a_good_disk(
         disk.pwrite(1 << 20, content)
     with Recording(image) as recording, tapcore.open(f"vmdk:{image}") as disk:
         dd = disk.state.disks
-        assert dd is not None
         dd.drv.td_set_parent(dd, tapcore.DiskId("./other.vmdk", "vmdk"))
         dd.drv.td_set_parent(dd, tapcore.DiskId("other.vmdk", "vmdk"))
         disk.resize(40 << 20)

@@ -207,7 +207,6 @@ def test_tables_come_and_go_in_a_small_cache(tmp_path: Path, rng: random.Random,
                     disk.sync()
                 at = rng.choice(list(content))
                 assert disk.pread(at, length=512) == content[at]
-            assert state.disks is not None
             tables = state.disks.private.parts[0].map.tables
             if cache == 0:
                 disk.sync()

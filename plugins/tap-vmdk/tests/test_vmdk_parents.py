@@ -40,7 +40,6 @@ def cids(image: Path) -> tuple[str, str]:
 def call(image: Path, hook: str, *args: object, with_parents: bool = True) -> None:
     state = open_disk(DiskId(str(image), "vmdk"), default_registry(), with_parents=with_parents)
     try:
-        assert state.disks is not None
         getattr(state.disks.drv, hook)(state.disks, *args)
     finally:
         close_disk(state)

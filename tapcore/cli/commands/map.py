@@ -122,7 +122,6 @@ def _write_svg(disk: Disk, path: str, force: bool, quiet: bool) -> None:
     from tapcore.cli.progress import progress
     from tapcore.tools.picture_svg import svg_picture
 
-    assert disk.state.disks is not None
     images = [dd.name for dd in disk.state.disks.chain()]
     with claim_file(path, force=force, never=images) as write:
         with progress("looking", quiet=quiet) as tell:
