@@ -136,3 +136,21 @@ def test_the_defaults_at_two_gibibytes(tmp_path: Path) -> None:
 def grow_slightly(disk: tapcore.Disk) -> None:
     """By one entry of the L1 table."""
     disk.resize(disk.size + (512 << 20))
+
+
+@pytest.mark.parametrize("extended", ["off", "on"])
+def test_a_raw_data_file_shows_what_the_disk_does(
+    extended: str, tmp_path: Path, rng: random.Random
+) -> None:
+    """Zeroes, discards and writes in part too: it is read without the image."""
+    options = {"data_file": "disk.data", "data_file_raw": "on", "extended_l2": extended}
+    image = create(tmp_path / "disk.qcow2", MIB, cluster_size=16384, **options)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, rng.randbytes(MIB))
+        disk.zero(65536, length=65536, unmap=False)
+        disk.zero(196608, length=65536, unmap=True)
+        disk.zero(300_032, length=1024)
+        disk.discard(524288, length=65536)
+        disk.pwrite(70_144, b"w" * 512)
+        content = disk.pread(0, length=MIB)
+    assert (tmp_path / "disk.data").read_bytes() == content

@@ -159,3 +159,35 @@ def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
                 disk.pwrite(0, b"x")
         disk.pwrite(0, b"y")
         assert disk.pread(0, length=2) == b"y\0"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("call", ["flush_blocking", "write_metadata"])
+def test_a_flush_fails_where_one_file_of_several_does(
+    call: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever answers last; and the next one brings to the disk what is missing."""
+    image = tmp_path / "disk.vmdk"
+    options = {"subformat": "twoGbMaxExtentSparse"}
+    tapcore.create_image(f"vmdk:{image}", (2 << 30) + (1 << 20), options=options)
+    name = sorted(path.name for path in tmp_path.glob("disk-*"))[failing]
+    real = getattr(ImageFile, call)
+
+    def fail(self: ImageFile, *args: Any) -> Any:
+        if Path(self.path).name != name:
+            return real(self, *args)
+        if call == "write_metadata":
+            raise OSError(errno.EIO, "no")
+        return -errno.EIO
+
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, b"a" * 512)
+        disk.pwrite(2 << 30, b"b" * 512)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, call, fail)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.sync()
+        disk.sync()
+        with tapcore.open(f"vmdk:{image}", readonly=True, lock=False) as other:
+            assert other.pread(0, length=512) == b"a" * 512
+            assert other.pread(2 << 30, length=512) == b"b" * 512
