@@ -275,6 +275,22 @@ def test_a_file_that_cannot_grow_leaks_nothing(tmp_path: Path) -> None:
     assert_clean(image)
 
 
+@pytest.mark.parametrize("how", ["whole", "part", "compressed"])
+def test_a_write_that_fails_leaks_nothing(how: str, tmp_path: Path) -> None:
+    image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * 4096)
+        write = disk.write_compressed if how == "compressed" else disk.pwrite
+        with failing("write_now", lambda *_: True, raises=False) as fault:
+            for n in (8, 8, 16):
+                with pytest.raises(tapcore.TapError):
+                    write(n * 4096, b"b" * (512 if how == "part" else 3 * 4096))
+        assert fault.failed
+        disk.pwrite(4096, b"c" * 4096)
+    assert_clean(image)
+    assert content_by_qemu(image)[: 20 * 4096] == b"a" * 4096 + b"c" * 4096 + bytes(18 * 4096)
+
+
 def test_a_discard_of_everything_keeps_few_tables_in_memory(
     tmp_path: Path, rng: random.Random
 ) -> None:
