@@ -7,9 +7,10 @@
 in a folder of its own; PEERS are the programs that it needs besides tapdisk ("none" for none).
 `<!-- setup ... -->` has commands that are not shown, run at that place.
 
-`<!-- hooks -->`: before the table of hooks, which follows from the core's.
+`<!-- hooks -->`: before the table of hooks, which follows from the core's. `<!-- names -->`: before
+all public names.
 
-`python tests/docpages.py [PAGE]...` fills files, sessions and hooks in anew.
+`python tests/docpages.py [PAGE]...` fills all of that in anew.
 """
 
 import os
@@ -17,10 +18,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import attrs
 
+import tapcore
 from tapcore.interface.hooks import HOOKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +41,7 @@ _STEP = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _HOOKS = re.compile(r"^<!-- hooks -->\n(?:\|.*\n)*", re.MULTILINE)
+_NAMES = re.compile(r"^<!-- names -->\n(?:`.*\n|\n(?=`))*", re.MULTILINE)
 _MARK = "\x1e"
 
 
@@ -64,7 +68,16 @@ def filled(page: str) -> str:
         return f"{head}{(DOCS / match['name']).read_text()}```"
 
     text = _BLOCK.sub(fill, (DOCS / page).read_text())
+    text = _NAMES.sub(lambda _: name_list(), text)
     return _HOOKS.sub(lambda _: hook_table(), text)
+
+
+def name_list() -> str:
+    """The public names, wrapped; what is a class or constant, and what is a function, apart."""
+    large = [name for name in sorted(tapcore.__all__) if not name[0].islower()]
+    small = [name for name in sorted(tapcore.__all__) if name[0].islower()]
+    paragraphs = (", ".join(f"`{name}`" for name in names) + "." for names in (large, small))
+    return "<!-- names -->\n" + "\n\n".join(textwrap.fill(text, 100) for text in paragraphs) + "\n"
 
 
 def hook_table() -> str:

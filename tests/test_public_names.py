@@ -1,5 +1,6 @@
 """What is public exists, and is enough: the plugins and the examples import nothing else."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -24,6 +25,25 @@ _IMPORT = re.compile(r"^\s*(?:from|import) (tapcore\.[\w.]+)", re.MULTILINE)
 @pytest.mark.parametrize("name", tapcore.__all__)
 def test_a_public_name_exists(name: str) -> None:
     assert getattr(tapcore, name) is not None
+
+
+def imported_for_type_checkers() -> dict[str, tuple[str, str]]:
+    """Each name that `tapcore` imports for them: from which module, and what it is called there."""
+    tree = ast.parse((ROOT / "tapcore/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    return {
+        alias.asname or alias.name: (node.module.removeprefix("tapcore."), alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module != "typing" and node.module
+        for alias in node.names
+    }
+
+
+def test_a_program_and_a_type_checker_are_told_of_the_same_names() -> None:
+    """One that was missing for the checker would be taken for anything at all."""
+    assert imported_for_type_checkers() == tapcore._HOME_OF
+    assert set(tapcore.__all__) == set(tapcore._HOME_OF)
+    assert len(tapcore.__all__) == len(set(tapcore.__all__))
 
 
 @pytest.mark.parametrize("path", DRIVERS, ids=lambda path: str(path.relative_to(ROOT)))
