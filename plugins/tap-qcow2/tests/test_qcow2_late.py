@@ -333,6 +333,21 @@ def test_what_meets_a_cluster_being_filled(
     latetrials.what_meets_a_cluster_being_filled(trial, MEETINGS[kind][0], op, before)
 
 
+def test_the_rest_of_the_last_cluster_comes_from_below(tmp_path: Path, rng: random.Random) -> None:
+    """The disk ends inside it."""
+    size, parent = 5 * 4096 + 1536, tmp_path / "parent.raw"
+    below = rng.randbytes(size)
+    parent.write_bytes(below)
+    image = create(tmp_path / "disk.qcow2", size, parent=parent.name, form="raw", cluster_size=4096)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(5 * 4096, b"a" * 512)
+    want = below[: 5 * 4096] + b"a" * 512 + below[5 * 4096 + 512 :]
+    with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
+        assert disk.pread(0, length=size) == want
+    assert content_by_qemu(image) == want
+    assert_clean(image)
+
+
 def test_what_is_inflated_late_is_not_taken_for_what_came_to_its_place(
     tmp_path: Path, rng: random.Random
 ) -> None:
