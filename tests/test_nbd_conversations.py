@@ -149,13 +149,18 @@ class Talker:
         )
 
 
-def turn(disk: Bench, talkers: list[Talker]) -> None:
-    """As the server's, after each batch."""
+def turn(disk: Bench, talkers: list[Talker]) -> bool:
+    """As the server's, after each batch; returns whether anything came of it.
+
+    Something may without an event: what a driver had no room for is tried again after a time.
+    """
+    before, resumed = disk.engine.in_flight, False
     for _ in range(1000):
         disk.engine.turn()
         went_on = [each for each in talkers if not each.gone and each.wire.side.resume()]
         if not went_on:
-            return
+            return resumed or disk.engine.in_flight != before
+        resumed = True
     raise AssertionError("it only ever goes on")
 
 
@@ -167,12 +172,11 @@ def move(disk: Bench, talkers: list[Talker], *, all_of_them: bool) -> bool:
             moved |= each.send()
         if all_of_them or disk.rng.random() > each.eager:
             moved |= each.read()
-    turn(disk, talkers)
+    moved |= turn(disk, talkers)
     for source in disk.ready() if all_of_them or disk.rng.random() < 0.5 else ():
         disk.engine.readable(*source)
         moved = True
-    turn(disk, talkers)
-    return moved
+    return turn(disk, talkers) or moved
 
 
 def talk(disk: Bench, talkers: list[Talker]) -> None:
