@@ -1,6 +1,7 @@
 """What is public exists, and is enough: the plugins and the examples import nothing else."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -49,6 +50,27 @@ def test_a_program_and_a_type_checker_are_told_of_the_same_names() -> None:
 @pytest.mark.parametrize("path", DRIVERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_drivers_import_public_names_only(path: Path) -> None:
     assert set(_IMPORT.findall(path.read_text())) <= PUBLIC_MODULES
+
+
+@pytest.mark.parametrize(
+    ("public", "home"),
+    [
+        ("rawfile", "formats.rawfile"),
+        ("deflate", "formats.deflate"),
+        ("sectorcipher", "formats.cipher"),
+    ],
+)
+def test_a_public_module_gives_all_that_its_home_offers(public: str, home: str) -> None:
+    names = importlib.import_module(f"tapcore.{public}")
+    module = importlib.import_module(f"tapcore.{home}")
+    offered = {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+    }
+    assert offered
+    assert {name: getattr(names, name) for name in offered} == offered
+    assert offered.keys() <= set(names.__all__)
 
 
 def test_only_the_test_kit_needs_pytest() -> None:
