@@ -323,3 +323,39 @@ def every_loss_in_turn(trial: Trial) -> None:
             assert not problems, f"{state}: {problems[0]}"
             wrong = crowd.history.lost(trial.read(contents), state.moment)
             assert not wrong, f"{state}: {wrong}"
+
+
+def a_flush_publishes_only_what_it_covers(trial: Trial, cluster: int) -> None:
+    """What is written while a flush is under way is not in the tables before its content is safe.
+
+    Args:
+        trial: of an empty disk over a parent.
+        cluster: bytes.
+    """
+    early, late = b"e" * cluster, b"l" * cluster
+    with Recording(*trial.files) as recording, trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, 0, 512, bytearray(512))  # from here on the table is in memory
+        crowd.submit(WRITE, cluster, cluster, early)
+        crowd.settle()
+        crowd.submit(FLUSH, 0, 0)
+        (flush,) = host.tasks
+        host.held.add(flush)
+        barriers = len(recording.barriers)
+        while len(recording.barriers) == barriers:  # the content that is there is safe now
+            flush.go_on()
+        host.at_once = 1.0
+        crowd.submit(WRITE, 4 * cluster, cluster, late)
+        crowd.settle()
+        assert crowd.statuses == [0] * 3
+        host.held.clear()
+        crowd.settle()
+        assert crowd.statuses == [0] * 4
+    for moment in recording.moments:
+        state = recording.state(
+            _NothingTorn(), moment, lambda change: change.metadata or change.kind == "size"
+        )
+        got = trial.read([state.contents[os.path.realpath(path)] for path in trial.files])
+        for at, content in ((cluster, early), (4 * cluster, late)):
+            assert got[at : at + cluster] in (content, trial.below[at : at + cluster]), state

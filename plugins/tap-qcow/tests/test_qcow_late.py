@@ -12,6 +12,7 @@ from latetrials import (
     COMPRESSING_OPS,
     FAULTS,
     Trial,
+    a_flush_publishes_only_what_it_covers,
     a_table_that_is_read_late_undoes_nothing,
     crash_when_everything_is_late,
     every_loss_in_turn,
@@ -121,3 +122,8 @@ def test_what_meets_a_cluster_being_filled(
 ) -> None:
     trial = trial_of(KINDS["child"], tmp_path, rng)
     what_meets_a_cluster_being_filled(trial, 1 << KINDS["child"].geometry[0], op, before)
+
+
+def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Random) -> None:
+    trial = trial_of(KINDS["child"], tmp_path, rng)
+    a_flush_publishes_only_what_it_covers(trial, 1 << KINDS["child"].geometry[0])

@@ -460,3 +460,8 @@ def test_a_table_read_by_a_late_thread_does_not_undo_changes(
         assert crowd.flush() == 0
     assert_clean(image)
     assert content_by_qemu(image)[:8192] == bytes(4096) + b"b" * 512 + b"a" * 3584
+
+
+def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Random) -> None:
+    trial = small_trial(tmp_path, rng, "plain", parent=True)
+    latetrials.a_flush_publishes_only_what_it_covers(trial, MEETINGS["plain"][0])

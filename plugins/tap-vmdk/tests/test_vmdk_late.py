@@ -11,6 +11,7 @@ import tapcore
 from latetrials import (
     FAULTS,
     Trial,
+    a_flush_publishes_only_what_it_covers,
     a_table_that_is_read_late_undoes_nothing,
     crash_when_everything_is_late,
     every_loss_in_turn,
@@ -139,3 +140,8 @@ def test_what_meets_a_grain_being_filled(
 ) -> None:
     trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
     what_meets_a_cluster_being_filled(trial, 4 * KIB, op, before)
+
+
+def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Random) -> None:
+    trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
+    a_flush_publishes_only_what_it_covers(trial, 4 * KIB)
