@@ -63,13 +63,15 @@ class Content:
 
     Attributes:
         in_flight: what waits for the disk.
+        counted: counts it there, where that matters for the map.
     """
 
-    __slots__ = ("_map", "in_flight")
+    __slots__ = ("_map", "counted", "in_flight")
 
     def __init__(self, map: ClusterMap) -> None:
         self._map = map
         self.in_flight = InFlight()
+        self.counted = self.in_flight.counted if map.reuses_space else _itself
 
     def read(self, where: int, sector: int, buf: memoryview, then: Then) -> int:
         """Read at a host offset (bytes), now or later.
@@ -90,7 +92,7 @@ class Content:
         res = data.read_now(where, buf)
         if res is not None:
             return then(res)
-        data.queue_read(where, buf, self.in_flight.counted(then))
+        data.queue_read(where, buf, self.counted(then))
         return 0
 
     def write(self, where: int, sector: int, buf: memoryview, then: Then) -> int:
@@ -102,7 +104,7 @@ class Content:
         res = data.write_now(where, buf)
         if res is not None:
             return then(res)
-        data.queue_write(where, buf, self.in_flight.counted(then))
+        data.queue_write(where, buf, self.counted(then))
         return 0
 
     def bytes_there(self, run: Run) -> int:
@@ -122,6 +124,10 @@ class Content:
             cluster = map.cluster_shift + SECTOR_SHIFT
             end = start + (-((start - size) >> cluster) << cluster)
         return min(max(end - run.where, 0), length)
+
+
+def _itself(then: Then) -> Then:
+    return then
 
 
 def _decrypting(

@@ -40,9 +40,12 @@ def td_queue_read(
         res = clusters.data.read_now(where, buf)
         if res is not None:
             return cb(dd, res, sector, nb_sectors, id, prv)
+        if where + len(buf) <= clusters.data.size:
+            then = answer_over(cb, dd, sector, nb_sectors, id, prv)
+            return clusters.queue_read(where, buf, then)
     elif where == _NOWHERE:
         return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-    return clusters.read(sector, nb_sectors, buf, Answer(cb, dd, id, prv), where)
+    return clusters.read(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
 
 
 @implements(Hooks.td_queue_write)
@@ -62,7 +65,8 @@ def td_queue_write(
         res = clusters.data.write_now(where, buf)
         if res is not None:
             return cb(dd, res, sector, nb_sectors, id, prv)
-    return clusters.write(sector, nb_sectors, buf, Answer(cb, dd, id, prv), where)
+        return clusters.queue_write(where, buf, answer_over(cb, dd, sector, nb_sectors, id, prv))
+    return clusters.write(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
 
 
 @implements(Hooks.td_queue_write_compressed)

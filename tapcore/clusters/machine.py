@@ -47,6 +47,7 @@ class Clusters:
         for file in self._files:
             file.keeps_overflow = True
         self._reader = Reader(self.disk)
+        self._counted = self.disk.content.counted
         self.place = _ask
         self.choose_ways()
 
@@ -64,22 +65,12 @@ class Clusters:
         for sid, file in enumerate(self._files):
             dd.io_fd[sid] = file.io_fd
 
-    def read(
-        self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart, where: int = ASK
-    ) -> int:
-        """As `td_queue_read`.
+    def queue_read(self, where: int, buf: memoryview, then: Then) -> int:
+        """Read what `place` said that lies inside the file, later; returns 0."""
+        return self.data.queue_read(where, buf, self._counted(then))
 
-        Args:
-            sector: of the disk.
-            nb_sectors: how many.
-            buf: their content's place.
-            answer: for parts of the range.
-            where: what `place` said of it.
-        """
-        if 0 <= where <= self.data.size - len(buf):
-            then = self.disk.content.in_flight.counted(lambda res: answer(res, sector, nb_sectors))
-            self.data.queue_read(where, buf, then)
-            return 0
+    def read(self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart) -> int:
+        """As `td_queue_read`; `answer` is for parts of the range."""
         start, answer = self._own(sector, answer)
         return self._reader.read(start, start + nb_sectors, buf, answer)
 
@@ -93,6 +84,11 @@ class Clusters:
     def extents(self, sector: int, nb_sectors: int) -> Iterator[Extent]:
         """As `td_extents`."""
         return extents(self.disk, sector - self._start, nb_sectors)
+
+    def forget(self) -> None:
+        """Compressed content was given up, and other content may come to its place."""
+        if self.disk.packed is not None:
+            self.disk.packed.forget()
 
     def submit(self) -> None:
         """As `td_submit`."""
@@ -182,14 +178,12 @@ class WritableClusters(Clusters):
         self.map.about_to_change(sector - self._start, nb_sectors)
         return 0
 
-    def write(
-        self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart, where: int = ASK
-    ) -> int:
-        """As `td_queue_write`; `where` is what `place_to_write` said, if no cluster is busy."""
-        if where >= 0:
-            then = self.disk.content.in_flight.counted(lambda res: answer(res, sector, nb_sectors))
-            self.data.queue_write(where, buf, then)
-            return 0
+    def queue_write(self, where: int, buf: memoryview, then: Then) -> int:
+        """Write where `place_to_write` said, later, while no cluster is busy; returns 0."""
+        return self.data.queue_write(where, buf, self._counted(then))
+
+    def write(self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart) -> int:
+        """As `td_queue_write`."""
         if res := self._refuse(sector, nb_sectors):
             return res
         start, answer = self._own(sector, answer)

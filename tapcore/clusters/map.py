@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 import attrs
 
@@ -21,13 +21,15 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ImageFormatError
 from tapcore.files import ImageFile
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
 
 class Cipher(Protocol):
     """Encrypts and decrypts whole sectors, as `tapcore.sectorcipher` does."""
 
-    def encrypt(self, first_sector: int, data: memoryview) -> bytes: ...
+    def encrypt(self, first_sector: int, data: Buffer) -> bytes: ...
 
-    def decrypt(self, first_sector: int, data: memoryview) -> bytes: ...
+    def decrypt(self, first_sector: int, data: Buffer) -> bytes: ...
 
 
 class Unpacker(Protocol):
@@ -64,12 +66,14 @@ class ClusterMap(ABC):
         cluster_shift: log2 of a cluster's sectors.
         unit_shift: the same of the smallest part of a cluster that can be stored on its own.
         table_shift: the same of the sectors that one table maps.
+        reuses_space: what is given up is given out again, once nothing in flight is about it.
         cipher: the content's; None where it is plain.
         cipher_by_place: the cipher counts the sectors of the file, not those of the disk.
         encrypted: the content is, even where no key is known.
         unpacker: reads compressed clusters, where there can be any.
     """
 
+    reuses_space: ClassVar[bool] = False
     cipher: Cipher | None = None
     cipher_by_place: bool = False
     encrypted: bool = False
@@ -185,11 +189,9 @@ class WritableMap(ClusterMap):
     """A map that is changed. What changes, changes in memory, until `picture` tells it.
 
     Attributes:
-        reuses_space: what is given up is given out again.
         zeroes_in_place: content may be turned into a hole of its file.
     """
 
-    reuses_space: ClassVar[bool] = False
     zeroes_in_place: ClassVar[bool] = True
 
     def place_to_write(self, sector: int, nb_sectors: int) -> int:

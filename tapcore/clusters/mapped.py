@@ -49,8 +49,7 @@ class MappedDisk:
         self.packed: PackedContent | None = None
         if map.unpacker is not None:
             size = 1 << map.cluster_shift + SECTOR_SHIFT
-            in_flight = self.content.in_flight
-            self.packed = PackedContent(map.file, map.unpacker, size, in_flight)
+            self.packed = PackedContent(map.file, map.unpacker, size, self.content.counted)
 
     def submit(self) -> None:
         """Hand what was queued to the kernel, and compressed clusters to a thread."""

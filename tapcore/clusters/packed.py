@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from tapcore.clusters.content import InFlight
 from tapcore.clusters.map import Unpacker
 from tapcore.errors import ImageFormatError, TapError
 from tapcore.files import ImageFile
@@ -39,15 +38,19 @@ class PackedContent:
         file: whose threads do the work.
         unpacker: the format's.
         cluster_bytes: size of a cluster.
-        in_flight: counts what is under way.
+        counted: counts what is in flight.
     """
 
     def __init__(
-        self, file: ImageFile, unpacker: Unpacker, cluster_bytes: int, in_flight: InFlight
+        self,
+        file: ImageFile,
+        unpacker: Unpacker,
+        cluster_bytes: int,
+        counted: Callable[[Then], Then],
     ) -> None:
         self._file = file
         self._unpacker = unpacker
-        self._in_flight = in_flight
+        self._counted = counted
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._most = max(KEPT_BYTES // cluster_bytes, 2)
         self._together = max(TOGETHER_BYTES // cluster_bytes, 1)
@@ -112,7 +115,7 @@ class PackedContent:
             contents = found if not res else [OSError(-res, os.strerror(-res))] * len(tokens)
             return sum(map(self._give, tokens, contents))
 
-        return tokens, work, self._in_flight.counted(unpacked)
+        return tokens, work, self._counted(unpacked)
 
     def _unpack(self, token: int) -> bytes | Exception:
         """In a thread: the content, or why there is none."""

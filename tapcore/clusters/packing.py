@@ -142,7 +142,7 @@ class _Group:
                 file.write_metadata(where, content)
             return 0
 
-        file.queue_work(work, self._writer.disk.content.in_flight.counted(then))
+        file.queue_work(work, self._writer.disk.content.counted(then))
         return 0
 
     def _joined(self) -> list[tuple[int, bytes]]:

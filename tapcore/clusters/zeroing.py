@@ -115,7 +115,7 @@ class Zeroing:
 
     def _in_place(self, run: Run) -> int:
         data, length = self._map.data, run.nb_sectors << SECTOR_SHIFT
-        then = self._disk.content.in_flight.counted(lambda res: self._done(res, run))
+        then = self._disk.content.counted(lambda res: self._done(res, run))
         if self._discard:
             data.queue_discard(run.where, length, then)
         else:

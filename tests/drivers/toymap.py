@@ -77,7 +77,7 @@ def packed_place(token: int) -> tuple[int, int]:
 class Xor:
     """No cipher, but each sector is another one."""
 
-    def encrypt(self, first_sector: int, data: memoryview) -> bytes:
+    def encrypt(self, first_sector: int, data: bytes | bytearray | memoryview) -> bytes:
         out = bytearray(data)
         for at in range(0, len(out), 512):
             key = (first_sector + at // 512) * 37 + 11 & 0xFF

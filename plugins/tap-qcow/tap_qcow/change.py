@@ -12,11 +12,10 @@ import os
 import attrs
 
 from tap_qcow import layout
-from tap_qcow.entries import empty_entries, pack_entries
 from tap_qcow.header import HEADER, Header, encode_name
 from tap_qcow.image import Image
-from tap_qcow.mapping import DEFLATED, HOLE, ClusterMap
-from tap_qcow.runs import runs
+from tap_qcow.mapping import QcowMap
+from tap_qcow.tables import L2
 from tap_qcow.xen import XEN_PAGE
 from tapcore import (
     DEFAULT_SECTOR_SIZE,
@@ -27,6 +26,7 @@ from tapcore import (
     NotSupportedError,
     UsageError,
 )
+from tapcore.clusters import HOLE, PACKED
 
 
 def set_parent(image: Image, parent: DiskId | None) -> None:
@@ -36,8 +36,8 @@ def set_parent(image: Image, parent: DiskId | None) -> None:
         NotSupportedError: the image was made to stand alone.
         OSError, TapError: the image is as it was.
     """
-    image.writer.begin()
-    header, space = image.map.header, image.space
+    image.clusters.begin_writing()
+    header, space = image.map.header, image.map.space
     size = header.geometry.cluster_size
     if parent is not None and not header.backing_file and size > layout.CHILD.cluster_size:
         raise NotSupportedError(
@@ -68,13 +68,14 @@ def make_empty(image: Image) -> None:
     _replace_header(map, map.header)
     image.file.write_metadata(map.header.l1_offset, bytes(map.header.l1_bytes))
     _sync(image.file)
-    map.tables.forget(empty_entries(len(map.tables.l1)))
-    image.inflater.forget()
+    map.tables.forget()
+    image.clusters.forget()
+    map.l1.entries = L2.zeroes(len(map.l1.entries))
     end = max(end for _, end in map.header.places())
     unit = DEFAULT_SECTOR_SIZE if map.header.xen is None else XEN_PAGE
     with contextlib.suppress(UsageError):  # a block device keeps its size
         image.file.resize(-(-end // unit) * unit)
-    image.space.end = image.file.size
+    map.space.end = image.file.size
     image.seal()
     _sync(image.file)
 
@@ -96,16 +97,16 @@ def grow(image: Image, dd: DiskDriver, size: int) -> None:
         raise UsageError(f"can have {_largest(geometry)} bytes at most")
     if old.backing_file and (dd.next is None or dd.next.size > map.sectors):
         raise NotSupportedError("cannot grow: the rest of its parent, which is longer, would show")
-    image.writer.begin()
+    image.clusters.begin_writing()
     _clear_past_end(image)
     image.save()
     header = attrs.evolve(old, size=size)
-    entries = geometry.l1_entries(size) - len(map.tables.l1)
+    entries = geometry.l1_entries(size) - len(map.l1.entries)
     if entries > 0:
         header.l1_offset = _move_l1(image, header.l1_bytes)
     _replace_header(map, header)
     if entries > 0:
-        map.tables.l1.extend(empty_entries(entries))
+        map.l1.entries.extend(L2.zeroes(entries))
     map.sectors = dd.size = sectors
 
 
@@ -115,10 +116,10 @@ def _largest(geometry: layout.Geometry) -> int:
 
 def _move_l1(image: Image, length: int) -> int:
     """Copy the L1 table to the end of the file, and leave room for `length` bytes of it."""
-    map, space = image.map, image.space
+    map, space = image.map, image.map.space
     unit = max(map.geometry.cluster_size, XEN_PAGE)
     offset = -(-space.end // unit) * unit
-    image.file.write_metadata(offset, pack_entries(map.tables.l1, little=map.little))
+    image.file.write_metadata(offset, map.l1.content()[1])
     image.file.truncate_up(offset + length)
     space.end = offset + length
     return offset
@@ -131,46 +132,46 @@ def _clear_past_end(image: Image) -> None:
         return
     geometry = map.geometry
     last = map.sectors - 1
-    (run,) = runs(map, last, 1)
+    (run,) = map.runs(last, last + 1)
     _clear_entries_behind(map, last)
     cut = map.sectors & geometry.sector_mask
     if not cut or run.kind == HOLE:
         return
     tail = bytes(geometry.cluster_size - (cut << SECTOR_SHIFT))
-    cipher = image.content.cipher
+    cipher = map.cipher
     if map.header.encrypted and cipher is None:
         raise NotSupportedError("its last cluster is not full, and cannot be encrypted here")
-    if run.kind == DEFLATED:
-        _store_plain(image, last, image.inflater.content(run.where)[: -len(tail)] + tail)
+    if run.kind == PACKED:
+        _store_plain(image, last, map.deflated.unpack(run.where)[: -len(tail)] + tail)
         return
     content = tail if cipher is None else cipher.encrypt(map.sectors, tail)
     image.file.write_metadata(run.where + (1 << SECTOR_SHIFT), content)
 
 
-def _clear_entries_behind(map: ClusterMap, sector: int) -> None:
+def _clear_entries_behind(map: QcowMap, sector: int) -> None:
     """Those of the same L2 table behind the cluster of a sector."""
     geometry, tables = map.geometry, map.tables
     index = sector >> geometry.table_shift
-    if not tables.l1[index]:
+    if not map.l1.entries[index]:
         return
     table = tables.wait(index)
     first = ((sector >> geometry.cluster_shift) & geometry.entry_mask) + 1
     if any(table.entries[first:]):
-        tables.set(table, first, empty_entries(geometry.entry_mask + 1 - first))
+        tables.set(table, first, L2.zeroes(geometry.entry_mask + 1 - first))
 
 
 def _store_plain(image: Image, sector: int, content: bytes) -> None:
     """Give a compressed cluster a place of its own."""
-    geometry, tables, cipher = image.map.geometry, image.map.tables, image.content.cipher
+    geometry, tables, cipher = image.map.geometry, image.map.tables, image.map.cipher
     start = sector & ~geometry.sector_mask
-    host = image.space.allocate(1)
+    host = image.map.space.allocate(1)
     stored = content if cipher is None else cipher.encrypt(start, content)
     image.file.write_metadata(host, stored)
     table = tables.wait(sector >> geometry.table_shift)
     tables.set(table, (sector >> geometry.cluster_shift) & geometry.entry_mask, (host,))
 
 
-def _replace_header(map: ClusterMap, header: Header) -> None:
+def _replace_header(map: QcowMap, header: Header) -> None:
     """Make everything else safe, then the new header."""
     if header.xen is not None:
         header.xen = header.xen.for_changes(little=map.little) or header.xen

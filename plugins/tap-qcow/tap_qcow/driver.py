@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
-    DEFAULT_SECTOR_SIZE,
     HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
@@ -17,13 +16,23 @@ from tapcore import (
     DiskInfo,
     FormatOption,
     Hooks,
-    TdCallback,
     implements,
+)
+from tapcore.clusters import (  # noqa: F401 -- the hooks of requests
+    td_do_callbacks,
+    td_extents,
+    td_queue_discard,
+    td_queue_flush,
+    td_queue_read,
+    td_queue_write,
+    td_queue_write_compressed,
+    td_queue_write_zeroes,
+    td_submit,
 )
 
 if TYPE_CHECKING:
     from tap_qcow.image import Image
-    from tapcore import Extent, Inspection, Measurement
+    from tapcore import Inspection, Measurement
 
 disk_info = DiskInfo(
     handle="qcow",
@@ -39,103 +48,24 @@ disk_info = DiskInfo(
 
 
 @implements(Hooks.td_open)
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
-    """Clusters are allocated and filled up by the driver itself, so small units will do."""
+def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
+    """Requests are the core's affair; the map is in `mapping`."""
     from tap_qcow.image import open_image
 
-    image = open_image(dd, name, flags)
-    dd.private = image
-    dd.io_fd[0] = image.file.io_fd
-    dd.size = image.map.sectors
-    dd.sector_size = image.file.sector_size if image.file.direct else DEFAULT_SECTOR_SIZE
-    dd.cluster_size = image.map.geometry.cluster_size
+    dd.private = open_image(dd, name, flags)
+    dd.private.clusters.attach()
 
 
 @implements(Hooks.td_close)
-def td_close(dd: DiskDriver) -> None:
+def td_close(dd: DiskDriver[Image]) -> None:
     """As a flush; then blktap's checksum, where the image has one."""
     dd.private.close()
 
 
-@implements(Hooks.td_queue_read)
-def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """Holes are the core's affair."""
-    image: Image = dd.private
-    return image.reader.read(dd, sector, nb_sectors, buf, cb, id, prv)
-
-
-@implements(Hooks.td_queue_write)
-def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """In place, or at the end of the file."""
-    image: Image = dd.private
-    return image.writer.write(dd, sector, nb_sectors, buf, cb, id, prv)
-
-
-@implements(Hooks.td_queue_write_compressed)
-def td_queue_write_compressed(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """At the end of the file."""
-    image: Image = dd.private
-    return image.deflater.write(dd, sector, nb_sectors, buf, cb, id, prv)
-
-
-@implements(Hooks.td_queue_write_zeroes)
-def td_queue_write_zeroes(
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    may_unmap: bool,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
-    """Where the host file can do it."""
-    image: Image = dd.private
-    return image.zeroer.write_zeroes(dd, sector, nb_sectors, may_unmap, cb, id, prv)
-
-
-@implements(Hooks.td_queue_discard)
-def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """Punch holes into clusters, which stay where they are."""
-    image: Image = dd.private
-    return image.zeroer.discard(dd, sector, nb_sectors, cb, id, prv)
-
-
-@implements(Hooks.td_queue_flush)
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
-    """Data, then the tables that point to it, in a thread."""
-    image: Image = dd.private
-    return image.writeback.flush(lambda res: cb(dd, res, 0, 0, id, prv))
-
-
-@implements(Hooks.td_submit)
-def td_submit(dd: DiskDriver) -> int:
-    """One call to the kernel for the batch."""
-    dd.private.file.submit()
-    return 0
-
-
-@implements(Hooks.td_do_callbacks)
-def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
-    """Answer what has finished, and start what had to wait for it."""
-    image: Image = dd.private
-    finished = image.file.reap()
-    image.file.submit()
-    return finished
-
-
 @implements(Hooks.td_get_parent_id)
-def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
     """The name alone: the format has no place for the parent's format."""
-    image: Image = dd.private
-    name = image.map.header.backing_file
+    name = dd.private.map.header.backing_file
     if not name:
         return TD_NO_PARENT
     id.name, id.drivertype = name, ""
@@ -143,7 +73,7 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
 
 
 @implements(Hooks.td_validate_parent)
-def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver[Any], flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told."""
     return 0
 
@@ -178,22 +108,13 @@ def td_measure(
     return create.measure(create.check_size(size), data)
 
 
-@implements(Hooks.td_extents)
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
-    """Straight from the tables."""
-    from tap_qcow.runs import extents
-
-    image: Image = dd.private
-    return extents(image.map, sector, nb_sectors)
-
-
 @implements(Hooks.td_info)
-def td_info(dd: DiskDriver) -> dict[str, Any]:
+def td_info(dd: DiskDriver[Image]) -> dict[str, Any]:
     """The header's facts."""
     from tap_qcow.inspection import format_facts
 
-    image: Image = dd.private
-    return format_facts(image.map.header, little=image.map.little)
+    map = dd.private.map
+    return format_facts(map.header, little=map.little)
 
 
 @implements(Hooks.td_inspect)
@@ -205,7 +126,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 
 
 @implements(Hooks.td_resize)
-def td_resize(dd: DiskDriver, size: int) -> None:
+def td_resize(dd: DiskDriver[Image], size: int) -> None:
     """Grow; QEMU cannot, but reads the result."""
     from tap_qcow import change
 
@@ -213,7 +134,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
 
 
 @implements(Hooks.td_set_parent)
-def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+def td_set_parent(dd: DiskDriver[Image], parent: DiskId | None) -> None:
     """Record the parent's name."""
     from tap_qcow import change
 
@@ -221,7 +142,7 @@ def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
 
 
 @implements(Hooks.td_make_empty)
-def td_make_empty(dd: DiskDriver) -> None:
+def td_make_empty(dd: DiskDriver[Image]) -> None:
     """Empty the L1 table, and cut the file off behind it."""
     from tap_qcow import change
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tap_qcow.entries import unpack_entries
 from tap_qcow.header import Header, read_header
 from tap_qcow.layout import COMPRESSED, Geometry
-from tap_qcow.tables import l1_of
+from tap_qcow.tables import L2, l1_of
 from tap_qcow.xen import XEN_SPARSE
 from tapcore import SECTOR_SHIFT, Finding, Inspection
 
@@ -80,14 +79,15 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
     lost = tables = 0
     left = _MOST_TABLES
     length = min(header.l1_bytes, _MOST_TABLES)
-    l1, _ = l1_of(os.pread(fd, length, header.l1_offset).ljust(length, b"\0"), size)
-    for offset in sorted(set(l1) - {0}):
+    content = os.pread(fd, length, header.l1_offset).ljust(length, b"\0")
+    l1 = l1_of(content, header.l1_offset, size)
+    for offset in sorted(set(l1.entries) - {0}):
         if offset + geometry.table_bytes > size:
             tables += 1
         elif left >= geometry.table_bytes:
             left -= geometry.table_bytes
             content = os.pread(fd, geometry.table_bytes, offset)
-            entries = unpack_entries(content.ljust(geometry.table_bytes, b"\0"))
+            entries = L2.decode(content.ljust(geometry.table_bytes, b"\0"))
             lost += sum(_place(geometry, entry) >= size for entry in entries)
     found = []
     least = "at least " if left < geometry.table_bytes else ""

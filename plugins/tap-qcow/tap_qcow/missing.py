@@ -6,66 +6,18 @@ should lie. So all tables are looked at before the first change.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 
 import attrs
 
-from tap_qcow.entries import Entries, unpack_entries
-from tap_qcow.mapping import DEFLATED, MISSING, ClusterMap
-from tap_qcow.space import Space
-from tap_qcow.tables import Table
-from tapcore import (
-    SECTOR_SHIFT,
-    DiskDriver,
-    EmptyTables,
-    ImageFormatError,
-    TableVisits,
-    TapError,
-)
-
-
-def make_room_for_lost(dd: DiskDriver, map: ClusterMap, space: Space) -> None:
-    """Refuse to write an image that has lost clusters; a server goes on with holes in their place.
-
-    Args:
-        dd: the image in its chain.
-        map: of it.
-        space: where new clusters go.
-
-    Raises:
-        ImageFormatError: clusters are missing; not for a server.
-        OSError: a table cannot be read, or the file not be made longer.
-    """
-    count, end, first = 0, 0, None
-    # where all of the disk and its tables would not reach nothing ever was, nor will be
-    limit = map.file.size + 2 * (map.sectors << SECTOR_SHIFT) + (1 << 20)
-    for lost in _missing(map):
-        if lost.end > limit:
-            continue
-        first = first or lost
-        count += lost.clusters
-        end = max(end, lost.end)
-    if first is None:
-        return
-    many = "1 cluster that lies" if count == 1 else f"{count} clusters that lie"
-    text = (
-        f"has {many} past the end of its file (the first at {first.sector << SECTOR_SHIFT} of the "
-        f"disk, {first.where:#x} of the file)"
-    )
-    if dd.options.missing == "error":
-        raise ImageFormatError(
-            f"{text}: it is damaged, and not written; convert --salvage copies what is there",
-            errno=errno.EIO,
-        )
-    if dd.td_state is not None:
-        dd.td_state.losses.log_zeroed(dd.name, text)
-    map.file.truncate_up(end)
-    space.end = max(space.end, end)
+from tap_qcow.layout import Geometry
+from tap_qcow.tables import L2
+from tapcore import SECTOR_SHIFT, EmptyTables, ImageFormatError, TableVisits, TapError
+from tapcore.clusters import DATA, PACKED, Numbers, Run, Table, TableMap
 
 
 @attrs.frozen
-class _Lost:
+class Lost:
     """What lies past the end of the file: a run of clusters, or a table with all that it maps.
 
     Attributes:
@@ -80,59 +32,96 @@ class _Lost:
     where: int
     end: int
 
+    def __str__(self) -> str:
+        count = self.clusters
+        many = "1 cluster that lies" if count == 1 else f"{count} clusters that lie"
+        return (
+            f"has {many} past the end of its file (the first at {self.sector << SECTOR_SHIFT} of "
+            f"the disk, {self.where:#x} of the file)"
+        )
 
-def _missing(map: ClusterMap) -> Iterator[_Lost]:
-    geometry = map.geometry
+
+def find_lost(map: TableMap[Table], geometry: Geometry, l1: Numbers) -> Lost | None:
+    """All that is lost, by the place of the first of it; None: nothing is.
+
+    Args:
+        map: of the image.
+        geometry: of it.
+        l1: entries of its L1 table.
+
+    Raises:
+        ImageFormatError: one table is named too often.
+        OSError: a table cannot be read.
+    """
+    # where all of the disk and its tables would not reach nothing ever was, nor will be
+    limit = map.file.size + 2 * (map.sectors << SECTOR_SHIFT) + (1 << 20)
+    found = [lost for lost in _each_lost(map, geometry, l1) if lost.end <= limit]
+    if not found:
+        return None
+    clusters = sum(lost.clusters for lost in found)
+    return attrs.evolve(found[0], clusters=clusters, end=max(lost.end for lost in found))
+
+
+def _each_lost(map: TableMap[Table], geometry: Geometry, l1: Numbers) -> Iterator[Lost]:
     size = geometry.table_bytes
     visits, empty = TableVisits(size), EmptyTables(map.file, size)
-    for index, offset in enumerate(map.tables.l1):
-        if not offset or not _can_be(map, offset):
+    for index, offset in enumerate(l1):
+        if not offset or not _can_be(map, index):
             continue
-        if not map.tables.has(index) and empty.holds(offset):
+        if index not in map.tables and empty.holds(offset):
             continue
         visits.visit(offset)
-        entries = _entries(map, index, offset)
+        table = _table(map, index, offset, size)
         sector = index << geometry.table_shift
-        if entries is None:
-            yield _Lost(sector, geometry.entry_mask + 1, offset, offset + geometry.table_bytes)
-        elif max(entries, default=0) >= map.file.size:
+        if table is None:
+            yield Lost(sector, geometry.entry_mask + 1, offset, offset + size)
+        elif max(table.entries, default=0) >= map.file.size:
             stop = min((index + 1) << geometry.table_shift, map.sectors)
-            yield from _in_table(map, Table(index, offset, entries), sector, stop)
+            yield from _lost_in(map, geometry, table, sector, stop)
 
 
-def _can_be(map: ClusterMap, offset: int) -> bool:
-    """Whether a table could lie there at all; through others nothing is written."""
+def _can_be(map: TableMap[Table], index: int) -> bool:
+    """Whether a table could lie where it should at all; through others nothing is written."""
     try:
-        map.check_clusters(offset, map.geometry.table_bytes)
+        return bool(map.table_place(index))
     except ImageFormatError:
         return False
-    return True
 
 
-def _in_table(map: ClusterMap, table: Table, sector: int, stop: int) -> Iterator[_Lost]:
-    shift = map.geometry.cluster_shift
+def _table(map: TableMap[Table], index: int, offset: int, size: int) -> Table | None:
+    """Past the cache; None for one that is not wholly in the file."""
+    table = map.tables.get(index)
+    if table is None and offset + size <= map.file.size:
+        table = Table(index, offset, L2.decode(map.file.read_metadata(offset, size)), L2)
+    return table
+
+
+def _lost_in(
+    map: TableMap[Table], geometry: Geometry, table: Table, sector: int, stop: int
+) -> Iterator[Lost]:
     while sector < stop:
         try:
-            run = map.run(table, sector, stop)
+            run = map.run_in(table, sector, stop)
         except TapError:  # impossible in another way, and refused to whoever wants it
-            sector = ((sector >> shift) + 1) << shift
+            sector = (sector | geometry.sector_mask) + 1
             continue
-        length = run.nb_sectors << SECTOR_SHIFT
-        if run.kind == MISSING:
-            yield _Lost(sector, -(-run.nb_sectors >> shift), run.where, run.where + length)
-        elif run.kind == DEFLATED:
-            where, size = map.geometry.compressed(run.where)
-            if where >= map.file.size:
-                yield _Lost(sector, 1, where, where + size)
-        sector += run.nb_sectors
+        lost = _lost_of(map, geometry, run)
+        if lost is not None:
+            yield lost
+        sector = run.end
 
 
-def _entries(map: ClusterMap, index: int, offset: int) -> Entries | None:
-    """Of a table, past the cache; None for one that is not wholly in the file."""
-    table = map.tables.get(index)
-    if table is not None:
-        return table.entries
-    size = map.geometry.table_bytes
-    if offset + size > map.file.size:
+def _lost_of(map: TableMap[Table], geometry: Geometry, run: Run) -> Lost | None:
+    """Of a run from the start of a cluster on: the clusters that begin past the end of the file."""
+    if run.kind == PACKED:
+        where, length = geometry.compressed(run.where)
+        return Lost(run.sector, 1, where, where + length) if where >= map.file.size else None
+    end = run.where + (run.nb_sectors << SECTOR_SHIFT)
+    if run.kind != DATA or end <= map.file.size:
         return None
-    return unpack_entries(map.file.read_metadata(offset, size))
+    there = max(-((run.where - map.file.size) >> geometry.cluster_bits), 0)
+    sector = run.sector + (there << geometry.cluster_shift)
+    if sector >= run.end:
+        return None
+    clusters = -(-(run.end - sector) >> geometry.cluster_shift)
+    return Lost(sector, clusters, run.where + (there << geometry.cluster_bits), end)

@@ -259,7 +259,7 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
         highest = 0
         for number in range(0, 2048, 3):
             disk.pwrite(number * (2 << 20) + 5000, number.to_bytes(8, "big"))
-            highest = max(highest, len(tables._kept), len(tables.dirty))
+            highest = max(highest, len(tables), len(tables.dirty))
         assert highest <= 3 * most
         for number in range(0, 2048, 3):
             got = disk.pread(number * (2 << 20) + 5000, length=8)
