@@ -16,6 +16,7 @@ in any order.
 """
 
 import itertools
+import operator
 import os
 import random
 import threading
@@ -170,7 +171,7 @@ class Recording:
             if number % 3 == 0 and number // 3 < len(alone):
                 survivor = alone[number // 3]
                 moment = min(survivor.safe, moments[-1] + 1) - 1
-                yield self.state(rng, moment, lambda change, it=survivor: change is it)
+                yield self.state(rng, moment, partial(operator.is_, survivor))
                 continue
             if not order:
                 order = rng.sample(windows, len(windows))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 
 import tapcore
-from tapcore.engine import Engine, Request
+from tapcore.engine import Engine, Request, engine_of
 
 LARGEST = 200 << 10
 
@@ -106,7 +106,7 @@ class Model:
 
 def run_all(disk: tapcore.Disk, requests: Iterable[Request]) -> None:
     """Submit all requests in one batch, and drive the disk until they are finished."""
-    engine = disk.state.blkif
+    engine = engine_of(disk.state)
     assert engine is not None
     for request in requests:
         engine.submit(request)

@@ -20,7 +20,7 @@ from drivers.faulty import Faulty
 from drivers.late import Late, LateFull, LateImage
 
 from tapcore import DiskId, OpenOptions, Registry
-from tapcore.engine import READ, WRITE, Engine, Request
+from tapcore.engine import READ, WRITE, Engine, Request, engine_of
 from tapcore.interface.models import TdState
 from tapcore.opening.chain import close_disk, open_disk
 
@@ -93,9 +93,8 @@ class Bench:
     """
 
     def __init__(self, state: TdState, rng: random.Random) -> None:
-        assert state.blkif is not None
         self.state = state
-        self.engine: Engine = state.blkif
+        self.engine: Engine = engine_of(state)
         self.rng = rng
         self.ops: list[Op] = []
         self._poll = select.poll()
@@ -225,8 +224,7 @@ def bench(
     options = OpenOptions(private={"images": dict(zip(names, chain, strict=True))})
     state = open_disk(DiskId(str(path / "image0"), handle), REGISTRY, flags=flags, options=options)
     if copy_on_read:
-        assert state.blkif is not None
-        state.blkif.enable_copy_on_read()
+        engine_of(state).enable_copy_on_read()
     before = [image.closes for image in chain]
     try:
         yield Bench(state, rng or random.Random(0))

@@ -10,7 +10,17 @@ import attrs
 
 import tapcore
 from latedisk import LateHost
-from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, Engine, Request
+from tapcore.engine import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    WRITE_COMPRESSED,
+    ZERO,
+    Engine,
+    Request,
+    engine_of,
+)
 
 SECTOR = 512
 NEVER = 1 << 62
@@ -116,7 +126,7 @@ class Crowd:
     @property
     def engine(self) -> Engine:
         """Of the disk."""
-        engine = self.disk.state.blkif
+        engine = engine_of(self.disk.state)
         assert isinstance(engine, Engine)
         return engine
 

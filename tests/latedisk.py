@@ -116,7 +116,7 @@ class LateHost:
         self._patch("drain", lambda name, real: self._drain)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:  # so that the disk can be closed, and the failure be seen
             self.held.clear()
             self.faults = {}

@@ -179,7 +179,7 @@ class ReplyParser:
             assert (kind, length, flags & 1) == (0, 0, 1), f"chunk {kind} of {length} bytes"
         if flags & 1:
             self._finish(cookie)
-        return _CHUNK.size + length
+        return _CHUNK.size + int(length)
 
     def _finish(self, cookie: int) -> None:
         wanted = self.waiting.pop(cookie)

@@ -180,7 +180,7 @@ def test_a_raw_copy_lies_in_few_places(tmp_path: Path) -> None:
         source.write_bytes(b"a" * (48 * MIB))
         convert_image(f"aio:{source}", f"aio:{where / 'copy.raw'}")
         os.sync()
-        command = ["filefrag", where / "copy.raw"]
+        command = ["filefrag", str(where / "copy.raw")]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert int(found.rsplit(":", 1)[1].split()[0]) <= 8, found
 

@@ -24,6 +24,7 @@ from tapcore import (
     UsageError,
 )
 from tapcore.constants import MAX_CHAIN_DEPTH, MAX_DISK_SECTORS, VDISK_READONLY
+from tapcore.engine import engine_of
 from tapcore.errors import printable
 from tapcore.interface.models import TdState
 from tapcore.interface.policy import ReferencePolicy
@@ -311,8 +312,7 @@ def test_a_disk_takes_its_size_from_the_child_and_says_that_it_is_read_only(worl
     disk = world.open("child")
     assert (disk.size, disk.sector_size) == (8, 1024)
     assert disk.info & VDISK_READONLY
-    assert disk.blkif is not None
-    assert disk.blkif.read_only
+    assert engine_of(disk).read_only
     close_disk(disk)
 
 

@@ -104,11 +104,11 @@ def check_error(done: subprocess.CompletedProcess[str], status: int, *parts: str
         (["check", "disk", "--repair", "some"], 2, "--repair"),
     ],
 )
-def test_bad_input(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
+def test_bad_input(tmp_path: Path, arguments: list[str | bytes], status: int, message: str) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     os.mkfifo(tmp_path / "fifo")
-    arguments = [os.fsdecode(a) if isinstance(a, bytes) else a for a in arguments]
-    check_error(run(*arguments, cwd=tmp_path), status, message)
+    words = [os.fsdecode(word) for word in arguments]
+    check_error(run(*words, cwd=tmp_path), status, message)
     assert sorted(os.listdir(tmp_path)) == ["disk", "fifo"]
     assert (tmp_path / "disk").read_bytes() == bytes(512)
 

@@ -187,7 +187,7 @@ def in_a_fork(command: list[str], redirection: str) -> Said:
                 setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
             if redirection == ">&-":
                 os.close(1)
-                sys.stdout = None  # type: ignore[assignment]  # as Python itself does then
+                sys.stdout = None  # as Python itself does then
             else:
                 os.dup2(os.open(redirection.removeprefix(">"), os.O_WRONLY), 1)
             status = main(command)

@@ -51,7 +51,7 @@ def image(tmp_path: Path) -> Path:
 def poke(image: Path, cluster: int, place: int, bits: int = 0xFF) -> None:
     """Let the table say something else of a cluster."""
     content = bytearray(image.read_bytes())
-    (table,) = CODING.decode(content[SIZE + cluster // 8 * 8 :][:8])
+    (table,) = CODING.decode(bytes(content[SIZE + cluster // 8 * 8 :][:8]))
     at = table + cluster % 8 * 16
     content[at : at + 16] = place.to_bytes(8, "little") + bits.to_bytes(8, "little")
     image.write_bytes(content)

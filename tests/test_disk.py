@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -132,16 +132,17 @@ def test_ranges_past_the_end(disk: tapcore.Disk, content: bytes) -> None:
         with pytest.raises(tapcore.OutOfRangeError) as caught:
             call()
         assert (caught.value.image, caught.value.errno) == (disk.name, errno.EINVAL)
-    for call in (
+    refused_calls: tuple[Callable[[], object], ...] = (
         lambda: disk.pread(-1, length=5),
         lambda: disk.pread(0, length=-5),
         lambda: disk.pwrite(-1, b"ab"),
         lambda: disk.zero(0, length=-1),
         lambda: disk.discard(-512, length=512),
         lambda: disk.extents(-1),
-    ):
+    )
+    for refused_call in refused_calls:
         with pytest.raises(tapcore.UsageError, match="must not be negative") as refused:
-            call()
+            refused_call()
         assert (refused.value.image, refused.value.errno) == (disk.name, errno.EINVAL)
     assert disk.pread(0, length=SIZE) == content
 

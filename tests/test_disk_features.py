@@ -51,7 +51,7 @@ def test_long_ones_are_split_at_clusters(toys: Path, rng: random.Random) -> None
 def test_parts_of_clusters_are_refused(toys: Path, offset: int, length: int, code: int) -> None:
     create_image("a.toy", MIB + 512)
     with tapcore.open("toy:a.toy") as disk:
-        told = []
+        told: list[Request] = []
         buf = memoryview(bytearray(length))
         request = Request(WRITE_COMPRESSED, offset, length, buf, told.append)
         engine_of(disk.state).call(request)
@@ -64,7 +64,7 @@ def test_a_format_that_stores_everything_plain(toys: Path) -> None:
     with tapcore.open("aio:a") as disk:
         with pytest.raises(tapcore.NotSupportedError, match="'aio' cannot store compressed data"):
             disk.write_compressed(0, b"x" * 4096)
-        told = []
+        told: list[Request] = []
         request = Request(WRITE_COMPRESSED, 0, 512, memoryview(bytearray(512)), told.append)
         engine_of(disk.state).call(request)
         assert [req.status for req in told] == [-errno.EOPNOTSUPP]

@@ -49,7 +49,7 @@ class Environment:
 
     def install(self, *wheels: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        into = ["--python", self.path / "bin" / "python", "install", "--quiet"]
+        into = ["--python", str(self.path / "bin" / "python"), "install", "--quiet"]
         run(*pip, *into, *wheels, cwd=self.path)
 
     def tapdisk(self, *arguments: str) -> str:

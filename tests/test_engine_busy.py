@@ -4,16 +4,22 @@ import errno
 import itertools
 import random
 import time
+from functools import partial
 
 import pytest
 from drivers.faulty import FaultyImage
 from drivers.late import LateImage
-from enginebench import Op, bench, content_of
+from enginebench import Bench, Op, bench, content_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapcore.engine import READ, WRITE
 from tapcore.engine import dispatch as engine_module
+
+
+def _nothing_touches(disk: Bench, start: int, end: int) -> bool:
+    """No request on its way lies in a range (bytes)."""
+    return not any(other.range[0] < end and start < other.range[1] for other in disk.unfinished)
 
 
 @pytest.fixture
@@ -168,11 +174,7 @@ def test_every_request_is_done_once_whatever_the_schedule(
         patch.setattr(engine_module, "BUSY_RETRY_SECONDS", 0.0)
         for serial, (op, sector, count) in enumerate(plans):
             here = slice(sector * 512, (sector + count) * 512)
-            disk.wait_for(
-                lambda a=here.start, b=here.stop: (
-                    not any(a < other.range[1] and other.range[0] < b for other in disk.unfinished)
-                )
-            )
+            disk.wait_for(partial(_nothing_touches, disk, here.start, here.stop))
             if op == READ:
                 content = bytes(model[here])
                 reads.append(

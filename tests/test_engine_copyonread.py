@@ -2,16 +2,25 @@
 
 import errno
 import random
+from functools import partial
 
 import pytest
 from drivers.late import LateImage
-from enginebench import Op, bench, content_of
+from enginebench import Bench, Op, bench, content_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapcore.constants import TD_RDONLY
 from tapcore.engine import READ, WRITE
 from tapcore.engine import dispatch as engine_module
+
+
+def _nothing_writes(disk: Bench, start: int, end: int) -> bool:
+    """No request on its way lies in a range (bytes)."""
+    return not any(
+        other.req.op == WRITE and start < other.range[1] and other.range[0] < end
+        for other in disk.unfinished
+    )
 
 
 def chain_of(rng: random.Random, size: int, below: int, cluster: int, unit: int) -> list[LateImage]:
@@ -66,14 +75,7 @@ def test_newer_writes_survive_and_what_was_read_is_in_the_child(
                 read |= set(range(sector, min(sector + count, below)))
             else:
                 a += byte
-                disk.wait_for(
-                    lambda a=a, b=b: (
-                        not any(
-                            o.req.op == WRITE and a < o.range[1] and o.range[0] < b
-                            for o in disk.unfinished
-                        )
-                    )
-                )
+                disk.wait_for(partial(_nothing_writes, disk, a, b))
                 model[a:b] = bytes([serial + 1]) * (b - a)
                 disk.write(a, bytes(model[a:b]))
             if rng.random() < 0.5:

@@ -3,11 +3,12 @@
 import errno
 import logging
 import random
+from functools import partial
 
 import pytest
 from drivers.faulty import FaultyImage
 from drivers.late import LateImage
-from enginebench import Op, bench
+from enginebench import Bench, Op, bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,11 +48,7 @@ def test_errors_hit_exactly_the_requests_that_touch_bad_sectors(
         for serial, (op, offset, length) in enumerate(plans):
             length = min(length, len(model) - offset)
             end = offset + length
-            disk.wait_for(
-                lambda a=offset, b=end: (
-                    not any(a < other.range[1] and other.range[0] < b for other in disk.unfinished)
-                )
-            )
+            disk.wait_for(partial(_nothing_touches, disk, offset, end))
             first = offset // sector_size * sector_size // 512
             last = -(-end // sector_size) * sector_size // 512
             possible = {-bad[s] for s in range(first, last) if s in bad} if length else set()
@@ -99,6 +96,11 @@ def test_the_first_of_several_errors_is_kept_and_the_good_parts_are_read(late: b
     assert op.buf is not None
     assert op.buf[:1024] == b"d" * 1024
     assert op.buf[3072:] == b"d" * 1024
+
+
+def _nothing_touches(disk: Bench, start: int, end: int) -> bool:
+    """No request on its way lies in a range (bytes)."""
+    return not any(other.range[0] < end and start < other.range[1] for other in disk.unfinished)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def _raising(error: Exception):  # type: ignore[no-untyped-def]
 
 
 def test_a_reap_that_is_to_be_tried_again_loses_nothing() -> None:
-    faults = {0: OSError(errno.EINTR, ""), 2: BlockingIOError()}
+    faults: dict[int, Exception] = {0: OSError(errno.EINTR, ""), 2: BlockingIOError()}
     image = FaultyImage(64, late=True, reap_faults=faults)
     with bench([image], "faulty") as disk:
         ops = [disk.read(n * 512, 512) for n in range(4)]

@@ -193,5 +193,6 @@ def test_a_piece_waits_for_an_unaligned_write_under_way_in_its_place() -> None:
         disk.drain()
         assert (stream.answers, other.status) == (1, 0)
         content = disk.run(READ, 4096, 512).buf
+        assert content is not None
         assert bytes(content[:3]) == b"sss"
         assert bytes(content[8:]) == b"s" * 504

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,9 +89,14 @@ def test_finding_the_end_of_a_long_run_is_asked_only_once(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.pwrite(fd, b"x" * 64 * PAGE, 0)
-    asked = []
+    asked: list[tuple[object, ...]] = []
     real = os.lseek
-    monkeypatch.setattr(os, "lseek", lambda *args: (asked.append(args), real(*args))[1])
+
+    def noting(*args: Any) -> int:
+        asked.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(os, "lseek", noting)
     holes = HoleMap(fd)
     for n in range(64):
         assert holes.run(n * PAGE, (n + 1) * PAGE) == ((n + 1) * PAGE, True)

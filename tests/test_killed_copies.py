@@ -20,7 +20,14 @@ def test_whatever_ends_a_copy_the_target_is_old_or_new_and_nothing_else_is_left(
 ) -> None:
     seed = os.environ.get("TAPCORE_SEED") or str(random.SystemRandom().getrandbits(32))
     print(f"to see the same again: TAPCORE_SEED={seed}")
-    command = [sys.executable, killedcopies.__file__, tmp_path, "every", seed, str(2 * THOROUGH)]
+    command = [
+        sys.executable,
+        killedcopies.__file__,
+        str(tmp_path),
+        "every",
+        seed,
+        str(2 * THOROUGH),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     print(*results, sep="\n")

@@ -62,7 +62,7 @@ def test_a_stream_that_may_go_on_is_not_stopped_by_replies_that_nobody_reads() -
         assert wire.side.resume()
         assert not wire.side.resume(), "it only ever goes on"
         while len(sent):
-            while wire.side.stalled and not wire.side.resume():
+            while wire.side.stalled and not wire.side.resume():  # type: ignore[redundant-expr]
                 disk.step()
             sent = sent[wire.feed_once(sent[: 16 * KIB]) :]
         wire.reads = True

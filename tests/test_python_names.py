@@ -41,7 +41,8 @@ def test_disks_are_opened_by_paths(image: Path) -> None:
         assert disk.name == f"qcow2:{image}"
     with open_image(image, writing=True) as disk:
         disk.pwrite(0, b"x")
-    tapcore.open(image, readonly=True, keys={image: b"a passphrase"}).close()
+    keys: dict[os.PathLike[str], bytes] = {image: b"a passphrase"}
+    tapcore.open(image, readonly=True, keys=keys).close()
     state = open_chain(image)
     assert state.image.name == str(image)
     tapcore.Disk(state).close()

@@ -22,7 +22,8 @@ def test_ranges_are_joined_and_counted_once() -> None:
     """Whatever the order in which they are found; compared with a set of blocks."""
     rng = random.Random(5)
     for _ in range(200):
-        salvage, lost = Salvage(), set()
+        salvage = Salvage()
+        lost: set[int] = set()
         for _ in range(rng.randint(1, 30)):
             start = rng.randrange(60)
             end = start + rng.randint(1, 9)

@@ -190,7 +190,7 @@ def test_the_halves_of_an_xts_key_differ() -> None:
 
 def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
-        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(tapcore.NotSupportedError, match="pip install cryptography"):
         SectorCipher(bytes(range(64)))
 

@@ -75,8 +75,8 @@ def test_written_zeroes_are_left_out(tmp_path: Path) -> None:
 def test_the_same_as_qemu_img(tmp_path: Path, rng: random.Random) -> None:
     qemu_img = peer("qemu-img")
     sparse_file(tmp_path / "a", rng, 5 * MIB)
-    command = [qemu_img, "convert", "-f", "raw", "-O", "raw", tmp_path / "a", tmp_path / "theirs"]
-    subprocess.run(command, check=True)
+    ways = ["-f", "raw", "-O", "raw"]
+    subprocess.run([qemu_img, "convert", *ways, tmp_path / "a", tmp_path / "theirs"], check=True)
     convert_image(f"aio:{tmp_path}/a", f"aio:{tmp_path}/ours")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert occupied(tmp_path / "ours") <= occupied(tmp_path / "theirs")

@@ -154,7 +154,12 @@ def test_inspect_opens_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     inspect_image(str(path))  # everything is imported
     opened: list[tuple[object, ...]] = []
     real = os.open
-    monkeypatch.setattr(os, "open", lambda *args: opened.append(args) or real(*args))
+
+    def noting(*args: Any) -> int:
+        opened.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(os, "open", noting)
     inspect_image(str(path))
     [(name, flags)] = opened
     assert name == str(path)
@@ -283,7 +288,7 @@ def test_resize_leaves_an_image_in_use_alone(tmp_path: Path) -> None:
         ({"leaks_fixed": 3, "corruptions_fixed": 2}, 0),
     ],
 )
-def test_check_status(counts: dict[str, int], status: int) -> None:
+def test_check_status(counts: dict[str, Any], status: int) -> None:
     result = tapcore.CheckResult(**counts)
     assert check_status(result) == status
     assert check_as_dict(result)["leaks"] == counts.get("leaks", 0)

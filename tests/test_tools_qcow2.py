@@ -79,7 +79,7 @@ def clean(*names: str) -> None:
 
 # ---- convert ---------------------------------------------------------------------------------
 
-LAYOUTS: dict[str, dict[str, str]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "default": {},
     "small clusters": {"cluster_size": "4096"},
     "large clusters": {"cluster_size": "2M"},

@@ -90,7 +90,8 @@ def test_the_policy_reaches_every_command(
         if command[0] != "serve":
             assert main([*command, "--parents", str(elsewhere)]) == 0
             assert main([*command, "--parents", "none", "--parents", str(elsewhere)]) == failed
-            os.path.exists("copy") and os.unlink("copy")
+            if os.path.exists("copy"):
+                os.unlink("copy")
             assert main([*command, "--parents", "any"]) == 0
     note = image_info("child.toy")[0].notes[0]
     assert note.startswith("its parent would not be opened: names the file")
@@ -317,7 +318,7 @@ def test_a_driver_that_breaks_is_one_line(
 def test_a_raw_guess_is_told_when_a_driver_could_not_be_asked(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry = tapcore.interface.registry._default  # type: ignore[attr-defined]
+    registry = tapcore.interface.registry._default
     registry.register(SimpleNamespace(), handle="broken")
     Path("a").write_bytes(bytes(512))
     assert main(["map", "a"]) == 0

@@ -32,6 +32,7 @@ def disk_of(
     """A chain of test images, child first, as a disk."""
     names = [f"{name}{n}" for n in range(len(images))]
     for image, parent in zip(images, names[1:], strict=False):
+        assert isinstance(image, LateImage)
         image.parent = DiskId(parent, handle)
     path = home(*names)
     options = OpenOptions(private={"images": dict(zip(names, images, strict=True))})

@@ -13,7 +13,7 @@ import pytest
 
 import tapcore
 from diskmodel import drive, run_all
-from tapcore.engine import FLUSH, READ, WRITE, Request
+from tapcore.engine import FLUSH, READ, WRITE, Request, engine_of
 from tapcore.files import imagefile
 from tapcore.files.imagefile import ImageFile
 from tapcore.interface.options import CacheMode
@@ -58,7 +58,7 @@ def test_reads_that_the_page_cache_cannot_answer_go_to_threads(
     content = rng.randbytes(4 << 20)
     cold_file(path, content)
     with tapcore.open(f"aio:{path}", readonly=True) as disk:
-        engine = disk.state.blkif
+        engine = engine_of(disk.state)
         file = disk.state.disks.private
         done: list[Request] = []
         order = list(range(64))
@@ -93,7 +93,7 @@ def test_the_loop_is_not_blocked_while_threads_work(
 
     with tapcore.open(f"aio:{path}") as disk:
         monkeypatch.setattr(os, "fdatasync", slow)
-        engine = disk.state.blkif
+        engine = engine_of(disk.state)
         done: list[Request] = []
         engine.submit(Request(FLUSH, 0, 0, None, done.append))
         buf = memoryview(bytearray(4096))
@@ -113,7 +113,7 @@ def test_a_writer_that_the_kernel_slows_writes_by_threads_until_they_are_done(
     path.write_bytes(content)
     ticks = iter(range(1 << 30))
     with tapcore.open(f"aio:{path}") as disk:
-        engine = disk.state.blkif
+        engine = engine_of(disk.state)
         file: ImageFile = disk.state.disks.private
         with monkeypatch.context() as patch:
             patch.setattr(imagefile, "monotonic", lambda: float(next(ticks)))
@@ -140,7 +140,7 @@ def test_close_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1 << 20))
     disk = tapcore.open(f"aio:{path}")
-    state, engine = disk.state, disk.state.blkif
+    state, engine = disk.state, engine_of(disk.state)
     state.disks.private._throttled = True
     done: list[Request] = []
     for n in range(64):
@@ -247,7 +247,7 @@ def test_a_disk_that_never_answers_keeps_no_other_waiting(
 
         monkeypatch.setattr(os, "fdatasync", late)
         done: list[Request] = []
-        engine = dead.state.blkif
+        engine = engine_of(dead.state)
         for _ in range(100):
             engine.submit(Request(FLUSH, 0, 0, None, done.append))
         engine.turn()

@@ -114,7 +114,7 @@ class TestAnswersFromAThread(Toy):
         thread.join()
         return 0
 
-    driver = reading(_later.__func__)
+    driver = reading(_later)
 
 
 def _busy_for_ever(dd, sector, nb_sectors, buf, cb, id, prv):
@@ -403,10 +403,10 @@ class TestZeroesAreHoles(Toy):
 
 class TestForgetsItsParent(Toy):
     @staticmethod
-    def _parent(dd, id):
+    def _no_parent(dd, id):
         return 0
 
-    driver = driver(td_get_parent_id=_parent)
+    driver = driver(td_get_parent_id=_no_parent)
 
 
 class TestHidesItsParent(Toy):

@@ -26,7 +26,7 @@ class Tiny:
         self, dd: Any, sector: int, nb_sectors: int, buf: Any, cb: Any, id: int, prv: Any
     ) -> int:
         buf[:] = bytes([self.mark]) * len(buf)
-        return cb(dd, 0, sector, nb_sectors, id, prv)
+        return int(cb(dd, 0, sector, nb_sectors, id, prv))
 
 
 class Terse(Tiny):
@@ -41,7 +41,7 @@ class Terse(Tiny):
     def td_queue_write(
         self, cb: Any, dd: Any, prv: Any, id: int, nb_sectors: int, sector: int
     ) -> int:
-        return cb(dd, 0, sector, nb_sectors, id, prv)
+        return int(cb(dd, 0, sector, nb_sectors, id, prv))
 
 
 class NoInfo:

@@ -187,7 +187,7 @@ class Late:
         verdict = dd.private.image.validate
         if isinstance(verdict, Exception):
             raise verdict
-        return verdict
+        return int(verdict)
 
     @hookimpl
     def td_probe(self, name: str, head: bytes) -> bool:

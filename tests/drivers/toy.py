@@ -114,7 +114,12 @@ class ToyDriver:
     def td_create(
         self, name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
     ) -> None:
-        head = {"magic": "TOY", "size": size, "blocks": [], "options": dict(options)}
+        head: dict[str, Any] = {
+            "magic": "TOY",
+            "size": size,
+            "blocks": [],
+            "options": dict(options),
+        }
         if parent is not None:
             head |= {"parent": parent.name, "parent_handle": parent.drivertype}
         with open(name, "wb") as file:
@@ -347,7 +352,12 @@ class ToyDriver:
         toy = dd.private
         snapshots = toy.head.setdefault("snapshots", [])
         number = max((int(s["id"]) for s in snapshots), default=0) + 1
-        made = {"id": str(number), "name": name, "date_sec": 1700000000, "disk_size": dd.size << 9}
+        made: dict[str, Any] = {
+            "id": str(number),
+            "name": name,
+            "date_sec": 1700000000,
+            "disk_size": dd.size << 9,
+        }
         shutil.copyfile(toy.path, f"{toy.path}.{number}")
         snapshots.append(made)
         toy.save()
@@ -408,7 +418,12 @@ class ToyDriver:
             for offset, content in held
             for block in range(offset // BLOCK, -(-(offset + len(content)) // BLOCK))
         ]
-        head = {"magic": "TOY", "size": size, "blocks": blocks, "options": dict(options)}
+        head: dict[str, Any] = {
+            "magic": "TOY",
+            "size": size,
+            "blocks": blocks,
+            "options": dict(options),
+        }
         out(json.dumps(head).encode().ljust(HEAD))
         at = 0
         for offset, content in held:
