@@ -48,6 +48,9 @@ def read(
     end = sector + nb_sectors
     first = sector
     shift = clusters.geometry.table_shift
+    if sector >> shift == (end - 1) >> shift:  # nearly all
+        answer = (cb, dd, sector, nb_sectors, id, prv)
+        return _read_in_table(clusters, sector >> shift, buf, answer)
     while sector < end:
         index = sector >> shift
         stop = min(end, (index + 1) << shift)
@@ -97,6 +100,8 @@ def _read_by(clusters: Clusters, table: Table, buf: memoryview, answer: Answer) 
             finished += _fail(clusters, exc, (cb, dd, sector, until - sector, id, prv))
             sector = until
             continue
+        if run.nb_sectors == nb_sectors:
+            return _read_run(clusters, run, buf, answer)
         at = (sector - first) << SECTOR_SHIFT
         part = buf[at : at + (run.nb_sectors << SECTOR_SHIFT)]
         finished += _read_run(clusters, run, part, (cb, dd, sector, run.nb_sectors, id, prv))

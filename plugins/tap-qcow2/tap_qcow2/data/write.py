@@ -127,12 +127,15 @@ class Write:
 
     def _place(self, table: Table | None, sector: int, end: int) -> int:
         """Host offset of the sector's cluster if it can be written in place, else -1."""
-        entry, bitmap = self._entry(table, sector)
-        host = self._clusters.decoder.in_place(entry)
-        if host < 0 or not self._geometry.extended:
+        if table is None:
+            return -1
+        geometry = self._geometry
+        at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
+        host = self._clusters.decoder.in_place(table.entries[at])
+        if host < 0 or not geometry.extended:
             return host
         touched = self._touched(sector, end)
-        return host if bitmap & touched == touched else -1
+        return host if table.entries[at + 1] & touched == touched else -1
 
     def _touched(self, sector: int, end: int) -> int:
         """The subclusters of the sector's cluster that [sector, end) touches."""
@@ -144,21 +147,22 @@ class Write:
 
     def _reach(self, table: Table | None, sector: int, end: int, host: int) -> int:
         """How far a write from `sector` on goes on in the same way: up to which sector."""
-        shift, busy = self._geometry.cluster_shift, self._clusters.busy
-        step = self._geometry.cluster_size
-        cluster = sector >> shift
-        last = (end - 1) >> shift
+        geometry, busy = self._geometry, self._clusters.busy
+        cluster = sector >> geometry.cluster_shift
+        last = (end - 1) >> geometry.cluster_shift
+        if cluster == last:
+            return end
+        if host >= 0 and table is not None and not busy and not geometry.extended:
+            mask = geometry.entry_mask
+            run = self._clusters.decoder.in_place_run(table.entries, cluster & mask, last & mask)
+            return min((cluster + run) << geometry.cluster_shift, end)
         while cluster < last:
             cluster += 1
-            if cluster in busy:
-                return cluster << shift
-            here = self._place(table, cluster << shift, end)
+            here = self._place(table, cluster << geometry.cluster_shift, end)
             if host >= 0:
-                host += step
-                if here != host:
-                    return cluster << shift
-            elif here >= 0:
-                return cluster << shift
+                host += geometry.cluster_size
+            if cluster in busy or here != host:
+                return cluster << geometry.cluster_shift
         return end
 
     # ---- new clusters -----------------------------------------------------------------------

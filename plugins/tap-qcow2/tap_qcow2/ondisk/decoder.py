@@ -30,6 +30,7 @@ from tapcore import SECTOR_SHIFT, ImageFormatError
 
 _MANY: Final = 256
 _NOTHING: Final = bigendian.zeroes(_MANY)
+_PLACE: Final = OFFSET_MASK | PACKED | ZEROES
 
 
 class Decoder:
@@ -67,6 +68,7 @@ class Decoder:
         self._zeroes = ZEROES if version >= 3 and not self.geometry.extended else 0
         self._reserved = L2_RESERVED if self._zeroes else L2_RESERVED | ZEROES
         self._odd = PACKED | self._reserved | self._low & OFFSET_MASK
+        self._in_place_mask = COPIED | PACKED | self._zeroes
 
     # ---- one entry --------------------------------------------------------------------------
 
@@ -116,7 +118,10 @@ class Decoder:
 
         Of an extended entry that concerns the subclusters with data only.
         """
-        return -1 if entry & self._zeroes else self.own_space(entry)
+        if entry & self._in_place_mask != COPIED:
+            return -1
+        host = entry & OFFSET_MASK
+        return host if host or self.elsewhere else -1
 
     def refers(self, entry: int) -> bool:
         """Whether an entry leads to space, its own or shared."""
@@ -182,15 +187,33 @@ class Decoder:
         Raises:
             ImageFormatError: the first one is not possible.
         """
-        kind, where = self.decode(entries[at])
-        more = 1
-        if kind == DATA:
-            mask, size = OFFSET_MASK | PACKED | ZEROES, self._size
-            while at + more <= last and entries[at + more] & mask == where + more * size:
-                more += 1
-        elif kind != COMPRESSED:
-            more = self._alike(entries, at, last, kind, where)
+        entry = entries[at]
+        if entry & self.not_plain or not entry & OFFSET_MASK:
+            kind, where = self.decode(entry)
+        else:  # nearly all are
+            kind, where = DATA, entry & OFFSET_MASK
+        if kind == COMPRESSED:
+            return kind, where, 1
+        if kind != DATA:
+            return kind, where, self._alike(entries, at, last, kind, where)
+        more, size = 1, self._size
+        while at + more <= last and entries[at + more] & _PLACE == where + more * size:
+            more += 1
         return kind, where, more
+
+    def in_place_run(self, entries: Words, at: int, last: int) -> int:
+        """How many standard entries can be written in place, one behind the other in the file.
+
+        Args:
+            entries: of a table.
+            at: number of the first one, which can.
+            last: number of the last one that is of interest.
+        """
+        more, size, mask = 1, self._size, self._in_place_mask | OFFSET_MASK
+        first = entries[at] & mask
+        while at + more <= last and entries[at + more] & mask == first + more * size:
+            more += 1
+        return more
 
     def _alike(self, entries: Words, at: int, last: int, kind: int, where: int) -> int:
         """How many clusters are zero, or unallocated, like the first one."""
