@@ -14,6 +14,7 @@ from tapcore import (
     HOOKS_VERSION,
     SECTOR_SHIFT,
     TD_NO_PARENT,
+    Answer,
     DiskDriver,
     DiskId,
     DiskInfo,
@@ -121,7 +122,7 @@ def td_queue_read(
                     return cb(dd, res, sector, nb_sectors, id, prv)
             elif not entry:
                 return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-    return image.read(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
+    return image.read(image.clusters, Answer(cb, dd, id, prv), sector, nb_sectors, buf)
 
 
 @implements(Hooks.td_queue_write)
@@ -143,7 +144,7 @@ def td_queue_write(
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    return image.write(image.clusters, dd, cb, id, prv).run(sector, buf)
+    return image.write(Answer(cb, dd, id, prv), sector, buf)
 
 
 @implements(Hooks.td_queue_write_compressed)
@@ -157,7 +158,7 @@ def td_queue_write_compressed(
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    return write_compressed(image.clusters, dd, sector, nb_sectors, buf, cb, id, prv)
+    return write_compressed(image.clusters, Answer(cb, dd, id, prv), sector, nb_sectors, buf)
 
 
 @implements(Hooks.td_queue_discard)
@@ -165,7 +166,7 @@ def td_queue_discard(
     dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
 ) -> int:
     """See `data.zero`."""
-    return _zero(dd, sector, nb_sectors, (True, True), cb, id, prv)
+    return _zero(dd, sector, nb_sectors, (True, True), Answer(cb, dd, id, prv))
 
 
 @implements(Hooks.td_queue_write_zeroes)
@@ -179,17 +180,11 @@ def td_queue_write_zeroes(
     prv: Any,
 ) -> int:
     """See `data.zero`."""
-    return _zero(dd, sector, nb_sectors, (False, may_unmap), cb, id, prv)
+    return _zero(dd, sector, nb_sectors, (False, may_unmap), Answer(cb, dd, id, prv))
 
 
 def _zero(
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    how: tuple[bool, bool],
-    cb: TdCallback,
-    id: int,
-    prv: Any,
+    dd: DiskDriver, sector: int, nb_sectors: int, how: tuple[bool, bool], answer: Answer
 ) -> int:
     from tap_qcow2.data.zero import Zeroing
 
@@ -197,7 +192,7 @@ def _zero(
     if res := image.held_back():
         return res
     image.about_to_change(sector, nb_sectors)
-    zeroing = Zeroing(image.clusters, image.writeback, *how, dd, cb, id, prv)
+    zeroing = Zeroing(image.clusters, image.writeback, *how, answer)
     return zeroing.run(sector, sector + nb_sectors)
 
 

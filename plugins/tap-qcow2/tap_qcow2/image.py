@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tap_qcow2.data.clusters import Clusters
 from tap_qcow2.data.missing import refuse_to_hide
 from tap_qcow2.data.read import read
-from tap_qcow2.data.write import Write
+from tap_qcow2.data.write import Writer
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.ondisk.headerparser import parse_header
@@ -133,7 +133,7 @@ class Image:
         self.kind_mask = decoder.kind_mask
         self.single = decoder.single
         self.read = read
-        self.write = Write
+        self.write = Writer(self.clusters).write
 
     @classmethod
     def open(cls, file: ImageFile, dd: DiskDriver) -> Image:

@@ -6,9 +6,9 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tap_qcow2.data.write import Write
+from tap_qcow2.data.write import Writer
 from tap_qcow2.data.zero import Zeroing
-from tapcore import SECTOR_SHIFT
+from tapcore import SECTOR_SHIFT, Answer
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
@@ -39,16 +39,16 @@ def zero_now(image: Image, sector: int, end: int) -> None:
             failed.append(res)
         return 0
 
-    Zeroing(image.clusters, image.writeback, False, True, image.dd, answered, 0, "zero").run(
-        sector, end
-    )
+    Zeroing(
+        image.clusters, image.writeback, False, True, Answer(answered, image.dd, 0, "zero")
+    ).run(sector, end)
     _settle(image, lambda: not open_sectors[0])
     content = memoryview(bytes(_PIECE << SECTOR_SHIFT))
     for start, stop in left:
         for at in range(start, stop, _PIECE):
             part = content[: min(_PIECE, stop - at) << SECTOR_SHIFT]
             open_sectors[0] += len(part) >> SECTOR_SHIFT
-            Write(image.clusters, image.dd, answered, 0, "write").run(at, part)
+            Writer(image.clusters).write(Answer(answered, image.dd, 0, "write"), at, part)
             _settle(image, lambda: not open_sectors[0])
     if failed:
         raise OSError(-failed[0], "zeroing failed")

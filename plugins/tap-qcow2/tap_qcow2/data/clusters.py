@@ -11,6 +11,7 @@ from tap_qcow2.data.hostdata import HostData
 from tap_qcow2.data.inflate import Inflater
 from tap_qcow2.tables.inflight import InFlight
 from tap_qcow2.tables.metadata import Metadata
+from tap_qcow2.tables.placement import Placement
 from tapcore import DiskDriver, ImageFormatError, TapError, content_damaged
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Clusters:
         metadata: its tables.
         geometry: sizes and shifts.
         decoder: of L2 entries.
+        placement: says where a write can go.
         host: the file that holds plain clusters.
         inflater: reads compressed clusters.
         busy: clusters that are being allocated, and what waits for each.
@@ -45,10 +47,11 @@ class Clusters:
         self.metadata = metadata
         self.geometry = geometry
         self.decoder = metadata.decoder
+        self.placement = Placement(metadata.decoder)
         self.in_flight = InFlight()
         encrypted = bool(header.crypt_method)
-        self.host = HostData(file, geometry.cluster_bits, encrypted, self.in_flight)
-        self.inflater = Inflater(file, self.decoder, header.compression_type, self.in_flight)
+        self.host = HostData(dd, file, geometry.cluster_bits, encrypted, self.in_flight)
+        self.inflater = Inflater(dd, file, self.decoder, header.compression_type, self.in_flight)
         self.busy = BusyClusters()
         self.on_damage = on_damage
 

@@ -59,12 +59,11 @@ class Fill:
     def _read(self, run: Run, view: memoryview) -> None:
         clusters, dd = self._clusters, self._clusters.dd
         self._open += 1
-        answer = (self._answered, dd, run.sector, run.nb_sectors, 0, None)
         try:
             if run.kind == DATA:
-                clusters.host.read(run.where, view, answer)
+                clusters.host.read(run.where, view, run.sector, self._answered)
             elif run.kind == COMPRESSED:
-                clusters.inflater.read(run, view, answer)
+                clusters.inflater.read(run, view, self._answered)
             elif run.kind == ZERO or dd.next is None:
                 view[:] = bytes(len(view))
                 self._open -= 1
@@ -76,7 +75,7 @@ class Fill:
             self._open -= 1
             self._status = self._status or -(exc.errno or errno.EIO)
 
-    def _answered(self, dd: object, res: int, *_: Any) -> int:
+    def _answered(self, res: int, *_: int) -> int:
         return self._one_less(res)
 
     def _from_below(self, request: Any) -> None:

@@ -6,32 +6,22 @@ from typing import Any
 
 from tap_qcow2.data.clusters import Clusters
 from tap_qcow2.data.codecs import codec
-from tap_qcow2.data.write import Write
+from tap_qcow2.data.write import Writer
 from tap_qcow2.tables.links import own_table, release
-from tapcore import SECTOR_SHIFT, DiskDriver, NotSupportedError, TapError, TdCallback
+from tapcore import SECTOR_SHIFT, Answer, NotSupportedError, TapError
 
 
 def write_compressed(
-    clusters: Clusters,
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    buf: memoryview,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
+    clusters: Clusters, answer: Answer, sector: int, nb_sectors: int, buf: memoryview
 ) -> int:
     """Take a write of whole clusters (the disk's last one may be cut), to be stored compressed.
 
     Args:
         clusters: of a disk that is prepared for writing.
-        dd: as the hook's.
+        answer: of the request.
         sector: first sector, of a cluster.
         nb_sectors: how many.
         buf: their content.
-        cb: as the hook's.
-        id: as the hook's.
-        prv: as the hook's.
 
     Returns:
         How many requests were completed.
@@ -49,7 +39,7 @@ def write_compressed(
     for at in range(sector, end, size):
         stop = min(at + size, end)
         part = buf[(at - sector) << SECTOR_SHIFT : (stop - sector) << SECTOR_SHIFT]
-        finished += _Cluster(clusters, dd, cb, id, prv).start(at, part)
+        finished += _Cluster(clusters, answer).start(at, part)
     return finished
 
 
@@ -58,25 +48,21 @@ class _Cluster:
 
     __slots__ = ("_answer", "_buf", "_cluster", "_clusters", "_file", "_sector", "_stream")
 
-    def __init__(
-        self, clusters: Clusters, dd: DiskDriver, cb: TdCallback, id: int, prv: Any
-    ) -> None:
+    def __init__(self, clusters: Clusters, answer: Answer) -> None:
         self._clusters = clusters
         self._file = clusters.metadata.file
-        self._answer = (cb, dd, id, prv)
+        self._answer = answer
         self._stream = b""
 
     def start(self, sector: int, buf: memoryview) -> int:
-        busy, dd = self._clusters.busy, self._clusters.dd
+        busy = self._clusters.busy
         self._sector, self._buf = sector, buf
         self._cluster = cluster = sector >> self._clusters.geometry.cluster_shift
         if cluster in busy:
             busy.wait(cluster, lambda: self.start(sector, buf))
             return 0
         busy.begin(cluster)
-        nb_sectors = len(buf) >> SECTOR_SHIFT
-        answer = (self._compressed, dd, sector, nb_sectors, 0, None)
-        self._file.queue_work(self._compress, (), answer)
+        self._file.queue_work(self._compress, self._compressed)
         return 0
 
     def _compress(self) -> int:
@@ -89,7 +75,7 @@ class _Cluster:
         self._stream = deflate(content)
         return 0
 
-    def _compressed(self, dd: DiskDriver, res: int, *_: Any) -> int:
+    def _compressed(self, res: int) -> int:
         clusters = self._clusters
         if res:
             return self._finish(res)
@@ -100,16 +86,14 @@ class _Cluster:
         except (TapError, OSError) as exc:
             return self._finish(clusters.failure(exc))
 
-        def written(dd: DiskDriver, res: int, *_: Any) -> int:
+        def written(res: int) -> int:
             return self._finish(res or self._link(offset), offset)
 
-        nb_sectors = len(self._buf) >> SECTOR_SHIFT
-        answer = (written, clusters.dd, self._sector, nb_sectors, 0, None)
         res_now = self._file.write_now(offset, memoryview(self._stream))
         if res_now is not None:
-            return written(clusters.dd, res_now)
+            return written(res_now)
         # neighbours share pages, so under O_DIRECT, too, it goes through the page cache
-        self._file.queue_work(self._write, (offset,), answer)
+        self._file.queue_work(lambda: self._write(offset), written)
         return 0
 
     def _write(self, offset: int) -> int:
@@ -120,9 +104,8 @@ class _Cluster:
     def _store_plain(self) -> int:
         """It does not become smaller."""
         clusters = self._clusters
-        cb, dd, id, prv = self._answer
         waiting = clusters.busy.pop(self._cluster)
-        finished = Write(clusters, dd, cb, id, prv).run(self._sector, self._buf)
+        finished = Writer(clusters).write(self._answer, self._sector, self._buf)
         return finished + sum(go_on() for go_on in waiting)
 
     def _link(self, offset: int) -> int:
@@ -144,6 +127,5 @@ class _Cluster:
             bits = clusters.geometry.cluster_bits
             last = (offset + len(self._stream) - 1) >> bits
             clusters.give_back(offset >> bits, last - (offset >> bits) + 1)
-        cb, dd, id, prv = self._answer
-        finished = cb(dd, res, self._sector, len(self._buf) >> SECTOR_SHIFT, id, prv)
+        finished = self._answer(res, self._sector, len(self._buf) >> SECTOR_SHIFT)
         return finished + clusters.busy.end(self._cluster)

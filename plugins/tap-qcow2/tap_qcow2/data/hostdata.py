@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tap_qcow2.tables.inflight import InFlight
-from tapcore import SECTOR_SHIFT, ImageFile, ImageOpenError, content_missing
+from tapcore import SECTOR_SHIFT, DiskDriver, ImageFile, ImageOpenError, Then, content_missing
 
 if TYPE_CHECKING:
     from tapcore.sectorcipher import SectorCipher
 
-Answer: TypeAlias = tuple[Any, ...]
-"""(callback, dd, sector, nb_sectors, id, prv), of a request or a part of one."""
+Reply: TypeAlias = Callable[[int, int, int], int]
+"""The answer of a request, or of a part of one: called with 0 or -errno, the first sector, and how
+many; returns how many requests that completed."""
 
 
 class HostData:
     """The file that holds plain clusters: the image file, or an external data file.
 
     Args:
+        dd: the image in its chain.
         image_file: the image file.
         cluster_bits: log2 of the cluster size.
         encrypted: content is, whether the key is known or not.
@@ -32,13 +34,20 @@ class HostData:
     Attributes:
         file: of the clusters; None where that was not opened, because only metadata is wanted.
         cipher: of an encrypted image, once its key is known.
-        read: reads at a host offset (bytes), now or later; returns what the callback returned.
+        read: reads at a host offset (bytes) into a buffer, now or later, what lies at a sector of
+            the disk; returns what the answer returned.
         write: the same for writing.
     """
 
     def __init__(
-        self, image_file: ImageFile, cluster_bits: int, encrypted: bool, in_flight: InFlight
+        self,
+        dd: DiskDriver,
+        image_file: ImageFile,
+        cluster_bits: int,
+        encrypted: bool,
+        in_flight: InFlight,
     ) -> None:
+        self._dd = dd
         self._image_file = image_file
         self._bits = cluster_bits
         self._encrypted = encrypted
@@ -46,8 +55,8 @@ class HostData:
         self.file: ImageFile | None = image_file
         self.cipher: SectorCipher | None = None
         self._by_host = True
-        self.read: Callable[[int, memoryview, Answer], int] = self._read
-        self.write: Callable[[int, memoryview, Answer], int] = self._write
+        self.read: Callable[[int, memoryview, int, Reply], int] = self._read
+        self.write: Callable[[int, memoryview, int, Reply], int] = self._write
 
     def use_cipher(self, cipher: SectorCipher, *, by_host: bool) -> None:
         """From now on data is decrypted and encrypted on its way.
@@ -94,54 +103,48 @@ class HostData:
 
     # ---- plain ------------------------------------------------------------------------------
 
-    def _read(self, host: int, buf: memoryview, answer: Answer) -> int:
-        data = self.opened()
+    def _read(self, host: int, buf: memoryview, sector: int, answer: Reply) -> int:
+        data, nb_sectors = self.opened(), len(buf) >> SECTOR_SHIFT
         res = data.read_now(host, buf)
         if res is None and host + len(buf) > data.size:
-            res, buf = self._what_is_there(host, buf, answer)
-        if res is None:
-            return data.queue_read(host, buf, self._in_flight.counted(answer))
-        cb, dd, sector, nb_sectors, id, prv = answer
-        done: int = cb(dd, res, sector, nb_sectors, id, prv)
-        return done
+            res, buf = self._what_is_there(host, buf, sector)
+        if res is not None:
+            return answer(res, sector, nb_sectors)
+        then = self._in_flight.counted(_over(answer, sector, nb_sectors))
+        return data.queue_read(host, buf, then)
 
-    def _write(self, host: int, buf: memoryview, answer: Answer) -> int:
-        data = self.opened()
+    def _write(self, host: int, buf: memoryview, sector: int, answer: Reply) -> int:
+        data, nb_sectors = self.opened(), len(buf) >> SECTOR_SHIFT
         res = data.write_now(host, buf)
-        if res is None:
-            return data.queue_write(host, buf, self._in_flight.counted(answer))
-        cb, dd, sector, nb_sectors, id, prv = answer
-        done: int = cb(dd, res, sector, nb_sectors, id, prv)
-        return done
+        if res is not None:
+            return answer(res, sector, nb_sectors)
+        then = self._in_flight.counted(_over(answer, sector, nb_sectors))
+        return data.queue_write(host, buf, then)
 
     # ---- encrypted --------------------------------------------------------------------------
 
-    def _read_encrypted(self, host: int, buf: memoryview, answer: Answer) -> int:
-        cipher = self.cipher
+    def _read_encrypted(self, host: int, buf: memoryview, sector: int, answer: Reply) -> int:
+        cipher, nb_sectors = self.cipher, len(buf) >> SECTOR_SHIFT
         assert cipher is not None
-        cb, dd, sector, nb_sectors, id, prv = answer
         first = host >> SECTOR_SHIFT if self._by_host else sector
         res, there = None, buf
         if host + len(buf) > self.opened().size:
-            res, there = self._what_is_there(host, buf, answer)
+            res, there = self._what_is_there(host, buf, sector)
         if res is not None:
-            missing: int = cb(dd, res, sector, nb_sectors, id, prv)
-            return missing
+            return answer(res, sector, nb_sectors)
 
-        def decrypt(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
+        def decrypt(res: int, *_: int) -> int:
             if res == 0:
                 there[:] = cipher.decrypt(first, there)
-            done: int = cb(dd, res, sector, nb_sectors, id, prv)
-            return done
+            return answer(res, sector, nb_sectors)
 
-        return self._read(host, there, (decrypt, dd, sector, nb_sectors, id, prv))
+        return self._read(host, there, sector, decrypt)
 
-    def _write_encrypted(self, host: int, buf: memoryview, answer: Answer) -> int:
+    def _write_encrypted(self, host: int, buf: memoryview, sector: int, answer: Reply) -> int:
         assert self.cipher is not None
-        sector = answer[2]
         first = host >> SECTOR_SHIFT if self._by_host else sector
         # a copy: the client's buffer must stay as it is
-        return self._write(host, memoryview(self.cipher.encrypt(first, buf)), answer)
+        return self._write(host, memoryview(self.cipher.encrypt(first, buf)), sector, answer)
 
     # ---- past the end of the file -----------------------------------------------------------
 
@@ -171,17 +174,25 @@ class HostData:
         return -(-file_size >> self._bits) << self._bits
 
     def _what_is_there(
-        self, host: int, buf: memoryview, answer: Answer
+        self, host: int, buf: memoryview, sector: int
     ) -> tuple[int | None, memoryview]:
         """Of a read that ends past the end of the file: an answer, or what is to be read.
 
-        What is to be zeroes is filled, and what is missing noted for the answer's sectors.
+        What is to be zeroes is filled, and what is missing noted for its sectors of the disk.
         """
         inside = self.bytes_inside(host, len(buf))
         if inside == len(buf):
             return None, buf
-        _, dd, sector, nb_sectors, _, _ = answer
-        skip = inside >> SECTOR_SHIFT
+        missing = buf[inside:]
+        first, nb_sectors = sector + (inside >> SECTOR_SHIFT), len(missing) >> SECTOR_SHIFT
         reason = f"its cluster, at offset {host + inside:#x}, lies past the end of the {self.name}"
-        res = content_missing(dd, sector + skip, nb_sectors - skip, buf[inside:], reason)
+        res = content_missing(self._dd, first, nb_sectors, missing, reason)
         return (None, buf[:inside]) if inside and not res else (res, buf[:0])
+
+
+def _over(answer: Reply, sector: int, nb_sectors: int) -> Then:
+    """An answer for some sectors, as it is given later.
+
+    Not a function inside of those that need it, which would cost them something at each call.
+    """
+    return lambda res: answer(res, sector, nb_sectors)

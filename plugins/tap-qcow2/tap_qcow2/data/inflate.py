@@ -9,12 +9,21 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, TypeAlias
 
+from tap_qcow2.data.hostdata import Reply
 from tap_qcow2.ondisk.decoder import Decoder
 from tap_qcow2.tables.inflight import InFlight
 from tap_qcow2.tables.mapping import Run
-from tapcore import SECTOR_SHIFT, ImageFile, ImageFormatError, TapError, content_damaged
+from tapcore import (
+    SECTOR_SHIFT,
+    DiskDriver,
+    ImageFile,
+    ImageFormatError,
+    TapError,
+    Then,
+    content_damaged,
+)
 
 KEPT_BYTES: Final = 4 << 20
 """Inflated clusters to keep: a client that reads on in small steps inflates each only once."""
@@ -22,14 +31,15 @@ KEPT_BYTES: Final = 4 << 20
 TOGETHER: Final = 8
 """Clusters that one thread inflates in one go."""
 
-_Wanted = tuple[int, memoryview, tuple[Any, ...]]
-"""Byte offset in the cluster, where the content goes, and the answer."""
+_Wanted: TypeAlias = tuple[memoryview, Run, Reply]
+"""Where the content goes, which sectors that are, and the answer for them."""
 
 
 class Inflater:
     """The compressed clusters of one image.
 
     Args:
+        dd: the image in its chain.
         file: the image file.
         decoder: of its entries.
         compression_type: how clusters are compressed.
@@ -37,8 +47,14 @@ class Inflater:
     """
 
     def __init__(
-        self, file: ImageFile, decoder: Decoder, compression_type: int, in_flight: InFlight
+        self,
+        dd: DiskDriver,
+        file: ImageFile,
+        decoder: Decoder,
+        compression_type: int,
+        in_flight: InFlight,
     ) -> None:
+        self._dd = dd
         self._file = file
         self._decoder = decoder
         self._in_flight = in_flight
@@ -50,9 +66,9 @@ class Inflater:
         self._most = max(KEPT_BYTES // self._size, 2)
         self._wanted: dict[int, list[_Wanted]] = {}
         self._collected: list[int] = []
-        self._task: tuple[Callable[[], int], tuple[Any, ...]] | None = None
+        self._task: tuple[Callable[[], int], Then] | None = None
 
-    def read(self, run: Run, buf: memoryview, answer: tuple[Any, ...]) -> int:
+    def read(self, run: Run, buf: memoryview, answer: Reply) -> int:
         """Read a part of one compressed cluster.
 
         Args:
@@ -61,7 +77,7 @@ class Inflater:
             answer: for its sectors.
 
         Returns:
-            What the callback returned, 0 if it is answered later.
+            What the answer returned, 0 if it is answered later.
 
         Raises:
             NotSupportedError: inflating needs a package.
@@ -71,13 +87,12 @@ class Inflater:
 
             self._inflate, _ = codec(self._compression_type)
         entry = run.where
-        at = (run.sector & self._sector_mask) << SECTOR_SHIFT
         content = self._kept.get(entry)
         if content is not None:
             self._kept.move_to_end(entry)
-            return _give(content, at, buf, answer)
+            return self._give(content, (buf, run, answer))
         wanted = self._wanted.setdefault(entry, [])
-        wanted.append((at, buf, answer))
+        wanted.append((buf, run, answer))
         if len(wanted) == 1:
             if self._task is None:
                 self._task = self._begin()
@@ -90,11 +105,11 @@ class Inflater:
         """Hand what was collected to a thread."""
         if self._task is None:
             return
-        (work, answer), self._task = self._task, None
-        self._file.queue_work(work, (), answer)
+        (work, then), self._task = self._task, None
+        self._file.queue_work(work, then)
 
-    def _begin(self) -> tuple[Callable[[], int], tuple[Any, ...]]:
-        """A task for clusters that are still to be collected, and its answer.
+    def _begin(self) -> tuple[Callable[[], int], Then]:
+        """A task for clusters that are still to be collected, and what follows it.
 
         It counts as under way from now on: what is collected may be given up before it is read.
         """
@@ -106,11 +121,11 @@ class Inflater:
             found.extend(map(self._content_or_error, entries))
             return 0
 
-        def inflated(dd: object, res: int, *_: Any) -> int:
+        def inflated(res: int) -> int:
             contents = found if not res else [OSError(-res, "")] * len(entries)
             return sum(map(self._arrived, entries, contents))
 
-        return work, self._in_flight.counted((inflated, None, 0, 0, 0, None))
+        return work, self._in_flight.counted(inflated)
 
     def _content_or_error(self, entry: int) -> bytes | Exception:
         """In a thread: the content, or why there is none."""
@@ -122,10 +137,23 @@ class Inflater:
     def _arrived(self, entry: int, content: bytes | Exception) -> int:
         wanted = self._wanted.pop(entry)
         if isinstance(content, Exception):
-            return sum(_fail(content, answer) for _, _, answer in wanted)
-        if any(len(buf) < len(content) for _, buf, _ in wanted):
+            return sum(self._fail(content, each) for each in wanted)
+        if any(len(buf) < len(content) for buf, _, _ in wanted):
             self._keep(entry, content)  # the rest of it may be wanted next
-        return sum(_give(content, at, buf, answer) for at, buf, answer in wanted)
+        return sum(self._give(content, each) for each in wanted)
+
+    def _give(self, content: bytes, wanted: _Wanted) -> int:
+        buf, run, answer = wanted
+        at = (run.sector & self._sector_mask) << SECTOR_SHIFT
+        buf[:] = memoryview(content)[at : at + len(buf)]
+        return answer(0, run.sector, run.nb_sectors)
+
+    def _fail(self, exc: Exception, wanted: _Wanted) -> int:
+        _, run, answer = wanted
+        res = -(getattr(exc, "errno", 0) or errno.EIO)
+        if isinstance(exc, TapError):
+            res = content_damaged(self._dd, run.sector, run.nb_sectors, exc.message)
+        return answer(res, run.sector, run.nb_sectors)
 
     def _keep(self, entry: int, content: bytes) -> None:
         self._kept[entry] = content
@@ -162,19 +190,3 @@ class Inflater:
     def forget(self, entry: int) -> None:
         """A new cluster has been written where another one was, which had the same entry."""
         self._kept.pop(entry, None)
-
-
-def _give(content: bytes, at: int, buf: memoryview, answer: tuple[Any, ...]) -> int:
-    buf[:] = memoryview(content)[at : at + len(buf)]
-    cb, dd, sector, nb_sectors, id, prv = answer
-    done: int = cb(dd, 0, sector, nb_sectors, id, prv)
-    return done
-
-
-def _fail(exc: Exception, answer: tuple[Any, ...]) -> int:
-    cb, dd, sector, nb_sectors, id, prv = answer
-    res = -(getattr(exc, "errno", 0) or errno.EIO)
-    if isinstance(exc, TapError):
-        res = content_damaged(dd, sector, nb_sectors, exc.message)
-    done: int = cb(dd, res, sector, nb_sectors, id, prv)
-    return done

@@ -2,133 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tap_qcow2.data.clusters import Clusters
-from tap_qcow2.data.hostdata import Answer
 from tap_qcow2.ondisk.entries import COMPRESSED, DATA, ZERO
 from tap_qcow2.tables.l2tables import Table
 from tap_qcow2.tables.mapping import Run, run_at
-from tapcore import (
-    BLK_NOT_ALLOCATED,
-    SECTOR_SHIFT,
-    DiskDriver,
-    ImageFormatError,
-    TapError,
-    TdCallback,
-)
+from tapcore import BLK_NOT_ALLOCATED, SECTOR_SHIFT, Answer, ImageFormatError, TapError
 
 
-def read(
-    clusters: Clusters,
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    buf: memoryview,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
+def read(clusters: Clusters, answer: Answer, sector: int, nb_sectors: int, buf: memoryview) -> int:
     """Read a range that lies inside the disk; what has to wait is answered later.
 
     Args:
         clusters: of the disk.
-        dd: as the hook's.
+        answer: of the request.
         sector: first sector.
         nb_sectors: how many.
         buf: their content's place.
-        cb: as the hook's.
-        id: as the hook's.
-        prv: as the hook's.
 
     Returns:
-        How many requests were completed: what the callbacks returned.
+        How many requests were completed: what the answer returned.
     """
     finished = 0
-    end = sector + nb_sectors
-    first = sector
+    first, end = sector, sector + nb_sectors
     shift = clusters.geometry.table_shift
     if sector >> shift == (end - 1) >> shift:  # nearly all
-        answer = (cb, dd, sector, nb_sectors, id, prv)
-        return _read_in_table(clusters, sector >> shift, buf, answer)
+        return _read_in_table(clusters, answer, sector, end, buf)
     while sector < end:
-        index = sector >> shift
-        stop = min(end, (index + 1) << shift)
+        stop = min(end, ((sector >> shift) + 1) << shift)
         part = buf[(sector - first) << SECTOR_SHIFT : (stop - first) << SECTOR_SHIFT]
-        finished += _read_in_table(clusters, index, part, (cb, dd, sector, stop - sector, id, prv))
+        finished += _read_in_table(clusters, answer, sector, stop, part)
         sector = stop
     return finished
 
 
-def _read_in_table(clusters: Clusters, index: int, buf: memoryview, answer: Answer) -> int:
+def _read_in_table(
+    clusters: Clusters, answer: Answer, sector: int, stop: int, buf: memoryview
+) -> int:
     """The part that one L2 table maps, as soon as that is in memory."""
-    cb, dd, sector, nb_sectors, id, prv = answer
     tables = clusters.metadata.tables
-    done: int
+    index = sector >> clusters.geometry.table_shift
     try:
         table = tables.cached(index)
         if table is None:
             if not tables.offset_of(index):
-                done = cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-                return done
+                return answer(BLK_NOT_ALLOCATED, sector, stop - sector)
             table = tables.now(index)
         if table is None:
-
-            def go_on(res: int) -> int:
-                if res:
-                    failed: int = cb(dd, res, sector, nb_sectors, id, prv)
-                    return failed
-                return _read_in_table(clusters, index, buf, answer)
-
-            tables.load(index, go_on)
+            _load(clusters, answer, sector, stop, buf)
             return 0
     except (TapError, OSError) as exc:
-        return _fail(clusters, exc, answer)
-    return _read_by(clusters, table, buf, answer)
+        return answer(clusters.failure_of(exc, sector, stop - sector), sector, stop - sector)
+    return _read_by(clusters, table, answer, sector, stop, buf)
 
 
-def _read_by(clusters: Clusters, table: Table, buf: memoryview, answer: Answer) -> int:
+def _load(clusters: Clusters, answer: Answer, sector: int, stop: int, buf: memoryview) -> None:
+    """Go on when a thread has read the table."""
+
+    def go_on(res: int) -> int:
+        if res:
+            return answer(res, sector, stop - sector)
+        return _read_in_table(clusters, answer, sector, stop, buf)
+
+    clusters.metadata.tables.load(sector >> clusters.geometry.table_shift, go_on)
+
+
+def _read_by(
+    clusters: Clusters, table: Table, answer: Answer, sector: int, stop: int, buf: memoryview
+) -> int:
     """The same, run by run, with the table."""
-    cb, dd, sector, nb_sectors, id, prv = answer
     finished = 0
-    first, stop = sector, sector + nb_sectors
+    first = sector
     while sector < stop:
         try:
             run = run_at(clusters.decoder, table, sector, stop)
         except ImageFormatError as exc:  # of this cluster; those behind it are not concerned
             until = min((sector | clusters.geometry.sector_mask) + 1, stop)
-            finished += _fail(clusters, exc, (cb, dd, sector, until - sector, id, prv))
+            res = clusters.failure_of(exc, sector, until - sector)
+            finished += answer(res, sector, until - sector)
             sector = until
             continue
-        if run.nb_sectors == nb_sectors:
-            return _read_run(clusters, run, buf, answer)
+        if run.nb_sectors == stop - first:
+            return _read_run(clusters, answer, run, buf)
         at = (sector - first) << SECTOR_SHIFT
         part = buf[at : at + (run.nb_sectors << SECTOR_SHIFT)]
-        finished += _read_run(clusters, run, part, (cb, dd, sector, run.nb_sectors, id, prv))
+        finished += _read_run(clusters, answer, run, part)
         sector += run.nb_sectors
     return finished
 
 
-def _read_run(clusters: Clusters, run: Run, buf: memoryview, answer: Answer) -> int:
-    cb, dd, sector, nb_sectors, id, prv = answer
-    done: int
+def _read_run(clusters: Clusters, answer: Answer, run: Run, buf: memoryview) -> int:
     try:
         if run.kind == DATA:
-            return clusters.host.read(run.where, buf, answer)
+            return clusters.host.read(run.where, buf, run.sector, answer)
         if run.kind == COMPRESSED:
             return clusters.inflater.read(run, buf, answer)
     except (TapError, OSError) as exc:
-        return _fail(clusters, exc, answer)
-    if run.kind == ZERO:
-        buf[:] = bytes(len(buf))
-        done = cb(dd, 0, sector, nb_sectors, id, prv)
-        return done
-    done = cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-    return done
-
-
-def _fail(clusters: Clusters, exc: TapError | OSError, answer: Answer) -> int:
-    cb, dd, sector, nb_sectors, id, prv = answer
-    res = clusters.failure_of(exc, sector, nb_sectors)
-    done: int = cb(dd, res, sector, nb_sectors, id, prv)
-    return done
+        res = clusters.failure_of(exc, run.sector, run.nb_sectors)
+        return answer(res, run.sector, run.nb_sectors)
+    if run.kind != ZERO:
+        return answer(BLK_NOT_ALLOCATED, run.sector, run.nb_sectors)
+    buf[:] = bytes(len(buf))
+    return answer(0, run.sector, run.nb_sectors)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
 
 from tap_qcow2.data.clusters import Clusters
 from tap_qcow2.data.copyonwrite import nothing_below, shows_zeroes
@@ -22,7 +21,7 @@ from tap_qcow2.ondisk.layout import SUBCLUSTERS
 from tap_qcow2.tables.l2tables import Table
 from tap_qcow2.tables.links import own_table, replace
 from tap_qcow2.tables.writeback import Writeback
-from tapcore import SECTOR_SHIFT, DiskDriver, TapError, TdCallback
+from tapcore import SECTOR_SHIFT, Answer, TapError
 
 
 class Zeroing:
@@ -33,22 +32,16 @@ class Zeroing:
         writeback: brings changed tables to the disk.
         discard: only forget content; else it must read as zeroes afterwards.
         may_unmap: space may be given back.
-        dd: as the hook's.
-        cb: as the hook's.
-        id: as the hook's.
-        prv: as the hook's.
+        answer: of the request.
     """
 
     __slots__ = (
-        "_cb",
+        "_answer",
         "_clusters",
-        "_dd",
         "_discard",
         "_geometry",
         "_header",
-        "_id",
         "_may_unmap",
-        "_prv",
         "_writeback",
     )
 
@@ -58,10 +51,7 @@ class Zeroing:
         writeback: Writeback,
         discard: bool,
         may_unmap: bool,
-        dd: DiskDriver,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
+        answer: Answer,
     ) -> None:
         self._clusters = clusters
         self._writeback = writeback
@@ -69,10 +59,7 @@ class Zeroing:
         self._header = clusters.metadata.header
         self._discard = discard
         self._may_unmap = may_unmap
-        self._dd = dd
-        self._cb = cb
-        self._id = id
-        self._prv = prv
+        self._answer = answer
 
     def run(self, sector: int, end: int) -> int:
         """Take the sectors from `sector` up to `end`; returns how many requests were completed."""
@@ -111,7 +98,7 @@ class Zeroing:
     def _done(self, res: int, sector: int, end: int) -> int:
         if sector >= end:
             return 0
-        return self._cb(self._dd, res, sector, end - sector, self._id, self._prv)
+        return self._answer(res, sector, end - sector)
 
     # ---- run by run -------------------------------------------------------------------------
 
@@ -146,18 +133,11 @@ class Zeroing:
         zero = shows_zeroes(self._clusters, table, [(sector, until)])
         return 0 if zero else -errno.EOPNOTSUPP
 
-    def _entry(self, table: Table | None, sector: int) -> tuple[int, int]:
-        geometry = self._geometry
-        if table is None:
-            return 0, 0
-        at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
-        return table.entries[at], table.entries[at + 1] if geometry.extended else 0
-
     def _zero_in_version_2(self, table: Table | None, sector: int, until: int) -> int:
         """There is no flag for zeroes: only what no parent shows can be forgotten."""
         if not nothing_below(self._clusters, sector) or self._clusters.host.elsewhere:
             return self._edge(table, sector, until)
-        entry, _ = self._entry(table, sector)
+        entry, _ = self._clusters.placement.entry(table, sector)
         if entry and not self._may_unmap:
             return -errno.EOPNOTSUPP
         if entry:
@@ -167,7 +147,7 @@ class Zeroing:
     def _zero_cluster(self, sector: int, until: int) -> None:
         table = own_table(self._clusters.metadata, sector >> self._geometry.table_shift)
         decoder = self._clusters.decoder
-        space = decoder.own_space(self._entry(table, sector)[0])
+        space = decoder.own_space(self._clusters.placement.entry(table, sector)[0])
         keep = space >= 0 and (not self._may_unmap or decoder.elsewhere)
         self._zero_in_data_file(sector, until)
         self._replace(sector, decoder.zeroes(space if keep else -1), 0)
@@ -197,7 +177,7 @@ class Zeroing:
         base = sector - start
         if inner[0] >= inner[1]:
             return self._edge(table, sector, until)
-        entry, _ = self._entry(table, sector)
+        entry, _ = self._clusters.placement.entry(table, sector)
         if compressed(entry) and high - low < SUBCLUSTERS:
             return self._edge(table, sector, until)
         edges = ((sector, base + inner[0]), (base + inner[1], until))
@@ -205,7 +185,7 @@ class Zeroing:
             return -errno.EOPNOTSUPP
         self._zero_in_data_file(base + inner[0], base + inner[1])
         table = own_table(self._clusters.metadata, sector >> geometry.table_shift)
-        entry, bitmap = self._entry(table, sector)
+        entry, bitmap = self._clusters.placement.entry(table, sector)
         bitmap = with_zeroes(bitmap, subclusters(low, high))
         if bitmap == ALL_ZEROES and self._may_lose_space(entry):
             entry = 0
@@ -227,7 +207,7 @@ class Zeroing:
     def _discard_cluster(self, table: Table | None, sector: int) -> None:
         """Afterwards it reads as zeroes where the format can say that, else as before."""
         decoder, size = self._clusters.decoder, self._clusters.dd.size
-        entry, bitmap = self._entry(table, sector)
+        entry, bitmap = self._clusters.placement.entry(table, sector)
         zero_below = nothing_below(self._clusters, sector)
         if self._header.version < 3:
             if zero_below and entry and not decoder.elsewhere:

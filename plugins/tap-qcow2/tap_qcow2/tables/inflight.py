@@ -8,9 +8,8 @@ had begun before it has finished.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-Answer = tuple[Any, ...]
+from tapcore import Then
 
 
 class InFlight:
@@ -23,23 +22,21 @@ class InFlight:
         self._counts: dict[int, int] = {}
         self._barriers: list[tuple[int, Callable[[], object]]] = []
 
-    def counted(self, answer: Answer) -> Answer:
-        """The answer of an operation that is now queued; its callback must be called once."""
-        cb, dd, sector, nb_sectors, id, prv = answer
+    def counted(self, then: Then) -> Then:
+        """What follows an operation that is now queued; it must be called once."""
         epoch = self._epoch
         counts = self._counts
         counts[epoch] = counts.get(epoch, 0) + 1
 
-        def finished(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
+        def finished(res: int) -> int:
             counts[epoch] -= 1
             if not counts[epoch]:
                 del counts[epoch]
                 if self._barriers:
                     self._open()
-            done: int = cb(dd, res, sector, nb_sectors, id, prv)
-            return done
+            return then(res)
 
-        return finished, dd, sector, nb_sectors, id, prv
+        return finished
 
     def barrier(self, then: Callable[[], object]) -> None:
         """Call `then` when all that is under way now has finished; at once if nothing is."""

@@ -16,7 +16,7 @@ from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.decoder import Decoder
 from tap_qcow2.ondisk.entries import l1_entry, offset_of
-from tapcore import ImageFile, ImageFormatError
+from tapcore import ImageFile, ImageFormatError, Then
 
 DEFAULT_CACHE: Final = 32 << 20
 """Bytes of L2 tables, as QEMU's `l2-cache-size`: 256 GiB of disk at 64 KiB clusters."""
@@ -98,7 +98,7 @@ class L2Tables:
         self._young_most = max(self.most // 2, 1)
         self.young: dict[int, Table] = {}
         self._old: dict[int, Table] = {}
-        self._loading: dict[int, list[Callable[[int], int]]] = {}
+        self._loading: dict[int, list[Then]] = {}
         self._outdated: set[int] = set()  # of these: what a thread reads may be older than a change
 
     # ---- finding ----------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class L2Tables:
         content = self.file.read_metadata(offset, self._geometry.cluster_size)
         return self._enter(index, offset, content)
 
-    def load(self, index: int, then: Callable[[int], int]) -> None:
+    def load(self, index: int, then: Then) -> None:
         """Read a table in a thread, and call `then(0 or -errno)` when it is in memory.
 
         Args:
@@ -195,7 +195,7 @@ class L2Tables:
             found.append(self.file.read_metadata(offset, self._geometry.cluster_size))
             return 0
 
-        def loaded(dd: object, res: int, *_: object) -> int:
+        def loaded(res: int) -> int:
             resume = self._loading.pop(index)
             if index in self._outdated:
                 self._outdated.remove(index)
@@ -203,7 +203,7 @@ class L2Tables:
                 self._enter(index, offset, found[0])
             return sum(call(res) for call in resume)
 
-        self.file.queue_work(work, (), (loaded, None, 0, 0, 0, None))  # type: ignore[arg-type]
+        self.file.queue_work(work, loaded)
 
     def _enter(self, index: int, offset: int, content: bytes) -> Table:
         table = Table(index, offset, bigendian.from_bytes(content))

@@ -23,7 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from os import strerror
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -32,7 +32,7 @@ from tap_qcow2.ondisk.refcountblock import RefcountBlock
 from tap_qcow2.tables.inflight import InFlight
 from tap_qcow2.tables.l2tables import BLOCK_SHIFT, L1_BLOCK_SHIFT, Table
 from tap_qcow2.tables.metadata import Metadata
-from tapcore import ImageFile, ImageFormatError, TapError
+from tapcore import ImageFile, ImageFormatError, TapError, Then
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Writeback:
         self._in_flight = in_flight
         self._flush_data = flush_data
         self._on_damage = on_damage
-        self._waiting: list[Callable[[int], int]] = []
+        self._waiting: list[Then] = []
         self._waits = False  # for the disk: nothing is done in threads
         self._punching = 0  # holes, in threads
         self._untold = 0
@@ -126,7 +126,7 @@ class Writeback:
 
     # ---- asking for one ---------------------------------------------------------------------
 
-    def flush(self, then: Callable[[int], int]) -> int:
+    def flush(self, then: Then) -> int:
         """Make all that is in the tables now safe, and then call `then(0 or -errno)`."""
         self._waiting.append(then)
         if not self.running:
@@ -155,7 +155,7 @@ class Writeback:
             log.info("%s: the image file cannot grow: %s", self._name, exc.strerror)
             picture.failed = -(exc.errno or errno.EIO)
 
-        def finished(dd: object, res: int, *_: Any) -> int:
+        def finished(res: int) -> int:
             self.running = False
             self._conclude(picture, res)
             if waiting:
@@ -168,8 +168,7 @@ class Writeback:
                 self._begin()
             return done
 
-        answer = (finished, None, 0, 0, 0, None)
-        self._file.queue_work(self._perform, (picture,), answer)  # type: ignore[arg-type]
+        self._file.queue_work(lambda: self._perform(picture), finished)
 
     def failure_to_tell(self) -> int:
         """-errno of an fdatasync that failed when nobody waited for it, once; 0: there is none.
@@ -324,7 +323,7 @@ class Writeback:
         Not even a read does: of an encrypted cluster it would decrypt the zeroes of a hole.
         """
 
-        def punched(*_: Any) -> int:
+        def punched(res: int) -> int:
             self._punching -= 1
             self._count_down(picture.released)
             return 0
@@ -336,8 +335,7 @@ class Writeback:
             self._count_down(picture.released)
         else:
             self._punching += 1
-            answer = (punched, None, 0, 0, 0, None)
-            self._file.queue_work(self._punch, (picture.holes,), answer)  # type: ignore[arg-type]
+            self._file.queue_work(lambda: self._punch(picture.holes), punched)
 
     def _count_down(self, released: list[int]) -> None:
         """These can be given out again."""
