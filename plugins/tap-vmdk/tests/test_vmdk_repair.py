@@ -251,3 +251,32 @@ def test_a_first_directory_does_not_become_empty_by_a_repair(tmp_path: Path) -> 
     statistics: Counter[str] = Counter()
     assert not harm(image, made.grain, statistics)
     assert statistics["changed"]
+
+
+@pytest.mark.parametrize("word", [b"version=", b"CID=", b"parentCID=", b"createType=", b"# Extent"])
+@pytest.mark.parametrize("kind", ["monolithicSparse", "child"])
+def test_a_descriptor_that_a_zero_byte_cuts_is_not_written_anew(
+    tmp_path: Path, kind: str, word: bytes
+) -> None:
+    """What lies behind that byte is the rest of it, of which QEMU reads some."""
+    text = descriptor("monolithicSparse", ['RW 1024 SPARSE "base.vmdk"'])
+    (tmp_path / "base.vmdk").write_bytes(hosted(bytes(1024 * 512), text=text))
+    made = make(kind, random.Random(2), BASE_CID)
+    made.raw[made.raw.index(word) + len(word) - 1] = 0
+    image = write(tmp_path, made, 0)
+    statistics: Counter[str] = Counter()
+    assert not harm(image, made.grain, statistics)
+    assert image.read_bytes() == made.raw
+    if statistics["opened"]:
+        assert any("zero byte" in each for each in check_image(f"vmdk:{image}").messages)
+
+
+def test_a_descriptor_that_ends_past_its_room_is_not_written_anew(tmp_path: Path) -> None:
+    made = make("child", random.Random(2), BASE_CID)
+    made.raw[512:1024] = made.raw[512:1024].replace(b'ddb.adapterType = "ide"', b"#" * 512)[:512]
+    made.raw[made.raw.index(b"RW ")] = ord("X")
+    struct.pack_into("<Q", made.raw, 36, 1)
+    image = write(tmp_path, made, 0)
+    found = check_image(f"vmdk:{image}", repair="all")
+    assert (found.corruptions, found.corruptions_fixed) == (1, 0)
+    assert image.read_bytes() == made.raw

@@ -179,7 +179,12 @@ def _check_embedded(image: Image, result: CheckResult, repair: str, *, hides: bo
             f"the descriptor says {sectors} sectors in {len(lines)} extents, "
             f"and the header {header.capacity}"
         )
-    if repair != "all" or hides:
+    cut = image.place.is_cut()
+    if cut:
+        result.messages.append(
+            "the descriptor is kept as it is: it goes on behind a zero byte, or past its room"
+        )
+    if repair != "all" or hides or cut:
         result.corruptions += 1
         return
     name = lines[0].name if lines else os.path.basename(image.file.path)

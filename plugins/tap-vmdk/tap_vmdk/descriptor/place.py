@@ -52,6 +52,12 @@ class DescriptorPlace:
         size = self.file.size if self.room is None else self.room
         return self.file.read_metadata(self.offset, size).split(b"\0", 1)[0]
 
+    def is_cut(self) -> bool:
+        """Whether more of the text may follow: behind a zero byte, or past its room."""
+        size = self.file.size if self.room is None else self.room
+        text, _, rest = self.file.read_metadata(self.offset, size).partition(b"\0")
+        return any(rest) or len(text) == self.room
+
     def write(self, descriptor: Descriptor) -> None:
         """Replace all of it, on disk when this returns.
 
