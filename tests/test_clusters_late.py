@@ -203,3 +203,27 @@ def test_a_crash_when_everything_is_late_and_failing(trial: Trial, rng: random.R
         assert not inconsistent(str(copy)), state
         wrong = crowd.history.lost(trial.read(contents), state.moment)
         assert not wrong, f"{state}: {wrong}"
+
+
+# ---- particular meetings -----------------------------------------------------------------------
+
+
+def test_a_write_in_place_waits_for_what_takes_its_place(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """A cluster that is stored plain is being packed anew: what is written to it comes after."""
+    trial = Trial(KINDS["plain"], tmp_path, rng)
+    with trial.open() as disk:
+        disk.pwrite(0, b"o" * 4096)
+        disk.pwrite(4096, b"o" * 4096)
+        host = LateHost(rng, at_once=1.0)
+        crowd = ToyCrowd(disk, host, rng)
+        with host:
+            crowd.submit(WRITE_COMPRESSED, 0, 4096, b"packed! " * 512)
+            crowd.submit(WRITE, 512, 512, b"w" * 512)
+            crowd.submit(WRITE, 4096, 512, b"w" * 512)  # nobody changes that one
+            assert crowd.statuses == [0]
+            crowd.settle()
+        assert crowd.statuses == [0, 0, 0]
+        assert disk.pread(0, length=1032) == b"packed! " * 64 + b"w" * 512 + b"packed! "
+        assert disk.pread(4096, length=513) == b"w" * 512 + b"o"

@@ -3,60 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from tapcore.clusters.map import WritableMap
+from typing import Final
 
 
 class Claim:
     """Clusters of the disk, from `first` up to `end`, and what waits for them, in order."""
 
-    __slots__ = ("_busy", "end", "first", "waiting")
+    __slots__ = ("end", "first", "waiting")
 
-    def __init__(self, busy: BusyClusters, first: int, end: int) -> None:
-        self._busy = busy
+    def __init__(self, first: int, end: int) -> None:
         self.first = first
         self.end = end
         self.waiting: list[Callable[[], int]] = []
 
-    def release(self) -> int:
-        """Let the clusters go; returns how many requests those that waited finished."""
-        self._busy.remove(self)
-        return sum(go_on() for go_on in self.waiting)
+
+_BUCKET: Final = 7
+"""log2 of the sectors by which claims are found: 64 KiB, or a cluster."""
 
 
 class BusyClusters:
-    """Those of one disk. The table that maps them, one for each claim, stays in memory.
+    """Those of one disk.
 
     Args:
-        map: of the disk.
+        shift: log2 of a cluster's sectors.
 
     Attributes:
-        claims: by cluster.
+        claims: by the parts of the disk in which their clusters lie; empty where there is none.
     """
 
-    __slots__ = ("_map", "_shift", "claims")
+    __slots__ = ("_bucket", "_shift", "claims")
 
-    def __init__(self, map: WritableMap) -> None:
-        self._map = map
-        self._shift = map.cluster_shift
-        self.claims: dict[int, Claim] = {}
+    def __init__(self, shift: int) -> None:
+        self._shift = shift
+        self._bucket = max(_BUCKET - shift, 0)
+        self.claims: dict[int, list[Claim]] = {}
 
-    def claim(self, sector: int, stop: int) -> Claim:
-        """Take the clusters of a range, none of which is busy."""
-        claim = Claim(self, sector >> self._shift, ((stop - 1) >> self._shift) + 1)
-        self._map.pin(sector)
-        self.claims.update(dict.fromkeys(range(claim.first, claim.end), claim))
-        return claim
+    def _buckets(self, first: int, end: int) -> range:
+        return range(first >> self._bucket, ((end - 1) >> self._bucket) + 1)
 
-    def remove(self, claim: Claim) -> None:
-        """See `Claim.release`."""
-        for cluster in range(claim.first, claim.end):
-            del self.claims[cluster]
-        self._map.unpin(claim.first << self._shift)
+    def take(self, claim: Claim) -> None:
+        """From now on the clusters of a claim, none of which was busy, are."""
+        for bucket in self._buckets(claim.first, claim.end):
+            self.claims.setdefault(bucket, []).append(claim)
+
+    def release(self, claim: Claim) -> int:
+        """Let them go; returns how many requests those that waited finished."""
+        for bucket in self._buckets(claim.first, claim.end):
+            here = self.claims.pop(bucket)
+            if len(here) > 1:
+                here.remove(claim)
+                self.claims[bucket] = here
+        return sum([go_on() for go_on in claim.waiting]) if claim.waiting else 0
 
     def at(self, sector: int) -> Claim | None:
         """The claim that a sector's cluster belongs to."""
-        return self.claims.get(sector >> self._shift)
+        cluster = sector >> self._shift
+        for claim in self.claims.get(cluster >> self._bucket, ()):
+            if claim.first <= cluster < claim.end:
+                return claim
+        return None
 
     def wait(self, claim: Claim, stop: int, again: Callable[[int], Callable[[], int]]) -> int:
         """Go on when a claim is released: with `again(until)`; returns until where that is."""
@@ -66,8 +71,20 @@ class BusyClusters:
 
     def free_until(self, sector: int, stop: int) -> int:
         """The first busy sector of a range of which the first cluster is free; else `stop`."""
-        if self.claims:
-            for cluster in range((sector >> self._shift) + 1, ((stop - 1) >> self._shift) + 1):
-                if cluster in self.claims:
-                    return cluster << self._shift
+        if not self.claims:
+            return stop
+        first, end = sector >> self._shift, ((stop - 1) >> self._shift) + 1
+        for bucket in self._buckets(first, end):
+            found = [claim.first for claim in self.claims.get(bucket, ()) if claim.first > first]
+            if found and min(found) < end:
+                return min(found) << self._shift
         return stop
+
+    def any_in(self, sector: int, stop: int) -> bool:
+        """Whether any of a range of sectors is in a busy cluster."""
+        first, end = sector >> self._shift, ((stop - 1) >> self._shift) + 1
+        return any(
+            claim.first < end and first < claim.end
+            for here in self.claims.values()
+            for claim in here
+        )

@@ -13,7 +13,7 @@ Tables that have changes, or that somebody needs, stay; who changes tables asks 
 from __future__ import annotations
 
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -36,6 +36,10 @@ _OVERHEAD: Final = 200
 """Bytes that Python needs for a table, besides its entries."""
 
 
+def _never(index: int) -> bool:
+    return False
+
+
 class TableCache(Generic[T]):
     """The tables of one image, by index.
 
@@ -52,6 +56,7 @@ class TableCache(Generic[T]):
         directory: as given.
         dirty: tables with changes.
         most: tables that are kept.
+        in_use: whether a request is about to change the table of an index.
     """
 
     def __init__(
@@ -70,7 +75,8 @@ class TableCache(Generic[T]):
         self.young: dict[int, T] = {}
         self._old: OrderedDict[int, T] = OrderedDict()
         self.dirty: set[T] = set()
-        self._pins: Counter[int] = Counter()
+        self._taken: set[int] = set()  # are being written back
+        self.in_use: Callable[[int], bool] = _never
         self._loading: dict[int, list[Loaded]] = {}
         self._overtaken: set[int] = (
             set()
@@ -114,7 +120,7 @@ class TableCache(Generic[T]):
             ImageFormatError: it cannot be where the image says.
             OSError: as the system says.
         """
-        table = self.get(index)
+        table = self.young.get(index) or self.get(index)
         if table is None:
             table = self._read_waiting(index)
             self.enter(table)
@@ -175,18 +181,12 @@ class TableCache(Generic[T]):
                 return
         while self._old and len(self) >= self.most:
             index, table = self._old.popitem(last=False)
-            if table.dirty or table.fresh or index in self._pins:
+            if self._stays(index, table):
                 self.young[index] = table  # looked at again when it is old once more
 
-    def pin(self, index: int) -> None:
-        """Keep a table in memory until it is unpinned as often."""
-        self._pins[index] += 1
-
-    def unpin(self, index: int) -> None:
-        """The opposite."""
-        self._pins[index] -= 1
-        if not self._pins[index]:
-            del self._pins[index]
+    def _stays(self, index: int, table: T) -> bool:
+        changed = table.dirty or table.fresh or index in self._taken
+        return bool(changed) or self.in_use(index)
 
     def forget(self) -> None:
         """Drop all: they were changed on disk, or the image is closed."""
@@ -230,7 +230,7 @@ class TableCache(Generic[T]):
                 taken.changed += table.changes()
             taken.tables.append((table, table.dirty, table.fresh))
             table.dirty, table.fresh = set(), False
-            self.pin(table.index)
+            self._taken.add(table.index)
         self.dirty.clear()
         if self.directory is not None:
             taken.changed += self.directory.changes()
@@ -265,7 +265,7 @@ class TakenTables(Generic[T]):
         """
         cache = self._cache
         for table, dirty, fresh in self.tables:
-            cache.unpin(table.index)
+            cache._taken.discard(table.index)
             if not ok:
                 table.dirty |= dirty
                 table.fresh = fresh and not published

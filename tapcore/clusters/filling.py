@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from tapcore.clusters.mapped import MappedDisk
 from tapcore.clusters.reading import Reader
-from tapcore.clusters.runs import HOLE, ZERO
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 
 
@@ -73,20 +72,3 @@ class Filling:
         self._status = self._status or res
         self._left -= nb_sectors
         return 0 if self._left or not nb_sectors else self._done(self._status)
-
-
-def shows_zeroes(disk: MappedDisk, ranges: Iterable[tuple[int, int]]) -> bool:
-    """Whether ranges of sectors are known to read as zeroes, without a look into any parent.
-
-    Raises:
-        TapError, OSError: as `ClusterMap.run`.
-    """
-    for start, stop in ranges:
-        while start < stop:
-            run = disk.map.run(start, stop)
-            if run is None or run.kind not in (HOLE, ZERO):
-                return False
-            if run.kind == HOLE and disk.below(start, run.end) > start:
-                return False
-            start = run.end
-    return True

@@ -12,6 +12,7 @@ from tapcore.clusters.mapped import AnswerPart, MappedDisk
 from tapcore.clusters.packing import write_packed
 from tapcore.clusters.reading import Reader
 from tapcore.clusters.runs import ASK
+from tapcore.clusters.tablemap import WritableTableMap
 from tapcore.clusters.writeback import Writeback
 from tapcore.clusters.writing import Writer
 from tapcore.clusters.zeroing import Zeroing
@@ -48,13 +49,17 @@ class Clusters:
             file.keeps_overflow = True
         self._reader = Reader(self.disk)
         self._counted = self.disk.content.counted
-        self.place = _ask
+        self.place: Callable[[int, int], int] = _ask
         self.choose_ways()
 
     def choose_ways(self) -> None:
         """To be called after a change of what the short ways do not look at, as the cipher."""
-        plain = self.map.cipher is None and not self._start
-        self.place = self.map.place if plain else _ask
+        self.place = self._way(self.map.place) if self.map.cipher is None else _ask
+
+    def _way(self, place: Callable[[int, int], int]) -> Callable[[int, int], int]:
+        """A short way of the map, by the disk's sectors."""
+        start = self._start
+        return (lambda sector, count: place(sector - start, count)) if start else place
 
     def attach(self) -> None:
         """Tell the core the disk's size and units, and what to poll: for a map of a whole disk."""
@@ -145,18 +150,21 @@ class WritableClusters(Clusters):
 
     def __init__(self, dd: DiskDriver, map: WritableMap, start: int = 0) -> None:
         self.writing = False
-        self.place_to_write = _ask
+        self.place_to_write: Callable[[int, int], int] = _ask
         super().__init__(dd, map, start)
         self.map = map
         self.writeback = Writeback(self.disk, map)
         self._writer = Writer(self.disk, map, self._reader, self.writeback)
         self.busy = self._writer.busy.claims
+        if isinstance(map, WritableTableMap):  # the table of a busy cluster stays in memory
+            shift, any_in = map.table_shift, self._writer.busy.any_in
+            map.tables.in_use = lambda index: any_in(index << shift, (index + 1) << shift)
 
     def choose_ways(self) -> None:
         """Those of writes, too."""
         super().choose_ways()
-        plain = self.writing and self.map.cipher is None and not self._start
-        self.place_to_write = self.map.place_to_write if plain else _ask
+        plain = self.writing and self.map.cipher is None
+        self.place_to_write = self._way(self.map.place_to_write) if plain else _ask
 
     def begin_writing(self) -> None:
         """Before the first change; raises as `WritableMap.begin_writing`."""
@@ -172,9 +180,10 @@ class WritableClusters(Clusters):
 
     def _refuse(self, sector: int, nb_sectors: int) -> int:
         """-errno of why nothing may change now; 0: it may."""
-        if res := self.writeback.held_back():
+        if self.map.full and (res := self.writeback.held_back()):
             return res
-        self.begin_writing()
+        if not self.writing:
+            self.begin_writing()
         self.map.about_to_change(sector - self._start, nb_sectors)
         return 0
 

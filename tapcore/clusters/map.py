@@ -219,12 +219,6 @@ class WritableMap(ClusterMap):
     def about_to_change(self, sector: int, nb_sectors: int) -> None:
         """Before each change that does not take the short way; raises as `begin_writing`."""
 
-    def pin(self, sector: int) -> None:
-        """Keep the table that maps a sector in memory until it is unpinned."""
-
-    def unpin(self, sector: int) -> None:
-        """The opposite."""
-
     @abstractmethod
     def allocate(self, sector: int, count: int) -> Place:
         """Space for clusters of the disk that follow each other, or for the first ones of them.

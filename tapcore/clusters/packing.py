@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tapcore.clusters.busy import Claim
 from tapcore.clusters.map import PackingMap
 from tapcore.clusters.mapped import AnswerPart
 from tapcore.clusters.runs import HOLE
@@ -45,7 +46,7 @@ def write_packed(
     return finished
 
 
-class _Group:
+class _Group(Claim):
     """Clusters that are packed together, all mapped by one table.
 
     Args:
@@ -66,6 +67,8 @@ class _Group:
         buf: memoryview,
         answer: AnswerPart,
     ) -> None:
+        shift = map.cluster_shift
+        super().__init__(sector >> shift, ((stop - 1) >> shift) + 1)
         self._writer = writer
         self._map = map
         self._sector = sector
@@ -78,8 +81,8 @@ class _Group:
     def start(self) -> int:
         """Begin, now or when the clusters are free; returns how many requests were finished."""
         disk, busy, sector, stop = self._writer.disk, self._writer.busy, self._sector, self._stop
-        claim = busy.at(sector) or busy.at(busy.free_until(sector, stop))
-        if claim is not None and claim.first << disk.shift < stop:
+        claim = busy.at(sector) or busy.at(min(busy.free_until(sector, stop), stop - 1))
+        if claim is not None:
             claim.waiting.append(self.start)
             return 0
         try:
@@ -91,7 +94,7 @@ class _Group:
             return self._answer(disk.failed(exc, sector, stop), sector, stop - sector)
         if not self._map.reuses_space and (run.kind != HOLE or run.end < stop):
             return self._writer.write(sector, stop, self._buf, self._answer)
-        self._claim = busy.claim(sector, stop)
+        busy.take(self)
         self._map.file.queue_work(self._pack, self._stored_or_not)
         return 0
 
@@ -108,7 +111,7 @@ class _Group:
     def _pack(self) -> int:
         """In a thread."""
         size = 1 << self._map.cluster_shift + SECTOR_SHIFT
-        for number in range(self._claim.end - self._claim.first):
+        for number in range(self.end - self.first):
             content: bytes | memoryview = self._content(number)
             if len(content) < size:  # the disk ends inside of it
                 content = bytes(content).ljust(size, b"\0")
@@ -158,7 +161,7 @@ class _Group:
     def _finish(self, res: int) -> int:
         finished, plain = 0, []
         places = dict(self._places)
-        for number in range(self._claim.end - self._claim.first):
+        for number in range(self.end - self.first):
             start, stop = self._bounds(number)
             if not res and number not in places:
                 plain.append((start, stop, self._content(number)))
@@ -167,7 +170,7 @@ class _Group:
             if failed and number in places:
                 self._map.give_back_packed(places[number], len(self._packed[number]))
             finished += self._answer(failed, start, stop - start)
-        finished += self._claim.release()
+        finished += self._writer.busy.release(self)
         for start, stop, content in plain:
             finished += self._writer.write(start, stop, content, self._answer)
         self._writer.writeback.when_needed()

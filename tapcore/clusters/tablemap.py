@@ -47,12 +47,14 @@ class TableMap(ClusterMap, Generic[T]):
         """By the tables in memory, or in the page cache."""
         index = sector >> self.table_shift
         stop = min(stop, (index + 1) << self.table_shift)
-        table = self.tables.get(index)
+        table = self.tables.young.get(index)
         if table is None:
             try:
-                if not self.table_place(index):
-                    return Run(HOLE, sector, stop - sector)
-                table = self.tables.now(index)
+                table = self.tables.get(index)
+                if table is None:
+                    if not self.table_place(index):
+                        return Run(HOLE, sector, stop - sector)
+                    table = self.tables.now(index)
             except ImageFormatError as exc:
                 raise DamagedTable(exc.message, errno=exc.errno) from None
             if table is None:
@@ -115,20 +117,14 @@ class TableMap(ClusterMap, Generic[T]):
 class WritableTableMap(TableMap[T], WritableMap):
     """The same, of an image that is written."""
 
-    def pin(self, sector: int) -> None:
-        """By the cache."""
-        self.tables.pin(sector >> self.table_shift)
-
-    def unpin(self, sector: int) -> None:
-        """By the cache."""
-        self.tables.unpin(sector >> self.table_shift)
-
     @property
     def must_write_back(self) -> bool:
         """By the number of tables with changes."""
-        return self.tables.overfull
+        tables = self.tables
+        return len(tables.dirty) > tables.most // 2
 
     @property
     def full(self) -> bool:
         """By the same."""
-        return self.tables.full
+        tables = self.tables
+        return len(tables.dirty) >= tables.most

@@ -81,9 +81,10 @@ class Table:
     def set(self, first: int, numbers: Iterable[int]) -> None:
         """Change entries from one on; see `TableCache.set` for a table that is in a cache."""
         new = array(self.coding.typecode, numbers)
-        end = first + len(new)
+        end, shift = first + len(new), self.block_shift
         self.entries[first:end] = new
-        self.dirty.update(range(first >> self.block_shift, (end - 1 >> self.block_shift) + 1))
+        self.dirty.add(first >> shift)
+        self.dirty.update(range((first >> shift) + 1, (end - 1 >> shift) + 1))
 
     def content(self) -> Write:
         """All of it."""

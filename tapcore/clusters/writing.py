@@ -8,17 +8,20 @@ link to the disk.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Final
 
 from tapcore.clusters.busy import BusyClusters, Claim
-from tapcore.clusters.filling import Filling, shows_zeroes
+from tapcore.clusters.filling import Filling
 from tapcore.clusters.map import Place, WritableMap
 from tapcore.clusters.mapped import AnswerPart, MappedDisk
 from tapcore.clusters.reading import Reader
-from tapcore.clusters.runs import DATA, PACKED, Run
+from tapcore.clusters.runs import DATA, PACKED, ZERO, Run
 from tapcore.clusters.writeback import Writeback
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ImageFormatError, TapError
+
+_PAGE: Final = 4096
+"""Bytes: so much of zeroes is written rather than left out."""
 
 
 class Writer:
@@ -44,7 +47,7 @@ class Writer:
         self.map = map
         self.reader = reader
         self.writeback = writeback
-        self.busy = BusyClusters(map)
+        self.busy = BusyClusters(map.cluster_shift)
 
     def write(self, sector: int, stop: int, buf: memoryview, answer: AnswerPart) -> int:
         """Write a range, of which each part is answered once, now or later.
@@ -74,28 +77,6 @@ def has_place(run: Run) -> bool:
     return run.kind != PACKED and run.where >= 0 and run.own
 
 
-class _Target(NamedTuple):
-    """Where a part of a request goes that has to be linked.
-
-    Attributes:
-        sector, stop: of the request, sectors.
-        first, end: what is linked: whole units around these.
-        where: host offset of `first`, bytes.
-        place: that was allocated for it; None where it was kept.
-    """
-
-    sector: int
-    stop: int
-    first: int
-    end: int
-    where: int
-    place: Place | None
-
-    def at(self, sector: int) -> int:
-        """Host offset of a sector, bytes."""
-        return self.where + ((sector - self.first) << SECTOR_SHIFT)
-
-
 class _Write:
     """A write request, of which parts are stored in several steps.
 
@@ -106,45 +87,44 @@ class _Write:
         answer: for parts of it.
     """
 
-    __slots__ = ("_answer", "_buf", "_busy", "_disk", "_first", "_map", "_mask", "_writer")
+    __slots__ = ("_busy", "_disk", "_first", "_map", "answer", "buf", "writer")
 
     def __init__(self, writer: Writer, sector: int, buf: memoryview, answer: AnswerPart) -> None:
-        self._writer = writer
+        self.writer = writer
+        self.buf = buf
+        self.answer = answer
         self._disk = writer.disk
         self._map = writer.map
         self._busy = writer.busy
-        self._mask = writer.disk.mask
         self._first = sector
-        self._buf = buf
-        self._answer = answer
 
-    def _content(self, sector: int, stop: int) -> memoryview:
+    def content(self, sector: int, stop: int) -> memoryview:
+        """What is to be written to the sectors from one up to another."""
         first = self._first
-        return self._buf[(sector - first) << SECTOR_SHIFT : (stop - first) << SECTOR_SHIFT]
+        return self.buf[(sector - first) << SECTOR_SHIFT : (stop - first) << SECTOR_SHIFT]
 
     def _again(self, sector: int, until: int) -> partial[int]:
         return partial(self.run, sector, until)
 
     def run(self, sector: int, stop: int) -> int:
         """Write a part of it; returns how many requests were finished."""
-        disk, finished = self._disk, 0
+        disk, busy, finished = self._disk, self._busy, 0
         while sector < stop:
-            claim = self._busy.at(sector)
-            if claim is not None:
-                sector = self._busy.wait(claim, stop, partial(self._again, sector))
+            if busy.claims and (claim := busy.at(sector)) is not None:
+                sector = busy.wait(claim, stop, partial(self._again, sector))
                 continue
             try:
                 run = self._map.run_to_write(sector, stop)
                 if run is None:
                     until = disk.table_end(sector, stop)
-                    disk.load(sector, until, self._again(sector, until), self._answer)
+                    disk.load(sector, until, self._again(sector, until), self.answer)
                 else:
                     done, until = self._piece(run, stop)
                     finished += done
             except (TapError, OSError) as exc:
                 until = disk.concerns(exc, sector, stop)
                 res = disk.failed(exc, sector, until)
-                finished += self._answer(res, sector, until - sector)
+                finished += self.answer(res, sector, until - sector)
             sector = until
         return finished
 
@@ -154,26 +134,39 @@ class _Write:
         Raises:
             TapError, OSError: nothing was begun.
         """
-        sector = run.sector
+        sector, mask = run.sector, self._disk.mask
         if has_place(run):
             until = self._busy.free_until(sector, run.end)
             if run.kind == DATA:
                 return self._in_place(run, until), until
-            units = self._units(sector, until)
-            where = run.where - ((sector - units[0]) << SECTOR_SHIFT)
-            return self._store(_Target(sector, until, *units, where, None)), until
-        start, end = sector & ~self._mask, (sector | self._mask) + 1
+            first, end = self._units(sector, until)
+            where = run.where - ((sector - first) << SECTOR_SHIFT)
+            new = _NewContent(self, sector, until, first, end, where, None)
+            return new.store(leaves=False), until
+        start, end = sector & ~mask, (sector | mask) + 1
         if sector == start and stop >= end:
-            wanted = (self._reach(run, stop) - start) >> self._disk.shift
-            place = self._map.allocate(sector, max(wanted, 1))
-            until = sector + (place.clusters << self._disk.shift)
-            return self._store(_Target(sector, until, sector, until, place.where, place)), until
+            return self._whole(run, stop)
         moves = run.kind in (DATA, PACKED) or run.where >= 0  # what else is there must come along
         until = min(stop, end) if moves else min(run.end, end)
-        first, last = (start, end) if moves else self._units(sector, until)
+        first, end = (start, end) if moves else self._units(sector, until)
         place = self._map.allocate(start, 1)
         where = place.where + ((first - start) << SECTOR_SHIFT)
-        return self._store(_Target(sector, until, first, last, where, place)), until
+        new = _NewContent(self, sector, until, first, end, where, place)
+        # what is around it in its units is of the same kind
+        zeroes = not moves and (run.kind == ZERO or self._disk.below(first, end) == first)
+        leaves = zeroes and place.blank and self._map.cipher is None
+        return new.store(leaves=leaves), until
+
+    def _whole(self, run: Run, stop: int) -> tuple[int, int]:
+        """Whole clusters, as many as there is space for side by side; returns as `_piece`."""
+        sector, shift = run.sector, self._disk.shift
+        wanted = (stop - sector) >> shift
+        if wanted > 1:
+            wanted = max((self._reach(run, stop) - sector) >> shift, 1)
+        place = self._map.allocate(sector, wanted)
+        until = sector + (place.clusters << shift)
+        new = _NewContent(self, sector, until, sector, until, place.where, place)
+        return new.write(place.where, sector, self.content(sector, until)), until
 
     def _units(self, sector: int, stop: int) -> tuple[int, int]:
         mask = (1 << self._map.unit_shift) - 1
@@ -182,7 +175,7 @@ class _Write:
     def _reach(self, run: Run, stop: int) -> int:
         """Up to where whole clusters follow that have no place of their own and are not busy."""
         sector = run.sector
-        limit = self._disk.table_end(sector, stop & ~self._mask)
+        limit = self._disk.table_end(sector, stop & ~self._disk.mask)
         end = min(run.end, limit)
         try:
             while end < limit:
@@ -197,64 +190,111 @@ class _Write:
     def _in_place(self, run: Run, until: int) -> int:
         sector = run.sector
         done = partial(self._wrote, sector, until)
-        return self._disk.content.write(run.where, sector, self._content(sector, until), done)
+        return self._disk.content.write(run.where, sector, self.content(sector, until), done)
 
     def _wrote(self, sector: int, until: int, res: int) -> int:
-        return self._answer(res, sector, until - sector)
+        return self.answer(res, sector, until - sector)
 
-    # ---- what has to be linked --------------------------------------------------------------
 
-    def _store(self, target: _Target) -> int:
-        """Write it, with what the disk shows around it, and link it."""
-        sector, until, first, end, where, place = target
-        around = [(first, sector), (until, min(end, self._map.sectors))]
-        around = [(start, stop) for start, stop in around if start < stop]
-        whole = (first, end) == (sector, until)
-        try:
-            leaves = not whole and self._leaves_around(place, around)
-        except (TapError, OSError):
-            self._give_back(place)
-            raise
-        claim = self._busy.claim(sector, until)
-        stored = partial(self._stored, target, claim)
-        content = self._content(sector, until)
-        if whole or leaves:
-            return self._disk.content.write(target.at(sector), sector, content, stored)
-        view = memoryview(bytearray((end - first) << SECTOR_SHIFT))
+class _NewContent(Claim):
+    """A part of a write that has to be linked where it was stored.
+
+    Args:
+        write: that it is a part of.
+        sector: first sector of the part.
+        stop: first sector past it.
+        start: first sector of what is stored: whole units around the part.
+        limit: first sector past that.
+        where: host offset of that, bytes.
+        place: that was allocated for it; None where it was kept.
+    """
+
+    __slots__ = ("_limit", "_place", "_sector", "_start", "_stop", "_where", "_write")
+
+    def __init__(
+        self,
+        write: _Write,
+        sector: int,
+        stop: int,
+        start: int,
+        limit: int,
+        where: int,
+        place: Place | None,
+    ) -> None:
+        shift = write.writer.disk.shift
+        super().__init__(start >> shift, ((limit - 1) >> shift) + 1)
+        self._write = write
+        self._sector = sector
+        self._stop = stop
+        self._start = start
+        self._limit = limit
+        self._where = where
+        self._place = place
+
+    def store(self, *, leaves: bool) -> int:
+        """Store it, with what the disk shows around it; returns how many requests were finished.
+
+        Args:
+            leaves: that may stay what it is in new space: a hole of the file.
+
+        Raises:
+            OSError: nothing was begun.
+        """
+        write, sector, stop, start = self._write, self._sector, self._stop, self._start
+        content = write.content(sector, stop)
+        where = self._where + ((sector - start) << SECTOR_SHIFT)
+        if (start, self._limit) == (sector, stop):
+            return self.write(where, sector, content)
+        if leaves:
+            return self.write(where, sector, self._as_long_as_its_cluster(content))
+        sides = ((start, sector), (stop, min(self._limit, write.writer.map.sectors)))
+        around = [side for side in sides if side[0] < side[1]]
+        view = memoryview(bytearray((self._limit - start) << SECTOR_SHIFT))
 
         def filled(res: int) -> int:
             if res:
-                return stored(res)
-            skip = (sector - first) << SECTOR_SHIFT
+                return self._written(res)
+            skip = (sector - start) << SECTOR_SHIFT
             view[skip : skip + len(content)] = content
-            return self._disk.content.write(where, first, view, stored)
+            return write.writer.disk.content.write(self._where, start, view, self._written)
 
-        return Filling(self._disk, self._writer.reader, first, view, filled).start(around)
+        write.writer.busy.take(self)
+        reader = write.writer.reader
+        return Filling(write.writer.disk, reader, start, view, filled).start(around)
 
-    def _leaves_around(self, place: Place | None, around: list[tuple[int, int]]) -> bool:
-        """Whether what is around can stay what it is in new space: a hole of the file.
+    def _as_long_as_its_cluster(self, content: memoryview) -> memoryview:
+        """See to it that the file does not end inside the new cluster."""
+        writer, place = self._write.writer, self._place
+        tail = (-self._stop & writer.disk.mask) << SECTOR_SHIFT
+        if tail < _PAGE:
+            return memoryview(bytes(content) + bytes(tail)) if tail else content
+        assert place is not None
+        size = place.clusters << writer.disk.shift + SECTOR_SHIFT
+        try:
+            writer.map.data.truncate_up(place.where + size)
+        except OSError:
+            self._give_back()
+            raise
+        return content
 
-        Raises:
-            TapError, OSError: the file cannot be made longer, or a table is damaged.
-        """
-        if place is None or not place.blank or self._map.cipher is not None:
-            return False
-        if not shows_zeroes(self._disk, around):
-            return False
-        size = place.clusters << self._disk.shift + SECTOR_SHIFT
-        self._map.data.truncate_up(place.where + size)
-        return True
+    def write(self, where: int, sector: int, content: memoryview) -> int:
+        """Write all that there is to be written; the clusters are busy until it is linked."""
+        writer = self._write.writer
+        writer.busy.take(self)
+        return writer.disk.content.write(where, sector, content, self._written)
 
-    def _stored(self, target: _Target, claim: Claim, res: int) -> int:
-        """It has been written, or could not be; those that waited for it go on."""
-        res = res or self._writer.link(target.first, target.end, target.where)
+    def _written(self, res: int) -> int:
+        """It is in its place, or could not be written; those that waited for it go on."""
+        write, writer, sector = self._write, self._write.writer, self._sector
+        res = res or writer.link(self._start, self._limit, self._where)
         if res:
-            self._give_back(target.place)
-        finished = self._answer(res, target.sector, target.stop - target.sector)
-        finished += claim.release()
-        self._writer.writeback.when_needed()
+            self._give_back()
+        finished = write.answer(res, sector, self._stop - sector)
+        finished += writer.busy.release(self)
+        if writer.map.must_write_back:
+            writer.writeback.when_needed()
         return finished
 
-    def _give_back(self, place: Place | None) -> None:
-        if place is not None:
-            self._map.give_back(place.where, place.clusters)
+    def _give_back(self) -> None:
+        if self._place is not None:
+            self._write.writer.map.give_back(self._place.where, self._place.clusters)

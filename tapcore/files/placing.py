@@ -11,7 +11,6 @@ from typing import Final
 
 from tapcore.errors import UsageError
 from tapcore.files.newfile import NewFile, sweep, temporary_name
-from tapcore.interface.identity import identity_of, identity_of_open
 from tapcore.process.child import in_a_child
 
 _NO_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -110,10 +109,12 @@ def _sync(handle: int | str) -> None:
 
 def _refuse_newcomer(made: NewFile) -> None:
     """Somebody may have put another file there in the meantime."""
-    there = identity_of(made.path)
-    if there is None:
+    try:
+        there = os.stat(made.path)
+    except OSError:
         return
-    if made.old_fd is None or there != identity_of_open(made.old_fd):
+    old = os.fstat(made.old_fd) if made.old_fd is not None else None
+    if old is None or (there.st_dev, there.st_ino) != (old.st_dev, old.st_ino):
         raise UsageError("another file was put there in the meantime", image=made.path)
 
 

@@ -22,6 +22,7 @@ from tapcore.errors import (
     ImageFormatError,
     ImageOpenError,
     IOFailedError,
+    NotSupportedError,
     NotWritableError,
     ReferencePolicyError,
     TapError,
@@ -38,7 +39,7 @@ from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
-from tapcore.opening.namedfiles import find_named_file, identity_of_image
+from tapcore.opening.namedfiles import find_named_file, identity_of
 from tapcore.opening.names import RAW_HANDLES, ImageName, as_handles, split_name
 from tapcore.opening.ownopening import OpenedByItself
 from tapcore.opening.probe import guard_of, probe
@@ -132,8 +133,11 @@ def _open_image(
     if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
         text = f"the format {disk_id.drivertype} can only be read"
         raise NotWritableError(text, image=disk_id.name)
-    if options.snapshot:
-        drv.require("td_snapshots", disk_id.name, option="--snapshot")
+    if options.snapshot and "td_snapshots" not in drv.implemented:
+        raise NotSupportedError(
+            f"the format '{disk_id.drivertype}' has no internal snapshots (--snapshot)",
+            image=disk_id.name,
+        )
     dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
     watch = OpenedByItself(options.bound)
     try:
@@ -170,7 +174,7 @@ def _open_parents(
     child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
 ) -> None:
     """Open parent after parent; each is linked to its child as soon as it is open."""
-    seen = {identity_of_image(child)}
+    seen = {identity_of(child)}
     depth = 1
     child_was_probed = False
     while (recorded := recorded_parent(child)) is not None:

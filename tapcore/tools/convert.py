@@ -11,9 +11,9 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
-from tapcore.errors import TapError, UsageError, open_error
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.files.newfiles import identity_of
 from tapcore.interface.access import Access
-from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
@@ -123,12 +123,16 @@ def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
     if target == STANDARD:
         target = f"{raw_handle(wish.access.registry)}:{STANDARD}"
     goal, info = new_image_target(target, wish.access.registry)
-    drv = wish.access.registry.operations(info.handle)
-    if wish.compressed:
-        drv.require("td_queue_write_compressed", goal.name, option="-c")
+    if wish.compressed and "compress" not in info.capabilities:
+        raise NotSupportedError(
+            f"the format '{info.handle}' cannot store compressed data (-c)", image=goal.name
+        )
     if goal.name != STANDARD:
         return goal, info
-    drv.require("td_stream", goal.name)
+    if "stream" not in info.capabilities:
+        raise NotSupportedError(
+            f"an image of the format '{info.handle}' cannot be written to a pipe", image=goal.name
+        )
     if wish.parent:
         raise UsageError("an image that goes into a pipe has no parent (-b)", image=goal.name)
     check_options(goal.name, info.handle, info.create_options, wish.options)

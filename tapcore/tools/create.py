@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import TapError, UsageError, open_error, printable
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
-from tapcore.files.newfiles import NewFiles, making
+from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
 from tapcore.interface.access import Access
-from tapcore.interface.identity import Identity, identity_of, same_file
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
@@ -127,9 +126,10 @@ def new_image(
     target, info = new_image_target(name, access.registry)
     options = dict(options)
     check_options(target.name, info.handle, info.create_options, options)
-    if parent:
-        drv = access.registry.operations(info.handle)
-        drv.require("td_get_parent_id", target.name, option="-b")
+    if parent and "parents" not in info.capabilities:
+        raise NotSupportedError(
+            f"the format '{info.handle}' has no parents (-b)", image=target.name
+        )
     untouchable = {} if source is None else files_of(source, "is the source, or one of its parents")
     recorded = None
     if parent:
@@ -193,7 +193,10 @@ def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskI
             f"a '{info.handle}' disk exists only while it is open; there is nothing to create",
             image=os.fsdecode(name),
         )
-    registry.operations(info.handle).require("td_create", disk_id.name)
+    if "create" not in info.capabilities:
+        raise NotSupportedError(
+            f"images of the format '{info.handle}' cannot be made", image=disk_id.name
+        )
     return DiskId(disk_id.name, info.handle), info
 
 
@@ -241,7 +244,7 @@ def _open_parent(
     """
     given = split_name(parent, access.registry)
     path = os.path.join(os.path.dirname(target.name), given.name)
-    if same_file(path, target.name):
+    if identity_of(path) is not None and identity_of(path) == identity_of(target.name):
         raise UsageError("cannot be its own parent", image=target.name)
     if given.drivertype and not access.registry.get(given.drivertype).file_backed:
         text = f"a '{given.drivertype}' disk cannot be a parent"

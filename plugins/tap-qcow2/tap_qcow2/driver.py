@@ -351,7 +351,7 @@ def td_make_empty(dd: DiskDriver) -> None:
 @implements(Hooks.td_snapshots)
 def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
     """What the snapshot table says."""
-    from tap_qcow2.ondisk.snapshottable import each_snapshot
+    from tap_qcow2.snapshots.table import each_snapshot
 
     return [snapshot.public() for snapshot in each_snapshot(dd.private.file, dd.private.header)]
 

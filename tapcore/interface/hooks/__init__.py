@@ -3,14 +3,7 @@
 from tapcore.interface.hooks.changes import ChangeHooks
 from tapcore.interface.hooks.images import ImageHooks
 from tapcore.interface.hooks.requests import RequestHooks
-from tapcore.interface.hooks.table import (
-    HOOKS,
-    PROJECT,
-    capabilities,
-    hookimpl,
-    implements,
-    lack_of,
-)
+from tapcore.interface.hooks.table import HOOKS, PROJECT, capabilities, hookimpl, implements
 
 __all__ = [
     "HOOKS",
@@ -21,5 +14,4 @@ __all__ = [
     "capabilities",
     "hookimpl",
     "implements",
-    "lack_of",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 from tapcore.constants import TD_NO_PARENT
-from tapcore.interface.hooks.table import D, hook, not_supported
+from tapcore.errors import NotSupportedError
+from tapcore.interface.hooks.table import D, hook
 from tapcore.interface.options import DiskId
 from tapcore.interface.results import Extent, Inspection, Measurement
 
@@ -29,7 +30,7 @@ class ImageHooks(Generic[D]):
         return False
 
     @staticmethod
-    @hook("not supported", capability="create", lack="images of {format} cannot be made")
+    @hook("not supported", capability="create")
     def td_create(
         name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
     ) -> None:
@@ -44,14 +45,10 @@ class ImageHooks(Generic[D]):
         Raises:
             OSError, TapError: nothing is left behind.
         """
-        raise not_supported("td_create")
+        raise NotSupportedError("this format cannot be created")
 
     @staticmethod
-    @hook(
-        "`TD_NO_PARENT`: the image stands alone",
-        capability="parents",
-        lack="{format} has no parents",
-    )
+    @hook("`TD_NO_PARENT`: the image stands alone", capability="parents")
     def td_get_parent_id(dd: D, id: DiskId) -> int:
         """Which image holds what this one does not.
 
@@ -105,7 +102,7 @@ class ImageHooks(Generic[D]):
         return ()
 
     @staticmethod
-    @hook("not supported", lack="images of {format} cannot be inspected")
+    @hook("not supported")
     def td_inspect(name: str, fd: int, size: int) -> Inspection:
         """What the file says of itself, for an image from a stranger.
 
@@ -119,14 +116,10 @@ class ImageHooks(Generic[D]):
         Raises:
             ImageFormatError: not an image of this format.
         """
-        raise not_supported("td_inspect")
+        raise NotSupportedError("this format has no inspection")
 
     @staticmethod
-    @hook(
-        "not supported",
-        capability="measure",
-        lack="the size of images of {format} cannot be told beforehand",
-    )
+    @hook("not supported", capability="measure")
     def td_measure(
         size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
     ) -> Measurement:
@@ -138,14 +131,10 @@ class ImageHooks(Generic[D]):
             data: (start, length) in bytes of the ranges that hold data, in order, not overlapping,
                 inside the disk; neighbours need not be joined. To be taken once.
         """
-        raise not_supported("td_measure")
+        raise NotSupportedError("the size of images of this format cannot be told beforehand")
 
     @staticmethod
-    @hook(
-        "not supported",
-        capability="stream",
-        lack="an image of {format} cannot be written to a pipe",
-    )
+    @hook("not supported", capability="stream")
     def td_stream(
         out: Callable[[Any], object],
         size: int,
@@ -163,4 +152,4 @@ class ImageHooks(Generic[D]):
                 them is zeroes. Pieces begin and end at multiples of 64 KiB, but for the disk's end.
                 A piece's memory is valid until the next one is taken.
         """
-        raise not_supported("td_stream")
+        raise NotSupportedError("this format cannot be written front to back")

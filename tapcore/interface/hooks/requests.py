@@ -167,11 +167,7 @@ class RequestHooks(Generic[D]):
         return -errno.EOPNOTSUPP
 
     @staticmethod
-    @hook(
-        "`-EOPNOTSUPP`: the format stores everything plain",
-        capability="compress",
-        lack="{format} cannot store compressed data",
-    )
+    @hook("`-EOPNOTSUPP`: the format stores everything plain", capability="compress")
     def td_queue_write_compressed(
         dd: D,
         sector: int,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
-from tap_qcow2.bitmaps.recording import Recording
-from tap_qcow2.ondisk.bitmapdirectory import (
+from tap_qcow2.bitmaps.directory import (
     IN_USE,
     BitmapEntry,
     disk_size,
@@ -20,6 +19,7 @@ from tap_qcow2.ondisk.bitmapdirectory import (
     valid,
     write_flags,
 )
+from tap_qcow2.bitmaps.recording import Recording
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.tables.metadata import Metadata
 from tap_qcow2.tables.writeback import Writeback

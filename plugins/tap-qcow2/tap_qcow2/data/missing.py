@@ -112,7 +112,7 @@ def missing_runs(clusters: Clusters, size: int) -> Iterator[Run]:
     yield from _missing(clusters, metadata.tables, size)
     if not header.nb_snapshots:
         return
-    from tap_qcow2.ondisk.snapshottable import read_snapshots, snapshot_l1
+    from tap_qcow2.snapshots.table import read_snapshots, snapshot_l1
 
     for snapshot in read_snapshots(file, header):
         l1 = snapshot_l1(file, header, snapshot)
