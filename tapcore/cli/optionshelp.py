@@ -36,7 +36,7 @@ def print_amend_options(image: str) -> None:
     Raises:
         TapError: it cannot be opened.
     """
-    with open_image(image, lock=False, with_parents=False, metadata_only=True) as disk:
+    with open_image(image, locking=False, with_parents=False, metadata_only=True) as disk:
         handle = disk.handle
     options = default_registry().get(handle).amend_options
     _print(handle, options, defaults=False)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, get_args
 
-from tapcore.constants import TD_RDONLY
 from tapcore.disk.disk import Disk
 from tapcore.engine import (
     engine_of,
@@ -17,11 +16,12 @@ from tapcore.errors import (
     NotWritableError,
     UsageError,
 )
+from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
-from tapcore.interface.options import CacheMode, OpenOptions
+from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.registry import Registry, default_registry
-from tapcore.opening.chain import open_disk
+from tapcore.interface.registry import Registry
+from tapcore.opening.door import open_with
 from tapcore.opening.names import ImageName
 
 _CACHE_MODES = get_args(CacheMode)
@@ -81,24 +81,24 @@ def open(
         raise UsageError("a snapshot can be opened only for reading", image=name)
     if salvage and not readonly:
         raise UsageError("a disk can be salvaged only by reading", image=name)
-    options = OpenOptions(
-        cache=cache,
-        references=ReferencePolicy.from_words(words),
-        locking=lock,
-        filters=filters,
-        snapshot=snapshot,
-        keys=keys if isinstance(keys, Keys) else Keys.of(keys),
-        metadata_cache=metadata_cache,
-        salvage=salvage,
-        private=private or {},
+    access = Access(
+        ReferencePolicy.from_words(words),
+        keys if isinstance(keys, Keys) else Keys.of(keys),
+        metadata_cache,
+        registry,
     )
     try:
-        disk = open_disk(
+        disk = open_with(
+            access,
             name,
-            registry or default_registry(),
-            flags=TD_RDONLY if readonly else 0,
-            options=options,
+            writing=not readonly,
             may_probe=readonly,
+            cache=cache,
+            locking=lock,
+            filters=filters,
+            snapshot=snapshot,
+            salvage=salvage,
+            private=private or {},
         )
     except NotWritableError as exc:
         exc.message += " (readonly=True would open it)"

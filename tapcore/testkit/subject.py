@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.disk import open as open_image
 from tapcore.errors import TapError
+from tapcore.interface.access import Access
 from tapcore.interface.models import DiskInfo, TapDisk
-from tapcore.interface.options import CacheMode, DiskId, OpenOptions
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.options import CacheMode, DiskId
 from tapcore.interface.registry import Registry
-from tapcore.opening.chain import open_disk
+from tapcore.opening.door import open_with
 from tapcore.testkit.needs import withdraw
 from tapcore.testkit.session import Session
 
@@ -153,13 +152,9 @@ class Subject:
         errors: bool = False,
     ) -> Session:
         """The image with its hooks called directly."""
-        options = OpenOptions(cache=cache, references=ReferencePolicy())
-        disk = open_disk(
-            DiskId(image, self.handle),
-            self.registry(),
-            flags=TD_RDONLY if readonly else 0,
-            options=options,
-        )
+        access = Access(registry=self.registry())
+        name = DiskId(image, self.handle)
+        disk = open_with(access, name, writing=not readonly, cache=cache)
         return Session(disk, patience=self.patience, errors=errors)
 
     def _size_of(self, image: str) -> int:

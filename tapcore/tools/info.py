@@ -90,7 +90,7 @@ def image_info(
     with open_image(
         name,
         access=access,
-        lock=False,
+        locking=False,
         with_parents=chain,
         metadata_only=True,
     ) as disk:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import Unpack
 
-from tapcore.constants import TD_RDONLY
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import TdState
-from tapcore.interface.options import CacheMode, DiskId, Missing, OpenOptions
+from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
-from tapcore.opening.chain import open_disk
+from tapcore.opening.door import How, open_with
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 
 log = logging.getLogger(__name__)
@@ -24,39 +24,25 @@ def open_image(
     *,
     writing: bool = False,
     access: Access | None = None,
-    cache: CacheMode = "writeback",
-    lock: bool = True,
-    snapshot: str = "",
     with_parents: bool = True,
-    metadata_only: bool = False,
-    parent_only: bool = False,
-    durable: bool = True,
-    probed: bool = False,
     bound: BoundFile | None = None,
     salvage: Salvage | None = None,
+    **how: Unpack[How],
 ) -> Disk:
     """Open a disk for a person at a prompt; as `open_chain`, for use as a file.
 
     With `salvage` its reads do not fail where it is damaged: what is lost is noted there.
     """
-    return Disk(
-        open_chain(
-            name,
-            writing=writing,
-            access=access,
-            cache=cache,
-            lock=lock,
-            snapshot=snapshot,
-            with_parents=with_parents,
-            metadata_only=metadata_only,
-            parent_only=parent_only,
-            durable=durable,
-            probed=probed,
-            bound=bound,
-            salvage=salvage is not None,
-        ),
-        salvage,
+    state = open_chain(
+        name,
+        writing=writing,
+        access=access,
+        with_parents=with_parents,
+        bound=bound,
+        salvage=salvage is not None,
+        **how,
     )
+    return Disk(state, salvage)
 
 
 def open_chain(
@@ -64,17 +50,10 @@ def open_chain(
     *,
     writing: bool = False,
     access: Access | None = None,
-    cache: CacheMode = "writeback",
-    lock: bool = True,
-    snapshot: str = "",
     with_parents: bool = True,
-    metadata_only: bool = False,
-    parent_only: bool = False,
-    durable: bool = True,
-    probed: bool = False,
     bound: BoundFile | None = None,
-    missing: Missing = "error",
     salvage: bool = False,
+    **how: Unpack[How],
 ) -> TdState:
     """Open an image and its parents; without a handle the format is guessed.
 
@@ -82,17 +61,10 @@ def open_chain(
         name: `[HANDLE:]PATH`, or its parts.
         writing: open for reading and writing.
         access: which files the image may name, with which keys and drivers; None: the defaults.
-        cache: "writeback" or "none".
-        lock: take QEMU-compatible locks; False only looks.
-        snapshot: open this internal snapshot of the image, read-only.
         with_parents: False opens the image alone (its holes read as zeroes).
-        metadata_only: no content will be read or written.
-        parent_only: nothing but the record of the parent will be changed.
-        durable: flushes wait for the disk; False for a new image that is not finished.
-        probed: the handle was found by probing before: a raw disk is guarded.
         bound: the image's file, where it was found and judged before; let go here.
-        missing: what a read answers where content is missing: of `OpenOptions`.
         salvage: open what is left of a damaged disk: of `OpenOptions`.
+        how: more of `OpenOptions`.
 
     Returns:
         The disk with its engine; to be closed with `close_disk`.
@@ -102,29 +74,16 @@ def open_chain(
     """
     access = access or Access()
     registry = access.registry
-    options = OpenOptions(
-        cache=cache,
-        references=access.references,
-        locking=lock,
-        snapshot=snapshot,
-        keys=access.keys,
-        metadata_cache=access.metadata_cache,
-        metadata_only=metadata_only,
-        parent_only=parent_only,
-        durable=durable,
-        missing=missing,
-        salvage=salvage,
-        probed=probed,
-    )
     try:
         disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
-        state = open_disk(
+        state = open_with(
+            access,
             disk_id,
-            registry,
-            flags=0 if writing else TD_RDONLY,
-            options=options,
+            writing=writing,
             with_parents=with_parents,
             bound=bound,
+            salvage=salvage,
+            **how,
         )
     except TapError as exc:
         exc.image = exc.image or str(name)

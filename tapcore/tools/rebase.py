@@ -183,7 +183,7 @@ def _refuse_visible_loop(parent: DiskId, image: str, access: Access) -> None:
     with contextlib.ExitStack() as stack:
         try:
             other = open_image(
-                parent, access=access.with_home_of(image), lock=False, metadata_only=True
+                parent, access=access.with_home_of(image), locking=False, metadata_only=True
             )
             stack.enter_context(other)
         except TapError:

@@ -36,7 +36,7 @@ def list_snapshots(
     with open_image(
         name,
         access=access,
-        lock=False,
+        locking=False,
         with_parents=False,
         metadata_only=True,
     ) as disk:
