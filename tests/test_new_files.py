@@ -15,7 +15,8 @@ import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file, open_host_file
 from tapcore.files import newfile, placing
-from tapcore.files.newfiles import identity_of, making
+from tapcore.files.newfiles import making
+from tapcore.interface.identity import identity_of
 
 MIB = 1 << 20
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from tapcore.errors import UsageError, printable
+from tapcore.interface.identity import same_file
 
 Line = list[tuple[str, str]]
 """Pieces of text, each with a style of rich's."""
@@ -63,7 +64,7 @@ def claim_file(
     if os.path.lexists(path):
         if not force:
             raise UsageError("exists already; --force replaces it", image=path, errno=errno.EEXIST)
-        if any(_is_same(path, name) for name in never):
+        if any(same_file(path, name) for name in never):
             raise UsageError("is the image, or one of its parents", image=path)
 
     def write(text: str) -> None:
@@ -76,9 +77,3 @@ def claim_file(
                 raise
 
     yield write
-
-
-def _is_same(one: str, other: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(one, other)
-    return False

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Final, TypeAlias
+from typing import Final
 
 from tapcore.errors import ImageOpenError, TapError, UsageError, describe
 from tapcore.files import inplace, newfile, placing
@@ -24,23 +24,12 @@ from tapcore.files.existing import open_existing
 from tapcore.files.hostfile import refuse_read_only_device
 from tapcore.files.locks import lock_image, unlock_image
 from tapcore.files.newfile import NewFile
+from tapcore.interface.identity import Identity, identity_of
 
 log = logging.getLogger(__name__)
 
-Identity: TypeAlias = tuple[int, int]
-"""Device and inode of a file."""
-
 _HEAD: Final = 4096
 _FORBIDDEN: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-def identity_of(path: str) -> Identity | None:
-    """Which file a path leads to; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 class NewFiles:

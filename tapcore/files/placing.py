@@ -11,6 +11,7 @@ from typing import Final
 
 from tapcore.errors import UsageError
 from tapcore.files.newfile import NewFile, sweep, temporary_name
+from tapcore.interface.identity import identity_of, identity_of_open
 from tapcore.process.child import in_a_child
 
 _NO_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -109,12 +110,10 @@ def _sync(handle: int | str) -> None:
 
 def _refuse_newcomer(made: NewFile) -> None:
     """Somebody may have put another file there in the meantime."""
-    try:
-        there = os.stat(made.path)
-    except OSError:
+    there = identity_of(made.path)
+    if there is None:
         return
-    old = os.fstat(made.old_fd) if made.old_fd is not None else None
-    if old is None or (there.st_dev, there.st_ino) != (old.st_dev, old.st_ino):
+    if made.old_fd is None or there != identity_of_open(made.old_fd):
         raise UsageError("another file was put there in the meantime", image=made.path)
 
 

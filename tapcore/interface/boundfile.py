@@ -12,6 +12,8 @@ import os
 
 import attrs
 
+from tapcore.interface.identity import Identity, identity_of_open
+
 
 @attrs.define(eq=False)
 class BoundFile:
@@ -30,7 +32,7 @@ class BoundFile:
     path: str
     real: str
     fd: int
-    identity: tuple[int, int]
+    identity: Identity
     linked: bool
     judged: bool
     opened: bool = False
@@ -74,9 +76,3 @@ class BoundFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def identity_of_open(fd: int) -> tuple[int, int]:
-    """Which file a descriptor is of: device and inode."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino

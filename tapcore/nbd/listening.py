@@ -14,6 +14,7 @@ from urllib.parse import quote
 import attrs
 
 from tapcore.errors import UsageError, describe
+from tapcore.interface.identity import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -76,22 +77,14 @@ class SocketFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._identity = _identity(path) if path else None
+        self._identity = identity_of(path, follow=False) if path else None
 
     def remove(self) -> None:
         """Nobody shall come any more."""
         ours, self._identity = self._identity, None
-        if ours is not None and _identity(self._path) == ours:
+        if ours is not None and identity_of(self._path, follow=False) == ours:
             with suppress(OSError):
                 os.unlink(self._path)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def listen(address: UnixAddress | TcpAddress) -> socket.socket:

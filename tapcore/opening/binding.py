@@ -12,7 +12,8 @@ import stat
 from typing import Final
 
 from tapcore.files.newfiles import is_being_made
-from tapcore.interface.boundfile import BoundFile, identity_of_open
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.identity import identity_of_open
 from tapcore.interface.policy import Naming, ReferencePolicy
 
 _FIND: Final = os.O_PATH | os.O_CLOEXEC

@@ -39,7 +39,7 @@ from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
-from tapcore.opening.namedfiles import find_named_file, identity_of
+from tapcore.opening.namedfiles import find_named_file, identity_of_image
 from tapcore.opening.names import RAW_HANDLES, ImageName, as_handles, split_name
 from tapcore.opening.ownopening import OpenedByItself
 from tapcore.opening.probe import guard_of, probe
@@ -174,7 +174,7 @@ def _open_parents(
     child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
 ) -> None:
     """Open parent after parent; each is linked to its child as soon as it is open."""
-    seen = {identity_of(child)}
+    seen = {identity_of_image(child)}
     depth = 1
     child_was_probed = False
     while (recorded := recorded_parent(child)) is not None:

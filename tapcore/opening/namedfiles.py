@@ -6,7 +6,6 @@ The name comes from an image, and so from a stranger: it goes through the policy
 from __future__ import annotations
 
 import errno
-import os
 
 import attrs
 
@@ -21,6 +20,7 @@ from tapcore.errors import (
 )
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.policy import Naming, ReferencePolicy
 from tapcore.opening.binding import bind_named
@@ -45,7 +45,7 @@ def open_named_file(dd: DiskDriver, named: str, *, role: str, flags: int) -> Ima
     bound = find_named_file(dd, named, role=role)
     path = bound.real
     try:
-        if bound.identity == identity_of(dd):
+        if bound.identity == identity_of_image(dd):
             text = f"names itself as its {role}"
             raise ImageOpenError(text, image=dd.name, errno=errno.EINVAL)
         options = attrs.evolve(dd.options, bound=bound)
@@ -91,12 +91,8 @@ def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
         raise ImageOpenError(text, image=dd.name, errno=exc.errno) from None
 
 
-def identity_of(dd: DiskDriver) -> tuple[int, int] | None:
-    """Device and inode of an image's file; None where it is no file."""
+def identity_of_image(dd: DiskDriver) -> Identity | None:
+    """Which file an image's is; None where it is no file."""
     if dd.options.bound is not None:
         return dd.options.bound.identity
-    try:
-        status = os.stat(dd.name)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    return identity_of(dd.name)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import TypeAlias
 
 from tapcore.interface.boundfile import BoundFile
-
-File: TypeAlias = tuple[int, int]
-"""Device and inode of a plain file or block device."""
+from tapcore.interface.identity import Identity, identity_in, identity_of
 
 
 class OpenedByItself:
@@ -32,11 +29,7 @@ class OpenedByItself:
         bound = self._bound
         if bound is None or bound.opened:
             return False
-        try:
-            status = os.stat(bound.real)
-        except OSError:
-            return True
-        if (status.st_dev, status.st_ino) != bound.identity:
+        if identity_of(bound.real) != bound.identity:
             return True
         if not bound.judged:
             return False
@@ -44,13 +37,13 @@ class OpenedByItself:
         return bool(new) and bound.identity not in new
 
 
-def _open_files() -> dict[int, File]:
-    """The files that this process has open, by their descriptors."""
+def _open_files() -> dict[int, Identity]:
+    """The plain files and block devices that this process has open, by their descriptors."""
     found = {}
     with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # the one that listed the folder
                 status = os.fstat(int(name))
                 if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFBLK):
-                    found[int(name)] = (status.st_dev, status.st_ino)
+                    found[int(name)] = identity_in(status)
     return found

@@ -12,8 +12,8 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.files.newfiles import identity_of
 from tapcore.interface.access import Access
+from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId

@@ -15,8 +15,9 @@ from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, 
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
-from tapcore.files.newfiles import Identity, NewFiles, identity_of, making
+from tapcore.files.newfiles import NewFiles, making
 from tapcore.interface.access import Access
+from tapcore.interface.identity import Identity, identity_of, same_file
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
@@ -244,7 +245,7 @@ def _open_parent(
     """
     given = split_name(parent, access.registry)
     path = os.path.join(os.path.dirname(target.name), given.name)
-    if identity_of(path) is not None and identity_of(path) == identity_of(target.name):
+    if same_file(path, target.name):
         raise UsageError("cannot be its own parent", image=target.name)
     if given.drivertype and not access.registry.get(given.drivertype).file_backed:
         text = f"a '{given.drivertype}' disk cannot be a parent"

@@ -12,7 +12,7 @@ from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError
 from tapcore.files import host_file_size
 from tapcore.files.byname import open_host_fd
-from tapcore.files.newfiles import Identity, identity_of
+from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.models import DiskDriver, DiskInfo
 from tapcore.interface.policy import ReferencePolicy
 

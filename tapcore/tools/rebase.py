@@ -10,9 +10,9 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
-from tapcore.files.newfiles import identity_of
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.identity import identity_of, same_file
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
@@ -161,7 +161,7 @@ def _new_parent(
         return None, ""
     given = split_name(parent, registry)
     path = os.path.join(os.path.dirname(image), given.name)
-    if _same_file(path, image):
+    if same_file(path, image):
         raise UsageError("cannot be its own parent", image=image)
     if given.drivertype and not registry.get(given.drivertype).file_backed:
         raise UsageError(f"a '{given.drivertype}' disk cannot be a parent", image=image)
@@ -189,10 +189,3 @@ def _refuse_visible_loop(parent: DiskId, image: str, access: Access) -> None:
         except TapError:
             return
         _refuse_own_ancestor(other, image)
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
