@@ -16,7 +16,7 @@ from tapcore.interface.access import Access
 from tapcore.tools.amend import amend_image
 
 
-@tap_command("amend", short_help="change options of an image in place")
+@tap_command("amend")
 @image_argument()
 @format_options
 @opening_options

@@ -28,7 +28,7 @@ from tapcore.tools.bench import PATTERNS, BenchResult, Pattern, Workload, bench_
 from tapcore.tools.openimage import open_image
 
 
-@tap_command("bench", short_help="drive an image in-process: IOPS, MB/s, latency")
+@tap_command("bench")
 @image_argument()
 @click.option(
     "--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="What to do."

@@ -19,7 +19,7 @@ _REASONS: Final = 3
 """Messages at most that tell on standard error why an image could not be checked."""
 
 
-@tap_command("check", short_help="check the consistency of an image's metadata")
+@tap_command("check")
 @image_argument()
 @click.option(
     "--repair",

@@ -16,7 +16,7 @@ from tapcore.sizes import format_size
 from tapcore.tools.commit import commit_image
 
 
-@tap_command("commit", short_help="fold an image's own data into its parent")
+@tap_command("commit")
 @image_argument()
 @opening_options
 @progress_option

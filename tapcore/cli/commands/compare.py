@@ -24,7 +24,7 @@ from tapcore.tools.openimage import open_image
 SAME, DIFFERENT, FAILED = 0, 1, 2
 
 
-@tap_command("compare", short_help="do two images have the same content?")
+@tap_command("compare")
 @image_argument("a")
 @image_argument("b")
 @click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")

@@ -8,7 +8,7 @@ from tapcore.cli.completion import SCRIPTS, script
 from tapcore.cli.options import tap_command
 
 
-@tap_command("completion", short_help="print the completion script of a shell")
+@tap_command("completion")
 @click.argument("shell", type=click.Choice(tuple(SCRIPTS)), metavar="|".join(SCRIPTS))
 def command(shell: str) -> None:
     """Print the script that completes tapdisk's command lines in a shell.

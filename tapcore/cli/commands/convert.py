@@ -28,7 +28,7 @@ from tapcore.tools.convert import convert_image
 from tapcore.tools.streams import STANDARD
 
 
-@tap_command("convert", short_help="copy an image's content to a new image of any format")
+@tap_command("convert")
 @image_argument("source")
 @image_argument("target")
 @click.option("-c", "--compressed", is_flag=True, help="Store the data compressed.")

@@ -21,7 +21,7 @@ from tapcore.sizes import format_size
 from tapcore.tools.create import create_image
 
 
-@tap_command("create", short_help="make a new image")
+@tap_command("create")
 @image_argument()
 @click.argument("size", type=Size(whole_sectors=True), required=False)
 @parent_option

@@ -8,7 +8,7 @@ from tapcore.interface.models import DiskInfo
 from tapcore.tools.formats import format_as_dict, list_formats
 
 
-@tap_command("formats", short_help="the drivers that are installed, and what each can do")
+@tap_command("formats")
 @json_option
 def command(as_json: bool) -> None:
     """List the drivers that are installed, and what each can do.

@@ -31,7 +31,7 @@ _SIZES: Final = ("size", "granularity")
 """What a fact's name ends with, of which the value is bytes."""
 
 
-@tap_command("info", short_help="what an image is")
+@tap_command("info")
 @image_argument()
 @json_option
 @click.option("--chain", is_flag=True, help="Its parents too, as a tree.")

@@ -18,7 +18,7 @@ _LAST_WORDS = {
 }
 
 
-@tap_command("inspect", short_help="look at an image from a stranger, opening nothing else")
+@tap_command("inspect")
 @image_argument()
 @json_option
 @parents_option

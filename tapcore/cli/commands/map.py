@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tapcore.disk import Disk
 
 
-@tap_command("map", short_help="which ranges hold data, read as zeroes, or come from a parent")
+@tap_command("map")
 @image_argument()
 @json_option
 @click.option("--picture", is_flag=True, help="Draw it, with a legend that has the sums.")

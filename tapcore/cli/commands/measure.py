@@ -20,7 +20,7 @@ from tapcore.interface.results import Measurement
 from tapcore.tools.measure import measure_image, measure_size, measurement_as_dict
 
 
-@tap_command("measure", short_help="how large a new image would be")
+@tap_command("measure")
 @image_argument("source", required=False, metavar="[SOURCE]")
 @click.option(
     "-O",

@@ -19,7 +19,7 @@ from tapcore.sizes import format_size
 from tapcore.tools.rebase import Rebase, rebase_image
 
 
-@tap_command("rebase", short_help="give an image another parent")
+@tap_command("rebase")
 @image_argument()
 @click.option(
     "-b",

@@ -25,11 +25,7 @@ def _no_option(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 # `-512M` looks like options; what is no option at all comes through to SIZE
-@tap_command(
-    "resize",
-    short_help="grow or shrink an image",
-    context_settings={"ignore_unknown_options": True},
-)
+@tap_command("resize", context_settings={"ignore_unknown_options": True})
 @image_argument(callback=_no_option)
 @click.argument("size", metavar="SIZE|+N|-N", type=SizeChange())
 @click.option("--shrink", is_flag=True, help="Allow to cut the end off.")

@@ -21,7 +21,7 @@ from tapcore.tools.serve import nbd_server
 LOCAL = "127.0.0.1"
 
 
-@tap_command("serve", short_help="serve images over NBD")
+@tap_command("serve")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--socket",

@@ -33,7 +33,7 @@ _CHANGES: dict[str, tuple[Callable[..., Snapshot], str]] = {
 }
 
 
-@tap_command("snapshot", short_help="list, create, apply or delete internal snapshots")
+@tap_command("snapshot")
 @click.argument(
     "action", type=click.Choice(("list", *_CHANGES)), metavar="list|create|apply|delete"
 )
