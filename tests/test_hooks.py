@@ -1,5 +1,6 @@
 """The table of hooks: complete, told to drivers as it is, and held by a type checker."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -8,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from tapcore import HOOKS_VERSION, DiskDriver, DiskInfo, Hooks, Registry, hookimpl, implements
+from tapcore import (
+    HOOKS_VERSION,
+    DiskDriver,
+    DiskInfo,
+    Hooks,
+    NotSupportedError,
+    Registry,
+    hookimpl,
+    implements,
+)
 from tapcore.interface.hooks import HOOKS
 from tapcore.interface.models import TapDisk
 
@@ -49,6 +59,27 @@ def test_operations_have_a_function_for_each_hook() -> None:
         function = getattr(drv, name)
         own = name in drv.implemented
         assert own or function is getattr(Hooks, name), name
+
+
+REFUSING = [name for name, row in HOOKS.items() if row.default.startswith("not supported")]
+"""Without them there is an error; what it says, the tools say before they call."""
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_a_missing_hook_is_told_alike_by_the_hook_and_by_the_tools(name: str) -> None:
+    drv = TapDisk("tiny", (), {each: getattr(Hooks, each) for each in HOOKS})
+    function = getattr(drv, name)
+    with pytest.raises(NotSupportedError) as by_default:
+        function(*[None] * len(inspect.signature(function).parameters))
+    with pytest.raises(NotSupportedError) as told:
+        drv.require(name, "image", option="-x")
+    assert "this format " in by_default.value.message
+    expected = by_default.value.message.replace("this format", "the format 'tiny'")
+    assert (told.value.message, told.value.image) == (f"{expected} (-x)", "image")
+
+
+def test_a_hook_that_a_driver_has_is_not_missed() -> None:
+    TapDisk("tiny", ["td_check"], dict.fromkeys(HOOKS, print)).require("td_check", "image")
 
 
 class Derived(Hooks[int]):

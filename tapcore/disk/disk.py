@@ -26,7 +26,6 @@ from tapcore.engine.salvage import Salvage, salvaged_extents
 from tapcore.errors import (
     ClosedError,
     ForkedError,
-    NotSupportedError,
     OutOfRangeError,
     ReadOnlyError,
     TapError,
@@ -167,9 +166,7 @@ class Disk(DiskFile):
         view = memoryview(data).cast("B")
         offset, _ = self._check_range(offset, len(view))
         self._check_writable()
-        if "td_queue_write_compressed" not in self._leaf.drv.implemented:
-            text = f"the format '{self.handle}' cannot store compressed data"
-            raise NotSupportedError(text, image=self.name)
+        self._leaf.drv.require("td_queue_write_compressed", self.name)
         unit = self.cluster_size
         if offset % unit or (len(view) % unit and offset + len(view) != self.size):
             text = f"only whole clusters of {unit} bytes can be stored compressed"

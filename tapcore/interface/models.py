@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias
 import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
-from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks
+from tapcore.errors import NotSupportedError
+from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks, lack_of
 from tapcore.interface.losses import Losses
 from tapcore.interface.options import DiskId, FormatOption, OpenOptions
 
@@ -224,3 +225,18 @@ class TapDisk(Hooks[Any]):
         self.implemented = frozenset(implemented)
         for name in HOOKS:
             setattr(self, name, calls[name])
+
+    def require(self, hook: str, image: str, *, option: str = "") -> None:
+        """Stop where the driver lacks a hook that is needed.
+
+        Args:
+            hook: its name.
+            image: for which it is needed, for the error.
+            option: that asks for it, of the command line.
+
+        Raises:
+            NotSupportedError: what the format cannot do.
+        """
+        if hook not in self.implemented:
+            text = lack_of(hook, self.disk_type)
+            raise NotSupportedError(f"{text} ({option})" if option else text, image=image)

@@ -22,7 +22,6 @@ from tapcore.errors import (
     ImageFormatError,
     ImageOpenError,
     IOFailedError,
-    NotSupportedError,
     NotWritableError,
     ReferencePolicyError,
     TapError,
@@ -133,11 +132,8 @@ def _open_image(
     if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
         text = f"the format {disk_id.drivertype} can only be read"
         raise NotWritableError(text, image=disk_id.name)
-    if options.snapshot and "td_snapshots" not in drv.implemented:
-        raise NotSupportedError(
-            f"the format '{disk_id.drivertype}' has no internal snapshots (--snapshot)",
-            image=disk_id.name,
-        )
+    if options.snapshot:
+        drv.require("td_snapshots", disk_id.name, option="--snapshot")
     dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
     watch = OpenedByItself(options.bound)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tapcore.errors import NotSupportedError, UsageError, open_error
+from tapcore.errors import UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.opening.names import ImageName
 from tapcore.tools.formatoptions import as_texts, check_options
@@ -34,9 +34,7 @@ def amend_image(
     with open_image(name, writing=True, access=access) as disk:
         dd = disk.state.disks
         info = access.registry.get(disk.handle)
-        if "amend" not in info.capabilities:
-            text = f"the format '{disk.handle}' has nothing that can be changed in place"
-            raise NotSupportedError(text, image=dd.name)
+        dd.drv.require("td_amend", dd.name)
         values = as_texts(options)
         check_options(dd.name, disk.handle, info.amend_options, values)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tapcore.errors import NotSupportedError, open_error
+from tapcore.errors import open_error
 from tapcore.interface.access import Access
 from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
@@ -40,9 +40,7 @@ def check_image(
         metadata_only=True,
     ) as disk:
         dd = disk.state.disks
-        if "td_check" not in dd.drv.implemented:
-            text = f"the format '{disk.handle}' has no metadata to check"
-            raise NotSupportedError(text, image=dd.name)
+        dd.drv.require("td_check", dd.name)
         try:
             result: CheckResult = dd.drv.td_check(dd, repair)
         except Exception as exc:

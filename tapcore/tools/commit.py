@@ -9,6 +9,7 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
 from tapcore.interface.access import Access
+from tapcore.interface.hooks import lack_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.opening.chain import (
@@ -150,7 +151,7 @@ def _grow(parent: Disk, leaf: DiskDriver, size: int) -> None:
     if "td_resize" not in leaf.drv.implemented:
         raise NotSupportedError(
             f"is smaller than its child by {format_size(size - parent.size)}, "
-            f"and the format '{parent.handle}' cannot be resized",
+            f"and {lack_of('td_resize', parent.handle)}",
             image=leaf.name,
         )
     old = parent.size

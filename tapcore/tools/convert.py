@@ -11,7 +11,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import TapError, UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
@@ -123,16 +123,12 @@ def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
     if target == STANDARD:
         target = f"{raw_handle(wish.access.registry)}:{STANDARD}"
     goal, info = new_image_target(target, wish.access.registry)
-    if wish.compressed and "compress" not in info.capabilities:
-        raise NotSupportedError(
-            f"the format '{info.handle}' cannot store compressed data (-c)", image=goal.name
-        )
+    drv = wish.access.registry.operations(info.handle)
+    if wish.compressed:
+        drv.require("td_queue_write_compressed", goal.name, option="-c")
     if goal.name != STANDARD:
         return goal, info
-    if "stream" not in info.capabilities:
-        raise NotSupportedError(
-            f"an image of the format '{info.handle}' cannot be written to a pipe", image=goal.name
-        )
+    drv.require("td_stream", goal.name)
     if wish.parent:
         raise UsageError("an image that goes into a pipe has no parent (-b)", image=goal.name)
     check_options(goal.name, info.handle, info.create_options, wish.options)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.errors import TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
@@ -127,10 +127,9 @@ def new_image(
     target, info = new_image_target(name, access.registry)
     options = dict(options)
     check_options(target.name, info.handle, info.create_options, options)
-    if parent and "parents" not in info.capabilities:
-        raise NotSupportedError(
-            f"the format '{info.handle}' has no parents (-b)", image=target.name
-        )
+    if parent:
+        drv = access.registry.operations(info.handle)
+        drv.require("td_get_parent_id", target.name, option="-b")
     untouchable = {} if source is None else files_of(source, "is the source, or one of its parents")
     recorded = None
     if parent:
@@ -194,10 +193,7 @@ def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskI
             f"a '{info.handle}' disk exists only while it is open; there is nothing to create",
             image=os.fsdecode(name),
         )
-    if "create" not in info.capabilities:
-        raise NotSupportedError(
-            f"images of the format '{info.handle}' cannot be made", image=disk_id.name
-        )
+    registry.operations(info.handle).require("td_create", disk_id.name)
     return DiskId(disk_id.name, info.handle), info
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error, printable
+from tapcore.errors import TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
@@ -133,8 +133,7 @@ def _inspect(
         handle = raw_handle(registry)
     drv = registry.get(handle).drv
     assert drv is not None
-    if "td_inspect" not in drv.implemented:
-        raise NotSupportedError(f"the driver '{handle}' cannot inspect images")
+    drv.require("td_inspect", disk_id.name)
     said: Inspection = drv.td_inspect(disk_id.name, fd, sample.size)
     findings = [
         *said.findings,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tapcore.errors import NotSupportedError, TapError, open_error
+from tapcore.errors import TapError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
@@ -67,9 +67,7 @@ def measurement_as_dict(found: Measurement) -> dict[str, Any]:
 def _measuring(handle: str, options: Mapping[str, str], registry: Registry) -> DiskInfo:
     handle = raw_handle(registry) if handle == RAW_FORMAT else handle
     info = registry.get(handle)
-    if "measure" not in info.capabilities:
-        text = f"the size of images of the format '{handle}' cannot be told beforehand"
-        raise NotSupportedError(text)
+    registry.operations(handle).require("td_measure", "")
     check_options("", handle, info.create_options, options)
     return info
 

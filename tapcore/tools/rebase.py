@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import TapError, UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.identity import identity_of, same_file
@@ -125,9 +125,7 @@ def _changeable(
         bound=bound,
     ) as disk:
         dd = disk.state.disks
-        if "td_set_parent" not in dd.drv.implemented:
-            text = f"the format '{disk.handle}' has no parent that could be changed"
-            raise NotSupportedError(text, image=dd.name)
+        dd.drv.require("td_set_parent", dd.name)
         yield disk, dd
 
 

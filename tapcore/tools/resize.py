@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tapcore.errors import NotSupportedError, TapError, UsageError
+from tapcore.errors import TapError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import ImageName, split_name
@@ -37,8 +37,7 @@ def resize_image(
     _refuse_what_does_not_last(name, access.registry)
     with open_image(name, writing=True, access=access) as disk:
         path = disk.state.image.name
-        if "td_resize" not in disk.state.disks.drv.implemented:
-            raise NotSupportedError(f"the format '{disk.handle}' cannot be resized", image=path)
+        disk.state.disks.drv.require("td_resize", path)
         old = disk.size
         if size.startswith("-") and parse_size(size[1:]) > old:
             raise UsageError(f"has only {old} bytes", image=path)

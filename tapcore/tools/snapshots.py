@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import NotSupportedError, UsageError, open_error
+from tapcore.errors import UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Snapshot
@@ -152,7 +152,5 @@ def _refuse_damaged(
 
 def _leaf(disk: Disk, hook: str) -> DiskDriver:
     dd = disk.state.disks
-    if hook not in dd.drv.implemented:
-        text = f"the format '{disk.handle}' has no internal snapshots"
-        raise NotSupportedError(text, image=dd.name)
+    dd.drv.require(hook, dd.name)
     return dd

@@ -3,7 +3,14 @@
 from tapcore.interface.hooks.changes import ChangeHooks
 from tapcore.interface.hooks.images import ImageHooks
 from tapcore.interface.hooks.requests import RequestHooks
-from tapcore.interface.hooks.table import HOOKS, PROJECT, capabilities, hookimpl, implements
+from tapcore.interface.hooks.table import (
+    HOOKS,
+    PROJECT,
+    capabilities,
+    hookimpl,
+    implements,
+    lack_of,
+)
 
 __all__ = [
     "HOOKS",
@@ -14,4 +21,5 @@ __all__ = [
     "capabilities",
     "hookimpl",
     "implements",
+    "lack_of",
 ]

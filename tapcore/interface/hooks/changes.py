@@ -6,12 +6,13 @@ Nothing is in flight when they are called, and they may block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Generic
+from typing import Final, Generic
 
-from tapcore.errors import NotSupportedError
-from tapcore.interface.hooks.table import D, hook
+from tapcore.interface.hooks.table import D, hook, not_supported
 from tapcore.interface.options import DiskId
 from tapcore.interface.results import Bitmap, CheckResult, Snapshot
+
+_NO_SNAPSHOTS: Final = "{format} has no internal snapshots"
 
 
 class ChangeHooks(Generic[D]):
@@ -20,7 +21,11 @@ class ChangeHooks(Generic[D]):
     __slots__ = ()
 
     @staticmethod
-    @hook("not supported: an image has one size for life", capability="resize")
+    @hook(
+        "not supported: an image has one size for life",
+        capability="resize",
+        lack="{format} cannot be resized",
+    )
     def td_resize(dd: D, size: int) -> None:
         """Change the virtual size; new sectors read as zeroes.
 
@@ -28,10 +33,14 @@ class ChangeHooks(Generic[D]):
             dd: the image, open for writing, with nothing in flight.
             size: new size in bytes, a multiple of 512. The hook sets `dd.size`.
         """
-        raise NotSupportedError("this format cannot be resized")
+        raise not_supported("td_resize")
 
     @staticmethod
-    @hook("not supported: there is no metadata to check", capability="check")
+    @hook(
+        "not supported: there is no metadata to check",
+        capability="check",
+        lack="{format} has no metadata to check",
+    )
     def td_check(dd: D, repair: str) -> CheckResult:
         """Check the consistency of the format's metadata.
 
@@ -39,10 +48,14 @@ class ChangeHooks(Generic[D]):
             dd: the image; open for writing where `repair` is not empty.
             repair: "", "leaks" or "all".
         """
-        raise NotSupportedError("this format has no metadata to check")
+        raise not_supported("td_check")
 
     @staticmethod
-    @hook("not supported", capability="amend")
+    @hook(
+        "not supported",
+        capability="amend",
+        lack="{format} has nothing that can be changed in place",
+    )
     def td_amend(dd: D, options: Mapping[str, str]) -> None:
         """Change options of an image that exists, in place; the content stays.
 
@@ -53,10 +66,10 @@ class ChangeHooks(Generic[D]):
         Raises:
             OSError, TapError: the image is as it was, or changed in part and consistent.
         """
-        raise NotSupportedError("this format has nothing that can be changed in place")
+        raise not_supported("td_amend")
 
     @staticmethod
-    @hook("not supported", capability="rebase")
+    @hook("not supported", capability="rebase", lack="{format} has no parent that could be changed")
     def td_set_parent(dd: D, parent: DiskId | None) -> None:
         """Change what is recorded of the parent, on disk when this returns. Moves no content.
 
@@ -65,7 +78,7 @@ class ChangeHooks(Generic[D]):
                 was recorded until now, where it was opened.
             parent: what is to be recorded, exactly so; None: the image stands alone.
         """
-        raise NotSupportedError("the parent of this format's images cannot be changed")
+        raise not_supported("td_set_parent")
 
     @staticmethod
     @hook("nothing is recorded that a changed parent would not fit")
@@ -85,7 +98,7 @@ class ChangeHooks(Generic[D]):
         """
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack="images of {format} cannot be emptied")
     def td_make_empty(dd: D) -> None:
         """Forget all content: every sector becomes a hole, and shows the parent.
 
@@ -94,16 +107,16 @@ class ChangeHooks(Generic[D]):
         Args:
             dd: the image, open for writing, with nothing in flight.
         """
-        raise NotSupportedError("images of this format cannot be emptied")
+        raise not_supported("td_make_empty")
 
     @staticmethod
-    @hook("there are none", capability="snapshots")
+    @hook("there are none", capability="snapshots", lack=_NO_SNAPSHOTS)
     def td_snapshots(dd: D) -> list[Snapshot]:
         """The internal snapshots of the image, in its own order."""
         return []
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack=_NO_SNAPSHOTS)
     def td_snapshot_create(dd: D, name: str) -> Snapshot:
         """Keep the present content as a snapshot; it is on disk when this returns.
 
@@ -114,10 +127,10 @@ class ChangeHooks(Generic[D]):
         Raises:
             OSError, TapError: no snapshot was made.
         """
-        raise NotSupportedError("this format has no internal snapshots")
+        raise not_supported("td_snapshot_create")
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack=_NO_SNAPSHOTS)
     def td_snapshot_apply(dd: D, name: str) -> None:
         """Make the disk's content that of a snapshot, which stays; sets `dd.size` if that differs.
 
@@ -125,13 +138,13 @@ class ChangeHooks(Generic[D]):
             dd: the image, open for writing, with nothing in flight.
             name: of one of `td_snapshots`: its id, or where no id is so, its name.
         """
-        raise NotSupportedError("this format has no internal snapshots")
+        raise not_supported("td_snapshot_apply")
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack=_NO_SNAPSHOTS)
     def td_snapshot_delete(dd: D, name: str) -> None:
         """Forget a snapshot, and give back what only it used; arguments as `td_snapshot_apply`."""
-        raise NotSupportedError("this format has no internal snapshots")
+        raise not_supported("td_snapshot_delete")
 
     @staticmethod
     @hook("there are none", capability="bitmaps")
@@ -140,7 +153,7 @@ class ChangeHooks(Generic[D]):
         return []
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack="{format} has no bitmaps")
     def td_bitmap_ranges(dd: D, name: str) -> Iterable[tuple[int, int]]:
         """What a bitmap calls changed: (start, length) in bytes, in order, neighbours joined.
 
@@ -148,4 +161,4 @@ class ChangeHooks(Generic[D]):
             dd: the image.
             name: of one of `td_bitmaps` that is not inconsistent.
         """
-        raise NotSupportedError("this format has no bitmaps")
+        raise not_supported("td_bitmap_ranges")

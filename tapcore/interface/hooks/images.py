@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 from tapcore.constants import TD_NO_PARENT
-from tapcore.errors import NotSupportedError
-from tapcore.interface.hooks.table import D, hook
+from tapcore.interface.hooks.table import D, hook, not_supported
 from tapcore.interface.options import DiskId
 from tapcore.interface.results import Extent, Inspection, Measurement
 
@@ -30,7 +29,7 @@ class ImageHooks(Generic[D]):
         return False
 
     @staticmethod
-    @hook("not supported", capability="create")
+    @hook("not supported", capability="create", lack="images of {format} cannot be made")
     def td_create(
         name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
     ) -> None:
@@ -45,10 +44,14 @@ class ImageHooks(Generic[D]):
         Raises:
             OSError, TapError: nothing is left behind.
         """
-        raise NotSupportedError("this format cannot be created")
+        raise not_supported("td_create")
 
     @staticmethod
-    @hook("`TD_NO_PARENT`: the image stands alone", capability="parents")
+    @hook(
+        "`TD_NO_PARENT`: the image stands alone",
+        capability="parents",
+        lack="{format} has no parents",
+    )
     def td_get_parent_id(dd: D, id: DiskId) -> int:
         """Which image holds what this one does not.
 
@@ -102,7 +105,7 @@ class ImageHooks(Generic[D]):
         return ()
 
     @staticmethod
-    @hook("not supported")
+    @hook("not supported", lack="images of {format} cannot be inspected")
     def td_inspect(name: str, fd: int, size: int) -> Inspection:
         """What the file says of itself, for an image from a stranger.
 
@@ -116,10 +119,14 @@ class ImageHooks(Generic[D]):
         Raises:
             ImageFormatError: not an image of this format.
         """
-        raise NotSupportedError("this format has no inspection")
+        raise not_supported("td_inspect")
 
     @staticmethod
-    @hook("not supported", capability="measure")
+    @hook(
+        "not supported",
+        capability="measure",
+        lack="the size of images of {format} cannot be told beforehand",
+    )
     def td_measure(
         size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
     ) -> Measurement:
@@ -131,10 +138,14 @@ class ImageHooks(Generic[D]):
             data: (start, length) in bytes of the ranges that hold data, in order, not overlapping,
                 inside the disk; neighbours need not be joined. To be taken once.
         """
-        raise NotSupportedError("the size of images of this format cannot be told beforehand")
+        raise not_supported("td_measure")
 
     @staticmethod
-    @hook("not supported", capability="stream")
+    @hook(
+        "not supported",
+        capability="stream",
+        lack="an image of {format} cannot be written to a pipe",
+    )
     def td_stream(
         out: Callable[[Any], object],
         size: int,
@@ -152,4 +163,4 @@ class ImageHooks(Generic[D]):
                 them is zeroes. Pieces begin and end at multiples of 64 KiB, but for the disk's end.
                 A piece's memory is valid until the next one is taken.
         """
-        raise NotSupportedError("this format cannot be written front to back")
+        raise not_supported("td_stream")

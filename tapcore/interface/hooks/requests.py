@@ -167,7 +167,11 @@ class RequestHooks(Generic[D]):
         return -errno.EOPNOTSUPP
 
     @staticmethod
-    @hook("`-EOPNOTSUPP`: the format stores everything plain", capability="compress")
+    @hook(
+        "`-EOPNOTSUPP`: the format stores everything plain",
+        capability="compress",
+        lack="{format} cannot store compressed data",
+    )
     def td_queue_write_compressed(
         dd: D,
         sector: int,

@@ -13,6 +13,8 @@ from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 import attrs
 import pluggy
 
+from tapcore.errors import NotSupportedError
+
 PROJECT: Final = "tapcore"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -53,11 +55,14 @@ class Hook:
         name: of the function.
         default: what a driver gets that lacks it, one line for people; empty where none may.
         capability: what a driver can do that has it; None: nothing that is listed.
+        lack: the error where it is needed and missing, `{format}` in it for the format's name;
+            empty where it is never needed.
     """
 
     name: str
     default: str
     capability: Capability | None
+    lack: str
 
 
 HOOKS: Final[dict[str, Hook]] = {}
@@ -69,7 +74,11 @@ _Result = TypeVar("_Result")
 
 
 def hook(
-    default: str = "", *, required: bool = False, capability: Capability | None = None
+    default: str = "",
+    *,
+    required: bool = False,
+    capability: Capability | None = None,
+    lack: str = "",
 ) -> Callable[[_F], _F]:
     """Enter a function into the table.
 
@@ -77,11 +86,12 @@ def hook(
         default: what its body does, one line for people.
         required: a driver must have the hook, and the body is never called.
         capability: what a driver can do that has it.
+        lack: what is said where it is needed and missing: `{format} cannot be resized`.
     """
     assert required != bool(default)
 
     def enter(function: _F) -> _F:
-        HOOKS[function.__name__] = Hook(function.__name__, default, capability)
+        HOOKS[function.__name__] = Hook(function.__name__, default, capability, lack)
         return hookspec(function, firstresult=True)
 
     return enter
@@ -105,6 +115,21 @@ def implements(
         return hookimpl(function)
 
     return mark
+
+
+def lack_of(hook: str, handle: str = "") -> str:
+    """What is said where a hook is needed and the driver lacks it.
+
+    Args:
+        hook: its name.
+        handle: of the driver; empty where it is not known.
+    """
+    return HOOKS[hook].lack.format(format=f"the format '{handle}'" if handle else "this format")
+
+
+def not_supported(hook: str) -> NotSupportedError:
+    """What a hook raises by default that a driver may lack and cannot do without."""
+    return NotSupportedError(lack_of(hook))
 
 
 def capabilities(implemented: set[str]) -> tuple[str, ...]:
