@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from tapcore.clusters.cache import Loaded, Read, TableCache
 from tapcore.clusters.map import ClusterMap, WritableMap
 from tapcore.clusters.runs import HOLE, DamagedTable, Run
-from tapcore.clusters.tables import Table, zeroes_from
+from tapcore.clusters.tables import Table, count_from
 from tapcore.errors import ImageFormatError
 from tapcore.formats.tablevisits import EmptyTables, TableVisits
 
@@ -22,8 +22,10 @@ class TableMap(ClusterMap, Generic[T]):
     Attributes:
         tables: in memory.
         table_bytes: of a table in the file.
+        no_table: what the directory has in place of a table that is not there.
     """
 
+    no_table: ClassVar[int] = 0
     tables: TableCache[T]
     table_bytes: int
 
@@ -100,9 +102,9 @@ class TableMap(ClusterMap, Generic[T]):
             stop: of those that are of interest.
         """
         holes = EmptyTables(self.file, self.table_bytes)
-        directory, start = self.tables.directory, index
+        directory, none, start = self.tables.directory, self.no_table, index
         while index < stop:
-            if directory is not None and (count := zeroes_from(directory.entries, index, stop)):
+            if directory and (count := count_from(directory.entries, index, stop, none)):
                 index += count
                 continue
             if index in self.tables:

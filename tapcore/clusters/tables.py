@@ -106,14 +106,14 @@ class Table:
         return writes
 
 
-def zeroes_from(entries: Numbers, index: int, stop: int) -> int:
-    """How many entries from one on are 0, up to `stop`; those past the end of the table are."""
-    none = array(entries.typecode, bytes(_MANY * entries.itemsize))
+def count_from(entries: Numbers, index: int, stop: int, number: int) -> int:
+    """How many entries from one on are a number, up to `stop`; those past the table's end are."""
+    same = array(entries.typecode, [number]) * _MANY
     at, last = index, min(stop, len(entries))
     while at < last:
-        if at + _MANY <= last and entries[at : at + _MANY] == none:
+        if at + _MANY <= last and entries[at : at + _MANY] == same:
             at += _MANY
-        elif entries[at]:
+        elif entries[at] != number:
             return at - index
         else:
             at += 1
