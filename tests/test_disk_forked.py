@@ -126,7 +126,7 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
         assert disk.pread(8192, length=7) == b"goes on"
 
 
-@pytest.mark.parametrize("handle", ["aio", "sync", "qcow2", "vmdk", "qcow"])
+@pytest.mark.parametrize("handle", ["aio", "sync", "qcow2", "vhd", "vmdk", "qcow"])
 @pytest.mark.parametrize("cache", ["writeback", "none"])
 def test_no_lock_is_left_when_both_have_closed_it(
     handle: str, cache: tapcore.CacheMode, tmp_path: Path

@@ -107,6 +107,8 @@ def refusal(found: Signature, registry: Registry) -> str:
         registry: the drivers that were asked.
     """
     if found.handle in registry:
+        if found.remedy:
+            return f"is {found.name}: {found.remedy}"
         return f"is {found.name} of a kind that the driver '{found.handle}' does not know"
     if found.handle and registry.knows(found.handle):
         try:

@@ -25,7 +25,8 @@ _IMAGES: Final = (
         "a VHD image",
         ((-512, b"conectix"), (-511, b"conectix")),
         also=when.vhd_footer,
-        remedy=_QEMU_IMG,
+        remedy="the drivers are not shown its end: its handle has to say so (vhd:PATH)",
+        handle="vhd",
         suffixes=(".vhd", ".vpc"),
         names_file=when.vhd_names_parent,
     ),
@@ -85,7 +86,7 @@ _IMAGES: Final = (
         "vhd",
         "a VHD image",
         at_start(b"conectix"),
-        remedy=_QEMU_IMG,
+        handle="vhd",
         names_file=when.vhd_names_parent,
     ),
     Signature(

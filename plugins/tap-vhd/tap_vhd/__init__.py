@@ -1,0 +1,1 @@
+"""Virtual Hard Disk images (VHD)."""

@@ -1,0 +1,124 @@
+"""The hooks of VHD images; what they do is in the other modules, and in `tapcore.clusters`.
+
+These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tapcore import (
+    HOOKS_VERSION,
+    TD_NO_PARENT,
+    DiskDriver,
+    DiskId,
+    DiskInfo,
+    FormatOption,
+    Hooks,
+    implements,
+)
+from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for all maps
+    td_close,
+    td_do_callbacks,
+    td_extents,
+    td_queue_discard,
+    td_queue_flush,
+    td_queue_read,
+    td_queue_write,
+    td_queue_write_zeroes,
+    td_submit,
+)
+
+if TYPE_CHECKING:
+    from tap_vhd.image import Image
+    from tapcore import Inspection, Measurement
+
+disk_info = DiskInfo(
+    handle="vhd",
+    name="Virtual Hard Disk (VHD)",
+    api=HOOKS_VERSION,
+    makes_unnamed=True,
+    suffixes=(".vhd",),
+    create_options=(
+        FormatOption("subformat", "how it is stored", ("dynamic", "fixed"), "dynamic"),
+        FormatOption("block_size", "bytes of a block: 512K to 256M", default="2M"),
+    ),
+)
+
+
+@implements(Hooks.td_open)
+def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
+    """All requests are the core's affair from here on."""
+    from tap_vhd.image import open_image
+
+    open_image(dd, name, flags)
+
+
+@implements(Hooks.td_get_parent_id)
+def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
+    """The relative name first. A VHD knows its parent by what only a VHD has."""
+    from tap_vhd.parents import parent_name
+
+    name = parent_name(dd.private)
+    if name is None:
+        return TD_NO_PARENT
+    id.name, id.drivertype = name, disk_info.handle
+    return 0
+
+
+@implements(Hooks.td_validate_parent)
+def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver, flags: int) -> int:
+    """By the parent's unique id; another time stamp is said."""
+    from tap_vhd.parents import check_parent
+
+    check_parent(dd.private, p)
+    return 0
+
+
+@implements(Hooks.td_probe)
+def td_probe(name: str, head: bytes) -> bool:
+    """By the copy of the footer at the front, or, of a file that is named so, by the footer."""
+    if head.startswith(b"conectix"):
+        return True
+    if not name.lower().endswith(disk_info.suffixes):
+        return False
+    from tap_vhd.footers import ends_with_footer
+
+    return ends_with_footer(name)
+
+
+@implements(Hooks.td_create)
+def td_create(
+    name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
+) -> None:
+    """With a parent: a differencing image."""
+    from tap_vhd.create import create
+
+    create(name, size, parent, options)
+
+
+@implements(Hooks.td_measure)
+def td_measure(
+    size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
+) -> Measurement:
+    """The structures at the front, and a block for each that holds data."""
+    from tap_vhd.create import measure
+
+    return measure(size, options, data)
+
+
+@implements(Hooks.td_info)
+def td_info(dd: DiskDriver[Image]) -> dict[str, Any]:
+    """What footer and header say."""
+    from tap_vhd.inspection import format_facts
+
+    return format_facts(dd.private)
+
+
+@implements(Hooks.td_inspect)
+def td_inspect(name: str, fd: int, size: int) -> Inspection:
+    """Footers, header, block table and names of the parent."""
+    from tap_vhd.inspection import inspect
+
+    return inspect(fd, size)
