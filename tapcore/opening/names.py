@@ -9,6 +9,7 @@ from typing import TypeAlias
 from tapcore.errors import UnknownHandleError, UsageError
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
+from tapcore.interface.policy import has_protocol
 from tapcore.interface.registry import Registry
 
 ImageName: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -81,10 +82,9 @@ def split_name(name: ImageName, registry: Registry) -> DiskId:
 def plain_name(name: str) -> str:
     """A file's name as it is to be recorded in an image: `b-10:00.img` as `./b-10:00.img`.
 
-    QEMU takes what stands before a colon for a protocol, unless a slash comes first.
+    Other programs would take that for something else than a file's (`has_protocol`).
     """
-    head = name.partition("/")[0]
-    return f"./{name}" if ":" in head else name
+    return f"./{name}" if has_protocol(name) else name
 
 
 def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
