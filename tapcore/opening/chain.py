@@ -12,7 +12,6 @@ from tapcore.constants import (
     MAX_CHAIN_DEPTH,
     MAX_CLUSTER_SIZE,
     MAX_DISK_SECTORS,
-    TD_NO_PARENT,
     TD_RDONLY,
     VDISK_READONLY,
 )
@@ -23,24 +22,27 @@ from tapcore.errors import (
     ImageOpenError,
     IOFailedError,
     NotWritableError,
-    ReferencePolicyError,
     TapError,
     UsageError,
     describe,
     errno_of,
     open_error,
-    printable,
 )
 from tapcore.files.newfiles import is_being_made
-from tapcore.formats.foreign import SIGNATURES
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
-from tapcore.opening.namedfiles import find_named_file, identity_of_image
-from tapcore.opening.names import RAW_HANDLES, ImageName, as_handles, split_name
+from tapcore.opening.namedfiles import identity_of_image
+from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 from tapcore.opening.ownopening import OpenedByItself
+from tapcore.opening.parents import (
+    check_fit,
+    find_parent,
+    guessed_parent_error,
+    recorded_parent,
+)
 from tapcore.opening.probe import guard_of, probe
 
 
@@ -180,122 +182,21 @@ def _open_parents(
             )
         if child_was_probed:
             raise guessed_parent_error(child.name)
-        recorded = as_handles(recorded, registry)
-        child_was_probed = not recorded.drivertype
+        found = find_parent(recorded, child, registry)
+        child_was_probed = found.probed
         try:
-            parent_id, bound = resolve_parent(recorded, child, registry)
-        except TapError as exc:
-            say_how_to_move(exc, child, recorded)
-            raise
-        try:
-            if bound.identity in seen:
+            if found.bound.identity in seen:
                 raise ImageFormatError(
-                    "is its own ancestor", image=parent_id.name, errno=errno.ELOOP
+                    "is its own ancestor", image=found.id.name, errno=errno.ELOOP
                 )
-            seen.add(bound.identity)
-            parent_options = attrs.evolve(options, bound=bound)
-            child.next = parent = _open_parent(parent_id, child, disk, registry, parent_options)
+            seen.add(found.bound.identity)
+            parent_options = attrs.evolve(options, bound=found.bound)
+            child.next = parent = _open_parent(found.id, child, disk, registry, parent_options)
         finally:
-            bound.let_go()
-        _validate(child, parent)
+            found.bound.let_go()
+        check_fit(child, parent)
         child = parent
         depth += 1
-
-
-def guessed_parent_error(image: str) -> ImageOpenError:
-    """For an image that was probed as a parent, and names a parent of its own."""
-    return ImageOpenError(
-        "names a parent, but its own format was only guessed: "
-        "record the parent's format in its child (rebase)",
-        image=image,
-    )
-
-
-def recorded_parent(dd: DiskDriver) -> DiskId | None:
-    """The parent as an open image records it, not resolved; None where it stands alone.
-
-    Raises:
-        TapError: it cannot be told.
-    """
-    found = DiskId("")
-    try:
-        res = dd.drv.td_get_parent_id(dd, found)
-    except Exception as exc:
-        raise open_error(exc, dd.name) from exc
-    if res == TD_NO_PARENT:
-        return None
-    if res:
-        raise ImageOpenError(
-            f"its parent cannot be told: {os.strerror(abs(res))}", image=dd.name, errno=abs(res)
-        )
-    return found
-
-
-def resolve_parent(
-    recorded: DiskId, child: DiskDriver, registry: Registry
-) -> tuple[DiskId, BoundFile]:
-    """From what a child records to a real path and a handle.
-
-    Args:
-        recorded: in this registry's handles (`as_handles`).
-        child: the image that records it, open.
-        registry: the drivers.
-
-    Returns:
-        The parent, and its file, which is the one to be opened: the caller's to let go.
-
-    Raises:
-        TapError: there is no such file, no driver for it, or it is not allowed.
-    """
-    if recorded.drivertype and recorded.drivertype not in registry:
-        raise ImageOpenError(
-            f"its parent is of the format '{printable(recorded.drivertype)}', "
-            f"for which no driver is installed{_remedy(recorded.drivertype)}",
-            image=child.name,
-        )
-    if recorded.drivertype and not registry.get(recorded.drivertype).file_backed:
-        raise ImageOpenError(
-            f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
-        )
-    bound = find_named_file(child, recorded.name, role="parent")
-    try:
-        handle = recorded.drivertype or _probe_parent(bound, child, registry)
-    except BaseException:
-        bound.let_go()
-        raise
-    return DiskId(bound.real, handle), bound
-
-
-def say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:
-    """Add to an error of finding a parent how its place can be recorded, where it can.
-
-    A parent that lies where it is said to has not moved.
-    """
-    if "td_set_parent" not in child.drv.implemented:
-        return
-    if not isinstance(exc, ReferencePolicyError) and exc.errno != errno.ENOENT:
-        return
-    if isinstance(exc, ReferencePolicyError):
-        place = os.path.join(os.path.dirname(child.name), recorded.name)
-        if "\0" in place or os.path.lexists(place):
-            return
-    way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
-    exc.message += f"; where the parent has moved, {way}"
-
-
-def _remedy(handle: str) -> str:
-    """Where it is certain which package brings a driver: the handle is a stranger's word."""
-    known = any(handle == signature.handle for signature in SIGNATURES)
-    return f": pip install tap-{handle}" if known else ""
-
-
-def _probe_parent(bound: BoundFile, child: DiskDriver, registry: Registry) -> str:
-    try:
-        return probe(bound.real, registry, bound)
-    except TapError as exc:
-        exc.message = f"its parent {bound.real}: {exc.message}"
-        exc.image = child.name
-        raise
 
 
 def _open_parent(
@@ -307,19 +208,6 @@ def _open_parent(
         exc.message = f"its parent {parent_id.name}: {exc.message}"
         exc.image = child.name
         raise
-
-
-def _validate(child: DiskDriver, parent: DiskDriver) -> None:
-    try:
-        res = child.drv.td_validate_parent(child, parent, 0)
-    except Exception as exc:
-        raise open_error(exc, child.name) from exc
-    if res:
-        raise ImageOpenError(
-            f"its parent {parent.name} does not fit: {os.strerror(abs(res))}",
-            image=child.name,
-            errno=abs(res),
-        )
 
 
 def close_disk(disk: TdState) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import ImageOpenError, NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.hooks import lack_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
-from tapcore.opening.chain import (
+from tapcore.opening.names import ImageName
+from tapcore.opening.parents import (
+    check_fit,
+    find_parent,
     guessed_parent_error,
     recorded_parent,
-    resolve_parent,
-    say_how_to_move,
 )
-from tapcore.opening.names import ImageName, as_handles
 from tapcore.sizes import format_size
 from tapcore.tools.losses import refuse_missing
 from tapcore.tools.openimage import open_image
@@ -96,39 +94,24 @@ def _fold(
     progress: Progress | None,
 ) -> tuple[DiskId, int, bool]:
     """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
-    recorded = as_handles(recorded, access.registry)
-    try:
-        parent_id, bound = resolve_parent(recorded, dd, access.registry)
-    except TapError as exc:
-        say_how_to_move(exc, dd, recorded)
-        raise
+    found = find_parent(recorded, dd, access.registry)
     with open_image(
-        parent_id,
+        found.id,
         writing=True,
-        probed=not recorded.drivertype,
+        probed=found.probed,
         access=access.with_tree(child.state.home or ""),
-        bound=bound,
+        bound=found.bound,
     ) as parent:
         leaf = parent.state.disks
-        if not recorded.drivertype and leaf.next is not None:
+        if found.probed and leaf.next is not None:
             raise guessed_parent_error(leaf.name)
-        _check_fit(dd, leaf)
+        check_fit(dd, leaf)
         _announce(dd, leaf)
         if child.size > parent.size:
             _grow(parent, leaf, child.size)
         written = Transfer(child, parent, progress=progress).run(jobs_for_own(child))
         parent.sync()
-        return parent_id, written, _fits(dd, leaf)
-
-
-def _check_fit(child: DiskDriver, parent: DiskDriver) -> None:
-    try:
-        code = child.drv.td_validate_parent(child, parent, 0)
-    except Exception as exc:
-        raise open_error(exc, child.name) from exc
-    if code:
-        text = f"its parent {parent.name} does not fit: {os.strerror(abs(code))}"
-        raise ImageOpenError(text, image=child.name, errno=abs(code))
+        return found.id, written, _fits(dd, leaf)
 
 
 def _announce(child: DiskDriver, parent: DiskDriver) -> None:
@@ -141,7 +124,7 @@ def _announce(child: DiskDriver, parent: DiskDriver) -> None:
 
 def _fits(child: DiskDriver, parent: DiskDriver) -> bool:
     try:
-        _check_fit(child, parent)
+        check_fit(child, parent)
     except TapError:
         return False
     return True

@@ -19,8 +19,8 @@ from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.results import Bitmap, Snapshot
-from tapcore.opening.chain import recorded_parent
 from tapcore.opening.names import ImageName, as_handles
+from tapcore.opening.parents import recorded_parent
 from tapcore.tools.openimage import open_image
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,161 @@
+"""An image's parent: what is recorded of it, which file that is, and whether it fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import attrs
+
+from tapcore.constants import TD_NO_PARENT
+from tapcore.errors import (
+    ImageOpenError,
+    ReferencePolicyError,
+    TapError,
+    open_error,
+    printable,
+)
+from tapcore.formats.foreign import SIGNATURES
+from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.options import DiskId
+from tapcore.interface.registry import Registry
+from tapcore.opening.namedfiles import find_named_file
+from tapcore.opening.names import as_handles
+from tapcore.opening.probe import probe
+
+
+@attrs.frozen
+class FoundParent:
+    """A parent that is there, and may be opened.
+
+    Attributes:
+        id: its real path, and its driver's handle.
+        bound: its file, which is the one to be opened: to be let go by who asked.
+        probed: the handle is guessed from the content: none is recorded.
+    """
+
+    id: DiskId
+    bound: BoundFile
+    probed: bool
+
+
+def recorded_parent(dd: DiskDriver) -> DiskId | None:
+    """The parent as an open image records it, not resolved; None where it stands alone.
+
+    Raises:
+        TapError: it cannot be told.
+    """
+    found = DiskId("")
+    try:
+        res = dd.drv.td_get_parent_id(dd, found)
+    except Exception as exc:
+        raise open_error(exc, dd.name) from exc
+    if res == TD_NO_PARENT:
+        return None
+    if res:
+        raise ImageOpenError(
+            f"its parent cannot be told: {os.strerror(abs(res))}", image=dd.name, errno=abs(res)
+        )
+    return found
+
+
+def find_parent(recorded: DiskId, child: DiskDriver, registry: Registry) -> FoundParent:
+    """Find what an image records as its parent; it is not opened yet.
+
+    Args:
+        recorded: as it is recorded.
+        child: the image that records it, open.
+        registry: the drivers.
+
+    Raises:
+        TapError: there is no such file, no driver for it, or it is not allowed; where the parent
+            may have moved, with how its new place can be recorded.
+    """
+    recorded = as_handles(recorded, registry)
+    try:
+        parent, bound = _resolve(recorded, child, registry)
+    except TapError as exc:
+        _say_how_to_move(exc, child, recorded)
+        raise
+    return FoundParent(parent, bound, probed=not recorded.drivertype)
+
+
+def _resolve(recorded: DiskId, child: DiskDriver, registry: Registry) -> tuple[DiskId, BoundFile]:
+    """From what a child records, in the registry's handles, to a real path and a handle."""
+    if recorded.drivertype and recorded.drivertype not in registry:
+        raise ImageOpenError(
+            f"its parent is of the format '{printable(recorded.drivertype)}', "
+            f"for which no driver is installed{_remedy(recorded.drivertype)}",
+            image=child.name,
+        )
+    if recorded.drivertype and not registry.get(recorded.drivertype).file_backed:
+        raise ImageOpenError(
+            f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
+        )
+    bound = find_named_file(child, recorded.name, role="parent")
+    try:
+        handle = recorded.drivertype or _probe_parent(bound, child, registry)
+    except BaseException:
+        bound.let_go()
+        raise
+    return DiskId(bound.real, handle), bound
+
+
+def _say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:
+    """Add to an error of finding a parent how its place can be recorded, where it can.
+
+    A parent that lies where it is said to has not moved.
+    """
+    if "td_set_parent" not in child.drv.implemented:
+        return
+    if not isinstance(exc, ReferencePolicyError) and exc.errno != errno.ENOENT:
+        return
+    if isinstance(exc, ReferencePolicyError):
+        place = os.path.join(os.path.dirname(child.name), recorded.name)
+        if "\0" in place or os.path.lexists(place):
+            return
+    way = "`tapdisk rebase --unsafe -b PARENT` records its new place"
+    exc.message += f"; where the parent has moved, {way}"
+
+
+def _remedy(handle: str) -> str:
+    """Where it is certain which package brings a driver: the handle is a stranger's word."""
+    known = any(handle == signature.handle for signature in SIGNATURES)
+    return f": pip install tap-{handle}" if known else ""
+
+
+def _probe_parent(bound: BoundFile, child: DiskDriver, registry: Registry) -> str:
+    try:
+        return probe(bound.real, registry, bound)
+    except TapError as exc:
+        exc.message = f"its parent {bound.real}: {exc.message}"
+        exc.image = child.name
+        raise
+
+
+def guessed_parent_error(image: str) -> ImageOpenError:
+    """For an image that was probed as a parent, and names a parent of its own."""
+    return ImageOpenError(
+        "names a parent, but its own format was only guessed: "
+        "record the parent's format in its child (rebase)",
+        image=image,
+    )
+
+
+def check_fit(child: DiskDriver, parent: DiskDriver) -> None:
+    """Whether a parent is still the one that its child was made on.
+
+    Raises:
+        TapError: it is not, or it cannot be told.
+    """
+    try:
+        res = child.drv.td_validate_parent(child, parent, 0)
+    except Exception as exc:
+        raise open_error(exc, child.name) from exc
+    if res:
+        raise ImageOpenError(
+            f"its parent {parent.name} does not fit: {os.strerror(abs(res))}",
+            image=child.name,
+            errno=abs(res),
+        )
