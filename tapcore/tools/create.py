@@ -17,7 +17,7 @@ from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import NewFiles, making
 from tapcore.interface.access import Access
-from tapcore.interface.identity import Identity, identity_of, same_file
+from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
@@ -26,6 +26,7 @@ from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_name, split_name
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
+from tapcore.tools.givennames import given_parent
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.openimage import open_image
 
@@ -239,13 +240,7 @@ def _open_parent(
 
     What it consists of is added to what is `untouchable`.
     """
-    given = split_name(parent, access.registry)
-    path = os.path.join(os.path.dirname(target.name), given.name)
-    if same_file(path, target.name):
-        raise UsageError("cannot be its own parent", image=target.name)
-    if given.drivertype and not access.registry.get(given.drivertype).file_backed:
-        text = f"a '{given.drivertype}' disk cannot be a parent"
-        raise UsageError(text, image=target.name)
+    given, path = given_parent(parent, target.name, access.registry)
     with open_image(
         DiskId(path, given.drivertype),
         access=access.with_home_of(target.name),

@@ -12,13 +12,14 @@ from tapcore.disk import Disk
 from tapcore.errors import TapError, UsageError, open_error
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.identity import identity_of, same_file
+from tapcore.interface.identity import identity_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
-from tapcore.opening.names import ImageName, plain_name, split_name
+from tapcore.opening.names import ImageName, plain_name
 from tapcore.opening.probe import probe
+from tapcore.tools.givennames import given_image, given_parent
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.openimage import open_image
 from tapcore.tools.plan import jobs_for_holes
@@ -65,7 +66,7 @@ def rebase_image(
         TapError: with the name of the image concerned; its parent is the one that it was.
     """
     access = access or Access()
-    image = _path_of(name, access.registry)
+    image = given_image(name, access.registry).name
     recorded, path = _new_parent(os.fsdecode(parent), image, access.registry, must_exist=not unsafe)
     if unsafe:
         if recorded is not None:
@@ -143,26 +144,13 @@ def _found(image: str) -> BoundFile:
         raise open_error(exc, image) from None
 
 
-def _path_of(name: ImageName, registry: Registry) -> str:
-    try:
-        return split_name(name, registry).name
-    except TapError as exc:
-        exc.image = exc.image or os.fsdecode(name)
-        raise
-
-
 def _new_parent(
     parent: str, image: str, registry: Registry, *, must_exist: bool
 ) -> tuple[DiskId | None, str]:
     """The parent as it is to be recorded, and its path."""
     if not parent:
         return None, ""
-    given = split_name(parent, registry)
-    path = os.path.join(os.path.dirname(image), given.name)
-    if same_file(path, image):
-        raise UsageError("cannot be its own parent", image=image)
-    if given.drivertype and not registry.get(given.drivertype).file_backed:
-        raise UsageError(f"a '{given.drivertype}' disk cannot be a parent", image=image)
+    given, path = given_parent(parent, image, registry)
     if given.drivertype:
         return DiskId(plain_name(given.name), given.drivertype), path
     if not must_exist and not os.path.lexists(path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from tapcore.errors import TapError, UsageError
+from tapcore.errors import UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.registry import Registry
-from tapcore.opening.names import ImageName, split_name
+from tapcore.opening.names import ImageName
 from tapcore.sizes import changed_size, format_size, parse_size
+from tapcore.tools.givennames import given_image
 from tapcore.tools.openimage import open_image
 
 
@@ -54,10 +55,6 @@ def resize_image(
 
 
 def _refuse_what_does_not_last(name: ImageName, registry: Registry) -> None:
-    try:
-        handle = split_name(name, registry).drivertype
-    except TapError as exc:
-        exc.image = exc.image or os.fsdecode(name)
-        raise
+    handle = given_image(name, registry).drivertype
     if handle and not registry.get(handle).file_backed:
         raise UsageError(f"a '{handle}' disk exists only while it is open", image=os.fsdecode(name))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
+from tapcore.errors import NotWritableError, ReadOnlyDeviceError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
@@ -20,7 +20,8 @@ from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import TcpAddress, UnixAddress
 from tapcore.nbd.server import NbdServer
 from tapcore.opening.chain import close_disk
-from tapcore.opening.names import ImageName, split_name
+from tapcore.opening.names import ImageName
+from tapcore.tools.givennames import given_image
 from tapcore.tools.openimage import open_chain
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,4 @@ def _check_export_name(name: str, image: ImageName, *, given: bool) -> None:
 
 
 def _file_name(image: ImageName, registry: Registry) -> str:
-    try:
-        return os.path.basename(split_name(image, registry).name)
-    except TapError as exc:
-        exc.image = exc.image or os.fsdecode(image)
-        raise
+    return os.path.basename(given_image(image, registry).name)
