@@ -62,7 +62,7 @@ def qemu_content(image: Path, *, encrypted: bool = False) -> bytes:
 
 def convert_compressed(raw: Path, image: Path) -> None:
     """`qemu-img convert -c`; 7.2 ends with status 1 when it has done all of it well."""
-    words = ["convert", "-c", "-f", "raw", "-O", "qcow", raw, image]
+    words = ["convert", "-c", "-f", "raw", "-O", "qcow", str(raw), str(image)]
     subprocess.run([peer("qemu-img"), *words], timeout=60, check=False)
     qemu_img("compare", "-f", "raw", "-F", "qcow", raw, image)
 

@@ -14,7 +14,7 @@ import tapcore
 from tap_qcow import layout
 from tap_qcow.create import l1_end, write_image
 from tap_qcow.header import HEADER, Header
-from tapcore import DiskId, ImageFile, OpenOptions, Registry
+from tapcore import CacheMode, DiskId, ImageFile, OpenOptions, Registry
 from tapcore.opening.chain import open_disk
 from tapcore.testkit import Session
 
@@ -168,7 +168,7 @@ def test_a_parent_that_cannot_be_read_fails_the_write(
 @pytest.mark.parametrize("cache", ["writeback", "none"])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_flush_after_a_failed_one_writes_the_tables_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, cache: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, cache: CacheMode
 ) -> None:
     """The one that failed says so: the kernel has given up the data. What is written then is safe.
 

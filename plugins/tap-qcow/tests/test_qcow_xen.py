@@ -53,7 +53,7 @@ class Blktap:
 
 
 def blktap_image(
-    path: Path, disk: bytes, *, little: bool = False, flags: int = 1, first: int = 8192
+    path: Path, disk: bytes | bytearray, *, little: bool = False, flags: int = 1, first: int = 8192
 ) -> None:
     """A file as blktap leaves it: 2 MiB of the disk at a time, with an L2 table in front.
 
