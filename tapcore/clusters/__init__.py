@@ -32,11 +32,23 @@ if TYPE_CHECKING:
         PackingMap,
         Picture,
         Place,
+        ShortWay,
         Unpacker,
         WritableMap,
     )
+    from tapcore.clusters.mapped import AnswerPart
     from tapcore.clusters.packed import DeflatedClusters
-    from tapcore.clusters.runs import ASK, DATA, HOLE, NOWHERE, PACKED, ZERO, DamagedTable, Run
+    from tapcore.clusters.runs import (
+        ASK,
+        DATA,
+        HOLE,
+        NOWHERE,
+        PACKED,
+        ZERO,
+        DamagedTable,
+        MissingContent,
+        Run,
+    )
     from tapcore.clusters.tablemap import TableMap, WritableTableMap
     from tapcore.clusters.tables import Coding, Numbers, Table, Write
 
@@ -55,9 +67,28 @@ _HOMES = {
         "td_submit",
     ),
     "machine": ("Clusters", "WritableClusters", "open_mapped"),
-    "map": ("ClusterMap", "PackingMap", "Picture", "Place", "Unpacker", "WritableMap"),
+    "map": (
+        "ClusterMap",
+        "PackingMap",
+        "Picture",
+        "Place",
+        "ShortWay",
+        "Unpacker",
+        "WritableMap",
+    ),
+    "mapped": ("AnswerPart",),
     "packed": ("DeflatedClusters",),
-    "runs": ("ASK", "DATA", "HOLE", "NOWHERE", "PACKED", "ZERO", "DamagedTable", "Run"),
+    "runs": (
+        "ASK",
+        "DATA",
+        "HOLE",
+        "NOWHERE",
+        "PACKED",
+        "ZERO",
+        "DamagedTable",
+        "MissingContent",
+        "Run",
+    ),
     "tablemap": ("TableMap", "WritableTableMap"),
     "tables": ("Coding", "Numbers", "Table", "Write"),
 }
@@ -70,17 +101,20 @@ __all__ = [
     "NOWHERE",
     "PACKED",
     "ZERO",
+    "AnswerPart",
     "ClusterMap",
     "Clusters",
     "Coding",
     "DamagedTable",
     "DeflatedClusters",
+    "MissingContent",
     "Numbers",
     "PackingMap",
     "Picture",
     "Place",
     "Read",
     "Run",
+    "ShortWay",
     "Table",
     "TableCache",
     "TableMap",

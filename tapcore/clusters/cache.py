@@ -188,6 +188,11 @@ class TableCache(Generic[T]):
         changed = table.dirty or table.fresh or index in self._taken
         return bool(changed) or self.in_use(index)
 
+    def unchanged_until(self, index: int, stop: int) -> int:
+        """The first table from one on that says what the disk does not say yet; else `stop`."""
+        changed = self._taken.union(table.index for table in self.dirty)
+        return min((number for number in changed if index <= number < stop), default=stop)
+
     def forget(self) -> None:
         """Drop all: they were changed on disk, or the image is closed."""
         assert not self._loading

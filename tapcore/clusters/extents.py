@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
-
 from tapcore.clusters.mapped import MappedDisk
 from tapcore.clusters.runs import DATA, HOLE, NOWHERE, ZERO, Run
 from tapcore.constants import SECTOR_SHIFT
+from tapcore.files import ImageFile
 from tapcore.interface.results import Extent
 
 
@@ -25,24 +24,18 @@ def extents(disk: MappedDisk, sector: int, nb_sectors: int) -> Iterator[Extent]:
         OSError: a table cannot be read.
     """
     for run in disk.map.runs(sector, sector + nb_sectors):
-        for extent in _of_run(disk, run):
-            yield _moved(extent, disk.start) if disk.start else extent
-
-
-def _moved(extent: Extent, start: int) -> Extent:
-    return attrs.evolve(extent, sector=start + extent.sector)
+        yield from _of_run(disk, run)
 
 
 def _of_run(disk: MappedDisk, run: Run) -> Iterator[Extent]:
     kind, sector, nb_sectors, where, _ = run
+    sector += disk.start
     if kind == DATA:
         yield from _data(disk, run)
     elif kind == HOLE:
         yield Extent(sector, nb_sectors, "unallocated")
     elif kind != ZERO:
-        unpacker = disk.map.unpacker
-        missing = unpacker is not None and unpacker.missing(where)
-        yield Extent(sector, nb_sectors, "compressed", missing=missing)
+        yield Extent(sector, nb_sectors, "compressed", missing=disk.map.missing(run))
     elif where == NOWHERE:
         yield Extent(sector, nb_sectors, "zero")
     else:
@@ -52,15 +45,24 @@ def _of_run(disk: MappedDisk, run: Run) -> Iterator[Extent]:
 def _data(disk: MappedDisk, run: Run) -> Iterator[Extent]:
     """What lies in the file, what its last cluster lacks, and what it is too short for."""
     file, (_, sector, nb_sectors, where, _) = disk.map.data, run
+    sector += disk.start
     there = disk.content.bytes_there(run) >> SECTOR_SHIFT
     whole = max(min((file.size - where) >> SECTOR_SHIFT, there), 0)
-    if whole:
+    if whole and disk.map.shows_holes:
+        yield from _with_holes(file, sector, whole, where >> SECTOR_SHIFT)
+    elif whole:
         yield _plain(disk, sector, whole, where, missing=False)
     if whole < there:
         yield Extent(sector + whole, there - whole, "data")
     if there < nb_sectors:
         at = where + (there << SECTOR_SHIFT)
         yield _plain(disk, sector + there, nb_sectors - there, at, missing=True)
+
+
+def _with_holes(file: ImageFile, sector: int, nb_sectors: int, place: int) -> Iterator[Extent]:
+    for each in file.extents(place, nb_sectors):
+        at = sector + each.sector - place
+        yield Extent(at, each.nb_sectors, each.kind, each.fd, each.filename, each.offset)
 
 
 def _plain(disk: MappedDisk, sector: int, nb_sectors: int, where: int, *, missing: bool) -> Extent:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from tapcore.clusters.extents import extents
-from tapcore.clusters.map import ClusterMap, PackingMap, WritableMap
+from tapcore.clusters.map import ClusterMap, PackingMap, ShortWay, WritableMap
 from tapcore.clusters.mapped import AnswerPart, MappedDisk
 from tapcore.clusters.packing import write_packed
 from tapcore.clusters.reading import Reader
@@ -49,14 +49,14 @@ class Clusters:
             file.keeps_overflow = True
         self._reader = Reader(self.disk)
         self._counted = self.disk.content.counted
-        self.place: Callable[[int, int], int] = _ask
+        self.place: ShortWay = _ask
         self.choose_ways()
 
     def choose_ways(self) -> None:
         """To be called after a change of what the short ways do not look at, as the cipher."""
         self.place = self._way(self.map.place) if self.map.cipher is None else _ask
 
-    def _way(self, place: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    def _way(self, place: ShortWay) -> ShortWay:
         """A short way of the map, by the disk's sectors."""
         start = self._start
         return (lambda sector, count: place(sector - start, count)) if start else place
@@ -150,7 +150,7 @@ class WritableClusters(Clusters):
 
     def __init__(self, dd: DiskDriver, map: WritableMap, start: int = 0) -> None:
         self.writing = False
-        self.place_to_write: Callable[[int, int], int] = _ask
+        self.place_to_write: ShortWay = _ask
         super().__init__(dd, map, start)
         self.map = map
         self.writeback = Writeback(self.disk, map)

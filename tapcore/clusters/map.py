@@ -22,6 +22,8 @@ from tapcore.errors import ImageFormatError
 from tapcore.files import ImageFile
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+ShortWay: TypeAlias = Callable[[int, int], int]
+"""`ClusterMap.place`, or what stands for it."""
 
 
 class Cipher(Protocol):
@@ -71,9 +73,12 @@ class ClusterMap(ABC):
         cipher_by_place: the cipher counts the sectors of the file, not those of the disk.
         encrypted: the content is, even where no key is known.
         unpacker: reads compressed clusters, where there can be any.
+        shows_holes: a hole of the file inside of content is told as zeroes.
     """
 
     reuses_space: ClassVar[bool] = False
+    shows_holes: ClassVar[bool] = False
+
     cipher: Cipher | None = None
     cipher_by_place: bool = False
     encrypted: bool = False
@@ -139,6 +144,10 @@ class ClusterMap(ABC):
             assert run is not None
             yield run
             sector = run.end
+
+    def missing(self, run: Run) -> bool:
+        """Whether a compressed cluster lies past the end of the file."""
+        return self.unpacker is not None and self.unpacker.missing(run.where)
 
     def found_damage(self, reason: str) -> None:  # noqa: B027 -- may be ignored
         """Something cannot be true, which a request has met and which was noted for it."""

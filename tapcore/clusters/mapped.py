@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from tapcore.clusters.content import Content
 from tapcore.clusters.map import ClusterMap
 from tapcore.clusters.packed import PackedContent
-from tapcore.clusters.runs import DamagedTable, Run
+from tapcore.clusters.runs import DamagedTable, MissingContent, Run
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ImageFormatError
 from tapcore.interface.damage import content_damaged, content_missing
@@ -96,6 +96,14 @@ class MappedDisk:
         """Note damage of content; returns -EIO."""
         reason = self.map.located(reason)
         return content_damaged(self.dd, self.start + sector, stop - sector, reason)
+
+    def unreadable(self, exc: Exception, sector: int, buf: memoryview) -> int:
+        """As `failed`, of a range that was to be read: what is missing may read as zeroes."""
+        stop = sector + (len(buf) >> SECTOR_SHIFT)
+        if not isinstance(exc, MissingContent):
+            return self.failed(exc, sector, stop)
+        reason = self.map.located(exc.message)
+        return content_missing(self.dd, self.start + sector, stop - sector, buf, reason)
 
     def missing(self, run: Run, there: int, buf: memoryview) -> int:
         """A run of DATA lies past the end of its file, but for the first bytes of it.

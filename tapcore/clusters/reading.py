@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from tapcore.clusters.mapped import AnswerPart, MappedDisk
-from tapcore.clusters.runs import DATA, PACKED, ZERO, Run
+from tapcore.clusters.runs import DATA, PACKED, ZERO, MissingContent, Run
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 from tapcore.errors import ImageFormatError, TapError
 
@@ -41,7 +41,8 @@ class Reader:
                 run = disk.map.run(sector, stop)
             except (TapError, OSError) as exc:
                 until = disk.concerns(exc, sector, stop)
-                res = disk.failed(exc, sector, until)
+                part = rest[: (until - sector) << SECTOR_SHIFT]
+                res = disk.unreadable(exc, sector, part)
                 finished += answer(res, sector, until - sector)
             else:
                 if run is None:
@@ -89,10 +90,10 @@ class Reader:
             if not isinstance(found, Exception):
                 buf[:] = memoryview(found)[skip : skip + len(buf)]
                 return answer(0, sector, nb_sectors)
-            if isinstance(found, ImageFormatError):
+            if isinstance(found, ImageFormatError) and not isinstance(found, MissingContent):
                 res = disk.damaged(found.message, sector, run.end)
             else:
-                res = disk.failed(found, sector, run.end)
+                res = disk.unreadable(found, sector, buf)
             return answer(res, sector, nb_sectors)
 
         assert disk.packed is not None

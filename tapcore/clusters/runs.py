@@ -53,3 +53,10 @@ class DamagedTable(ImageFormatError):
     What is wrong with one entry concerns the rest of its cluster alone, and is raised as a plain
     ImageFormatError.
     """
+
+
+class MissingContent(ImageFormatError):
+    """Content lies past the end of its file, and the format says so in words of its own.
+
+    For a place of plain content there is no need: it is looked at before it is read.
+    """

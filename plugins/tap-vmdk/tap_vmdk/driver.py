@@ -5,8 +5,7 @@ These are loaded when they are first needed, since every `tapdisk` command loads
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tap_vmdk.options import CREATE_OPTIONS
@@ -18,12 +17,20 @@ from tapcore import (
     DiskDriver,
     DiskId,
     DiskInfo,
-    Extent,
     Hooks,
     Inspection,
     Measurement,
-    TdCallback,
     implements,
+)
+from tapcore.clusters import (  # noqa: F401 -- the hooks of what has tables, and of flat parts too
+    td_extents,
+    td_queue_discard,
+    td_queue_flush,
+    td_queue_read,
+    td_queue_write,
+    td_queue_write_compressed,
+    td_queue_write_zeroes,
+    td_submit,
 )
 
 if TYPE_CHECKING:
@@ -59,85 +66,11 @@ def td_close(dd: DiskDriver) -> None:
     dd.private.close()
 
 
-@implements(Hooks.td_queue_read)
-def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """From the part that holds the range."""
-    done: int = dd.private.read(dd, sector, nb_sectors, buf, cb, id, prv)
-    return done
-
-
-@implements(Hooks.td_queue_write)
-def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """To the part that holds the range."""
-    done: int = dd.private.write(dd, sector, nb_sectors, buf, cb, id, prv)
-    return done
-
-
-@implements(Hooks.td_queue_write_compressed)
-def td_queue_write_compressed(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """A stream stores everything so; other kinds nothing."""
-    image: Image = dd.private
-    if not image.parts[0].writer.compresses:
-        return -errno.EOPNOTSUPP
-    return image.write(dd, sector, nb_sectors, buf, cb, id, prv)
-
-
-@implements(Hooks.td_queue_write_zeroes)
-def td_queue_write_zeroes(
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    may_unmap: bool,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
-    """Holes in the files, or entries that say so."""
-    image: Image = dd.private
-    return image.zero(dd, sector, nb_sectors, may_unmap, cb, id, prv)
-
-
-@implements(Hooks.td_queue_discard)
-def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """Holes in the files."""
-    image: Image = dd.private
-    return image.discard(dd, sector, nb_sectors, cb, id, prv)
-
-
-@implements(Hooks.td_queue_flush)
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
-    """Content first, then the tables that point to it."""
-    image: Image = dd.private
-    return image.flusher.flush(dd, cb, id, prv)
-
-
-@implements(Hooks.td_submit)
-def td_submit(dd: DiskDriver) -> int:
-    """Hand on what was queued."""
-    dd.private.submit()
-    return 0
-
-
 @implements(Hooks.td_do_callbacks)
 def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
     """Answer what has finished."""
     image: Image = dd.private
     return image.reap()
-
-
-@implements(Hooks.td_extents)
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterator[Extent]:
-    """From the tables, and from the file system where content lies plain."""
-    image: Image = dd.private
-    return image.extents(sector, nb_sectors)
 
 
 @implements(Hooks.td_get_parent_id)

@@ -17,11 +17,10 @@ from tap_vmdk.descriptor.disktypes import (
 )
 from tap_vmdk.descriptor.place import NOT_NAMED
 from tap_vmdk.descriptor.text import NO_PARENT, ExtentLine
-from tap_vmdk.grains.writer import GrainWriter
 from tap_vmdk.identity import extent_lines, identify, is_own_name, name_on_disk, stands_alone
 from tap_vmdk.image import Image
 from tap_vmdk.parts.part import Part
-from tap_vmdk.parts.plain import ZeroWriter, barred_part, flat_part, zero_part
+from tap_vmdk.parts.plain import barred_part, flat_part, unreadable_part, zero_part
 from tap_vmdk.parts.sparse import hosted_part, sparse_part
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import sesparse
@@ -37,6 +36,7 @@ from tapcore import (
     open_image_file,
     open_named_file,
 )
+from tapcore.clusters import DamagedTable
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def open_parts(dd: DiskDriver, image: Image) -> None:
         try:
             part = open_extent(dd, image, line, start)
         except TapError as exc:
-            part = _lost_part(dd, line, start, exc, alone=len(lines) == 1)
+            part = _lost_part(dd, image, line, start, exc)
         start = part.end
         parts.append(part)
     image.set_parts(parts)
@@ -134,9 +134,9 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
         TapError, OSError: it cannot be opened, or is not what the line says.
     """
     if line.access == "NOACCESS":
-        return barred_part(line, start)
+        return barred_part(dd, line, start, image.file)
     if line.kind == "ZERO":
-        return zero_part(line, start)
+        return zero_part(dd, line, start, image.file)
     if line.kind not in FLAT_KINDS + SPARSE_KINDS:
         raise NotSupportedError(f"has an extent of the kind {line.kind}, which is not supported")
     if line.kind in FLAT_KINDS:
@@ -152,20 +152,20 @@ def open_extent(dd: DiskDriver, image: Image, line: ExtentLine, start: int) -> P
     return part
 
 
-def _lost_part(dd: DiskDriver, line: ExtentLine, start: int, exc: TapError, *, alone: bool) -> Part:
+def _lost_part(dd: DiskDriver, image: Image, line: ExtentLine, start: int, exc: TapError) -> Part:
     """In place of an extent that cannot be opened, where what is left of the disk is wanted.
 
     Raises:
         TapError: as given, in all other cases.
     """
-    from tap_vmdk.parts.damaged import is_damage, lost_part
+    from tap_vmdk.parts.damaged import is_damage
 
-    if alone or not is_damage(exc):
+    if len(extent_lines(image)) == 1 or not is_damage(exc):
         raise exc
     if not dd.options.salvage:
         exc.message += f" ({HOW_TO_SALVAGE})"
         raise exc
-    return lost_part(line, start, exc.message)
+    return unreadable_part(dd, line, start, image.file, DamagedTable(exc.message))
 
 
 def _extent_file(dd: DiskDriver, image: Image, line: ExtentLine) -> ImageFile:
@@ -210,10 +210,10 @@ def _flat(dd: DiskDriver, image: Image, line: ExtentLine, start: int, file: Imag
         if line.offset < image.header.descriptor_offset + image.header.descriptor_size:
             raise ImageFormatError("has an extent that overlaps its own descriptor")
     if not cut:
-        return flat_part(line, start, file)
+        return flat_part(dd, line, start, file)
     from tap_vmdk.parts.damaged import cut_part
 
-    return cut_part(line, start, file)
+    return cut_part(dd, line, start, file)
 
 
 def _own_part(dd: DiskDriver, image: Image) -> Part:
@@ -259,13 +259,12 @@ def refuse_unwritable(image: Image, *, mending: bool = False) -> None:
         ImageFormatError: it has to be repaired before.
     """
     for part in image.parts:
-        writer = part.writer
-        damaged = isinstance(writer, GrainWriter) and not writer.map.whole_directories
-        if damaged and not mending:
+        map = part.map if part.writable else None
+        if map is not None and not map.whole_directories and not mending:
             raise ImageFormatError(
                 "has a damaged grain directory; it can be read, and `tapdisk check --repair all` "
                 "mends it"
             )
-        if not writer.writable and not isinstance(writer, ZeroWriter):
+        if not part.writable:
             named = f" '{part.line.name}'" if part.line.name else ""
             raise NotSupportedError(f"cannot be written: its extent{named}: {part.reason}")

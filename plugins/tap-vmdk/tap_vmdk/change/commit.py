@@ -47,7 +47,7 @@ def before_commit(child: Image, parent: Any) -> None:
     place.add_line(f'{NEXT_PARENT} = "{cid:08x}"'.encode())
     mine.set(NEXT_PARENT, f'"{cid:08x}"')
     parent.begin_writing(cid)
-    parent.flusher.flush_blocking()
+    parent.clusters.save()
     _record(child, cid)
 
 

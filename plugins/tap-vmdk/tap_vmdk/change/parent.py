@@ -8,9 +8,9 @@ from typing import Any
 from tap_vmdk.change.commit import NEXT_PARENT, accepted_cids, settle
 from tap_vmdk.descriptor.disktypes import SPARSE_KINDS
 from tap_vmdk.descriptor.text import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
-from tap_vmdk.grains.writer import GrainWriter
 from tap_vmdk.identity import cid_of, extent_lines, identify, name_on_disk
 from tap_vmdk.image import Image
+from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import (
     DiskDriver,
     DiskId,
@@ -97,22 +97,22 @@ def _has_holes(image: Image) -> bool:
 def _rewrite(image: Image, descriptor: Descriptor) -> None:
     """Put another descriptor in the place of the present one, on disk when this returns."""
     assert image.place is not None
-    image.flusher.flush_blocking()
+    image.clusters.save()
     image.place.write(descriptor)
     image.descriptor = descriptor
-    image.flusher.flush_blocking()
+    image.clusters.save()
 
 
 def make_empty(dd: DiskDriver) -> None:
     """As `td_make_empty`."""
     image: Image = dd.private
-    writers = [part.writer for part in image.parts if isinstance(part.writer, GrainWriter)]
-    if len(writers) != len(image.parts):
+    maps = [part.map for part in image.parts if isinstance(part.map, WritableGrainMap)]
+    if len(maps) != len(image.parts):
         raise NotSupportedError(f"a {image.subformat} disk cannot be emptied")
     image.begin_writing()
-    image.flusher.flush_blocking()
-    for writer in writers:
-        writer.tables.make_empty()
+    image.clusters.save()
+    for map in maps:
+        map.make_empty()
     parent = dd.next.private if dd.next is not None else None
     if image.descriptor is None or not isinstance(parent, Image):
         return

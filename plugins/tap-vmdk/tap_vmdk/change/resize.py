@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from typing import Final
 
@@ -11,18 +10,18 @@ import attrs
 from tap_vmdk.change.parent import recorded_parent
 from tap_vmdk.create.newdisk import SPLIT_SECTORS, NewDisk
 from tap_vmdk.descriptor.text import ExtentLine
-from tap_vmdk.grains.writer import GrainWriter
 from tap_vmdk.image import Image
 from tap_vmdk.options import SPLIT_FLAT, SPLIT_SPARSE
 from tap_vmdk.parts.part import Part
-from tap_vmdk.parts.plain import FlatWriter
+from tap_vmdk.parts.plain import FlatMap
 from tap_vmdk.parts.sparse import writable_part
-from tap_vmdk.sparse.entries import ZERO, pack_entries
-from tap_vmdk.sparse.grainmap import GrainMap
+from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import SparseHeader
 from tap_vmdk.sparse.kinds import hosted_layout
 from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
 from tapcore import DiskDriver, ImageFile, NotSupportedError
+from tapcore.clusters import DATA
 
 _STEP: Final = 1 << 20
 
@@ -47,17 +46,17 @@ def resize(dd: DiskDriver, size: int) -> None:
         raise NotSupportedError("its descriptor names several extents, or none")
     _refuse_longer_parent(dd, image)
     image.begin_writing()
-    image.flusher.flush_blocking()
+    image.clusters.save()
     part = image.parts[0]
-    if isinstance(part.writer, FlatWriter):
-        _grow_flat(part.writer.file, part.line, sectors)
-    elif isinstance(part.writer, GrainWriter):
-        part = _grow_sparse(part, part.writer, sectors)
+    if part.writable and isinstance(part.bytes, FlatMap):
+        _grow_flat(part.bytes.data, part.line, sectors)
+    elif isinstance(part.map, WritableGrainMap):
+        part = _grow_sparse(part, part.map, sectors)
     else:
         raise NotSupportedError(f"a {image.subformat} disk cannot grow")
-    image.flusher.flush_blocking()  # before the descriptor says so
+    image.clusters.save()  # before the descriptor says so
     _describe(image, part, sectors)
-    image.flusher.flush_blocking()
+    image.clusters.save()
     part.end = sectors
     image.set_parts([part])
     dd.size = sectors
@@ -87,7 +86,7 @@ def _all_zeroes(file: ImageFile, start: int) -> bool:
     return True
 
 
-def _grow_sparse(part: Part, writer: GrainWriter, sectors: int) -> Part:
+def _grow_sparse(part: Part, map: WritableGrainMap, sectors: int) -> Part:
     """Give a sparse file more sectors, on disk when this returns.
 
     The new tables, and the directories where they do not fit into their old places, go to the
@@ -96,34 +95,30 @@ def _grow_sparse(part: Part, writer: GrainWriter, sectors: int) -> Part:
     Returns:
         What takes the part's place.
     """
-    file, old = writer.map.file, writer.header
+    file, old = map.file, map.header
     header = attrs.evolve(old, capacity=sectors)
     header.check()
-    if not writer.map.whole_directories:
+    if not map.whole_directories:
         raise NotSupportedError("its grain directories are damaged")
-    _zero_after_end(writer, part.line.sectors)
+    _zero_after_end(map, part.line.sectors)
     if header.tables > old.tables:
-        header = _more_tables(writer, header)
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
+        header = _more_tables(map, header)
+    make_safe(file)
     file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
-    map = GrainMap(file, hosted_layout(header), writer.map.cache_bytes)
+    make_safe(file)
     line = attrs.evolve(part.line, sectors=sectors)
-    return writable_part(line, part.start, map, header)
+    grown = WritableGrainMap(map.dd, file, hosted_layout(header), header)
+    return writable_part(line, part.start, grown)
 
 
-def _zero_after_end(writer: GrainWriter, end: int) -> None:
+def _zero_after_end(map: WritableGrainMap, end: int) -> None:
     """In the last grain, what lies behind the disk's end so far (sector of the part)."""
-    map = writer.map
-    rest = -end % writer.header.grain
+    rest = -end % map.header.grain
     if not rest:
         return
-    map.table((end - 1) >> map.table_shift)
-    run = map.run(end - 1, 1)
-    if run is not None and run[0] > ZERO:
-        map.file.write_metadata((run[0] + 1) << 9, bytes(rest << 9))
+    for run in map.runs(end - 1, end):
+        if run.kind == DATA:
+            map.file.write_metadata(run.where + 512, bytes(rest << 9))
 
 
 def _describe(image: Image, part: Part, sectors: int) -> None:
@@ -144,22 +139,22 @@ def _describe(image: Image, part: Part, sectors: int) -> None:
     image.descriptor = descriptor
 
 
-def _more_tables(writer: GrainWriter, header: SparseHeader) -> SparseHeader:
+def _more_tables(map: WritableGrainMap, header: SparseHeader) -> SparseHeader:
     """Make tables, and places for them in the directories; returns the header that names them."""
-    map, old = writer.map, writer.header
+    old = map.header
     added = header.tables - old.tables
     fits = header.directory_sectors == old.directory_sectors
     offsets = []
     directories = (map.directory, map.spare)
     for directory, offset in zip(directories, map.layout.directories, strict=False):
         assert directory is not None
-        first = writer.tables.take(round_up(added * header.table_sectors, header.grain))
+        first = map.take(round_up(added * header.table_sectors, header.grain))
         tables = range(first, first + added * header.table_sectors, header.table_sectors)
         place = offset // 512
         if not fits:
-            place = writer.tables.take(round_up(header.directory_sectors, header.grain))
+            place = map.take(round_up(header.directory_sectors, header.grain))
         map.file.truncate_up(map.end << 9)
-        content = pack_entries(directory + array("I", tables))
+        content = CODING.encode(directory + array("I", tables))
         map.file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
         offsets.append(place)
     rgd = offsets[1] if len(offsets) > 1 else old.rgd_offset

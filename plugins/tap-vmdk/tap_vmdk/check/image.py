@@ -11,12 +11,12 @@ from tap_vmdk.check.repair import carry_out
 from tap_vmdk.descriptor.disktypes import own_sectors
 from tap_vmdk.descriptor.place import NOT_NAMED, name_in_header, place_in
 from tap_vmdk.descriptor.text import ExtentLine
-from tap_vmdk.grains.writer import GrainWriter
 from tap_vmdk.identity import extent_lines, stands_alone
 from tap_vmdk.image import Image
 from tap_vmdk.openimage import open_extent
 from tap_vmdk.parts.part import Part
 from tap_vmdk.sparse.header import FLAG_NEWLINE, NEWLINES
+from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
 from tapcore import (
     CheckResult,
     DiskDriver,
@@ -52,9 +52,9 @@ def _check_part(image: Image, part: Part, result: CheckResult, repair: str) -> F
     check = FileCheck(part.map, has_parent=_has_parent(image))
     found = check.run()
     hides = check.hides
-    if repair == "all" and check.plan and isinstance(part.writer, GrainWriter):
+    if repair == "all" and check.plan and isinstance(part.map, WritableGrainMap):
         try:
-            part = carry_out(part, part.writer, check.plan)
+            part = carry_out(part, part.map, check.plan)
         except NotSupportedError as exc:
             found.messages.append(f"nothing was changed: {exc.message}")
         else:
@@ -73,8 +73,8 @@ def _check_part(image: Image, part: Part, result: CheckResult, repair: str) -> F
 def _put(image: Image, part: Part) -> None:
     """Let a part take the place of the one that has its sectors."""
     image.set_parts([part if each.start == part.start else each for each in image.parts])
-    if image.header is not None and isinstance(part.writer, GrainWriter):
-        image.header = part.writer.header
+    if image.header is not None and isinstance(part.map, WritableGrainMap):
+        image.header = part.map.header
 
 
 def _has_parent(image: Image) -> bool:
@@ -91,19 +91,18 @@ def _give_back(image: Image, result: CheckResult, hides: int) -> None:
             "what nothing refers to was kept: it may belong to what is, or was, damaged"
         )
         return
-    writers = [part.writer for part in image.parts if isinstance(part.writer, GrainWriter)]
-    for map in (writer.map for writer in writers):
+    maps = [part.map for part in image.parts if isinstance(part.map, WritableGrainMap)]
+    for map in maps:
         check = FileCheck(map)
         found = check.run()
         if found.leaks:
             check.give_back()
-            map.forget_all()
+            map.tables.forget()
             left = FileCheck(map).run()
             result.leaks += left.leaks - found.leaks
             result.leaks_fixed += found.leaks - left.leaks
             result.image_end_offset = max(left.image_end_offset, 0)
-            if res := map.file.flush_blocking():
-                raise OSError(-res, os.strerror(-res))
+            make_safe(map.file)
 
 
 def _add(result: CheckResult, found: CheckResult) -> None:

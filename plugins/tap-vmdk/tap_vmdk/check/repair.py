@@ -8,7 +8,6 @@ whatever lies over something else, nothing of it is written over.
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from array import array
 from typing import Final
@@ -16,14 +15,13 @@ from typing import Final
 import attrs
 
 from tap_vmdk.check.plan import RepairPlan
-from tap_vmdk.grains.writer import GrainWriter
 from tap_vmdk.parts.part import Part
 from tap_vmdk.parts.sparse import writable_part
-from tap_vmdk.sparse.entries import LAST_SECTOR, pack_entries
-from tap_vmdk.sparse.grainmap import GrainMap
+from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
 from tap_vmdk.sparse.layout import round_up
-from tapcore import ImageFile, NotSupportedError
+from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
+from tapcore import NotSupportedError
 
 _DIRECTORIES: Final = struct.Struct("<QQ")
 _ROOM: Final = struct.Struct("<Q")
@@ -34,12 +32,12 @@ _DIRECTORIES_AT: Final = 48
 """Where the header names the redundant and the first grain directory."""
 
 
-def carry_out(part: Part, writer: GrainWriter, plan: RepairPlan) -> Part:
+def carry_out(part: Part, map: WritableGrainMap, plan: RepairPlan) -> Part:
     """Do what was planned, on disk when this returns.
 
     Args:
         part: nothing of it is in flight or unsaved.
-        writer: the part's.
+        map: the part's.
         plan: of what the file is now.
 
     Returns:
@@ -49,13 +47,13 @@ def carry_out(part: Part, writer: GrainWriter, plan: RepairPlan) -> Part:
         NotSupportedError: the file would become too long; nothing was changed.
         OSError: as the system says.
     """
-    file = writer.map.file
+    file = map.file
     size = file.size
     if plan.too_long:
         raise NotSupportedError("so much lies over something else that it cannot be disentangled")
     try:
-        offsets = _Appending(writer.map, plan).run()
-        _flush(file)
+        offsets = _Appending(map, plan).run()
+        make_safe(file)
     except BaseException:
         with contextlib.suppress(OSError):
             file.resize(size)
@@ -67,25 +65,20 @@ def carry_out(part: Part, writer: GrainWriter, plan: RepairPlan) -> Part:
     _DIRECTORIES.pack_into(sector, _DIRECTORIES_AT, rgd, offsets[0])
     _ROOM.pack_into(sector, _ROOM_AT, room)  # a directory no longer says where the descriptor ends
     file.write_metadata(0, sector)
-    _flush(file)
-    return _again(part, writer.map, SparseHeader.unpack(bytes(sector)), offsets)
+    make_safe(file)
+    return _again(part, map, SparseHeader.unpack(bytes(sector)), offsets)
 
 
-def _again(part: Part, old: GrainMap, header: SparseHeader, offsets: list[int]) -> Part:
+def _again(part: Part, old: WritableGrainMap, header: SparseHeader, offsets: list[int]) -> Part:
     layout = attrs.evolve(old.layout, directories=tuple(place * 512 for place in offsets))
-    map = GrainMap(old.file, layout, old.cache_bytes)
-    return writable_part(part.line, part.start, map, header)
-
-
-def _flush(file: ImageFile) -> None:
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
+    map = WritableGrainMap(old.dd, old.file, layout, header)
+    return writable_part(part.line, part.start, map)
 
 
 class _Appending:
     """Writes everything new behind the end of a file."""
 
-    def __init__(self, map: GrainMap, plan: RepairPlan) -> None:
+    def __init__(self, map: WritableGrainMap, plan: RepairPlan) -> None:
         self._map = map
         self._layout = map.layout
         self._file = map.file
@@ -129,7 +122,7 @@ class _Appending:
                 directories[which][index] = 0
         step = self._layout.table_sectors
         for which, index, table in new:
-            self._file.write_metadata(place << 9, pack_entries(table))
+            self._file.write_metadata(place << 9, CODING.encode(table))
             directories[which][index] = place
             place += step
         for index, count in self._plan.missing:
@@ -152,7 +145,7 @@ class _Appending:
             place += step
 
     def _put_directory(self, directory: array[int]) -> int:
-        content = pack_entries(directory)
+        content = CODING.encode(directory)
         place = self._take(-(-len(content) // 512))
         self._file.write_metadata(place << 9, content)
         return place

@@ -9,7 +9,7 @@ import attrs
 
 from tap_vmdk.create.newdisk import NewDisk
 from tap_vmdk.descriptor.text import NO_PARENT, Descriptor, ExtentLine, random_cid
-from tap_vmdk.sparse.entries import LAST_SECTOR, pack_entries, unpack_entries
+from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import (
     COMPRESSION_DEFLATE,
     DEFAULT_GRAIN,
@@ -124,9 +124,9 @@ def sparse_head(header: SparseHeader, descriptor: bytes) -> list[tuple[int, byte
         end = first + header.tables * header.table_sectors
         if end > LAST_SECTOR:
             raise UsageError("is too large for sparse files, whose places are below 2 TiB")
-        directory = unpack_entries(b"")
+        directory = CODING.decode(b"")
         directory.extend(range(first, end, header.table_sectors))
-        pieces.append((offset * 512, pack_entries(directory)))
+        pieces.append((offset * 512, CODING.encode(directory)))
     return pieces
 
 

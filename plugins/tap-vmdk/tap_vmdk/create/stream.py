@@ -17,13 +17,13 @@ from tap_vmdk.create.content import STREAM_NAME, new_descriptor, stream_head, st
 from tap_vmdk.create.newdisk import NewDisk, new_disk
 from tap_vmdk.descriptor.text import ExtentLine
 from tap_vmdk.options import STREAM
-from tap_vmdk.sparse.entries import LAST_SECTOR, pack_entries, unpack_entries
+from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import DEFAULT_GRAIN
 from tap_vmdk.sparse.markers import (
     MARKER_DIRECTORY,
     MARKER_TABLE,
     grain_with_marker,
-    marker,
+    marked,
     stream_end,
 )
 from tapcore import NotSupportedError
@@ -103,8 +103,8 @@ class StreamWriter:
     def __init__(self, out: Callable[[Any], object], disk: NewDisk) -> None:
         self._out = out
         self._header = stream_header(disk)
-        self._directory = unpack_entries(bytes(4 * self._header.tables))
-        self._table: array[int] = unpack_entries(b"")
+        self._directory = CODING.decode(bytes(4 * self._header.tables))
+        self._table: array[int] = CODING.decode(b"")
         self._index = 0
         self._sector = 0
         line = ExtentLine("RDONLY", disk.sectors, "SPARSE", STREAM_NAME)
@@ -129,7 +129,7 @@ class StreamWriter:
                 self._end_table()
                 self._index = index
             if not self._table:
-                self._table = unpack_entries(bytes(4 * self._header.entries))
+                self._table = CODING.decode(bytes(4 * self._header.entries))
             place = self._sector + (len(block) >> 9)
             if place >= LAST_SECTOR - (1 << 20):
                 raise NotSupportedError("the stream would be longer than 2 TiB")
@@ -142,18 +142,13 @@ class StreamWriter:
             return
         sectors = self._header.table_sectors
         self._directory[self._index] = self._sector + 1
-        self._write(
-            marker(MARKER_TABLE, sectors) + pack_entries(self._table).ljust(sectors << 9, b"\0")
-        )
-        self._table = unpack_entries(b"")
+        self._write(marked(MARKER_TABLE, sectors, self._table))
+        self._table = CODING.decode(b"")
 
     def finish(self) -> None:
         """Write what follows the grains."""
         self._end_table()
         size = self._header.directory_sectors
         place = self._sector + 1
-        self._write(
-            marker(MARKER_DIRECTORY, size)
-            + pack_entries(self._directory).ljust(size << 9, b"\0")
-            + stream_end(self._header, place)
-        )
+        self._write(marked(MARKER_DIRECTORY, size, self._directory))
+        self._write(stream_end(self._header, place))

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import Any
 
 from tap_vmdk.descriptor.text import ExtentLine
 from tap_vmdk.parts.part import Part
-from tap_vmdk.parts.plain import FlatReader
-from tapcore import (
-    DiskDriver,
-    Extent,
-    ImageFile,
-    ImageFormatError,
-    TapError,
-    TdCallback,
-    content_damaged,
-)
+from tap_vmdk.parts.plain import FlatMap
+from tapcore import DiskDriver, ImageFile, ImageFormatError, TapError
+from tapcore.clusters import ASK, Clusters, DamagedTable, Run
 
 
 def is_damage(exc: TapError) -> bool:
@@ -25,99 +17,29 @@ def is_damage(exc: TapError) -> bool:
     return isinstance(exc, ImageFormatError) or exc.errno in (errno.ENOENT, errno.EIO)
 
 
-def lost_part(line: ExtentLine, start: int, why: str) -> Part:
-    """An extent of which nothing can be read.
-
-    Args:
-        line: as the descriptor has it.
-        start: its first sector on the disk.
-        why: without the image's name.
-    """
-    reason = "its description says that it must not be used"
-    return Part(line, start, LostReader(why), reason=reason)
-
-
-def cut_part(line: ExtentLine, start: int, file: ImageFile) -> Part:
+def cut_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
     """Content as it is, in a file that ends too early; arguments as of `flat_part`."""
-    shift = line.offset - start
-    there = start + max(file.size // 512 - line.offset, 0)
-    why = f"its place lies past the end of its extent {file.path}"
-    return Part(
-        line,
-        start,
-        CutReader(FlatReader(file, shift), there, why),
-        file=file,
-        unit=file.sector_size,
-        reason="its file is shorter than its description says",
-    )
+    reason = "its file is shorter than its description says"
+    return Part(dd, line, start, CutMap(file, line), Clusters, file, file.sector_size, reason)
 
 
-class LostReader:
-    """Reads nothing.
+class CutMap(FlatMap):
+    """The beginning of an extent; arguments as of `FlatMap`."""
 
-    Args:
-        why: is told of each read.
-    """
+    def __init__(self, file: ImageFile, line: ExtentLine) -> None:
+        super().__init__(file, line)
+        self._there = max(file.size // 512 - line.offset, 0)
 
-    def __init__(self, why: str) -> None:
-        self._why = why
+    def place(self, sector: int, nb_sectors: int) -> int:
+        """Perhaps none."""
+        return ASK
 
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """Fails, and says why."""
-        return cb(dd, content_damaged(dd, sector, nb, self._why), sector, nb, id, prv)
+    def run(self, sector: int, stop: int) -> Run:
+        """What is there."""
+        if sector >= self._there:
+            raise DamagedTable(f"its place lies past the end of its extent {self.file.path}")
+        return super().run(sector, min(stop, self._there))
 
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """All of it is missing."""
-        yield Extent(sector, nb, "compressed", missing=True)
-
-
-class CutReader:
-    """Reads the beginning of a part.
-
-    Args:
-        whole: reads what is there.
-        there: the first sector of the disk that is not.
-        why: is told of reads behind that.
-    """
-
-    def __init__(self, whole: FlatReader, there: int, why: str) -> None:
-        self._whole = whole
-        self._there = there
-        self._why = why
-
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """What is there, and an answer for what is not."""
-        finished, there = 0, min(max(self._there - sector, 0), nb)
-        if there:
-            finished = self._whole.read(dd, sector, there, buf[: there << 9], cb, id, prv)
-        if there < nb:
-            sector, nb = sector + there, nb - there
-            res = content_damaged(dd, sector, nb, self._why)
-            finished += cb(dd, res, sector, nb, id, prv)
-        return finished
-
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """As of a whole file; the rest is missing."""
-        there = min(max(self._there - sector, 0), nb)
-        if there:
-            yield from self._whole.extents(sector, there)
-        if there < nb:
-            yield Extent(sector + there, nb - there, "data", missing=True)
+    def runs(self, sector: int, stop: int) -> Iterator[Run]:
+        """As of a whole file."""
+        yield super().run(sector, stop)

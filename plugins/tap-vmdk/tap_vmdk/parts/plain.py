@@ -3,192 +3,145 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import ClassVar
 
 from tap_vmdk.descriptor.text import ExtentLine
-from tap_vmdk.movers import Writer, file_extents
 from tap_vmdk.parts.part import Part
-from tapcore import DiskDriver, Extent, ImageFile, TdCallback
+from tapcore import DiskDriver, ImageFile
+from tapcore.clusters import (
+    ASK,
+    DATA,
+    PACKED,
+    ZERO,
+    ClusterMap,
+    Clusters,
+    DamagedTable,
+    Picture,
+    Place,
+    Run,
+    WritableClusters,
+    WritableMap,
+)
 
-# ---- flat extents ------------------------------------------------------------------------------
 
-
-def flat_part(line: ExtentLine, start: int, file: ImageFile) -> Part:
+def flat_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
     """Content as it is, in a file.
 
     Args:
+        dd: the disk.
         line: as the descriptor has it.
         start: its first sector on the disk.
         file: open.
     """
-    shift = line.offset - start
-    writing = line.access == "RW" and not file.read_only
-    return Part(
-        line,
-        start,
-        FlatReader(file, shift),
-        FlatWriter(file, shift) if writing else Writer(),
-        file=file,
-        unit=file.sector_size,
-        reason="its description says that it must not be written",
-    )
+    mover = WritableClusters if line.access == "RW" and not file.read_only else Clusters
+    map, unit = FlatMap(file, line), file.sector_size
+    reason = "its description says that it must not be written"
+    return Part(dd, line, start, map, mover, file, unit, reason)
 
 
-class FlatReader:
-    """Reads content as it is.
+class Unchanging(WritableMap):
+    """A map that says for ever what it says."""
+
+    def allocate(self, sector: int, count: int) -> Place:
+        """Nothing can be added."""
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def link(self, sector: int, stop: int, where: int) -> None:
+        """Nothing is ever added."""
+        raise AssertionError
+
+    def picture(self) -> Picture:
+        """Nothing but content is to be made safe."""
+        return Picture([], lambda failed: None)
+
+
+class FlatMap(Unchanging):
+    """Content as it is.
 
     Args:
         file: that it lies in.
-        shift: from a sector of the disk to one of the file.
+        line: that says where.
     """
 
-    def __init__(self, file: ImageFile, shift: int) -> None:
-        self._file = file
-        self._shift = shift << 9
+    shows_holes: ClassVar[bool] = True
 
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """From the page cache at once, else later."""
-        offset = (sector << 9) + self._shift
-        res = self._file.read_now(offset, buf)
-        if res is None:
-            return self._file.queue_read(offset, buf, (cb, dd, sector, nb, id, prv))
-        return cb(dd, res, sector, nb, id, prv)
+    def __init__(self, file: ImageFile, line: ExtentLine) -> None:
+        super().__init__(file, line.sectors, 512)
+        self._offset = line.offset << 9
 
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """Data and holes, as the file system knows them."""
-        return file_extents(self._file, sector, nb, sector + (self._shift >> 9))
+    def place(self, sector: int, nb_sectors: int) -> int:
+        """Wherever it is."""
+        return (sector << 9) + self._offset
+
+    def place_to_write(self, sector: int, nb_sectors: int) -> int:
+        """The same."""
+        return (sector << 9) + self._offset
+
+    def run(self, sector: int, stop: int) -> Run:
+        """All of it is one."""
+        return Run(DATA, sector, stop - sector, (sector << 9) + self._offset)
 
 
-class FlatWriter(Writer):
-    """Writes content as it is; arguments as of `FlatReader`."""
-
-    writable = True
-
-    def __init__(self, file: ImageFile, shift: int) -> None:
-        self.file = file
-        self._shift = shift << 9
-
-    def write(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """Into the page cache at once, else later."""
-        offset = (sector << 9) + self._shift
-        res = self.file.write_now(offset, buf)
-        if res is None:
-            return self.file.queue_write(offset, buf, (cb, dd, sector, nb, id, prv))
-        return cb(dd, res, sector, nb, id, prv)
-
-    def zero(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        may_unmap: bool,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """As the file system can."""
-        offset = (sector << 9) + self._shift
-        self.file.queue_zero(offset, nb << 9, may_unmap, (cb, dd, sector, nb, id, prv))
-        return 0
-
-    def discard(
-        self, dd: DiskDriver, sector: int, nb: int, cb: TdCallback, id: int, prv: Any
-    ) -> int:
-        """Punch a hole."""
-        offset = (sector << 9) + self._shift
-        self.file.queue_discard(offset, nb << 9, (cb, dd, sector, nb, id, prv))
-        return 0
-
-
-# ---- extents that lie in no file ---------------------------------------------------------------
-
-
-def zero_part(line: ExtentLine, start: int) -> Part:
-    """Nothing but zeroes, which cannot be written; arguments as of `flat_part`."""
+def zero_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
+    """Nothing but zeroes, which cannot be written; `file` is the descriptor's."""
     reason = "it is an extent of zeroes, which cannot be written"
-    return Part(line, start, ZeroReader(), ZeroWriter(), reason=reason)
+    return Part(dd, line, start, ZeroMap(file, line), WritableClusters, reason=reason)
 
 
-class ZeroReader:
-    """Reads zeroes, whatever a parent holds."""
+class ZeroMap(Unchanging):
+    """Zeroes, whatever a parent holds; arguments as of `FlatMap`."""
 
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """At once."""
-        buf[:] = bytes(len(buf))
-        return cb(dd, 0, sector, nb, id, prv)
+    zeroes_in_place: ClassVar[bool] = False
 
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
-        """One."""
-        yield Extent(sector, nb, "zero")
+    def __init__(self, file: ImageFile, line: ExtentLine) -> None:
+        super().__init__(file, line.sectors, 512)
+
+    def run(self, sector: int, stop: int) -> Run:
+        """All of it is one."""
+        return Run(ZERO, sector, stop - sector)
 
 
-class ZeroWriter(Writer):
-    """Refuses to write anything but zeroes."""
-
-    def zero(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        may_unmap: bool,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        """It is so already."""
-        return cb(dd, 0, sector, nb, id, prv)
+def barred_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
+    """Can neither be read nor written (NOACCESS); `file` is the descriptor's."""
+    refusal = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return unreadable_part(dd, line, start, file, refusal)
 
 
-def barred_part(line: ExtentLine, start: int) -> Part:
-    """Can neither be read nor written (NOACCESS); arguments as of `flat_part`."""
+def unreadable_part(
+    dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile, why: Exception
+) -> Part:
+    """Of which nothing can be read, for a reason; `file` is the descriptor's."""
     reason = "its description says that it must not be used"
-    return Part(line, start, BarredReader(), reason=reason)
+    return Part(dd, line, start, NoMap(file, line, why), Clusters, reason=reason)
 
 
-class BarredReader:
-    """Refuses to read."""
+class NoMap(ClusterMap):
+    """Nothing is known.
 
-    def read(
-        self,
-        dd: DiskDriver,
-        sector: int,
-        nb: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
+    Args:
+        file: any.
+        line: of the extent.
+        why: is told of each read.
+    """
+
+    def __init__(self, file: ImageFile, line: ExtentLine, why: Exception) -> None:
+        super().__init__(file, line.sectors, 512)
+        self._why = why
+
+    def place(self, sector: int, nb_sectors: int) -> int:
+        """There is none."""
+        return ASK
+
+    def run(self, sector: int, stop: int) -> Run:
         """Fails."""
-        return cb(dd, -errno.EACCES, sector, nb, id, prv)
+        raise self._why
 
-    def extents(self, sector: int, nb: int) -> Iterator[Extent]:
+    def runs(self, sector: int, stop: int) -> Iterator[Run]:
         """Something, of which nothing is known."""
-        yield Extent(sector, nb, "compressed")
+        yield Run(PACKED, sector, stop - sector)
+
+    def missing(self, run: Run) -> bool:
+        """Whether it ought to be there."""
+        return isinstance(self._why, DamagedTable)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import attrs
 
 from tap_vmdk.descriptor.text import ExtentLine
-from tap_vmdk.grains.append import IN_USE_BEHIND, Appender, in_use_behind
-from tap_vmdk.grains.compressed import CompressedReader
-from tap_vmdk.grains.lookup import Grains
-from tap_vmdk.grains.plain import PlainReader
-from tap_vmdk.grains.writer import GrainWriter
+from tap_vmdk.parts.append import IN_USE_BEHIND, StreamClusters, StreamMap, in_use_behind
 from tap_vmdk.parts.part import Part
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse import sesparse
+from tap_vmdk.sparse.compressed import CompressedMap
 from tap_vmdk.sparse.footer import with_footer
-from tap_vmdk.sparse.grainmap import DEFAULT_CACHE, GrainMap
+from tap_vmdk.sparse.grainmap import GrainMap
 from tap_vmdk.sparse.header import FLAG_MARKERS, SparseHeader
 from tap_vmdk.sparse.kinds import (
     cowd_header,
@@ -24,7 +21,9 @@ from tap_vmdk.sparse.kinds import (
     sesparse_layout,
 )
 from tap_vmdk.sparse.markers import GRAIN_MARKER, MARKER_DIRECTORY, is_marker
+from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import DiskDriver, ImageFile, ImageFormatError
+from tapcore.clusters import Clusters, WritableClusters
 
 
 def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
@@ -39,7 +38,7 @@ def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -
         layout, reason = sesparse_layout(sesparse_header(file)), "seSparse can only be read"
     else:
         raise ImageFormatError(f"its extent {file.path} is not a sparse file")
-    return read_only_part(line, start, GrainMap(file, layout, _cache(dd)), reason)
+    return read_only_part(line, start, GrainMap(dd, file, layout), reason)
 
 
 def hosted_part(
@@ -66,32 +65,35 @@ def hosted_part(
         OSError: as the system says.
     """
     header.check()
+    writing = not file.read_only and line.access == "RW"
+    if not header.compressed:
+        layout = hosted_layout(_ended(file, header)[0])
+        if writing:
+            return writable_part(line, start, WritableGrainMap(dd, file, layout, header))
+        reason = "its description says that it must not be written"
+        return read_only_part(line, start, GrainMap(dd, file, layout), reason)
+    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
     markers = bool(header.flags & FLAG_MARKERS)
     try:
-        map, tail = _hosted_map(dd, file, header)
+        found, tail = _ended(file, header)
+        map = CompressedMap(dd, file, hosted_layout(found), markers=markers)
+        if markers:
+            _refuse_lost_directory(map, header)
     except ImageFormatError:
-        if not (dd.options.salvage and header.compressed and markers):
+        if not (dd.options.salvage and markers):
             raise
         from tap_vmdk.sparse.streamscan import map_without_footer
 
-        map, tail = map_without_footer(file, header, _cache(dd)), 0
-    writing = not file.read_only and line.access == "RW"
-    if not header.compressed:
-        if writing:
-            return writable_part(line, start, map, header)
-        reason = "its description says that it must not be written"
-        return read_only_part(line, start, map, reason)
-    reason = "compressed extents can only be read, unless they are a streamOptimized disk alone"
-    if writing and appendable and markers and map.layout.grain <= 2048:
+        return read_only_part(line, start, map_without_footer(dd, file, header), reason)
+    if writing and appendable and markers and header.grain <= 2048:
         if not in_use_behind(map, tail):
-            return _stream_part(line, start, map, header, tail)
+            return _stream_part(line, StreamMap(dd, file, map.layout, header, tail))
         reason = IN_USE_BEHIND
-    reader = CompressedReader(_grains(line, start, map), markers=markers)
-    return Part(line, start, reader, file=file, map=map, reason=reason)
+    return read_only_part(line, start, map, reason)
 
 
 def read_only_part(line: ExtentLine, start: int, map: GrainMap, reason: str) -> Part:
-    """A sparse file of plain grains that is only read.
+    """A sparse file that is only read.
 
     Args:
         line: as the descriptor has it.
@@ -99,39 +101,25 @@ def read_only_part(line: ExtentLine, start: int, map: GrainMap, reason: str) -> 
         map: of its grains.
         reason: why it is only read.
     """
-    reader = PlainReader(_grains(line, start, map))
-    return Part(line, start, reader, file=map.file, map=map, reason=reason)
+    map.sectors = line.sectors
+    return Part(map.dd, line, start, map, Clusters, map.file, reason=reason)
 
 
-def writable_part(line: ExtentLine, start: int, map: GrainMap, header: SparseHeader) -> Part:
-    """A sparse file of plain grains that is written.
-
-    Args:
-        line: as the descriptor has it.
-        start: its first sector on the disk.
-        map: of its grains.
-        header: of it.
-    """
-    grains, file = _grains(line, start, map), map.file
-    reader, writer = PlainReader(grains), GrainWriter(grains, header)
-    return Part(line, start, reader, writer, file=file, map=map, unit=file.sector_size)
+def writable_part(line: ExtentLine, start: int, map: WritableGrainMap) -> Part:
+    """A sparse file of plain grains that is written; arguments as of `read_only_part`."""
+    map.sectors = line.sectors
+    unit = map.file.sector_size
+    return Part(map.dd, line, start, map, WritableClusters, map.file, unit)
 
 
-def _stream_part(
-    line: ExtentLine, start: int, map: GrainMap, header: SparseHeader, tail: int
-) -> Part:
-    """A stream that is appended to; `tail` as of `Appender`."""
-    grains = _grains(line, start, map)
-    reader, writer = CompressedReader(grains, markers=True), Appender(grains, header, tail)
-    return Part(line, start, reader, writer, file=map.file, map=map, unit=grains.grain << 9)
+def _stream_part(line: ExtentLine, map: StreamMap) -> Part:
+    """A stream that is appended to: all of the disk."""
+    map.sectors = line.sectors
+    return Part(map.dd, line, 0, map, StreamClusters, map.file, map.layout.grain << 9)
 
 
-def _grains(line: ExtentLine, start: int, map: GrainMap) -> Grains:
-    return Grains(map, start, start + line.sectors)
-
-
-def _hosted_map(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> tuple[GrainMap, int]:
-    """The grains of a hosted sparse file, and the sector where its footer begins."""
+def _ended(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, int]:
+    """What counts of a file, its header or its footer, and the sector where its footer begins."""
     found, tail = with_footer(file, header)
     found = attrs.evolve(  # the footer knows no better than the header where the descriptor lies
         found,
@@ -139,10 +127,7 @@ def _hosted_map(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> tuple[
         descriptor_size=header.descriptor_size,
     )
     found.check()
-    map = GrainMap(file, hosted_layout(found), _cache(dd))
-    if header.flags & FLAG_MARKERS and header.compressed:
-        _refuse_lost_directory(map, header)
-    return map, tail
+    return found, tail
 
 
 def _refuse_lost_directory(map: GrainMap, header: SparseHeader) -> None:
@@ -167,8 +152,3 @@ def _refuse_lost_directory(map: GrainMap, header: SparseHeader) -> None:
             "has grains, and an empty grain directory in a place where none was written "
             "(convert --salvage copies what is left)"
         )
-
-
-def _cache(dd: DiskDriver) -> int:
-    given = dd.options.metadata_cache
-    return DEFAULT_CACHE if given is None else given

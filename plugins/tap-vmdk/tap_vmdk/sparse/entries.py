@@ -6,28 +6,14 @@ for a hole, or 1 for zeroes.
 
 from __future__ import annotations
 
-import sys
-from array import array
 from typing import Final
+
+from tapcore.clusters import Coding
 
 HOLE: Final = 0
 ZERO: Final = 1
 LAST_SECTOR: Final = 1 << 32
 """An entry of a hosted sparse file has 32 bits."""
 
-
-def unpack_entries(raw: bytes) -> array[int]:
-    """The entries that bytes of a hosted or COWD file hold: little-endian, of 4 bytes."""
-    entries = array("I")
-    entries.frombytes(raw)
-    if sys.byteorder == "big":
-        entries.byteswap()
-    return entries
-
-
-def pack_entries(entries: array[int]) -> bytes:
-    """The opposite of `unpack_entries`."""
-    if sys.byteorder == "big":
-        entries = entries[:]
-        entries.byteswap()
-    return entries.tobytes()
+CODING: Final = Coding("I", "little")
+"""Of the entries of a hosted or COWD file."""

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Iterator
+from typing import ClassVar, Final
 
 from tap_vmdk.sparse.directories import in_sequence, read_directories, without_tables
 from tap_vmdk.sparse.entries import HOLE, ZERO
+from tap_vmdk.sparse.graintable import Directory, GrainTable
 from tap_vmdk.sparse.layout import Layout, round_up
 from tap_vmdk.sparse.metadata import MetadataPlaces
-from tapcore import ImageFile, ImageFormatError
-
-DAMAGED: Final = -1
-"""What `GrainMap.run` says of grains whose entry cannot be true."""
+from tapcore import DiskDriver, ImageFile, ImageFormatError, clusters
+from tapcore.clusters import DATA, PACKED, DamagedTable, MissingContent, Read, Run, TableCache
 
 DAMAGED_TABLE: Final = "a grain table is damaged; check --repair all mends it"
+MISSING: Final = -3
+"""The token of a run that stands for grains that are missing."""
 DAMAGED_DIRECTORY: Final = "a grain directory is damaged; check --repair all mends it"
 
-DEFAULT_CACHE: Final = 32 << 20
-"""Bytes of grain tables kept in memory for each file: enough for 512 GiB in grains of 64 KiB."""
 
-
-_OVERHEAD: Final = 200
-"""Bytes that Python needs for a table, besides its entries."""
-
-
-class GrainMap:
-    """The tables of one sparse file.
+class GrainMap(clusters.TableMap[GrainTable]):
+    """The map of one sparse file of plain grains.
 
     Args:
+        dd: the disk that it is a part of.
         file: open.
         layout: of it.
-        cache_bytes: of tables to keep; those with unsaved entries are kept in any case.
 
     Attributes:
-        file: as given.
+        dd: as given.
         layout: as given.
-        cache_bytes: as given.
         faults: of each directory, what is wrong with it: it must lie in the file, and over nothing
             else.
         whole_directories: all are.
@@ -45,38 +38,34 @@ class GrainMap:
         directory: sectors of the tables; 0 for a table that is not there.
         spare: the same of the redundant directory, where there is one and it is sound too.
         places: of all metadata, where entries that point there must not be written through.
-        tables: those in memory whose entries can all be true.
-        damaged: those in memory that have entries that cannot be true.
-        unsaved: numbers of the tables with entries that are not on disk yet.
-        empty: the table that stands for all that hold nothing but holes; not to be changed.
+        empty: the entries of a table that holds nothing but holes; not to be changed.
         end: sectors of the file that are used; new grains go behind it.
-        generation: changes when tables are dropped: what a thread began to load before may be old.
-        why_damaged: what is wrong with all entries that cannot be true, where that is known.
-        pinned: keeps tables from being dropped while somebody is about to change one.
+        sure: tables that were whole when they began to be changed: their entries are ours.
+        why_missing: what is wrong with all entries that cannot be true, where that is known.
     """
 
-    def __init__(self, file: ImageFile, layout: Layout, cache_bytes: int) -> None:
-        self.file = file
+    shows_holes: ClassVar[bool] = True
+    why_missing: ClassVar[str] = ""
+
+    def __init__(self, dd: DiskDriver, file: ImageFile, layout: Layout) -> None:
+        super().__init__(file, layout.capacity, layout.grain << 9)
+        self.dd = dd
         self.layout = layout
-        self.grain_shift = layout.grain.bit_length() - 1
+        self.grain_shift = self.cluster_shift
         self.grain_mask = layout.grain - 1
         self.entry_mask = layout.entries - 1
         self.table_shift = self.grain_shift + layout.entries.bit_length() - 1
-        self.tables: dict[int, array[int]] = {}
-        self.damaged: dict[int, array[int]] = {}
-        self.unsaved: set[int] = set()
-        self.pinned = 0
-        self.generation = 0
-        self._no_grains = bytes(layout.table_bytes)
-        self.empty = layout.decode_table(self._no_grains)
-        self.cache_bytes = cache_bytes
-        self._most = max(cache_bytes // (layout.table_bytes + _OVERHEAD), 16)
+        self.table_bytes = layout.table_bytes
+        self.sure: set[int] = set()
+        self.empty = layout.decode_table(bytes(layout.table_bytes))
         self._size = -(-file.size // 512)  # sectors, as opened
         self.end = round_up(max(self._size, layout.first_grain), layout.grain)
-        self._trusted = bytearray(layout.tables)  # tables whose entries were checked once
         self.places: MetadataPlaces | None = None
-        self.why_damaged = ""
         self._read_directories()
+        named = Directory(layout.directories, self.directory, self.spare)
+        budget = dd.options.metadata_cache
+        self.tables = TableCache(file, self.read_table, layout.table_bytes, budget, named)
+        self._young = self.tables.young
 
     def _read_directories(self) -> None:
         found = read_directories(self.file, self.layout)
@@ -112,83 +101,52 @@ class GrainMap:
         end = sector + self.layout.table_sectors
         return not any(sector < last and first < end for first, last in self.layout.reserved)
 
-    def table_now(self, index: int) -> array[int] | None:
-        """A table, if it is in memory or in the page cache."""
-        table = self.tables.get(index)
-        if table is None:
-            table = self.damaged.get(index)
-        if table is None:
-            table = self.load(index, self.file.metadata_now)
-            if table is not None:
-                table = self.install(index, table)
-        return table
-
-    def table(self, index: int) -> array[int]:
-        """A table; waits for the disk.
-
-        Raises:
-            OSError: it cannot be read.
-            ImageFormatError: the directory does not say where it is.
-        """
-        table = self.table_now(index)
-        if table is None:
-            table = self.install(index, self.read(index))
-        return table
-
-    def read(self, index: int) -> array[int]:
-        """Load a table, waiting for the disk; changes nothing, so that threads may call it.
-
-        Raises:
-            OSError: it cannot be read.
-            ImageFormatError: the directory does not say where it is.
-        """
-        table = self.load(index, self.file.read_metadata)
-        assert table is not None
-        return table
-
-    def load(self, index: int, read: Callable[[int, int], bytes | None]) -> array[int] | None:
-        """Load a table by one of the file's ways of reading; None where that would wait."""
+    def table_place(self, index: int) -> int:
+        """By the directory, or by the redundant one where that cannot be."""
         place = self.directory[index]
-        if not place:
-            return self.empty
-        if not self.table_at(place):
-            return self._load_spare(index)
-        raw = read(place * 512, self.layout.table_bytes)
+        if place and not self.table_at(place):
+            place = 0 if self.spare is None else self.spare[index]
+            if not self.table_at(place):
+                raise DamagedTable(f"its grain directory has a damaged entry {index}")
+        return place << 9
+
+    def read_table(self, index: int, read: Read) -> GrainTable | None:
+        """See `TableMap`; the redundant table says what cannot be true in the first one."""
+        place = self.table_place(index)
+        raw = read(place, self.table_bytes)
         if raw is None:
             return None
-        if self.places is not None and self.spare is not None and not self._have_spare(index, read):
-            return None
-        if raw == self._no_grains:
-            return self.empty
-        table = self.layout.decode_table(raw)
-        if self._possible(index, table) or self.spare is None:
-            return table
-        return self._mend(index, table)
+        if place >> 9 == self.directory[index] and self.spare is not None:
+            if self.places is not None and not self._have_spare(index, read):
+                return None
+            if not self._possible(index, entries := self.layout.decode_table(raw)):
+                self._mend(index, entries)
+                return self._table(index, place, entries)
+        return self._table(index, place, self.layout.decode_table(raw))
 
-    def _have_spare(self, index: int, read: Callable[[int, int], bytes | None]) -> bool:
+    def _table(self, index: int, place: int, entries: array[int]) -> GrainTable:
+        whole = self._possible(index, entries) and self._may_be_written(entries)
+        table = GrainTable(index, place, entries, whole=whole)
+        if index in self.sure and self.spare is not None:
+            table.copy = self.spare[index] << 9
+        return table
+
+    def _have_spare(self, index: int, read: Read) -> bool:
         """Bring the redundant table into the page cache: who writes will compare the two."""
         assert self.spare is not None
         place = self.spare[index]
-        return not self.table_at(place) or read(place * 512, self.layout.table_bytes) is not None
+        return not self.table_at(place) or read(place << 9, self.table_bytes) is not None
 
-    def _load_spare(self, index: int) -> array[int]:
-        """The table that the other directory names; read at once, as this is rare."""
-        place = self.spare[index] if self.spare is not None else 0
-        if not self.table_at(place):
-            raise ImageFormatError(f"its grain directory has a damaged entry {index}")
-        raw = self.file.read_metadata(place * 512, self.layout.table_bytes)
-        return self.layout.decode_table(raw)
-
-    def _mend(self, index: int, table: array[int]) -> array[int]:
-        """Take from the redundant table what cannot be true in the first one."""
-        try:
-            other = self._load_spare(index)
-        except ImageFormatError:
-            return table
+    def _mend(self, index: int, table: array[int]) -> None:
+        """Take from the redundant table, read at once, what cannot be true in the first one."""
+        assert self.spare is not None
+        if not self.table_at(self.spare[index]):
+            return
+        raw = self.file.read_metadata(self.spare[index] << 9, self.table_bytes)
+        other = self.layout.decode_table(raw)
         for number, place in enumerate(table):
             if not self.place_possible(place) and self.place_possible(other[number]):
                 table[number] = other[number]
-        return table
 
     def _limit(self) -> int:
         """The last sector of the file, as opened, at which a grain may begin."""
@@ -203,8 +161,8 @@ class GrainMap:
         return self.layout.first_grain <= place <= self._limit()
 
     def _possible(self, index: int, table: array[int]) -> bool:
-        """Whether all entries of a table can be true; after the first time they are ours."""
-        if self._trusted[index]:
+        """Whether all entries of a table can be true; those that we have changed are ours."""
+        if index in self.sure:
             return True
         if max(table) > self._limit():
             return False
@@ -218,75 +176,6 @@ class GrainMap:
         """Whether no entry of a table points at metadata; asked only where somebody writes."""
         return self.places is None or not self.places.touched_by(table, self.layout.grain)
 
-    def writable(self, at: int, place: int, count: int) -> bool:
-        """Whether sectors that an entry names may be written: no metadata lies there.
-
-        Args:
-            at: first sector, of the file's disk.
-            place: of it, in the file.
-            count: sectors.
-        """
-        if self.places is None or at >> self.table_shift not in self.damaged:
-            return True  # of a table that is whole this was asked when it was loaded
-        return not self.places.touches(place, count)
-
-    def install(self, index: int, table: array[int]) -> array[int]:
-        """Keep a table that was loaded, unless there is one by now.
-
-        Returns:
-            The one that is kept.
-        """
-        known = self.tables.get(index)
-        if known is None:
-            known = self.damaged.get(index)
-        if known is not None:
-            return known
-        if not self._trusted[index]:
-            if not (self._possible(index, table) and self._may_be_written(table)):
-                self.damaged[index] = table
-                return table
-            self._trusted[index] = 1
-        self.tables[index] = table
-        if len(self.tables) > self._most:
-            self._forget_some()
-        return table
-
-    def _forget_some(self) -> None:
-        """Drop the tables that have been there longest, but for those with unsaved entries.
-
-        Nor the last one, which somebody is about to use.
-        """
-        if self.pinned:
-            return
-        count = max(self._most // 8, 1)
-        old = (index for index in list(self.tables)[:-1] if index not in self.unsaved)
-        for _, index in zip(range(count), old, strict=False):
-            del self.tables[index]
-        self.generation += 1
-
-    def set_entries(self, at: int, place: int, count: int) -> None:
-        """Change the entries of consecutive grains, to be saved with the next flush.
-
-        Args:
-            at: a sector in the first of them.
-            place: of the first one, the others follow it; or `HOLE` or `ZERO` for all.
-            count: grains, all of one table, which is in memory.
-
-        Raises:
-            ImageFormatError: the table is damaged.
-        """
-        index, first = at >> self.table_shift, (at >> self.grain_shift) & self.entry_mask
-        table = self.tables.get(index)
-        if table is None:
-            raise ImageFormatError(DAMAGED_TABLE)
-        if table is self.empty:
-            table = self.tables[index] = self.empty[:]
-        step = self.layout.grain if place > ZERO else 0
-        for number in range(first, first + count):
-            table[number] = place
-            place += step
-        self.unsaved.add(index)
-
     def empty_tables(self, index: int, end: int) -> int:
         """How many tables from one on hold nothing but holes, told without reading any.
 
@@ -296,15 +185,10 @@ class GrainMap:
             index: of the first.
             end: of those that are of interest.
         """
-        if self.pinned:
-            return 0  # some may be changed, and on their way to the file
         count = without_tables(self.directory, index, end)
         if not count:
             count = self.tables_in_hole(self.directory, index, end)
-        if count and self.unsaved:
-            mine = (n for n in self.unsaved if index <= n < index + count)
-            count = min(mine, default=index + count) - index
-        return count
+        return self.tables.unchanged_until(index, index + count) - index
 
     def tables_in_hole(self, directory: array[int], index: int, end: int) -> int:
         """How many tables from one on follow each other in a hole of the file.
@@ -325,61 +209,79 @@ class GrainMap:
         """To where entries say that grains are: these can be true now. Nothing may be unsaved."""
         self._size = -(-self.file.size // 512)
         self.end = max(self.end, round_up(self._size, self.layout.grain))
-        self.forget_all()
-
-    def forget_all(self) -> None:
-        """Drop every table; nothing may be unsaved."""
-        self.tables.clear()
-        self.damaged.clear()
-        self.generation += 1
+        self.tables.forget()
 
     # ---- lookup -----------------------------------------------------------------------------
 
-    def run(self, at: int, count: int) -> tuple[int, int] | None:
-        """The longest run of sectors that are stored in one way, within a table.
-
-        Args:
-            at: first sector, of the file's disk.
-            count: at most so many.
-
-        Returns:
-            Where it is (a sector of the file, `HOLE`, `ZERO` or `DAMAGED`) and its sectors; None:
-            the table would have to be waited for.
-
-        Raises:
-            ImageFormatError: the directory does not say where the table is.
-        """
-        index = at >> self.table_shift
-        table = self.tables.get(index)
-        if table is None:
-            table = self.table_now(index)
-            if table is None:
-                return None
-            if index in self.damaged:
-                return self._run_of_damaged(table, at, count)
-        if table is self.empty:
-            return HOLE, min(count, ((index + 1) << self.table_shift) - at)
-        return self._run_in(table, at, count)
-
-    def _run_in(self, table: array[int], at: int, count: int) -> tuple[int, int]:
-        grain, number = self.layout.grain, (at >> self.grain_shift) & self.entry_mask
-        skip = at & self.grain_mask
-        place, length = table[number], grain - skip
-        step = grain if place > ZERO else 0
-        expected, last = place + step, self.entry_mask
-        while length < count and number < last and table[number + 1] == expected:
-            number += 1
-            expected += step
-            length += grain
+    def place(self, sector: int, nb_sectors: int) -> int:
+        """Of a part of one grain, by a table that is in memory and whole."""
+        table = self._young.get(sector >> self.table_shift)
+        skip = sector & self.grain_mask
+        if table is None or not table.whole or skip + nb_sectors > self.grain_mask + 1:
+            return clusters.ASK
+        place = table.entries[(sector >> self.grain_shift) & self.entry_mask]
         if place > ZERO:
-            place += skip
-        return place, min(length, count)
+            return (place + skip) << 9
+        return clusters.ASK if place else clusters.NOWHERE
 
-    def _run_of_damaged(self, table: array[int], at: int, count: int) -> tuple[int, int]:
-        """Of one grain at a time."""
-        place = table[(at >> self.grain_shift) & self.entry_mask]
-        skip = at & self.grain_mask
-        length = min(self.layout.grain - skip, count)
-        if not self.place_possible(place):
-            return DAMAGED, length
-        return (place + skip if place > ZERO else place), length
+    def run_in(self, table: GrainTable, sector: int, stop: int) -> Run:
+        """Of a table that is not whole, one grain at a time."""
+        number, skip = (sector >> self.grain_shift) & self.entry_mask, sector & self.grain_mask
+        place, grain = table.entries[number], self.layout.grain
+        if not table.whole and not self.place_possible(place):
+            raise self._damage(place)
+        length = grain - skip
+        if table.whole:
+            length = (self._grains_of_run(table.entries, number, stop - sector) * grain) - skip
+        length = min(length, stop - sector)
+        if place > ZERO:
+            return self._stored(place, sector, length)
+        return Run(clusters.ZERO if place else clusters.HOLE, sector, length)
+
+    def _grains_of_run(self, entries: array[int], number: int, sectors: int) -> int:
+        """How many grains from one on are stored in one way, or a few more than are wanted."""
+        end = min(number + (sectors >> self.grain_shift) + 2, len(entries))
+        place = entries[number]
+        if place == HOLE:
+            return without_tables(entries, number, end)
+        step = self.layout.grain if place > ZERO else 0
+        first = number
+        while number < end and entries[number] == place:
+            number += 1
+            place += step
+        return number - first
+
+    def _stored(self, place: int, sector: int, length: int) -> Run:
+        return Run(DATA, sector, length, (place + (sector & self.grain_mask)) << 9)
+
+    def _damage(self, place: int) -> ImageFormatError:
+        """What is wrong with an entry that cannot be true."""
+        if self.why_missing:
+            return MissingContent(self.why_missing)
+        if place < self.layout.first_grain:
+            return ImageFormatError(f"has an impossible entry ({place}) in a grain table")
+        text = f"its grain, at sector {place} of the file, lies past the end of the file"
+        return MissingContent(text)
+
+    def runs(self, sector: int, stop: int) -> Iterator[Run]:
+        """As for every map; what is damaged counts as compressed: who reads it is told the rest."""
+        while sector < stop:
+            try:
+                for run in super().runs(sector, stop):
+                    yield run
+                    sector = run.end
+            except ImageFormatError as exc:
+                shift = self.table_shift if isinstance(exc, DamagedTable) else self.grain_shift
+                end = min(((sector >> shift) + 1) << shift, stop)
+                missing = isinstance(exc, MissingContent) or self.why_missing
+                yield Run(PACKED, sector, end - sector, MISSING if missing else clusters.NOWHERE)
+                sector = end
+
+    def missing(self, run: Run) -> bool:
+        """As `runs` has found."""
+        return run.where == MISSING
+
+    def located(self, reason: str) -> str:
+        """With the file, where that is not the disk's own."""
+        path = self.file.path
+        return reason if path == self.dd.name else f"its extent {path}: {reason}"

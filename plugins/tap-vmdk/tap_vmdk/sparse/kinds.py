@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tap_vmdk.sparse import cowd, sesparse
 from tap_vmdk.sparse.cowd import CowdHeader
-from tap_vmdk.sparse.entries import unpack_entries
+from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import FLAG_REDUNDANT, FLAG_ZEROED, SparseHeader
 from tap_vmdk.sparse.layout import Layout
 from tap_vmdk.sparse.metadata import header_ranges
@@ -30,8 +30,8 @@ def hosted_layout(header: SparseHeader) -> Layout:
         reserved=header_ranges(header.descriptor_offset, room),
         zeroes=bool(header.flags & FLAG_ZEROED),
         whole=not header.compressed,
-        decode_directory=unpack_entries,
-        decode_table=unpack_entries,
+        decode_directory=CODING.decode,
+        decode_table=CODING.decode,
     )
 
 
@@ -49,8 +49,8 @@ def cowd_layout(header: CowdHeader) -> Layout:
         reserved=((0, 4),),
         zeroes=False,
         whole=True,
-        decode_directory=unpack_entries,
-        decode_table=unpack_entries,
+        decode_directory=CODING.decode,
+        decode_table=CODING.decode,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from tap_vmdk.sparse.entries import unpack_entries
+from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import GD_AT_END, SparseHeader
 from tapcore import Finding
 
@@ -30,13 +30,13 @@ def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
         return [_lost("its grain directory lies past the end of the file: all content is lost")]
     lost = tables = 0
     left = _MOST_TABLES
-    for place in sorted(set(unpack_entries(os.pread(fd, length, where))) - {0}):
+    for place in sorted(set(CODING.decode(os.pread(fd, length, where))) - {0}):
         if place * 512 + table_bytes > size:
             tables += 1
         elif left >= table_bytes:
             left -= table_bytes
             raw = os.pread(fd, table_bytes, place * 512).ljust(table_bytes, b"\0")
-            lost += sum(grain * 512 >= size for grain in unpack_entries(raw))
+            lost += sum(grain * 512 >= size for grain in CODING.decode(raw))
     found = []
     least = "at least " if left < table_bytes else ""
     if tables:

@@ -10,7 +10,9 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import SparseHeader
+from tapcore.clusters import Numbers
 
 MARKER_EOS: Final = 0
 MARKER_TABLE: Final = 1
@@ -32,6 +34,11 @@ def marker(kind: int, sectors: int) -> bytes:
         sectors: length of what follows it.
     """
     return MARKER.pack(sectors, 0, kind).ljust(512, b"\0")
+
+
+def marked(kind: int, sectors: int, entries: Numbers) -> bytes:
+    """Metadata in a stream, behind its marker; arguments as of `marker`, and its numbers."""
+    return marker(kind, sectors) + CODING.encode(entries).ljust(sectors << 9, b"\0")
 
 
 def is_marker(sector: bytes, kind: int) -> bool:

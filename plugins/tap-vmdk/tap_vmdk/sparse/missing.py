@@ -5,30 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from tap_vmdk.sparse.grainmap import DAMAGED_TABLE, GrainMap
+from tap_vmdk.sparse.grainmap import GrainMap
 from tap_vmdk.sparse.layout import round_up
 from tapcore import ImageFile
 
 _PIECE: Final = 64 << 10
 _MOST_LOOKED_AT: Final = 8 << 20
 """Bytes of zeroes that are read before they are taken for something that was written."""
-
-
-def why_damaged(map: GrainMap, at: int) -> tuple[str, bool]:
-    """Of a sector (of the file's disk) that `GrainMap.run` calls damaged.
-
-    Returns:
-        The reason, and whether it is that the file is too short.
-    """
-    if map.why_damaged:
-        return map.why_damaged, True
-    table = map.damaged.get(at >> map.table_shift)
-    if table is None:
-        return DAMAGED_TABLE, False
-    place = table[(at >> map.grain_shift) & map.entry_mask]
-    if place < map.layout.first_grain:
-        return f"has an impossible entry ({place}) in a grain table", False
-    return f"its grain, at sector {place} of the file, lies past the end of the file", True
 
 
 def tables_with_something(map: GrainMap) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,6 @@ entry the highest digit is the kind; an allocated grain's number has its low 12 
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from typing import Final
 
@@ -17,6 +16,7 @@ import attrs
 from tap_vmdk.signature import SESPARSE_BYTES, kind_of
 from tap_vmdk.sparse.directories import check_tables
 from tapcore import ImageFormatError, NotSupportedError
+from tapcore.clusters import Coding
 
 VERSION: Final = 0x2_0000_0001
 _VOLATILE_MAGIC: Final = 0xCAFECAFE
@@ -24,6 +24,8 @@ HEADER_BYTES: Final = SESPARSE_BYTES
 """The constant header, and the volatile one behind it."""
 _CONSTANT: Final = struct.Struct("<26Q")
 _VOLATILE: Final = struct.Struct("<4Q")
+
+_CODING: Final = Coding("Q", "little")
 
 _KIND: Final = 0xF << 60
 _UNMAPPED: Final = 1 << 60
@@ -122,7 +124,7 @@ class SeSparseHeader:
         """The tables' places (sectors), 0 for none, from a directory's bytes."""
         most = self.tables_sectors // self.table_sectors
         places = array("Q")
-        for word in _words(raw):
+        for word in _CODING.decode(raw):
             number = word ^ _TABLE
             if not word:
                 places.append(0)
@@ -134,7 +136,7 @@ class SeSparseHeader:
 
     def decode_table(self, raw: bytes) -> array[int]:
         """The grains' places (sectors), 0 for none, 1 for zeroes, from a table's bytes."""
-        words = _words(raw)
+        words = _CODING.decode(raw)
         if not any(words):
             return words
         base, grain = self.grains_offset, self.grain
@@ -148,11 +150,3 @@ class SeSparseHeader:
             else:
                 words[index] = 1 if kind in (_UNMAPPED, _ZERO) else DAMAGED
         return words
-
-
-def _words(raw: bytes) -> array[int]:
-    words = array("Q")
-    words.frombytes(raw)
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words

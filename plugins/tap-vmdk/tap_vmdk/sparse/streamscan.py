@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 
+from tap_vmdk.sparse.compressed import CompressedMap
 from tap_vmdk.sparse.entries import HOLE
-from tap_vmdk.sparse.grainmap import GrainMap
+from tap_vmdk.sparse.graintable import GrainTable
 from tap_vmdk.sparse.header import FLAG_REDUNDANT, SparseHeader
 from tap_vmdk.sparse.kinds import hosted_layout
 from tap_vmdk.sparse.markers import (
@@ -24,7 +24,8 @@ from tap_vmdk.sparse.markers import (
     MARKER_PROGRESS,
     MARKER_TABLE,
 )
-from tapcore import ImageFile, ImageFormatError
+from tapcore import DiskDriver, ImageFile, ImageFormatError
+from tapcore.clusters import Read
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,13 @@ _UNKNOWN: Final = (1 << 32) - 1
 NOT_FOUND: Final = "its grain is not in what is left of the stream"
 
 
-def map_without_footer(file: ImageFile, header: SparseHeader, cache_bytes: int) -> GrainMap:
+def map_without_footer(dd: DiskDriver, file: ImageFile, header: SparseHeader) -> CompressedMap:
     """Of a stream whose end is not there.
 
     Args:
+        dd: the disk that it is a part of.
         file: open.
         header: of it; its grains are compressed, and have markers.
-        cache_bytes: of `GrainMap`.
 
     Raises:
         ImageFormatError: the directory that was found makes no sense.
@@ -49,7 +50,7 @@ def map_without_footer(file: ImageFile, header: SparseHeader, cache_bytes: int) 
     scan = _Scan(file, header)
     scan.run()
     if not scan.directory:
-        return _ScannedMap(file, header, scan)
+        return _ScannedMap(dd, file, header, scan)
     if scan.goes_on:
         log.warning(
             "%s: was changed after it was written, and the end of that is cut off: "
@@ -57,7 +58,7 @@ def map_without_footer(file: ImageFile, header: SparseHeader, cache_bytes: int) 
             file.path,
         )
     found = attrs.evolve(header, gd_offset=scan.directory, flags=header.flags & ~FLAG_REDUNDANT)
-    return GrainMap(file, hosted_layout(found), cache_bytes)
+    return CompressedMap(dd, file, hosted_layout(found))
 
 
 class _Scan:
@@ -122,14 +123,14 @@ class _Scan:
         return 1 + sectors
 
 
-class _ScannedMap(GrainMap):
+class _ScannedMap(CompressedMap):
     """Of the grains of a stream that were found without its directory."""
 
-    def __init__(self, file: ImageFile, header: SparseHeader, scan: _Scan) -> None:
+    why_missing: ClassVar[str] = NOT_FOUND
+
+    def __init__(self, dd: DiskDriver, file: ImageFile, header: SparseHeader, scan: _Scan) -> None:
         self._scan = scan
-        # what was found is in memory in any case: as much of it as there is
-        super().__init__(file, hosted_layout(header), 4 * header.entries)
-        self.why_damaged = NOT_FOUND
+        super().__init__(dd, file, hosted_layout(header))
 
     def _read_directories(self) -> None:
         self.faults = ()
@@ -137,19 +138,23 @@ class _ScannedMap(GrainMap):
         self.directory = array("I", bytes(self.layout.directory_bytes))
         self.spare = None
 
-    def load(self, index: int, read: Callable[[int, int], bytes | None]) -> array[int]:
+    def table_place(self, index: int) -> int:
+        """None lies anywhere, and each is another one."""
+        return (index + 1) * self.table_bytes
+
+    def read_table(self, index: int, read: Read) -> GrainTable:
         """What was found; of what lies behind it nothing is known."""
         start = index << self.table_shift
         table, known = self._scan.tables.get(index), self._scan.known
-        if start + (self.layout.entries << self.grain_shift) <= known:
-            return self.empty if table is None else table
         if table is None and start >= known:
             raise ImageFormatError(NOT_FOUND)
-        table = self.empty[:] if table is None else table[:]
-        for number, place in enumerate(table):
-            if place == HOLE and start + (number << self.grain_shift) >= known:
-                table[number] = _UNKNOWN
-        return table
+        table = self.empty if table is None else table
+        if start + (1 << self.table_shift) > known:
+            table = table[:]
+            for number, place in enumerate(table):
+                if place == HOLE and start + (number << self.grain_shift) >= known:
+                    table[number] = _UNKNOWN
+        return self._table(index, self.table_place(index), table)
 
     def empty_tables(self, index: int, end: int) -> int:
         """None: the directory here says nothing."""

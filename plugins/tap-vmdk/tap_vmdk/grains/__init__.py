@@ -1,1 +1,0 @@
-"""Grains: what moves their bytes, and what makes new ones."""
