@@ -295,3 +295,13 @@ def test_a_wrong_overhead_does_no_harm(
     written = image.read_bytes()
     assert len(written) < 2 * len(raw)
     assert written[128 * 512 : 129 * 512] == raw[128 * 512 : 129 * 512]
+
+
+def test_a_new_stream_that_only_zeroes_were_written_to(tmp_path: Path) -> None:
+    image, size = tmp_path / "disk.vmdk", 1 << 20
+    tapcore.create_image(f"vmdk:{image}", size, options={"subformat": "streamOptimized"})
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, bytes(GRAIN))
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        assert disk.pread(0, length=size) == bytes(size)
+    assert as_qemu(image) == bytes(size)
