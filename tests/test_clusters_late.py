@@ -227,3 +227,29 @@ def test_a_write_in_place_waits_for_what_takes_its_place(
         assert crowd.statuses == [0, 0, 0]
         assert disk.pread(0, length=1032) == b"packed! " * 64 + b"w" * 512 + b"packed! "
         assert disk.pread(4096, length=513) == b"w" * 512 + b"o"
+
+
+def test_the_table_of_a_busy_cluster_stays_in_memory(tmp_path: Path, rng: random.Random) -> None:
+    """Else whoever links the cluster would have to wait for the disk, in the loop."""
+    trial = Trial(KINDS["plain"], tmp_path, rng)
+    with trial.open() as disk:
+        for table in range(0, SIZE, 8 * 4096):
+            disk.pwrite(table, b"o" * 4096)
+        disk.sync()
+        host = LateHost(rng, at_once=0.0)
+        crowd = ToyCrowd(disk, host, rng)
+        image = disk.state.disks.private
+        assert image.tables.most < SIZE // (8 * 4096) - 1
+        with host:
+            crowd.submit(WRITE, 4096, 4096, b"w" * 4096)  # of the first table
+            while not image.clusters.busy:
+                crowd.proceed()
+            host.held.update(host.tasks)
+            for table in range(8 * 4096, SIZE, 8 * 4096):
+                crowd.submit(READ, table, 512, bytearray(512))
+                crowd.settle()
+            assert 0 in image.tables
+            host.held.clear()
+            crowd.settle()
+        assert not any(crowd.statuses)
+        assert disk.pread(4096, length=4096) == b"w" * 4096
