@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from tapcore.clusters.tablemap import TableMap, WritableTableMap
     from tapcore.clusters.tables import Coding, Numbers, Table, Write
+    from tapcore.clusters.writeback import Writeback
 
 _HOMES = {
     "cache": ("Read", "TableCache", "TakenTables"),
@@ -91,6 +92,7 @@ _HOMES = {
     ),
     "tablemap": ("TableMap", "WritableTableMap"),
     "tables": ("Coding", "Numbers", "Table", "Write"),
+    "writeback": ("Writeback",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -124,6 +126,7 @@ __all__ = [
     "WritableMap",
     "WritableTableMap",
     "Write",
+    "Writeback",
     "open_mapped",
     "td_close",
     "td_do_callbacks",

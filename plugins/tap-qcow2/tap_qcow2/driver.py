@@ -6,13 +6,12 @@ The rest is loaded when it is first needed, since every `tapdisk` command loads 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
     BLK_NOT_ALLOCATED,
     HOOKS_VERSION,
-    SECTOR_SHIFT,
     TD_NO_PARENT,
     Answer,
     DiskDriver,
@@ -21,12 +20,21 @@ from tapcore import (
     FormatOption,
     Hooks,
     TdCallback,
+    answer_over,
     implements,
+)
+from tapcore.clusters import (  # noqa: F401 -- the hooks of requests
+    td_do_callbacks,
+    td_extents,
+    td_queue_discard,
+    td_queue_write_compressed,
+    td_queue_write_zeroes,
+    td_submit,
 )
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
-    from tapcore import Bitmap, CheckResult, Extent, Inspection, Measurement, Snapshot
+    from tapcore import Bitmap, CheckResult, Inspection, Measurement, Snapshot
 
 _AMENDABLE = (
     FormatOption("compat", "version of the format: 0.10 is 2, 1.1 is 3", ("0.10", "1.1"), "1.1"),
@@ -63,32 +71,23 @@ disk_info = DiskInfo(
 
 
 @implements(Hooks.td_open)
-def td_open(dd: DiskDriver, name: str, flags: int) -> None:
+def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
     """See `open`."""
     from tap_qcow2.open import open_image
 
-    image = open_image(dd, name, flags)
-    dd.private = image
-    dd.io_fd[0] = image.file.io_fd
-    data = image.host.file
-    if data is not None and data is not image.file:
-        dd.io_fd[1] = data.io_fd
-    dd.size = image.size >> SECTOR_SHIFT
-    dd.sector_size = image.file.sector_size if data is None else data.sector_size
-    dd.cluster_size = image.geometry.cluster_size
+    dd.private = open_image(dd, name, flags)
 
 
 @implements(Hooks.td_close)
-def td_close(dd: DiskDriver) -> None:
+def td_close(dd: DiskDriver[Image]) -> None:
     """Finish, write the tables back, release."""
     dd.private.close()
 
 
 @implements(Hooks.td_get_parent_id)
-def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
+def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
     """What the header says."""
-    image: Image = dd.private
-    recorded = image.recorded_parent()
+    recorded = dd.private.recorded_parent()
     if recorded is None:
         return TD_NO_PARENT
     id.name, id.drivertype = recorded.name, recorded.drivertype
@@ -96,7 +95,7 @@ def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
 
 
 @implements(Hooks.td_validate_parent)
-def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
+def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver[Any], flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told; any size fits."""
     return 0
 
@@ -106,10 +105,16 @@ def td_validate_parent(dd: DiskDriver, p: DiskDriver, flags: int) -> int:
 
 @implements(Hooks.td_queue_read)
 def td_queue_read(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[Image],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
-    """Inside one cluster that lies plain in the page cache: at once. Else see `data.read`."""
-    image: Image = dd.private
+    """Inside one cluster that lies plain in the page cache: at once. Else by way of the core."""
+    image = dd.private
     table = image.young.get(sector >> image.table_shift)
     if table is not None and image.fast_read:
         skip = sector & image.sector_mask
@@ -122,15 +127,21 @@ def td_queue_read(
                     return cb(dd, res, sector, nb_sectors, id, prv)
             elif not entry:
                 return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
-    return image.read(image.clusters, Answer(cb, dd, id, prv), sector, nb_sectors, buf)
+    return image.clusters.read(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
 
 
 @implements(Hooks.td_queue_write)
 def td_queue_write(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
+    dd: DiskDriver[Image],
+    sector: int,
+    nb_sectors: int,
+    buf: memoryview,
+    cb: TdCallback,
+    id: int,
+    prv: Any,
 ) -> int:
-    """Inside one cluster that is the disk's own: at once. Else see `data.write`."""
-    image: Image = dd.private
+    """Inside one cluster that is the disk's own: at once. Else by way of the core."""
+    image = dd.private
     table = image.young.get(sector >> image.table_shift)
     if table is not None and image.fast_write and table.checked and not image.busy:
         skip = sector & image.sector_mask
@@ -141,93 +152,15 @@ def td_queue_write(
                 res = image.file.write_now(host + (skip << 9), buf)
                 if res is not None:
                     return cb(dd, res, sector, nb_sectors, id, prv)
-    if res := image.held_back():
-        return res
-    image.about_to_change(sector, nb_sectors)
-    return image.write(Answer(cb, dd, id, prv), sector, buf)
-
-
-@implements(Hooks.td_queue_write_compressed)
-def td_queue_write_compressed(
-    dd: DiskDriver, sector: int, nb_sectors: int, buf: memoryview, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """See `data.deflate`."""
-    from tap_qcow2.data.deflate import write_compressed
-
-    image: Image = dd.private
-    if res := image.held_back():
-        return res
-    image.about_to_change(sector, nb_sectors)
-    return write_compressed(image.clusters, Answer(cb, dd, id, prv), sector, nb_sectors, buf)
-
-
-@implements(Hooks.td_queue_discard)
-def td_queue_discard(
-    dd: DiskDriver, sector: int, nb_sectors: int, cb: TdCallback, id: int, prv: Any
-) -> int:
-    """See `data.zero`."""
-    return _zero(dd, sector, nb_sectors, (True, True), Answer(cb, dd, id, prv))
-
-
-@implements(Hooks.td_queue_write_zeroes)
-def td_queue_write_zeroes(
-    dd: DiskDriver,
-    sector: int,
-    nb_sectors: int,
-    may_unmap: bool,
-    cb: TdCallback,
-    id: int,
-    prv: Any,
-) -> int:
-    """See `data.zero`."""
-    return _zero(dd, sector, nb_sectors, (False, may_unmap), Answer(cb, dd, id, prv))
-
-
-def _zero(
-    dd: DiskDriver, sector: int, nb_sectors: int, how: tuple[bool, bool], answer: Answer
-) -> int:
-    from tap_qcow2.data.zero import Zeroing
-
-    image: Image = dd.private
-    if res := image.held_back():
-        return res
-    image.about_to_change(sector, nb_sectors)
-    zeroing = Zeroing(image.clusters, image.writeback, *how, answer)
-    return zeroing.run(sector, sector + nb_sectors)
+    return image.clusters.write(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
 
 
 @implements(Hooks.td_queue_flush)
-def td_queue_flush(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> int:
-    """Data and tables, in a safe order: see `tables.writeback`."""
-    image: Image = dd.private
-    if not image.writing:
-        return cb(dd, -errno.EIO if image.broken else 0, 0, 0, id, prv)
-    return image.writeback.flush(_flushed(dd, cb, id, prv))
-
-
-def _flushed(dd: DiskDriver, cb: TdCallback, id: int, prv: Any) -> Callable[[int], int]:
-    return lambda res: cb(dd, res, 0, 0, id, prv)
-
-
-@implements(Hooks.td_submit)
-def td_submit(dd: DiskDriver) -> int:
-    """Hand queued direct I/O to the kernel; write tables back where too many have changed."""
-    image: Image = dd.private
-    image.clusters.submit()
-    if image.writing:
-        image.writeback.when_needed()
-    return 0
-
-
-@implements(Hooks.td_do_callbacks)
-def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
-    """Answer what has finished."""
-    image: Image = dd.private
-    file = image.host.file if sid else image.file
-    assert file is not None
-    finished = file.reap()
-    image.clusters.submit()  # what has finished may have led to more
-    return finished
+def td_queue_flush(dd: DiskDriver[Image], cb: TdCallback, id: int, prv: Any) -> int:
+    """As the core; but nothing is safe in an image that was given up."""
+    if dd.private.broken:
+        return cb(dd, -errno.EIO, 0, 0, id, prv)
+    return dd.private.clusters.flush(answer_over(cb, dd, 0, 0, id, prv))
 
 
 # ---- what it is ------------------------------------------------------------------------------
@@ -239,16 +172,8 @@ def td_probe(name: str, head: bytes) -> bool:
     return head.startswith(b"QFI\xfb") and head[4:8] in (b"\0\0\0\2", b"\0\0\0\3")
 
 
-@implements(Hooks.td_extents)
-def td_extents(dd: DiskDriver, sector: int, nb_sectors: int) -> Iterable[Extent]:
-    """See `extents`."""
-    from tap_qcow2.extents import extents
-
-    return extents(dd.private, sector, nb_sectors)
-
-
 @implements(Hooks.td_info)
-def td_info(dd: DiskDriver) -> dict[str, Any]:
+def td_info(dd: DiskDriver[Image]) -> dict[str, Any]:
     """See `info`."""
     from tap_qcow2.info import info
 
@@ -256,7 +181,7 @@ def td_info(dd: DiskDriver) -> dict[str, Any]:
 
 
 @implements(Hooks.td_other_files)
-def td_other_files(dd: DiskDriver) -> Sequence[str]:
+def td_other_files(dd: DiskDriver[Image]) -> Sequence[str]:
     """The external data file."""
     header = dd.private.header
     return (header.data_file,) if header.has_data_file and header.data_file else ()
@@ -271,7 +196,7 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 
 
 @implements(Hooks.td_bitmaps)
-def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
+def td_bitmaps(dd: DiskDriver[Image]) -> list[Bitmap]:
     """See `bitmaps.listing`."""
     from tap_qcow2.bitmaps.listing import bitmaps
 
@@ -279,7 +204,7 @@ def td_bitmaps(dd: DiskDriver) -> list[Bitmap]:
 
 
 @implements(Hooks.td_bitmap_ranges)
-def td_bitmap_ranges(dd: DiskDriver, name: str) -> Iterable[tuple[int, int]]:
+def td_bitmap_ranges(dd: DiskDriver[Image], name: str) -> Iterable[tuple[int, int]]:
     """See `bitmaps.listing`."""
     from tap_qcow2.bitmaps.listing import bitmap_ranges
 
@@ -310,7 +235,7 @@ def td_create(
 
 
 @implements(Hooks.td_resize)
-def td_resize(dd: DiskDriver, size: int) -> None:
+def td_resize(dd: DiskDriver[Image], size: int) -> None:
     """See `change.resize`."""
     from tap_qcow2.change.resize import resize
 
@@ -318,7 +243,7 @@ def td_resize(dd: DiskDriver, size: int) -> None:
 
 
 @implements(Hooks.td_check)
-def td_check(dd: DiskDriver, repair: str) -> CheckResult:
+def td_check(dd: DiskDriver[Image], repair: str) -> CheckResult:
     """See `check.check`."""
     from tap_qcow2.check.check import check
 
@@ -326,7 +251,7 @@ def td_check(dd: DiskDriver, repair: str) -> CheckResult:
 
 
 @implements(Hooks.td_amend)
-def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
+def td_amend(dd: DiskDriver[Image], options: Mapping[str, str]) -> None:
     """See `change.amend`."""
     from tap_qcow2.change.amend import amend
 
@@ -334,14 +259,13 @@ def td_amend(dd: DiskDriver, options: Mapping[str, str]) -> None:
 
 
 @implements(Hooks.td_set_parent)
-def td_set_parent(dd: DiskDriver, parent: DiskId | None) -> None:
+def td_set_parent(dd: DiskDriver[Image], parent: DiskId | None) -> None:
     """Record another parent."""
-    image: Image = dd.private
-    image.record_parent(parent)
+    dd.private.record_parent(parent)
 
 
 @implements(Hooks.td_make_empty)
-def td_make_empty(dd: DiskDriver) -> None:
+def td_make_empty(dd: DiskDriver[Image]) -> None:
     """See `change.empty`."""
     from tap_qcow2.change.empty import make_empty
 
@@ -349,7 +273,7 @@ def td_make_empty(dd: DiskDriver) -> None:
 
 
 @implements(Hooks.td_snapshots)
-def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
+def td_snapshots(dd: DiskDriver[Image]) -> list[Snapshot]:
     """What the snapshot table says."""
     from tap_qcow2.snapshots.table import each_snapshot
 
@@ -357,7 +281,7 @@ def td_snapshots(dd: DiskDriver) -> list[Snapshot]:
 
 
 @implements(Hooks.td_snapshot_create)
-def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
+def td_snapshot_create(dd: DiskDriver[Image], name: str) -> Snapshot:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import create_snapshot
 
@@ -365,7 +289,7 @@ def td_snapshot_create(dd: DiskDriver, name: str) -> Snapshot:
 
 
 @implements(Hooks.td_snapshot_apply)
-def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
+def td_snapshot_apply(dd: DiskDriver[Image], name: str) -> None:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import apply_snapshot
 
@@ -373,7 +297,7 @@ def td_snapshot_apply(dd: DiskDriver, name: str) -> None:
 
 
 @implements(Hooks.td_snapshot_delete)
-def td_snapshot_delete(dd: DiskDriver, name: str) -> None:
+def td_snapshot_delete(dd: DiskDriver[Image], name: str) -> None:
     """See `snapshots.operations`."""
     from tap_qcow2.snapshots.operations import delete_snapshot
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tap_qcow2.data.clusters import Clusters
+from tap_qcow2.data.diskmap import DiskMap
 from tap_qcow2.data.missing import refuse_to_hide
-from tap_qcow2.data.read import read
-from tap_qcow2.data.write import Writer
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.ondisk.headerparser import parse_header
 from tap_qcow2.tables.headerwriter import HeaderWriter
 from tap_qcow2.tables.metadata import Metadata
 from tap_qcow2.tables.structures import OverlapError, metadata_clusters
-from tap_qcow2.tables.writeback import Writeback
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -28,6 +26,7 @@ from tapcore import (
     ImageOpenError,
     TapError,
 )
+from tapcore.clusters import WritableClusters
 
 if TYPE_CHECKING:
     from tap_qcow2.bitmaps.tracker import BitmapTracker
@@ -43,12 +42,17 @@ def read_head(file: ImageFile) -> bytes:
     return file.read_metadata(0, min(file.size, 1 << bits))
 
 
-def _header_of(file: ImageFile, dd: DiskDriver) -> Header:
-    """Read and check it, as far as it matters for what is to be done."""
+def header_of(file: ImageFile, dd: DiskDriver) -> Header:
+    """Read and check the header of an open file, as far as it matters for what is to be done.
+
+    Raises:
+        TapError: not an image, damaged, or it needs what is not known here.
+        OSError: as the system says.
+    """
     options, head = dd.options, read_head(file)
     salvage = options.salvage and not options.snapshot
     try:
-        return parse_header(
+        header = parse_header(
             head, file_size=file.size, to_check=options.metadata_only, content_only=salvage
         )
     except ImageFormatError as exc:
@@ -56,118 +60,94 @@ def _header_of(file: ImageFile, dd: DiskDriver) -> Header:
             parse_header(head, file_size=file.size, content_only=True)
             exc.message += " (convert --salvage copies what is left)"
         raise
+    if header.corrupt and not dd.read_only and not options.metadata_only:
+        raise ImageOpenError(
+            "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
+        )
+    return header
 
 
-class Image:
+class Image(DiskMap):
     """Everything that the hooks share.
 
     Args:
         file: the image file, open.
         header: of it.
         dd: the image in its chain.
+        data: the external data file, if it is open.
 
     Attributes:
-        file: the image file, which the image owns.
-        header: as it is to be; most of it is on disk.
-        geometry: sizes and shifts.
         cluster_bits: log2 of the cluster size.
-        metadata: header and tables in memory.
-        tables: L1 and L2 tables.
         refcounts: of host clusters.
         allocator: gives out host clusters.
-        writeback: brings changes of these to the disk.
-        header_writer: brings the header to the disk.
-        clusters: what moves content works with.
-        host: the file that holds plain clusters.
-        size: of the disk shown, bytes; a snapshot's own where one is shown.
-        writing: preparations for a first change have been made.
+        clusters: moves the content.
+        writeback: brings changes to the disk.
+        header_writer: brings the header there.
         tracker: of bitmaps that record what is written; None where there are none.
-        young: the L2 tables used lately, by L1 index: what the short ways in `driver` look into.
-        busy: clusters of the disk that are being allocated.
         fast_read: the short way through the read hook may be taken.
         fast_write: the same for the write hook.
-        read: what the read hook does with all that is not simple.
-        write: the same for the write hook.
     """
 
-    def __init__(self, file: ImageFile, header: Header, dd: DiskDriver) -> None:
-        self.file = file
-        self.dd = dd
-        self.header = header
-        cache = dd.options.metadata_cache
-        self.metadata = metadata = Metadata(file, header, cache, _tell_of_cut(dd))
-        self.geometry = metadata.geometry
+    def __init__(
+        self, file: ImageFile, header: Header, dd: DiskDriver, data: ImageFile | None = None
+    ) -> None:
+        metadata = Metadata(file, header, dd.options.metadata_cache, _tell_of_cut(dd))
+        super().__init__(dd, file, metadata, data)
         self.cluster_bits = header.cluster_bits
-        self.tables = metadata.tables
         self.refcounts = metadata.refcounts
         self.allocator = metadata.allocator
-        self.clusters = Clusters(dd, metadata, self._on_damage)
-        self.host = self.clusters.host
-        self.writeback = Writeback(
-            dd.name,
-            metadata,
-            self.clusters.in_flight,
-            self.host.flush_blocking,
-            lambda reason: self._on_damage(reason, False),
-        )
+        self.clusters = WritableClusters(dd, self)
+        self.writeback = self.clusters.writeback
         self.header_writer = HeaderWriter(
             dd.name, metadata, self.writeback, self._stop_writing, read_only=dd.read_only
         )
-        self.size = header.size >> SECTOR_SHIFT << SECTOR_SHIFT
-        self.writing = False
         self.tracker: BitmapTracker | None = None
+        self._as_a_whole = False
         self._prepare_short_ways()
-        self.choose_paths()
+        self.choose_paths(writing=False)
 
     def _prepare_short_ways(self) -> None:
         """What they look at, without a way through other objects."""
-        geometry, decoder = self.geometry, self.metadata.decoder
+        geometry, decoder = self.geometry, self.decoder
         self.young = self.tables.young
         self.busy = self.clusters.busy
-        self.table_shift = geometry.table_shift
-        self.cluster_shift = geometry.cluster_shift
         self.sector_mask = geometry.sector_mask
         self.entry_mask = geometry.entry_mask
         self.offset_mask = decoder.offset_mask
         self.not_plain = decoder.not_plain
         self.kind_mask = decoder.kind_mask
         self.single = decoder.single
-        self.read = read
-        self.write = Writer(self.clusters).write
-
-    @classmethod
-    def open(cls, file: ImageFile, dd: DiskDriver) -> Image:
-        """Read and check header and tables of an open file.
-
-        Raises:
-            TapError: not an image, damaged, or it needs what is not known here.
-            OSError: as the system says.
-        """
-        header = _header_of(file, dd)
-        if header.corrupt and not dd.read_only and not dd.options.metadata_only:
-            raise ImageOpenError(
-                "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
-            )
-        return cls(file, header, dd)
 
     def over(self, file: ImageFile) -> Image:
         """The same image, with nothing in memory changed, over what stands for its file."""
-        other = Image(file, copy.deepcopy(self.header), self.dd)
-        if self.host.elsewhere:
-            other.host.file = self.host.file
-        return other
+        data = self.data if self.elsewhere else None
+        return Image(file, copy.deepcopy(self.header), self.dd, data)
 
-    def choose_paths(self) -> None:
+    @property
+    def size(self) -> int:
+        """Of the disk shown, bytes; a snapshot's own where one is shown."""
+        return self.sectors << SECTOR_SHIFT
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self.sectors = size >> SECTOR_SHIFT
+
+    def choose_paths(self, *, writing: bool) -> None:
         """After a change of what the short ways do not look at."""
-        host = self.host
-        plain = host.cipher is None and not self.geometry.extended and not host.elsewhere
+        plain = self.cipher is None and not self.geometry.extended and not self.elsewhere
         self.fast_read = plain
-        self.fast_write = plain and self.writing and self.tracker is None
+        self.fast_write = plain and writing and self.tracker is None
 
     def use_cipher(self, cipher: SectorCipher, *, by_host: bool) -> None:
-        """From now on data is decrypted and encrypted on its way; see `HostData.use_cipher`."""
-        self.host.use_cipher(cipher, by_host=by_host)
-        self.choose_paths()
+        """From now on content is decrypted and encrypted on its way.
+
+        Args:
+            cipher: with the image's key.
+            by_host: sector numbers are those of the host file, as in LUKS, not of the disk.
+        """
+        self.cipher, self.cipher_by_place = cipher, by_host
+        self.clusters.choose_ways()
+        self.choose_paths(writing=self.clusters.writing)
 
     def track_bitmaps(self) -> BitmapTracker:
         """What records changes in bitmaps; from now on there is one."""
@@ -175,7 +155,7 @@ class Image:
             from tap_qcow2.bitmaps.tracker import BitmapTracker
 
             self.tracker = BitmapTracker(self.dd.name, self.metadata, self.writeback)
-            self.choose_paths()
+            self.choose_paths(writing=self.clusters.writing)
         return self.tracker
 
     # ---- the parent -------------------------------------------------------------------------
@@ -208,58 +188,57 @@ class Image:
     def begin_writing(self) -> None:
         """Before the first change: know what must not be overwritten, say that it is in use.
 
+        By way of `clusters.begin_writing`, which does it once.
+
         Raises:
             TapError: it must not be written.
             OSError: the header could not be written.
         """
         if self.broken:
             raise ImageFormatError("is damaged, and not written any more", errno=errno.EIO)
-        if self.writing:
-            return
-        self.allocator.metadata = metadata_clusters(self.metadata)
+        try:
+            self.allocator.metadata = metadata_clusters(self.metadata)
+        except OverlapError as exc:
+            if not self._as_a_whole:
+                self.damaged(exc.message)
+            raise
         if not self.dd.options.metadata_only:
-            refuse_to_hide(self.clusters, self.size)
-        if self.header.lazy_refcounts and not self.writeback.lazy:
+            refuse_to_hide(self, self.clusters.disk.content.bytes_there)
+        if self.header.lazy_refcounts and not self.stages.lazy:
             self.header.incompatible |= layout.INCOMPAT_DIRTY
             self.header_writer.write_fields()
-            self.writeback.lazy = True
+            self.stages.lazy = True
         if self.tracker is not None:
             self.tracker.begin()
-        self.writing = True
-        self.choose_paths()
+        self.choose_paths(writing=True)
+
+    def begin_change(self) -> None:
+        """Before a change of the image as a whole, which is refused where structures overlap.
+
+        A request gives up such an image besides. Raises as `begin_writing`.
+        """
+        self._as_a_whole = True
+        try:
+            self.clusters.begin_writing()
+        finally:
+            self._as_a_whole = False
 
     def about_to_change(self, sector: int, nb_sectors: int) -> None:
-        """Before each change of content.
-
-        Raises:
-            TapError, OSError: as `begin_writing`.
-        """
-        if not self.writing:
-            try:
-                self.begin_writing()
-            except OverlapError as exc:
-                self._on_damage(exc.message, False)
-                raise
-        if self.tracker is not None:
+        """Before each change of content; what a larger disk will show is none."""
+        if self.tracker is not None and sector < self.sectors:
             self.tracker.mark(sector, nb_sectors)
 
-    def held_back(self) -> int:
-        """Why no more tables may be changed now; 0 where they may.
+    def found_damage(self, reason: str) -> None:
+        """It was noted for the request that has met it."""
+        self.header_writer.mark_corrupt(reason, told=True)
 
-        Returns:
-            -EBUSY until a write-back has finished; another -errno while these fail.
-        """
-        if not self.tables.overfull:
-            return 0
-        self.writeback.when_needed()
-        return self.writeback.failing or -errno.EBUSY
-
-    def _on_damage(self, reason: str, told: bool) -> None:
-        self.header_writer.mark_corrupt(reason, told=told)
+    def damaged(self, reason: str) -> None:
+        """Damage was found that concerns no request."""
+        self.header_writer.mark_corrupt(reason, told=False)
 
     def _stop_writing(self) -> None:
-        self.writing = False
-        self.choose_paths()
+        self.clusters.stop_writing()
+        self.choose_paths(writing=False)
 
     @property
     def broken(self) -> bool:
@@ -272,22 +251,22 @@ class Image:
         Raises:
             OSError: as the system says.
         """
-        if self.dd.read_only or not self.writing:
+        if self.dd.read_only or not self.clusters.writing:
             return
-        writeback = self.writeback
-        writeback.closing = True
+        stages = self.stages
+        stages.closing = True
         try:
             if self.tracker is not None:
                 self.tracker.store()
-            writeback.all_now()
-            if writeback.lazy and not self.broken:
+            self.writeback.all_now()
+            if stages.lazy and not self.broken:
                 self.header.incompatible &= ~layout.INCOMPAT_DIRTY
                 self.header_writer.write_fields()
-                writeback.lazy = False
-            if res := writeback.failure_to_tell():
-                raise OSError(-res, "an earlier flush failed")
+                stages.lazy = False
+            if res := self.writeback.failure_to_tell():
+                raise OSError(-res, os.strerror(-res))
         finally:
-            writeback.closing = False
+            stages.closing = False
         self._stop_writing()
 
     def close(self) -> None:
@@ -301,8 +280,8 @@ class Image:
             self.clean()
         finally:
             try:
-                if self.host.file is not None and self.host.elsewhere:
-                    self.host.file.close()
+                if self.elsewhere:
+                    self.data.close()
             finally:
                 self.file.close()
                 self.tables.release()

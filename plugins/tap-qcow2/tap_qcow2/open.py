@@ -8,8 +8,10 @@ from typing import Final
 import attrs
 
 from tap_qcow2.data.missing import make_holes_of_lost
-from tap_qcow2.image import Image
+from tap_qcow2.data.unopened import UnopenedFile
+from tap_qcow2.image import Image, header_of
 from tap_qcow2.ondisk import layout
+from tap_qcow2.ondisk.header import Header
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
@@ -39,22 +41,24 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
         TapError, OSError: it cannot be opened; everything was closed again.
     """
     file = _open_file(dd, name, flags)
-    image: Image | None = None
+    data: ImageFile | None = None
     try:
-        file.keeps_overflow = True
-        image = Image.open(file, dd)
-        _open_data_file(image, flags)
+        header = header_of(file, dd)
+        data = _open_data_file(dd, header, flags)
+        image = Image(file, header, dd, data)
         _set_up_cipher(image)
         if dd.options.snapshot:
             _show_snapshot(image, dd.options.snapshot)
         elif not dd.read_only:
             _prepare_for_writing(image)
     except BaseException:
-        if image is not None and image.host.file is not None and image.host.elsewhere:
-            image.host.file.close()
+        if data is not None:
+            data.close()
         file.close()
         raise
-    image.choose_paths()
+    image.clusters.attach()
+    if isinstance(image.data, UnopenedFile):
+        dd.io_fd[1] = None
     return image
 
 
@@ -74,18 +78,12 @@ def _open_file(dd: DiskDriver, name: str, flags: int) -> ImageFile:
     return open_image_file(name, flags, attrs.evolve(dd.options, cache="writeback"))
 
 
-def _open_data_file(image: Image, flags: int) -> None:
-    header = image.header
-    if not header.has_data_file:
-        return
-    image.host.file = None
-    if image.dd.options.metadata_only:
-        return
+def _open_data_file(dd: DiskDriver, header: Header, flags: int) -> ImageFile | None:
+    if not header.has_data_file or dd.options.metadata_only:
+        return None
     if not header.data_file:
         raise ImageFormatError("has an external data file, but does not name it")
-    file = open_named_file(image.dd, header.data_file, role="data file", flags=flags)
-    file.keeps_overflow = True
-    image.host.file = file
+    return open_named_file(dd, header.data_file, role="data file", flags=flags)
 
 
 def _set_up_cipher(image: Image) -> None:
@@ -147,7 +145,7 @@ def _prepare_for_writing(image: Image) -> None:
 
         log.warning("%s: was not closed; its refcounts are being repaired", image.dd.name)
         if image.dd.options.missing == "zeroes":
-            make_holes_of_lost(image.clusters, image.size)
+            make_holes_of_lost(image, image.clusters.disk.content.bytes_there)
         repair_dirty(image)
     if header.autoclear & ~layout.AUTOCLEAR_KNOWN:
         header.autoclear &= layout.AUTOCLEAR_KNOWN

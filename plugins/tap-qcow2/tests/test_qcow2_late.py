@@ -396,7 +396,7 @@ def test_what_is_to_be_inflated_is_not_overwritten_before_it_is(
         crowd.submit(ZERO, 0, 512, turn=False)
         crowd.submit(FLUSH, 0, 0, turn=False)
         while len(crowd.statuses) < 2:  # all but the read
-            host.held = {task for task in host.tasks if "Inflater" in task.name}
+            host.held = {task for task in host.tasks if "PackedContent" in task.name}
             crowd.proceed(turns=False)
         crowd.submit(WRITE, 4096, 512, b"x" * 512)
         host.held.clear()
@@ -449,7 +449,7 @@ def test_a_table_read_by_a_late_thread_does_not_undo_changes(
         for table in range(1, 8):
             crowd.submit(READ, table << 15, 512, bytearray(512))
             crowd.settle()
-        assert disk.state.disks.private.tables.cached(0) is None
+        assert disk.state.disks.private.tables.get(0) is None
         host.held.clear()
         crowd.settle()
         got = bytearray(8192)

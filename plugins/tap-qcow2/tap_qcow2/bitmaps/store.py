@@ -24,8 +24,8 @@ from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import BITS_ALL_SET, offset_of
 from tap_qcow2.tables.metadata import Metadata
 from tap_qcow2.tables.structures import metadata_clusters
-from tap_qcow2.tables.writeback import Writeback
 from tapcore import ImageFile, ImageFormatError
+from tapcore.clusters import Writeback
 
 
 @attrs.define

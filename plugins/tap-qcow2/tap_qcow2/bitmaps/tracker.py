@@ -22,8 +22,8 @@ from tap_qcow2.bitmaps.directory import (
 from tap_qcow2.bitmaps.recording import Recording
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.tables.metadata import Metadata
-from tap_qcow2.tables.writeback import Writeback
 from tapcore import TapError, describe_error
+from tapcore.clusters import Writeback
 
 log = logging.getLogger(__name__)
 

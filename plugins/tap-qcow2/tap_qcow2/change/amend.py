@@ -51,13 +51,11 @@ def amend(image: Image, options: Mapping[str, str]) -> None:
     target = _target(image, options)
     if target.version < image.header.version:
         _check_downgrade(image)
-    if (
-        image.header.dirty and not image.writeback.lazy
-    ):  # so far it was opened for its metadata only
+    if image.header.dirty and not image.stages.lazy:  # so far it was opened for its metadata only
         from tap_qcow2.check.check import repair_dirty
 
         repair_dirty(image)
-    image.begin_writing()
+    image.begin_change()
     image.clean()
     if target.version > image.header.version:
         _upgrade(image)
@@ -133,7 +131,7 @@ def _has_large_snapshots(image: Image) -> bool:
 
 
 def _downgrade(image: Image) -> None:
-    image.begin_writing()
+    image.begin_change()
     expand_zeroes(image)
     image.clean()
     header = image.header

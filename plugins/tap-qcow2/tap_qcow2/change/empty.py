@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tap_qcow2.ondisk import bigendian
-from tap_qcow2.ondisk.entries import offset_of
 from tap_qcow2.tables.links import check_for_writing, release
 from tap_qcow2.tables.structures import metadata_clusters
 
@@ -23,7 +22,7 @@ def make_empty(image: Image) -> None:
         TapError, OSError: it failed, and nothing has changed; or it could only not give back all
             that became free.
     """
-    image.begin_writing()
+    image.begin_change()
     image.writeback.all_now()
     old_offset = image.header.l1_table_offset
     old_clusters = image.geometry.clusters(image.header.l1_size * 8)
@@ -40,7 +39,7 @@ def make_empty(image: Image) -> None:
     except BaseException:
         image.refcounts.released.clear()
         if not image.broken:
-            image.clusters.give_back(place, old_clusters)
+            image.give_back(offset, old_clusters)
         raise
     first = old_offset >> image.cluster_bits
     image.refcounts.released.extend(range(first, first + old_clusters))
@@ -53,8 +52,8 @@ def make_empty(image: Image) -> None:
 def _release_all(image: Image) -> None:
     """Note everything that the current L1 table leads to as given up."""
     step = image.geometry.words
-    for index, entry in enumerate(image.tables.l1):
-        if not offset_of(entry):
+    for index in range(len(image.tables.l1)):
+        if not image.tables.offset_of(index):
             continue
         table = image.tables.wait(index)
         check_for_writing(image.metadata, table)

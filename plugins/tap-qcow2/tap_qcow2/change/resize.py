@@ -38,7 +38,7 @@ def resize(image: Image, size: int) -> None:
         return
     if image.geometry.l1_entries(size) * 8 > layout.MAX_L1_BYTES:
         raise UsageError("a disk of this size needs larger clusters")
-    image.begin_writing()
+    image.begin_change()
     if header.extension(layout.EXT_BITMAPS) is not None:
         from tap_qcow2.bitmaps.resize import resize_bitmaps
 
@@ -55,7 +55,7 @@ def _grow(image: Image, old: int, size: int) -> None:
     if entries > image.header.l1_size:
         _move_l1(image, entries)
     if image.header.has_data_file:
-        image.host.opened().truncate_up(size)
+        image.data.truncate_up(size)
     end = _end_of_old(image, old, size)
     if end > old:
         zero_now(image, old >> SECTOR_SHIFT, end >> SECTOR_SHIFT)
@@ -98,9 +98,9 @@ def _move_l1(image: Image, entries: int) -> None:
         image.header_writer.change(l1_table_offset=offset, l1_size=entries)
     except BaseException:
         if not image.broken:
-            image.clusters.give_back(place, clusters)
+            image.give_back(offset, clusters)
         raise
-    tables.l1, tables.l1_offset = l1, offset
+    tables.move_l1(l1, offset)
     allocator.metadata.update(range(place, place + clusters))
     allocator.metadata.difference_update(old)
     image.refcounts.released.extend(old)
@@ -110,7 +110,7 @@ def _shrink(image: Image, size: int) -> None:
     _set_size(image, size)
     _cut(image, size)
     if image.header.data_file_raw:
-        image.host.opened().resize(size)
+        image.data.resize(size)
     image.writeback.all_now()
 
 
@@ -132,6 +132,4 @@ def _cut_table(image: Image, index: int, keep: int) -> None:
     if not tables.offset_of(index) or not any(tables.wait(index).entries[keep * step :]):
         return
     table = own_table(image.metadata, index)
-    for number in range(keep, 1 << image.geometry.l2_bits):
-        if any(table.entries[number * step : (number + 1) * step]):
-            replace(image.metadata, table, number, 0)
+    replace(image.metadata, table, keep * step, [0] * (len(table.entries) - keep * step))

@@ -16,10 +16,9 @@ from tapcore import SECTOR_SHIFT, UsageError
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
-    from tap_qcow2.tables.l2tables import Table
+    from tap_qcow2.tables.l2tables import L2Table
 
 _PIECE: Final = 1 << 20
-_MOST_RELEASED: Final = 65536
 
 
 def expand_zeroes(image: Image) -> None:
@@ -48,12 +47,12 @@ def _expand_tables(image: Image, seen: set[int], *, active: bool) -> None:
             continue
         seen.add(offset)
         _expand_table(image, tables.wait(index), active=active)
-        if tables.overfull or len(image.refcounts.released) > _MOST_RELEASED:
+        if image.must_write_back:
             image.writeback.all_now()
     image.writeback.all_now()
 
 
-def _expand_table(image: Image, table: Table, *, active: bool) -> None:
+def _expand_table(image: Image, table: L2Table, *, active: bool) -> None:
     check_for_writing(image.metadata, table)
     bits, refcounts = image.cluster_bits, image.refcounts
     shares = refcounts.get(table.offset >> bits)
@@ -62,16 +61,16 @@ def _expand_table(image: Image, table: Table, *, active: bool) -> None:
     for at, host in image.metadata.decoder.zero_clusters(table.entries):
         if host and refcounts.get(host >> bits) == shares:  # nobody sees this space otherwise
             _write_zeroes(image, host, image.geometry.cluster_size)
-            image.tables.set(table, at, flagged(host, single))
+            image.tables.set(table, at, (flagged(host, single),))
             continue
         if host:
             refcounts.released.extend([host >> bits] * shares)
         if image.header.backing_file:
             homeless.append(at)
         else:
-            image.tables.set(table, at, 0)
+            image.tables.set(table, at, (0,))
     for at, host in _new_places(image, homeless, shares):
-        image.tables.set(table, at, flagged(host, single))
+        image.tables.set(table, at, (flagged(host, single),))
 
 
 def _new_places(image: Image, homeless: list[int], shares: int) -> Iterator[tuple[int, int]]:
@@ -93,7 +92,7 @@ def _new_places(image: Image, homeless: list[int], shares: int) -> Iterator[tupl
 
 def _write_zeroes(image: Image, host: int, length: int) -> None:
     """Let space in the file show zeroes, encrypted ones where the image is."""
-    file, cipher = image.file, image.host.cipher
+    file, cipher = image.file, image.cipher
     if image.header.crypt_method and cipher is None:
         raise UsageError("its zero clusters cannot be written without its passphrase")
     if cipher is None and file.zero_blocking(host, length, False) == 0:

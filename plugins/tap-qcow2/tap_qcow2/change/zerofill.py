@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
-from tap_qcow2.data.write import Writer
-from tap_qcow2.data.zero import Zeroing
-from tapcore import SECTOR_SHIFT, Answer
+from tapcore import SECTOR_SHIFT
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image
 
-_PIECE = 2048  # sectors that are written at once
+_PIECE: Final = 2048
+"""Sectors that are written at once."""
 
 
 def zero_now(image: Image, sector: int, end: int) -> None:
@@ -25,39 +23,59 @@ def zero_now(image: Image, sector: int, end: int) -> None:
         end: the one behind the last.
 
     Raises:
-        OSError: it failed.
+        TapError, OSError: it failed.
     """
-    left: list[tuple[int, int]] = []
-    failed: list[int] = []
-    open_sectors = [end - sector]
+    _Zeroing(image).run(sector, end)
 
-    def answered(dd: Any, res: int, at: int, nb_sectors: int, id: int, prv: Any) -> int:
-        open_sectors[0] -= nb_sectors
-        if res == -errno.EOPNOTSUPP and prv == "zero":
-            left.append((at, at + nb_sectors))
-        elif res:
-            failed.append(res)
+
+class _Zeroing:
+    """Requests of which the answers are waited for.
+
+    Args:
+        image: see above.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._left: list[tuple[int, int]] = []
+        self._failed = 0
+        self._open = 0
+
+    def run(self, sector: int, end: int) -> None:
+        """See `zero_now`."""
+        clusters = self._image.clusters
+        self._begin(end - sector)
+        self._wait(clusters.write_zeroes(sector, end - sector, True, self._zeroed))
+        content = memoryview(bytes(_PIECE << SECTOR_SHIFT))
+        for start, stop in self._left:
+            for at in range(start, stop, _PIECE):
+                count = min(_PIECE, stop - at)
+                self._begin(count)
+                self._wait(clusters.write(at, count, content[: count << SECTOR_SHIFT], self._done))
+
+    def _begin(self, nb_sectors: int) -> None:
+        self._image.writeback.all_now()  # so that nothing holds it back
+        self._open = nb_sectors
+
+    def _zeroed(self, res: int, sector: int, nb_sectors: int) -> int:
+        if res != -errno.EOPNOTSUPP:
+            return self._done(res, sector, nb_sectors)
+        self._left.append((sector, sector + nb_sectors))
+        return self._done(0, sector, nb_sectors)
+
+    def _done(self, res: int, sector: int, nb_sectors: int) -> int:
+        self._open -= nb_sectors
+        self._failed = self._failed or res
         return 0
 
-    Zeroing(
-        image.clusters, image.writeback, False, True, Answer(answered, image.dd, 0, "zero")
-    ).run(sector, end)
-    _settle(image, lambda: not open_sectors[0])
-    content = memoryview(bytes(_PIECE << SECTOR_SHIFT))
-    for start, stop in left:
-        for at in range(start, stop, _PIECE):
-            part = content[: min(_PIECE, stop - at) << SECTOR_SHIFT]
-            open_sectors[0] += len(part) >> SECTOR_SHIFT
-            Writer(image.clusters).write(Answer(answered, image.dd, 0, "write"), at, part)
-            _settle(image, lambda: not open_sectors[0])
-    if failed:
-        raise OSError(-failed[0], "zeroing failed")
-
-
-def _settle(image: Image, done: Callable[[], bool]) -> None:
-    """Let the images of the chain work until something is done."""
-    disk = image.dd.td_state
-    assert disk is not None
-    assert disk.blkif is not None
-    image.dd.drv.td_submit(image.dd)
-    disk.blkif.wait_until(done)
+    def _wait(self, refused: int) -> None:
+        """Let the images of the chain work until all is answered."""
+        image = self._image
+        disk = image.dd.td_state
+        assert disk is not None
+        assert disk.blkif is not None
+        image.clusters.submit()
+        if not refused:
+            disk.blkif.wait_until(lambda: not self._open)
+        if refused or self._failed:
+            raise OSError(-(refused or self._failed), "zeroing failed")

@@ -18,6 +18,7 @@ import attrs
 from tap_qcow2.check.entrycounter import EntryCounter, L2Uses
 from tap_qcow2.check.referencecounts import Counts
 from tap_qcow2.check.report import Report
+from tap_qcow2.data.unopened import UnopenedFile
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.entries import bits_possible, l1_reserved, offset_of
 from tap_qcow2.ondisk.verdicts import Rules
@@ -66,8 +67,8 @@ def data_size(image: Image) -> int | None:
     """
     if not image.header.has_data_file:
         return None
-    if image.host.file is not None:
-        return image.host.file.look_again()
+    if not isinstance(image.data, UnopenedFile):
+        return image.data.look_again()
     file = open_named_file(image.dd, image.header.data_file, role="data file", flags=TD_RDONLY)
     size = file.size
     file.close()

@@ -7,9 +7,8 @@ import stat
 from array import array
 from typing import Any, cast
 
-from tap_qcow2.image import Image
+from tap_qcow2.image import Image, header_of
 from tap_qcow2.tables.links import own_table
-from tap_qcow2.tables.mapping import runs_of
 from tapcore import DiskDriver, OpenOptions, open_image_file
 
 _ZEROES = bytes(1 << 20)
@@ -27,18 +26,17 @@ def preallocate(name: str, how: str) -> None:
     """
     # an image that is in no chain, and has no driver's hooks: only its tables are worked on
     dd = DiskDriver(name=name, drv=cast(Any, None), options=OpenOptions())
-    image = Image.open(open_image_file(name, 0, dd.options), dd)
+    file = open_image_file(name, 0, dd.options)
+    image = Image(file, header_of(file, dd), dd)  # clusters of a data file need none
     dd.size = image.size >> 9
     try:
-        if image.header.has_data_file:
-            image.host.file = None  # its clusters lie where they lie on the disk
-        image.begin_writing()
+        image.begin_change()
         for index in range(image.geometry.l1_entries(image.size)):
             _allocate_table(image, index)
             if image.tables.overfull:
                 image.writeback.all_now()
         image.clean()
-        if not image.host.elsewhere:
+        if not image.elsewhere:
             on_device = stat.S_ISBLK(os.fstat(image.file.fd).st_mode)
             if on_device or how != "metadata":  # else what a device held would show
                 _fill(image, "full" if on_device else how)
@@ -56,7 +54,7 @@ def _allocate_table(image: Image, index: int) -> None:
     entries: array[int] = array("Q")
     while len(entries) < count:
         most = count - len(entries)
-        if not image.host.elsewhere:
+        if not image.elsewhere:
             taken, got = image.allocator.allocate(most)
         else:
             taken, got = first + len(entries), most
@@ -74,9 +72,9 @@ def _fill(image: Image, how: str) -> None:
         os.posix_fallocate(fd, 0, image.allocator.end)
         image.file.truncate_up(image.allocator.end)
         return
-    for run in runs_of(image.tables, 0, image.size >> 9):
+    for run in image.runs(0, image.sectors):
         where, left = run.where, run.nb_sectors << 9
-        while left and where:
+        while left and where >= 0:
             count = min(left, len(_ZEROES))
             if res := image.file.write_blocking(where, memoryview(_ZEROES)[:count]):
                 raise OSError(-res, os.strerror(-res))

@@ -68,7 +68,6 @@ class Decoder:
         self._zeroes = ZEROES if version >= 3 and not self.geometry.extended else 0
         self._reserved = L2_RESERVED if self._zeroes else L2_RESERVED | ZEROES
         self._odd = PACKED | self._reserved | self._low & OFFSET_MASK
-        self._in_place_mask = COPIED | PACKED | self._zeroes
 
     # ---- one entry --------------------------------------------------------------------------
 
@@ -109,16 +108,6 @@ class Decoder:
         It may be that it holds nothing: that of zeroes, or of subclusters without data.
         """
         if entry & (COPIED | PACKED) != COPIED:
-            return -1
-        host = entry & OFFSET_MASK
-        return host if host or self.elsewhere else -1
-
-    def in_place(self, entry: int) -> int:
-        """Host offset of what can be written in place, bytes; -1: nothing can.
-
-        Of an extended entry that concerns the subclusters with data only.
-        """
-        if entry & self._in_place_mask != COPIED:
             return -1
         host = entry & OFFSET_MASK
         return host if host or self.elsewhere else -1
@@ -200,20 +189,6 @@ class Decoder:
         while at + more <= last and entries[at + more] & _PLACE == where + more * size:
             more += 1
         return kind, where, more
-
-    def in_place_run(self, entries: Words, at: int, last: int) -> int:
-        """How many standard entries can be written in place, one behind the other in the file.
-
-        Args:
-            entries: of a table.
-            at: number of the first one, which can.
-            last: number of the last one that is of interest.
-        """
-        more, size, mask = 1, self._size, self._in_place_mask | OFFSET_MASK
-        first = entries[at] & mask
-        while at + more <= last and entries[at + more] & mask == first + more * size:
-            more += 1
-        return more
 
     def _alike(self, entries: Words, at: int, last: int, kind: int, where: int) -> int:
         """How many clusters are zero, or unallocated, like the first one."""

@@ -156,11 +156,6 @@ def subcluster_kind(bitmap: int, number: int) -> int:
     return DATA if bitmap >> number & 1 else UNALLOCATED
 
 
-def has_data(bitmap: int, number: int) -> bool:
-    """Whether a bitmap says that one subcluster has data."""
-    return bool(bitmap >> number & 1)
-
-
 def subclusters(first: int, end: int) -> int:
     """The subclusters from one up to another, as a bitmap says that they have data."""
     return ((1 << (end - first)) - 1) << first

@@ -157,7 +157,7 @@ def _prepare(image: Image) -> None:
         raise NotSupportedError("has an external data file, which snapshots do not cover")
     if header.corrupt:
         raise ImageOpenError("is marked as corrupt: check --repair all", errno=errno.EROFS)
-    if header.dirty and not image.writeback.lazy:
+    if header.dirty and not image.stages.lazy:
         from tap_qcow2.check.check import repair_dirty
 
         repair_dirty(image)
@@ -168,8 +168,9 @@ def _tell_bitmaps(image: Image, size: int) -> None:
     if image.header.extension(layout.EXT_BITMAPS) is not None and size != image.size:
         from tap_qcow2.bitmaps.resize import resize_bitmaps
 
-        image.begin_writing()
+        image.begin_change()
         resize_bitmaps(image, image.size, size)
+    image.clusters.begin_writing()
     image.about_to_change(0, image.size >> SECTOR_SHIFT)
 
 

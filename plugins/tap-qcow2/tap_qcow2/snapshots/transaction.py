@@ -33,8 +33,8 @@ def changing(image: Image) -> Iterator[ExitStack]:
     Yields what is to be undone if it fails before the switch. If it fails later, or undoing does,
     the dirty bit stays, so that the next opening repairs.
     """
-    image.begin_writing()
-    image.writeback.closing = True  # lazy refcounts are written, too
+    image.begin_change()
+    image.stages.closing = True  # lazy refcounts are written, too
     header = image.header
     undone: list[bool] = []
     undo = ExitStack()
@@ -53,7 +53,7 @@ def changing(image: Image) -> Iterator[ExitStack]:
             raise
         _settle(image)
     finally:
-        image.writeback.closing = False
+        image.stages.closing = False
 
 
 def _settle(image: Image) -> None:
@@ -62,7 +62,7 @@ def _settle(image: Image) -> None:
     image.metadata.reload_l1()
     image.allocator.metadata = metadata_clusters(image.metadata)
     image.writeback.all_now()
-    if header.dirty and not image.writeback.lazy:
+    if header.dirty and not image.stages.lazy:
         header.incompatible &= ~layout.INCOMPAT_DIRTY
         image.header_writer.write_fields()
 

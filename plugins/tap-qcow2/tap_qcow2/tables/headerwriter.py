@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.header import ATOMIC
 from tap_qcow2.tables.metadata import Metadata
-from tap_qcow2.tables.writeback import Writeback
+from tapcore.clusters import Writeback
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from typing import Final
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.ondisk.refcountblock import RefcountBlock
+from tap_qcow2.tables.l2tables import WORDS
 from tapcore import ImageFile, ImageFormatError, NotSupportedError
+from tapcore.clusters import Table
 
 BLOCK_CACHE: Final = 4 << 20
 """Bytes of refcount blocks to keep: those of 128 GiB at the defaults."""
-
-_TABLE_SECTOR_SHIFT: Final = 6  # 64 entries in a sector
 
 
 class Refcounts:
@@ -35,8 +35,7 @@ class Refcounts:
         table: the refcount table's entries.
 
     Attributes:
-        table: entries.
-        table_dirty: sectors of the table that have changed.
+        directory: the refcount table, and what of it has changed.
         table_moved: the table has a new place, which the header on disk does not say yet.
         dirty: blocks with changes.
         released: clusters given up since the last write-back, once for each reference.
@@ -61,13 +60,17 @@ class Refcounts:
         self.per_block_bits = self._header.cluster_bits + 3 - self.order
         self.per_block = 1 << self.per_block_bits
         self.most = (1 << (1 << self.order)) - 1
-        self.table = table
-        self.table_dirty: set[int] = set()
+        self.directory = Table(-1, self._header.refcount_table_offset, table, WORDS)
         self.table_moved = False
         self.dirty: set[RefcountBlock] = set()
         self.released: list[int] = []
         self.discarded: set[int] = set()
         self._blocks: dict[int, RefcountBlock] = {}
+
+    @property
+    def table(self) -> Words:
+        """The refcount table's entries."""
+        return self.directory.entries
 
     # ---- reading ----------------------------------------------------------------------------
 
@@ -217,8 +220,7 @@ class Refcounts:
         """A new block, of a number that the table has room for."""
         self._enter(number, block)
         self.mark(block)
-        self.table[number] = block.offset
-        self.table_dirty.add(number >> _TABLE_SECTOR_SHIFT)
+        self.directory.set(number, [block.offset])
 
     def move_table(self, offset: int, clusters: int) -> None:
         """The table has grown, and lies somewhere else: at an offset (bytes), in so many clusters.
@@ -228,7 +230,7 @@ class Refcounts:
         header = self._header
         first = header.refcount_table_offset >> self._bits
         self.released.extend(range(first, first + header.refcount_table_clusters))
-        header.refcount_table_offset = offset
+        header.refcount_table_offset = self.directory.offset = offset
         header.refcount_table_clusters = clusters
         self.table_moved = True
 

@@ -15,8 +15,8 @@ from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import offsets_of, runs
 from tap_qcow2.ondisk.verdicts import Rules, judge
 from tap_qcow2.tables.metadata import Metadata
-from tap_qcow2.tables.writeback import Writeback
 from tapcore import ImageFormatError
+from tapcore.clusters import Writeback
 
 _MOST_DIRTY: Final = 64 << 20
 """Bytes of refcount blocks that may have changed before they are written."""

@@ -1,0 +1,176 @@
+"""Zeroes and discards: entries that say so, without writing; space is given back where it may be.
+
+Source: qcow2.rst, "Standard Cluster Descriptor" (bit 0) and "Extended L2 Entries".
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from operator import ne
+
+from tap_qcow2.ondisk import bigendian
+from tap_qcow2.ondisk.bigendian import Words
+from tap_qcow2.ondisk.entries import (
+    ALL_DATA,
+    ALL_ZEROES,
+    compressed,
+    place_of,
+    subclusters,
+    with_zeroes,
+)
+from tap_qcow2.tables.links import own_table, replace
+from tap_qcow2.tables.metadata import Metadata
+from tapcore import SECTOR_SHIFT, DiskDriver, ImageFile
+from tapcore.clusters import Run
+
+
+class Clearing:
+    """Lets clusters, or subclusters, read as zeroes.
+
+    Args:
+        dd: the image in its chain.
+        metadata: of it.
+        data: the file that holds its content.
+    """
+
+    def __init__(self, dd: DiskDriver, metadata: Metadata, data: ImageFile) -> None:
+        self._dd = dd
+        self._metadata = metadata
+        self._data = data
+        self._geometry = metadata.geometry
+        self._decoder = metadata.decoder
+
+    def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
+        """As `WritableMap.clear`."""
+        parent, mask = self._dd.next, self._geometry.sector_mask
+        below = 0 if parent is None else (parent.size + mask) & ~mask  # what it may show
+        clear = self._discard if discard else self._zero
+        if run.sector < below:
+            res = clear(run.sector, min(run.end, below), zero_below=False, may_unmap=may_unmap)
+            if res or run.end <= below:
+                return res
+        return clear(max(run.sector, below), run.end, zero_below=True, may_unmap=may_unmap)
+
+    def _has_table(self, sector: int) -> bool:
+        return bool(self._metadata.tables.offset_of(sector >> self._geometry.table_shift))
+
+    def _entries(self, sector: int, end: int) -> tuple[int, Words]:
+        """The words of the clusters of a range, and where they are in their table."""
+        geometry, tables = self._geometry, self._metadata.tables
+        at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
+        count = -(-(end - sector) >> geometry.cluster_shift) * geometry.words
+        if not self._has_table(sector):
+            return at, bigendian.zeroes(count)
+        return at, tables.wait(sector >> geometry.table_shift).entries[at : at + count]
+
+    def _replace(self, sector: int, at: int, old: Words, new: Sequence[int]) -> None:
+        """Change words; what they do not lead to any more is given up."""
+        if old.tolist() != new:
+            table = own_table(self._metadata, sector >> self._geometry.table_shift)
+            replace(self._metadata, table, at, new)
+
+    # ---- clusters ---------------------------------------------------------------------------
+
+    def _zero(self, sector: int, end: int, *, zero_below: bool, may_unmap: bool) -> int:
+        if zero_below and not self._has_table(sector):
+            return 0
+        if self._metadata.header.version < 3:
+            return self._zero_in_version_2(sector, end, zero_below, may_unmap)
+        if self._geometry.extended:
+            return self._each(sector, end, self._zero_subclusters, may_unmap)
+        decoder = self._decoder
+        keeps = not may_unmap or decoder.elsewhere
+        at, old = self._entries(sector, end)
+        new = [decoder.zeroes(decoder.own_space(each) if keeps else -1) for each in old]
+        self._zero_in_data_file(sector, end, may_unmap=may_unmap)
+        self._replace(sector, at, old, new)
+        return 0
+
+    def _zero_in_version_2(self, sector: int, end: int, zero_below: bool, may_unmap: bool) -> int:
+        """There is no flag for zeroes: only what no parent shows can be forgotten."""
+        at, old = self._entries(sector, end)
+        if not zero_below or self._decoder.elsewhere or (any(old) and not may_unmap):
+            return -errno.EOPNOTSUPP
+        self._replace(sector, at, old, [0] * len(old))
+        return 0
+
+    def _discard(self, sector: int, end: int, *, zero_below: bool, may_unmap: bool) -> int:
+        """Afterwards it reads as zeroes where the format can say that, else as before."""
+        header, decoder = self._metadata.header, self._decoder
+        old_version = header.version < 3
+        if not self._has_table(sector) and (zero_below or old_version):
+            return 0
+        if self._geometry.extended:
+            return self._each(sector, end, self._discard_subclusters, zero_below)
+        at, old = self._entries(sector, end)
+        new = old.tolist()
+        for number, entry in enumerate(old):
+            if old_version:
+                new[number] = 0 if zero_below and not decoder.elsewhere else entry
+            elif not zero_below or decoder.refers(entry):
+                kept = place_of(entry) if header.data_file_raw else 0
+                new[number] = kept | decoder.zeroes()
+        if any(map(ne, old, new)):
+            self._zero_in_data_file(sector, end, may_unmap=True)
+        self._replace(sector, at, old, new)
+        return 0
+
+    # ---- subclusters ------------------------------------------------------------------------
+
+    def _each(
+        self, sector: int, end: int, clear: Callable[[int, int, bool], int], how: bool
+    ) -> int:
+        """Cluster by cluster; whether it can be done is the same for all."""
+        while sector < end:
+            until = min((sector | self._geometry.sector_mask) + 1, end)
+            if res := clear(sector, until, how):
+                return res
+            sector = until
+        return 0
+
+    def _chosen(self, sector: int, until: int) -> int:
+        unit, skip = self._geometry.unit >> SECTOR_SHIFT, sector & self._geometry.sector_mask
+        return subclusters(skip // unit, -(-(skip + until - sector) // unit))
+
+    def _zero_subclusters(self, sector: int, until: int, may_unmap: bool) -> int:
+        chosen = self._chosen(sector, until)
+        at, old = self._entries(sector, until)
+        entry, bitmap = old[0], with_zeroes(old[1], chosen)
+        if compressed(entry) and chosen != ALL_DATA:
+            return -errno.EOPNOTSUPP
+        self._zero_in_data_file(sector, until, may_unmap=may_unmap)
+        loses = compressed(entry) or (may_unmap and not self._decoder.elsewhere)
+        if bitmap == ALL_ZEROES and loses:
+            entry = 0
+        self._replace(sector, at, old, [entry, bitmap])
+        return 0
+
+    def _discard_subclusters(self, sector: int, until: int, zero_below: bool) -> int:
+        chosen = self._chosen(sector, until)
+        if until == self._dd.size:  # what lies past the disk's end keeps no space
+            chosen |= ALL_DATA & ~(chosen | chosen - 1)
+        at, old = self._entries(sector, until)
+        entry, bitmap = old[0], with_zeroes(old[1], chosen)
+        if zero_below and not old[1] and not self._decoder.refers(entry):
+            return 0
+        if compressed(entry) and chosen != ALL_DATA:
+            return 0
+        self._zero_in_data_file(sector, until, may_unmap=True)
+        if bitmap == ALL_ZEROES:
+            entry = place_of(entry) if self._metadata.header.data_file_raw else 0
+        self._replace(sector, at, old, [entry, bitmap])
+        return 0
+
+    def _zero_in_data_file(self, sector: int, until: int, *, may_unmap: bool) -> None:
+        """A raw data file must show the same as the image."""
+        if not self._metadata.header.data_file_raw:
+            return
+        offset, length = sector << SECTOR_SHIFT, (until - sector) << SECTOR_SHIFT
+        if self._data.zero_blocking(offset, length, may_unmap):
+            while length:
+                content = memoryview(bytes(min(length, 1 << 20)))
+                if res := self._data.write_blocking(offset, content):
+                    raise OSError(-res, "write failed")
+                offset += len(content)
+                length -= len(content)

@@ -1,0 +1,249 @@
+"""Where the sectors of the disk lie, and how that is changed.
+
+Source: qcow2.rst, "Cluster mapping", "Extended L2 Entries", "Compressed Clusters Descriptor".
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import ClassVar, Final
+
+from tap_qcow2.data.clearing import Clearing
+from tap_qcow2.data.codecs import codec
+from tap_qcow2.data.unopened import UnopenedFile
+from tap_qcow2.ondisk.entries import (
+    ALL_DATA,
+    copied,
+    offset_of,
+    subclusters,
+    with_data,
+)
+from tap_qcow2.ondisk.header import Header
+from tap_qcow2.tables.l2tables import L2Table
+from tap_qcow2.tables.links import check_for_writing, own_table, release
+from tap_qcow2.tables.mapping import L2Map
+from tap_qcow2.tables.metadata import Metadata
+from tap_qcow2.tables.writeback import Stages
+from tapcore import (
+    SECTOR_SHIFT,
+    DiskDriver,
+    ImageFile,
+    ImageFormatError,
+    NotSupportedError,
+)
+from tapcore.clusters import (
+    DATA,
+    NOWHERE,
+    PACKED,
+    DamagedTable,
+    DeflatedClusters,
+    PackingMap,
+    Picture,
+    Place,
+    Run,
+    WritableTableMap,
+)
+
+log = logging.getLogger(__name__)
+
+MOST_RELEASED: Final = 65536
+"""Clusters given up that wait to be counted down; beyond it a write-back begins by itself."""
+
+
+class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
+    """The map of an open image's disk.
+
+    Args:
+        dd: the image in its chain.
+        file: the image file.
+        metadata: of the image.
+        data: the external data file, if it is open.
+
+    Attributes:
+        dd: as given.
+        header: as it is to be; most of it is on disk.
+        metadata: header and tables in memory.
+        stages: says what a write-back brings to the disk.
+        elsewhere: the content lies in an external data file.
+    """
+
+    reuses_space: ClassVar[bool] = True
+    zeroes_in_place: ClassVar[bool] = False
+
+    def __init__(
+        self, dd: DiskDriver, file: ImageFile, metadata: Metadata, data: ImageFile | None
+    ) -> None:
+        self.header: Header = metadata.header
+        sectors = self.header.size >> SECTOR_SHIFT
+        self.elsewhere = metadata.decoder.elsewhere
+        if self.elsewhere and data is None:
+            data = UnopenedFile()
+        super().__init__(file, metadata.decoder, metadata.tables, sectors, data)
+        self.dd = dd
+        self.metadata = metadata
+        self.stages = Stages(dd.name, metadata, self.damaged)
+        self.encrypted = bool(self.header.crypt_method)
+        size, place_of = self.geometry.cluster_size, self.decoder.compressed_range
+        self.unpacker = DeflatedClusters(file, size, place_of, self._inflate)
+        self._clearing = Clearing(dd, metadata, self.data)
+
+    @abstractmethod
+    def damaged(self, reason: str) -> None:
+        """Damage was found that concerns no request."""
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def run_to_write(self, sector: int, stop: int) -> Run | None:
+        """What has one COPIED flag; where there is space, it is told of what is unallocated, too.
+
+        Raises:
+            DamagedTable: something in the table leads to the image's own tables.
+            ImageFormatError: as `run`.
+        """
+        run = self.run(sector, stop)
+        table = self.tables.get(sector >> self.table_shift)
+        if run is None or table is None:
+            return run
+        try:
+            check_for_writing(self.metadata, table)
+        except ImageFormatError as exc:
+            raise DamagedTable(exc.message, errno=exc.errno) from None
+        if run.kind == DATA:
+            return self._flagged(table, run)
+        nowhere = run.where == NOWHERE and not self.geometry.extended and not self.elsewhere
+        return run if nowhere or run.kind == PACKED else self._kept(table, run)
+
+    def _flagged(self, table: L2Table, run: Run) -> Run:
+        """The part of a run that can be written in place, or that cannot."""
+        geometry = self.geometry
+        shift, words = geometry.cluster_shift, geometry.words
+        at = (run.sector >> shift) & geometry.entry_mask
+        last = ((run.end - 1) >> shift) & geometry.entry_mask
+        own, more = copied(table.entries[at * words]), at + 1
+        while more <= last and copied(table.entries[more * words]) == own:
+            more += 1
+        end = ((run.sector >> shift) + more - at) << shift
+        return run.upto(end) if own else run.upto(end)._replace(own=False)
+
+    def _kept(self, table: L2Table, run: Run) -> Run:
+        """The part of a run without content that lies in one cluster, and that cluster's space."""
+        skip = run.sector & self.geometry.sector_mask
+        run = run.upto(run.sector - skip + self.geometry.cluster_sectors)
+        entry, _ = self._entry(table, run.sector)
+        if not self.decoder.refers(entry):
+            return run
+        where = offset_of(entry) + (skip << SECTOR_SHIFT)
+        return run._replace(where=where, own=copied(entry))
+
+    def allocate(self, sector: int, count: int) -> Place:
+        """Free clusters; in a data file each has its place."""
+        bits, allocator = self.geometry.cluster_bits, self.metadata.allocator
+        if self.elsewhere:
+            return Place(sector << SECTOR_SHIFT, count)
+        end = allocator.end
+        cluster, count = allocator.allocate(count)
+        return Place(cluster << bits, count, blank=cluster << bits >= end)
+
+    def give_back(self, where: int, count: int) -> None:
+        """Count them down; what fails is told, and no more, since a reason to fail was before."""
+        if self.elsewhere:
+            return
+        try:
+            self.metadata.allocator.take_back(where >> self.geometry.cluster_bits, count)
+        except ImageFormatError as exc:
+            self.damaged(exc.message)
+        except OSError as exc:
+            log.warning("%s: clusters are leaked: %s", self.dd.name, exc.strerror)
+
+    def link(self, sector: int, stop: int, where: int) -> None:
+        """By entries of plain clusters, or bits of subclusters."""
+        table = own_table(self.metadata, sector >> self.table_shift)
+        if self.geometry.extended:
+            self._link_subclusters(table, sector, stop, where)
+            return
+        size = self.geometry.cluster_size
+        at = (sector >> self.cluster_shift) & self.geometry.entry_mask
+        count = (stop - sector) >> self.cluster_shift
+        for number, entry in enumerate(table.entries[at : at + count]):
+            if entry:
+                release(self.metadata, entry, where + number * size)
+        first = self.decoder.plain(where)
+        self.tables.set(table, at, range(first, first + count * size, size))
+
+    def _link_subclusters(self, table: L2Table, sector: int, stop: int, where: int) -> None:
+        geometry = self.geometry
+        unit = geometry.unit >> SECTOR_SHIFT
+        while sector < stop:
+            skip = sector & geometry.sector_mask
+            until = min(sector - skip + geometry.cluster_sectors, stop)
+            chosen = subclusters(skip // unit, (skip + until - sector) // unit)
+            host = where - (skip << SECTOR_SHIFT)
+            entry, bitmap = self._entry(table, sector)
+            release(self.metadata, entry, host)
+            bitmap = ALL_DATA if chosen == ALL_DATA else with_data(bitmap, chosen)
+            self._set(table, sector, self.decoder.plain(host), bitmap)
+            where += (until - sector) << SECTOR_SHIFT
+            sector = until
+
+    def _entry(self, table: L2Table, sector: int) -> tuple[int, int]:
+        """The L2 entry of the sector's cluster, and its bitmap of subclusters, or 0."""
+        at = self._at(sector)
+        return table.entries[at], table.entries[at + 1] if self.geometry.extended else 0
+
+    def _set(self, table: L2Table, sector: int, entry: int, bitmap: int = 0) -> None:
+        self.tables.set(table, self._at(sector), (entry, bitmap)[: self.geometry.words])
+
+    def _at(self, sector: int) -> int:
+        return ((sector >> self.cluster_shift) & self.geometry.entry_mask) * self.geometry.words
+
+    def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
+        """By entries that say so."""
+        return self._clearing.clear(run, discard=discard, may_unmap=may_unmap)
+
+    # ---- compressed clusters ----------------------------------------------------------------
+
+    def _inflate(self, stream: bytes, limit: int) -> bytes:
+        return codec(self.header.compression_type)[0](stream, limit)
+
+    def check_packing(self) -> None:
+        """Not where nobody would look for them."""
+        if self.elsewhere:
+            raise NotSupportedError(
+                "has an external data file, which cannot hold compressed clusters"
+            )
+        if self.cipher is not None:
+            raise NotSupportedError("is encrypted, and cannot hold compressed clusters besides")
+
+    def pack(self, content: bytes | memoryview) -> bytes:
+        """As the header says."""
+        return codec(self.header.compression_type)[1](content)
+
+    def allocate_packed(self, sector: int, length: int) -> int:
+        """Behind the last one, where there is room."""
+        return self.metadata.allocator.allocate_bytes(length)
+
+    def give_back_packed(self, where: int, length: int) -> None:
+        """All clusters that it touches."""
+        bits = self.geometry.cluster_bits
+        first, last = where >> bits, (where + length - 1) >> bits
+        self.give_back(first << bits, last - first + 1)
+
+    def link_packed(self, sector: int, where: int, length: int) -> int:
+        """By an entry of its own kind, which is the token."""
+        table = own_table(self.metadata, sector >> self.table_shift)
+        release(self.metadata, self._entry(table, sector)[0])
+        token = self.decoder.compressed_at(where, length)
+        self._set(table, sector, token)
+        return token
+
+    # ---- write-back -------------------------------------------------------------------------
+
+    @property
+    def must_write_back(self) -> bool:
+        """By the tables with changes, and by what was given up."""
+        return self.tables.overfull or len(self.metadata.refcounts.released) > MOST_RELEASED
+
+    def picture(self) -> Picture:
+        """In three stages."""
+        return self.stages.picture()
