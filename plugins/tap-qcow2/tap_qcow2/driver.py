@@ -275,7 +275,7 @@ def td_make_empty(dd: DiskDriver[Image]) -> None:
 @implements(Hooks.td_snapshots)
 def td_snapshots(dd: DiskDriver[Image]) -> list[Snapshot]:
     """What the snapshot table says."""
-    from tap_qcow2.snapshots.table import each_snapshot
+    from tap_qcow2.ondisk.snapshottable import each_snapshot
 
     return [snapshot.public() for snapshot in each_snapshot(dd.private.file, dd.private.header)]
 

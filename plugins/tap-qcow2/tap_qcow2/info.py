@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2.ondisk import layout
-from tap_qcow2.snapshots.table import each_snapshot
+from tap_qcow2.ondisk.snapshottable import each_snapshot
 
 if TYPE_CHECKING:
     from tap_qcow2.image import Image

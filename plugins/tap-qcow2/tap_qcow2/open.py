@@ -124,7 +124,7 @@ def _set_up_cipher(image: Image) -> None:
 
 def _show_snapshot(image: Image, wanted: str) -> None:
     """Read a snapshot's L1 table instead of the current one."""
-    from tap_qcow2.snapshots.table import find_snapshot, read_snapshots, snapshot_l1
+    from tap_qcow2.ondisk.snapshottable import find_snapshot, read_snapshots, snapshot_l1
 
     snapshot = find_snapshot(read_snapshots(image.file, image.header), wanted)
     l1 = snapshot_l1(image.file, image.header, snapshot)

@@ -21,8 +21,8 @@ from qcow2tools import (
 )
 from qcow2wrecks import commands
 from tap_qcow2.image import Image
+from tap_qcow2.ondisk.snapshottable import read_snapshots
 from tap_qcow2.snapshots.operations import apply_snapshot, create_snapshot, delete_snapshot
-from tap_qcow2.snapshots.table import read_snapshots
 
 SIZE = 2 * MIB
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tap_qcow2.bitmaps.bits import either, set_runs
-from tap_qcow2.bitmaps.directory import (
+from tap_qcow2.ondisk.bitmapdirectory import (
     BitmapEntry,
     disk_size,
     fits,

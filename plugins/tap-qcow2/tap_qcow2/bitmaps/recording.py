@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tap_qcow2.bitmaps.bits import fill
-from tap_qcow2.bitmaps.directory import BitmapEntry
+from tap_qcow2.ondisk.bitmapdirectory import BitmapEntry
 from tapcore import SECTOR_SHIFT
 
 

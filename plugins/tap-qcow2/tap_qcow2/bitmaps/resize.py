@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tap_qcow2.bitmaps.directory import (
+from tap_qcow2.ondisk.bitmapdirectory import (
     MAX_BITMAP_BYTES,
     BitmapEntry,
     fits,

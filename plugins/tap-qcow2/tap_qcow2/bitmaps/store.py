@@ -9,7 +9,10 @@ from __future__ import annotations
 import attrs
 
 from tap_qcow2.bitmaps.bits import cut, either
-from tap_qcow2.bitmaps.directory import (
+from tap_qcow2.bitmaps.recording import Recording
+from tap_qcow2.ondisk import bigendian
+from tap_qcow2.ondisk.bigendian import Words
+from tap_qcow2.ondisk.bitmapdirectory import (
     BitmapEntry,
     bits_of,
     disk_size,
@@ -18,9 +21,6 @@ from tap_qcow2.bitmaps.directory import (
     table_entries,
     write_flags,
 )
-from tap_qcow2.bitmaps.recording import Recording
-from tap_qcow2.ondisk import bigendian
-from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import BITS_ALL_SET, offset_of
 from tap_qcow2.tables.metadata import Metadata
 from tap_qcow2.tables.structures import metadata_clusters

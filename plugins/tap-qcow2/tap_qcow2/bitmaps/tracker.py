@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
-from tap_qcow2.bitmaps.directory import (
+from tap_qcow2.bitmaps.recording import Recording
+from tap_qcow2.ondisk.bitmapdirectory import (
     IN_USE,
     BitmapEntry,
     disk_size,
@@ -19,7 +20,6 @@ from tap_qcow2.bitmaps.directory import (
     valid,
     write_flags,
 )
-from tap_qcow2.bitmaps.recording import Recording
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.tables.metadata import Metadata
 from tapcore import TapError, describe_error

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from tap_qcow2.bitmaps import directory
 from tap_qcow2.change.refcountwidth import change_width
 from tap_qcow2.change.zeroclusters import expand_zeroes
 from tap_qcow2.create.newimage import refcount_order
-from tap_qcow2.ondisk import layout
-from tap_qcow2.snapshots.table import read_snapshots
+from tap_qcow2.ondisk import bitmapdirectory, layout
+from tap_qcow2.ondisk.snapshottable import read_snapshots
 from tap_qcow2.snapshots.transaction import rewrite_snapshots
 from tapcore import SECTOR_SHIFT, UsageError
 
@@ -109,7 +108,7 @@ def _upgrade(image: Image) -> None:
 def _check_downgrade(image: Image) -> None:
     """Raise UsageError for what version 2 cannot say."""
     header = image.header
-    listed = header.extension(layout.EXT_BITMAPS) is not None and directory.valid(header)
+    listed = header.extension(layout.EXT_BITMAPS) is not None and bitmapdirectory.valid(header)
     features = (
         ("an external data file", header.has_data_file),
         ("extended L2 entries", header.extended_l2),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from tap_qcow2.ondisk.entries import flagged
-from tap_qcow2.snapshots.table import read_snapshots, snapshot_l1
+from tap_qcow2.ondisk.snapshottable import read_snapshots, snapshot_l1
 from tap_qcow2.tables.links import check_for_writing
 from tapcore import SECTOR_SHIFT, UsageError
 

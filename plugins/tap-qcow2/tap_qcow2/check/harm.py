@@ -25,7 +25,7 @@ from tap_qcow2.ondisk.entries import (
     subcluster_kind,
 )
 from tap_qcow2.ondisk.headerparser import parse_header
-from tap_qcow2.snapshots.table import SnapshotEntry, needed_entries, read_snapshots
+from tap_qcow2.ondisk.snapshottable import SnapshotEntry, needed_entries, read_snapshots
 from tapcore import ImageFormatError, TapError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tap_qcow2.ondisk import layout
-from tap_qcow2.snapshots.table import ENTRY_L1_SIZE, needed_entries
+from tap_qcow2.ondisk.snapshottable import ENTRY_L1_SIZE, needed_entries
 
 if TYPE_CHECKING:
     from tap_qcow2.check.walk import Walk

@@ -21,8 +21,13 @@ from tap_qcow2.check.report import Report
 from tap_qcow2.data.unopened import UnopenedFile
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.entries import bits_possible, l1_reserved, offset_of
+from tap_qcow2.ondisk.snapshottable import (
+    SnapshotEntry,
+    needed_entries,
+    read_snapshots,
+    table_bytes,
+)
 from tap_qcow2.ondisk.verdicts import Rules
-from tap_qcow2.snapshots.table import SnapshotEntry, needed_entries, read_snapshots, table_bytes
 from tapcore import TD_RDONLY, ImageFormatError, TapError, open_named_file
 
 if TYPE_CHECKING:
@@ -277,7 +282,12 @@ class Walk:
             self._structure("encryption header", *place)
 
     def _bitmaps(self) -> None:
-        from tap_qcow2.bitmaps.directory import directory_range, read_directory, read_table, valid
+        from tap_qcow2.ondisk.bitmapdirectory import (
+            directory_range,
+            read_directory,
+            read_table,
+            valid,
+        )
 
         image = self._image
         file, header = image.file, image.header

@@ -116,7 +116,7 @@ def missing_runs(map: DiskMap, bytes_there: BytesThere) -> Iterator[Run]:
     yield from _missing(map, bytes_there)
     if not header.nb_snapshots:
         return
-    from tap_qcow2.snapshots.table import read_snapshots, snapshot_l1
+    from tap_qcow2.ondisk.snapshottable import read_snapshots, snapshot_l1
 
     for snapshot in read_snapshots(file, header):
         l1 = snapshot_l1(file, header, snapshot)

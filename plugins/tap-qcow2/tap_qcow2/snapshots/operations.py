@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import shared
+from tap_qcow2.ondisk.snapshottable import SnapshotEntry, find_snapshot, read_snapshots, snapshot_l1
 from tap_qcow2.ondisk.verdicts import Rules
-from tap_qcow2.snapshots.table import SnapshotEntry, find_snapshot, read_snapshots, snapshot_l1
 from tap_qcow2.snapshots.transaction import (
     Run,
     allocate,

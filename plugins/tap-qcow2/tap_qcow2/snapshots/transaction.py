@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from tap_qcow2.ondisk import layout
-from tap_qcow2.snapshots.table import SnapshotEntry, read_snapshots, table_bytes
+from tap_qcow2.ondisk.snapshottable import SnapshotEntry, read_snapshots, table_bytes
 from tap_qcow2.tables.structures import metadata_clusters
 from tapcore import NotSupportedError
 

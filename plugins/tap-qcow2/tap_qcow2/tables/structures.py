@@ -50,7 +50,7 @@ def metadata_clusters(metadata: Metadata, *, with_bitmaps: bool = True) -> set[i
 
 
 def _add_snapshots(metadata: Metadata, places: _Places) -> None:
-    from tap_qcow2.snapshots.table import check_snapshot_l1, read_snapshots, table_bytes
+    from tap_qcow2.ondisk.snapshottable import check_snapshot_l1, read_snapshots, table_bytes
 
     file, header = metadata.file, metadata.header
     snapshots = read_snapshots(file, header)
@@ -63,7 +63,7 @@ def _add_snapshots(metadata: Metadata, places: _Places) -> None:
 
 
 def _add_bitmaps(metadata: Metadata, places: _Places) -> None:
-    from tap_qcow2.bitmaps.directory import ranges_on_disk
+    from tap_qcow2.ondisk.bitmapdirectory import ranges_on_disk
 
     ranges = ranges_on_disk(metadata.file, metadata.header)
     for offset, length in itertools.islice(ranges, 1):
