@@ -34,7 +34,6 @@ from tapcore import (
 )
 from tapcore.clusters import (
     DATA,
-    NOWHERE,
     PACKED,
     DamagedTable,
     DeflatedClusters,
@@ -46,6 +45,9 @@ from tapcore.clusters import (
 )
 
 log = logging.getLogger(__name__)
+
+_MOST: Final = 1024
+"""Clusters that are looked at for one step of a write."""
 
 MOST_RELEASED: Final = 65536
 """Clusters given up that wait to be counted down; beyond it a write-back begins by itself."""
@@ -95,27 +97,36 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
     # ---- writing ----------------------------------------------------------------------------
 
     def run_to_write(self, sector: int, stop: int) -> Run | None:
-        """What has one COPIED flag; where there is space, it is told of what is unallocated, too.
+        """What has one COPIED flag; of what has no content, the space that is kept is told, too.
 
         Raises:
             DamagedTable: something in the table leads to the image's own tables.
             ImageFormatError: as `run`.
         """
-        run = self.run(sector, stop)
-        table = self.tables.get(sector >> self.table_shift)
-        if run is None or table is None:
-            return run
+        index = sector >> self.table_shift
+        table = self.tables.young.get(index)
+        if table is None:
+            run = self.run(sector, stop)
+            table = self.tables.get(index)
+            if run is None or table is None:
+                return run
+        if not table.checked:
+            self._check(table)
+        # not all of the table: what is found is cut where the flag changes, and looked for again
+        stop = min(stop, (index + 1) << self.table_shift, sector + (_MOST << self.cluster_shift))
+        if self.geometry.extended:
+            return self._extended_run_to_write(table, sector, stop)
+        run = self.run_in(table, sector, stop)
+        return run if run.where < 0 or run.kind == PACKED else self._flagged(table, run)
+
+    def _check(self, table: L2Table) -> None:
         try:
             check_for_writing(self.metadata, table)
         except ImageFormatError as exc:
             raise DamagedTable(exc.message, errno=exc.errno) from None
-        if run.kind == DATA:
-            return self._flagged(table, run)
-        nowhere = run.where == NOWHERE and not self.geometry.extended and not self.elsewhere
-        return run if nowhere or run.kind == PACKED else self._kept(table, run)
 
     def _flagged(self, table: L2Table, run: Run) -> Run:
-        """The part of a run that can be written in place, or that cannot."""
+        """The part of a run with space that can be written in place, or that cannot."""
         geometry = self.geometry
         shift, words = geometry.cluster_shift, geometry.words
         at = (run.sector >> shift) & geometry.entry_mask
@@ -126,15 +137,32 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         end = ((run.sector >> shift) + more - at) << shift
         return run.upto(end) if own else run.upto(end)._replace(own=False)
 
-    def _kept(self, table: L2Table, run: Run) -> Run:
-        """The part of a run without content that lies in one cluster, and that cluster's space."""
-        skip = run.sector & self.geometry.sector_mask
-        run = run.upto(run.sector - skip + self.geometry.cluster_sectors)
-        entry, _ = self._entry(table, run.sector)
-        if not self.decoder.refers(entry):
+    def _extended_run_to_write(self, table: L2Table, sector: int, stop: int) -> Run:
+        """The same by subclusters: those without content may lie in a cluster that has space."""
+        geometry = self.geometry
+        entry, bitmap = self._entry(table, sector)
+        kept = self.decoder.refers(entry)
+        if kept and bitmap != ALL_DATA:
+            stop = min(stop, (sector | geometry.sector_mask) + 1)
+        run = self.run_in(table, sector, stop)
+        if run.kind == DATA:
+            return self._flagged(table, run)
+        if run.kind == PACKED:
             return run
-        where = offset_of(entry) + (skip << SECTOR_SHIFT)
-        return run._replace(where=where, own=copied(entry))
+        if kept:
+            where = offset_of(entry) + ((sector & geometry.sector_mask) << SECTOR_SHIFT)
+            return run._replace(where=where, own=copied(entry))
+        return run.upto(self._without_space(table, run))
+
+    def _without_space(self, table: L2Table, run: Run) -> int:
+        """Up to which sector no cluster of a run has space, as its first one has none."""
+        shift, mask = self.cluster_shift, self.geometry.entry_mask
+        at, last = (run.sector >> shift) & mask, ((run.end - 1) >> shift) & mask
+        entries = table.entries[at * 2 : (last + 1) * 2 : 2]
+        if not any(entries):
+            return run.end
+        number = next(number for number, entry in enumerate(entries) if entry)
+        return ((run.sector >> shift) + number) << shift
 
     def allocate(self, sector: int, count: int) -> Place:
         """Free clusters; in a data file each has its place."""

@@ -6,6 +6,7 @@ Source: qcow2.rst, "Cluster mapping", "Extended L2 Entries".
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from tap_qcow2.ondisk import bigendian
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import (
     ALL_DATA,
+    ALL_ZEROES,
     COMPRESSED,
     COPIED,
     DATA,
@@ -30,6 +32,9 @@ from tapcore import SECTOR_SHIFT, ImageFormatError
 
 _MANY: Final = 256
 _NOTHING: Final = bigendian.zeroes(_MANY)
+_WHOLE: Final = frozenset({0, ALL_DATA, ALL_ZEROES})
+"""Bitmaps of clusters that are stored in one way."""
+
 _PLACE: Final = OFFSET_MASK | PACKED | ZEROES
 
 
@@ -203,6 +208,36 @@ class Decoder:
             except ImageFormatError:  # is told to whoever asks for that cluster
                 break
             if found != (kind, where + more * step):
+                break
+            more += 1
+        return more
+
+    def alike(self, entries: Words, at: int, most: int) -> int:
+        """How many clusters, from the extended entry at a word on, are whole and go on as it does.
+
+        Args:
+            entries: of a table.
+            at: of an entry that is possible, and not compressed.
+            most: so many are of interest.
+
+        Returns:
+            0 where the subclusters of the first one differ.
+        """
+        entry, bitmap = entries[at], entries[at + 1]
+        if bitmap not in _WHOLE or not most:
+            return 0
+        if bitmap == ALL_DATA and not entry & OFFSET_MASK:  # in a data file: its first cluster
+            return 1
+        more = 1
+        if not entry:
+            same = array(entries.typecode, (0, bitmap)) * _MANY
+            while more + _MANY <= most:
+                if entries[at + 2 * more : at + 2 * (more + _MANY)] != same:
+                    break
+                more += _MANY
+        step = self._size if entry & OFFSET_MASK else 0
+        while more < most and entries[at + 2 * more + 1] == bitmap:
+            if entries[at + 2 * more] != entry + more * step:
                 break
             more += 1
         return more

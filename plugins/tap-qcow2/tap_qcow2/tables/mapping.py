@@ -80,7 +80,8 @@ class L2Map(TableMap[L2Table]):
     def _extended_run(self, entries: Words, sector: int, stop: int) -> Run:
         """The same, by subclusters, of which each may be stored in another way."""
         geometry, decoder = self.geometry, self.decoder
-        at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * 2
+        shift = geometry.cluster_shift
+        at = ((sector >> shift) & geometry.entry_mask) * 2
         unit = geometry.unit >> SECTOR_SHIFT
         start, kind, where, expected = sector, -1, NOWHERE, NOWHERE
         while sector < stop:
@@ -103,12 +104,13 @@ class L2Map(TableMap[L2Table]):
                 kind, where, expected = here, place, place
             elif here != kind or place != expected:
                 break
-            step = unit - skip % unit
+            clusters = 0 if skip else decoder.alike(entries, at, stop - sector >> shift)
+            step = clusters << shift or unit - skip % unit
             sector += step
             if place >= 0:
                 expected += step << SECTOR_SHIFT
             if not sector & geometry.sector_mask:
-                at += 2
+                at += 2 * (clusters or 1)
         return Run(kind, start, min(sector, stop) - start, where)
 
 
