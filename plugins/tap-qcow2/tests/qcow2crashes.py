@@ -48,7 +48,7 @@ class Variant:
     """
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
     size: int = 2 << 30
     windows: tuple[tuple[int, int], ...] = ((0, MIB), ((512 << 20) - (512 << 10), MIB), (MIB, MIB))
     parent: bool = False
@@ -63,10 +63,10 @@ class Variant:
     flags_lag: bool = False
 
 
-def small(name: str, options: dict[str, object], size: int = 2 * MIB, **more: object) -> Variant:
+def small(name: str, options: dict[str, Any], size: int = 2 * MIB, **more: Any) -> Variant:
     """All of a small disk is worked on."""
     largest = {"largest": 64 << 10} | more
-    return Variant(name, options, size, ((0, size),), **largest)  # type: ignore[arg-type]
+    return Variant(name, options, size, ((0, size),), **largest)
 
 
 @attrs.define(slots=False)
@@ -129,9 +129,10 @@ class Crashes:
             )
             if change is None:
                 self.work.run(variant.batches)
-            for _ in range(0 if change is None else variant.batches // 4):
-                self.work.run(3)
-                change(self.work)
+            else:
+                for _ in range(variant.batches // 4):
+                    self.work.run(3)
+                    change(self.work)
         self.end = self.recording.now()
 
     # ---- after a crash ----------------------------------------------------------------------

@@ -4,13 +4,14 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from qcow2tools import convert, qemu_img, qemu_io
 from qcow2walk import COMPRESSED, COPIED, Walk, walk
 
-LAYOUTS: dict[str, dict[str, object]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "default": {},
     "512": {"cluster_size": 512},
     "4096-refcount-64": {"cluster_size": 4096, "refcount_bits": 64},
@@ -23,7 +24,7 @@ LAYOUTS: dict[str, dict[str, object]] = {
 }
 
 
-def make(folder: Path, options: dict[str, object]) -> Path:
+def make(folder: Path, options: dict[str, Any]) -> Path:
     """A small image with some of everything: plain, compressed, zero, snapshots, bitmaps."""
     rng = random.Random(1)
     raw = folder / "source.raw"
@@ -165,7 +166,7 @@ def _damage_place(
     return f"{value.hex()} at {at:#x}"
 
 
-def _word(good: Walk, old: bytes, rng: random.Random) -> bytes:
+def _word(good: Walk, old: bytes | bytearray, rng: random.Random) -> bytes:
     width = len(old)
     if rng.random() < 0.25:
         return bytes(old[:-1]) + bytes([old[-1] ^ 1 << rng.randrange(8)])

@@ -10,6 +10,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -44,7 +45,7 @@ class Kind:
     """
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
     compressed: bool = False
     snapshots: bool = False
     bitmaps: bool = False

@@ -54,6 +54,7 @@ class Walk:
     extensions: list[tuple[int, int, int]] = attrs.field(factory=list)
     mapped: dict[int, int] = attrs.field(factory=dict)
     _counts: Counter[int] = attrs.field(factory=Counter)
+    bits: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         (

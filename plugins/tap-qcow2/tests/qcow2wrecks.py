@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -29,7 +30,7 @@ class Layout:
     """
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
     compressed: bool = False
     snapshots: bool = False
     bitmaps: bool = False

@@ -5,6 +5,7 @@ import random
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -38,7 +39,7 @@ def region_pointer(content: bytes | bytearray) -> int:
     for _ in range(20):
         kind, length = struct.unpack_from(">II", content, at)
         if kind == EXTENSION:
-            return at + 8
+            return int(at) + 8
         at += 8 + -(-length // 8) * 8
     raise AssertionError("the image has no such header extension")
 
@@ -53,7 +54,7 @@ def first_cluster(content: bytes) -> int:
     (l1_table,) = struct.unpack_from(">Q", content, 40)
     (l2_table,) = struct.unpack_from(">Q", content, l1_table)
     (offset,) = struct.unpack_from(">Q", content, l2_table & ((1 << 56) - 1))
-    return offset & ((1 << 56) - 1)
+    return int(offset) & ((1 << 56) - 1)
 
 
 def qemu_writes(image: Path, source: Path, content: bytes) -> None:
@@ -75,12 +76,12 @@ def ours() -> bytes:
     return create_luks(KEY, cipher="aes-128", mode="cbc", seconds=0)[0]
 
 
-def changed(region: bytes, **fields: object) -> bytes:
+def changed(region: bytes, **fields: Any) -> bytes:
     header = attrs.evolve(LuksHeader.parse(region), **fields)
     return header.serialize() + region[HEADER_SIZE:]
 
 
-def with_slot(region: bytes, n: int, **fields: object) -> bytes:
+def with_slot(region: bytes, n: int, **fields: Any) -> bytes:
     slots = list(LuksHeader.parse(region).slots)
     slots[n] = attrs.evolve(slots[n], **fields)
     return changed(region, slots=tuple(slots))
@@ -265,10 +266,10 @@ def test_damaged_key_material_does_not_open(ours: bytes, rng: random.Random) -> 
     ],
 )
 def test_what_cannot_be_made_is_said(
-    options: dict[str, str], error: type[tapcore.TapError], said: str
+    options: dict[str, Any], error: type[tapcore.TapError], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        create_luks(KEY, seconds=0, **options)  # type: ignore[arg-type]
+        create_luks(KEY, seconds=0, **options)
 
 
 def test_an_empty_passphrase_protects_nothing() -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tapcore import UsageError, create_image
+from tapcore.interface.options import CacheMode
 from tapcore.testkit import DriverContract
 
 MIB = 1 << 20
@@ -41,7 +42,7 @@ class TestDefault(DriverContract):
 class Layout(DriverContract):
     """Images with create options; smaller and fewer ones than the kit's defaults."""
 
-    sizes = ((300 << 10) + 512,)
+    sizes: ClassVar[tuple[int, ...]] = ((300 << 10) + 512,)
     damages = 60
     options: ClassVar[dict[str, str]] = {}
     test_every_option_makes_an_image: Any = None  # once is enough
@@ -97,7 +98,7 @@ class TestPreallocated(Layout):
 class TestDataFile(Layout):
     """Plain clusters lie in a file of their own."""
 
-    cache_modes = ("writeback", "none")
+    cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback", "none")
     raw = "off"
 
     def make_image(self, size: int, name: str = "image") -> str:

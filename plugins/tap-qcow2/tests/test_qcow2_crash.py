@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -227,7 +228,7 @@ def _load(client: Client, rng: random.Random, size: int) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("options", [{}, {"lazy_refcounts": "on", "cluster_size": 4096}])
 def test_a_server_is_killed_while_it_writes(
-    options: dict[str, object], tmp_path: Path, rng: random.Random
+    options: dict[str, Any], tmp_path: Path, rng: random.Random
 ) -> None:
     """What it had handed to the kernel is there, in an order without which this would fail."""
     size = 64 * MIB
@@ -268,7 +269,7 @@ def test_a_server_is_killed_while_it_writes(
 
 @pytest.mark.parametrize("options", [{}, {"extended_l2": "on"}, {"cluster_size": 4096}])
 def test_a_server_is_killed_under_load(
-    options: dict[str, object], tmp_path: Path, rng: random.Random
+    options: dict[str, Any], tmp_path: Path, rng: random.Random
 ) -> None:
     """fio writes, trims and syncs with two jobs; whatever it had come to, nothing is corrupt."""
     image = create(tmp_path / "disk.qcow2", 256 * MIB, **options)

@@ -192,7 +192,7 @@ SIZE = 3 * MIB + 5 * SECTOR
 Maker = Callable[[Path, random.Random], Pair]
 
 
-def plain(**options: object) -> Maker:
+def plain(**options: Any) -> Maker:
     """A new image; `size` among the options is the disk's."""
     size = int(str(options.pop("size", SIZE)))
 
@@ -203,7 +203,7 @@ def plain(**options: object) -> Maker:
     return make
 
 
-def converted(**options: object) -> Maker:
+def converted(**options: Any) -> Maker:
     """An image full of compressed clusters."""
 
     def make(folder: Path, rng: random.Random) -> Pair:
@@ -215,9 +215,7 @@ def converted(**options: object) -> Maker:
     return make
 
 
-def child(
-    form: str, parent_size: int, parent_options: Mapping[str, object], **more: object
-) -> Maker:
+def child(form: str, parent_size: int, parent_options: Mapping[str, Any], **more: Any) -> Maker:
     """An image over a parent of a format and of another size."""
 
     def make(folder: Path, rng: random.Random) -> Pair:
@@ -287,9 +285,7 @@ def test_a_chain_of_children_written_in_turn(kind: str, tmp_path: Path, rng: ran
         pair.round(8, mine=number % 2 == 0)
         below = bytes(pair.model)
         image = tmp_path / f"child{number}.qcow2"
-        options: dict[str, object] = rng.choice(
-            ({}, {"cluster_size": 4096}, {"extended_l2": "on"}, {"compat": "0.10"})
-        )
+        options = rng.choice(CHILDREN)
         create(image, len(below), parent=pair.image.name, **options)
         pair = Pair(image, rng, bytearray(below), below)
     pair.round(8, mine=True)
@@ -362,7 +358,13 @@ def _snapshot(image: Path, what: str, name: str, *, mine: bool) -> None:
         qemu_img("snapshot", flag, name, image)
 
 
-HUGE: dict[str, tuple[int, dict[str, object]]] = {
+CHILDREN: tuple[dict[str, Any], ...] = (
+    {},
+    {"cluster_size": 4096},
+    {"extended_l2": "on"},
+    {"compat": "0.10"},
+)
+HUGE: dict[str, tuple[int, dict[str, Any]]] = {
     "17T": (17 << 40, {}),
     "1T-of-2048": (1 << 40, {"cluster_size": 2048}),
     "16T-extended": ((16 << 40) + 512, {"extended_l2": "on", "cluster_size": 2 * MIB}),

@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,11 @@ def check_by_qemu(image: Path) -> None:
     qemu_img("check", *SECRET, "--image-opts", image_options(image))
 
 
-def made_by_qemu(folder: Path, **options: object) -> Path:
+def made_by_qemu(folder: Path, **options: Any) -> Path:
     return create(folder / "disk.qcow2", SIZE, encrypt_format="luks", **options)
 
 
-def made_by_us(folder: Path, **options: object) -> Path:
+def made_by_us(folder: Path, **options: Any) -> Path:
     (folder / "key").write_bytes(KEY + b"\n")
     encryption = {"encrypt.format": "luks", "encrypt.key-file": str(folder / "key")}
     words = {name: str(value) for name, value in options.items()} | encryption
@@ -72,7 +73,7 @@ Maker = Callable[..., Path]
 )
 def test_written_in_turn(
     make: Maker,
-    options: dict[str, object],
+    options: dict[str, Any],
     cache: tapcore.CacheMode,
     tmp_path: Path,
     rng: random.Random,

@@ -78,7 +78,7 @@ def image_of(disk: tapcore.Disk) -> Any:
     return disk.state.disks.private
 
 
-def empty_with_a_small_refcount_table(folder: Path, **options: object) -> Path:
+def empty_with_a_small_refcount_table(folder: Path, **options: Any) -> Path:
     """It has to move when the image file becomes larger than 2 MiB."""
     return create(folder / "disk.qcow2", 4 * MIB, cluster_size=512, refcount_bits=64, **options)
 

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -48,7 +49,7 @@ def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tap_qcow2.luks.keys.iterations_for", lambda *_: 1000)
 
 
-def create_encrypted(image: Path, size: int, options: Mapping[str, object]) -> None:
+def create_encrypted(image: Path, size: int, options: Mapping[str, Any]) -> None:
     """With `PASSPHRASE`."""
     key = image.with_suffix(".key")
     key.write_text(PASSPHRASE)
@@ -76,14 +77,14 @@ class Kind:
         writes_compressed: compressed writes are among the requests.
     """
 
-    options: Mapping[str, object] = {}
+    options: Mapping[str, Any] = {}
     cache: int | None = None
     span: int = 1 << 19
     size: int = MIB + 5 * SECTOR
     compressed: bool = False
     snapshot: bool = False
     parent: str = ""
-    parent_options: Mapping[str, object] = {}
+    parent_options: Mapping[str, Any] = {}
     writes_compressed: bool = True
 
     @property

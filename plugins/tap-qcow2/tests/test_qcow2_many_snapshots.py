@@ -20,9 +20,9 @@ def with_snapshots(path: Path, name_length: int) -> Path:
         fields = l1, 1, len(name), len(label), number, 0, 0, 0, 16
         entry = struct.pack(">QIHHIIQII", *fields) + struct.pack(">QQ", 0, 1 << 20) + name + label
         entries += entry + bytes(-len(entry) % 8)
-    fields = _CLUSTER, 1, _MOST, table
+    tables = _CLUSTER, 1, _MOST, table
     head = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 16, 1 << 20, 0, 1, l1, *fields
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 16, 1 << 20, 0, 1, l1, *tables
     ) + struct.pack(">QQQII", 0, 0, 0, 4, 104)
     with path.open("wb") as file:
         file.write(head)

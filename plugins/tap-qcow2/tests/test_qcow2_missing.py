@@ -8,6 +8,7 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import tapdisk
@@ -30,7 +31,7 @@ PLACES = (0, 4, 8)
 """Clusters of the disk that are written, in this order: so they lie in the file."""
 
 
-def written(image: Path, *, parent: str = "", size: int | None = MIB, **options: object) -> Path:
+def written(image: Path, *, parent: str = "", size: int | None = MIB, **options: Any) -> Path:
     create(image, size, parent=parent, form="raw", **options)
     qemu_io(image, *(f"write -P {n + 1} {at * CLUSTER} 64k" for n, at in enumerate(PLACES)))
     return image
@@ -143,7 +144,7 @@ def test_a_file_that_ends_inside_its_last_cluster_is_readable(tmp_path: Path, sh
 @pytest.mark.parametrize(
     "options", [{"extended_l2": "on"}, {"compat": "0.10"}, {"encrypt_format": "luks"}]
 )
-def test_other_kinds_of_images(tmp_path: Path, options: dict[str, object]) -> None:
+def test_other_kinds_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
     image = tmp_path / "a.qcow2"
     keys = None
     if "encrypt_format" in options:
@@ -501,7 +502,7 @@ def test_a_refcount_block_that_is_cut_does_not_say_that_clusters_are_free(tmp_pa
     assert digest(image) == before
 
 
-CUT: dict[str, tuple[bool, dict[str, object]]] = {
+CUT: dict[str, tuple[bool, dict[str, Any]]] = {
     "512": (False, {"cluster_size": 512}),
     "4k-compressed": (True, {"cluster_size": 4096}),
     "zstd": (True, {"cluster_size": 8192, "compression_type": "zstd"}),
@@ -521,7 +522,7 @@ def test_cut_anywhere_it_fails_or_is_right(tmp_path: Path, rng: random.Random, k
 
 @pytest.mark.parametrize("options", [{}, {"cluster_size": 4096}, {"extended_l2": "on"}])
 def test_cut_anywhere_it_is_what_qemu_says(
-    tmp_path: Path, rng: random.Random, options: dict[str, object]
+    tmp_path: Path, rng: random.Random, options: dict[str, Any]
 ) -> None:
     image = create(tmp_path / "a.qcow2", 4 * MIB, **options)
     qemu_io(image, *random_writes(rng, 4 * MIB))

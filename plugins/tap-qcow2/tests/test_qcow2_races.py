@@ -303,7 +303,7 @@ class Crowd:
             self.judge(sector, got, self.now(), self.now())
 
 
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "512": {"cluster_size": 512},
     "4096": {"cluster_size": 4096},

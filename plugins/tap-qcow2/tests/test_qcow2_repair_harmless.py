@@ -243,8 +243,8 @@ def test_271_subclusters_at_an_impossible_place(stored: bool, tmp_path: Path) ->
     ever. A repair of all is asked to end that, and says what it cost.
     """
     (tmp_path / "parent.raw").write_bytes(b"\xff" * (128 << 10))
-    options = {"extended_l2": "on"}
-    image = create(tmp_path / "disk.qcow2", parent="parent.raw", form="raw", **options)
+    name = tmp_path / "disk.qcow2"
+    image = create(name, parent="parent.raw", form="raw", extended_l2="on")
     qemu_io(image, "write -P 1 4k 2k")
     if not stored:
         qemu_io(image, "write -z 4k 2k")

@@ -1,6 +1,8 @@
 """A long request looks at each cluster a few times, not at all others for each."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from tap_qcow2.tables.mapping import L2Map
 from tapcore.clusters import Run
 
 CLUSTERS = 4096
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain": {"cluster_size": 65536},
     "extended": {"cluster_size": 131072, "extended_l2": "on"},
     "data-file": {"cluster_size": 65536, "data_file": "disk.raw"},
@@ -57,11 +59,12 @@ def test_zeroes_and_discards_look_at_each_cluster_once(
         disk.pwrite(5 * MIB, b"a" * 4096)
     looks = Looks(monkeypatch)
     with tapcore.open(f"qcow2:{image}") as disk:
-        for act in (
+        acts: tuple[Callable[[], None], ...] = (
             lambda: disk.zero(0, length=size, unmap=False),
             lambda: disk.zero(0, length=size),
             lambda: disk.discard(0, length=size),
-        ):
+        )
+        for act in acts:
             looks.clusters = 0
             act()
             assert looks.clusters <= 2 * CLUSTERS

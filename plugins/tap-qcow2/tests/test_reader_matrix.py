@@ -8,6 +8,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -92,7 +93,7 @@ class Row:
     """A row of the matrix: options of `qemu-img convert`."""
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
     compress: bool = False
     large: bool = False
 
@@ -194,7 +195,7 @@ def test_encrypted_without_the_key_or_with_a_wrong_one(method: str, tmp_path: Pa
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
 def test_written_zeroed_and_discarded_at_random(
-    options: dict[str, object], tmp_path: Path, rng: random.Random
+    options: dict[str, Any], tmp_path: Path, rng: random.Random
 ) -> None:
     """Parts of clusters and subclusters in every state, over a parent with content."""
     parent = tmp_path / "parent.raw"
@@ -238,7 +239,7 @@ def test_an_overlay_smaller_and_larger_than_its_parent(
 
 def test_a_chain_of_five(small: Path, tmp_path: Path, rng: random.Random) -> None:
     """Every sort of layer over every other."""
-    layers = [
+    layers: list[dict[str, Any]] = [
         {"cluster_size": 512, "compat": "0.10"},
         {"extended_l2": "on", "cluster_size": 16384},
         {"cluster_size": 2 * MIB},

@@ -38,13 +38,13 @@ def leaf(disk: tapcore.Disk) -> DiskDriver:
     return found
 
 
-def change(disk: tapcore.Disk, **options: object) -> None:
+def change(disk: tapcore.Disk, **options: Any) -> None:
     """`td_amend` of an open disk."""
     dd = leaf(disk)
     dd.drv.td_amend(dd, {name: str(value) for name, value in options.items()})
 
 
-def amend(image: Path, **options: object) -> None:
+def amend(image: Path, **options: Any) -> None:
     """The same of an image."""
     with tapcore.open(f"qcow2:{image}") as disk:
         change(disk, **options)
@@ -81,7 +81,7 @@ def fill(image: Path, rng: random.Random, size: int, count: int = 20) -> None:
     ids=["alone", "with-parent", "cluster-512", "v2"],
 )
 def test_amended_alternately_with_qemu(
-    options: dict[str, object], parent: bool, tmp_path: Path, rng: random.Random
+    options: dict[str, Any], parent: bool, tmp_path: Path, rng: random.Random
 ) -> None:
     size = 5 * MIB + 4096
     image = tmp_path / "disk.qcow2"
@@ -94,7 +94,7 @@ def test_amended_alternately_with_qemu(
     qemu_img("snapshot", "-c", "one", image)
     fill(image, rng, size)
     want = content_by_qemu(image), content_by_qemu(image, snapshot="one")
-    steps: list[dict[str, object]] = [
+    steps: list[dict[str, Any]] = [
         {"compat": "0.10", "refcount_bits": 16},
         {"compat": "1.1"},
         {"lazy_refcounts": "on"},
@@ -157,7 +157,7 @@ def test_widths_with_large_blocks(cluster_size: int, tmp_path: Path) -> None:
 def test_the_open_image_goes_on_after_each_change(tmp_path: Path, rng: random.Random) -> None:
     size = 3 * MIB
     image = create(tmp_path / "disk.qcow2", size, cluster_size=4096)
-    steps: list[dict[str, object]] = [
+    steps: list[dict[str, Any]] = [
         {"lazy_refcounts": "on"},
         {"refcount_bits": 64},
         {"compat": "0.10", "refcount_bits": 16},
@@ -183,7 +183,7 @@ def test_the_open_image_goes_on_after_each_change(tmp_path: Path, rng: random.Ra
 @pytest.mark.parametrize(
     "options", [{"extended_l2": "on"}, {"data_file": ""}], ids=["extended", "data-file"]
 )
-def test_widths_of_other_kinds_of_images(options: dict[str, object], tmp_path: Path) -> None:
+def test_widths_of_other_kinds_of_images(options: dict[str, Any], tmp_path: Path) -> None:
     if "data_file" in options:
         options = {"data_file": tmp_path / "disk.data"}
     image = create(tmp_path / "disk.qcow2", 8 * MIB, **options)
@@ -235,7 +235,7 @@ def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(
-    options: dict[str, object], wanted: dict[str, str], why: str, tmp_path: Path
+    options: dict[str, Any], wanted: dict[str, str], why: str, tmp_path: Path
 ) -> None:
     if "data_file" in options:
         options = {"data_file": tmp_path / "disk.data"}
@@ -466,7 +466,7 @@ def test_damaged_images_never_make_it_fail_badly(tmp_path: Path, rng: random.Ran
 
 # ---- crashes -----------------------------------------------------------------------------------
 
-CRASHES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+CRASHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "up": ({"compat": "0.10"}, {"compat": "1.1"}),
     "down": ({}, {"compat": "0.10"}),
     "wider": ({"cluster_size": 512}, {"refcount_bits": 64}),

@@ -197,7 +197,7 @@ def _both(image: Path, twin: Path, size: int, rng: random.Random) -> None:
     ids=lambda options: ",".join(options) or "default",
 )
 def test_what_is_written_here_is_recorded_as_by_qemu(
-    options: dict[str, object], tmp_path: Path, rng: random.Random
+    options: dict[str, Any], tmp_path: Path, rng: random.Random
 ) -> None:
     size = (3 if options.get("cluster_size") == 512 else 33) * MIB + 512
     images = []
@@ -313,7 +313,7 @@ def test_a_huge_disk_costs_memory_for_what_changes(tmp_path: Path) -> None:
     with tapcore.open(f"qcow2:{image}") as disk:
         disk.pwrite(5 << 40 >> 3, b"x")
         disk.discard(0, length=1 << 42)
-        tracker = disk.state.disks.private.tracker  # type: ignore[union-attr]
+        tracker = disk.state.disks.private.tracker
         assert sum(map(len, (r.pages for r in tracker._marking))) == 0
     assert dirty(image, "one") == [(0, 1 << 42)]
 
@@ -654,7 +654,7 @@ def test_an_image_that_cannot_be_marked_is_not_written(
 
 @pytest.mark.parametrize("options", [{}, {"cluster_size": 512}, {"lazy_refcounts": "on"}])
 def test_after_a_crash_a_bitmap_says_nothing_or_the_truth(
-    options: dict[str, object], tmp_path: Path, rng: random.Random
+    options: dict[str, Any], tmp_path: Path, rng: random.Random
 ) -> None:
     size = MIB
     image = create(tmp_path / "disk.qcow2", size, **options)

@@ -20,7 +20,7 @@ from qcow2walk import COPIED, walk
 from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
 from tap_qcow2.check.referencecounts import Counts
 from tap_qcow2.ondisk.entries import runs
-from tapcore.tools.check import check_image, check_status
+from tapcore.tools.check import Repair, check_image, check_status
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 
@@ -34,7 +34,7 @@ COUNTERS = (
 )
 
 
-def ours(image: Path, repair: str = "") -> tuple[int, dict[str, int], list[str]]:
+def ours(image: Path, repair: Repair = "") -> tuple[int, dict[str, int], list[str]]:
     """Exit status, counters, messages; status 1 where it could not be checked."""
     try:
         found = check_image(f"qcow2:{image}", repair=repair)

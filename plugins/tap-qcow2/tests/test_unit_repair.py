@@ -90,7 +90,7 @@ def _goes_on(image: Path, rng: random.Random, case: str, *, shared: bool) -> Non
         assert not found.leaks, case
     else:
         assert qemu_check(image) == 0, case
-    assert content(image) == want, case
+    assert content(image) == bytes(want), case
 
 
 _UNSEEN = ("past the end of the data file", "is cut by the end of the file")
@@ -339,11 +339,11 @@ def test_snapshots_whose_entries_are_incomplete_are_completed(tmp_path: Path) ->
         qemu_img("snapshot", "-c", name, image)
     data = bytearray(image.read_bytes())
     table = walk(bytes(data)).snapshots_offset
-    entries = []
+    entries: list[bytearray] = []
     at = table
-    for name in (b"1one", b"2two"):
-        entries.append(data[at : at + 36] + struct.pack(">I", 0) + name + bytes(4))
-        at += 40 + 24 + len(name)
+    for text in (b"1one", b"2two"):
+        entries.append(data[at : at + 36] + struct.pack(">I", 0) + text + bytes(4))
+        at += 40 + 24 + len(text)
         at += -at % 8
     data[table : table + 4096] = b"".join(entries).ljust(4096, b"\0")
     struct.pack_into(">I", data, 4, 3)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,12 +62,12 @@ def write_some(disk: tapcore.Disk, rng: random.Random, count: int = 6) -> None:
             disk.pwrite(at, rng.randbytes(length))
 
 
-VARIANTS: list[dict[str, object]] = [
+VARIANTS: list[dict[str, Any]] = [
     {},
     {"cluster_size": 512},
     {"cluster_size": 4096, "compat": "0.10"},
     {"cluster_size": 2 * MIB},
-    *({"refcount_bits": bits, "cluster_size": 4096} for bits in (4, 8, 32, 64)),
+    *[{"refcount_bits": bits, "cluster_size": 4096} for bits in (4, 8, 32, 64)],
     {"extended_l2": "on", "cluster_size": 16384},
     {"lazy_refcounts": "on", "cluster_size": 8192},
 ]
@@ -75,7 +76,7 @@ VARIANTS: list[dict[str, object]] = [
 @pytest.mark.parametrize(
     "options", VARIANTS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "default"
 )
-def test_both_sides_in_turn(options: dict[str, object], tmp_path: Path, rng: random.Random) -> None:
+def test_both_sides_in_turn(options: dict[str, Any], tmp_path: Path, rng: random.Random) -> None:
     """Each step is checked by QEMU, and each snapshot reads as it was made, on both sides."""
     image = create(tmp_path / "disk.qcow2", SIZE, **options)
     qemu_io(image, *commands(rng, SIZE, 8))

@@ -5,13 +5,14 @@ import random
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tapcore
 from peers import peer
 from tapcore.interface.results import CheckResult
-from tapcore.tools.check import check_image
+from tapcore.tools.check import Repair, check_image
 from vmdkwriters import GRAIN, descriptor, hosted, stream
 
 GRAINS = 12
@@ -21,13 +22,13 @@ def content_of(rng: random.Random) -> bytes:
     return rng.randbytes(GRAINS * GRAIN)
 
 
-def with_descriptor(content: bytes, sectors: int | None = None, **how: object) -> bytes:
+def with_descriptor(content: bytes, sectors: int | None = None, **how: Any) -> bytes:
     sectors = len(content) // 512 if sectors is None else sectors
     text = descriptor("monolithicSparse", [f'RW {sectors} SPARSE "disk.vmdk"'])
-    return hosted(content, text=text, **how)  # type: ignore[arg-type]
+    return hosted(content, text=text, **how)
 
 
-def places(raw: bytes) -> tuple[int, int]:
+def places(raw: bytes | bytearray) -> tuple[int, int]:
     """Offsets of the first table of the first and of the redundant directory."""
     rgd, gd = struct.unpack_from("<QQ", raw, 48)
     first, second = (struct.unpack_from("<I", raw, at * 512)[0] * 512 for at in (gd, rgd))
@@ -49,8 +50,8 @@ def readable(image: Path) -> dict[int, bytes]:
     return found
 
 
-def repaired(image: Path, repair: str = "all") -> CheckResult:
-    result = check_image(f"vmdk:{image}", repair=repair)  # type: ignore[arg-type]
+def repaired(image: Path, repair: Repair = "all") -> CheckResult:
+    result = check_image(f"vmdk:{image}", repair=repair)
     again = check_image(f"vmdk:{image}")
     assert (again.corruptions, again.leaks) == (result.corruptions, result.leaks)
     subprocess.run([peer("qemu-img"), "check", str(image)], check=True, capture_output=True)
@@ -270,7 +271,7 @@ def test_what_we_write_is_clean(tmp_path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("repair", ["leaks", "all"])
-def test_repair_of_random_damage_ends(tmp_path: Path, rng: random.Random, repair: str) -> None:
+def test_repair_of_random_damage_ends(tmp_path: Path, rng: random.Random, repair: Repair) -> None:
     good = with_descriptor(content_of(rng))
     first, second = places(good)
     image = tmp_path / "disk.vmdk"
@@ -282,7 +283,7 @@ def test_repair_of_random_damage_ends(tmp_path: Path, rng: random.Random, repair
             struct.pack_into("<I", raw, at, value)
         image.write_bytes(raw)
         before = readable(image)
-        result = check_image(f"vmdk:{image}", repair=repair)  # type: ignore[arg-type]
+        result = check_image(f"vmdk:{image}", repair=repair)
         again = check_image(f"vmdk:{image}")
         assert (again.corruptions, again.leaks) == (result.corruptions, result.leaks)
         assert before.items() <= readable(image).items()

@@ -1,8 +1,12 @@
 """The test kit's checks for every kind of VMDK that is written."""
 
 import os
+import random
 from typing import ClassVar
 
+import pytest
+
+import tapcore
 from tapcore.interface.options import CacheMode, DiskId
 from tapcore.testkit import DriverContract
 
@@ -56,4 +60,16 @@ class TestSplitSparse(_Kind):
 class TestStreamOptimized(_Kind):
     handle = "vmdk"
     options: ClassVar[dict[str, str]] = {"subformat": "streamOptimized"}
-    test_resizing_keeps_the_content = None  # a stream has one size
+
+    def test_resizing_keeps_the_content(self, cache: CacheMode, rng: random.Random) -> None:
+        """A stream has one size: that is said, and its content stays."""
+        size = self.sizes[-1]
+        image, content = self.make_image(size), rng.randbytes(size)
+        with self.open(image, cache=cache) as disk:
+            disk.pwrite(0, content)
+            for new in (size + 512, size - 512):
+                with pytest.raises(tapcore.NotSupportedError):
+                    disk.resize(new)
+            assert disk.size == size
+        with self.open(image, readonly=True, cache=cache) as disk:
+            assert disk.pread(0, length=size) == content

@@ -71,7 +71,7 @@ def test_what_was_flushed_survives_every_crash(
     crashed.mkdir()
     if child:
         (crashed / "base.vmdk").symlink_to(tmp_path / "base.vmdk")
-    places = {path: crashed / path.name for path in files}
+    places: dict[str | Path, str | Path] = {path: crashed / path.name for path in files}
     every = max(len(recording.changes) // STATES, 1)
     states = itertools.chain(recording.prefixes(every), recording.states(rng, STATES))
     for number, state in enumerate(states):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_vmdk_repair import BASE_CID, write
+from test_vmdk_repair import BASE_CID
+from vmdkharm import write
 from vmdkmutator import KINDS, damage, make
 
 import tapcore

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def home(folder: Path) -> tapcore.ReferencePolicy:
     return tapcore.ReferencePolicy((str(folder),))
 
 
-def reads(image: Path, **how: str) -> bytes:
+def reads(image: Path, **how: Any) -> bytes:
     with tapcore.open(str(image), readonly=True, **how) as disk:
         assert disk.handle == "vmdk"
         return disk.pread(0, length=disk.size)
@@ -335,7 +336,7 @@ def test_inspect_looks_where_qemu_looks_for_a_parent(tmp_path: Path, kind: str) 
         raw = cowd(b"x" * 4096)
         raw = raw[:512] + text + raw[512 + len(text) :]
     else:
-        fields = {"descriptorOffset": 0, "descriptorSize": 0}
+        fields: dict[str, Any] = {"descriptorOffset": 0, "descriptorSize": 0}
         raw = hosted(b"x" * 4096, text=text, **fields)
         if kind == "another place":
             place, harmless = len(raw) // 512, text.replace(b"/etc/passwd", b"x.vmdk")

@@ -112,7 +112,7 @@ def test_an_empty_directory_is_told_of_and_what_it_may_hide_is_kept(
         assert reads(image) == bytes(len(content))
     assert "its grain directory names no table, and there is data in the file" in caplog.text
     for repair in ("leaks", "all"):
-        found = check_image(f"vmdk:{image}", repair=repair)  # type: ignore[arg-type]
+        found = check_image(f"vmdk:{image}", repair=repair)
         assert found.leaks
         assert any("names no table" in each for each in found.messages)
         assert file.read_bytes() == raw + bytes(GRAIN)

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,7 +228,7 @@ def test_an_extent_alone_is_said_to_be_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, whole: str
 ) -> None:
     image = tmp_path / name
-    room = {"descriptorOffset": 1, "descriptorSize": 20}
+    room: dict[str, Any] = {"descriptorOffset": 1, "descriptorSize": 20}
     for content in (
         hosted(b"x" * 4096),
         hosted(b"x" * 4096, text=bytes(1), **room),  # as QEMU makes them

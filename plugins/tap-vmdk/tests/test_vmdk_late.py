@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -65,7 +66,7 @@ def trial_of(kind: Kind, folder: Path, rng: random.Random) -> Trial:
         content = empty(kind.size, name="disk.vmdk", entries=8, zeroed=kind.zeroed, parent=parent)
         image.write_bytes(content)
     else:
-        more = {"parent": "vmdk:base.vmdk"} if kind.parent else {}
+        more: dict[str, Any] = {"parent": "vmdk:base.vmdk"} if kind.parent else {}
         size = None if kind.parent else kind.size
         tapcore.create_image(f"vmdk:{image}", size, options=kind.options, **more)
     if kind == KINDS["stream"]:  # one that holds nothing yet cannot be read until the first flush

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def test_a_flat_extent_that_is_too_short(tmp_path: Path, rng: random.Random, len
     assert (tmp_path / "b.img").read_bytes() == want[:kept].ljust(len(want), b"\0")
 
 
-SPLIT = {  # what is done to the second of three extents, and what is said of it
+# what is done to the second of three extents, and what is said of it
+SPLIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (os.unlink, "does not exist"),
     "empty": (lambda path: os.truncate(path, 0), "is not a sparse file"),
     "something else": (lambda path: path.write_bytes(b"hello" * 999), "is not a sparse file"),

@@ -4,6 +4,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_impossible_extents(tmp_path: Path, lines: list[str], problem: str) -> N
         ({"gdOffset": (1 << 64) - 1}, "no footer"),
     ],
 )
-def test_impossible_headers(tmp_path: Path, fields: dict[str, int], problem: str) -> None:
+def test_impossible_headers(tmp_path: Path, fields: dict[str, Any], problem: str) -> None:
     image = tmp_path / "disk.vmdk"
     image.write_bytes(hosted(b"x" * 4096, **fields))
     started = time.process_time()

@@ -7,6 +7,7 @@ import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,7 +215,7 @@ def test_a_finished_stream_can_be_written_again(
 LINE = 'RDONLY 1536 SPARSE "disk.vmdk"'
 
 
-def small(rng: random.Random, **how: bool) -> tuple[bytes, bytes]:
+def small(rng: random.Random, **how: Any) -> tuple[bytes, bytes]:
     """A disk's content, and a stream of it."""
     content = rng.randbytes(3 * GRAIN) + bytes(6 * GRAIN) + rng.randbytes(3 * GRAIN)
     return content, stream(content, text=descriptor("streamOptimized", [LINE]), **how)

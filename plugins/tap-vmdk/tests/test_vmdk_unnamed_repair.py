@@ -38,7 +38,7 @@ def unnamed(content: bytes, place: tuple[int, int]) -> bytearray:
     return raw
 
 
-def entries(raw: bytes, level: str) -> tuple[int, int]:
+def entries(raw: bytes | bytearray, level: str) -> tuple[int, int]:
     """Where the first entries lie (bytes), of the first and of the redundant directory or table."""
     rgd, gd = (at * 512 for at in struct.unpack_from("<QQ", raw, DIRECTORIES))
     if level == "directory":

@@ -87,7 +87,7 @@ def batch(disk: tapcore.Disk, model: bytearray, rng: random.Random) -> None:
     for request in requests:
         assert request.status == 0
         if request.op == READ:
-            assert request.buf == expected[request]
+            assert bytes(request.buf or b"") == expected[request]
         elif request.op == DISCARD:  # as it was, or zeroes, or the parent's: all are right
             end = request.offset + request.length
             model[request.offset : end] = disk.pread(request.offset, length=request.length)

@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def leaks(image: Path) -> int:
     return found.leaks
 
 
-FRONT = {
+FRONT: dict[str, dict[str, Any]] = {
     "an end mark": {},
     "a footer": {"footer": True},
     "a footer and tables of its own": {"footer": True, "again": True},
