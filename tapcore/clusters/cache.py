@@ -219,6 +219,11 @@ class TableCache(Generic[T]):
         table.set(first, numbers)
         self.dirty.add(table)
 
+    def set_one(self, table: T, at: int, number: int) -> None:
+        """Change one entry of a table."""
+        table.set_one(at, number)
+        self.dirty.add(table)
+
     def add(self, table: T) -> None:
         """A new table, at a place that was allocated for it; the directory is to name it."""
         table.fresh = True

@@ -102,9 +102,11 @@ class Content:
             first = where >> SECTOR_SHIFT if self._map.cipher_by_place else sector
             buf = memoryview(cipher.encrypt(first, buf))
         res = data.write_now(where, buf)
-        if res is not None:
-            return then(res)
-        data.queue_write(where, buf, self.counted(then))
+        return self.queue_write(where, buf, then) if res is None else then(res)
+
+    def queue_write(self, where: int, buf: memoryview, then: Then) -> int:
+        """Write what is plain, or encrypted already, later; returns 0."""
+        self._map.data.queue_write(where, buf, self.counted(then))
         return 0
 
     def bytes_there(self, run: Run) -> int:

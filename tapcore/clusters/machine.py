@@ -156,6 +156,8 @@ class WritableClusters(Clusters):
         self.writeback = Writeback(self.disk, map)
         self._writer = Writer(self.disk, map, self._reader, self.writeback)
         self.busy = self._writer.busy.claims
+        told = type(map).about_to_change is not WritableMap.about_to_change
+        self._about_to_change = map.about_to_change if told else None
         if isinstance(map, WritableTableMap):  # the table of a busy cluster stays in memory
             shift, any_in = map.table_shift, self._writer.busy.any_in
             map.tables.in_use = lambda index: any_in(index << shift, (index + 1) << shift)
@@ -184,7 +186,8 @@ class WritableClusters(Clusters):
             return res
         if not self.writing:
             self.begin_writing()
-        self.map.about_to_change(sector - self._start, nb_sectors)
+        if self._about_to_change is not None:
+            self._about_to_change(sector - self._start, nb_sectors)
         return 0
 
     def queue_write(self, where: int, buf: memoryview, then: Then) -> int:
@@ -195,8 +198,9 @@ class WritableClusters(Clusters):
         """As `td_queue_write`."""
         if res := self._refuse(sector, nb_sectors):
             return res
-        start, answer = self._own(sector, answer)
-        return self._writer.write(start, start + nb_sectors, buf, answer)
+        if self._start:
+            sector, answer = self._own(sector, answer)
+        return self._writer.write(sector, sector + nb_sectors, buf, answer)
 
     def write_packed(self, sector: int, buf: memoryview, answer: AnswerPart) -> int:
         """As `td_queue_write_compressed`."""

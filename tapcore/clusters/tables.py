@@ -86,6 +86,11 @@ class Table:
         self.dirty.add(first >> shift)
         self.dirty.update(range((first >> shift) + 1, (end - 1 >> shift) + 1))
 
+    def set_one(self, at: int, number: int) -> None:
+        """Change one entry; see `TableCache.set_one` for a table that is in a cache."""
+        self.entries[at] = number
+        self.dirty.add(at >> self.block_shift)
+
     def content(self) -> Write:
         """All of it."""
         return self.offset, self.coding.encode(self.entries)

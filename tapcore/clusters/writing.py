@@ -63,14 +63,6 @@ class Writer:
         """
         return _Write(self, sector, buf, answer).run(sector, stop)
 
-    def link(self, sector: int, stop: int, where: int) -> int:
-        """Link what was written; returns 0 or -errno."""
-        try:
-            self.map.link(sector, stop, where)
-        except (TapError, OSError) as exc:
-            return self.disk.failed(exc, sector, stop)
-        return 0
-
 
 def has_place(run: Run) -> bool:
     """Whether the clusters of a run have a place of their own."""
@@ -134,28 +126,33 @@ class _Write:
         Raises:
             TapError, OSError: nothing was begun.
         """
-        sector, mask = run.sector, self._disk.mask
-        if has_place(run):
+        sector, shift, mask = run.sector, self._disk.shift, self._disk.mask
+        if run.where >= 0 and has_place(run):
             until = self._busy.free_until(sector, run.end)
             if run.kind == DATA:
                 return self._in_place(run, until), until
             first, end = self._units(sector, until)
             where = run.where - ((sector - first) << SECTOR_SHIFT)
             new = _NewContent(self, sector, until, first, end, where, None)
-            return new.store(leaves=False), until
+            return new.store(), until
         start, end = sector & ~mask, (sector | mask) + 1
         if sector == start and stop >= end:
             return self._whole(run, stop)
-        moves = run.kind in (DATA, PACKED) or run.where >= 0  # what else is there must come along
-        until = min(stop, end) if moves else min(run.end, end)
-        first, end = (start, end) if moves else self._units(sector, until)
-        place = self._map.allocate(start, 1)
+        map = self._map
+        if run.kind in (DATA, PACKED) or run.where >= 0:  # what else is there must come along
+            until, first, moves = min(stop, end), start, True
+        else:
+            until, moves = min(sector + run.nb_sectors, end), False
+            first, end = self._units(sector, until) if map.unit_shift < shift else (start, end)
+        place = map.allocate(start, 1)
         where = place.where + ((first - start) << SECTOR_SHIFT)
         new = _NewContent(self, sector, until, first, end, where, place)
+        if moves or not place.blank or map.cipher is not None:
+            return new.store(), until
         # what is around it in its units is of the same kind
-        zeroes = not moves and (run.kind == ZERO or self._disk.below(first, end) == first)
-        leaves = zeroes and place.blank and self._map.cipher is None
-        return new.store(leaves=leaves), until
+        if run.kind == ZERO or self._disk.dd.next is None or self._disk.below(first, end) == first:
+            return new.store_alone(), until
+        return new.store(), until
 
     def _whole(self, run: Run, stop: int) -> tuple[int, int]:
         """Whole clusters, as many as there is space for side by side; returns as `_piece`."""
@@ -209,7 +206,7 @@ class _NewContent(Claim):
         place: that was allocated for it; None where it was kept.
     """
 
-    __slots__ = ("_limit", "_place", "_sector", "_start", "_stop", "_where", "_write")
+    __slots__ = ("_busy", "_limit", "_place", "_sector", "_start", "_stop", "_where", "_write")
 
     def __init__(
         self,
@@ -221,8 +218,7 @@ class _NewContent(Claim):
         where: int,
         place: Place | None,
     ) -> None:
-        shift = write.writer.disk.shift
-        super().__init__(start >> shift, ((limit - 1) >> shift) + 1)
+        # it becomes a claim when it has to wait, which most need not: see `_take`
         self._write = write
         self._sector = sector
         self._stop = stop
@@ -230,23 +226,14 @@ class _NewContent(Claim):
         self._limit = limit
         self._where = where
         self._place = place
+        self._busy = False
 
-    def store(self, *, leaves: bool) -> int:
-        """Store it, with what the disk shows around it; returns how many requests were finished.
-
-        Args:
-            leaves: that may stay what it is in new space: a hole of the file.
-
-        Raises:
-            OSError: nothing was begun.
-        """
+    def store(self) -> int:
+        """Store it, with what the disk shows around it; returns how many requests were finished."""
         write, sector, stop, start = self._write, self._sector, self._stop, self._start
         content = write.content(sector, stop)
-        where = self._where + ((sector - start) << SECTOR_SHIFT)
         if (start, self._limit) == (sector, stop):
-            return self.write(where, sector, content)
-        if leaves:
-            return self.write(where, sector, self._as_long_as_its_cluster(content))
+            return self.write(self._where, sector, content)
         sides = ((start, sector), (stop, min(self._limit, write.writer.map.sectors)))
         around = [side for side in sides if side[0] < side[1]]
         view = memoryview(bytearray((self._limit - start) << SECTOR_SHIFT))
@@ -258,40 +245,72 @@ class _NewContent(Claim):
             view[skip : skip + len(content)] = content
             return write.writer.disk.content.write(self._where, start, view, self._written)
 
-        write.writer.busy.take(self)
+        self._take()
         reader = write.writer.reader
         return Filling(write.writer.disk, reader, start, view, filled).start(around)
 
-    def _as_long_as_its_cluster(self, content: memoryview) -> memoryview:
-        """See to it that the file does not end inside the new cluster."""
+    def store_alone(self) -> int:
+        """Store it in new space that is a hole of the file, which what is around it may stay.
+
+        The file must not end inside the new cluster.
+
+        Raises:
+            OSError: nothing was begun.
+        """
+        sector, where = self._sector, self._where
+        content = self._write.content(sector, self._stop)
         writer, place = self._write.writer, self._place
         tail = (-self._stop & writer.disk.mask) << SECTOR_SHIFT
-        if tail < _PAGE:
-            return memoryview(bytes(content) + bytes(tail)) if tail else content
-        assert place is not None
-        size = place.clusters << writer.disk.shift + SECTOR_SHIFT
-        try:
-            writer.map.data.truncate_up(place.where + size)
-        except OSError:
-            self._give_back()
-            raise
-        return content
+        if tail >= _PAGE:
+            assert place is not None
+            size = place.clusters << writer.disk.shift + SECTOR_SHIFT
+            try:
+                writer.map.data.truncate_up(place.where + size)
+            except OSError:
+                self._give_back()
+                raise
+        elif tail:
+            content = memoryview(bytes(content) + bytes(tail))
+        return self.write(where + ((sector - self._start) << SECTOR_SHIFT), sector, content)
 
     def write(self, where: int, sector: int, content: memoryview) -> int:
-        """Write all that there is to be written; the clusters are busy until it is linked."""
+        """Write all that there is to be written; the clusters are busy until it is linked.
+
+        What the page cache takes at once is linked at once: nobody could meet it in between.
+        """
         writer = self._write.writer
+        map = writer.map
+        if map.cipher is not None:
+            self._take()
+            return writer.disk.content.write(where, sector, content, self._written)
+        res = map.data.write_now(where, content)
+        if res is not None:
+            return self._written(res)
+        self._take()
+        return writer.disk.content.queue_write(where, content, self._written)
+
+    def _take(self) -> None:
+        writer, shift = self._write.writer, self._write.writer.disk.shift
+        super().__init__(self._start >> shift, ((self._limit - 1) >> shift) + 1)
+        self._busy = True
         writer.busy.take(self)
-        return writer.disk.content.write(where, sector, content, self._written)
 
     def _written(self, res: int) -> int:
         """It is in its place, or could not be written; those that waited for it go on."""
-        write, writer, sector = self._write, self._write.writer, self._sector
-        res = res or writer.link(self._start, self._limit, self._where)
+        write = self._write
+        writer, sector = write.writer, self._sector
+        map = writer.map
+        if not res:
+            try:
+                map.link(self._start, self._limit, self._where)
+            except (TapError, OSError) as exc:
+                res = writer.disk.failed(exc, self._start, self._limit)
         if res:
             self._give_back()
         finished = write.answer(res, sector, self._stop - sector)
-        finished += writer.busy.release(self)
-        if writer.map.must_write_back:
+        if self._busy:
+            finished += writer.busy.release(self)
+        if map.must_write_back:
             writer.writeback.when_needed()
         return finished
 

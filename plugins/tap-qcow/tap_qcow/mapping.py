@@ -172,7 +172,7 @@ class QcowMap(WritableTableMap[Table], PackingMap):
     def allocate(self, sector: int, count: int) -> Place:
         """At the end of the file, behind a new table where one is needed."""
         self._need_table(sector)
-        return Place(self.space.allocate(count), count, blank=True)
+        return Place(self.space.allocate(count), count, True)
 
     def _need_table(self, sector: int) -> None:
         index = sector >> self.table_shift
@@ -185,12 +185,21 @@ class QcowMap(WritableTableMap[Table], PackingMap):
         """Name clusters side by side."""
         size = self.geometry.cluster_size
         count = -(-(stop - sector) >> self.cluster_shift)
-        self._set(sector, range(where, where + count * size, size))
+        if count == 1:
+            self._set_one(sector, where)
+            return
+        table, first = self._entry_of(sector)
+        self.tables.set(table, first, range(where, where + count * size, size))
 
-    def _set(self, sector: int, entries: range | tuple[int, ...]) -> None:
-        table = self.tables.wait(sector >> self.table_shift)
-        first = (sector >> self.cluster_shift) & self.geometry.entry_mask
-        self.tables.set(table, first, entries)
+    def _set_one(self, sector: int, entry: int) -> None:
+        table, at = self._entry_of(sector)
+        self.tables.set_one(table, at, entry)
+
+    def _entry_of(self, sector: int) -> tuple[Table, int]:
+        """Where the entry of a sector's cluster is: its table, and its number there."""
+        index = sector >> self.table_shift
+        table = self._young.get(index) or self.tables.wait(index)
+        return table, (sector >> self.cluster_shift) & self.geometry.entry_mask
 
     def picture(self) -> Picture:
         """New L2 tables, then what names them and their clusters.
@@ -228,5 +237,5 @@ class QcowMap(WritableTableMap[Table], PackingMap):
     def link_packed(self, sector: int, where: int, length: int) -> int:
         """By an entry of its own kind."""
         entry = self.geometry.compressed_entry(where, length)
-        self._set(sector, (entry,))
+        self._set_one(sector, entry)
         return entry

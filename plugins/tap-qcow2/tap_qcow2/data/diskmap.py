@@ -171,7 +171,8 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
             return Place(sector << SECTOR_SHIFT, count)
         end = allocator.end
         cluster, count = allocator.allocate(count)
-        return Place(cluster << bits, count, blank=cluster << bits >= end)
+        where = cluster << bits
+        return Place(where, count, where >= end)
 
     def give_back(self, where: int, count: int) -> None:
         """Count them down; what fails is told, and no more, since a reason to fail was before."""
@@ -190,9 +191,14 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         if self.geometry.extended:
             self._link_subclusters(table, sector, stop, where)
             return
-        size = self.geometry.cluster_size
         at = (sector >> self.cluster_shift) & self.geometry.entry_mask
         count = (stop - sector) >> self.cluster_shift
+        if count == 1:
+            if entry := table.entries[at]:
+                release(self.metadata, entry, where)
+            self.tables.set_one(table, at, self.decoder.plain(where))
+            return
+        size = self.geometry.cluster_size
         for number, entry in enumerate(table.entries[at : at + count]):
             if entry:
                 release(self.metadata, entry, where + number * size)
@@ -270,7 +276,9 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
     @property
     def must_write_back(self) -> bool:
         """By the tables with changes, and by what was given up."""
-        return self.tables.overfull or len(self.metadata.refcounts.released) > MOST_RELEASED
+        tables = self.tables
+        many = len(tables.dirty) > tables.most >> 1
+        return many or len(self.metadata.refcounts.released) > MOST_RELEASED
 
     def picture(self) -> Picture:
         """In three stages."""

@@ -22,6 +22,9 @@ def own_table(metadata: Metadata, index: int) -> L2Table:
         OSError: it could not be read.
     """
     tables, bits = metadata.tables, metadata.geometry.cluster_bits
+    known = tables.young.get(index)
+    if known is not None and known.checked and copied(tables.directory.entries[index]):
+        return known  # nearly always
     if not tables.offset_of(index):
         return tables.new(index, _table_cluster(metadata) << bits)
     table = tables.wait(index)

@@ -24,6 +24,7 @@ class PartedDisk:
     Attributes:
         place: the short way of reads.
         place_to_write: the same of writes.
+        write: as `td_queue_write`.
         data: the file that the last place is in that one of them said.
         busy: where there is anything, no write takes the short way.
     """
@@ -42,6 +43,7 @@ class PartedDisk:
         self._writing = False
         self.data = files[0]
         self.busy: object = False
+        self.write = self._write
         self.place: ShortWay = self._place
         self.place_to_write: ShortWay = self._place_to_write
         if len(parts) == 1:
@@ -59,6 +61,7 @@ class PartedDisk:
         self._writing = True
         if len(self._parts) == len(writing) == 1:
             self.place_to_write, self.busy = writing[0].place_to_write, writing[0].busy
+            self.write = writing[0].write
 
     # ---- from the disk to its parts ---------------------------------------------------------
 
@@ -124,8 +127,7 @@ class PartedDisk:
         """Write where `place_to_write` said, later; returns 0."""
         return self.data.queue_write(where, buf, then)
 
-    def write(self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart) -> int:
-        """As `td_queue_write`."""
+    def _write(self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart) -> int:
         finished = 0
         for part, first, count in self._to_change(sector, nb_sectors):
             piece = buf[(first - sector) << 9 : (first - sector + count) << 9]

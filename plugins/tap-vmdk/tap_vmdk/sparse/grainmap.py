@@ -230,10 +230,10 @@ class GrainMap(clusters.TableMap[GrainTable]):
         place, grain = table.entries[number], self.layout.grain
         if not table.whole and not self.place_possible(place):
             raise self._damage(place)
-        length = grain - skip
-        if table.whole:
-            length = (self._grains_of_run(table.entries, number, stop - sector) * grain) - skip
-        length = min(length, stop - sector)
+        length, wanted = grain - skip, stop - sector
+        if wanted > length and table.whole:
+            length = (self._grains_of_run(table.entries, number, wanted) * grain) - skip
+        length = min(length, wanted)
         if place > ZERO:
             return self._stored(place, sector, length)
         return Run(clusters.ZERO if place else clusters.HOLE, sector, length)

@@ -110,12 +110,16 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
     def allocate(self, sector: int, count: int) -> Place:
         """Behind everything, once their table can be changed."""
         self._own_table(sector)
-        return Place(self.take(count << self.grain_shift) << 9, count, blank=True)
+        return Place(self.take(count << self.grain_shift) << 9, count, True)
 
     def link(self, sector: int, stop: int, where: int) -> None:
         """Change the entries."""
-        end = (where >> 9) + stop - sector
-        self._set_entries(sector, range(where >> 9, end, self.layout.grain))
+        first, count = where >> 9, stop - sector
+        if count == self.layout.grain:
+            table = self._own_table(sector)
+            self.tables.set_one(table, (sector >> self.grain_shift) & self.entry_mask, first)
+        else:
+            self._set_entries(sector, range(first, first + count, self.layout.grain))
 
     def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
         """Entries can say it, of a hole that a parent may show through; the file does the rest."""
@@ -139,7 +143,7 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
             OSError: as the system says.
         """
         index = sector >> self.table_shift
-        table = self.tables.get(index)
+        table = self._young.get(index) or self.tables.get(index)
         if index in self.sure and table is not None:
             return table
         place = self.directory[index]
