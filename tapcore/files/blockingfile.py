@@ -142,7 +142,11 @@ class BlockingFile:
         length = min(length, max(host_file_size(self.fd) - offset, 0))
         if length:
             punch_hole(self.fd, offset, length)
-            self.holes.forget()
+            self._punched()
+
+    def _punched(self) -> None:
+        """There is a hole that was not there; perhaps in a thread."""
+        self.holes.forget()
 
     # ---- metadata: any alignment, through the page cache in either cache mode ----------------
 

@@ -13,6 +13,7 @@ from tapcore.errors import IOFailedError, describe, errno_of
 from tapcore.files.blockingfile import BlockingFile
 from tapcore.files.linux import lies_in_memory
 from tapcore.files.reserving import LONG_WRITE
+from tapcore.files.windows import Windows
 from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.process.workers import Completions, Lane
 
@@ -34,9 +35,12 @@ class ImageFile(BlockingFile):
     Attributes:
         io_fd: to be polled; when it is readable, call `reap`.
         in_flight: operations queued and not answered.
+        windows: parts of it in memory, for system calls; None where it is not read so.
     """
 
     direct = False
+
+    windows: Windows | None = None
 
     keeps_overflow = False
     """Set by a driver that splits requests: `queue_read` and `queue_write` then keep what finds no
@@ -45,6 +49,8 @@ class ImageFile(BlockingFile):
     def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
         super().__init__(fd, path, read_only=read_only)
         self.in_flight = 0
+        if not self.direct:
+            self.windows = Windows(self)
         self._completions = Completions()
         self._workers = workers or Lane()
         self._writes = Lane(1, self._workers)
@@ -230,11 +236,27 @@ class ImageFile(BlockingFile):
 
     def let_go(self) -> None:
         """Close the descriptor in a forked child; the parent has the file, and its locks."""
+        self._give_up_windows()
         if not self._closed:
             self._closed = True
             os.close(self.fd)
 
+    def resize(self, size: int) -> None:
+        """Change the file's length (bytes)."""
+        self._give_up_windows()
+        super().resize(size)
+
+    def _punched(self) -> None:
+        super()._punched()
+        if self.windows is not None:
+            self.windows.forget_blocks()
+
+    def _give_up_windows(self) -> None:
+        if self.windows is not None:
+            self.windows.give_up()
+
     def _release(self) -> None:
+        self._give_up_windows()
         self._completions.close()
         self._closed = True
         os.close(self.fd)

@@ -114,6 +114,8 @@ def all_in_page_cache(fd: int, offset: int, length: int) -> bool:
 
 TMPFS_MAGIC: Final = 0x01021994
 EXT4_MAGIC: Final = 0xEF53
+XFS_MAGIC: Final = 0x58465342
+BTRFS_MAGIC: Final = 0x9123683E
 
 
 def file_system_magic(fd: int) -> int:
