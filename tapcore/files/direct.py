@@ -6,7 +6,6 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from tapcore.buffers import POOL
@@ -97,7 +96,8 @@ class DirectFile(ImageFile):
 
     def queue_read(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
         """Queue a read for `submit`; returns 0, or -EBUSY where the queue is full."""
-        then = as_then(then)
+        if isinstance(then, tuple):
+            then = as_then(then)
         io = self._io
         if not io.free:
             return self._full(self.queue_read, offset, buf, then)
@@ -116,7 +116,8 @@ class DirectFile(ImageFile):
 
     def queue_write(self, offset: int, buf: memoryview, then: Then | AnswerTuple) -> int:
         """Queue a write for `submit`; returns 0, or -EBUSY where the queue is full."""
-        then = as_then(then)
+        if isinstance(then, tuple):
+            then = as_then(then)
         io = self._io
         if not io.free:
             return self._full(self.queue_write, offset, buf, then)
@@ -162,8 +163,7 @@ class DirectFile(ImageFile):
 
     def reap(self) -> int:
         """Answer all that has finished."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.io_fd)
+        self._wake_up()
         return self._answer_all()
 
     def _answer_all(self) -> int:
@@ -177,6 +177,9 @@ class DirectFile(ImageFile):
     def _finish(self, res: int, token: tuple[Any, ...]) -> int:
         offset, view, bounce, into, skip, then = token
         self.in_flight -= 1
+        if into is view and res == len(view):  # a whole read, straight to its place
+            whole: int = then(0)
+            return whole
         if res != len(view):
             res = self._finish_short(res, offset, view, reading=into is not None)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, overload
 
@@ -182,9 +181,14 @@ class ImageFile(BlockingFile):
         Returns:
             The sum of what the callbacks returned.
         """
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.io_fd)
+        self._wake_up()
         return self._answer_completions()
+
+    def _wake_up(self) -> None:
+        try:  # suppress() would take as long as the call itself
+            os.eventfd_read(self.io_fd)
+        except BlockingIOError:
+            return
 
     def _answer_completions(self) -> int:
         finished = 0

@@ -139,9 +139,15 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
 
     def _extended_run_to_write(self, table: L2Table, sector: int, stop: int) -> Run:
         """The same by subclusters: those without content may lie in a cluster that has space."""
-        geometry = self.geometry
-        entry, bitmap = self._entry(table, sector)
-        kept = self.decoder.refers(entry)
+        geometry, at = self.geometry, self._at(sector)
+        entry, bitmap = table.entries[at], table.entries[at + 1]
+        skip, kept = sector & geometry.sector_mask, self.decoder.refers(entry)
+        where = offset_of(entry) + (skip << SECTOR_SHIFT)
+        kind = self._kind_within(table.entries, at, skip, stop - sector)
+        if kind == DATA or (kind >= 0 and kept):
+            return Run(kind, sector, stop - sector, where, copied(entry))
+        if kind >= 0:
+            return Run(kind, sector, stop - sector)
         if kept and bitmap != ALL_DATA:
             stop = min(stop, (sector | geometry.sector_mask) + 1)
         run = self.run_in(table, sector, stop)
@@ -150,7 +156,6 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         if run.kind == PACKED:
             return run
         if kept:
-            where = offset_of(entry) + ((sector & geometry.sector_mask) << SECTOR_SHIFT)
             return run._replace(where=where, own=copied(entry))
         return run.upto(self._without_space(table, run))
 
@@ -206,19 +211,24 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         self.tables.set(table, at, range(first, first + count * size, size))
 
     def _link_subclusters(self, table: L2Table, sector: int, stop: int, where: int) -> None:
-        geometry = self.geometry
-        unit = geometry.unit >> SECTOR_SHIFT
+        mask = self.geometry.sector_mask
         while sector < stop:
-            skip = sector & geometry.sector_mask
-            until = min(sector - skip + geometry.cluster_sectors, stop)
-            chosen = subclusters(skip // unit, (skip + until - sector) // unit)
-            host = where - (skip << SECTOR_SHIFT)
-            entry, bitmap = self._entry(table, sector)
-            release(self.metadata, entry, host)
-            bitmap = ALL_DATA if chosen == ALL_DATA else with_data(bitmap, chosen)
-            self._set(table, sector, self.decoder.plain(host), bitmap)
+            until = min((sector | mask) + 1, stop)
+            self._link_in_cluster(table, sector, until, where)
             where += (until - sector) << SECTOR_SHIFT
             sector = until
+
+    def _link_in_cluster(self, table: L2Table, sector: int, until: int, where: int) -> None:
+        geometry = self.geometry
+        unit, skip = geometry.unit >> SECTOR_SHIFT, sector & geometry.sector_mask
+        chosen = subclusters(skip // unit, (skip + until - sector) // unit)
+        host, at = where - (skip << SECTOR_SHIFT), self._at(sector)
+        entry, bitmap = table.entries[at], table.entries[at + 1]
+        if entry:
+            release(self.metadata, entry, host)
+        self.tables.set_one(table, at, self.decoder.plain(host))
+        bitmap = ALL_DATA if chosen == ALL_DATA else with_data(bitmap, chosen)
+        self.tables.set_one(table, at + 1, bitmap)
 
     def _entry(self, table: L2Table, sector: int) -> tuple[int, int]:
         """The L2 entry of the sector's cluster, and its bitmap of subclusters, or 0."""

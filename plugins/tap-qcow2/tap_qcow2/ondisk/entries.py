@@ -156,6 +156,15 @@ def subcluster_kind(bitmap: int, number: int) -> int:
     return DATA if bitmap >> number & 1 else UNALLOCATED
 
 
+def kind_of_all(bitmap: int, chosen: int) -> int:
+    """How some subclusters (as `subclusters` gives them) are all stored; -1: not in one way."""
+    zeroes = bitmap >> SUBCLUSTERS & chosen
+    if zeroes:
+        return ZERO if zeroes == chosen else -1
+    data = bitmap & chosen
+    return UNALLOCATED if not data else DATA if data == chosen else -1
+
+
 def subclusters(first: int, end: int) -> int:
     """The subclusters from one up to another, as a bitmap says that they have data."""
     return ((1 << (end - first)) - 1) << first

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 
 from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.decoder import Decoder
-from tap_qcow2.ondisk.entries import compressed, offset_of, subcluster_kind
+from tap_qcow2.ondisk.entries import (
+    compressed,
+    kind_of_all,
+    offset_of,
+    subcluster_kind,
+    subclusters,
+)
 from tap_qcow2.tables.l2tables import L2Table, L2Tables
 from tapcore import SECTOR_SHIFT, ImageFile, ImageFormatError
 from tapcore.clusters import DATA, HOLE, NOWHERE, PACKED, Read, Run, TableMap
@@ -83,6 +89,11 @@ class L2Map(TableMap[L2Table]):
         shift = geometry.cluster_shift
         at = ((sector >> shift) & geometry.entry_mask) * 2
         unit = geometry.unit >> SECTOR_SHIFT
+        skip = sector & geometry.sector_mask
+        kind = self._kind_within(entries, at, skip, stop - sector)
+        if kind >= 0:
+            where = _place(offset_of(entries[at]), kind, skip << SECTOR_SHIFT)
+            return Run(kind, sector, stop - sector, where)
         start, kind, where, expected = sector, -1, NOWHERE, NOWHERE
         while sector < stop:
             entry, bitmap = entries[at], entries[at + 1]
@@ -112,6 +123,25 @@ class L2Map(TableMap[L2Table]):
             if not sector & geometry.sector_mask:
                 at += 2 * (clusters or 1)
         return Run(kind, start, min(sector, stop) - start, where)
+
+    def _kind_within(self, entries: Words, at: int, skip: int, count: int) -> int:
+        """How a part of one extended cluster is stored; -1: this cannot tell.
+
+        Args:
+            entries: of a table.
+            at: of the cluster's entry.
+            skip: where the part begins in it, sectors.
+            count: how many sectors; perhaps more than the cluster has.
+
+        Raises:
+            ImageFormatError: the entry is not possible.
+        """
+        geometry, entry, bitmap = self.geometry, entries[at], entries[at + 1]
+        if skip + count > geometry.cluster_sectors or compressed(entry):
+            return -1
+        self.decoder.check_extended(entry, bitmap)
+        unit = geometry.unit >> SECTOR_SHIFT
+        return kind_of_all(bitmap, subclusters(skip // unit, (skip + count - 1) // unit + 1))
 
 
 def _place(host: int, kind: int, skip: int) -> int:

@@ -128,6 +128,10 @@ class PartedDisk:
         return self.data.queue_write(where, buf, then)
 
     def _write(self, sector: int, nb_sectors: int, buf: memoryview, answer: AnswerPart) -> int:
+        only = self._part(sector)
+        mine = only.writing if self._writing and sector + nb_sectors <= only.end else None
+        if mine is not None:
+            return mine.write(sector, nb_sectors, buf, answer)
         finished = 0
         for part, first, count in self._to_change(sector, nb_sectors):
             piece = buf[(first - sector) << 9 : (first - sector + count) << 9]
