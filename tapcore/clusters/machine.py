@@ -226,9 +226,10 @@ class WritableClusters(Clusters):
     ) -> int:
         if res := self._refuse(sector, nb_sectors):
             return res
-        start, answer = self._own(sector, answer)
+        if self._start:
+            sector, answer = self._own(sector, answer)
         zeroing = Zeroing(self._writer, answer, discard=discard, may_unmap=may_unmap)
-        return zeroing.run(start, start + nb_sectors)
+        return zeroing.run(sector, sector + nb_sectors)
 
     def flush(self, then: Then) -> int:
         """As `td_queue_flush`: content, then what names it, in a thread."""

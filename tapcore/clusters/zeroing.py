@@ -40,18 +40,17 @@ class Zeroing:
         self._may_unmap = may_unmap
 
     def run(self, sector: int, stop: int) -> int:
-        """Go through a range, run by run; returns how many requests were finished."""
+        """Go through a range, not an empty one, run by run; returns requests finished."""
         finished = 0
         for _ in range(_STEPS):
-            if sector >= stop:
-                return finished
             done, sector = self._step(sector, stop)
             finished += done
-            if sector < stop and self._map.must_write_back:
+            if sector >= stop:
+                return finished
+            if self._map.must_write_back:
                 self._writeback.flush(partial(self._go_on, sector, stop))
                 return finished
-        if sector < stop:
-            self._map.file.queue_work(int, partial(self._go_on, sector, stop))
+        self._map.file.queue_work(int, partial(self._go_on, sector, stop))
         return finished
 
     def _go_on(self, sector: int, stop: int, res: int) -> int:
@@ -62,8 +61,7 @@ class Zeroing:
 
     def _step(self, sector: int, stop: int) -> tuple[int, int]:
         """One run, or what lies before it; returns requests finished, and up to where."""
-        claim = self._busy.at(sector)
-        if claim is not None:
+        if self._busy.claims and (claim := self._busy.at(sector)) is not None:
             return 0, self._busy.wait(claim, stop, partial(self._again, sector))
         disk = self._disk
         try:
@@ -72,7 +70,8 @@ class Zeroing:
                 until = disk.table_end(sector, stop)
                 disk.load(sector, until, self._again(sector, until), self._answer)
                 return 0, until
-            run = run.upto(self._busy.free_until(sector, run.end))
+            if self._busy.claims:
+                run = run.upto(self._busy.free_until(sector, run.end))
             return self._one(run)
         except (TapError, OSError) as exc:
             until = disk.concerns(exc, sector, stop)
@@ -80,18 +79,22 @@ class Zeroing:
 
     def _one(self, run: Run) -> tuple[int, int]:
         """As much of a run as goes one way: its whole units, or what lies before or behind."""
-        mask = (1 << self._map.unit_shift) - 1
-        first = (run.sector + mask) & ~mask
-        last = run.end if run.end == self._map.sectors else run.end & ~mask
-        if first >= last or first > run.sector:
-            run = run.upto(first if first < last else run.end)
+        map = self._map
+        mask = (1 << map.unit_shift) - 1
+        start, end = run.sector, run.sector + run.nb_sectors
+        first = (start + mask) & ~mask
+        last = end if end == map.sectors else end & ~mask
+        if first >= last or first > start:
+            run = run.upto(first if first < last else end)
             return self._edge(run), run.end
-        run = run.upto(last)
-        res = self._map.clear(run, discard=self._discard, may_unmap=self._may_unmap)
+        if last < end:
+            run = run.upto(last)
+        res = map.clear(run, discard=self._discard, may_unmap=self._may_unmap)
         if res == -errno.EOPNOTSUPP:
-            return self._edge(run), run.end
-        self._writeback.when_needed()
-        return self._done(res, run), run.end
+            return self._edge(run), last
+        if map.must_write_back:
+            self._writeback.when_needed()
+        return self._answer(res, start, run.nb_sectors), last
 
     def _done(self, res: int, run: Run) -> int:
         return self._answer(res, run.sector, run.nb_sectors)

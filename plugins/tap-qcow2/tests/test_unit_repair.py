@@ -16,6 +16,7 @@ from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
 from qcow2walk import COPIED, OFFSET, walk
 from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
 from tap_qcow2.snapshots.operations import apply_snapshot, create_snapshot, delete_snapshot
+from tapcore.errors import LostContentError
 from tapcore.tools.check import check_image, check_status
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
@@ -67,7 +68,19 @@ def test_damage_is_repaired(layout: Layout, tmp_path: Path, rng: random.Random) 
         after = content(image)
         assert before is None or after == before, case
         if after is not None:  # else data is damaged: a compressed stream, or not in its file
+            if "truncated" in done and _cut_stream(image):
+                continue  # QEMU inflates what is left and zeroes, and takes what comes
             _goes_on(image, rng, case, shared="l1-twice" in done)
+
+
+def _cut_stream(image: Path) -> bool:
+    """Whether a compressed cluster is cut by the end of the file."""
+    try:
+        with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
+            disk.pread(0, length=SIZE)
+    except LostContentError as exc:
+        return "compressed cluster is too short" in str(exc)
+    return False
 
 
 def _goes_on(image: Path, rng: random.Random, case: str, *, shared: bool) -> None:

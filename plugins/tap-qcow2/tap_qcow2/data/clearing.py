@@ -19,6 +19,7 @@ from tap_qcow2.ondisk.entries import (
     subclusters,
     with_zeroes,
 )
+from tap_qcow2.tables.l2tables import L2Table
 from tap_qcow2.tables.links import own_table, replace
 from tap_qcow2.tables.metadata import Metadata
 from tapcore import SECTOR_SHIFT, DiskDriver, ImageFile
@@ -44,25 +45,30 @@ class Clearing:
     def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
         """As `WritableMap.clear`."""
         parent, mask = self._dd.next, self._geometry.sector_mask
-        below = 0 if parent is None else (parent.size + mask) & ~mask  # what it may show
         clear = self._discard if discard else self._zero
+        if parent is None:
+            return clear(run.sector, run.end, zero_below=True, may_unmap=may_unmap)
+        below = (parent.size + mask) & ~mask  # what it may show
         if run.sector < below:
             res = clear(run.sector, min(run.end, below), zero_below=False, may_unmap=may_unmap)
             if res or run.end <= below:
                 return res
         return clear(max(run.sector, below), run.end, zero_below=True, may_unmap=may_unmap)
 
-    def _has_table(self, sector: int) -> bool:
-        return bool(self._metadata.tables.offset_of(sector >> self._geometry.table_shift))
+    def _table(self, sector: int) -> L2Table | None:
+        """The table that maps a sector, if there is one; waits for it."""
+        tables, index = self._metadata.tables, sector >> self._geometry.table_shift
+        table = tables.young.get(index)
+        if table is None and tables.offset_of(index):
+            table = tables.wait(index)
+        return table
 
-    def _entries(self, sector: int, end: int) -> tuple[int, Words]:
+    def _entries(self, table: L2Table | None, sector: int, end: int) -> tuple[int, Words]:
         """The words of the clusters of a range, and where they are in their table."""
-        geometry, tables = self._geometry, self._metadata.tables
+        geometry = self._geometry
         at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
         count = -(-(end - sector) >> geometry.cluster_shift) * geometry.words
-        if not self._has_table(sector):
-            return at, bigendian.zeroes(count)
-        return at, tables.wait(sector >> geometry.table_shift).entries[at : at + count]
+        return at, bigendian.zeroes(count) if table is None else table.entries[at : at + count]
 
     def _replace(self, sector: int, at: int, old: Words, new: Sequence[int]) -> None:
         """Change words; what they do not lead to any more is given up."""
@@ -73,23 +79,26 @@ class Clearing:
     # ---- clusters ---------------------------------------------------------------------------
 
     def _zero(self, sector: int, end: int, *, zero_below: bool, may_unmap: bool) -> int:
-        if zero_below and not self._has_table(sector):
+        table = self._table(sector)
+        if zero_below and table is None:
             return 0
         if self._metadata.header.version < 3:
-            return self._zero_in_version_2(sector, end, zero_below, may_unmap)
+            return self._zero_in_version_2(table, sector, end, zero_below, may_unmap)
         if self._geometry.extended:
             return self._each(sector, end, self._zero_subclusters, may_unmap)
         decoder = self._decoder
         keeps = not may_unmap or decoder.elsewhere
-        at, old = self._entries(sector, end)
+        at, old = self._entries(table, sector, end)
         new = [decoder.zeroes(decoder.own_space(each) if keeps else -1) for each in old]
         self._zero_in_data_file(sector, end, may_unmap=may_unmap)
         self._replace(sector, at, old, new)
         return 0
 
-    def _zero_in_version_2(self, sector: int, end: int, zero_below: bool, may_unmap: bool) -> int:
+    def _zero_in_version_2(
+        self, table: L2Table | None, sector: int, end: int, zero_below: bool, may_unmap: bool
+    ) -> int:
         """There is no flag for zeroes: only what no parent shows can be forgotten."""
-        at, old = self._entries(sector, end)
+        at, old = self._entries(table, sector, end)
         if not zero_below or self._decoder.elsewhere or (any(old) and not may_unmap):
             return -errno.EOPNOTSUPP
         self._replace(sector, at, old, [0] * len(old))
@@ -99,11 +108,12 @@ class Clearing:
         """Afterwards it reads as zeroes where the format can say that, else as before."""
         header, decoder = self._metadata.header, self._decoder
         old_version = header.version < 3
-        if not self._has_table(sector) and (zero_below or old_version):
+        table = self._table(sector)
+        if table is None and (zero_below or old_version):
             return 0
         if self._geometry.extended:
             return self._each(sector, end, self._discard_subclusters, zero_below)
-        at, old = self._entries(sector, end)
+        at, old = self._entries(table, sector, end)
         new = old.tolist()
         for number, entry in enumerate(old):
             if old_version:
@@ -135,7 +145,7 @@ class Clearing:
 
     def _zero_subclusters(self, sector: int, until: int, may_unmap: bool) -> int:
         chosen = self._chosen(sector, until)
-        at, old = self._entries(sector, until)
+        at, old = self._entries(self._table(sector), sector, until)
         entry, bitmap = old[0], with_zeroes(old[1], chosen)
         if compressed(entry) and chosen != ALL_DATA:
             return -errno.EOPNOTSUPP
@@ -150,7 +160,7 @@ class Clearing:
         chosen = self._chosen(sector, until)
         if until == self._dd.size:  # what lies past the disk's end keeps no space
             chosen |= ALL_DATA & ~(chosen | chosen - 1)
-        at, old = self._entries(sector, until)
+        at, old = self._entries(self._table(sector), sector, until)
         entry, bitmap = old[0], with_zeroes(old[1], chosen)
         if zero_below and not old[1] and not self._decoder.refers(entry):
             return 0

@@ -132,6 +132,8 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         at = (run.sector >> shift) & geometry.entry_mask
         last = ((run.end - 1) >> shift) & geometry.entry_mask
         own, more = copied(table.entries[at * words]), at + 1
+        if at == last:
+            return run if own else run._replace(own=False)
         while more <= last and copied(table.entries[more * words]) == own:
             more += 1
         end = ((run.sector >> shift) + more - at) << shift

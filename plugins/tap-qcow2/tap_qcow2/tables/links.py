@@ -74,16 +74,24 @@ def replace(metadata: Metadata, table: L2Table, at: int, words: Sequence[int]) -
         at: number of the first word that is changed, which begins an entry.
         words: the new entries, with their bitmaps where these are extended.
     """
-    decoder, discarded = metadata.decoder, metadata.refcounts.discarded
-    step, bits = metadata.geometry.words, metadata.geometry.cluster_bits
+    step = metadata.geometry.words
+    if len(words) == 1:
+        _give_up(metadata, table.entries[at], words[0])
+        metadata.tables.set_one(table, at, words[0])
+        return
     old = table.entries[at : at + len(words) : step]
     for before, entry in zip(old, words[::step], strict=True):
-        gone, place = decoder.stored_at(before), offset_of(entry)
-        if gone and not place:
-            discarded.add(gone >> bits)
-        if before != entry:
-            release(metadata, before, place)
+        _give_up(metadata, before, entry)
     metadata.tables.set(table, at, words)
+
+
+def _give_up(metadata: Metadata, before: int, entry: int) -> None:
+    """What one entry leads to and another, which takes its place, does not."""
+    gone, place = metadata.decoder.stored_at(before), offset_of(entry)
+    if gone and not place:
+        metadata.refcounts.discarded.add(gone >> metadata.geometry.cluster_bits)
+    if before != entry:
+        release(metadata, before, place)
 
 
 def release(metadata: Metadata, entry: int, host: int = 0) -> None:

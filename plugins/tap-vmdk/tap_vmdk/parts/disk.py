@@ -24,7 +24,7 @@ class PartedDisk:
     Attributes:
         place: the short way of reads.
         place_to_write: the same of writes.
-        write: as `td_queue_write`.
+        write, write_zeroes, discard: as the hooks of these names.
         data: the file that the last place is in that one of them said.
         busy: where there is anything, no write takes the short way.
     """
@@ -43,7 +43,7 @@ class PartedDisk:
         self._writing = False
         self.data = files[0]
         self.busy: object = False
-        self.write = self._write
+        self.write, self.write_zeroes, self.discard = self._write, self._write_zeroes, self._discard
         self.place: ShortWay = self._place
         self.place_to_write: ShortWay = self._place_to_write
         if len(parts) == 1:
@@ -61,7 +61,12 @@ class PartedDisk:
         self._writing = True
         if len(self._parts) == len(writing) == 1:
             self.place_to_write, self.busy = writing[0].place_to_write, writing[0].busy
-            self.write = writing[0].write
+            only = writing[0]
+            self.write, self.write_zeroes, self.discard = (
+                only.write,
+                only.write_zeroes,
+                only.discard,
+            )
 
     # ---- from the disk to its parts ---------------------------------------------------------
 
@@ -145,15 +150,15 @@ class PartedDisk:
             return -errno.EOPNOTSUPP
         return self.write(sector, len(buf) >> 9, buf, answer)
 
-    def write_zeroes(
+    def _write_zeroes(
         self, sector: int, nb_sectors: int, may_unmap: bool, answer: AnswerPart
     ) -> int:
-        """As `td_queue_write_zeroes`: holes in the files, or entries that say so."""
+        """Holes in the files, or entries that say so."""
         pieces = self._to_change(sector, nb_sectors)
         return sum(part.write_zeroes(at, count, may_unmap, answer) for part, at, count in pieces)
 
-    def discard(self, sector: int, nb_sectors: int, answer: AnswerPart) -> int:
-        """As `td_queue_discard`: holes in the files."""
+    def _discard(self, sector: int, nb_sectors: int, answer: AnswerPart) -> int:
+        """Holes in the files."""
         pieces = self._to_change(sector, nb_sectors)
         return sum(part.discard(at, count, answer) for part, at, count in pieces)
 
