@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 from tapcore.clusters.extents import extents
 from tapcore.clusters.map import ClusterMap, PackingMap, ShortWay, WritableMap
 from tapcore.clusters.mapped import AnswerPart, MappedDisk
-from tapcore.clusters.packing import write_packed
 from tapcore.clusters.reading import Reader
 from tapcore.clusters.runs import ASK
 from tapcore.clusters.tablemap import WritableTableMap
@@ -206,6 +205,8 @@ class WritableClusters(Clusters):
         """As `td_queue_write_compressed`."""
         if not isinstance(self.map, PackingMap):
             raise NotSupportedError("cannot hold compressed clusters")
+        from tapcore.clusters.packing import write_packed
+
         if res := self._refuse(sector, len(buf) >> SECTOR_SHIFT):
             return res
         start, answer = self._own(sector, answer)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from typing import TYPE_CHECKING
 
 import attrs
 
 from tapcore.engine import READ, Request, engine_of
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.requests import OP_NAMES
-from tapcore.engine.salvage import Salvage, SalvagingRead
 from tapcore.errors import IOFailedError, ReadOnlyError, TapError
 from tapcore.interface.damage import known_failure
 from tapcore.interface.models import TdState
+
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
 
 
 class DiskCalls:
@@ -74,6 +77,8 @@ class DiskCalls:
     def submit(self, request: Request) -> None:
         """Hand a request to the engine; a salvaged read does not fail."""
         if self._salvage is not None and request.op == READ:
+            from tapcore.engine.salvage import SalvagingRead
+
             SalvagingRead(self._state, self._salvage, request).begin()
         else:
             self.engine.submit(request)

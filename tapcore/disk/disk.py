@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from operator import index
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tapcore.disk.calls import DiskCalls, failed
 from tapcore.disk.file import DiskFile
@@ -22,7 +22,6 @@ from tapcore.engine import (
     Request,
 )
 from tapcore.engine.extents import chain_extents
-from tapcore.engine.salvage import Salvage, salvaged_extents
 from tapcore.errors import (
     ClosedError,
     ForkedError,
@@ -37,6 +36,9 @@ from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import close_disk
 from tapcore.process.forks import forks
 from tapcore.sizes import checked_size
+
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
 
 _MAX_CALL = 8 << 20
 """Bytes that a single request from Python moves; larger calls are made of several."""
@@ -216,7 +218,9 @@ class Disk(DiskFile):
         if not length:
             return
         self._check_open()
-        extents = chain_extents if self.salvage is None else salvaged_extents
+        extents = chain_extents
+        if self.salvage is not None:
+            from tapcore.engine.salvage import salvaged_extents as extents
         try:
             yield from extents(self._leaf, offset, length)
         except Exception as exc:

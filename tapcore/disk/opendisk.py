@@ -11,7 +11,6 @@ from tapcore.disk.disk import Disk
 from tapcore.engine import (
     engine_of,
 )
-from tapcore.engine.salvage import Salvage
 from tapcore.errors import (
     NotWritableError,
     UsageError,
@@ -105,7 +104,11 @@ def open(
         raise
     if copy_on_read:
         engine_of(disk).enable_copy_on_read()
-    return Disk(disk, Salvage() if salvage else None)
+    if not salvage:
+        return Disk(disk)
+    from tapcore.engine.salvage import Salvage
+
+    return Disk(disk, Salvage())
 
 
 def _check_words(cache: object, filters: object, name: str) -> None:

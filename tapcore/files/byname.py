@@ -11,6 +11,7 @@ import stat
 
 from tapcore.buffers import ZEROES
 from tapcore.errors import UsageError
+from tapcore.files.beingmade import new_fd, new_files
 from tapcore.files.existing import open_existing, open_refused
 from tapcore.files.hostfile import (
     check_kind,
@@ -19,7 +20,6 @@ from tapcore.files.hostfile import (
     refuse_read_only_device,
 )
 from tapcore.files.locks import lock_image
-from tapcore.files.newfiles import new_fd, new_files
 from tapcore.interface.boundfile import BoundFile
 
 

@@ -15,11 +15,11 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from typing import Final
 
 from tapcore.errors import ImageOpenError, TapError, UsageError, describe
 from tapcore.files import inplace, newfile, placing
+from tapcore.files.beingmade import CURRENT
 from tapcore.files.existing import open_existing
 from tapcore.files.hostfile import refuse_read_only_device
 from tapcore.files.locks import lock_image, unlock_image
@@ -262,36 +262,6 @@ def _take_back(made: NewFile) -> str:
     return inplace.spoil(made)
 
 
-# ---- the set of the moment ---------------------------------------------------------------------
-
-_current: ContextVar[NewFiles | None] = ContextVar("tapcore_new_files", default=None)
-
-
-def new_files() -> NewFiles | None:
-    """The set that files belong to which this thread creates, where it makes an image."""
-    return _current.get()
-
-
-def new_fd(path: str, flags: int) -> int | None:
-    """Open a file that is being made.
-
-    Args:
-        path: its final name.
-        flags: `os.O_*` access mode and more.
-
-    Returns:
-        A descriptor; None where this thread makes no such file.
-    """
-    files = _current.get()
-    return None if files is None else files.reopen(path, flags)
-
-
-def is_being_made(path: str) -> bool:
-    """Whether this thread makes a file of that final name, which is not there yet."""
-    files = _current.get()
-    return files is not None and files.has(path)
-
-
 @contextlib.contextmanager
 def making(
     path: str,
@@ -314,7 +284,7 @@ def making(
     files = NewFiles(path, replace=replace, untouchable=untouchable or {})
     if by_name:
         files.use_name()
-    before = _current.set(None if by_name else files)
+    before = CURRENT.set(None if by_name else files)
     try:
         yield files
     except BaseException as exc:
@@ -323,7 +293,7 @@ def making(
             _name(exc, files, path, lost)
         raise
     finally:
-        _current.reset(before)
+        CURRENT.reset(before)
         files.discard()
 
 

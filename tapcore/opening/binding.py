@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Final
 
-from tapcore.files.newfiles import is_being_made
+from tapcore.files.beingmade import is_being_made
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.identity import identity_of_open
 from tapcore.interface.policy import Naming, ReferencePolicy

@@ -28,7 +28,7 @@ from tapcore.errors import (
     errno_of,
     open_error,
 )
-from tapcore.files.newfiles import is_being_made
+from tapcore.files.beingmade import is_being_made
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions

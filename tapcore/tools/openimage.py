@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from tapcore.disk import Disk
-from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
@@ -15,6 +14,9 @@ from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.door import How, open_with
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
+
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
 
 log = logging.getLogger(__name__)
 

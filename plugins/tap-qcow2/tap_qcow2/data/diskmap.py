@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from tap_qcow2.data.clearing import Clearing
 from tap_qcow2.data.codecs import codec
 from tap_qcow2.data.unopened import UnopenedFile
 from tap_qcow2.ondisk.entries import (
@@ -43,6 +42,9 @@ from tapcore.clusters import (
     Run,
     WritableTableMap,
 )
+
+if TYPE_CHECKING:
+    from tap_qcow2.data.clearing import Clearing
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         self.encrypted = bool(self.header.crypt_method)
         size, place_of = self.geometry.cluster_size, self.decoder.compressed_range
         self.unpacker = DeflatedClusters(file, size, place_of, self._inflate)
-        self._clearing = Clearing(dd, metadata, self.data)
+        self._clearing: Clearing | None = None  # loaded when something is cleared
 
     @abstractmethod
     def damaged(self, reason: str) -> None:
@@ -245,6 +247,10 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
 
     def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
         """By entries that say so."""
+        if self._clearing is None:
+            from tap_qcow2.data.clearing import Clearing
+
+            self._clearing = Clearing(self.dd, self.metadata, self.data)
         return self._clearing.clear(run, discard=discard, may_unmap=may_unmap)
 
     # ---- compressed clusters ----------------------------------------------------------------
