@@ -1,0 +1,170 @@
+"""What a request costs in Python: counted, so that the same tree always says the same.
+
+Lines of the product's code that are executed, and calls into C, for a request of a batch of 32 on
+its way through the NBD machine, the engine and a driver. `recorded-costs.json` has what it was;
+`TAPCORE_RECORD_COSTS=1` writes it anew, which belongs into the commit that changes it.
+"""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+import attrs
+import pytest
+from nbd_client import READ, WRITE
+from nbdwire import Wire, opened
+
+from tapcore.tools.create import create_image
+
+RECORD: Final = Path(__file__).with_name("recorded-costs.json")
+VERSION: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+BATCH: Final = 32
+MIB: Final = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No finalizers in between, and a slow disk makes no write wait."""
+    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Meter:
+    """Counts what the product's code does inside `with`."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._product: dict[str, bool] = {}
+
+    def _is_product(self, frame: FrameType) -> bool:
+        name = frame.f_code.co_filename
+        known = self._product.get(name)
+        if known is None:
+            parts = Path(name).parts
+            known = any(part == "tapcore" or part.startswith("tap_") for part in parts[:-1])
+            self._product[name] = known = known and "tests" not in parts
+        return known
+
+    def _entered(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        return self._line if self._is_product(frame) else None
+
+    def _line(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
+        self.steps += event == "line"
+        return self._line
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> None:
+        self.steps += event == "c_call" and self._is_product(frame)
+
+    def __enter__(self) -> "Meter":
+        self._before = sys.gettrace(), sys.getprofile()
+        sys.settrace(self._entered)
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: object, trace: TracebackType | None
+    ) -> None:
+        sys.settrace(self._before[0])
+        sys.setprofile(self._before[1])
+
+
+@attrs.frozen
+class Load:
+    """One kind of request; `new`: each goes to a cluster that has no place yet."""
+
+    handle: str
+    command: int
+    size: int
+    new: bool = False
+
+    @property
+    def name(self) -> str:
+        what = "read" if self.command == READ else "new write" if self.new else "write"
+        return f"{self.handle} {what} {self.size >> 10}k"
+
+
+FORMATS: Final = ("qcow2", "vmdk", "qcow")
+LOADS: Final = [
+    *(
+        Load(handle, command, size)
+        for handle in ("aio", "ram", *FORMATS)
+        for command in (READ, WRITE)
+        for size in (4096, 65536)
+    ),
+    *(Load(handle, WRITE, size, new=True) for handle in FORMATS for size in (4096, 65536)),
+]
+
+
+def image_of(load: Load, folder: Path) -> str:
+    """An empty image of 64 MiB."""
+    if load.handle == "ram":
+        return "ram:64M"
+    path = folder / "disk"
+    if load.handle == "aio":
+        path.write_bytes(bytes(64 * MIB))
+    else:
+        create_image(f"{load.handle}:{path}", 64 * MIB)
+    return f"{load.handle}:{path}"
+
+
+def cost_of(load: Load, folder: Path) -> float:
+    """Steps for each request of a batch, after one that has warmed everything."""
+    step = 65536 if load.new else load.size
+    payload = b"x" * load.size if load.command == WRITE else b""
+    with opened(image_of(load, folder)) as disk:
+        wire = Wire(disk)
+
+        def batch(start: int) -> bytes:
+            places = range(start, start + BATCH * step, step)
+            length = 0 if payload else load.size
+            return b"".join(wire.make(load.command, at, length, 0, payload) for at in places)
+
+        if not load.new:
+            for at in range(0, 8 * MIB, 65536):
+                wire.call(WRITE, at, payload=b"y" * 65536)
+        wire.feed(batch(0))
+        data = batch(BATCH * step)
+        with Meter() as meter:
+            wire.feed(data)
+        assert not wire.side.in_flight
+        assert not any(wire.errors())
+        wire.end()
+    return meter.steps / BATCH
+
+
+def test_no_request_costs_more_than_was_recorded(tmp_path: Path) -> None:
+    """Ten parts in a hundred at most; what is cheaper by as much has to be recorded."""
+    found = {}
+    for number, load in enumerate(LOADS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found[load.name] = round(cost_of(load, folder), 1)
+    if os.environ.get("TAPCORE_RECORD_COSTS"):
+        content = {"python": VERSION, "steps a request": found}
+        RECORD.write_text(json.dumps(content, indent=1) + "\n")
+    record = json.loads(RECORD.read_text())
+    was: dict[str, float] = record["steps a request"]
+    assert found.keys() == was.keys()
+    slack = 1.10 if record["python"] == VERSION else 1.30  # other versions count a little otherwise
+    worse = {name: (was[name], now) for name, now in found.items() if now > was[name] * slack}
+    better = {name: (was[name], now) for name, now in found.items() if now * slack < was[name]}
+    assert not worse, "costs more: (recorded, now)"
+    assert not better, "costs less: record it, so that it stays so: (recorded, now)"
+
+
+def test_the_same_tree_counts_the_same(tmp_path: Path) -> None:
+    load = Load("qcow2", READ, 4096)
+    costs = set()
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        costs.add(cost_of(load, folder))
+    assert len(costs) == 1
