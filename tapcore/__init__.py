@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from tapcore.interface.keys import readings as passphrase_readings
     from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TdCallback, TdState
     from tapcore.interface.options import CacheMode, DiskId, FormatOption, OpenOptions
+    from tapcore.interface.places import Places
     from tapcore.interface.policy import ReferencePolicy
     from tapcore.interface.registry import Registry
     from tapcore.interface.results import (
@@ -156,6 +157,7 @@ _HOMES = {
     "opening.names": ("plain_name",),
     "nbd.listening": ("TcpAddress", "UnixAddress"),
     "nbd.server": ("NbdServer",),
+    "interface.places": ("Places",),
     "interface.policy": ("ReferencePolicy",),
     "interface.registry": ("Registry",),
     "engine.salvage": ("LostRange", "Salvage"),
@@ -215,6 +217,7 @@ __all__ = [
     "NotWritableError",
     "OpenOptions",
     "OutOfRangeError",
+    "Places",
     "ReadOnlyError",
     "ReferencePolicy",
     "ReferencePolicyError",

@@ -8,6 +8,7 @@ from tapcore.formats.rawfile import (
     td_info,
     td_inspect,
     td_measure,
+    td_places,
     td_resize,
     td_stream,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "td_info",
     "td_inspect",
     "td_measure",
+    "td_places",
     "td_resize",
     "td_stream",
 ]

@@ -13,6 +13,7 @@ from nbd_client import DISC, READ, Answer, ReplyParser, request
 
 from tapcore import DiskId, OpenOptions
 from tapcore.buffers import BufferPool
+from tapcore.files.mapping import content_of, is_mapped
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
 from tapcore.interface.registry import default_registry
@@ -23,6 +24,15 @@ from tapcore.nbd.transmission import Transmission
 from tapcore.opening.chain import close_disk, open_disk
 
 MIB = 1 << 20
+
+
+def _sent(item: bytes | memoryview) -> bytes | memoryview:
+    """What a system call sends of an item of a reply."""
+    if not is_mapped(item):
+        return item
+    content = content_of(item)
+    assert len(content) == len(item)
+    return content
 
 
 class Leases:
@@ -135,18 +145,23 @@ class Wire:
         """The client reads what the server sends, if it does read."""
         replies = self.side.replies
         while self.reads and replies.queue:
+            if (replies.lane_reads or replies.late) and not self.side.may_send():
+                assert not replies.reads_file, "a reply that was begun cannot go on"
+                self.side.engine.turn()
+                continue
             first = replies.queue[0]
             if isinstance(first, FileSpan):
                 piece = os.pread(first.fd, first.length, first.offset)
                 assert len(piece) == first.length
             else:
-                piece = b"".join(replies.next_buffers())
+                piece = b"".join(map(_sent, replies.next_buffers()))
             if self._rng is not None:
                 piece = piece[: self._rng.randint(1, len(piece))]
             assert piece
             replies.advance(len(piece))
             self.parser.feed(piece)
             self.sent += piece
+        replies.late = bool(replies.queue)
 
     def call(
         self, command: int, offset: int = 0, length: int = 0, flags: int = 0, payload: bytes = b""

@@ -14,13 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "tapcore"
 
-SOURCES = {"to_read", "to_write", "data_to_read"}
+SOURCES = {"to_read", "to_write", "data_to_read", "next_buffers"}
 """Methods whose result may be mapped memory; and `view`, of a mapping or window."""
 
 TAKERS = {
     "len",
     "append",  # to what is sent, or to a vector
     "data",  # of `Replies`
+    "mapped",  # the same
     "is_mapped",
     "memoryview",
     "partial",

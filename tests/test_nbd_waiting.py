@@ -55,6 +55,7 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever could be done at once has to be waited for; answers come one by one."""
     monkeypatch.setattr(ImageFile, "write_now", lambda *_: None)
     monkeypatch.setattr(ImageFile, "read_now", lambda *_: None)
+    monkeypatch.setattr("tapcore.files.windows.maps_well", lambda fd: False)
 
     def take_one(self: Completions) -> list[tuple[int, Any]]:
         found = [self._done.popleft()] if self._done else []

@@ -7,20 +7,17 @@ They expect `dd.private.clusters` to be a `Clusters`, and those that change some
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tapcore.constants import BLK_NOT_ALLOCATED
 from tapcore.interface.answer import Answer, answer_over
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks, TdCallback
+from tapcore.interface.places import ASK, NOWHERE, Places
 from tapcore.interface.results import Extent
 
 if TYPE_CHECKING:
     from tapcore.clusters.machine import Mapped, WritableMapped
-
-_NOWHERE: Final = -1
-_ASK: Final = -2
-"""As in `runs`, which is not loaded for their sake."""
 
 
 @implements(Hooks.td_queue_read)
@@ -43,7 +40,7 @@ def td_queue_read(
         if where + len(buf) <= clusters.data.size:
             then = answer_over(cb, dd, sector, nb_sectors, id, prv)
             return clusters.queue_read(where, buf, then)
-    elif where == _NOWHERE:
+    elif where == NOWHERE:
         return cb(dd, BLK_NOT_ALLOCATED, sector, nb_sectors, id, prv)
     return clusters.read(sector, nb_sectors, buf, Answer(cb, dd, id, prv))
 
@@ -60,7 +57,7 @@ def td_queue_write(
 ) -> int:
     """In place, and in one piece: at once."""
     clusters = dd.private.clusters
-    where = _ASK if clusters.busy else clusters.place_to_write(sector, nb_sectors)
+    where = ASK if clusters.busy else clusters.place_to_write(sector, nb_sectors)
     if where >= 0:
         res = clusters.data.write_now(where, buf)
         if res is not None:
@@ -129,6 +126,12 @@ def td_do_callbacks(dd: DiskDriver[Mapped], sid: int) -> int:
 def td_extents(dd: DiskDriver[Mapped], sector: int, nb_sectors: int) -> Iterable[Extent]:
     """Straight from the map."""
     return dd.private.clusters.extents(sector, nb_sectors)
+
+
+@implements(Hooks.td_places)
+def td_places(dd: DiskDriver[Mapped]) -> Places | None:
+    """The map's short ways."""
+    return dd.private.clusters
 
 
 @implements(Hooks.td_close)

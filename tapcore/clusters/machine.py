@@ -36,6 +36,8 @@ class Clusters:
         data: the file that holds the content.
         disk: what reads and writes share.
         place: `map.place`, or what stands for it where content must not take the short way.
+        place_to_write: `map.place_to_write`, or what stands for it; nothing is written here.
+        busy: clusters that are being changed: where there are any, no write takes the short way.
     """
 
     def __init__(self, dd: DiskDriver, map: ClusterMap, start: int = 0) -> None:
@@ -49,6 +51,8 @@ class Clusters:
         self._reader = Reader(self.disk)
         self._counted = self.disk.content.counted
         self.place: ShortWay = _ask
+        self.place_to_write: ShortWay = _ask
+        self.busy: object = ()
         self.choose_ways()
 
     def choose_ways(self) -> None:
@@ -139,8 +143,6 @@ class WritableClusters(Clusters):
     """The same of an image that is written.
 
     Attributes:
-        place_to_write: `map.place_to_write`, or what stands for it.
-        busy: clusters that are being changed: where there are any, no write takes the short way.
         writing: the preparations for a first change have been made.
         writeback: of what changes.
     """
@@ -149,7 +151,6 @@ class WritableClusters(Clusters):
 
     def __init__(self, dd: DiskDriver, map: WritableMap, start: int = 0) -> None:
         self.writing = False
-        self.place_to_write: ShortWay = _ask
         super().__init__(dd, map, start)
         self.map = map
         self.writeback = Writeback(self.disk, map)

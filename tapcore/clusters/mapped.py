@@ -129,6 +129,12 @@ class MappedDisk:
         parent = self.dd.next
         return sector if parent is None else max(min(parent.size - self.start, stop), sector)
 
+    def before_giving_up(self) -> None:
+        """Tell whoever reads from the file past the driver that places will be used again."""
+        state = self.dd.td_state
+        if state is not None and state.blkif is not None:
+            state.blkif.before_giving_up()
+
     def read_below(self, sector: int, buf: memoryview, then: Callable[[int], int]) -> None:
         """Read what the parents hold; `then` is called with 0 or -errno."""
 

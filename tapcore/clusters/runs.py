@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from tapcore.errors import ImageFormatError
+from tapcore.interface.places import ASK as ASK
+from tapcore.interface.places import NOWHERE as NOWHERE
 
 HOLE: Final = 0
 ZERO: Final = 1
 DATA: Final = 2
 PACKED: Final = 3
-
-NOWHERE: Final = -1
-"""Of `ClusterMap.place`: nothing is stored here; and `Run.where` of what has no place."""
-ASK: Final = -2
-"""Of `ClusterMap.place`: only `run` can say it."""
 
 
 class Run(NamedTuple):

@@ -164,6 +164,7 @@ class Writeback:
 
         Not even a read does: of an encrypted cluster it would decrypt the zeroes of a hole.
         """
+        self._disk.before_giving_up()
         if not picture.holes:
             self._freed(picture)
             return
@@ -177,6 +178,7 @@ class Writeback:
         self._map.file.queue_work(lambda: self._punch(picture), punched)
 
     def _free_waiting(self, picture: Picture) -> None:
+        self._disk.before_giving_up()
         self._punch(picture)
         self._freed(picture)
 

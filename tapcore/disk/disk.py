@@ -275,6 +275,7 @@ class Disk(DiskFile):
         with self._calls.lock:
             self._check_open()
             self._check_new_end(size)
+            self._engine.before_giving_up()
             try:
                 self._leaf.drv.td_resize(self._leaf, size)
             except TapError as exc:

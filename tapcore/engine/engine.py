@@ -11,6 +11,7 @@ from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
+from tapcore.engine.lane import Lane
 from tapcore.engine.requests import (
     FLUSH,
     READ,
@@ -46,6 +47,9 @@ class Engine:
         read_only: writes are refused.
         mask: the child's unit (bytes), less one; drivers get whole units.
         cluster_size: the child's unit of allocation (bytes).
+        lane: where a front end may move the bytes itself.
+        giving_up: called when places in the images' host files are about to be given up, and may
+            hold other content soon.
     """
 
     def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
@@ -57,6 +61,8 @@ class Engine:
         self._dispatcher = self._accounts.dispatcher
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
+        self.lane = Lane(self.order)
+        self.giving_up: list[Callable[[], object]] = []
         self.refresh()
         disk.blkif = self
 
@@ -70,10 +76,17 @@ class Engine:
         self.cluster_size = cluster_of(dd)
         if self.guard is not None:
             (_, self._head_end), (self._tail_start, _) = ends_of(self, self.guard)
+        self._refresh_lane()
+
+    def _refresh_lane(self) -> None:
+        writable = (self._head_end, self._tail_start) if self.guard is not None else (0, self.size)
+        parents = not self._accounts.copy_on_read
+        self.lane.refresh(self._leaf.dd, unit=self.mask + 1, writable=writable, parents=parents)
 
     def enable_copy_on_read(self) -> None:
         """From now on, what a read finds in a parent is written into the child as well."""
         self._accounts.copy_on_read = self._leaf.next is not None and not self.read_only
+        self._refresh_lane()
 
     # ---- taking requests --------------------------------------------------------------------
 
@@ -261,6 +274,11 @@ class Engine:
             self._accounts.read_hole(req, req.sector, req.nb_sectors)
         else:
             self._accounts.finish(req)
+
+    def before_giving_up(self) -> None:
+        """Places in host files are given up next: who still reads there has to be done first."""
+        for call in self.giving_up:
+            call()
 
     def refuse(self, req: Request, code: int) -> None:
         """Answer a request that was not taken with a positive errno."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -67,9 +67,25 @@ class Mapping:
         pages[:] = bytes(len(pages))
 
 
-def is_mapped(view: Any) -> bool:
+def is_mapped(view: object) -> TypeGuard[memoryview]:
     """Whether something to be sent is memory of a host file (a slice of a `Mapping.view`)."""
     return isinstance(view, memoryview) and isinstance(view.obj, MappedPart)
+
+
+def content_of(view: memoryview) -> bytes:
+    """A copy of mapped memory, made by the kernel by way of a file that lies in memory.
+
+    Returns:
+        What is there; shorter than the view, or empty, where a page is missing.
+    """
+    memory = os.memfd_create("content", os.MFD_CLOEXEC)
+    try:
+        count = os.pwritev(memory, [view], 0)
+        return os.pread(memory, count, 0)
+    except OSError:
+        return b""
+    finally:
+        os.close(memory)
 
 
 class _Calls:

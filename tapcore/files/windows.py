@@ -187,6 +187,11 @@ class Windows:
         for window in list(self._by_number.values()):
             window.solid, window.blocks = False, None
 
+    def distrust(self) -> None:
+        """A call has failed there: look again at everything before it is believed."""
+        for window in self._by_number.values():
+            window.until = 0.0
+
     def _renewed(self, number: int, now: float) -> Window | None:
         """A window of which nothing is known, or not any more; None where there can be none."""
         window = self._by_number.get(number)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from tapcore.buffers import ZEROES
-from tapcore.constants import DEFAULT_SECTOR_SIZE
+from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks
 from tapcore.interface.options import DiskId, FormatOption
+from tapcore.interface.places import Places
 from tapcore.interface.results import Extent, Inspection, Measurement
 
 CREATE_OPTIONS: Final = (
@@ -39,6 +40,27 @@ def td_create(
 def td_extents(dd: DiskDriver[ImageFile], sector: int, nb_sectors: int) -> Iterable[Extent]:
     """Data and holes as the file system knows them."""
     return dd.private.extents(sector, nb_sectors)
+
+
+class _FilePlaces:
+    """Every sector lies where it lies on the disk."""
+
+    __slots__ = ("busy", "data")
+
+    def __init__(self, file: ImageFile) -> None:
+        self.data = file
+        self.busy = False
+
+    def place(self, sector: int, nb_sectors: int, /) -> int:
+        return sector << SECTOR_SHIFT
+
+    place_to_write = place
+
+
+@implements(Hooks.td_places)
+def td_places(dd: DiskDriver[ImageFile]) -> Places | None:
+    """The whole file."""
+    return _FilePlaces(dd.private)
 
 
 @implements(Hooks.td_resize)
@@ -106,6 +128,7 @@ __all__ = [
     "td_info",
     "td_inspect",
     "td_measure",
+    "td_places",
     "td_resize",
     "td_stream",
 ]

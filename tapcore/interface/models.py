@@ -143,6 +143,9 @@ class Blkif(Protocol):
             done: called with the request when it is finished; its `status` is 0 or -errno.
         """
 
+    def before_giving_up(self) -> None:
+        """Places in a host file of the disk may hold other content soon: let go of them."""
+
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Let the disk's images work: for a hook that may block, and has queued something.
 

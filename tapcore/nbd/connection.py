@@ -13,6 +13,7 @@ from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState
+from tapcore.nbd.replies import Replies
 from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ LINGER_SECONDS: Final = 10.0
 
 SEND_BUFFER: Final = 2 << 20
 """Socket buffer asked for: a reply of 1 MiB should be handed over in one go."""
+
+_SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
 _SO_SNDBUFFORCE: Final = 32  # Linux; needs CAP_NET_ADMIN
@@ -214,11 +217,12 @@ class Connection:
             return False
 
     def _serve(self, transmission: Transmission) -> bool:
+        asked = False
         if transmission.replies.queue:
-            self._send(transmission)
+            asked = self._send(transmission)
             if not self.open:
                 return False
-        if transmission.resume():
+        if transmission.resume() or asked:
             self._set_events(transmission)
             return True
         if transmission.finished:
@@ -239,33 +243,48 @@ class Connection:
             events |= OUT
         self._poll(events)
 
-    def _send(self, transmission: Transmission) -> None:
+    def _send(self, transmission: Transmission) -> bool:
+        """Send what there is; returns whether the engine was asked for some of it instead."""
         replies = transmission.replies
-        sock = self._socket
+        asked = False
         try:
+            if (replies.lane_reads or replies.late) and not transmission.may_send():
+                asked = True
+                if replies.reads_file:
+                    raise OSError(errno.EFAULT, _SHRUNK)
             while replies.queue:
-                first = replies.queue[0]
-                if isinstance(first, FileSpan):
-                    count = self._send_span(first)
-                elif len(replies.queue) == 1:
-                    count = sock.send(first)
+                try:
+                    count = self._send_some(replies)
+                except OSError as exc:
+                    if exc.errno != errno.EFAULT or not transmission.answer_again():
+                        raise
+                    asked = True
                 else:
-                    buffers = replies.next_buffers()
-                    more = socket.MSG_MORE if len(buffers) < len(replies.queue) else 0
-                    count = sock.sendmsg(buffers, (), more)
-                replies.advance(count)
+                    replies.advance(count)
         except (BlockingIOError, InterruptedError):
-            return
+            replies.late = True
         except OSError as exc:
+            if exc.errno == errno.EFAULT:  # a reply that was begun cannot be taken back
+                log.error("client dropped: %s while it was being sent", _SHRUNK)
             self._lose(f"connection lost: {exc.strerror}")
+        return asked
+
+    def _send_some(self, replies: Replies) -> int:
+        first = replies.queue[0]
+        if isinstance(first, FileSpan):
+            return self._send_span(first)
+        if len(replies.queue) == 1:
+            return self._socket.send(first)
+        buffers = replies.next_buffers()
+        more = socket.MSG_MORE if len(buffers) < len(replies.queue) else 0
+        return self._socket.sendmsg(buffers, (), more)
 
     def _send_span(self, span: FileSpan) -> int:
         count = os.sendfile(self._socket.fileno(), span.fd, span.offset, span.length)
         if count:
             return count
-        # it was long enough when the reply was begun, which cannot be taken back from the client
-        log.error("client dropped: the image's file has become shorter while it was being sent")
-        raise OSError(errno.EIO, "the image's file has become shorter")
+        # it was long enough when the reply was begun
+        raise OSError(errno.EFAULT, _SHRUNK)
 
     def _finish(self, transmission: Transmission) -> None:
         if transmission.error:

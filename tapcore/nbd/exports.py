@@ -32,14 +32,14 @@ class Export:
         engine: its engine.
         info: what the handshake tells of it.
         file_spans: replies may be sent straight from host files.
-        span_holders: the outgoing sides of connections that may have such replies waiting.
+        senders: the outgoing sides of all connections, which may have such replies waiting.
     """
 
     disk: TdState
     engine: Engine
     info: ExportInfo
     file_spans: bool
-    span_holders: set[Replies] = attrs.field(factory=set)
+    senders: set[Replies] = attrs.field(factory=set)
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
@@ -60,7 +60,9 @@ class Export:
         )
         # a filter must see every read, and O_DIRECT must not go round the disk
         spans = not leaf.options.filters and leaf.options.cache == "writeback"
-        return cls(disk, engine, info, spans)
+        export = cls(disk, engine, info, spans)
+        engine.giving_up.append(export.before_giving_up)
+        return export
 
     def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
         """The runs of a range (bytes); None where they are unknown, or too many to be worth it."""
@@ -90,8 +92,8 @@ class Export:
         A client that is slow to take its replies would get that, where they wait to be sent from
         the file.
         """
-        while self.span_holders:
-            self.span_holders.pop().read_spans()
+        for replies in self.senders:
+            replies.read_out()
 
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the kernel to read a range (bytes) into the page cache; advice, so never an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Final
 
 from tapcore.buffers import POOL
@@ -11,6 +12,7 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
+from tapcore.nbd.replies import LaneRead
 
 SPAN_MIN: Final = 32 << 10
 """Reads from this size on are looked at for holes, and for data that can be sent from its file."""
@@ -45,6 +47,11 @@ class Reads:
                 self._queue_read(cookie, offset, length, parts)
                 return
         self._queue_read(cookie, offset, length, None)
+
+    def answer_again(self, reads: Iterable[LaneRead]) -> None:
+        """Reads that the lane could not answer after all: the engine finds out why."""
+        for _, cookie, offset, length in reads:
+            self._queue_read(cookie, offset, length, None)
 
     def _queue_read(
         self, cookie: int, offset: int, length: int, parts: list[MappedExtent] | None
@@ -83,7 +90,6 @@ class Reads:
             if span is None:
                 return False
             contents.append((part.start, part.length, span))
-        self._export.span_holders.add(self._replies)
         _, length, content = contents[0]
         if content is not None and len(contents) == 1:
             self._replies.data(cookie, offset, content, length)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from tapcore.buffers import POOL
+from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.filespan import FileSpan
 
@@ -22,6 +23,11 @@ _MAX_BUFFERS: Final = 512  # of one sendmsg; the kernel's limit (IOV_MAX) is 102
 Item = bytes | memoryview | FileSpan
 
 
+LaneRead: TypeAlias = tuple[int, int, int, int]
+"""A read whose reply is sent from mapped memory: where the reply begins, in bytes ever queued; the
+request's cookie; its offset and its length, in bytes of the disk. A plain tuple: each has one."""
+
+
 class Replies:
     """The outgoing side of one connection.
 
@@ -34,9 +40,20 @@ class Replies:
         queue: what is to be sent, in order.
         queued: bytes ever queued.
         sent: bytes ever sent.
+        lane_reads: those of which nothing is sent.
+        late: some of them have waited for the client, while others had their turn.
     """
 
-    __slots__ = ("_leases", "_ready", "queue", "queued", "sent", "structured")
+    __slots__ = (
+        "_leases",
+        "_ready",
+        "lane_reads",
+        "late",
+        "queue",
+        "queued",
+        "sent",
+        "structured",
+    )
 
     def __init__(self, *, structured: bool, ready: Callable[[], object]) -> None:
         self.structured = structured
@@ -45,6 +62,8 @@ class Replies:
         self.queued = 0
         self.sent = 0
         self._leases: deque[tuple[int, memoryview]] = deque()
+        self.lane_reads: deque[LaneRead] = deque()
+        self.late = False
 
     def _lease(self, lease: memoryview | None) -> None:
         """Give the pool's buffer back when everything queued so far is sent."""
@@ -122,6 +141,11 @@ class Replies:
         self.queue.append(content)
         if lease is not None:
             self._leases.append((self.queued, lease))
+
+    def mapped(self, cookie: int, offset: int, content: memoryview, length: int) -> None:
+        """The same from mapped memory, which nothing here touches."""
+        self.lane_reads.append((self.queued, cookie, offset, length))
+        self.data(cookie, offset, content, length)
 
     def pieces(
         self,
@@ -204,20 +228,25 @@ class Replies:
         queue = self.queue
         if self.sent == self.queued:
             queue.clear()
+            self.lane_reads.clear()
+            self.late = False
         else:
             while count:
                 item = queue[0]
-                size = item.length if isinstance(item, FileSpan) else len(item)
+                size = _size(item)
                 if size > count:
                     queue[0] = _rest(item, count)
                     break
                 count -= size
                 queue.popleft()
+            reads = self.lane_reads
+            while reads and reads[0][0] < self.sent:
+                reads.popleft()
         leases, sent = self._leases, self.sent
         while leases and leases[0][0] <= sent:
             POOL.give(leases.popleft()[1])
 
-    def read_spans(self) -> None:
+    def read_out(self) -> None:
         """Read what was to be sent from host files: it is about to be given up there.
 
         It lies in the page cache, or did when it was queued.
@@ -225,9 +254,42 @@ class Replies:
         queue = self.queue
         for place, item in enumerate(queue):
             if isinstance(item, FileSpan):
-                content = os.pread(item.fd, item.length, item.offset)
-                if len(content) == item.length:  # else its file has shrunk, as sending will find
-                    queue[place] = content
+                content, length = os.pread(item.fd, item.length, item.offset), item.length
+            elif is_mapped(item):
+                content, length = content_of(item), len(item)
+            else:
+                continue
+            if len(content) == length:  # else its file has shrunk, as sending will find
+                queue[place] = content
+
+    def take_back(self) -> list[LaneRead]:
+        """Lane reads of which nothing was sent yet: somebody else has to answer them now."""
+        taken, self.lane_reads = list(self.lane_reads), deque()
+        starts = {read[0] for read in taken}
+        kept: deque[Item] = deque()
+        at, items = self.sent, iter(self.queue)
+        for item in items:
+            if at in starts:
+                at += _size(next(items))
+            else:
+                kept.append(item)
+            at += _size(item)
+        self._leases = deque(
+            (end - sum(self._reply_size(read) for read in taken if read[0] < end), lease)
+            for end, lease in self._leases
+        )
+        self.queued -= sum(map(self._reply_size, taken))
+        self.queue = kept
+        return taken
+
+    def _reply_size(self, read: LaneRead) -> int:
+        head = nbd.DATA_CHUNK_HEADER.size if self.structured else nbd.SIMPLE_REPLY.size
+        return head + read[3]
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether something that is to be sent is still mapped memory."""
+        return any(is_mapped(item) for item in self.queue)
 
     @property
     def unsent(self) -> int:
@@ -237,10 +299,15 @@ class Replies:
     def discard(self) -> None:
         """The client has gone: nothing more will be sent."""
         self.queue.clear()
+        self.lane_reads.clear()
         for _, lease in self._leases:
             POOL.give(lease)
         self._leases.clear()
         self.sent = self.queued
+
+
+def _size(item: Item) -> int:
+    return item.length if isinstance(item, FileSpan) else len(item)
 
 
 def _rest(item: Item, count: int) -> Item:

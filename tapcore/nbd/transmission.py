@@ -32,6 +32,9 @@ MAX_IN_FLIGHT: Final = 1024
 MAX_SKIPPED: Final = 64 << 20
 """A write longer than this is not even skipped: the connection is closed."""
 
+LANE_MAX: Final = 256 << 10
+"""Bytes. Longer reads are sent from the file itself, without a copy."""
+
 STREAM_MIN: Final = 128 << 10
 """Writes from this size on are begun before all of their data has arrived."""
 
@@ -68,6 +71,8 @@ class Transmission:
     __slots__ = (
         "_commands",
         "_export",
+        "_lane",
+        "_losses",
         "_read_only",
         "_reads",
         "_ready",
@@ -96,6 +101,9 @@ class Transmission:
         self.outstanding = Outstanding(self.replies)
         self._reads = Reads(export, self.outstanding)
         self._commands = Commands(export, negotiated, self.outstanding)
+        export.senders.add(self.replies)
+        self._lane = export.engine.lane
+        self._losses = self._lane.losses
         flags = negotiated.transmission_flags
         self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._received = ReceiveBuffer(initial)
@@ -169,7 +177,9 @@ class Transmission:
         if self._skip:
             self._skip_payload()
         owed, replies = self.outstanding, self.replies
-        read = self._reads.take
+        read, lane = self._reads.take, self._lane
+        lane.begin()
+        most = LANE_MAX if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         while rx.end - rx.start >= _HEADER and not self.finished:
             if owed.held > MAX_HELD or owed.in_flight >= MAX_IN_FLIGHT or replies.queued > full:
@@ -182,6 +192,11 @@ class Transmission:
                 return
             if command == nbd.CMD_READ:
                 rx.start = start + _HEADER
+                if 0 < length <= most and not flags:
+                    content = lane.to_read(offset, length)
+                    if content is not None:
+                        replies.mapped(cookie, offset, content, length)
+                        continue
                 read(flags, cookie, offset, length)
             elif command == nbd.CMD_WRITE:
                 if not self._write(flags, cookie, offset, length):
@@ -283,6 +298,28 @@ class Transmission:
         else:
             self.replies.done(req.cookie)
 
+    # ---- sending ----------------------------------------------------------------------------
+
+    def may_send(self) -> bool:
+        """Whether what waits to be sent from memory of host files is still what it was.
+
+        If not, whoever has sent a part of such a reply cannot go on, and the rest has been given to
+        the engine, which has to have another turn.
+        """
+        lane, replies = self._lane, self.replies
+        if lane.holds(ever=replies.late) and lane.losses == self._losses:
+            return True
+        self._losses = lane.losses
+        self.answer_again()
+        return False
+
+    def answer_again(self) -> bool:
+        """The kernel could not read such memory; returns whether the engine is asked instead."""
+        self._lane.failed()
+        taken = self.replies.take_back()
+        self._reads.answer_again(taken)
+        return bool(taken)
+
     # ---- the end ----------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -301,5 +338,5 @@ class Transmission:
         self.finished = True
         self._abort_stream()
         self._received.close()
-        self._export.span_holders.discard(self.replies)
+        self._export.senders.discard(self.replies)
         self.replies.discard()

@@ -27,6 +27,7 @@ from tapcore.rawfile import (
     td_info,
     td_inspect,
     td_measure,
+    td_places,
     td_resize,
     td_stream,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "td_info",
     "td_inspect",
     "td_measure",
+    "td_places",
     "td_resize",
     "td_stream",
 ]

@@ -21,6 +21,7 @@ from tapcore import (
 from tapcore.clusters import (  # noqa: F401 -- the hooks of requests
     td_do_callbacks,
     td_extents,
+    td_places,
     td_queue_discard,
     td_queue_flush,
     td_queue_read,

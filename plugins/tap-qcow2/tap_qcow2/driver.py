@@ -26,6 +26,7 @@ from tapcore import (
 from tapcore.clusters import (  # noqa: F401 -- the hooks of requests
     td_do_callbacks,
     td_extents,
+    td_places,
     td_queue_discard,
     td_queue_write_compressed,
     td_queue_write_zeroes,

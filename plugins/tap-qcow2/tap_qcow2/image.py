@@ -26,7 +26,7 @@ from tapcore import (
     ImageOpenError,
     TapError,
 )
-from tapcore.clusters import WritableClusters
+from tapcore.clusters import ASK, NOWHERE, WritableClusters
 
 if TYPE_CHECKING:
     from tap_qcow2.bitmaps.tracker import BitmapTracker
@@ -137,6 +137,36 @@ class Image(DiskMap):
         plain = self.cipher is None and not self.geometry.extended and not self.elsewhere
         self.fast_read = plain
         self.fast_write = plain and writing and self.tracker is None
+
+    # ---- the short ways ---------------------------------------------------------------------
+
+    def place(self, sector: int, nb_sectors: int) -> int:
+        """Inside one cluster, by an entry of a table in memory; else as for every map."""
+        table = self.young.get(sector >> self.table_shift)
+        skip = sector & self.sector_mask
+        if table is None or not self.fast_read or skip + nb_sectors > self.sector_mask + 1:
+            return super().place(sector, nb_sectors)
+        entry = table.entries[(sector >> self.cluster_shift) & self.entry_mask]
+        host = entry & self.offset_mask  # masks of `ondisk.decoder`
+        if host and not entry & self.not_plain:
+            return host + (skip << SECTOR_SHIFT)
+        return ASK if entry else NOWHERE
+
+    def place_to_write(self, sector: int, nb_sectors: int) -> int:
+        """The same of a cluster that is the disk's own, while no bitmap has to be told."""
+        if self.tracker is not None:
+            return ASK
+        table = self.young.get(sector >> self.table_shift)
+        skip = sector & self.sector_mask
+        if table is None or not self.fast_write or skip + nb_sectors > self.sector_mask + 1:
+            return super().place_to_write(sector, nb_sectors)
+        entry = table.entries[(sector >> self.cluster_shift) & self.entry_mask]
+        host = entry & self.offset_mask
+        if table.checked and host and entry & self.kind_mask == self.single:
+            return host + (skip << SECTOR_SHIFT)
+        return ASK
+
+    # ---- what they depend on ----------------------------------------------------------------
 
     def use_cipher(self, cipher: SectorCipher, *, by_host: bool) -> None:
         """From now on content is decrypted and encrypted on its way.

@@ -24,6 +24,7 @@ from tapcore import (
 )
 from tapcore.clusters import (  # noqa: F401 -- the hooks of what has tables, and of flat parts too
     td_extents,
+    td_places,
     td_queue_discard,
     td_queue_flush,
     td_queue_read,

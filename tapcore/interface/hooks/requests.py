@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 from tapcore.errors import NotSupportedError
 from tapcore.interface.hooks.table import Callback, D, hook
+from tapcore.interface.places import Places
 
 
 class RequestHooks(Generic[D]):
@@ -197,3 +198,17 @@ class RequestHooks(Generic[D]):
             prv: as for a write.
         """
         return -errno.EOPNOTSUPP
+
+    @staticmethod
+    @hook("every request goes by way of the driver")
+    def td_places(dd: D) -> Places | None:
+        """What says where the content lies plain, for a front end that moves the bytes itself.
+
+        Asked once for each open disk, and again when the disk has been resized. A front end that
+        finds a place there reads and writes it without the driver, which learns of it in no way;
+        what it says is used at once, before any other call of the driver.
+
+        Returns:
+            None: nothing of this image lies so.
+        """
+        return None

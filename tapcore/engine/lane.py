@@ -1,0 +1,234 @@
+"""The lane of a disk: where a front end moves bytes itself, between a socket and the page cache.
+
+A range is in the lane where nothing has to see or change the data on its way, and where it is known
+that nobody would have to wait. Whatever is not goes through the engine, which does everything.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Final
+
+import attrs
+
+from tapcore.buffers import ZEROES
+from tapcore.constants import SECTOR_SHIFT
+from tapcore.engine.ordering import WriteOrder
+from tapcore.interface.models import DiskDriver
+from tapcore.interface.places import NOWHERE, PlacedWindows, Places
+
+LONG: Final = 32 << 10
+"""Bytes. A read that is longer is better told what is a hole, and is in the lane where none is."""
+
+_SLOW_SECONDS: Final = 0.005
+"""Writes into the page cache that take longer were held up by the kernel."""
+
+_PAUSE_SECONDS: Final = 0.1
+"""So long writes go by way of the engine then, which waits in threads."""
+
+
+@attrs.frozen
+class _Image:
+    """An image of the chain.
+
+    Attributes:
+        places: what says where its content lies.
+        sectors: its size.
+    """
+
+    places: Places
+    sectors: int
+
+
+class Lane:
+    """What of a disk lies so. Nothing that it hands out may be kept while others have their turn,
+    but by who reads it out when the engine says that places are given up.
+
+    Args:
+        chain: the images, child first.
+        order: which writes must wait for which.
+
+    Attributes:
+        now: the time of the batch; see `begin`.
+        losses: how often a file was found to have shrunk.
+    """
+
+    __slots__ = (
+        "_all_used",
+        "_child",
+        "_first",
+        "_images",
+        "_last",
+        "_mask",
+        "_no_write_before",
+        "_order",
+        "_size",
+        "_stop",
+        "_used",
+        "_whole",
+        "losses",
+        "now",
+    )
+
+    def __init__(self, order: WriteOrder) -> None:
+        self._order = order
+        self._images: list[_Image] = []
+        self._whole = False
+        self._child: Places | None = None
+        self._size = self._mask = 0
+        self._first = self._stop = 0
+        self._no_write_before = 0.0
+        self._used: set[PlacedWindows] = set()
+        self._all_used: set[PlacedWindows] = set()
+        self._last: PlacedWindows | None = None
+        self.now = 0.0
+        self.losses = 0
+
+    def refresh(
+        self, dd: DiskDriver, *, unit: int, writable: tuple[int, int], parents: bool
+    ) -> None:
+        """Take over what the chain says of itself, after open and resize.
+
+        Args:
+            dd: the child.
+            unit: bytes of which the disk is read and written in whole multiples.
+            writable: bytes of the disk, [start, end), that may be written without asking anybody.
+            parents: what a parent holds may be read from there.
+        """
+        self._used.clear()
+        self._all_used.clear()
+        self._last = None
+        self._size, self._mask = dd.size << SECTOR_SHIFT, unit - 1
+        chain = list(dd.chain()) if parents else [dd]
+        self._images = []
+        for image in chain:
+            places = _places_of(image)
+            if places is None:
+                break
+            self._images.append(_Image(places, image.size))
+        self._whole = len(self._images) == len(list(dd.chain()))
+        self._child = self._images[0].places if self._images and not dd.read_only else None
+        self._first, self._stop = writable
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything can be read so."""
+        return bool(self._images)
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything can be written so."""
+        return self._child is not None
+
+    def begin(self) -> None:
+        """A batch of requests has come."""
+        self.now = monotonic()
+
+    # ---- places -----------------------------------------------------------------------------
+
+    def to_read(self, offset: int, length: int) -> memoryview | None:
+        """Where a range of the disk can be read from, without waiting.
+
+        Args:
+            offset: bytes.
+            length: bytes, at least 1.
+
+        Returns:
+            Memory that may be a part of a host file (see `tapcore.files.mapping`); None: ask the
+            engine.
+        """
+        if (offset | length) & self._mask or offset + length > self._size:
+            return None
+        sector, count = offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT
+        for image in self._images:
+            places = image.places
+            if sector + count > image.sectors:
+                return None
+            where = places.place(sector, count)
+            if where >= 0:
+                file = places.data
+                windows = file.windows
+                if windows is None or where + length > file.size:
+                    return None
+                if windows is not self._last:
+                    self._note(windows)
+                if length < LONG:
+                    return windows.to_read(where, length, self.now)
+                return windows.data_to_read(where, length, self.now)
+            if where != NOWHERE:
+                return None
+        return ZEROES[:length] if self._whole and length < LONG else None
+
+    def to_write(self, offset: int, length: int) -> memoryview | None:
+        """Where a range of the disk can be overwritten, before anything else is asked of it.
+
+        Args:
+            offset: bytes.
+            length: bytes, at least 1.
+        """
+        places = self._child
+        if (
+            places is None
+            or (offset | length) & self._mask
+            or offset < self._first
+            or offset + length > self._stop
+            or self._order.strict
+            or places.busy
+            or self.now < self._no_write_before
+        ):
+            return None
+        where = places.place_to_write(offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
+        if where < 0:
+            return None
+        file = places.data
+        windows = file.windows
+        if windows is None or where + length > file.size:
+            return None
+        if windows is not self._last:
+            self._note(windows)
+        return windows.to_write(where, length, self.now)
+
+    def _note(self, windows: PlacedWindows) -> None:
+        self._last = windows
+        self._used.add(windows)
+        self._all_used.add(windows)
+
+    # ---- what has come of it ----------------------------------------------------------------
+
+    def holds(self, *, ever: bool = False) -> bool:
+        """Whether no file from which something was handed out since the last call has shrunk.
+
+        What was handed out must not be sent then: the end of a file's last page reads as zeroes.
+
+        Args:
+            ever: of all that was ever handed out.
+        """
+        used, self._used, self._last = self._used, set(), None
+        shrunk = {each for each in (self._all_used if ever else used) if each.shrunk()}
+        if not shrunk:
+            return True
+        self._all_used -= shrunk
+        self.losses += 1
+        return False
+
+    def failed(self) -> None:
+        """A call met something that is not there."""
+        for windows in self._all_used:
+            windows.distrust()
+
+    def wrote(self, seconds: float) -> None:
+        """Writes took so long."""
+        if seconds > _SLOW_SECONDS:
+            self._no_write_before = monotonic() + _PAUSE_SECONDS
+
+
+def _places_of(dd: DiskDriver) -> Places | None:
+    """What an image says of itself, where nothing stands in the way.
+
+    A filter must see each request, O_DIRECT must not go round the disk, and of a damaged disk
+    somebody notes what is lost.
+    """
+    options = dd.options
+    if options.filters or options.cache != "writeback" or options.salvage or options.metadata_only:
+        return None
+    return dd.drv.td_places(dd)

@@ -1,0 +1,55 @@
+"""A server in a thread of this process: real sockets, and insides that a test can reach."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+from nbd_client import Client
+from nbdwire import opened
+
+from tapcore.engine import Engine
+from tapcore.nbd.exports import Export, Exports
+from tapcore.nbd.listening import UnixAddress
+from tapcore.nbd.server import NbdServer
+
+
+@attrs.define(eq=False)
+class Here:
+    """The running server.
+
+    Attributes:
+        engines: of the disks, in order. The server's thread uses them.
+    """
+
+    server: NbdServer
+    engines: list[Engine]
+
+    def client(self, number: int = 0, *, structured: bool = True) -> Client:
+        """A connection to a disk, past its handshake."""
+        return Client(self.server.uris()[number], structured=structured)
+
+
+@contextlib.contextmanager
+def served_here(*names: str, flags: int = 0) -> Iterator[Here]:
+    """Serve images (HANDLE:PATH); stopped at the end, as by a signal."""
+    folder = tempfile.TemporaryDirectory(prefix="tapcore-here-")
+    with folder as where, ExitStack() as stack:
+        states = [stack.enter_context(opened(name, flags)) for name in names]
+        exports = [Export.of(state, str(number)) for number, state in enumerate(states)]
+        server = NbdServer(Exports(exports), UnixAddress(str(Path(where) / "s")))
+        ended = os.eventfd(0)
+        server._loop.add(ended, lambda _: server.stop())
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield Here(server, [export.engine for export in exports])
+        finally:
+            os.eventfd_write(ended, 1)
+            thread.join(60)
+            assert not thread.is_alive()
+            os.close(ended)
