@@ -70,14 +70,20 @@ class Answer:
 
     Attributes:
         pieces: of a read: (offset, content), or (offset, length) of a hole.
-        runs: of a block status request: (length, state).
+        statuses: of a block status request, by context: (length, flags) of each run.
     """
 
     error: int = 0
     message: str = ""
     pieces: list[tuple[int, bytes | int]] = attrs.field(factory=list)
-    runs: list[tuple[int, int]] = attrs.field(factory=list)
+    statuses: dict[int, list[tuple[int, int]]] = attrs.field(factory=dict)
     done: bool = False
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """What the only context says."""
+        assert len(self.statuses) <= 1
+        return next(iter(self.statuses.values()), [])
 
     def content(self, offset: int, length: int) -> bytes:
         """The whole of a read; there may be no gaps and no overlaps."""
@@ -170,7 +176,11 @@ class ReplyParser:
         elif kind == 5:
             assert (length - 4) % 8 == 0
             assert length > 4
-            answer.runs = [struct.unpack_from(">II", body, place) for place in range(4, length, 8)]
+            (context,) = struct.unpack_from(">I", body)
+            assert context not in answer.statuses, "one context answered twice"
+            answer.statuses[context] = [
+                struct.unpack_from(">II", body, place) for place in range(4, length, 8)
+            ]
         elif kind == (1 << 15) + 1:
             answer.error, count = struct.unpack_from(">IH", body)
             answer.message = body[6:].decode()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import random
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -78,6 +78,7 @@ class Wire:
         structured: negotiate structured replies and base:allocation.
         initial: bytes that came with the handshake.
         rng: for how much is sent at once; without it all is.
+        contexts: the metadata contexts negotiated, with ids from 1 on.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Wire:
         rng: random.Random | None = None,
         spans: bool = True,
         reads: bool = True,
+        contexts: Sequence[str] = ("base:allocation",),
     ) -> None:
         self.export = Export.of(disk, "")
         self.export.file_spans &= spans
@@ -99,9 +101,9 @@ class Wire:
         self._rng = rng
         self._cookies = 0
         info = self.export.info
-        contexts = {1: "base:allocation"} if structured else {}
+        chosen = dict(enumerate(contexts, 1)) if structured else {}
         self.flags = info.transmission_flags
-        agreed = Negotiated(info, info.transmission_flags, structured, contexts)
+        agreed = Negotiated(info, info.transmission_flags, structured, chosen)
         self.side = Transmission(self.export, agreed, lambda: None, initial)
         self.turn()
 

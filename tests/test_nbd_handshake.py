@@ -404,6 +404,31 @@ def test_set_meta_context(queries: list[str], expected: list[int]) -> None:
     assert handshake.negotiated.contexts == {n: name.decode() for n, name in chosen.items()}
 
 
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        ([], [0, 1, 2]),
+        (["qemu:"], [0, 1, 2]),
+        (["qemu:dirty-bitmap:"], [1, 2]),
+        (["qemu:dirty-bitmap:a:"], [2]),
+        (["qemu:dirty-bitmap", "qemu:allocation-depth:", "qemu:dirty-bitmap:b"], []),
+    ],
+)
+def test_qemus_wildcards(queries: list[str], expected: list[int]) -> None:
+    names = "qemu:allocation-depth", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:a:"
+    catalog = Catalog((ExportInfo("disk", 512, HAS_FLAGS, contexts=names),))
+    handshake = Handshake(catalog)
+    handshake.data_to_send()
+    handshake.receive(BOTH + option(STRUCTURED) + option(LIST_META, meta("disk", *queries)))
+    wanted = [reply(LIST_META, META, bytes(4) + names[each].encode()) for each in expected]
+    end = reply(LIST_META, ACK)
+    assert handshake.data_to_send() == reply(STRUCTURED, ACK) + b"".join(wanted) + end
+    exact = {each for each in queries if each in names}
+    handshake.receive(option(SET_META, meta("disk", *queries)) + option(GO, info("disk")))
+    assert handshake.negotiated is not None
+    assert set(handshake.negotiated.contexts.values()) == exact
+
+
 @pytest.mark.parametrize("number", [LIST_META, SET_META])
 def test_contexts_need_structured_replies_first(number: int) -> None:
     data = option(number, meta("disk", "base:allocation"))

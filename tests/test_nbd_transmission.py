@@ -34,6 +34,7 @@ from nbd_client import (
 from nbdwire import Leases, Wire, every_lease_comes_back, late, opened, ram, settle
 
 from tapcore.constants import TD_RDONLY
+from tapcore.interface.damage import content_damaged
 from tapcore.nbd.transmission import MAX_HELD, MAX_IN_FLIGHT, STREAM_MIN
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -260,6 +261,45 @@ def test_block_status() -> None:
         assert wire.call(BLOCK_STATUS, 0, 0).error == EINVAL
         assert wire.call(BLOCK_STATUS, MIB - 1, 2).error == EINVAL
         assert wire.call(BLOCK_STATUS, 0, 0xFFFFFFFF).error == EINVAL
+
+
+def test_several_contexts_at_once() -> None:
+    names = "base:allocation", "tapcore:depth", "qemu:allocation-depth"
+    with ram(contexts=names) as wire:
+        wire.feed(wire.make(WRITE, 65536, payload=b"d" * 65536))
+        answer = wire.call(BLOCK_STATUS, 65000, 1000)
+        depth = [(1000, 1)]
+        assert answer.statuses == {1: [(536, 3), (464, 0)], 2: depth, 3: depth}
+        assert wire.call(BLOCK_STATUS, 65000, 1000, REQ_ONE).statuses == {
+            1: [(536, 3)],
+            2: depth,
+            3: depth,
+        }
+
+
+def test_why_a_request_was_refused() -> None:
+    with ram() as wire:
+        past = f"512 bytes at {MIB} end behind the disk, which has {MIB}"
+        assert wire.call(READ, MIB, 512).message == past
+        assert wire.call(WRITE, MIB, 512, payload=b"w" * 512).message == past
+        assert wire.call(TRIM, MIB, 512).message == past
+        assert wire.call(WRITE_ZEROES, MIB, 512).message == past
+        assert wire.call(99, 0, 512).message == "command 99 is not offered"
+        assert wire.call(TRIM, 0, 512, NO_HOLE).message == "command 4 does not take the flags 0x2"
+    with ram(flags=TD_RDONLY) as wire:
+        for command in (WRITE, TRIM, WRITE_ZEROES):
+            payload = b"w" * 512 if command == WRITE else b""
+            answer = wire.call(command, 0, 512, payload=payload)
+            assert (answer.error, answer.message) == (EPERM, "the export is read-only")
+
+
+def test_what_the_driver_noted_is_told() -> None:
+    image = FaultyImage(256, faults={0: -errno.EIO, 1: -errno.EIO})
+    with late(image, "faulty") as (wire, _):
+        content_damaged(wire.export.disk.disks, 8, 8, "has a cluster\nthat\udcff is bad")
+        answer = wire.call(READ, 4096, 512)
+        assert (answer.error, answer.message) == (EIO, "has a cluster\\x0athat\\xff is bad")
+        assert wire.call(READ, 0, 512).message == "input/output error"
 
 
 def test_block_status_needs_its_context() -> None:

@@ -33,7 +33,7 @@ class Commands:
         outstanding: what the client is owed.
     """
 
-    __slots__ = ("_context", "_engine", "_export", "_offered", "_outstanding", "_read_only")
+    __slots__ = ("_contexts", "_engine", "_export", "_offered", "_outstanding", "_read_only")
 
     def __init__(self, export: Export, negotiated: Negotiated, outstanding: Outstanding) -> None:
         self._export = export
@@ -48,19 +48,19 @@ class Commands:
             self._offered.add(nbd.CMD_WRITE_ZEROES)
         if negotiated.contexts:
             self._offered.add(nbd.CMD_BLOCK_STATUS)
-        self._context = next(iter(negotiated.contexts), None)
+        self._contexts = [
+            (number, export.context(name)) for number, name in negotiated.contexts.items()
+        ]
 
     def take(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         """Any request but READ, WRITE and DISC: offset and length in bytes."""
         if command not in self._offered or flags & ~_KNOWN_FLAGS[command]:
-            writes = self._read_only and command in (nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES)
-            self._outstanding.refuse(cookie, errno.EPERM if writes else errno.EINVAL)
+            self._outstanding.refuse(cookie, *self._why_not(command, flags))
             return
         if command != nbd.CMD_FLUSH and offset + length > self._engine.size:
             # the specification wants ENOSPC of what writes, EINVAL of what does not
-            self._outstanding.refuse(
-                cookie, errno.ENOSPC if command == nbd.CMD_WRITE_ZEROES else errno.EINVAL
-            )
+            code = errno.ENOSPC if command == nbd.CMD_WRITE_ZEROES else errno.EINVAL
+            self._outstanding.refuse(cookie, code, self._outstanding.past_end(offset, length))
             return
         if command == nbd.CMD_BLOCK_STATUS:
             self._block_status(flags, cookie, offset, length)
@@ -70,6 +70,16 @@ class Commands:
             self._outstanding.replies.done(cookie)
             return
         self._queue(command, flags, cookie, offset, length)
+
+    def _why_not(self, command: int, flags: int) -> tuple[int, str]:
+        """The errno and the reason for a request that cannot be, whatever its range."""
+        if self._read_only and command in (nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES):
+            return errno.EPERM, "the export is read-only"
+        if command == nbd.CMD_BLOCK_STATUS and not self._contexts:
+            return errno.EINVAL, "no metadata context was chosen"
+        if command not in self._offered:
+            return errno.EINVAL, f"command {command} is not offered"
+        return errno.EINVAL, f"command {command} does not take the flags {flags:#x}"
 
     def _queue(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         if command == nbd.CMD_FLUSH:
@@ -86,18 +96,23 @@ class Commands:
         self._engine.submit(req)
 
     def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        assert self._context is not None
         if not length:
-            self._outstanding.refuse(cookie, errno.EINVAL)
+            self._outstanding.refuse(cookie, errno.EINVAL, "the status of no bytes was asked for")
             return
+        only_one = bool(flags & nbd.CMD_FLAG_REQ_ONE)
         try:
-            runs = block_status(
-                self._export.disk.disks,
-                offset,
-                length,
-                only_one=bool(flags & nbd.CMD_FLAG_REQ_ONE),
-            )
+            answers = [
+                (number, block_status(context, offset, length, only_one=only_one))
+                for number, context in self._contexts
+            ]
         except (OSError, TapError) as exc:
-            self._outstanding.refuse(cookie, errno_of(exc))
+            self._outstanding.refuse(cookie, errno_of(exc), _reason(exc))
             return
-        self._outstanding.replies.block_status(cookie, self._context, runs)
+        self._outstanding.replies.block_status(cookie, answers)
+
+
+def _reason(exc: OSError) -> str:
+    """For clients: what is wrong, but not the name of a file."""
+    if isinstance(exc, TapError):
+        return exc.message
+    return exc.strerror or ""

@@ -70,6 +70,10 @@ U32: Final = struct.Struct(">I")
 
 # The one metadata context that the protocol defines: "base:allocation metadata context".
 BASE_ALLOCATION: Final = "base:allocation"
+# QEMU's, docs/interop/nbd.rst: the depth of the chain, under our name too, and dirty bitmaps.
+DEPTH: Final = "tapcore:depth"
+QEMU_DEPTH: Final = "qemu:allocation-depth"
+QEMU_BITMAP: Final = "qemu:dirty-bitmap:"
 
 
 class HandshakeFlag(IntFlag):
@@ -182,6 +186,8 @@ REPLY_TYPE_ERROR_OFFSET: Final = (1 << 15) + 2
 # State bits of a block status extent: "base:allocation metadata context".
 STATE_HOLE: Final = 1 << 0
 STATE_ZERO: Final = 1 << 1
+# And of "qemu:dirty-bitmap:NAME".
+STATE_DIRTY: Final = 1 << 0
 
 # "Error values".
 NBD_EPERM: Final = 1

@@ -18,6 +18,7 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import ExportInfo
 from tapcore.nbd.replies import Replies
+from tapcore.nbd.status import Context, context_names, context_of
 
 MAX_READ_EXTENTS: Final = 64
 """A read that is scattered more widely than this is answered as one run of data."""
@@ -57,6 +58,7 @@ class Export:
             transmission_flags=_flags(engine),
             description=_description(disk),
             block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
+            contexts=context_names(leaf),
         )
         # a filter must see every read, and O_DIRECT must not go round the disk
         spans = not leaf.options.filters and leaf.options.cache == "writeback"
@@ -75,6 +77,10 @@ class Export:
         except (OSError, TapError):  # reading will tell what is wrong, if anything is
             return None
         return found
+
+    def context(self, name: str) -> Context:
+        """One of its metadata contexts, for one client."""
+        return context_of(self.disk.disks, name, read_only=self.engine.read_only)
 
     def span(self, extent: MappedExtent) -> FileSpan | None:
         """The host file's part that a run lies in, if it can be sent without waiting for a disk."""

@@ -159,7 +159,8 @@ def _matches(query: str, context: str) -> bool:
     """Does a LIST_META_CONTEXT query ask for `context`? ("Metadata querying")."""
     _, colon, leaf = query.partition(":")
     # An empty leaf-name stands for its whole namespace; "base" stands for nothing.
-    return query == context or bool(colon and not leaf and context.startswith(query))
+    wildcard = (colon and not leaf) or query == wire.QEMU_BITMAP
+    return query == context or bool(wildcard and context.startswith(query))
 
 
 @attrs.define(eq=False)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import MappedExtent, Request
+from tapcore.errors import printable
+from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.receive import Chunk
 from tapcore.nbd.replies import Replies
 
 _TEXTS: Final = {
     errno.EINVAL: "the request is not possible on this export",
-    errno.ENOSPC: "no space, or past the end of the disk",
-    errno.EPERM: "the export is read-only",
+    errno.ENOSPC: "there is no space left",
+    errno.EPERM: "the write was refused, as the server's log tells",
     errno.EROFS: "the export is read-only",
     errno.EIO: "input/output error",
     errno.EOPNOTSUPP: "not supported without writing zeroes",
 }
+
+
+_MOST_REASON: Final = 500
 
 
 class NbdRequest(Request):
@@ -43,6 +49,7 @@ class Outstanding:
 
     Args:
         replies: where the answers go.
+        disk: whose requests they are.
 
     Attributes:
         replies: as given.
@@ -51,10 +58,11 @@ class Outstanding:
         gone: the client takes no answer any more.
     """
 
-    __slots__ = ("gone", "held", "in_flight", "replies")
+    __slots__ = ("_disk", "gone", "held", "in_flight", "replies")
 
-    def __init__(self, replies: Replies) -> None:
+    def __init__(self, replies: Replies, disk: TdState) -> None:
         self.replies = replies
+        self._disk = disk
         self.in_flight = 0
         self.held = 0
         self.gone = False
@@ -69,14 +77,35 @@ class Outstanding:
 
     def failed(self, req: NbdRequest) -> None:
         """The engine could not do what was asked for."""
-        if not self.gone:
-            self.refuse(req.cookie, -req.status)
+        if self.gone:
+            return
+        end = req.offset + req.length
+        if end > self._size:
+            self.refuse(req.cookie, -req.status, self.past_end(req.offset, req.length))
+        else:
+            self.refuse(req.cookie, -req.status, self._noted(req.offset, end))
 
-    def refuse(self, cookie: int, code: int) -> None:
+    def _noted(self, offset: int, end: int) -> str:
+        """What a driver noted of damage in a range (bytes): the last of it; else empty."""
+        first, last = offset >> SECTOR_SHIFT, ((end - 1) >> SECTOR_SHIFT) + 1
+        noted = self._disk.losses.among(first, last, since=0)
+        return noted[-1].reason if noted else ""
+
+    @property
+    def _size(self) -> int:
+        return self._disk.disks.size << SECTOR_SHIFT
+
+    def past_end(self, offset: int, length: int) -> str:
+        """For a client that asks for what the disk does not have: in bytes."""
+        return f"{length} bytes at {offset} end behind the disk, which has {self._size}"
+
+    def refuse(self, cookie: int, code: int, reason: str = "") -> None:
         """Answer with an error.
 
         Args:
             cookie: the request's.
             code: a positive errno.
+            reason: one line for a person; what the errno means, where it is not known.
         """
-        self.replies.error(cookie, nbd.nbd_errno(code), _TEXTS.get(code, ""))
+        text = printable(reason, limit=_MOST_REASON) if reason else _TEXTS.get(code, "")
+        self.replies.error(cookie, nbd.nbd_errno(code), text)

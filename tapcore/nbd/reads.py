@@ -73,7 +73,7 @@ class Reads:
     def _read_nothing(self, cookie: int, offset: int) -> None:
         """A data chunk may not be empty, so a read of no bytes is answered without one."""
         if offset > self._engine.size:
-            self._outstanding.refuse(cookie, errno.EINVAL)
+            self._outstanding.refuse(cookie, errno.EINVAL, self._outstanding.past_end(offset, 0))
         else:
             self._replies.done(cookie)
 

@@ -192,21 +192,29 @@ class Replies:
         self._lease(lease)
 
     def block_status(
-        self, cookie: int, context: int, descriptors: Sequence[tuple[int, int]]
+        self, cookie: int, answers: Sequence[tuple[int, Sequence[tuple[int, int]]]]
     ) -> None:
-        """The answer to a block status request: (length in bytes, state bits) of each run."""
+        """The answer to a block status request.
+
+        Args:
+            cookie: the request's.
+            answers: of each context, at least one: its id and runs (bytes, flags).
+        """
         if not self.queue:
             self._ready()
-        body = nbd.U32.pack(context) + b"".join(
-            nbd.STATUS_DESCRIPTOR.pack(length, state) for length, state in descriptors
-        )
-        item = self._chunk(nbd.REPLY_TYPE_BLOCK_STATUS, cookie, len(body)) + body
-        self.queue.append(item)
-        self.queued += len(item)
+        last = len(answers) - 1
+        for index, (context, runs) in enumerate(answers):
+            body = nbd.U32.pack(context) + b"".join(
+                nbd.STATUS_DESCRIPTOR.pack(length, flags) for length, flags in runs
+            )
+            done = nbd.REPLY_FLAG_DONE if index == last else 0
+            item = self._chunk(nbd.REPLY_TYPE_BLOCK_STATUS, cookie, len(body), done) + body
+            self.queue.append(item)
+            self.queued += len(item)
 
     @staticmethod
-    def _chunk(kind: int, cookie: int, length: int) -> bytes:
-        return _CHUNK(nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, kind, cookie, length)
+    def _chunk(kind: int, cookie: int, length: int, flags: int = nbd.REPLY_FLAG_DONE) -> bytes:
+        return _CHUNK(nbd.STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length)
 
     # ---- sending ----------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class Transmission:
         self._ready = ready
         self.engine = export.engine
         self.replies = Replies(structured=negotiated.structured_replies, ready=ready)
-        self.outstanding = Outstanding(self.replies)
+        self.outstanding = Outstanding(self.replies, export.disk)
         self._reads = Reads(export, self.outstanding)
         self._commands = Commands(export, negotiated, self.outstanding)
         export.senders.add(self.replies)
@@ -228,7 +228,7 @@ class Transmission:
                 return False
             rx.start = body
             self._skip = length
-            self.outstanding.refuse(cookie, problem)
+            self.outstanding.refuse(cookie, *problem)
             self._skip_payload()
             return not self._skip
         if available < length:
@@ -249,14 +249,15 @@ class Transmission:
         self.engine.submit(req)
         return True
 
-    def _write_problem(self, flags: int, offset: int, length: int) -> int:
+    def _write_problem(self, flags: int, offset: int, length: int) -> tuple[int, str] | None:
+        """Why a write cannot be: the errno, and a reason."""
         if flags & ~nbd.CMD_FLAG_FUA or length > nbd.DEFAULT_BLOCK_MAX:
-            return errno.EINVAL
+            return errno.EINVAL, "bad flags, or longer than 32 MiB"
         if self._read_only:
-            return errno.EPERM
+            return errno.EPERM, "the export is read-only"
         if offset + length > self.engine.size:
-            return errno.ENOSPC
-        return 0
+            return errno.ENOSPC, self.outstanding.past_end(offset, length)
+        return None
 
     def _skip_payload(self) -> None:
         rx = self._received
