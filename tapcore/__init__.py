@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from tapcore.nbd.server import NbdServer
     from tapcore.opening.namedfiles import open_named_file
     from tapcore.opening.names import plain_name
+    from tapcore.simple import SimpleDriver
     from tapcore.sizes import parse_size
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
@@ -162,6 +163,7 @@ _HOMES = {
     "interface.registry": ("Registry",),
     "engine.salvage": ("LostRange", "Salvage"),
     "formats.tablevisits": ("EmptyTables", "TableVisits"),
+    "simple": ("SimpleDriver",),
     "sizes": ("parse_size",),
     "tools.convert": ("convert_image",),
     "tools.create": ("create_image",),
@@ -223,6 +225,7 @@ __all__ = [
     "ReferencePolicyError",
     "Registry",
     "Salvage",
+    "SimpleDriver",
     "Snapshot",
     "TableVisits",
     "TapError",

@@ -75,7 +75,7 @@ def test_the_commands_of_the_page(installed: Installed, tmp_path: Path) -> None:
     assert (info["handle"], info["parent"]) == ("chunk", str(tmp_path / "disk.chunk"))
 
 
-@pytest.mark.parametrize("handle", ["chunk", "chunkio"])
+@pytest.mark.parametrize("handle", ["chunks", "chunk", "chunkio"])
 def test_served_and_converted(installed: Installed, tmp_path: Path, handle: str) -> None:
     """Written by qemu-io over NBD into a child; its parent, and a copy of it, are looked at."""
     qemu_io = peer("qemu-io")

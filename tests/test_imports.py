@@ -22,7 +22,7 @@ LAYERS = (
     {"interface"},
     {"files"},
     {"formats", "engine"},
-    {"clusters"},
+    {"clusters", "simple"},
     {"rawfile", "deflate", "sectorcipher", "opening"},
     {"disk", "nbd"},
     {"tools"},

@@ -1,0 +1,5 @@
+from tapcore.testkit import DriverContract
+
+
+class TestChunks(DriverContract):
+    handle = "chunks"
