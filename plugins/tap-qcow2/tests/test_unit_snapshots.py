@@ -281,6 +281,22 @@ def test_bitmaps_are_kept_and_call_all_changed_after_apply(
     assert_clean(image)
 
 
+def test_bitmaps_call_all_changed_where_applying_is_the_first_change(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """Nothing has marked them as in use before, and so nothing would be recorded."""
+    image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
+    with opened(image) as (disk, it):
+        write_some(disk, rng)
+        create_snapshot(it, "one")
+    qemu_img("bitmap", "--add", image, "bits")
+    with opened(image) as (disk, it):
+        apply_snapshot(it, "one")
+    with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
+        assert list(disk.bitmap_ranges("bits")) == [(0, MIB)]
+    assert_clean(image)
+
+
 def test_space_is_given_back(tmp_path: Path, rng: random.Random) -> None:
     image = create(tmp_path / "disk.qcow2", 16 * MIB)
     with opened(image) as (disk, it):
