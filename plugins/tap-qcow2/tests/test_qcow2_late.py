@@ -60,6 +60,8 @@ def create_encrypted(image: Path, size: int, options: Mapping[str, Any]) -> None
 
 # ---- kinds of images ---------------------------------------------------------------------------
 
+SNAPSHOT = "before"
+
 
 @attrs.frozen
 class Kind:
@@ -116,7 +118,7 @@ class Kind:
         if self.snapshot:
             with tapcore.open(f"qcow2:{image}") as disk:
                 disk.pwrite(0, rng.randbytes(self.span * 2 // 3))
-            qemu_img("snapshot", "-c", "before", image)
+            qemu_img("snapshot", "-c", SNAPSHOT, image)
         return image, below
 
 
@@ -167,6 +169,7 @@ class Trial:
 
     def __attrs_post_init__(self) -> None:
         self.image, self.below = self.kind.make(self.folder, self.rng)
+        self.kept = self.snapshot()
         self.files = [self.image]
         if "data_file" in self.kind.options:
             self.files.append(self.folder / str(self.kind.options["data_file"]))
@@ -188,8 +191,19 @@ class Trial:
         crowd.problems = inconsistent
         return crowd
 
+    def snapshot(self) -> bytes:
+        """What the snapshot holds, where there is one."""
+        if not self.kind.snapshot:
+            return b""
+        with tapcore.open(f"qcow2:{self.image}", readonly=True, snapshot=SNAPSHOT) as disk:
+            return disk.pread(0, length=disk.size)
+
     def judge(self, crowd: Crowd, content: bytes) -> None:
-        """The disk is closed: what it held last is what QEMU reads; and what flushes left."""
+        """The disk is closed: what it held last is what QEMU reads; and what flushes left.
+
+        A snapshot holds what it held.
+        """
+        assert self.snapshot() == self.kept
         now = crowd.history.now()
         assert not crowd.history.wrong(0, content, now, now)
         assert not inconsistent(self.image.read_bytes())
@@ -226,7 +240,7 @@ def test_everything_late(
         host = LateHost(rng, at_once=rng.choice((0, 0, 0.3, 0.8)), slow=rng.choice((0, 0.05, 0.2)))
         crowd = trial.crowd(disk, host)
         with host:
-            crowd.run(220, 24)
+            crowd.run(220 * THOROUGH, 24)
         assert not any(crowd.statuses)
         content = disk.pread(0, length=trial.kind.span)
     assert not walk(trial.image.read_bytes()).leaks
@@ -246,7 +260,7 @@ def test_everything_late_and_failing(
         crowd = trial.crowd(disk, host)
         with host:
             host.faults = FAULTS | READ_FAULTS if reads else FAULTS
-            crowd.run(150, 16)
+            crowd.run(150 * THOROUGH, 16)
             assert host.failed
             assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
             host.faults = {}
