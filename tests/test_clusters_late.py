@@ -253,3 +253,24 @@ def test_the_table_of_a_busy_cluster_stays_in_memory(tmp_path: Path, rng: random
             crowd.settle()
         assert not any(crowd.statuses)
         assert disk.pread(4096, length=4096) == b"w" * 4096
+
+
+def test_who_saves_all_waits_for_a_write_back_under_way(tmp_path: Path, rng: random.Random) -> None:
+    """Else the tables as they were would be written over those that were saved."""
+    trial = Trial(KINDS["plain"], tmp_path, rng)
+    with trial.open() as disk:
+        disk.pwrite(0, b"o" * 4096)
+        disk.sync()
+        host = LateHost(rng, at_once=1.0)
+        crowd = ToyCrowd(disk, host, rng)
+        with host:
+            crowd.submit(WRITE, 4096, 4096, b"a" * 4096)
+            crowd.submit(FLUSH, 0, 0)
+            (flush,) = host.tasks
+            flush.go_on()
+            crowd.submit(WRITE, 8192, 4096, b"b" * 4096)
+            disk.state.disks.private.clusters.writeback.all_now()
+            crowd.settle()
+        assert crowd.statuses == [0, 0, 0]
+    with trial.open(readonly=True) as disk:
+        assert disk.pread(0, length=3 * 4096) == b"o" * 4096 + b"a" * 4096 + b"b" * 4096

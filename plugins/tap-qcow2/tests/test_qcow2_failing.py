@@ -139,6 +139,32 @@ def test_after_a_failed_write_back_a_moved_refcount_table_is_changed_in_order(
     assert content_by_qemu(image)[: len(want)] == want
 
 
+@pytest.mark.parametrize("what", ["table", "header"])
+def test_a_moved_refcount_table_that_could_not_be_written_is_written_whole(
+    what: str, tmp_path: Path
+) -> None:
+    """Most of it has not changed, but at its new place there is nothing yet; then it is named."""
+    image = create(tmp_path / "disk.qcow2", 8 * MIB, cluster_size=512, refcount_bits=64)
+    half = 3800 << 10
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * half)
+        disk.sync()
+        refcounts = image_of(disk).refcounts
+        assert not refcounts.directory.dirty
+        disk.pwrite(half, b"b" * MIB)
+        assert refcounts.table_moved
+        assert 0 not in refcounts.directory.dirty
+        place = image_of(disk).header.refcount_table_offset if what == "table" else 0
+        with (
+            failing("write_metadata", lambda offset, data: offset == place) as fault,
+            pytest.raises(tapcore.TapError),
+        ):
+            disk.sync()
+        assert fault.failed == 1
+        disk.sync()
+    assert_clean(image)
+
+
 def test_a_moved_refcount_table_is_on_disk_before_its_old_place_is_used_again(
     tmp_path: Path,
 ) -> None:
