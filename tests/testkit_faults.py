@@ -74,7 +74,7 @@ def reading(change: Any) -> SimpleNamespace:
 
 
 class TestLosesASector(Toy):
-    check_limit = 1.0
+    check_limit = 0.4
     driver = reading(lambda cb, dd, res, s, n, *rest: cb(dd, res, s, n - 1, *rest) if n > 1 else 0)
 
 
