@@ -132,6 +132,19 @@ class ToyMap(WritableTableMap[Table], PackingMap):
         return None if content is None else Table(index, place, CODING.decode(content), CODING)
 
     def run_in(self, table: Table, sector: int, stop: int) -> Run:
+        run = self._run_in_cluster(table, sector, stop)
+        while run.end < stop and run.kind != PACKED:
+            try:
+                more = self._run_in_cluster(table, run.end, stop)
+            except ImageFormatError:
+                break
+            where = run.where if run.where == NOWHERE else run.where + run.nb_sectors * 512
+            if (more.kind, more.where, more.own) != (run.kind, where, run.own):
+                break
+            run = run._replace(nb_sectors=run.nb_sectors + more.nb_sectors)
+        return run
+
+    def _run_in_cluster(self, table: Table, sector: int, stop: int) -> Run:
         place, bits = self._entry(table, sector)
         skip = sector % SECTORS
         stop = min(stop, sector - skip + SECTORS)
