@@ -112,7 +112,8 @@ class ToyMap(WritableTableMap[Table], PackingMap):
         self.given_up: list[int] = []
         self.damage: list[str] = []
         self.end = -(-file.size // SIZE) * SIZE
-        used = {0, *range(SIZE, SIZE + 8 * count, SIZE), *places_in_use(file.fd)}
+        content = os.pread(file.fd, file.size, 0)
+        used = {0, *range(SIZE, SIZE + 8 * count, SIZE), *places_in_use(content)}
         self.free = set(range(0, self.end, SIZE)) - used
         self.clusters = WritableClusters(dd, self)
 
@@ -282,9 +283,8 @@ def tables_of(content: bytes) -> Iterable[Numbers]:
             yield CODING.decode(content[offset : offset + TABLE].ljust(TABLE, b"\0"))
 
 
-def places_in_use(fd: int) -> list[int]:
+def places_in_use(content: bytes) -> list[int]:
     """Of tables and content, once for each reference but those to shared content."""
-    content = os.pread(fd, os.fstat(fd).st_size, 0)
     size = HEADER.unpack_from(content)[1]
     count = -(-size // (SIZE * CLUSTERS))
     found = [offset for offset in CODING.decode(content[SIZE : SIZE + 8 * count]) if offset]
@@ -294,16 +294,11 @@ def places_in_use(fd: int) -> list[int]:
     return found
 
 
-def inconsistent(path: str) -> list[str]:
-    """What is wrong with an image."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        places = places_in_use(fd)
-        size = os.fstat(fd).st_size
-    finally:
-        os.close(fd)
+def inconsistent(content: bytes) -> list[str]:
+    """What is wrong with an image, by its content."""
+    places = places_in_use(content)
     twice = len(places) - len(set(places))
-    odd = [place for place in places if place % SIZE or place < 2 * SIZE or place >= size]
+    odd = [each for each in places if each % SIZE or each < 2 * SIZE or each >= len(content)]
     return [f"{twice} places are used twice"] * bool(twice) + [f"odd places {odd}"] * bool(odd)
 
 

@@ -272,6 +272,24 @@ def test_space_that_cannot_be_given_back_fails_no_flush(tmp_path: Path) -> None:
     assert_clean(image)
 
 
+def test_space_is_given_back_by_the_write_back_after_one_that_failed(tmp_path: Path) -> None:
+    image = create(tmp_path / "disk.qcow2", MIB)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * MIB)
+        disk.sync()
+        disk.discard(0, length=MIB // 2)
+        with (
+            failing("flush_blocking", lambda: True, raises=False),
+            pytest.raises(tapcore.TapError),
+        ):
+            disk.sync()
+        before = image.stat().st_blocks
+        disk.sync()
+        image_of(disk).file.drain()
+        assert image.stat().st_blocks <= before - MIB // 2 // 512
+    assert_clean(image)
+
+
 def test_no_thread_can_be_started(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
     with tapcore.open(f"qcow2:{image}") as disk:
