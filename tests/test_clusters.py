@@ -249,6 +249,17 @@ def test_space_that_was_given_up_is_used_again(image: Path) -> None:
     assert before <= 12 * SIZE
 
 
+def test_the_end_of_the_last_cluster_is_discarded_alone(tmp_path: Path) -> None:
+    """It is stored packed, and cut by the end of the disk."""
+    image = tmp_path / "disk.toy"
+    create(str(image), SIZE + 5 * 512, units="sectors")
+    content = b"packed! " * (5 * 64)
+    with opened(image) as disk:
+        disk.write_compressed(SIZE, content)
+        disk.discard(SIZE + 3 * 512, length=2 * 512)
+        assert disk.pread(SIZE, length=3 * 512) == content[: 3 * 512]
+
+
 def test_a_map_of_a_part_of_a_disk_answers_by_the_disks_sectors(image: Path) -> None:
     """As of a disk of several files, of which each has tables."""
     with opened(image) as disk:

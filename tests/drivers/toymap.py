@@ -220,7 +220,8 @@ class ToyMap(WritableTableMap[Table], PackingMap):
             sector = until
 
     def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
-        if run.kind == PACKED and run.nb_sectors < min(SECTORS, self.sectors - run.sector):
+        whole = min(SECTORS, self.sectors - run.sector // SECTORS * SECTORS)
+        if run.kind == PACKED and run.nb_sectors < whole:
             return -errno.EOPNOTSUPP
         if run.kind == HOLE and discard:
             return 0
