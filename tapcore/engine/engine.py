@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
-from tapcore.engine.lane import Lane
 from tapcore.engine.requests import (
     FLUSH,
     READ,
@@ -26,6 +26,9 @@ from tapcore.engine.requests import (
 )
 from tapcore.engine.unaligned import submit_unaligned
 from tapcore.interface.models import DiskDriver, TdState
+
+if TYPE_CHECKING:
+    from tapcore.engine.lane import Lane
 
 
 class Engine:
@@ -47,7 +50,6 @@ class Engine:
         read_only: writes are refused.
         mask: the child's unit (bytes), less one; drivers get whole units.
         cluster_size: the child's unit of allocation (bytes).
-        lane: where a front end may move the bytes itself.
         giving_up: called when places in the images' host files are about to be given up, and may
             hold other content soon.
     """
@@ -61,7 +63,6 @@ class Engine:
         self._dispatcher = self._accounts.dispatcher
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
-        self.lane = Lane(self.order)
         self.giving_up: list[Callable[[], object]] = []
         self.refresh()
         disk.blkif = self
@@ -78,10 +79,24 @@ class Engine:
             (_, self._head_end), (self._tail_start, _) = ends_of(self, self.guard)
         self._refresh_lane()
 
+    @cached_property
+    def lane(self) -> Lane:
+        """Where a front end may move the bytes itself."""
+        from tapcore.engine.lane import Lane
+
+        lane = Lane(self.order)
+        self._tell(lane)
+        return lane
+
     def _refresh_lane(self) -> None:
+        lane: Lane | None = vars(self).get("lane")
+        if lane is not None:
+            self._tell(lane)
+
+    def _tell(self, lane: Lane) -> None:
         writable = (self._head_end, self._tail_start) if self.guard is not None else (0, self.size)
         parents = not self._accounts.copy_on_read
-        self.lane.refresh(self._leaf.dd, unit=self.mask + 1, writable=writable, parents=parents)
+        lane.refresh(self._leaf.dd, unit=self.mask + 1, writable=writable, parents=parents)
 
     def enable_copy_on_read(self) -> None:
         """From now on, what a read finds in a parent is written into the child as well."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import cached_property
 from time import monotonic
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from tapcore.errors import IOFailedError, describe, errno_of
 from tapcore.files.blockingfile import BlockingFile
 from tapcore.files.linux import lies_in_memory
 from tapcore.files.reserving import LONG_WRITE
-from tapcore.files.windows import Windows
 from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.process.workers import Completions, Lane
+
+if TYPE_CHECKING:
+    from tapcore.files.windows import Windows
 
 _NOWAIT: Final = os.RWF_NOWAIT
 
@@ -34,12 +37,9 @@ class ImageFile(BlockingFile):
     Attributes:
         io_fd: to be polled; when it is readable, call `reap`.
         in_flight: operations queued and not answered.
-        windows: parts of it in memory, for system calls; None where it is not read so.
     """
 
     direct = False
-
-    windows: Windows | None = None
 
     keeps_overflow = False
     """Set by a driver that splits requests: `queue_read` and `queue_write` then keep what finds no
@@ -48,8 +48,6 @@ class ImageFile(BlockingFile):
     def __init__(self, fd: int, path: str, *, read_only: bool, workers: Lane | None = None) -> None:
         super().__init__(fd, path, read_only=read_only)
         self.in_flight = 0
-        if not self.direct:
-            self.windows = Windows(self)
         self._completions = Completions()
         self._workers = workers or Lane()
         self._writes = Lane(1, self._workers)
@@ -250,14 +248,27 @@ class ImageFile(BlockingFile):
         self._give_up_windows()
         super().resize(size)
 
+    @cached_property
+    def windows(self) -> Windows | None:
+        """Parts of it in memory, for system calls; None where it is not read so."""
+        if self.direct:
+            return None
+        from tapcore.files.windows import Windows
+
+        return Windows(self)
+
+    def _windows_made(self) -> Windows | None:
+        made: Windows | None = vars(self).get("windows")
+        return made
+
     def _punched(self) -> None:
         super()._punched()
-        if self.windows is not None:
-            self.windows.forget_blocks()
+        if (windows := self._windows_made()) is not None:
+            windows.forget_blocks()
 
     def _give_up_windows(self) -> None:
-        if self.windows is not None:
-            self.windows.give_up()
+        if (windows := self._windows_made()) is not None:
+            windows.give_up()
 
     def _release(self) -> None:
         self._give_up_windows()
