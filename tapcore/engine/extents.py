@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
 from tapcore.constants import SECTOR_SHIFT
+from tapcore.errors import DriverError
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Extent
+
+_KINDS: Final = frozenset({"data", "zero", "unallocated", "compressed"})
 
 
 @attrs.frozen
@@ -111,13 +114,35 @@ def _cut(run: MappedExtent, start: int, end: int) -> MappedExtent:
 
 
 def _layer(dd: DiskDriver, depth: int, sector: int, nb_sectors: int) -> Iterator[MappedExtent]:
-    for extent in dd.drv.td_extents(dd, sector, nb_sectors):
+    for extent in _sound(dd, sector, sector + nb_sectors):
         if extent.kind != "unallocated":
             yield _mapped(extent, extent.kind, depth)
         elif dd.next is None:
             yield _mapped(extent, "zero", depth, present=False)
         else:
             yield from _below(dd.next, depth + 1, extent)
+
+
+def _sound(dd: DiskDriver, sector: int, end: int) -> Iterator[Extent]:
+    """What a driver says of its image, as far as it can be: what it leaves out would be lost.
+
+    Raises:
+        DriverError: the extents are not in order, have gaps, or do not cover the range exactly.
+    """
+    for extent in dd.drv.td_extents(dd, sector, end - sector):
+        fits = extent.sector == sector and 0 < extent.nb_sectors <= end - sector
+        if not fits or extent.kind not in _KINDS:
+            text = f"{extent.nb_sectors} sectors of {extent.kind!r} at sector {extent.sector}"
+            raise _untrue(dd, f"{text}, where it was asked for sectors {sector} to {end - 1}")
+        sector += extent.nb_sectors
+        yield extent
+    if sector != end:
+        raise _untrue(dd, f"nothing of sectors {sector} to {end - 1}")
+
+
+def _untrue(dd: DiskDriver, told: str) -> DriverError:
+    text = f"the driver {dd.drv.disk_type} is wrong: its td_extents tells of {told}"
+    return DriverError(text, image=dd.name)
 
 
 def _below(parent: DiskDriver, depth: int, hole: Extent) -> Iterator[MappedExtent]:
