@@ -31,6 +31,7 @@ from tapcore.errors import (
     UsageError,
     open_error,
 )
+from tapcore.interface.distrust import format_info
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import close_disk
@@ -230,10 +231,9 @@ class Disk(DiskFile):
         """What the format says of itself (the `format` object of `tapdisk info --json`)."""
         self._check_open()
         try:
-            found: dict[str, Any] = self._leaf.drv.td_info(self._leaf)
+            return format_info(self._leaf)
         except Exception as exc:
             raise open_error(exc, self.name) from exc
-        return found
 
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots of the image; none where the format has none."""

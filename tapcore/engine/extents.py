@@ -9,6 +9,7 @@ import attrs
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import DriverError
+from tapcore.interface.distrust import untrue
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Extent
 
@@ -141,8 +142,7 @@ def _sound(dd: DiskDriver, sector: int, end: int) -> Iterator[Extent]:
 
 
 def _untrue(dd: DiskDriver, told: str) -> DriverError:
-    text = f"the driver {dd.drv.disk_type} is wrong: its td_extents tells of {told}"
-    return DriverError(text, image=dd.name)
+    return untrue(dd.drv, "td_extents", f"tells of {told}", dd.name)
 
 
 def _below(parent: DiskDriver, depth: int, hole: Extent) -> Iterator[MappedExtent]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from typing import Final
 
 import attrs
 
@@ -30,6 +31,7 @@ from tapcore.errors import (
 )
 from tapcore.files.beingmade import is_being_made
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.distrust import check_opened
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
@@ -44,6 +46,9 @@ from tapcore.opening.parents import (
     recorded_parent,
 )
 from tapcore.opening.probe import guard_of, probe
+
+_NO_SIZE: Final = -1
+"""What an image has until its driver says how large it is; sectors."""
 
 
 def open_disk(
@@ -136,10 +141,12 @@ def _open_image(
         raise NotWritableError(text, image=disk_id.name)
     if options.snapshot:
         drv.require("td_snapshots", disk_id.name, option="--snapshot")
-    dd = DiskDriver(name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options)
+    dd = DiskDriver(
+        name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options, size=_NO_SIZE
+    )
     watch = OpenedByItself(options.bound)
     try:
-        drv.td_open(dd, disk_id.name, flags)
+        check_opened(dd, drv.td_open(dd, disk_id.name, flags))
     except Exception as exc:
         raise open_error(exc, disk_id.name) from exc
     if watch.another_file():
@@ -157,6 +164,11 @@ def _open_image(
 
 def _impossible(dd: DiskDriver) -> str:
     """What a driver may have set wrong in `td_open`."""
+    for name in ("size", "sector_size", "cluster_size"):
+        if not isinstance(getattr(dd, name), int):
+            return f"has set a {name} that is no whole number"
+    if dd.size == _NO_SIZE:
+        return "has opened the image and set no size"
     if not 0 <= dd.size <= MAX_DISK_SECTORS:
         return f"reports an impossible size of {dd.size} sectors"
     unit = dd.sector_size

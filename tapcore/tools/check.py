@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tapcore.errors import open_error
 from tapcore.interface.access import Access
+from tapcore.interface.distrust import expected
 from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
 from tapcore.tools.openimage import open_image
@@ -42,7 +43,8 @@ def check_image(
         dd = disk.state.disks
         dd.drv.require("td_check", dd.name)
         try:
-            result: CheckResult = dd.drv.td_check(dd, repair)
+            found = dd.drv.td_check(dd, repair)
+            result = expected(dd.drv, "td_check", found, CheckResult, dd.name)
         except Exception as exc:
             raise open_error(exc, dd.name) from exc
         return result

@@ -15,6 +15,7 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.access import Access
+from tapcore.interface.distrust import format_info
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
@@ -118,7 +119,7 @@ def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
         read_only=not writable or "td_queue_write" not in dd.drv.implemented,
         parent=parent,
         parent_handle=parent_handle,
-        format=dict(dd.drv.td_info(dd)),
+        format=format_info(dd),
         notes=tuple(notes),
         snapshots=tuple(dd.drv.td_snapshots(dd)),
         bitmaps=tuple(dd.drv.td_bitmaps(dd)),

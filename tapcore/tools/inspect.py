@@ -18,6 +18,7 @@ from tapcore.errors import TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
+from tapcore.interface.distrust import expected
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry, default_registry
@@ -134,7 +135,8 @@ def _inspect(
     drv = registry.get(handle).drv
     assert drv is not None
     drv.require("td_inspect", disk_id.name)
-    said: Inspection = drv.td_inspect(disk_id.name, fd, sample.size)
+    found_by = drv.td_inspect(disk_id.name, fd, sample.size)
+    said = expected(drv, "td_inspect", found_by, Inspection, disk_id.name)
     findings = [
         *said.findings,
         *_of_other_formats(handle, seen_as, sample),
