@@ -97,9 +97,9 @@ def test_a_parent_whose_format_is_not_recorded_is_not_taken_for_a_disk(
     head = json.loads(Path("child.toy").read_bytes().split(b"\0")[0])
     head["parent_handle"] = ""
     Path("child.toy").write_bytes(json.dumps(head).encode().ljust(4096))
-    Path("base.toy").write_bytes(FOREIGN["vdi"][1])
+    Path("base.toy").write_bytes(FOREIGN["qed"][1])
     for readonly in (True, False):
-        with pytest.raises(tapcore.TapError, match=r"its parent .*base.toy: is a VDI image"):
+        with pytest.raises(tapcore.TapError, match=r"its parent .*base.toy: is a QED image"):
             tapcore.open("toy:child.toy", readonly=readonly)
     before = digest(toys)
     assert main(["commit", "child.toy"]) == 1

@@ -83,6 +83,7 @@ def test_what_lies_bare_on_a_block_device_is_its_content() -> None:
     ("name", "text"),
     [
         ("vhdx", "is a VHDX image; no driver for it is installed: qemu-img can convert it"),
+        ("vdi", "is a VDI image: pip install tap-vdi"),
         ("vhd-fixed", "is a VHD image: pip install tap-vhd"),
         ("qcow2", "is a qcow2 image: pip install tap-qcow2"),
         ("qcow", "is a qcow image: pip install tap-qcow"),

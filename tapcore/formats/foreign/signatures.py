@@ -97,7 +97,11 @@ _IMAGES: Final = (
         suffixes=(".vhdx", ".avhdx"),
     ),
     Signature(
-        "vdi", "a VDI image", ((0x40, b"\x7f\x10\xda\xbe"),), remedy=_QEMU_IMG, suffixes=(".vdi",)
+        "vdi",
+        "a VDI image",
+        ((0x40, b"\x7f\x10\xda\xbe"),),
+        handle="vdi",
+        suffixes=(".vdi",),
     ),
     Signature(
         "qed",

@@ -1,0 +1,1 @@
+"""Virtual Disk Images of VirtualBox (VDI)."""
