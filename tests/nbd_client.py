@@ -7,6 +7,7 @@ a chunk that belongs to nothing.
 
 import itertools
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from types import TracebackType
@@ -203,7 +204,7 @@ class ReplyParser:
 def connect(uri: str, timeout: float = 60.0) -> socket.socket:
     """A socket to where an NBD URI points; nothing is sent."""
     where = urlsplit(uri)
-    if where.scheme == "nbd+unix":
+    if where.scheme.endswith("+unix"):
         sock = socket.socket(socket.AF_UNIX)
         address: str | tuple[str, int] = parse_qs(where.query)["socket"][0]
     else:
@@ -227,6 +228,7 @@ class Client:
         structured: ask for structured replies.
         contexts: ask for base:allocation.
         timeout: of each wait, seconds.
+        tls: begin with STARTTLS.
 
     Attributes:
         size: of the export.
@@ -234,9 +236,16 @@ class Client:
     """
 
     def __init__(
-        self, uri: str, *, structured: bool = True, contexts: bool = True, timeout: float = 60.0
+        self,
+        uri: str,
+        *,
+        structured: bool = True,
+        contexts: bool = True,
+        timeout: float = 60.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.sock = connect(uri, timeout)
+        self._tls = tls
         self.parser = ReplyParser(structured=structured)
         self.size = self.flags = -1
         self._cookies = itertools.count(1)
@@ -250,6 +259,12 @@ class Client:
     def _shake_hands(self, sent: bytes) -> None:
         greeting = self.exactly(18)
         assert greeting == b"NBDMAGICIHAVEOPT\x00\x03"
+        if self._tls is not None:
+            self.sock.sendall(sent[:4] + option(5))
+            reply = self.exactly(20)
+            assert reply == struct.pack(">QIII", 0x0003E889045565A9, 5, 1, 0), reply
+            self.sock = self._tls.wrap_socket(self.sock, server_hostname="localhost")
+            sent = sent[4:]
         self.sock.sendall(sent)
         while True:
             _, number, kind, length = struct.unpack(">QIII", self.exactly(20))

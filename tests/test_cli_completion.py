@@ -74,6 +74,8 @@ def test_handles_and_files(folder: Path) -> None:
     assert offered(f"tapdisk compare x {folder}/images/d") == [f"{folder}/images/disk.qcow2"]
     assert offered("tapdisk create x -b images/d") == ["images/disk.qcow2"]
     assert offered("tapdisk serve a b --socket im") == ["images/"]
+    assert offered("tapdisk serve a --tls-certificates images/") == ["images/old/"]
+    assert offered("tapdisk serve a --tls ") == ["off", "on", "require"]
 
 
 def test_values_in_a_word(folder: Path) -> None:

@@ -16,7 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tapcore.nbd import constants
-from tapcore.nbd.handshake import ExportInfo, Handshake, HandshakeLimits, HandshakeState
+from tapcore.nbd.handshake import (
+    ExportInfo,
+    Handshake,
+    HandshakeLimits,
+    HandshakeState,
+    TlsMode,
+)
 
 GREETING = b"NBDMAGICIHAVEOPT" + b"\x00\x03"
 FIXED, NO_ZEROES, BOTH = (struct.pack(">I", flags) for flags in (1, 2, 3))
@@ -25,7 +31,7 @@ EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_M
     range(1, 12)
 )
 ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
-UNSUP, INVALID, UNKNOWN, TOO_BIG = ((1 << 31) + n for n in (1, 3, 6, 9))
+UNSUP, INVALID, TLS_REQD, UNKNOWN, TOO_BIG = ((1 << 31) + n for n in (1, 3, 5, 6, 9))
 HAS_FLAGS, SEND_WRITE_ZEROES, SEND_DF, SEND_FAST_ZERO = 1, 1 << 6, 1 << 7, 1 << 11
 
 DISK = ExportInfo("disk", 1 << 40, 0x0C65, "the first", 512, 65536, 1 << 20)
@@ -427,6 +433,57 @@ def test_qemus_wildcards(queries: list[str], expected: list[int]) -> None:
     handshake.receive(option(SET_META, meta("disk", *queries)) + option(GO, info("disk")))
     assert handshake.negotiated is not None
     assert set(handshake.negotiated.contexts.values()) == exact
+
+
+# TLS.
+
+
+def started(mode: TlsMode, *options: bytes) -> tuple[Handshake, bytes]:
+    handshake = Handshake(Catalog(), tls=mode)
+    handshake.data_to_send()
+    handshake.receive(BOTH + b"".join(options))
+    return handshake, handshake.data_to_send()
+
+
+@pytest.mark.parametrize("mode", [TlsMode.ON, TlsMode.REQUIRE])
+def test_starting_tls_forgets_what_was_agreed(mode: TlsMode) -> None:
+    handshake = Handshake(Catalog(), tls=mode)
+    handshake.data_to_send()
+    handshake.receive(BOTH)
+    before = [option(STRUCTURED), option(SET_META, meta("traced", "base:allocation"))]
+    for each in [*before, option(STARTTLS)]:
+        handshake.receive(each)
+    assert handshake.state is HandshakeState.STARTING_TLS
+    assert handshake.data_to_send().endswith(reply(STARTTLS, ACK))
+    handshake.receive(b"what is in the clear does not count")
+    handshake.tls_started()
+    handshake.receive(option(LIST_META, meta("traced")) + option(STARTTLS))
+    assert kinds(handshake.data_to_send()) == [INVALID, INVALID]
+    handshake.receive(option(GO, info("traced")))
+    negotiated = handshake.negotiated
+    assert negotiated is not None
+    assert (negotiated.structured_replies, negotiated.contexts) == (False, {})
+
+
+def test_tls_is_asked_for_before_anything_else() -> None:
+    others = [LIST, INFO, GO, STRUCTURED, LIST_META, SET_META, EXTENDED, PEEK, 99]
+    _, sent = started(TlsMode.REQUIRE, *(option(n, bytes(100)) for n in others), option(ABORT))
+    assert kinds(sent) == [TLS_REQD] * len(others) + [ACK]
+    _, sent = started(TlsMode.ON, option(LIST), option(INFO, info("disk")), option(99))
+    assert TLS_REQD not in kinds(sent)
+    handshake, sent = started(TlsMode.REQUIRE, option(EXPORT_NAME, b"disk"))
+    assert (handshake.state, sent) == (HandshakeState.CLOSED, b"")
+
+
+def test_starttls_alone() -> None:
+    handshake, sent = started(TlsMode.REQUIRE, option(STARTTLS, b"data"))
+    assert kinds(sent) == [INVALID]
+    assert handshake.state is HandshakeState.NEGOTIATING
+    for more in (b"I", option(LIST), option(STARTTLS)):
+        handshake, sent = started(TlsMode.ON, option(STARTTLS), more)
+        assert (handshake.state, sent) == (HandshakeState.CLOSED, b"")
+    _, sent = started(TlsMode.OFF, option(STARTTLS))
+    assert kinds(sent) == [UNSUP]
 
 
 @pytest.mark.parametrize("number", [LIST_META, SET_META])

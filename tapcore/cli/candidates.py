@@ -68,6 +68,11 @@ def key_file_items(incomplete: str) -> list[CompletionItem[str]]:
     return file_items(path, image + equals)
 
 
+def directory_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`DIR`."""
+    return file_items(incomplete, only_directories=True)
+
+
 def parents_items(incomplete: str) -> list[CompletionItem[str]]:
     """`DIR|any|none`."""
     words = [CompletionItem(word) for word in ("any", "none") if word.startswith(incomplete)]

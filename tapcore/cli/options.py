@@ -185,7 +185,8 @@ def completes(kind: str) -> Complete:
     """What a shell offers for a value.
 
     Args:
-        kind: "image", "handle", "file", "key_file", "parents": of `tapcore.cli.candidates`.
+        kind: "image", "handle", "file", "directory", "key_file", "parents": of
+            `tapcore.cli.candidates`.
     """
 
     def items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

@@ -6,13 +6,14 @@ import errno
 import logging
 import os
 import socket
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.handshake import Handshake, HandshakeState
+from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.transmission import Transmission
 
@@ -31,6 +32,49 @@ _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
 _SO_SNDBUFFORCE: Final = 32  # Linux; needs CAP_NET_ADMIN
+
+
+class Stream(Protocol):
+    """As much of a socket that does not block as a connection uses."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+    def recv(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """The same; returns how many."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Returns how many bytes were taken."""
+
+    def sendmsg(
+        self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int, /
+    ) -> int:
+        """The same."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
+class StartsTls(Protocol):
+    """What goes on with clients that want TLS."""
+
+    @property
+    def mode(self) -> TlsMode:
+        """Whether it is offered, or required."""
+
+    def take_over(
+        self,
+        sock: socket.socket,
+        exports: Exports,
+        loop: Loop,
+        clients: Clients,
+        handshake: Handshake,
+        deadline: Deadline | None,
+    ) -> None:
+        """A client has been told that TLS begins: another `Connection` has its socket now."""
 
 
 class Clients:
@@ -76,6 +120,9 @@ class Connection:
         exports: what the server offers.
         loop: the poll set.
         clients: the server's; the connection enters and leaves it by itself.
+        encryption: for clients that want TLS; None where there is none.
+        handshake: one that somebody else has begun.
+        deadline: of that one.
 
     Attributes:
         deadline: it is closed when this passes, if there is one.
@@ -85,29 +132,37 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         exports: Exports,
         loop: Loop,
         clients: Clients,
+        *,
+        encryption: StartsTls | None = None,
+        handshake: Handshake | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._socket = sock
         self._exports = exports
         self._loop = loop
         self._clients = clients
-        self._handshake: Handshake | None = Handshake(exports)
+        self._encryption = encryption
+        tls = TlsMode.OFF if encryption is None else encryption.mode
+        self._handshake: Handshake | None = handshake or Handshake(exports, tls=tls)
         self._transmission: Transmission | None = None
         self._sending = b""  # of the handshake
         self._events = IN
         self.deadline: Deadline | None = None
         self.engine: Engine | None = None
         self.open = True
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _widen(sock)
+        if isinstance(sock, socket.socket):
+            _set_up(sock)
         loop.add(sock.fileno(), self._ready)
         clients.all.add(self)
-        self._set_deadline(HANDSHAKE_SECONDS)
+        self._set_deadline(HANDSHAKE_SECONDS if deadline is None else deadline.left)
+        self._begin()
+
+    def _begin(self) -> None:
+        """The server speaks first."""
         self._send_handshake()
 
     # ---- events -----------------------------------------------------------------------------
@@ -183,21 +238,39 @@ class Connection:
         if handshake.state is HandshakeState.CLOSED:
             self._lose(handshake.error or "")
         elif handshake.state is HandshakeState.TRANSMISSION:
-            self._start_transmission(handshake)
+            self._handshake = None
+            self._clear_deadline()
+            self._transmission = transmission = self._make_transmission(handshake)
+            self.engine = transmission.engine
+            self._poll(IN)
+            self._mark()
+        elif handshake.state is HandshakeState.STARTING_TLS:
+            self._start_tls(handshake)
         else:
             self._poll(IN)
 
-    def _start_transmission(self, handshake: Handshake) -> None:
+    def _make_transmission(self, handshake: Handshake) -> Transmission:
         negotiated = handshake.negotiated
         assert negotiated is not None
         export = self._exports.get(negotiated.export.name)
         assert export is not None
-        self._handshake = None
-        self._clear_deadline()
-        self.engine = export.engine
-        self._transmission = Transmission(export, negotiated, self._mark, handshake.leftover)
-        self._poll(IN)
-        self._mark()
+        return Transmission(export, negotiated, self._mark, handshake.leftover)
+
+    def _start_tls(self, handshake: Handshake) -> None:
+        """The end of this connection, though not of its socket."""
+        sock, encryption = self._socket, self._encryption
+        assert isinstance(sock, socket.socket)
+        assert encryption is not None
+        self.open, self._handshake = False, None
+        self._loop.remove(sock.fileno())
+        self._clients.forget(self)
+        try:
+            encryption.take_over(
+                sock, self._exports, self._loop, self._clients, handshake, self.deadline
+            )
+        except BaseException:
+            sock.close()
+            raise
 
     # ---- replies ----------------------------------------------------------------------------
 
@@ -364,6 +437,13 @@ class Connection:
                 transmission.gone()
             except Exception:
                 log.exception("a dropped client's memory could not be given back")
+
+
+def _set_up(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _widen(sock)
 
 
 def _widen(sock: socket.socket) -> None:

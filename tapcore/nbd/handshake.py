@@ -95,10 +95,19 @@ class HandshakeLimits:
     unsent: int = 1024 * 1024
 
 
+class TlsMode(enum.Enum):
+    """What becomes of STARTTLS ("Server-side requirements")."""
+
+    OFF = "off"  # NOTLS
+    ON = "on"  # SELECTIVETLS, with no export that demands it
+    REQUIRE = "require"  # FORCEDTLS
+
+
 class HandshakeState(enum.Enum):
     """Where a connection is ("Protocol phases")."""
 
     NEGOTIATING = "negotiating"
+    STARTING_TLS = "starting TLS"
     TRANSMISSION = "transmission"
     CLOSED = "closed"
 
@@ -170,9 +179,13 @@ class Handshake:
     `negotiated` is set in TRANSMISSION, and `leftover` holds the bytes that came after the last
     option. In CLOSED, `error` says why in one line; it is None where the client said goodbye.
     What `data_to_send` still has then is to be sent before closing.
+
+    In STARTING_TLS that is the last to be sent in the clear; then the owner has TLS set up, and
+    calls `tls_started`, or closes.
     """
 
     _catalog: ExportCatalog
+    tls: TlsMode = attrs.field(default=TlsMode.OFF, kw_only=True)
     limits: HandshakeLimits = attrs.field(factory=HandshakeLimits, kw_only=True)
     state: HandshakeState = attrs.field(default=HandshakeState.NEGOTIATING, init=False)
     negotiated: Negotiated | None = attrs.field(default=None, init=False)
@@ -193,6 +206,7 @@ class Handshake:
     _options: int = attrs.field(default=0, init=False)
     _total: int = attrs.field(default=0, init=False)
     _structured: bool = attrs.field(default=False, init=False)
+    _encrypted: bool = attrs.field(default=False, init=False)
     # The name that the last SET_META_CONTEXT gave, and what it chose.
     _context_name: str = attrs.field(default="", init=False)
     _contexts: dict[int, str] = attrs.field(factory=dict, init=False)
@@ -211,6 +225,12 @@ class Handshake:
                 pass
         elif self.negotiated is not None:
             self.leftover += data
+
+    def tls_started(self) -> None:
+        """All that comes and goes is encrypted from now on; what was agreed before is forgotten."""
+        self.state, self._encrypted = HandshakeState.NEGOTIATING, True
+        self._structured, self._contexts, self._context_name = False, {}, ""
+        self._next, self._need = self._take_header, wire.OPTION_HEADER.size
 
     def data_to_send(self) -> bytes:
         """Take the bytes that are to be sent to the client."""
@@ -264,6 +284,8 @@ class Handshake:
             return f"option has magic {magic:#x}"
         if self._option == Opt.EXPORT_NAME:
             # Knows no error replies, so that there is no answer to wait for.
+            if self._tls_missing:
+                return "asked for an export without TLS"
             return f"export name has {length} bytes" if length > wire.MAX_STRING else None
         if not self._client_flags & ClientFlag.FIXED_NEWSTYLE:
             # It would not understand an error reply ("Newstyle negotiation").
@@ -276,10 +298,16 @@ class Handshake:
             return "client does not wait for replies"
         return None
 
+    @property
+    def _tls_missing(self) -> bool:
+        return self.tls is TlsMode.REQUIRE and not self._encrypted
+
     def _take_option(self, data: bytes) -> None:
         # First, so that the option may end it all.
         self._next, self._need = self._take_header, wire.OPTION_HEADER.size
         try:
+            if self._tls_missing and self._option not in (Opt.STARTTLS, Opt.ABORT):
+                raise _OptionError(Rep.ERR_TLS_REQD, "this server wants TLS")
             if self._option not in _WITH_DATA:
                 self._without_data()
             elif len(data) < self._length:
@@ -302,9 +330,10 @@ class Handshake:
             # Data is to be ignored here, not refused ("Option types").
             self._reply(Rep.ACK)
             self._end(HandshakeState.CLOSED)
+        elif self._option == Opt.STARTTLS and self.tls is not TlsMode.OFF:
+            self._start_tls()
         elif self._option not in (Opt.LIST, Opt.STRUCTURED_REPLY):
-            # STARTTLS too, with data or without ("NOTLS mode"). It is never acknowledged, so
-            # nothing agreed in the clear can be carried into an encrypted session.
+            # STARTTLS too, with data or without ("NOTLS mode").
             raise _OptionError(Rep.ERR_UNSUP, f"option {self._option} is not supported")
         elif self._length:
             raise _OptionError(Rep.ERR_INVALID, "option takes no data")
@@ -313,6 +342,18 @@ class Handshake:
         else:
             self._structured = True
             self._reply(Rep.ACK)
+
+    def _start_tls(self) -> None:
+        if self._length:
+            raise _OptionError(Rep.ERR_INVALID, "option takes no data")
+        if self._encrypted:
+            raise _OptionError(Rep.ERR_INVALID, "TLS has been started already")
+        if self._in:
+            # In the clear, and perhaps somebody else's: it may not count as if it were encrypted.
+            self._end(HandshakeState.CLOSED, "sent more before TLS had started")
+            return
+        self._reply(Rep.ACK)
+        self.state, self._next = HandshakeState.STARTING_TLS, None
 
     def _list(self) -> None:
         for export in self._catalog.list_exports():

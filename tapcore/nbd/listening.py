@@ -41,10 +41,11 @@ class UnixAddress:
 
     path: str = attrs.field(converter=_as_text)
 
-    def uri(self, export: str) -> str:
-        """The NBD URI of an export."""
+    def uri(self, export: str, *, tls: bool = False) -> str:
+        """The NBD URI of an export; `tls`: for clients that shall insist on it."""
         where = quote(os.fsencode(os.path.abspath(self.path)))
-        return f"nbd+unix:///{quote(export, safe='')}?socket={where}"
+        scheme = "nbds+unix" if tls else "nbd+unix"
+        return f"{scheme}:///{quote(export, safe='')}?socket={where}"
 
 
 @attrs.frozen
@@ -59,11 +60,11 @@ class TcpAddress:
     host: str
     port: int = DEFAULT_PORT
 
-    def uri(self, export: str) -> str:
-        """The NBD URI of an export."""
+    def uri(self, export: str, *, tls: bool = False) -> str:
+        """The NBD URI of an export; `tls`: for clients that shall insist on it."""
         host = f"[{quote(self.host, safe=':')}]" if ":" in self.host else self.host
         port = "" if self.port == DEFAULT_PORT else f":{self.port}"
-        return f"nbd://{host}{port}/{quote(export, safe='')}"
+        return f"{'nbds' if tls else 'nbd'}://{host}{port}/{quote(export, safe='')}"
 
 
 class SocketFile:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -16,10 +17,11 @@ from tapcore.engine import FLUSH, Engine, Request
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import IOFailedError, TapError
 from tapcore.interface.models import DiskDriver
-from tapcore.nbd.connection import Clients, Connection
+from tapcore.nbd.connection import Clients, Connection, StartsTls
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
 from tapcore.opening.chain import close_disk
+from tapcore.process.hangups import HangUps
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,13 @@ _LATE: Final = (
 )
 
 
+class Encryption(StartsTls, Protocol):
+    """TLS for the clients of a server."""
+
+    def reload(self) -> None:
+        """Read certificates and keys again; does not raise."""
+
+
 class NbdServer:
     """Serves open disks until it is told to stop; owns them from then on.
 
@@ -46,7 +55,8 @@ class NbdServer:
         exports: what to serve.
         address: where.
         signals: as `stop_on_signals` does; heard before there is a socket whose file they could
-            leave behind.
+            leave behind. With TLS SIGHUP is not one of them: certificates are read again.
+        encryption: TLS for clients; None: there is none.
 
     Raises:
         TapError: the address cannot be used.
@@ -58,6 +68,7 @@ class NbdServer:
         address: UnixAddress | TcpAddress,
         *,
         signals: Iterable[int] = (),
+        encryption: Encryption | None = None,
     ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
@@ -66,6 +77,8 @@ class NbdServer:
         self._place = SocketFile("")
         self._signals: StopSignals | None = None
         self._asked = -1
+        self._encryption = encryption
+        self._hangups: HangUps | None = None
         if signals:
             self.stop_on_signals(signals)
         try:
@@ -94,7 +107,8 @@ class NbdServer:
 
     def uris(self) -> list[str]:
         """The NBD URI of each export."""
-        return [self.address.uri(export.info.name) for export in self._exports.all]
+        tls = self._encryption is not None
+        return [self.address.uri(export.info.name, tls=tls) for export in self._exports.all]
 
     def stop_on_signals(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
         """Stop cleanly at the first of these signals; a second one ends the process at once.
@@ -103,6 +117,10 @@ class NbdServer:
         """
         self._asked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.add(self._asked, lambda _: self.stop())
+        if self._encryption is not None:
+            numbers = set(numbers) - {signal.SIGHUP}
+            self._hangups = hangups = HangUps(self._encryption.reload)
+            self._loop.add(hangups.fileno(), lambda _: hangups.heard())
         self._signals = StopSignals(self._stop_soon, numbers)
 
     def _stop_soon(self) -> None:
@@ -159,7 +177,9 @@ class NbdServer:
                 sock.close()
                 continue
             try:
-                Connection(sock, self._exports, self._loop, self._clients)
+                Connection(
+                    sock, self._exports, self._loop, self._clients, encryption=self._encryption
+                )
             except OSError as exc:
                 log.warning("a client could not be served: %s", exc.strerror)
                 sock.close()
@@ -221,6 +241,8 @@ class NbdServer:
             raise errors[0]
 
     def _forget_signals(self) -> None:
+        if self._hangups is not None:
+            self._hangups.close()
         if self._signals is None:
             return
         self._signals.close()

@@ -72,6 +72,7 @@ class Transmission:
         "_commands",
         "_export",
         "_lane",
+        "_lane_max",
         "_losses",
         "_read_only",
         "_reads",
@@ -103,6 +104,7 @@ class Transmission:
         self._commands = Commands(export, negotiated, self.outstanding)
         export.senders.add(self.replies)
         self._lane = export.engine.lane
+        self._lane_max = LANE_MAX
         self._losses = self._lane.losses
         flags = negotiated.transmission_flags
         self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
@@ -114,6 +116,10 @@ class Transmission:
         self.error = ""
         if initial:
             self._parse()
+
+    def only_copies(self) -> None:
+        """What is sent and received is touched in this process: no memory of host files for it."""
+        self._lane_max = 0
 
     @property
     def in_flight(self) -> int:
@@ -179,7 +185,7 @@ class Transmission:
         owed, replies = self.outstanding, self.replies
         read, lane = self._reads.take, self._lane
         lane.begin()
-        most = LANE_MAX if lane.reads else 0
+        most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         while rx.end - rx.start >= _HEADER and not self.finished:
             if owed.held > MAX_HELD or owed.in_flight >= MAX_IN_FLIGHT or replies.queued > full:

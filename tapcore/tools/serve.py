@@ -18,7 +18,8 @@ from tapcore.interface.registry import Registry
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import TcpAddress, UnixAddress
-from tapcore.nbd.server import NbdServer
+from tapcore.nbd.server import Encryption, NbdServer
+from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName
 from tapcore.tools.givennames import given_image
@@ -39,6 +40,7 @@ def nbd_server(
     keys: Keys | None = None,
     signals: Iterable[int] = (),
     registry: Registry | None = None,
+    tls: TlsOptions | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -55,11 +57,13 @@ def nbd_server(
         signals: that stop the server cleanly from the moment on when it listens, as by
             `NbdServer.stop_on_signals` (main thread only).
         registry: drivers to use instead of the installed ones.
+        tls: encryption for clients; None: there is none.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
             nothing is left open.
     """
+    encryption = None if tls is None else _encryption(tls)
     access = Access(references, keys, metadata_cache, registry)
     names = _export_names(images, names, access.registry)
     opened = partial(
@@ -73,13 +77,20 @@ def nbd_server(
         for image in images:
             disks.append(_open(image, opened, read_only=read_only))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
-        return NbdServer(Exports(exports), address, signals=signals)
+        return NbdServer(Exports(exports), address, signals=signals, encryption=encryption)
     except BaseException as exc:
         for disk in disks:
             close_disk(disk)
         if isinstance(exc, NotWritableError):
             exc.message += " (--read-only would open it)"
         raise
+
+
+def _encryption(options: TlsOptions) -> Encryption:
+    from tapcore.nbd.tlsconnection import Encryption  # costs an import of ssl
+    from tapcore.nbd.tlsfiles import Credentials
+
+    return Encryption(Credentials(options))
 
 
 def _open(image: ImageName, opened: Callable[..., TdState], *, read_only: bool) -> TdState:

@@ -14,7 +14,9 @@ from tapcore.cli.options import (
 )
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
+from tapcore.nbd.handshake import TlsMode
 from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
+from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
 
@@ -44,6 +46,34 @@ LOCAL = "127.0.0.1"
     help="Name of the export; once for each IMAGE. Without it a single IMAGE is the default "
     "export, and several have the names of their files.",
 )
+@click.option(
+    "--tls",
+    type=click.Choice([mode.value for mode in TlsMode]),
+    help="Encryption: none, for clients that want it, or for all.  [default: off; with another "
+    "--tls option: require]",
+)
+@click.option(
+    "--tls-certificates",
+    metavar="DIR",
+    shell_complete=completes("directory"),
+    help="Where server-cert.pem and server-key.pem lie, and ca-cert.pem for clients' certificates.",
+)
+@click.option(
+    "--tls-verify-peer", is_flag=True, help="Clients need a certificate that ca-cert.pem signed."
+)
+@click.option(
+    "--tls-allow",
+    "subjects",
+    multiple=True,
+    metavar="SUBJECT",
+    help="Only clients whose certificate has this subject (RFC 2253: CN=...,O=...) may come.",
+)
+@click.option(
+    "--tls-psk",
+    metavar="FILE",
+    shell_complete=completes("file"),
+    help="Pre-shared keys instead of certificates, NAME:KEY a line, as psktool writes them.",
+)
 @cache_option
 @metadata_cache_option
 @opening_options
@@ -54,13 +84,19 @@ def command(
     port: int | None,
     read_only: bool,
     names: tuple[str, ...],
+    tls: str | None,
+    tls_certificates: str | None,
+    tls_verify_peer: bool,
+    subjects: tuple[str, ...],
+    tls_psk: str | None,
     cache: CacheMode,
     metadata_cache: int | None,
     access: Access,
 ) -> None:
     """Serve images over NBD until SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
-    Once it is ready, one NBD URI for each image is printed on standard output.
+    Once it is ready, one NBD URI for each image is printed on standard output. With TLS, SIGHUP
+    reads the certificates again.
     """
     if socket == "":
         raise click.UsageError("--socket needs a path")
@@ -77,6 +113,7 @@ def command(
         references=access.references,
         keys=access.keys,
         signals=STOP_SIGNALS,
+        tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
     )
     try:
         for uri in server.uris():
@@ -90,3 +127,22 @@ def command(
 
 def _tcp(bind: str | None, port: int | None) -> TcpAddress:
     return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)
+
+
+def _tls(
+    mode: str | None,
+    certificates: str | None,
+    verify_peer: bool,
+    subjects: tuple[str, ...],
+    psk: str | None,
+) -> TlsOptions | None:
+    if mode is None and not (certificates or verify_peer or subjects or psk):
+        return None
+    if mode == TlsMode.OFF.value:
+        return None
+    if not certificates and not psk:
+        raise click.UsageError("TLS needs --tls-certificates DIR or --tls-psk FILE")
+    if psk and (certificates or verify_peer or subjects):
+        raise click.UsageError("--tls-psk is one way to know each other, certificates are another")
+    chosen = TlsMode(mode or TlsMode.REQUIRE.value)
+    return TlsOptions(chosen, certificates or "", verify_peer, subjects, psk or "")

@@ -1,0 +1,171 @@
+"""A client from STARTTLS on: what `Connection` does, through TLS."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from tapcore.engine.loop import IN, OUT, Deadline, Loop
+from tapcore.nbd.connection import LINGER_SECONDS, Clients, Connection
+from tapcore.nbd.exports import Exports
+from tapcore.nbd.handshake import Handshake, TlsMode
+from tapcore.nbd.replies import Replies
+from tapcore.nbd.tlsfiles import Credentials
+from tapcore.nbd.tlssocket import TlsSocket
+from tapcore.nbd.transmission import Transmission
+
+log = logging.getLogger(__name__)
+
+
+class TlsConnection(Connection):
+    """Takes over a client that has been told that TLS begins.
+
+    Args:
+        sock: of the client.
+        exports: what the server offers.
+        loop: the poll set.
+        clients: the server's.
+        handshake: of NBD, in STARTING_TLS.
+        deadline: by which an export has to be chosen.
+        credentials: what the server proves itself with.
+    """
+
+    _socket: TlsSocket
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        exports: Exports,
+        loop: Loop,
+        clients: Clients,
+        handshake: Handshake,
+        deadline: Deadline | None,
+        credentials: Credentials,
+    ) -> None:
+        self._credentials = credentials
+        secure = TlsSocket(sock, credentials.context)
+        super().__init__(secure, exports, loop, clients, handshake=handshake, deadline=deadline)
+
+    # ---- events -----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Nothing is sent before the client speaks TLS."""
+
+    def _ready(self, events: int) -> None:
+        self._clients.dirty.add(self)
+        try:
+            if not self._socket.ready:
+                self._shake_hands()
+                return
+            self._socket.flush()
+            if events & ~OUT:
+                self._receive(events)
+            if self.open and self._transmission is None:
+                self._send_handshake()
+        except OSError as exc:
+            self._lose(f"connection lost: {exc.strerror or exc}")
+        except Exception:
+            self._fail()
+
+    def _shake_hands(self) -> None:
+        try:
+            over = self._socket.shake_hands()
+        except OSError as exc:
+            self._lose(f"TLS has failed: {exc.strerror or exc}")
+            return
+        if not over:
+            self._poll(IN)
+            return
+        refusal = self._credentials.refusal(self._socket.peer)
+        if refusal:
+            self._lose(f"TLS has failed: {refusal}")
+            return
+        assert self._handshake is not None
+        self._handshake.tls_started()
+        self._receive_handshake()  # it may have sent more already
+        if self.open and self._transmission is None:
+            self._send_handshake()
+
+    def service(self) -> bool:
+        """As `Connection.service`; what has been received counts, of which no event tells."""
+        again = super().service()
+        transmission = self._transmission
+        if not self.open or self._socket.starved:
+            return again
+        if transmission is not None and (transmission.stalled or transmission.finished):
+            return again
+        try:
+            self._receive(IN)
+        except Exception:
+            self._fail()
+        return True
+
+    # ---- replies ----------------------------------------------------------------------------
+
+    def _make_transmission(self, handshake: Handshake) -> Transmission:
+        transmission = super()._make_transmission(handshake)
+        transmission.only_copies()
+        return transmission
+
+    def _serve(self, transmission: Transmission) -> bool:
+        self._socket.flush()
+        return super()._serve(transmission)
+
+    def _send_some(self, replies: Replies) -> int:
+        return self._socket.send_items(replies.queue)
+
+    def _set_events(self, transmission: Transmission) -> None:
+        events = 0 if transmission.stalled or transmission.finished else IN
+        self._poll(events | OUT if transmission.replies.queue else events)
+
+    def _poll(self, events: int) -> None:
+        super()._poll(events | OUT if self._socket.unsent else events)
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _finish(self, transmission: Transmission) -> None:
+        if not self._socket.unsent or transmission.error:
+            super()._finish(transmission)
+        elif self.deadline is None:
+            self._set_deadline(LINGER_SECONDS)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the client is owed anything."""
+        return super().busy or (self._transmission is not None and self._socket.unsent)
+
+
+class Encryption:
+    """How the connections of a server come to TLS.
+
+    Args:
+        credentials: what it proves itself with.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    @property
+    def mode(self) -> TlsMode:
+        """Whether TLS is offered, or required."""
+        return self._credentials.options.mode
+
+    def take_over(
+        self,
+        sock: socket.socket,
+        exports: Exports,
+        loop: Loop,
+        clients: Clients,
+        handshake: Handshake,
+        deadline: Deadline | None,
+    ) -> None:
+        """A client has been told that TLS begins."""
+        TlsConnection(sock, exports, loop, clients, handshake, deadline, self._credentials)
+
+    def reload(self) -> None:
+        """Read the files again, for clients that come from now on."""
+        wrong = self._credentials.reload()
+        if wrong:
+            log.error("the certificates stay as they were: %s", wrong)
+        else:
+            log.info("the certificates were read again")
