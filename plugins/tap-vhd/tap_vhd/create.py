@@ -54,6 +54,7 @@ TABLE_AT: Final = HEADER_AT + HEADER_BYTES
 Parts: TypeAlias = list[tuple[int, bytes]]
 """What a new file holds: offsets (bytes) and content."""
 
+_AZURE_UNIT: Final = 1 << 20
 _SECTOR: Final = 1 << SECTOR_SHIFT
 _PAGE: Final = 4096
 
@@ -70,13 +71,13 @@ def create(name: str, size: int | None, parent: DiskId | None, options: Mapping[
     """
     if os.path.exists(name) and stat.S_ISBLK(os.stat(name).st_mode):
         raise NotSupportedError("a new VHD needs a file, not a device")
-    fixed = options.get("subformat", "dynamic") == "fixed"
+    fixed = _is_fixed(options)
     if parent is not None:
         if fixed:
             raise UsageError("a fixed VHD cannot have a parent")
         parts, length = child(name, size, parent, _block_size(options))
     elif fixed:
-        parts, length = _fixed(_checked(size))
+        parts, length = _fixed(_checked_for(size, options))
     else:
         parts, length = dynamic(_checked(size), _block_size(options))
     write_image(name, parts, length)
@@ -109,6 +110,34 @@ def _checked(size: int | None) -> int:
         raise UsageError("a new image needs a size (for example 10G)")
     if not 0 < size <= LARGEST:
         raise UsageError(f"a VHD has from 512 bytes to {LARGEST >> 30} GiB")
+    return size
+
+
+def _is_fixed(options: Mapping[str, str]) -> bool:
+    """Whether an image is to be one.
+
+    Raises:
+        UsageError: Azure takes no other.
+    """
+    subformat = options.get("subformat", "")
+    if options.get("azure") != "on":
+        return subformat == "fixed"
+    if subformat == "dynamic":
+        raise UsageError("Azure takes fixed images only: leave out subformat=dynamic")
+    return True
+
+
+def _checked_for(size: int | None, options: Mapping[str, str]) -> int:
+    """A size, in whole MiB where Azure is to take it (Azure, Prepare a VHD to upload).
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    size = _checked(size)
+    if options.get("azure") == "on" and size % _AZURE_UNIT:
+        whole = -(-size // _AZURE_UNIT)
+        text = f"Azure takes disks of whole MiB, and this one has {size} bytes"
+        raise UsageError(f"{text}: resize it to {whole}M first")
     return size
 
 
@@ -199,8 +228,8 @@ def child(name: str, size: int | None, parent: DiskId, block_size: int) -> tuple
 
 def measure(size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]) -> Measurement:
     """How large an image without a parent is that holds data; arguments as of the hook."""
-    size = _checked(size)
-    if options.get("subformat") == "fixed":
+    size = _checked_for(size, options)
+    if _is_fixed(options):
         return Measurement(size + FOOTER_BYTES, size + FOOTER_BYTES)
     header = new_header(size, _block_size(options))
     blocks = following = 0

@@ -43,6 +43,7 @@ disk_info = DiskInfo(
     suffixes=(".vhd",),
     create_options=(
         FormatOption("subformat", "how it is stored", ("dynamic", "fixed"), "dynamic"),
+        FormatOption("azure", "what Azure takes: fixed, of whole MiB", ("on", "off"), "off"),
         FormatOption("block_size", "bytes of a block: 512K to 256M", default="2M"),
     ),
 )
