@@ -22,6 +22,7 @@ from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for 
     td_close,
     td_do_callbacks,
     td_extents,
+    td_places,
     td_queue_discard,
     td_queue_flush,
     td_queue_read,

@@ -82,6 +82,8 @@ class BlockImage(WritableTableMap[Bitmap]):
         blocks: the block table.
         parents: names of the parent; the one to go by first.
         end: where the footer is to be, bytes.
+        packed_footer: its bytes.
+        places: of the structures that are no blocks: first byte, and first one past them.
     """
 
     no_table: ClassVar[int] = UNUSED
@@ -106,8 +108,8 @@ class BlockImage(WritableTableMap[Bitmap]):
         self._limit = footers.at if footers.end else _MOST_BLOCKS_END
         self._footer_at = footers.at if footers.end else -1
         self.end = -(-footers.at >> SECTOR_SHIFT) << SECTOR_SHIFT
-        self._packed_footer = footer.pack()
-        self._places = header.places(footer.data_offset)
+        self.packed_footer = footer.pack()
+        self.places = header.places(footer.data_offset)
         self._spare: list[int] = []
         self.clusters = WritableClusters(dd, self)
 
@@ -121,7 +123,7 @@ class BlockImage(WritableTableMap[Bitmap]):
         if index in self.tables:
             return place
         end = place + self.table_bytes + self.header.block_size
-        if any(place < stop and start < end for start, stop in self._places):
+        if any(place < stop and start < end for start, stop in self.places):
             raise ImageFormatError(f"has a block at an impossible place ({place:#x})")
         if place + self.table_bytes > min(self._limit, self.file.size):
             raise ImageFormatError(
@@ -140,10 +142,9 @@ class BlockImage(WritableTableMap[Bitmap]):
         return bitmap
 
     def _see_whether_full(self, bitmap: Bitmap) -> None:
-        first = bitmap.index << self.table_shift
-        count = min(self._mask + 1, self.sectors - first)
-        bitmap.inside = bitmap.data + (count << SECTOR_SHIFT) <= self._limit
-        bitmap.full = bitmap.inside and all_set(bitmap.entries, 0, count)
+        size = self.bytes_of(bitmap.index)
+        bitmap.inside = bitmap.data + size <= self._limit
+        bitmap.full = bitmap.inside and all_set(bitmap.entries, 0, size >> SECTOR_SHIFT)
 
     def run_in(self, table: Bitmap, sector: int, stop: int) -> Run:
         skip = sector & self._mask
@@ -175,6 +176,19 @@ class BlockImage(WritableTableMap[Bitmap]):
         place = self.place(sector, nb_sectors)
         return ASK if place == NOWHERE else place
 
+    def bytes_of(self, index: int) -> int:
+        """How much of a block is of the disk: of the last one perhaps not all."""
+        first = index << self.table_shift
+        return min(self._mask + 1, self.sectors - first) << SECTOR_SHIFT
+
+    def next_place(self, end: int) -> int:
+        """Where the bitmap of a new block goes, if what there is ends at an offset; bytes."""
+        return ((end + self.table_bytes + _PAGE - 1) & -_PAGE) - self.table_bytes
+
+    def footer_is_at(self, end: int) -> None:
+        """The footer was put to an offset (bytes), and nothing is behind it."""
+        self.end = self._footer_at = self._limit = end
+
     # ---- what changes -----------------------------------------------------------------------
 
     def begin_writing(self) -> None:
@@ -186,7 +200,7 @@ class BlockImage(WritableTableMap[Bitmap]):
         """
         length = self.table_bytes + self.header.block_size
         used = [entry << SECTOR_SHIFT for entry in self.blocks.entries if entry != UNUSED]
-        places = sorted([*self._places, *((place, place + length) for place in used)])
+        places = sorted([*self.places, *((place, place + length) for place in used)])
         if any(end > start for (_, end), (start, _) in pairwise(places)):
             raise ImageFormatError("has blocks that overlap; it can only be read")
         if places[-1][1] > self._limit:
@@ -194,7 +208,7 @@ class BlockImage(WritableTableMap[Bitmap]):
         self.end = max(self.end, -(-places[-1][1] >> SECTOR_SHIFT) << SECTOR_SHIFT)
         self._limit = _MOST_BLOCKS_END
         if not self.footers.copy:
-            self.file.write_metadata(0, self._packed_footer)
+            self.file.write_metadata(0, self.packed_footer)
             if res := self.file.flush_blocking():
                 raise OSError(-res, "the copy of the footer cannot be written")
 
@@ -206,11 +220,11 @@ class BlockImage(WritableTableMap[Bitmap]):
         """
         if self._spare:
             return Place(self._spare.pop(), 1)
-        data = (self.end + self.table_bytes + _PAGE - 1) & -_PAGE
+        data = self.next_place(self.end) + self.table_bytes
         end = data + self.header.block_size
         if end > _MOST_BLOCKS_END:
             raise OSError(errno.ENOSPC, "a VHD cannot have more than 2 TiB")
-        self.file.write_metadata(end, self._packed_footer)
+        self.file.write_metadata(end, self.packed_footer)
         self.end = end
         return Place(data, 1, blank=True)
 
@@ -242,7 +256,7 @@ class BlockImage(WritableTableMap[Bitmap]):
 
     def picture(self) -> Picture:
         taken, end = self.tables.take(), self.end
-        footer = [(end, self._packed_footer)] if end != self._footer_at else []
+        footer = [(end, self.packed_footer)] if end != self._footer_at else []
 
         def conclude(failed: int) -> None:
             taken.conclude(ok=not failed, published=failed > 1)

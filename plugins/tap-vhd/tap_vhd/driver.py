@@ -33,7 +33,7 @@ from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for 
 
 if TYPE_CHECKING:
     from tap_vhd.image import Image
-    from tapcore import Inspection, Measurement
+    from tapcore import CheckResult, Inspection, Measurement
 
 disk_info = DiskInfo(
     handle="vhd",
@@ -124,3 +124,11 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
     from tap_vhd.inspection import inspect
 
     return inspect(fd, size)
+
+
+@implements(Hooks.td_check)
+def td_check(dd: DiskDriver[Image], repair: str) -> CheckResult:
+    """Footers, and the block table."""
+    from tap_vhd.check import check
+
+    return check(dd.private, repair)

@@ -1,0 +1,55 @@
+"""Copying blocks, and moving the footer, so that a crash at any moment leaves a good one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from tap_vhd.footer import FOOTER_BYTES
+from tapcore import ImageFile
+
+if TYPE_CHECKING:
+    from tap_vhd.blocks import BlockImage
+
+_PIECE: Final = 1 << 20
+
+
+def make_safe(file: ImageFile) -> None:
+    """Bring all that was written to the disk.
+
+    Raises:
+        OSError: as the system says.
+    """
+    if res := file.flush_blocking():
+        raise OSError(-res, os.strerror(-res))
+
+
+def copy(file: ImageFile, source: int, target: int, length: int) -> None:
+    """Copy a range to a place that nothing lies in; all in bytes.
+
+    Raises:
+        OSError: as the system says.
+    """
+    for at in range(0, length, _PIECE):
+        content = file.read_metadata(source + at, min(_PIECE, length - at))
+        file.write_metadata(target + at, content)
+
+
+def put_footer(image: BlockImage, end: int) -> None:
+    """Let the file end with its footer at an offset (bytes); on disk when this returns.
+
+    Of a shorter file both footers are good until it is cut.
+
+    Raises:
+        OSError: as the system says.
+    """
+    file = image.file
+    file.write_metadata(end, image.packed_footer)
+    make_safe(file)
+    if file.size > end + FOOTER_BYTES:
+        file.resize(end + FOOTER_BYTES)
+        make_safe(file)
+    image.footer_is_at(end)
+    image.footers = attrs.evolve(image.footers, at=end, end=True, copy=True, damage="")
