@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tapcore.engine import MappedExtent
     from tapcore.engine.salvage import LostRange, Salvage
     from tapcore.errors import (
+        BrokenOffError,
         ClosedError,
         DriverError,
         ForkedError,
@@ -112,6 +113,7 @@ _HOMES = {
     "disk": ("Disk", "open"),
     "engine": ("MappedExtent",),
     "errors": (
+        "BrokenOffError",
         "ClosedError",
         "DriverError",
         "ForkedError",
@@ -189,6 +191,7 @@ __all__ = [
     "VDISK_REMOVABLE",
     "Answer",
     "Bitmap",
+    "BrokenOffError",
     "CacheMode",
     "CheckResult",
     "ClosedError",

@@ -138,6 +138,12 @@ class ForkedError(TapError):
     default_errno = errno.EBADF
 
 
+class BrokenOffError(TapError):
+    """A call was left in the middle (Ctrl-C): the disk can only be closed, and saves nothing."""
+
+    default_errno = errno.EIO
+
+
 class UnknownHandleError(UsageError):
     """No installed driver has the handle."""
 

@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from drivers.faulty import Faulty, FaultyImage
+from interrupts import planted
 from nbd_client import READ, WRITE, Client, request
 from served import Served, served
 
@@ -18,6 +21,7 @@ from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
 from tapcore.nbd.server import NbdServer
 from tapcore.opening.chain import open_disk
+from tapcore.tools.openimage import open_chain
 
 MIB = 1 << 20
 
@@ -177,6 +181,29 @@ def test_a_last_flush_that_fails_is_the_error_of_run(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
     assert image.closes == 1
     assert os.listdir(tmp_path) == ["image"]
+
+
+def test_an_exception_out_of_the_middle_of_its_work_ends_it_without_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no signal is asked to stop it, Ctrl-C comes anywhere; requests are then left over."""
+    tapcore.create_image(f"qcow2:{tmp_path / 'disk'}", 1 << 20)
+    disk = open_chain(f"qcow2:{tmp_path / 'disk'}", writing=True)
+    where = UnixAddress(str(tmp_path / "s"))
+    server = NbdServer(Exports([Export.of(disk, "")]), where)
+
+    def write() -> None:
+        with suppress(Exception), Client(where.uri("")) as client:
+            client.write(0, b"x" * 4096)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with planted(disk, "td_queue_write", "after"), pytest.raises(KeyboardInterrupt):
+        server.run()
+    thread.join()
+    assert "what was not flushed may be lost" in caplog.text
+    with tapcore.open(f"qcow2:{tmp_path / 'disk'}") as again:
+        again.pwrite(0, b"goes on")
 
 
 _LIKE_BEFORE = """

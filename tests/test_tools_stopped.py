@@ -1,20 +1,25 @@
 """Tools that change two images, or one in two places, killed at every point: all reads right."""
 
+import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from interrupts import Moments
 from stoppoints import Work, killed
 
 import tapcore
 from tapcore.tools.amend import amend_image
 from tapcore.tools.commit import commit_image
+from tapcore.tools.convert import convert_image
 from tapcore.tools.rebase import rebase_image
 from tapcore.tools.resize import resize_image
 from tapcore.tools.snapshots import apply_snapshot, create_snapshot, delete_snapshot
 
 SIZE = 1 << 20
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 
 Tool = Callable[[str], object]
 
@@ -49,20 +54,73 @@ def family(handle: str, rng: random.Random) -> tuple[Work, bytes]:
     return prepare, bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("handle", "tool"),
-    [
-        *(("qcow2", tool) for tool in TOOLS),
-        *(("qcow", tool) for tool in ("commit", "rebase", "rebase to another")),
-    ],
-)
+CHANGING = [
+    *(("qcow2", tool) for tool in TOOLS),
+    *(("qcow", tool) for tool in ("commit", "rebase", "rebase to another")),
+]
+
+
+@pytest.mark.parametrize(("handle", "tool"), CHANGING)
 def test_a_tool_that_is_killed_leaves_what_was_there(
     tmp_path: Path, rng: random.Random, handle: str, tool: str
 ) -> None:
     prepare, wanted = family(handle, rng)
     for folder in killed(tmp_path, prepare, lambda folder: TOOLS[tool](f"{handle}:{folder}/child")):
-        with tapcore.open(f"{handle}:{folder}/child", readonly=True) as disk:
-            assert disk.pread(0, length=SIZE) == wanted, folder.name
-        with tapcore.open(f"raw:{folder}/base.img", readonly=True) as disk:
-            base = disk.pread(0, length=SIZE)
-        assert base[:200_000] + base[350_000:] == wanted[:200_000] + wanted[350_000:]
+        assert_all_there(folder, handle, wanted)
+
+
+def assert_all_there(folder: Path, handle: str, wanted: bytes) -> None:
+    with tapcore.open(f"{handle}:{folder}/child", readonly=True) as disk:
+        assert disk.pread(0, length=SIZE) == wanted, folder.name
+    with tapcore.open(f"raw:{folder}/base.img", readonly=True) as disk:
+        base = disk.pread(0, length=SIZE)
+    assert base[:200_000] + base[350_000:] == wanted[:200_000] + wanted[350_000:]
+
+
+@pytest.mark.parametrize(("handle", "tool"), CHANGING)
+def test_a_tool_that_is_interrupted_ends_and_leaves_what_was_there(
+    tmp_path: Path, rng: random.Random, handle: str, tool: str
+) -> None:
+    """By Ctrl-C in a program: the command line puts it off until the work is done."""
+    prepare, wanted = family(handle, rng)
+
+    def interrupted(number: int, at: int) -> int:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        prepare(folder)
+        moments = Moments(at)
+        with suppress(KeyboardInterrupt):
+            moments.run(lambda: TOOLS[tool](f"{handle}:{folder}/child"))
+        with tapcore.open(f"{handle}:{folder}/child"):
+            pass  # nothing holds it any more
+        assert_all_there(folder, handle, wanted)
+        return moments.count
+
+    count = interrupted(0, 0)
+    for number in range(1, 1 + 4 * THOROUGH):
+        interrupted(number, rng.randint(1, count))
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "compressed"])
+def test_a_conversion_that_is_interrupted_ends(
+    tmp_path: Path, rng: random.Random, kind: str
+) -> None:
+    handle = "raw" if kind == "raw" else "qcow2"
+    source, target = f"{handle}:{tmp_path / 'source'}", f"{handle}:{tmp_path / 'target'}"
+    tapcore.create_image(source, 4 * SIZE)
+    with tapcore.open(source) as disk:
+        disk.pwrite(SIZE, rng.randbytes(2 * SIZE))
+
+    def convert(at: int) -> int:
+        moments = Moments(at)
+        with suppress(KeyboardInterrupt):
+            moments.run(lambda: convert_image(source, target, compressed=kind == "compressed"))
+            (tmp_path / "target").unlink()
+        assert [each.name for each in tmp_path.iterdir()] == ["source"]
+        return moments.count
+
+    count = convert(0)
+    for _ in range(4 * THOROUGH):
+        convert(rng.randint(1, count))
+    with tapcore.open(source) as disk:
+        assert disk.size == 4 * SIZE

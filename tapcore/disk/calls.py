@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,9 +14,9 @@ import attrs
 from tapcore.engine import READ, Request, engine_of
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.requests import OP_NAMES
-from tapcore.errors import IOFailedError, ReadOnlyError, TapError
+from tapcore.errors import IOFailedError, ReadOnlyError, TapError, open_error
 from tapcore.interface.damage import known_failure
-from tapcore.interface.models import TdState
+from tapcore.interface.models import DiskDriver, TdState
 
 if TYPE_CHECKING:
     from tapcore.engine.salvage import Salvage
@@ -76,16 +78,40 @@ class DiskCalls:
 
     def submit(self, request: Request) -> None:
         """Hand a request to the engine; a salvaged read does not fail."""
-        if self._salvage is not None and request.op == READ:
-            from tapcore.engine.salvage import SalvagingRead
+        try:
+            if self._salvage is not None and request.op == READ:
+                from tapcore.engine.salvage import SalvagingRead
 
-            SalvagingRead(self._state, self._salvage, request).begin()
-        else:
-            self.engine.submit(request)
+                SalvagingRead(self._state, self._salvage, request).begin()
+            else:
+                self.engine.submit(request)
+        except BaseException:
+            self._loop.break_off()
+            raise
+
+    @contextmanager
+    def driver(self, image: str) -> Iterator[DiskDriver]:
+        """The child, to be asked for what is no request.
+
+        Args:
+            image: its name, for errors.
+
+        Raises:
+            TapError: of whatever the driver raises.
+        """
+        try:
+            yield self._state.disks
+        except Exception as exc:  # whatever a damaged image makes a driver raise
+            raise open_error(exc, image) from exc
+        except GeneratorExit:  # whoever asked wants no more
+            raise
+        except BaseException:
+            self._loop.break_off()
+            raise
 
     def finish(self) -> None:
         """Wait until nothing is under way."""
-        self._loop.run_until(lambda: not self.engine.in_flight)
+        self._loop.finish()
 
 
 @attrs.define

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,23 +24,25 @@ from tapcore.engine import (
 )
 from tapcore.engine.extents import chain_extents
 from tapcore.errors import (
+    BrokenOffError,
     ClosedError,
     ForkedError,
     OutOfRangeError,
     ReadOnlyError,
     TapError,
     UsageError,
-    open_error,
 )
 from tapcore.interface.distrust import format_info
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.results import Bitmap, Snapshot
-from tapcore.opening.chain import close_disk
+from tapcore.opening.chain import abandon_disk, close_disk
 from tapcore.process.forks import forks
 from tapcore.sizes import checked_size
 
 if TYPE_CHECKING:
     from tapcore.engine.salvage import Salvage
+
+log = logging.getLogger(__name__)
 
 _MAX_CALL = 8 << 20
 """Bytes that a single request from Python moves; larger calls are made of several."""
@@ -222,26 +225,23 @@ class Disk(DiskFile):
         extents = chain_extents
         if self.salvage is not None:
             from tapcore.engine.salvage import salvaged_extents as extents
-        try:
-            yield from extents(self._leaf, offset, length)
-        except Exception as exc:
-            raise open_error(exc, self._state.image.name) from exc
+        with self._calls.driver(self._state.image.name) as dd:
+            yield from extents(dd, offset, length)
 
     def info(self) -> dict[str, Any]:
         """What the format says of itself (the `format` object of `tapdisk info --json`)."""
-        self._check_open()
-        try:
-            return format_info(self._leaf)
-        except Exception as exc:
-            raise open_error(exc, self.name) from exc
+        with self._asking(self.name) as dd:
+            return format_info(dd)
 
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots of the image; none where the format has none."""
-        return list(self._ask(lambda dd: dd.drv.td_snapshots(dd)))
+        with self._asking(self.name) as dd:
+            return list(dd.drv.td_snapshots(dd))
 
     def bitmaps(self) -> list[Bitmap]:
         """The persistent bitmaps of the image; none where the format has none."""
-        return list(self._ask(lambda dd: dd.drv.td_bitmaps(dd)))
+        with self._asking(self.name) as dd:
+            return list(dd.drv.td_bitmaps(dd))
 
     def bitmap_ranges(self, name: str) -> list[tuple[int, int]]:
         """What a bitmap calls changed: (start, length) in bytes, in order.
@@ -255,17 +255,23 @@ class Disk(DiskFile):
         if found[0].inconsistent:
             text = f"the bitmap '{name}' was not saved properly, and says nothing"
             raise UsageError(text, image=self.name)
-        return list(self._ask(lambda dd: dd.drv.td_bitmap_ranges(dd, name)))
+        with self._asking(self.name) as dd:
+            return list(dd.drv.td_bitmap_ranges(dd, name))
 
-    def _ask(self, question: Callable[[DiskDriver], Any]) -> Any:
-        """Call a hook that needs no loop; its errors get the image's name."""
+    def driver(self) -> AbstractContextManager[DiskDriver]:
+        """For tools: the image, to ask its driver for what is no request; nobody else is let in.
+
+        Raises:
+            TapError: of whatever the driver raises; with the image's name.
+        """
+        return self._asking(self._state.image.name)
+
+    @contextmanager
+    def _asking(self, image: str) -> Iterator[DiskDriver]:
         self._check_open()
-        with self._calls.lock:
+        with self._calls.lock, self._calls.driver(image) as dd:
             self._check_open()
-            try:
-                return question(self._leaf)
-            except Exception as exc:  # whatever a damaged image makes a driver raise
-                raise open_error(exc, self.name) from exc
+            yield dd
 
     def resize(self, size: int) -> None:
         """Change the virtual size (bytes, a multiple of 512, not 0); new space reads as zeroes."""
@@ -276,15 +282,13 @@ class Disk(DiskFile):
             self._check_open()
             self._check_new_end(size)
             self._engine.before_giving_up()
-            try:
-                self._leaf.drv.td_resize(self._leaf, size)
-            except TapError as exc:
-                exc.image = exc.image or self.name
-                raise
-            except OSError as exc:
-                raise failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
-            except Exception as exc:
-                raise open_error(exc, self.name) from exc
+            with self._asking(self.name) as dd:
+                try:
+                    dd.drv.td_resize(dd, size)
+                except OSError as exc:
+                    if isinstance(exc, TapError):
+                        raise
+                    raise failed(self.name, "resize", -(exc.errno or errno.EIO)) from None
             self._engine.refresh()
 
     def _check_new_end(self, size: int) -> None:
@@ -303,6 +307,7 @@ class Disk(DiskFile):
         """Finish, flush and release; a second call does nothing.
 
         Raises:
+            BrokenOffError: a call was left in the middle (Ctrl-C), and nothing could be saved.
             TapError: the last flush failed; everything is released all the same.
         """
         if self.closed:
@@ -311,19 +316,37 @@ class Disk(DiskFile):
             self._let_go()
             return
         with self._calls.lock:
+            if self._engine.broken_off:
+                self._end_file()
+                close_disk(self._state)
+                return
             try:
-                super().close()  # flushes through `flush`
-            finally:
+                self._save_and_close()
+            except BaseException:
+                self._end_file()
+                if (lost := abandon_disk(self._state)) is not None:
+                    log.error("%s", lost)
+                raise
+
+    def _save_and_close(self) -> None:
+        try:
+            super().close()  # flushes through `flush`
+        finally:
+            if not self._engine.broken_off:
                 self._calls.finish()
                 close_disk(self._state)
+
+    def _end_file(self) -> None:
+        """Closed for Python, without a flush."""
+        self.flush = _nothing  # type: ignore[method-assign]
+        super().close()
 
     def _let_go(self) -> None:
         """Close it in a forked child: tables and threads are the parent's, who goes on with them.
 
         Only this process's descriptors are closed, so that the parent's locks end with the parent.
         """
-        self.flush = _nothing  # type: ignore[method-assign]
-        super().close()
+        self._end_file()
         for file in self._leaf.options.opened:
             file.let_go()
 
@@ -337,7 +360,12 @@ class Disk(DiskFile):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> Literal[None]:
-        self.close()
+        try:
+            self.close()
+        except BrokenOffError as exc:
+            if value is None:
+                raise
+            log.error("%s", exc)  # what has ended the block is what its caller has to see
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
@@ -351,6 +379,9 @@ class Disk(DiskFile):
             raise ForkedError(text, image=self.name)
         if self.closed:
             raise ClosedError("the disk is closed", image=self.name)
+        if self._engine.broken_off:
+            text = "can only be closed any more: a call was broken off"
+            raise BrokenOffError(text, image=self.name)
 
     def _check_writable(self) -> None:
         if self.read_only:

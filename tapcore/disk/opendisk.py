@@ -20,6 +20,7 @@ from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
+from tapcore.opening.chain import abandon_disk
 from tapcore.opening.door import open_with
 from tapcore.opening.names import ImageName
 
@@ -102,13 +103,17 @@ def open(
     except NotWritableError as exc:
         exc.message += " (readonly=True would open it)"
         raise
-    if copy_on_read:
-        engine_of(disk).enable_copy_on_read()
-    if not salvage:
-        return Disk(disk)
-    from tapcore.engine.salvage import Salvage
+    try:
+        if copy_on_read:
+            engine_of(disk).enable_copy_on_read()
+        if not salvage:
+            return Disk(disk)
+        from tapcore.engine.salvage import Salvage
 
-    return Disk(disk, Salvage())
+        return Disk(disk, Salvage())
+    except BaseException:  # Ctrl-C, while nobody has it yet
+        abandon_disk(disk)
+        raise
 
 
 def _check_words(cache: object, filters: object, name: str) -> None:

@@ -12,6 +12,13 @@ from tapcore.interface.models import DiskDriver
 class Driven(Protocol):
     """What the loop knows of an engine."""
 
+    broken_off: bool
+    """An exception has left it in the middle of something."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not finished."""
+
     @property
     def timeout(self) -> float | None:
         """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
@@ -28,6 +35,9 @@ class Driven(Protocol):
 
 class EngineLoop:
     """The poll set of one disk, or of several that are worked on together.
+
+    An exception that a signal's handler raises (Ctrl-C) may come out of the middle of an engine's
+    work. Then it is marked as broken off. While the loop only waits, nothing is half done.
 
     Args:
         engines: nobody else may use them while requests are in flight here. One that is named twice
@@ -50,8 +60,17 @@ class EngineLoop:
 
     def turn(self) -> None:
         """Submit what was queued."""
+        try:
+            for engine in self._engines:
+                engine.turn()
+        except BaseException:
+            self.break_off()
+            raise
+
+    def break_off(self) -> None:
+        """An exception came out of the middle of the engines' work."""
         for engine in self._engines:
-            engine.turn()
+            engine.broken_off = True
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until something has finished, and handle it.
@@ -67,9 +86,13 @@ class EngineLoop:
             if timeout is not None and (seconds is None or timeout < seconds):
                 seconds = timeout
         ready = self._poll.poll(None if seconds is None else seconds * 1000)
-        for fd, _ in ready:
-            handle, dd, sid = self._sources[fd]
-            handle(dd, sid)
+        try:
+            for fd, _ in ready:
+                handle, dd, sid = self._sources[fd]
+                handle(dd, sid)
+        except BaseException:
+            self.break_off()
+            raise
         self.turn()
         return bool(ready)
 
@@ -78,3 +101,8 @@ class EngineLoop:
         self.turn()
         while not done():
             self.wait()
+
+    def finish(self) -> None:
+        """Wait until nothing is under way; not for what was broken off, which never ends."""
+        if not any(engine.broken_off for engine in self._engines):
+            self.run_until(lambda: not any(engine.in_flight for engine in self._engines))

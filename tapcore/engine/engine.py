@@ -52,6 +52,8 @@ class Engine:
         cluster_size: the child's unit of allocation (bytes).
         giving_up: called when places in the images' host files are about to be given up, and may
             hold other content soon.
+        broken_off: an exception has left it, or a driver, in the middle of something: some requests
+            may never be answered, and nothing may be asked of it, or saved, any more.
     """
 
     def __init__(self, disk: TdState, guard: Guard | None = None) -> None:
@@ -64,6 +66,7 @@ class Engine:
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
         self.giving_up: list[Callable[[], object]] = []
+        self.broken_off = False
         self.refresh()
         disk.blkif = self
 

@@ -23,6 +23,7 @@ class Loop:
     Attributes:
         after_batch: called in order after everything that was ready has been handled.
         timeouts: each gives the seconds until it wants `after_batch` to run, or None.
+        broken_off: an exception came out of the middle of a batch, not out of the wait for one.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self.after_batch: list[Callable[[], object]] = []
         self.timeouts: list[Callable[[], float | None]] = []
+        self.broken_off = False
         self._running = False
 
     def add(self, fd: int, handler: Handler, events: int = IN) -> None:
@@ -67,12 +69,17 @@ class Loop:
             if seconds is not None and (timeout is None or seconds < timeout):
                 timeout = seconds
         handlers = self._handlers
-        for fd, events in self._epoll.poll(timeout, _MAX_EVENTS):
-            handler = handlers.get(fd)
-            if handler is not None:  # one handled before it in this batch may have removed it
-                handler(events)
-        for call in self.after_batch:
-            call()
+        ready = self._epoll.poll(timeout, _MAX_EVENTS)
+        try:
+            for fd, events in ready:
+                handler = handlers.get(fd)
+                if handler is not None:  # one handled before it in this batch may have removed it
+                    handler(events)
+            for call in self.after_batch:
+                call()
+        except BaseException:
+            self.broken_off = True
+            raise
 
     def close(self) -> None:
         """Release the poll set."""

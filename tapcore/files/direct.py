@@ -248,10 +248,10 @@ class DirectFile(ImageFile):
     def drain(self) -> None:
         """Wait until nothing is under way; every callback has been called."""
         self.submit()
-        while self.in_flight or self._overflow:
-            os.set_blocking(self.io_fd, True)
-            os.eventfd_read(self.io_fd)
-            self._answer_all()
+        super().drain()
+
+    def _under_way(self) -> bool:
+        return bool(self.in_flight or self._overflow)
 
     def let_go(self) -> None:
         """As its base does it, the descriptor through the page cache too."""
@@ -260,10 +260,12 @@ class DirectFile(ImageFile):
         super().let_go()
 
     def _release(self) -> None:
-        self._io.close()
-        if self._cached_fd >= 0:
-            os.close(self._cached_fd)
-        super()._release()
+        try:
+            self._io.close()
+            if self._cached_fd >= 0:
+                os.close(self._cached_fd)
+        finally:
+            super()._release()
 
 
 def _alignment(fd: int, sector_size: int) -> int:

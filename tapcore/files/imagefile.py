@@ -210,6 +210,9 @@ class ImageFile(BlockingFile):
             (lane or self._workers).put(work, args, self._completions, then)
         except OSError as exc:  # no thread: an answer like any other failure's
             self._completions.add(-errno_of(exc), then)
+        except BaseException:
+            self._workers.abandoned = True
+            raise
 
     # ---- its end ---------------------------------------------------------------------------
 
@@ -227,14 +230,27 @@ class ImageFile(BlockingFile):
             message = f"the last flush failed: {describe(exc)}"
             raise IOFailedError(message, image=self.path, errno=exc.errno) from None
         finally:
-            self._release()
+            if self._workers.abandoned:
+                self.abandon()
+            else:
+                self._release()
 
     def drain(self) -> None:
         """Wait until nothing is under way; every callback has been called."""
-        while self.in_flight:
-            os.set_blocking(self.io_fd, True)
-            os.eventfd_read(self.io_fd)
-            self._answer_completions()
+        try:
+            while self._under_way() and not self._workers.abandoned:
+                os.set_blocking(self.io_fd, True)
+                os.eventfd_read(self.io_fd)
+                self._answer_all()
+        except BaseException:  # a result may be lost, which nobody may wait for
+            self._workers.abandoned = True
+            raise
+
+    def _under_way(self) -> bool:
+        return bool(self.in_flight)
+
+    def _answer_all(self) -> int:
+        return self._answer_completions()
 
     def let_go(self) -> None:
         """Close the descriptor in a forked child; the parent has the file, and its locks."""
@@ -270,8 +286,20 @@ class ImageFile(BlockingFile):
         if (windows := self._windows_made()) is not None:
             windows.give_up()
 
+    def abandon(self) -> None:
+        """Close it when what was queued cannot be answered any more: what has not begun never does.
+
+        What threads, or the kernel, have in hand is waited for: the descriptor is theirs so long.
+        """
+        if not self._closed:
+            self._writes.abandon()
+            self._workers.abandon()
+            self._release()
+
     def _release(self) -> None:
-        self._give_up_windows()
-        self._completions.close()
         self._closed = True
-        os.close(self.fd)
+        try:
+            self._give_up_windows()
+            self._completions.close()
+        finally:
+            os.close(self.fd)

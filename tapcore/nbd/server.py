@@ -136,8 +136,17 @@ class NbdServer:
         """
         try:
             self._loop.run()
-        finally:
-            self._release()
+        except BaseException:
+            for engine in self._engines:
+                engine.broken_off |= self._loop.broken_off
+            for error in self._release():
+                log.error("%s", error)
+            raise
+        errors = self._release()
+        for error in errors[1:]:
+            log.error("%s", error)
+        if errors:
+            raise errors[0]
 
     def stop(self) -> None:
         """Take no more clients and requests; `run` returns when all is answered."""
@@ -225,7 +234,8 @@ class NbdServer:
 
     # ---- the end ----------------------------------------------------------------------------
 
-    def _release(self) -> None:
+    def _release(self) -> list[TapError]:
+        """Close everything; returns what went wrong."""
         self._stopping = self._stopping or Deadline(0.0)
         for connection in list(self._clients.all):
             connection.drop()
@@ -235,10 +245,7 @@ class NbdServer:
         errors = self._close_disks()
         self._loop.close()
         self._forget_signals()
-        for error in errors[1:]:
-            log.error("%s", error)
-        if errors:
-            raise errors[0]
+        return errors
 
     def _forget_signals(self) -> None:
         if self._hangups is not None:
@@ -252,10 +259,13 @@ class NbdServer:
         """Everything that was answered goes to disk; returns what went wrong, once for each disk.
 
         What is still under way is waited for, without an end: a disk may answer yet. Each is closed
-        as soon as it has, whatever the others do.
+        as soon as it has, whatever the others do; at once where it was broken off.
         """
         errors: dict[int, TapError] = {}
-        left = list(self._engines)
+        for engine in self._engines:
+            if engine.broken_off:
+                self._close(engine, errors)
+        left = [engine for engine in self._engines if not engine.broken_off]
         for engine in left:
             self._flush(engine, errors)
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from typing import Final
+from weakref import WeakSet
 
 import attrs
 
@@ -18,6 +19,7 @@ from tapcore.constants import (
 )
 from tapcore.engine import Engine
 from tapcore.errors import (
+    BrokenOffError,
     DriverError,
     ImageFormatError,
     ImageOpenError,
@@ -46,6 +48,7 @@ from tapcore.opening.parents import (
     recorded_parent,
 )
 from tapcore.opening.probe import guard_of, probe
+from tapcore.process.workers import Lane
 
 _NO_SIZE: Final = -1
 """What an image has until its driver says how large it is; sectors."""
@@ -79,7 +82,7 @@ def open_disk(
         TapError: with the image's name and what is wrong; everything opened was closed again.
     """
     disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
-    options = options or OpenOptions()
+    options = attrs.evolve(options or OpenOptions(), opened=WeakSet(), workers=Lane())
     if options.snapshot:
         flags |= TD_RDONLY
     if not disk_id.drivertype and not may_probe:
@@ -87,6 +90,22 @@ def open_disk(
             "the format is not guessed for writing; write HANDLE:PATH", image=disk_id.name
         )
     bound = bound or _bound(disk_id, registry)
+    try:
+        return _open(disk_id, registry, flags, options, bound, with_parents=with_parents)
+    except BaseException:  # of Ctrl-C, say, whose moment no driver chooses
+        _abandon_files(options)
+        raise
+
+
+def _open(
+    disk_id: DiskId,
+    registry: Registry,
+    flags: int,
+    options: OpenOptions,
+    bound: BoundFile | None,
+    *,
+    with_parents: bool,
+) -> TdState:
     try:
         if not disk_id.drivertype:
             disk_id = DiskId(disk_id.name, probe(disk_id.name, registry, bound))
@@ -226,11 +245,39 @@ def close_disk(disk: TdState) -> None:
     """Close every image of a disk once, child first; nothing may be in flight.
 
     Raises:
+        BrokenOffError: its engine was broken off, so nothing was saved: as `abandon_disk`.
         TapError: the first error; everything is closed all the same.
     """
-    error = _close_images(disk)
+    broken_off = isinstance(disk.blkif, Engine) and disk.blkif.broken_off
+    error = abandon_disk(disk) if broken_off else _close_images(disk)
     if error is not None:
         raise error
+
+
+def abandon_disk(disk: TdState) -> BrokenOffError | None:
+    """Release the files of a disk, when threads and the kernel have done what they have in hand.
+
+    Its drivers are not asked: they would save what is half done in memory. So the images are as
+    after a crash: what was flushed is safe.
+
+    Returns:
+        That content may be lost; None where it cannot be, and where the disk is closed already.
+    """
+    if disk.closed:
+        return None
+    disk.closed = True
+    disk.blkif = None
+    _abandon_files(disk.disks.options)
+    if disk.disks.read_only:
+        return None
+    text = "a call was broken off: what was not flushed may be lost"
+    return BrokenOffError(text, image=str(disk.image))
+
+
+def _abandon_files(options: OpenOptions) -> None:
+    for file in list(options.opened):
+        with contextlib.suppress(OSError):
+            file.abandon()
 
 
 def _close_error(exc: Exception, image: str) -> TapError:

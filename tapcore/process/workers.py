@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
+from time import sleep
 from typing import Any, Final
 
 from tapcore.errors import errno_of
@@ -20,6 +21,9 @@ DISK_THREADS: Final = 8
 
 _IDLE_THREADS: Final = 8
 """That are kept for whoever has work next; one more than these ends."""
+
+_ABANDONED_SECONDS: Final = 0.001
+"""Between two looks whether threads have ended with what is abandoned."""
 
 Task = tuple[Callable[..., int], tuple[Any, ...], "Completions | None", Any]
 
@@ -135,15 +139,21 @@ class Lane:
     Args:
         width: tasks at a time.
         within: the wider lane that this one is a part of; None for the pool.
+
+    Attributes:
+        abandoned: an exception (Ctrl-C) has left its user in the middle: what was put may never be
+            answered, and nobody may wait for it.
     """
 
-    __slots__ = ("_lock", "_running", "_tasks", "_width", "_within")
+    __slots__ = ("_begun", "_lock", "_running", "_tasks", "_width", "_within", "abandoned")
 
     def __init__(self, width: int = DISK_THREADS, within: Lane | None = None) -> None:
         self._width = width
         self._within = within
         self._tasks: deque[Task] = deque()
         self._running = 0
+        self.abandoned = False
+        self._begun = 0  # tasks that threads have in hand; not even Ctrl-C makes it wrong
         self._lock = threading.Lock()
 
     def put(
@@ -166,14 +176,26 @@ class Lane:
             raise
 
     def _go(self) -> int:
+        begun = 0
         while True:
             with self._lock:
+                self._begun -= begun
                 if not self._tasks:
                     self._running -= 1
                     return 0
                 task = self._tasks.popleft()
+                begun = 1
+                self._begun += 1
             do_task(*task)
             del task  # holds no buffer while it waits for the lock
+
+    def abandon(self) -> None:
+        """Forget what has not begun, and wait for what has: nothing more may be put."""
+        self.abandoned = True
+        with self._lock:
+            self._tasks.clear()
+        while self._begun:
+            sleep(_ABANDONED_SECONDS)
 
 
 _pool: tuple[int, WorkerPool] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tapcore.errors import UsageError, open_error
+from tapcore.errors import UsageError
 from tapcore.interface.access import Access
 from tapcore.opening.names import ImageName
 from tapcore.tools.formatoptions import as_texts, check_options
@@ -37,7 +37,5 @@ def amend_image(
         dd.drv.require("td_amend", dd.name)
         values = as_texts(options)
         check_options(dd.name, disk.handle, info.amend_options, values)
-        try:
+        with disk.driver():
             dd.drv.td_amend(dd, values)
-        except Exception as exc:
-            raise open_error(exc, dd.name) from exc

@@ -154,7 +154,6 @@ class _Run:
         self._latencies = Latencies()
         self._free = _buffers(workload)
         self._offsets = _offsets(disk.size, workload)
-        self._in_flight = 0
         self._failed: Request | None = None
 
     def run(self) -> BenchResult:
@@ -186,7 +185,7 @@ class _Run:
 
     def drain(self) -> None:
         """Wait for what is in flight: its memory is in use until then."""
-        self._loop.run_until(lambda: not self._in_flight)
+        self._loop.finish()
 
     def _some_finished(self) -> bool:
         return bool(self._free)
@@ -196,15 +195,17 @@ class _Run:
         op = WRITE if self._workload.writes else READ
         size, submit, free = self._workload.block_size, self._engine.submit, self._free
         batch = len(free) if left < 0 else min(len(free), left)
-        self._in_flight += batch
-        for buffer in [free.pop() for _ in range(batch)]:
-            at = next(self._offsets)
-            submit(Request(op, at, size, buffer, self._finished, perf_counter_ns()))
+        try:
+            for buffer in [free.pop() for _ in range(batch)]:
+                at = next(self._offsets)
+                submit(Request(op, at, size, buffer, self._finished, perf_counter_ns()))
+        except BaseException:
+            self._loop.break_off()
+            raise
         return left if left < 0 else left - batch
 
     def _finished(self, request: Request) -> None:
         self._latencies.add(perf_counter_ns() - request.tag)
-        self._in_flight -= 1
         if request.status and self._failed is None:
             self._failed = request
         assert request.buf is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tapcore.errors import open_error
 from tapcore.interface.access import Access
 from tapcore.interface.distrust import expected
 from tapcore.interface.results import CheckResult
@@ -40,13 +39,10 @@ def check_image(
         with_parents=False,
         metadata_only=True,
     ) as disk:
-        dd = disk.state.disks
-        dd.drv.require("td_check", dd.name)
-        try:
+        with disk.driver() as dd:
+            dd.drv.require("td_check", dd.name)
             found = dd.drv.td_check(dd, repair)
             result = expected(dd.drv, "td_check", found, CheckResult, dd.name)
-        except Exception as exc:
-            raise open_error(exc, dd.name) from exc
         return result
 
 

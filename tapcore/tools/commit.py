@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import NotSupportedError, TapError, UsageError, open_error
+from tapcore.errors import NotSupportedError, TapError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.hooks import lack_of
 from tapcore.interface.models import DiskDriver
@@ -74,14 +74,12 @@ def commit_image(
             raise UsageError("has no parent", image=dd.name)
         refuse_missing(child, "committed")
         parent, written, fits = _fold(child, dd, recorded, access, progress)
-        try:
+        with child.driver():
             if not fits and "td_set_parent" in dd.drv.implemented:
                 dd.drv.td_set_parent(dd, recorded)  # what tells a changed parent is recorded anew
             emptied = "td_make_empty" in dd.drv.implemented
             if emptied:
                 dd.drv.td_make_empty(dd)
-        except Exception as exc:
-            raise open_error(exc, dd.name) from exc
         child.sync()
     return Commit(parent, written, emptied)
 
@@ -106,20 +104,13 @@ def _fold(
         if found.probed and leaf.next is not None:
             raise guessed_parent_error(leaf.name)
         check_fit(dd, leaf)
-        _announce(dd, leaf)
+        with child.driver():  # let it go on to take the parent for its own, when that is written
+            dd.drv.td_before_commit(dd, leaf)
         if child.size > parent.size:
             _grow(parent, leaf, child.size)
         written = Transfer(child, parent, progress=progress).run(jobs_for_own(child))
         parent.sync()
         return found.id, written, _fits(dd, leaf)
-
-
-def _announce(child: DiskDriver, parent: DiskDriver) -> None:
-    """Let the child go on to take the parent for its own, when that is written."""
-    try:
-        child.drv.td_before_commit(child, parent)
-    except Exception as exc:
-        raise open_error(exc, child.name) from exc
 
 
 def _fits(child: DiskDriver, parent: DiskDriver) -> bool:

@@ -12,6 +12,7 @@ from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import TdState
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
+from tapcore.opening.chain import abandon_disk
 from tapcore.opening.door import How, open_with
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 
@@ -44,7 +45,11 @@ def open_image(
         salvage=salvage is not None,
         **how,
     )
-    return Disk(state, salvage)
+    try:
+        return Disk(state, salvage)
+    except BaseException:  # Ctrl-C, while nobody has it yet
+        abandon_disk(state)
+        raise
 
 
 def open_chain(

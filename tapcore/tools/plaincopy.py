@@ -110,8 +110,8 @@ class PlainCopier:
         self._check()
 
     def close(self) -> None:
-        """Wait for what is under way, and release."""
-        self._wait(0)
+        """Release, after what threads have in hand; what has not begun is not done any more."""
+        self._workers.abandon()
         self._completions.close()
         os.close(self._fd)
 

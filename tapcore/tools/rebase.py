@@ -71,8 +71,8 @@ def rebase_image(
     if unsafe:
         if recorded is not None:
             _refuse_visible_loop(DiskId(path, recorded.drivertype), image, access)
-        with _changeable(name, access, with_parents=False) as (_, dd):
-            _record(dd, recorded)
+        with _changeable(name, access, with_parents=False) as (disk, dd):
+            _record(disk, recorded)
             warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
         return Rebase(recorded, 0)
     with contextlib.ExitStack() as stack:
@@ -89,7 +89,7 @@ def rebase_image(
             _refuse_own_ancestor(other, image)
         disk, dd = stack.enter_context(_changeable(name, access, with_parents=True, bound=bound))
         written = _keep_content(disk, other, progress)
-        _record(dd, recorded)
+        _record(disk, recorded)
         warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
         return Rebase(recorded, written)
 
@@ -130,11 +130,9 @@ def _changeable(
         yield disk, dd
 
 
-def _record(dd: DiskDriver, parent: DiskId | None) -> None:
-    try:
+def _record(disk: Disk, parent: DiskId | None) -> None:
+    with disk.driver() as dd:
         dd.drv.td_set_parent(dd, parent)
-    except Exception as exc:
-        raise open_error(exc, dd.name) from exc
 
 
 def _found(image: str) -> BoundFile:

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.errors import UsageError, open_error
+from tapcore.errors import UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Snapshot
@@ -40,7 +40,7 @@ def list_snapshots(
         with_parents=False,
         metadata_only=True,
     ) as disk:
-        _leaf(disk, "td_snapshots")
+        _require(disk, "td_snapshots")
         return disk.snapshots()
 
 
@@ -128,11 +128,9 @@ def _changing(
         access=access,
         with_parents=False,
     ) as disk:
-        dd = _leaf(disk, hook)
-        try:
+        _require(disk, hook)
+        with disk.driver() as dd:
             yield dd
-        except Exception as exc:
-            raise open_error(exc, dd.name) from exc
 
 
 def _refuse_damaged(
@@ -150,7 +148,5 @@ def _refuse_damaged(
         refuse_missing(disk, "applied")
 
 
-def _leaf(disk: Disk, hook: str) -> DiskDriver:
-    dd = disk.state.disks
-    dd.drv.require(hook, dd.name)
-    return dd
+def _require(disk: Disk, hook: str) -> None:
+    disk.state.disks.drv.require(hook, disk.state.image.name)

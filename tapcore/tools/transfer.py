@@ -126,14 +126,14 @@ class Transfer:
 
         Raises:
             IOFailedError: a read or write failed; the text says which. Nothing is under way any
-                more, whatever stopped the work.
+                more, whatever stopped the work, but for what was broken off (Ctrl-C).
         """
         coming = self._cut(jobs)
         try:
             while not self._ended or self._pieces:
                 self._step(coming)
         finally:
-            self._loop.run_until(lambda: not self._requests)
+            self._loop.finish()
         self._tell(self._source.size)
         return self.written
 
@@ -289,7 +289,7 @@ class Transfer:
 
         self._requests += 1
         piece.writes += 1
-        engine_of(self._target.state).submit(Request(op, offset, len(view), view, finished))
+        self._target.submit(Request(op, offset, len(view), view, finished))
 
     def _wrote(self, piece: _Piece) -> None:
         piece.writes -= 1
@@ -326,7 +326,7 @@ class Transfer:
 
         self._requests += 1
         piece.writes += 1
-        engine_of(self._target.state).submit(Request(ZERO, start, end - start, None, finished))
+        self._target.submit(Request(ZERO, start, end - start, None, finished))
 
     def _write_what_shines_through(self, piece: _Piece, start: int, end: int) -> None:
         """A driver may leave a hole where zeroes are below; it would show the new parent."""
