@@ -131,9 +131,9 @@ class MappedDisk:
 
     def before_giving_up(self) -> None:
         """Tell whoever reads from the file past the driver that places will be used again."""
-        state = self.dd.td_state
-        if state is not None and state.blkif is not None:
-            state.blkif.before_giving_up()
+        blkif = self.dd.td_state.blkif
+        if blkif is not None:
+            blkif.before_giving_up()
 
     def read_below(self, sector: int, buf: memoryview, then: Callable[[int], int]) -> None:
         """Read what the parents hold; `then` is called with 0 or -errno."""
@@ -142,7 +142,6 @@ class MappedDisk:
             then(request.status)
             self.submit()  # this may come from a parent's hook, and nobody submits here
 
-        state = self.dd.td_state
-        assert state is not None
-        assert state.blkif is not None
-        state.blkif.read_below(self.dd, self.start + sector, buf, done)
+        blkif = self.dd.td_state.blkif
+        assert blkif is not None
+        blkif.read_below(self.dd, self.start + sector, buf, done)

@@ -31,8 +31,7 @@ def content_missing(
     """
     if dd.options.missing == "zeroes":
         buf[:] = bytes(len(buf))
-        if dd.td_state is not None:
-            dd.td_state.losses.log_zeroed(dd.name, reason)
+        dd.td_state.losses.log_zeroed(dd.name, reason)
         return 0
     return content_damaged(dd, sector, nb_sectors, reason)
 
@@ -49,11 +48,10 @@ def content_damaged(dd: DiskDriver, sector: int, nb_sectors: int, reason: str) -
     Returns:
         -EIO, to be answered.
     """
-    if dd.td_state is not None:
-        losses = dd.td_state.losses
-        losses.note(Loss(dd.name, sector, nb_sectors, reason))
-        if dd.options.missing == "zeroes":  # a server: nobody else tells
-            losses.log_damage(dd.name, reason)
+    losses = dd.td_state.losses
+    losses.note(Loss(dd.name, sector, nb_sectors, reason))
+    if dd.options.missing == "zeroes":  # a server: nobody else tells
+        losses.log_damage(dd.name, reason)
     return -errno.EIO
 
 

@@ -90,7 +90,7 @@ class DiskDriver(Generic[Private]):
         flags: `TD_RDONLY` or 0.
         io_fd: descriptors for the core to poll, None for an unused slot.
         drv: the driver's operations.
-        td_state: the disk that this image belongs to.
+        td_state: the disk that this image belongs to; one of its own, where none is given.
         next: the parent, None at the end of the chain.
         size: of this image, in sectors.
         sector_size: bytes; reads and writes reach the driver in whole multiples of it (its last
@@ -104,7 +104,9 @@ class DiskDriver(Generic[Private]):
     name: str
     drv: TapDisk
     flags: int = 0
-    td_state: TdState | None = None
+    td_state: TdState = attrs.field(
+        default=attrs.Factory(lambda dd: TdState(DiskId(dd.name, "")), takes_self=True)
+    )
     options: OpenOptions = attrs.field(factory=OpenOptions)
     private: Private = attrs.field(default=None)
     io_fd: list[int | None] = attrs.field(factory=lambda: [None] * MAX_IOFD)

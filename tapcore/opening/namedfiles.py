@@ -78,9 +78,8 @@ def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
     policy = dd.options.references or ReferencePolicy()
     bound = dd.options.bound
     naming = Naming.of_path(dd.name) if bound is None else Naming.of_file(dd.name, bound)
-    home = dd.td_state.home if dd.td_state is not None else None
     try:
-        return bind_named(named, policy, image=naming, home=home)
+        return bind_named(named, policy, image=naming, home=dd.td_state.home)
     except ReferencePolicyError:
         raise
     except OSError as exc:

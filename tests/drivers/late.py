@@ -374,7 +374,6 @@ class Late:
             for each in waiting:
                 self._write(dd, cluster, each)
 
-        assert dd.td_state is not None
         assert dd.td_state.blkif is not None
         dd.td_state.blkif.read_below(dd, start, buf, copied)
         return 0

@@ -164,8 +164,7 @@ class QcowMap(WritableTableMap[Table], PackingMap):
         if self._dd.options.missing == "error":
             text = "it is damaged, and not written; convert --salvage copies what is there"
             raise ImageFormatError(f"{lost}: {text}", errno=errno.EIO)
-        if self._dd.td_state is not None:
-            self._dd.td_state.losses.log_zeroed(self._dd.name, str(lost))
+        self._dd.td_state.losses.log_zeroed(self._dd.name, str(lost))
         self.file.truncate_up(lost.end)
         self.space.end = max(self.space.end, lost.end)
 

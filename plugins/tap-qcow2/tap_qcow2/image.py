@@ -321,7 +321,7 @@ def _tell_of_cut(dd: DiskDriver) -> Callable[[str], None] | None:
     """What to do about tables that are cut: an error for tools, a line in the log for a server."""
     if dd.options.metadata_only:
         return lambda text: None
-    if dd.options.missing == "error" or dd.td_state is None:
+    if dd.options.missing == "error":
         return None
     losses, name = dd.td_state.losses, dd.name
     return lambda text: losses.log_zeroed(name, text)

@@ -80,8 +80,7 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
 
 
 def _tell_of_zeroes(dd: DiskDriver, text: str) -> None:
-    if dd.td_state is not None:
-        dd.td_state.losses.log_zeroed(dd.name, text)
+    dd.td_state.losses.log_zeroed(dd.name, text)
 
 
 def _doubts(image: Image) -> Iterator[str]:

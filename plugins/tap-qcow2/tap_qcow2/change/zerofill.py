@@ -71,11 +71,10 @@ class _Zeroing:
     def _wait(self, refused: int) -> None:
         """Let the images of the chain work until all is answered."""
         image = self._image
-        disk = image.dd.td_state
-        assert disk is not None
-        assert disk.blkif is not None
+        blkif = image.dd.td_state.blkif
+        assert blkif is not None
         image.clusters.submit()
         if not refused:
-            disk.blkif.wait_until(lambda: not self._open)
+            blkif.wait_until(lambda: not self._open)
         if refused or self._failed:
             raise OSError(-(refused or self._failed), "zeroing failed")

@@ -53,10 +53,8 @@ def refuse_to_hide(map: DiskMap, bytes_there: BytesThere) -> None:
         f"has {many} past the end of its {name} "
         f"(the first at {first.sector << SECTOR_SHIFT} of the disk, {first.where:#x} of the file)"
     )
-    state, options = map.dd.td_state, map.dd.options
-    if options.missing == "zeroes":
-        if state is not None:
-            state.losses.log_zeroed(map.dd.name, text)
+    if map.dd.options.missing == "zeroes":
+        map.dd.td_state.losses.log_zeroed(map.dd.name, text)
         return
     way = "convert --salvage copies what is there"
     if not header.crypt_method:
@@ -85,9 +83,8 @@ def make_holes_of_lost(map: DiskMap, bytes_there: BytesThere) -> None:
     end = max((end for end in ends if end <= limit), default=0)
     if not end:
         return
-    if map.dd.td_state is not None:
-        text = "has clusters that lie past the end of its file"
-        map.dd.td_state.losses.log_zeroed(map.dd.name, text)
+    text = "has clusters that lie past the end of its file"
+    map.dd.td_state.losses.log_zeroed(map.dd.name, text)
     file.truncate_up(-(-end >> bits) << bits)
 
 
