@@ -77,6 +77,7 @@ class Kind:
         parent: format of a parent, which is a bit shorter than the span.
         parent_options: of it.
         writes_compressed: compressed writes are among the requests.
+        few_blocks: of refcounts, four are kept in memory.
     """
 
     options: Mapping[str, Any] = {}
@@ -88,6 +89,7 @@ class Kind:
     parent: str = ""
     parent_options: Mapping[str, Any] = {}
     writes_compressed: bool = True
+    few_blocks: bool = False
 
     @property
     def encrypted(self) -> bool:
@@ -127,6 +129,9 @@ KINDS = {
     "512": Kind({"cluster_size": 512}, cache=1024, span=1 << 18),
     "512-refcount-64-lazy": Kind(
         {"cluster_size": 512, "refcount_bits": 64, "lazy_refcounts": "on"}, cache=1024
+    ),
+    "512-refcount-64-few": Kind(
+        {"cluster_size": 512, "refcount_bits": 64}, span=1 << 18, few_blocks=True
     ),
     "4096-v2": Kind({"cluster_size": 4096, "compat": "0.10"}, cache=8192),
     "extended": Kind({"extended_l2": "on", "cluster_size": 16384}, cache=0),
@@ -176,9 +181,11 @@ class Trial:
 
     def open(self) -> tapcore.Disk:
         """For writing, with the kind's cache of tables."""
-        return tapcore.open(
-            f"qcow2:{self.image}", metadata_cache=self.kind.cache, keys=PASSPHRASE.encode()
-        )
+        name, keys = f"qcow2:{self.image}", PASSPHRASE.encode()
+        disk = tapcore.open(name, metadata_cache=self.kind.cache, keys=keys)
+        if self.kind.few_blocks:
+            disk.state.disks.private.refcounts._keep = 4
+        return disk
 
     def crowd(self, disk: tapcore.Disk, host: LateHost) -> Crowd:
         """Not begun."""
