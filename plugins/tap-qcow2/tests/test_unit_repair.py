@@ -224,10 +224,10 @@ def _with_lost_refcounts(image: Path) -> None:
     early = walk(image.read_bytes())
     qemu_io(image, "write -P 5 0 5M")
     content = bytearray(image.read_bytes())
-    for number, _ in list(walk(bytes(content)).refcounts()):
+    found = walk(bytes(content))
+    first = next(place for place in found.places if place.name.startswith("refcount block"))
+    for number, _ in list(found.refcounts()):
         if number * 4096 >= early.end:
-            block = walk(bytes(content)).places
-            first = next(p for p in block if p.name.startswith("refcount block"))
             struct.pack_into(">H", content, first.offset + number * 2, 0)
     image.write_bytes(content)
     _mark(image, 1)
