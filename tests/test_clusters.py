@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tapcore
 from tapcore.clusters import Read, Table, TableCache, WritableClusters
+from tapcore.clusters.content import InFlight
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.options import OpenOptions
 
@@ -55,6 +56,26 @@ def poke(image: Path, cluster: int, place: int, bits: int = 0xFF) -> None:
     at = table + cluster % 8 * 16
     content[at : at + 16] = place.to_bytes(8, "little") + bits.to_bytes(8, "little")
     image.write_bytes(content)
+
+
+# ---- content in flight -------------------------------------------------------------------------
+
+
+def test_a_barrier_waits_for_all_that_began_before_it_and_for_nothing_else() -> None:
+    flight = InFlight()
+    opened: list[str] = []
+    slow = flight.counted(lambda res: res)
+    flight.barrier(lambda: opened.append("first"))
+    quick = flight.counted(lambda res: res)
+    flight.barrier(lambda: opened.append("second"))
+    later = flight.counted(lambda res: res)
+    assert quick(7) == 7
+    assert not opened
+    slow(0)
+    assert opened == ["first", "second"]
+    later(0)
+    flight.barrier(lambda: opened.append("third"))
+    assert opened == ["first", "second", "third"]
 
 
 # ---- the cache of tables ------------------------------------------------------------------------
