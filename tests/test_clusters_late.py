@@ -352,3 +352,22 @@ def test_a_write_into_places_that_were_kept_waits_for_a_busy_one_among_them(
         assert crowd.statuses == [0, 0, 0]
         assert disk.pread(0, length=4096 + 512) == b"2" * (4096 + 512)
         assert disk.pread(4096 + 2048, length=513) == b"1" * 512 + b"\0"
+
+
+def test_a_long_discard_tells_of_a_write_back_that_failed_on_its_way(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    """Nobody else waited for it, and the kernel says only once what it has lost."""
+    trial = Trial(KINDS["plain"], tmp_path, rng)
+    with trial.open() as disk:
+        disk.pwrite(0, b"o" * SIZE)
+        disk.sync()
+        host = LateHost(rng, at_once=1.0, codes=(errno.EIO,))
+        crowd = ToyCrowd(disk, host, rng)
+        with host:
+            host.faults = {"flush_blocking": 1.0}
+            crowd.submit(DISCARD, 0, SIZE)
+            crowd.settle()
+            assert crowd.statuses == [-errno.EIO]
+            host.faults = {}
+            assert crowd.flush() == 0

@@ -403,9 +403,10 @@ def test_what_is_inflated_late_is_not_taken_for_what_came_to_its_place(
 
 
 def test_what_is_to_be_inflated_is_not_overwritten_before_it_is(
-    tmp_path: Path, rng: random.Random
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is given up, written back and counted down before the turn of the loop ends."""
+    monkeypatch.setattr("tapcore.clusters.packed.AT_ONCE_BYTES", 0)
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
     content = rng.randbytes(280) + bytes(232)
     with tapcore.open(f"qcow2:{image}") as disk:
@@ -415,6 +416,7 @@ def test_what_is_to_be_inflated_is_not_overwritten_before_it_is(
         disk.state.disks.private.tables.wait(0)
         got = bytearray(512)
         crowd.submit(READ, 0, 512, got, turn=False)
+        assert not crowd.statuses
         crowd.submit(ZERO, 0, 512, turn=False)
         crowd.submit(FLUSH, 0, 0, turn=False)
         while len(crowd.statuses) < 2:  # all but the read
