@@ -363,6 +363,21 @@ def test_a_discard_of_everything_keeps_few_tables_in_memory(
 # ---- the header --------------------------------------------------------------------------------
 
 
+def test_what_is_given_up_does_not_wait_for_a_flush_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tables can give up very many clusters, each of which takes memory until then."""
+    monkeypatch.setattr("tap_qcow2.data.diskmap.MOST_RELEASED", 10)
+    image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
+    with tapcore.open(f"qcow2:{image}") as disk:
+        disk.pwrite(0, b"a" * MIB)
+        disk.sync()
+        disk.discard(0, length=MIB)
+        image_of(disk).file.drain()
+        assert not image_of(disk).refcounts.released
+    assert_clean(image)
+
+
 def test_a_header_never_tells_of_a_refcount_table_that_is_not_there(tmp_path: Path) -> None:
     """A parent is recorded when the table has moved, in memory only."""
     image = empty_with_a_small_refcount_table(tmp_path)
