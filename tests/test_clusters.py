@@ -1,6 +1,7 @@
 """What `tapcore.clusters` makes of a map: the cache of tables, damage, what is missing."""
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import tapcore
 from tapcore.clusters import Read, Table, TableCache, WritableClusters
+from tapcore.clusters.busy import BusyClusters, Claim
 from tapcore.clusters.content import InFlight
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.options import OpenOptions
@@ -56,6 +58,37 @@ def poke(image: Path, cluster: int, place: int, bits: int = 0xFF) -> None:
     at = table + cluster % 8 * 16
     content[at : at + 16] = place.to_bytes(8, "little") + bits.to_bytes(8, "little")
     image.write_bytes(content)
+
+
+# ---- busy clusters ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0, 3, 7, 12])
+def test_busy_clusters_are_found_as_by_looking_at_each(shift: int, rng: random.Random) -> None:
+    busy = BusyClusters(shift)
+    claims: list[Claim] = []
+    for _ in range(60):
+        if claims and rng.random() < 0.4:
+            assert busy.release(claims.pop(rng.randrange(len(claims)))) == 0
+        first = rng.randrange(400)
+        claim = Claim(first, first + rng.choice((1, 2, 5, 40)))
+        if not any(claim.first < each.end and each.first < claim.end for each in claims):
+            busy.take(claim)
+            claims.append(claim)
+        taken = {at: each for each in claims for at in range(each.first, each.end)}
+        for at in range(450):
+            assert busy.at((at << shift) + rng.randrange(1 << shift)) is taken.get(at)
+        for _ in range(20):
+            first = rng.randrange(440)
+            end = first + rng.randrange(1, 60)
+            sector, stop = first << shift, (end << shift) - rng.randrange(1 << shift)
+            met = next((at for at in range(first, end) if at in taken), end)
+            assert busy.any_in(sector, stop) == (met < end)
+            if met > first:
+                assert busy.free_until(sector, stop) == (met << shift if met < end else stop)
+    for claim in claims:
+        busy.release(claim)
+    assert not busy.claims
 
 
 # ---- content in flight -------------------------------------------------------------------------
