@@ -1,5 +1,6 @@
 """What `tapcore.clusters` makes of a map: the cache of tables, damage, what is missing."""
 
+import errno
 import os
 import random
 from collections.abc import Iterator
@@ -301,6 +302,35 @@ def test_space_that_was_given_up_is_used_again(image: Path) -> None:
             disk.pwrite(0, bytes([number]) * SIZE)
     before = image.stat().st_size
     assert before <= 12 * SIZE
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "no"), tapcore.ImageFormatError("is damaged", errno=errno.EIO)],
+    ids=["cannot be read", "damaged"],
+)
+def test_what_cannot_be_linked_was_not_written(
+    error: Exception, packed: bool, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    content = b"n" * SIZE
+    with opened(image) as disk:
+        map = map_of(disk)
+        write = disk.write_compressed if packed else disk.pwrite
+        before = map.end - len(map.free) * SIZE
+        with monkeypatch.context() as patch:
+            patch.setattr(map, "link_packed" if packed else "link", fail)
+            with pytest.raises(tapcore.TapError, match=r"Input/output|is damaged"):
+                write(20 * SIZE, content)
+        assert not map.clusters.busy
+        assert map.end - len(map.free) * SIZE == before
+        assert map.damage == ["is damaged"] * isinstance(error, tapcore.ImageFormatError)
+        assert disk.pread(20 * SIZE, length=SIZE) == bytes(SIZE)
+        write(20 * SIZE, content)
+        assert disk.pread(20 * SIZE, length=SIZE) == content
 
 
 def test_the_end_of_the_last_cluster_is_discarded_alone(tmp_path: Path) -> None:
