@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 import attrs
@@ -67,6 +67,20 @@ class TcpAddress:
         return f"{'nbds' if tls else 'nbd'}://{host}{port}/{quote(export, safe='')}"
 
 
+@attrs.frozen
+class OpenSockets:
+    """Listen on sockets that somebody else has opened, and goes on to own.
+
+    Attributes:
+        descriptors: of sockets that listen, on Unix or TCP addresses; closed at the end.
+    """
+
+    descriptors: tuple[int, ...]
+
+
+Address: TypeAlias = UnixAddress | TcpAddress | OpenSockets
+
+
 class SocketFile:
     """The socket's file, removed once, and only as long as it is this server's.
 
@@ -86,6 +100,43 @@ class SocketFile:
         if ours is not None and identity_of(self._path, follow=False) == ours:
             with suppress(OSError):
                 os.unlink(self._path)
+
+
+def address_of(sock: socket.socket) -> UnixAddress | TcpAddress:
+    """Where a socket listens.
+
+    Raises:
+        UsageError: where no NBD URI leads.
+    """
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX and isinstance(name, str) and name:
+        return UnixAddress(name)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return TcpAddress(name[0], name[1])
+    raise UsageError("is a socket without a path or port", image=f"fd:{sock.fileno()}")
+
+
+def listeners(address: Address) -> list[socket.socket]:
+    """Listening sockets that do not block.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+    if isinstance(address, OpenSockets):
+        return [_adopt(fd) for fd in address.descriptors]
+    return [listen(address)]
+
+
+def _adopt(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as exc:
+        raise UsageError(f"is not a socket: {describe(exc)}", image=f"fd:{fd}") from None
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise UsageError("is not a socket that listens", image=f"fd:{fd}")
+    os.set_inheritable(fd, False)
+    sock.setblocking(False)
+    return sock
 
 
 def listen(address: UnixAddress | TcpAddress) -> socket.socket:

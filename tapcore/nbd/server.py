@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,14 @@ from tapcore.errors import IOFailedError, TapError
 from tapcore.interface.models import DiskDriver
 from tapcore.nbd.connection import Clients, Connection, StartsTls
 from tapcore.nbd.exports import Exports
-from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
+from tapcore.nbd.listening import (
+    Address,
+    SocketFile,
+    TcpAddress,
+    UnixAddress,
+    address_of,
+    listeners,
+)
 from tapcore.opening.chain import close_disk
 from tapcore.process.hangups import HangUps
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
@@ -57,6 +65,8 @@ class NbdServer:
         signals: as `stop_on_signals` does; heard before there is a socket whose file they could
             leave behind. With TLS SIGHUP is not one of them: certificates are read again.
         encryption: TLS for clients; None: there is none.
+        max_connections: clients at a time.
+        idle_seconds: it stops when nobody was connected for so long; None: it does not.
 
     Raises:
         TapError: the address cannot be used.
@@ -65,10 +75,12 @@ class NbdServer:
     def __init__(
         self,
         exports: Exports,
-        address: UnixAddress | TcpAddress,
+        address: Address,
         *,
         signals: Iterable[int] = (),
         encryption: Encryption | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        idle_seconds: float | None = None,
     ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
@@ -82,19 +94,24 @@ class NbdServer:
         if signals:
             self.stop_on_signals(signals)
         try:
-            self._listener = listen(address)
+            self._listeners = listeners(address)
+            self.addresses = [address_of(each) for each in self._listeners]
         except BaseException:
             self._forget_signals()
             self._loop.close()
             raise
-        if isinstance(address, TcpAddress):
-            address = attrs.evolve(address, port=self._listener.getsockname()[1])
-        else:
+        if isinstance(address, UnixAddress):
+            self.addresses = [address]
             self._place = SocketFile(address.path)
-        self.address = address
+        elif isinstance(address, TcpAddress):  # by the name that was given
+            self.addresses = [attrs.evolve(address, port=self._listeners[0].getsockname()[1])]
+        self._max_connections = max_connections
+        self._idle_seconds = idle_seconds
+        self._idle = None if idle_seconds is None else Deadline(idle_seconds)
         self._stopping: Deadline | None = None
         self._deaf: Deadline | None = None
-        self._loop.add(self._listener.fileno(), self._accept)
+        for listener in self._listeners:
+            self._loop.add(listener.fileno(), partial(self._accept, listener))
         for engine in self._engines:
             self._poll_engine(engine)
         self._loop.timeouts.append(self._next_deadline)
@@ -106,9 +123,10 @@ class NbdServer:
         self._loop.timeouts.append(lambda: engine.timeout)
 
     def uris(self) -> list[str]:
-        """The NBD URI of each export."""
+        """The NBD URI of each export, of each socket."""
         tls = self._encryption is not None
-        return [self.address.uri(export.info.name, tls=tls) for export in self._exports.all]
+        names = [export.info.name for export in self._exports.all]
+        return [address.uri(name, tls=tls) for address in self.addresses for name in names]
 
     def stop_on_signals(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
         """Stop cleanly at the first of these signals; a second one ends the process at once.
@@ -156,19 +174,20 @@ class NbdServer:
         if self._stopping is not None:
             return
         self._stopping, self._deaf = Deadline(STOP_SECONDS), None
-        self._loop.remove(self._listener.fileno())
-        self._listener.close()
+        for listener in self._listeners:
+            self._loop.remove(listener.fileno())
+            listener.close()
         self._place.remove()
         for connection in list(self._clients.all):
             connection.finish()
 
     # ---- events -----------------------------------------------------------------------------
 
-    def _accept(self, _: int) -> None:
+    def _accept(self, listener: socket.socket, _: int) -> None:
         accepted = 0
         while accepted < ACCEPT_AT_ONCE:
             try:
-                sock, _peer = self._listener.accept()
+                sock, _peer = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as exc:
@@ -178,11 +197,12 @@ class NbdServer:
                     continue
                 log.warning("a client could not be accepted: %s", exc.strerror)
                 self._deaf = Deadline(DEAF_SECONDS)
-                self._loop.modify(self._listener.fileno(), 0)
+                self._hear(0)
                 return
             accepted += 1
-            if len(self._clients.all) >= MAX_CONNECTIONS and not self._drop_an_idle_handshake():
-                log.warning("a client was refused: there are %d already", MAX_CONNECTIONS)
+            most = self._max_connections
+            if len(self._clients.all) >= most and not self._drop_an_idle_handshake():
+                log.warning("a client was refused: there are %d already", most)
                 sock.close()
                 continue
             try:
@@ -203,7 +223,21 @@ class NbdServer:
     def _listen_again(self) -> None:
         if self._deaf is not None and self._deaf.passed:
             self._deaf = None
-            self._loop.modify(self._listener.fileno(), IN)
+            self._hear(IN)
+
+    def _hear(self, events: int) -> None:
+        for listener in self._listeners:
+            self._loop.modify(listener.fileno(), events)
+
+    def _check_idle(self, seconds: float) -> None:
+        """Stop where nobody was there for so long."""
+        if self._clients.all:
+            self._idle = None
+        elif self._idle is None:
+            self._idle = Deadline(seconds)
+        elif self._idle.passed:
+            log.info("nobody was connected for %g s", seconds)
+            self.stop()
 
     def _after_batch(self) -> None:
         """The end of a batch: engines submit, clients are answered, until nothing is left."""
@@ -218,6 +252,8 @@ class NbdServer:
                     clients.dirty.add(connection)
             again = bool(clients.dirty)  # one client's request may finish what another waits for
         clients.check_deadlines()
+        if self._idle_seconds is not None and self._stopping is None:
+            self._check_idle(self._idle_seconds)
         if self._stopping is None:
             self._listen_again()
         elif self._stopping.passed or not any(c.busy for c in clients.all):
@@ -225,11 +261,12 @@ class NbdServer:
 
     def _next_deadline(self) -> float | None:
         soonest, stopping, deaf = self._clients.soonest, self._stopping, self._deaf
-        if soonest is None and stopping is None and deaf is None:
+        idle = self._idle
+        if soonest is None and stopping is None and deaf is None and idle is None:
             return None
         if stopping is not None and not any(c.busy for c in self._clients.all):
             return 0.0
-        deadlines = (soonest, stopping, deaf)
+        deadlines = (soonest, stopping, deaf, idle)
         return min((each.left for each in deadlines if each is not None), default=None)
 
     # ---- the end ----------------------------------------------------------------------------
@@ -240,7 +277,8 @@ class NbdServer:
         for connection in list(self._clients.all):
             connection.drop()
         self._loop.timeouts.remove(self._next_deadline)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._place.remove()
         errors = self._close_disks()
         self._loop.close()

@@ -17,8 +17,8 @@ from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
-from tapcore.nbd.listening import TcpAddress, UnixAddress
-from tapcore.nbd.server import Encryption, NbdServer
+from tapcore.nbd.listening import Address
+from tapcore.nbd.server import MAX_CONNECTIONS, Encryption, NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def nbd_server(
     images: Sequence[ImageName],
-    address: UnixAddress | TcpAddress,
+    address: Address,
     *,
     names: Sequence[str] = (),
     read_only: bool = False,
@@ -41,6 +41,8 @@ def nbd_server(
     signals: Iterable[int] = (),
     registry: Registry | None = None,
     tls: TlsOptions | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    idle_seconds: float | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -58,6 +60,8 @@ def nbd_server(
             `NbdServer.stop_on_signals` (main thread only).
         registry: drivers to use instead of the installed ones.
         tls: encryption for clients; None: there is none.
+        max_connections: clients at a time.
+        idle_seconds: it stops when nobody was connected for so long; None: it does not.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -77,7 +81,14 @@ def nbd_server(
         for image in images:
             disks.append(_open(image, opened, read_only=read_only))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
-        return NbdServer(Exports(exports), address, signals=signals, encryption=encryption)
+        return NbdServer(
+            Exports(exports),
+            address,
+            signals=signals,
+            encryption=encryption,
+            max_connections=max_connections,
+            idle_seconds=idle_seconds,
+        )
     except BaseException as exc:
         for disk in disks:
             close_disk(disk)

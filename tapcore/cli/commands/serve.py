@@ -15,21 +15,25 @@ from tapcore.cli.options import (
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
 from tapcore.nbd.handshake import TlsMode
-from tapcore.nbd.listening import DEFAULT_PORT, TcpAddress, UnixAddress
+from tapcore.nbd.listening import DEFAULT_PORT, Address, OpenSockets, TcpAddress, UnixAddress
+from tapcore.nbd.server import MAX_CONNECTIONS
 from tapcore.nbd.tlsoptions import TlsOptions
+from tapcore.process.activation import activated, tell_ready
+from tapcore.process.parent import end_with_parent
 from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
 
 LOCAL = "127.0.0.1"
+MOST_CONNECTIONS = 4096
 
 
 @tap_command("serve")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--socket",
-    metavar="PATH",
+    metavar="PATH|fd:N",
     shell_complete=completes("file"),
-    help="Listen on this Unix socket (mode 0600).",
+    help="Listen on this Unix socket (mode 0600), or on an open one of any kind by its number.",
 )
 @click.option("--bind", metavar="ADDR", help=f"Listen on TCP, here.  [default: {LOCAL}]")
 @click.option(
@@ -46,6 +50,20 @@ LOCAL = "127.0.0.1"
     help="Name of the export; once for each IMAGE. Without it a single IMAGE is the default "
     "export, and several have the names of their files.",
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, MOST_CONNECTIONS),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="Clients at a time; one more is refused.",
+)
+@click.option(
+    "--idle-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop when nobody was connected for so long.",
+)
+@click.option("--exit-with-parent", is_flag=True, help="Stop when the process that began it ends.")
 @click.option(
     "--tls",
     type=click.Choice([mode.value for mode in TlsMode]),
@@ -84,6 +102,9 @@ def command(
     port: int | None,
     read_only: bool,
     names: tuple[str, ...],
+    max_connections: int,
+    idle_timeout: float | None,
+    exit_with_parent: bool,
     tls: str | None,
     tls_certificates: str | None,
     tls_verify_peer: bool,
@@ -98,11 +119,9 @@ def command(
     Once it is ready, one NBD URI for each image is printed on standard output. With TLS, SIGHUP
     reads the certificates again.
     """
-    if socket == "":
-        raise click.UsageError("--socket needs a path")
-    if socket is not None and (bind is not None or port is not None):
-        raise click.UsageError("--socket is one way to listen, --bind and --port are another")
-    address = UnixAddress(socket) if socket is not None else _tcp(bind, port)
+    address = _address(socket, bind, port)
+    if exit_with_parent:
+        end_with_parent()
     server = nbd_server(
         images,
         address,
@@ -114,10 +133,13 @@ def command(
         keys=access.keys,
         signals=STOP_SIGNALS,
         tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
+        max_connections=max_connections,
+        idle_seconds=idle_timeout,
     )
     try:
         for uri in server.uris():
             click.echo(uri)
+        tell_ready()
     except BaseException:  # nobody can know where it is
         server.stop()
         server.run()
@@ -125,8 +147,23 @@ def command(
     server.run()
 
 
-def _tcp(bind: str | None, port: int | None) -> TcpAddress:
-    return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)
+def _address(path: str | None, bind: str | None, port: int | None) -> Address:
+    sockets = activated()
+    if path == "":
+        raise click.UsageError("--socket needs a path")
+    if path is not None and (bind is not None or port is not None):
+        raise click.UsageError("--socket is one way to listen, --bind and --port are another")
+    given = path is not None or bind is not None or port is not None
+    if sockets and given:
+        raise click.UsageError("LISTEN_FDS is set: the sockets are there, and no other is opened")
+    if sockets:
+        return OpenSockets(sockets)
+    if path is None:
+        return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)
+    number = path.removeprefix("fd:")
+    if number != path and number.isdecimal() and len(number) < 6:
+        return OpenSockets((int(number),))
+    return UnixAddress(path)
 
 
 def _tls(
