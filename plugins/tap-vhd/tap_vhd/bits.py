@@ -36,3 +36,11 @@ def with_ones(bits: Numbers, first: int, stop: int) -> tuple[int, bytes]:
     ones = (1 << stop - first) - 1 << 8 * end - stop
     old = int.from_bytes(bits[start:end].tobytes(), "big")
     return start, (old | ones).to_bytes(end - start, "big")
+
+
+def with_zeroes(bits: Numbers, first: int, stop: int) -> tuple[int, bytes]:
+    """The same when a range is cleared."""
+    start, end = first >> 3, (stop + 7) >> 3
+    ones = (1 << stop - first) - 1 << 8 * end - stop
+    old = int.from_bytes(bits[start:end].tobytes(), "big")
+    return start, (old & ~ones).to_bytes(end - start, "big")

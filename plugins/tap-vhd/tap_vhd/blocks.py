@@ -14,7 +14,7 @@ import errno
 from itertools import pairwise
 from typing import Any, ClassVar, Final
 
-from tap_vhd.bits import all_set, is_set, same_until, with_ones
+from tap_vhd.bits import all_set, is_set, same_until, with_ones, with_zeroes
 from tap_vhd.footer import DIFFERENCING
 from tap_vhd.footers import Footers
 from tap_vhd.header import UNUSED, Header
@@ -91,27 +91,35 @@ class BlockImage(WritableTableMap[Bitmap]):
     def __init__(
         self, dd: DiskDriver[Any], file: ImageFile, footers: Footers, header: Header
     ) -> None:
-        footer = footers.footer
-        super().__init__(file, footer.sectors, header.block_size)
-        self.footers = footers
-        self.header = header
+        super().__init__(file, footers.footer.sectors, header.block_size)
         self.table_shift = self.cluster_shift
         self.unit_shift = 0
         self._mask = (1 << self.cluster_shift) - 1
         self.table_bytes = header.bitmap_bytes
-        content = file.read_metadata(header.table_offset, 4 * header.entries_for(self.sectors))
+        self.tables = TableCache(file, self.read_table, self.table_bytes, dd.options.metadata_cache)
+        self._spare: list[int] = []
+        self.adopt(footers, header)
+        self.clusters = WritableClusters(dd, self)
+
+    def adopt(self, footers: Footers, header: Header) -> None:
+        """Go by these from now on, which are in the file; blocks are of the same size.
+
+        Args:
+            footers: of the file.
+            header: of it.
+        """
+        footer, read = footers.footer, self.file.read_metadata
+        self.footers, self.header, self.sectors = footers, header, footer.sectors
+        content = read(header.table_offset, 4 * header.entries_for(self.sectors))
         self.blocks = BlockTable(-1, header.table_offset, _SECTORS.decode(content), _SECTORS)
-        budget = dd.options.metadata_cache
-        self.tables = TableCache(file, self.read_table, self.table_bytes, budget, self.blocks)
-        differs = footer.disk_type == DIFFERENCING
-        self.parents = recorded_names(file.read_metadata, header) if differs else []
+        self.tables.directory = self.blocks
+        self.tables.forget()  # bitmaps of blocks that there are no more
+        self.parents = recorded_names(read, header) if footer.disk_type == DIFFERENCING else []
         self._limit = footers.at if footers.end else _MOST_BLOCKS_END
         self._footer_at = footers.at if footers.end else -1
         self.end = -(-footers.at >> SECTOR_SHIFT) << SECTOR_SHIFT
         self.packed_footer = footer.pack()
         self.places = header.places(footer.data_offset)
-        self._spare: list[int] = []
-        self.clusters = WritableClusters(dd, self)
 
     # ---- where ------------------------------------------------------------------------------
 
@@ -188,6 +196,7 @@ class BlockImage(WritableTableMap[Bitmap]):
     def footer_is_at(self, end: int) -> None:
         """The footer was put to an offset (bytes), and nothing is behind it."""
         self.end = self._footer_at = self._limit = end
+        self._spare.clear()
 
     # ---- what changes -----------------------------------------------------------------------
 
@@ -253,6 +262,31 @@ class BlockImage(WritableTableMap[Bitmap]):
             self.blocks.set(index, [place >> SECTOR_SHIFT])
         self.tables.set(bitmap, first, bits)
         self._see_whether_full(bitmap)
+
+    def clear_behind(self) -> None:
+        """Let what the last block holds behind the disk's end be zeroes, on disk when this returns.
+
+        Raises:
+            OSError, TapError: as the system says.
+        """
+        self.clusters.begin_writing()
+        index = (self.sectors - 1) >> self.table_shift
+        first = self.bytes_of(index) >> SECTOR_SHIFT
+        if self.blocks.entries[index] != UNUSED and first <= self._mask:
+            bitmap = self.tables.wait(index)
+            start, bits = with_zeroes(bitmap.entries, first, self._mask + 1)
+            self.tables.set(bitmap, start, bits)
+            where, length = bitmap.data + (first << SECTOR_SHIFT), self.header.block_size
+            length -= first << SECTOR_SHIFT
+            if res := self.file.zero_blocking(where, length, True):
+                raise OSError(-res, "what lies behind the end cannot be cleared")
+        self.clusters.save()
+
+    def table_for(self, entries: int) -> bytes:
+        """The block table with another number of entries, as it lies in a file."""
+        kept = self.blocks.entries[:entries]
+        kept.extend([UNUSED] * (entries - len(kept)))
+        return _SECTORS.encode(kept)
 
     def picture(self) -> Picture:
         taken, end = self.tables.take(), self.end

@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from tap_vhd.blocks import BlockImage
-from tap_vhd.footer import TAPDISK
+from tap_vhd.footer import FOOTER_BYTES, TAPDISK
 from tap_vhd.footers import COPY_DAMAGED, END_DAMAGED
 from tap_vhd.header import UNUSED
 from tap_vhd.image import Image
@@ -45,6 +45,12 @@ class Scan:
     gaps: list[tuple[int, int]] = attrs.field(factory=list)
     said: list[str] = attrs.field(factory=list)
 
+    def pass_over(self, start: int, stop: int, length: int) -> None:
+        """Something lies here (bytes); before it there may be room for blocks of a length."""
+        if start - self.end >= length:
+            self.gaps.append((self.end, start))
+        self.end = max(self.end, _whole(stop))
+
     def say(self, text: str) -> None:
         """Of the first ones."""
         if len(self.said) < MOST_SAID:
@@ -59,7 +65,10 @@ def scan(image: BlockImage) -> Scan:
     entries = enumerate(image.blocks.entries)
     used = sorted((entry << SECTOR_SHIFT, index) for index, entry in entries if entry != UNUSED)
     found = Scan(_front(image, used[0][0] if used else limit), stored=len(used))
+    structures = sorted(place for place in image.places if place[0] >= found.end)
     for place, index in used:
+        while structures and structures[0][0] < place:
+            found.pass_over(*structures.pop(0), length)
         data_end = place + image.table_bytes + image.bytes_of(index)
         if any(place < stop and start < data_end for start, stop in image.places):
             found.bad += 1
@@ -71,10 +80,10 @@ def scan(image: BlockImage) -> Scan:
             found.over.append((index, place))
             found.say(f"block {index} lies over another one (at {place:#x})")
         else:
-            if place - found.end >= length:
-                found.gaps.append((found.end, place))
             found.used.append((place, index))
-            found.end = _whole(place + length)
+            found.pass_over(place, place + length, length)
+    for start, stop in structures:
+        found.pass_over(start, stop, length)
     found.end = min(found.end, _whole(limit)) if found.bad else found.end
     return found
 
@@ -86,7 +95,7 @@ def _front(image: BlockImage, first: int) -> int:
     """
     if image.footers.footer.creator == TAPDISK:
         return first
-    return _whole(max(stop for _, stop in image.places))
+    return FOOTER_BYTES
 
 
 def _whole(offset: int) -> int:

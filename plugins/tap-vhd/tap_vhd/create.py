@@ -162,6 +162,11 @@ def _new_footer(size: int, disk_type: int) -> Footer:
     )
 
 
+def as_ours(footer: Footer) -> Footer:
+    """A footer whose image goes by the current size, and has no structures of its creator."""
+    return attrs.evolve(footer, creator=CREATOR, creator_version=CREATOR_VERSION)
+
+
 def _new_id() -> bytes:
     """Random, as RFC 9562 (section 5.4) has it."""
     made = bytearray(os.urandom(16))

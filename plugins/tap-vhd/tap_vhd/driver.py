@@ -132,3 +132,27 @@ def td_check(dd: DiskDriver[Image], repair: str) -> CheckResult:
     from tap_vhd.check import check
 
     return check(dd.private, repair)
+
+
+@implements(Hooks.td_set_parent)
+def td_set_parent(dd: DiskDriver[Image], parent: DiskId | None) -> None:
+    """Another header, with the names, id and time stamp of the parent."""
+    from tap_vhd.changing import set_parent
+
+    set_parent(dd.private, parent)
+
+
+@implements(Hooks.td_make_empty)
+def td_make_empty(dd: DiskDriver[Image]) -> None:
+    """No block is stored any more."""
+    from tap_vhd.changing import make_empty
+
+    make_empty(dd.private)
+
+
+@implements(Hooks.td_resize)
+def td_resize(dd: DiskDriver[Image], size: int) -> None:
+    """Another footer, and a block table of another length."""
+    from tap_vhd.resize import resize
+
+    resize(dd, size)
