@@ -1,6 +1,7 @@
 """Ways to run `tapdisk serve`: sockets that are open already, and reasons to end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from nbd_client import Client, connect
 from served import TAPDISK, served
+
+from peers import peer
 
 MIB = 1 << 20
 
@@ -187,3 +190,80 @@ def test_the_end_of_the_parent(image: Path) -> None:
         parent.kill()
         assert parent.stdout.read() == ""  # the server has ended, and let go of it
     assert not where.exists()
+
+
+# ---- a command, and the background -------------------------------------------------------------
+
+
+def ran(*words: object, status: int = 0) -> str:
+    done = subprocess.run(
+        [TAPDISK, "serve", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, ""), done.stderr
+    return done.stdout
+
+
+def test_a_command(image: Path) -> None:
+    said = ran(image, "--run", f'echo "$unixsocket"; {peer("nbdinfo")} --size "$uri"')
+    path, size = said.splitlines()
+    assert size == str(MIB)
+    assert not Path(path).parent.exists()
+    assert ran(image, "--port", "0", "--run", 'echo "$uri $port"').startswith("nbd://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("no-such", 127)]
+)
+def test_the_status_of_a_command(command: str, status: int, image: Path) -> None:
+    ran(image, "--run", f"{command} 2>/dev/null", status=status)
+
+
+def test_a_command_whose_server_is_stopped(image: Path) -> None:
+    """It is told to end too, and hears signals though the server waits for them in a thread."""
+    words = [str(TAPDISK), "serve", str(image), "--run", "echo begun; exec sleep 600"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(60) == 128 + 15
+
+
+def test_in_the_background(image: Path) -> None:
+    where, number = image.parent / "s", image.parent / "pid"
+    options = ["--socket", where, "--fork", "--pid-file", number]
+    (uri,) = ran(image, *options).splitlines()  # it ends, and so does its output
+    pid = int(number.read_text())
+    with Client(uri) as client:
+        assert client.read(0, 1) == b"x"
+        assert os.getsid(pid) == pid
+    os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 60
+    while where.exists() or number.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_fails_in_the_background(image: Path) -> None:
+    missing = image.parent / "missing.img"
+    said = refused(missing, "--port", "0", "--fork")
+    assert said == f"tapdisk: {missing}: No such file or directory\n"
+    said = refused(image, "--port", "0", "--fork", "--pid-file", image / "pid")
+    assert said == f"tapdisk: {image}/pid: Not a directory\n"
+
+
+def test_a_pid_file_of_another_is_left(image: Path) -> None:
+    number = image.parent / "pid"
+    with served(image, "--port", "0", "--pid-file", number) as server:
+        server.until(number.exists)
+        assert number.read_text() == f"{server.process.pid}\n"
+        number.write_text("1\n")
+    assert number.read_text() == "1\n"
+
+
+def test_what_does_not_go_together(image: Path) -> None:
+    assert "--fork does not go with" in refused(image, "--fork", "--run", "true")
+    assert "--fork does not go with" in refused(image, "--fork", "--exit-with-parent")

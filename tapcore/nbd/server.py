@@ -141,6 +141,15 @@ class NbdServer:
             self._loop.add(hangups.fileno(), lambda _: hangups.heard())
         self._signals = StopSignals(self._stop_soon, numbers)
 
+    def stop_when(self, fd: int) -> None:
+        """Stop cleanly as soon as a descriptor is readable."""
+
+        def stop(_: int) -> None:
+            self._loop.remove(fd)
+            self.stop()
+
+        self._loop.add(fd, stop)
+
     def _stop_soon(self) -> None:
         """In whatever thread a signal was found, while the loop may be held up by a disk."""
         self._place.remove()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
+
 import click
 
 from tapcore.cli.options import (
@@ -12,16 +18,21 @@ from tapcore.cli.options import (
     opening_options,
     tap_command,
 )
+from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
 from tapcore.nbd.handshake import TlsMode
 from tapcore.nbd.listening import DEFAULT_PORT, Address, OpenSockets, TcpAddress, UnixAddress
-from tapcore.nbd.server import MAX_CONNECTIONS
+from tapcore.nbd.server import MAX_CONNECTIONS, NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.process.activation import activated, tell_ready
+from tapcore.process.background import PidFile, in_background
+from tapcore.process.captive import Captive
 from tapcore.process.parent import end_with_parent
 from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import nbd_server
+
+log = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
 MOST_CONNECTIONS = 4096
@@ -62,6 +73,20 @@ MOST_CONNECTIONS = 4096
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
     help="Stop when nobody was connected for so long.",
+)
+@click.option(
+    "--run",
+    "captive",
+    metavar="COMMAND",
+    help="Run a command of the shell, in which $uri is the export's, and stop when it ends, with "
+    "its exit status. Without an address the socket is a new one.",
+)
+@click.option("--fork", is_flag=True, help="Go on in the background once all is ready.")
+@click.option(
+    "--pid-file",
+    metavar="FILE",
+    shell_complete=completes("file"),
+    help="Write the server's process number here once all is ready.",
 )
 @click.option("--exit-with-parent", is_flag=True, help="Stop when the process that began it ends.")
 @click.option(
@@ -104,6 +129,9 @@ def command(
     names: tuple[str, ...],
     max_connections: int,
     idle_timeout: float | None,
+    captive: str | None,
+    fork: bool,
+    pid_file: str | None,
     exit_with_parent: bool,
     tls: str | None,
     tls_certificates: str | None,
@@ -113,41 +141,91 @@ def command(
     cache: CacheMode,
     metadata_cache: int | None,
     access: Access,
-) -> None:
+) -> int:
     """Serve images over NBD until SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
     Once it is ready, one NBD URI for each image is printed on standard output. With TLS, SIGHUP
     reads the certificates again.
     """
-    address = _address(socket, bind, port)
+    if fork and (captive is not None or exit_with_parent):
+        raise click.UsageError("--fork does not go with --run and --exit-with-parent")
     if exit_with_parent:
         end_with_parent()
-    server = nbd_server(
-        images,
-        address,
-        names=names,
-        read_only=read_only,
-        cache=cache,
-        metadata_cache=metadata_cache,
-        references=access.references,
-        keys=access.keys,
-        signals=STOP_SIGNALS,
-        tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
-        max_connections=max_connections,
-        idle_seconds=idle_timeout,
-    )
+    with ExitStack() as stack:
+        address = _address(socket, bind, port, stack if captive is not None else None)
+        ready = in_background() if fork else None
+        server = nbd_server(
+            images,
+            address,
+            names=names,
+            read_only=read_only,
+            cache=cache,
+            metadata_cache=metadata_cache,
+            references=access.references,
+            keys=access.keys,
+            signals=STOP_SIGNALS,
+            tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
+            max_connections=max_connections,
+            idle_seconds=idle_timeout,
+        )
+        return _serve(server, captive, ready, pid_file)
+
+
+def _serve(
+    server: NbdServer, command: str | None, ready: Callable[[], None] | None, pid_file: str | None
+) -> int:
+    """Tell where it is, and serve; returns the exit status."""
+    captive: Captive | None = None
+    written: PidFile | None = None
     try:
-        for uri in server.uris():
-            click.echo(uri)
+        if pid_file is not None:
+            written = PidFile(pid_file)
+        if command is None:
+            for uri in server.uris():
+                click.echo(uri)
+        else:
+            captive = Captive(command, _variables(server))
+            server.stop_when(captive.fileno())
         tell_ready()
+        if ready is not None:
+            ready()
     except BaseException:  # nobody can know where it is
         server.stop()
-        server.run()
+        _end(server, captive, written)
         raise
-    server.run()
+    try:
+        return _end(server, captive, written)
+    except TapError as exc:
+        if ready is not None:  # who would print it has no terminal any more
+            log.error("%s", exc)
+        raise
 
 
-def _address(path: str | None, bind: str | None, port: int | None) -> Address:
+def _end(server: NbdServer, captive: Captive | None, written: PidFile | None) -> int:
+    try:
+        server.run()
+    finally:
+        if written is not None:
+            written.remove()
+        status = 0 if captive is None else captive.end()
+    return status
+
+
+def _variables(server: NbdServer) -> dict[str, str]:
+    """What a command finds: the names are nbdkit's."""
+    place = server.addresses[0]
+    found = {"uri": server.uris()[0]}
+    if isinstance(place, UnixAddress):
+        found["unixsocket"] = os.path.abspath(place.path)
+    else:
+        found["port"] = str(place.port)
+    return found
+
+
+def _address(
+    path: str | None, bind: str | None, port: int | None, stack: ExitStack | None
+) -> Address:
+    """Where to listen; with a stack, in a folder of its own if nothing else is said."""
     sockets = activated()
     if path == "":
         raise click.UsageError("--socket needs a path")
@@ -158,6 +236,9 @@ def _address(path: str | None, bind: str | None, port: int | None) -> Address:
         raise click.UsageError("LISTEN_FDS is set: the sockets are there, and no other is opened")
     if sockets:
         return OpenSockets(sockets)
+    if not given and stack is not None:
+        folder = stack.enter_context(TemporaryDirectory(prefix="tapdisk-"))
+        return UnixAddress(f"{folder}/nbd.sock")
     if path is None:
         return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)
     number = path.removeprefix("fd:")
