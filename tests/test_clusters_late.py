@@ -371,3 +371,32 @@ def test_a_long_discard_tells_of_a_write_back_that_failed_on_its_way(
             assert crowd.statuses == [-errno.EIO]
             host.faults = {}
             assert crowd.flush() == 0
+
+
+@pytest.mark.parametrize("clusters", [1, 2], ids=["the short way", "in parts"])
+@pytest.mark.parametrize("op", [READ, WRITE])
+def test_a_place_is_not_used_again_while_something_old_is_on_its_way(
+    op: int, clusters: int, tmp_path: Path, rng: random.Random
+) -> None:
+    """Its cluster is discarded, and that is on disk; but a late read or write is about it."""
+    trial = Trial(KINDS["plain"], tmp_path, rng)
+    with trial.open() as disk:
+        disk.pwrite(0, b"o" * 4096)
+        disk.sync()
+        host = LateHost(rng, at_once=0.0)
+        crowd = ToyCrowd(disk, host, rng)
+        got = bytearray(b"w" * clusters * 4096)
+        with host:
+            crowd.submit(op, 0, clusters * 4096, got)
+            host.held.update(host.tasks[:1])
+            crowd.settle()
+            crowd.submit(DISCARD, 0, 4096)
+            crowd.settle()
+            assert crowd.flush() == 0
+            crowd.submit(WRITE, 4 * 4096, 4096, b"x" * 4096)
+            crowd.settle()
+            host.held.clear()
+            crowd.settle()
+        assert not any(crowd.statuses)
+        assert op == WRITE or got[:4096] in (b"o" * 4096, bytes(4096))
+        assert disk.pread(4 * 4096, length=4096) == b"x" * 4096
