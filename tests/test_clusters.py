@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from drivers.toymap import CODING, SIZE, TABLE, ToyMap, ToyMapDriver, create, share_all
@@ -302,6 +303,20 @@ def test_space_that_was_given_up_is_used_again(image: Path) -> None:
             disk.pwrite(0, bytes([number]) * SIZE)
     before = image.stat().st_size
     assert before <= 12 * SIZE
+
+
+def test_saving_tells_of_a_failed_write_back_that_nobody_waited_for(image: Path) -> None:
+    """The kernel says only once that content is lost; who closes must not take it for saved."""
+    with opened(image, metadata_cache=1200) as disk:
+        map = map_of(disk)
+        with patch.object(ImageFile, "flush_blocking", lambda file: -errno.EIO):
+            for table in range(2):
+                disk.pwrite((8 * table + 6) * SIZE, b"x" * SIZE)
+                map.file.drain()
+        assert map.clusters.writeback.failing
+        with pytest.raises(OSError, match="Input/output"):
+            map.clusters.save()
+        map.clusters.save()
 
 
 @pytest.mark.parametrize("packed", [False, True])
