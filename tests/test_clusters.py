@@ -305,6 +305,20 @@ def test_space_that_was_given_up_is_used_again(image: Path) -> None:
     assert before <= 12 * SIZE
 
 
+def test_after_writing_was_stopped_the_next_change_is_prepared_anew(image: Path) -> None:
+    """Also one that would take the short way."""
+    began: list[int] = []
+    with opened(image) as disk:
+        map = map_of(disk)
+        with patch.object(map, "begin_writing", lambda: began.append(len(began))):
+            for times in (1, 2):
+                disk.pwrite(0, b"x" * 512)
+                disk.pwrite(512, b"x" * 512)
+                assert len(began) == times
+                disk.sync()
+                map.clusters.stop_writing()
+
+
 def test_saving_tells_of_a_failed_write_back_that_nobody_waited_for(image: Path) -> None:
     """The kernel says only once that content is lost; who closes must not take it for saved."""
     with opened(image, metadata_cache=1200) as disk:
