@@ -55,48 +55,21 @@ if TYPE_CHECKING:
     from tapcore.clusters.writeback import Writeback
 
 _HOMES = {
-    "cache": ("Read", "TableCache", "TakenTables"),
+    "cache": "Read TableCache TakenTables",
     "hooks": (
-        "td_close",
-        "td_do_callbacks",
-        "td_extents",
-        "td_places",
-        "td_queue_discard",
-        "td_queue_flush",
-        "td_queue_read",
-        "td_queue_write",
-        "td_queue_write_compressed",
-        "td_queue_write_zeroes",
-        "td_submit",
+        "td_close td_do_callbacks td_extents td_places td_queue_discard td_queue_flush "
+        "td_queue_read td_queue_write td_queue_write_compressed td_queue_write_zeroes td_submit"
     ),
-    "machine": ("Clusters", "WritableClusters", "open_mapped"),
-    "map": (
-        "ClusterMap",
-        "PackingMap",
-        "Picture",
-        "Place",
-        "ShortWay",
-        "Unpacker",
-        "WritableMap",
-    ),
-    "mapped": ("AnswerPart",),
-    "packed": ("DeflatedClusters",),
-    "runs": (
-        "ASK",
-        "DATA",
-        "HOLE",
-        "NOWHERE",
-        "PACKED",
-        "ZERO",
-        "DamagedTable",
-        "MissingContent",
-        "Run",
-    ),
-    "tablemap": ("TableMap", "WritableTableMap"),
-    "tables": ("Coding", "Numbers", "Table", "Write"),
-    "writeback": ("Writeback",),
+    "machine": "Clusters WritableClusters open_mapped",
+    "map": "ClusterMap PackingMap Picture Place ShortWay Unpacker WritableMap",
+    "mapped": "AnswerPart",
+    "packed": "DeflatedClusters",
+    "runs": "ASK DATA HOLE NOWHERE PACKED ZERO DamagedTable MissingContent Run",
+    "tablemap": "TableMap WritableTableMap",
+    "tables": "Coding Numbers Table Write",
+    "writeback": "Writeback",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "ASK",
