@@ -175,6 +175,18 @@ def test_a_table_in_use_outlives_many_that_are_looked_at_once(tables: ImageFile)
         assert cache.get(0) is first
 
 
+def test_what_a_write_back_is_writing_is_not_what_the_disk_says(tables: ImageFile) -> None:
+    cache = cache_of(tables, 8)
+    cache.set(cache.wait(3), 0, [7])
+    assert cache.unchanged_until(0, 10) == 3
+    failing = cache.take()
+    assert cache.unchanged_until(0, 10) == 3
+    failing.conclude(ok=False, published=False)
+    assert cache.unchanged_until(0, 10) == 3
+    cache.take().conclude(ok=True, published=True)
+    assert cache.unchanged_until(0, 10) == 10
+
+
 def test_a_failed_write_back_is_done_again(tables: ImageFile) -> None:
     cache = cache_of(tables, 8)
     table = cache.wait(3)
