@@ -15,7 +15,8 @@ from tap_vdi.blockmap import CODING, PAGE_SHIFT, ZERO, page_place
 from tap_vdi.header import STORED_AT, Header
 from tapcore import ImageFile
 
-_PIECE: Final = 1 << 20
+_PIECE: Final = 64 << 10
+"""Bytes that are copied at once; of zeroes they become a hole."""
 
 Change = tuple[int, int]
 """A block, and what the map is to say of it."""
