@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 from tapcore.engine import Engine
@@ -15,6 +14,7 @@ from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
 from tapcore.nbd.replies import Replies
+from tapcore.nbd.stream import Stream, set_up
 from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
@@ -25,37 +25,9 @@ HANDSHAKE_SECONDS: Final = 10.0
 LINGER_SECONDS: Final = 10.0
 """A client that said goodbye gets this long to take the replies that it is owed."""
 
-SEND_BUFFER: Final = 2 << 20
-"""Socket buffer asked for: a reply of 1 MiB should be handed over in one go."""
-
 _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
-_SO_SNDBUFFORCE: Final = 32  # Linux; needs CAP_NET_ADMIN
-
-
-class Stream(Protocol):
-    """As much of a socket that does not block as a connection uses."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-
-    def recv(self, size: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
-
-    def recv_into(self, buffer: memoryview, /) -> int:
-        """The same; returns how many."""
-
-    def send(self, data: bytes | memoryview, /) -> int:
-        """Returns how many bytes were taken."""
-
-    def sendmsg(
-        self, buffers: Sequence[bytes | memoryview], ancillary: tuple[()], flags: int, /
-    ) -> int:
-        """The same."""
-
-    def close(self) -> None:
-        """Give it up."""
 
 
 class StartsTls(Protocol):
@@ -155,7 +127,7 @@ class Connection:
         self.engine: Engine | None = None
         self.open = True
         if isinstance(sock, socket.socket):
-            _set_up(sock)
+            set_up(sock)
         loop.add(sock.fileno(), self._ready)
         clients.all.add(self)
         self._set_deadline(HANDSHAKE_SECONDS if deadline is None else deadline.left)
@@ -437,17 +409,3 @@ class Connection:
                 transmission.gone()
             except Exception:
                 log.exception("a dropped client's memory could not be given back")
-
-
-def _set_up(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _widen(sock)
-
-
-def _widen(sock: socket.socket) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -9,7 +9,6 @@ stored, and the machine keeps at most one option of at most `HandshakeLimits.sto
 """
 
 import enum
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -17,6 +16,7 @@ import attrs
 
 from tapcore.nbd import constants as wire
 from tapcore.nbd.constants import ClientFlag, HandshakeFlag, InfoType, Opt, Rep, TransmissionFlag
+from tapcore.nbd.optiondata import OptionData, OptionError, decode
 
 # Options whose data is read; that of all others is passed over.
 _WITH_DATA: Final = {Opt.EXPORT_NAME, Opt.INFO, Opt.GO, Opt.LIST_META_CONTEXT, Opt.SET_META_CONTEXT}
@@ -110,58 +110,6 @@ class HandshakeState(enum.Enum):
     STARTING_TLS = "starting TLS"
     TRANSMISSION = "transmission"
     CLOSED = "closed"
-
-
-class _OptionError(Exception):
-    """An option that is answered with an error."""
-
-    def __init__(self, reply: Rep, text: str) -> None:
-        super().__init__(text)
-        self.reply = reply
-
-
-def _decode(raw: bytes, what: str) -> str:
-    """A string as a client may send it ("Conventions")."""
-    if len(raw) > wire.MAX_STRING:
-        raise _OptionError(Rep.ERR_TOO_BIG, f"{what} has more than {wire.MAX_STRING} bytes")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise _OptionError(Rep.ERR_INVALID, f"{what} is not UTF-8") from None
-    if "\0" in text:
-        raise _OptionError(Rep.ERR_INVALID, f"{what} contains a NUL")
-    return text
-
-
-@attrs.define
-class _Reader:
-    """Reads an option's data from front to back; what does not fit is ERR_INVALID."""
-
-    data: bytes
-    at: int = 0
-
-    def left(self) -> int:
-        return len(self.data) - self.at
-
-    def take(self, size: int) -> bytes:
-        # Compared before it is used for anything: no length in here is ever an allocation.
-        if size > self.left():
-            raise _OptionError(Rep.ERR_INVALID, "a length is more than the option holds")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def number(self, form: struct.Struct) -> int:
-        return int(form.unpack(self.take(form.size))[0])
-
-    def shorts(self, count: int) -> set[int]:
-        return set(struct.unpack(f">{count}H", self.take(count * wire.U16.size)))
-
-    def string(self, what: str) -> str:
-        return _decode(self.take(self.number(wire.U32)), what)
-
-    def end(self) -> None:
-        if self.left():
-            raise _OptionError(Rep.ERR_INVALID, "option is too long")
 
 
 def _matches(query: str, context: str) -> bool:
@@ -307,18 +255,18 @@ class Handshake:
         self._next, self._need = self._take_header, wire.OPTION_HEADER.size
         try:
             if self._tls_missing and self._option not in (Opt.STARTTLS, Opt.ABORT):
-                raise _OptionError(Rep.ERR_TLS_REQD, "this server wants TLS")
+                raise OptionError(Rep.ERR_TLS_REQD, "this server wants TLS")
             if self._option not in _WITH_DATA:
                 self._without_data()
             elif len(data) < self._length:
-                raise _OptionError(Rep.ERR_TOO_BIG, f"option has over {self.limits.stored} bytes")
+                raise OptionError(Rep.ERR_TOO_BIG, f"option has over {self.limits.stored} bytes")
             elif self._option == Opt.EXPORT_NAME:
                 self._export_name(data)
             elif self._option in (Opt.INFO, Opt.GO):
-                self._info(_Reader(data))
+                self._info(OptionData(data))
             else:
-                self._meta_context(_Reader(data))
-        except _OptionError as error:
+                self._meta_context(OptionData(data))
+        except OptionError as error:
             if self._option == Opt.EXPORT_NAME:
                 self._end(HandshakeState.CLOSED, str(error))
             else:
@@ -334,9 +282,9 @@ class Handshake:
             self._start_tls()
         elif self._option not in (Opt.LIST, Opt.STRUCTURED_REPLY):
             # STARTTLS too, with data or without ("NOTLS mode").
-            raise _OptionError(Rep.ERR_UNSUP, f"option {self._option} is not supported")
+            raise OptionError(Rep.ERR_UNSUP, f"option {self._option} is not supported")
         elif self._length:
-            raise _OptionError(Rep.ERR_INVALID, "option takes no data")
+            raise OptionError(Rep.ERR_INVALID, "option takes no data")
         elif self._option == Opt.LIST:
             self._list()
         else:
@@ -345,9 +293,9 @@ class Handshake:
 
     def _start_tls(self) -> None:
         if self._length:
-            raise _OptionError(Rep.ERR_INVALID, "option takes no data")
+            raise OptionError(Rep.ERR_INVALID, "option takes no data")
         if self._encrypted:
-            raise _OptionError(Rep.ERR_INVALID, "TLS has been started already")
+            raise OptionError(Rep.ERR_INVALID, "TLS has been started already")
         if self._in:
             # In the clear, and perhaps somebody else's: it may not count as if it were encrypted.
             self._end(HandshakeState.CLOSED, "sent more before TLS had started")
@@ -362,14 +310,14 @@ class Handshake:
         self._reply(Rep.ACK)
 
     def _export_name(self, data: bytes) -> None:
-        name = _decode(data, "export name")
+        name = decode(data, "export name")
         export = self._find(name)
         self._out += wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
         if not self._client_flags & ClientFlag.NO_ZEROES:
             self._out += wire.EXPORT_NAME_ZEROES
         self._start(name, export)
 
-    def _info(self, reader: _Reader) -> None:
+    def _info(self, reader: OptionData) -> None:
         """INFO and GO: the same but for what a success leads to."""
         name = reader.string("export name")
         wanted = reader.shorts(reader.number(wire.U16))
@@ -389,16 +337,16 @@ class Handshake:
         if self._option == Opt.GO:
             self._start(name, export)
 
-    def _meta_context(self, reader: _Reader) -> None:
+    def _meta_context(self, reader: OptionData) -> None:
         """LIST_META_CONTEXT and SET_META_CONTEXT ("Metadata querying")."""
         if not self._structured:
-            raise _OptionError(Rep.ERR_INVALID, "structured replies have to be negotiated first")
+            raise OptionError(Rep.ERR_INVALID, "structured replies have to be negotiated first")
         name = reader.string("export name")
         count = reader.number(wire.U32)
         if count > reader.left() // wire.U32.size:
-            raise _OptionError(Rep.ERR_INVALID, "more queries than the option holds")
+            raise OptionError(Rep.ERR_INVALID, "more queries than the option holds")
         if count > self.limits.queries:
-            raise _OptionError(Rep.ERR_TOO_BIG, f"more than {self.limits.queries} queries")
+            raise OptionError(Rep.ERR_TOO_BIG, f"more than {self.limits.queries} queries")
         queries = {reader.string("query") for _ in range(count)}
         reader.end()
         available = self._find(name).contexts
@@ -417,7 +365,7 @@ class Handshake:
         export = self._catalog.find_export(name)
         if export is None:
             # Quoted, so without control characters, and short: fit for a log line and a reply.
-            raise _OptionError(Rep.ERR_UNKNOWN, f"there is no export {name[:64]!r}")
+            raise OptionError(Rep.ERR_UNKNOWN, f"there is no export {name[:64]!r}")
         return export
 
     def _flags(self, export: ExportInfo) -> int:
