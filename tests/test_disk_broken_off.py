@@ -30,7 +30,17 @@ CALLS: dict[str, Call] = {
     "td_submit": lambda disk: disk.pwrite(LATER, b"n" * 200_000),
     "td_do_callbacks": lambda disk: disk.sync(),
 }
-KINDS = ["aio", "qcow2", "vmdk", "qcow", "vhd", "aio none", "qcow2 none", "vmdk none"]
+KINDS = [
+    "aio",
+    "qcow2",
+    "vmdk",
+    "qcow",
+    "vhd",
+    "vdi",
+    "aio none",
+    "qcow2 none",
+    "vmdk none",
+]
 
 
 class Subject:
