@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hostfs import loop_device, mounted, small_ext4
+from hostfs import loop_device, mounted
 from peers import missing
 from tapcore.files import windows as module
 from tapcore.files.hostfile import punch_hole
@@ -27,16 +27,6 @@ def content_of(view: memoryview) -> bytes:
     try:
         assert os.pwritev(memory, [view], 0) == len(view)
         return os.pread(memory, len(view), 0)
-    finally:
-        os.close(memory)
-
-
-def put(view: memoryview, content: bytes) -> int:
-    """Let a system call write there."""
-    memory = os.memfd_create("content")
-    try:
-        os.pwrite(memory, content, 0)
-        return os.preadv(memory, [view], 0)
     finally:
         os.close(memory)
 
@@ -79,28 +69,24 @@ def page(number: int) -> bytes:
     return number.to_bytes(2, "little") * (PAGE // 2)
 
 
-def test_what_lies_in_memory_is_handed_out_and_what_is_written_there_is_in_the_file(
-    path: Path,
-) -> None:
+def test_what_lies_in_memory_is_handed_out(path: Path) -> None:
     with opened(path) as (file, windows):
         view = windows.to_read(3 * PAGE + 7, 2 * PAGE, 0.0)
         assert view is not None
         assert is_mapped(view)
         assert content_of(view) == (page(3) + page(4) + page(5))[7 : 7 + 2 * PAGE]
-        target = windows.to_write(9 * PAGE, PAGE, 0.0)
-        assert target is not None
-        assert put(target, b"w" * PAGE) == PAGE
-        assert os.pread(file.fd, 3 * PAGE, 8 * PAGE) == page(8) + b"w" * PAGE + page(10)
-        del view, target
+        os.pwrite(file.fd, b"w" * PAGE, 4 * PAGE)  # everybody sees the same pages
+        assert content_of(view)[PAGE : PAGE + 7] == b"w" * 7
+        del view
 
 
-def test_a_file_that_is_only_read_is_mapped_so(path: Path) -> None:
-    with opened(path, read_only=True) as (_, windows):
+@pytest.mark.parametrize("read_only", [True, False])
+def test_nothing_can_be_written_there(read_only: bool, path: Path) -> None:
+    with opened(path, read_only=read_only) as (_, windows):
         view = windows.to_read(0, PAGE, 0.0)
         assert view is not None
         assert view.readonly
         assert content_of(view) == page(0)
-        assert windows.to_write(0, PAGE, 0.0) is None
         (permissions,) = [
             line.split()[1]
             for line in Path("/proc/self/maps").read_text().splitlines()
@@ -114,13 +100,12 @@ def test_what_does_not_lie_in_memory_is_left_to_others(path: Path) -> None:
     with opened(path) as (file, windows):
         os.fsync(file.fd)
         os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        cold = Mapping(file.fd, 0, LOOK, writable=False)
+        cold = Mapping(file.fd, 0, LOOK)
         cold.look(0, LOOK // PAGE)
         if any(cold.pages):
             missing("this file system keeps its pages in memory")
         del cold
         assert windows.to_read(0, PAGE, 0.0) is None
-        assert windows.to_write(0, PAGE, 0.0) is None
         os.pread(file.fd, 2 * MIB, 0)
         view = windows.to_read(0, PAGE, 0.0)  # what was not there is looked at again
         assert view is not None
@@ -147,21 +132,21 @@ def test_pages_are_looked_at_many_at_once_and_once_a_second(
         assert looks == [(0, LOOK // PAGE)] * 2
 
 
-def test_holes_are_not_written_and_are_no_data(path: Path) -> None:
+def test_holes_are_no_data(path: Path) -> None:
     with open(path, "r+b") as file:
         file.truncate(4 * MIB)
         punch_hole(file.fileno(), 64 * PAGE, 8 * PAGE)
     with opened(path) as (image, windows):
         os.pread(image.fd, 4 * MIB, 0)
         for number, data in ((63, True), (64, False), (71, False), (72, True), (600, False)):
-            assert (windows.to_write(number * PAGE, PAGE, 0.0) is not None) == data, number
-            assert (windows.data_to_read(number * PAGE, PAGE, 0.0) is not None) == data
-        assert windows.to_write(62 * PAGE, 4 * PAGE, 0.0) is None
+            assert windows.to_read(number * PAGE, PAGE, 0.0) is not None
+            assert (windows.data_to_read(number * PAGE, PAGE, 0.0) is not None) == data, number
+        assert windows.data_to_read(62 * PAGE, 4 * PAGE, 0.0) is None
         os.pwrite(image.fd, b"d" * PAGE, 64 * PAGE)
-        assert windows.to_write(64 * PAGE, PAGE, 2.0) is not None  # looked at again by then
+        assert windows.data_to_read(64 * PAGE, PAGE, 2.0) is not None  # looked at again by then
         assert image.discard_blocking(0, 4 * PAGE) == 0
         os.pread(image.fd, 4 * PAGE, 0)
-        assert windows.to_write(0, PAGE, 2.0) is None  # at once: it was our own doing
+        assert windows.data_to_read(0, PAGE, 2.0) is None  # at once: it was our own doing
 
 
 def test_a_range_across_two_windows_is_left_to_others(tmp_path: Path) -> None:
@@ -304,24 +289,6 @@ def test_whose_pages_the_kernel_tells(path: Path) -> None:
             os.seteuid(0)
     finally:
         os.close(fd)
-
-
-def put_page(fd: int) -> int:
-    """Write a page through memory; returns the errno with which that fails, or 0."""
-    mapping = Mapping(fd, 0, MIB, writable=True)
-    return failure_of(partial(put, mapping.view[:PAGE], b"x" * PAGE))
-
-
-def test_a_full_disk_under_a_hole_is_an_error_of_the_call(tmp_path: Path) -> None:
-    """The memory is there, the blocks are not; no signal comes of it."""
-    with small_ext4(tmp_path, 4 * MIB) as where, open(where / "disk", "w+b") as file:
-        file.truncate(MIB)
-        file.flush()
-        with open(where / "fill", "wb", buffering=0) as fill:
-            assert failure_of(lambda: [fill.write(bytes(PAGE)) for _ in range(2000)])
-        assert put_page(file.fileno()) == errno.EFAULT
-        os.unlink(where / "fill")
-        assert put_page(file.fileno()) == 0
 
 
 def test_sent_past_the_end_nothing_arrives(path: Path) -> None:

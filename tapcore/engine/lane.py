@@ -20,12 +20,6 @@ from tapcore.interface.places import NOWHERE, PlacedWindows, Places
 LONG: Final = 32 << 10
 """Bytes. A read that is longer is better told what is a hole, and is in the lane where none is."""
 
-_SLOW_SECONDS: Final = 0.005
-"""Writes into the page cache that take longer were held up by the kernel."""
-
-_PAUSE_SECONDS: Final = 0.1
-"""So long writes go by way of the engine then, which waits in threads."""
-
 
 @attrs.frozen
 class _Image:
@@ -54,13 +48,11 @@ class Lane:
     """
 
     __slots__ = (
-        "_all_used",
         "_child",
         "_first",
         "_images",
         "_last",
         "_mask",
-        "_no_write_before",
         "_order",
         "_size",
         "_stop",
@@ -77,9 +69,7 @@ class Lane:
         self._child: Places | None = None
         self._size = self._mask = 0
         self._first = self._stop = 0
-        self._no_write_before = 0.0
         self._used: set[PlacedWindows] = set()
-        self._all_used: set[PlacedWindows] = set()
         self._last: PlacedWindows | None = None
         self.now = 0.0
         self.losses = 0
@@ -96,7 +86,6 @@ class Lane:
             parents: what a parent holds may be read from there.
         """
         self._used.clear()
-        self._all_used.clear()
         self._last = None
         self._size, self._mask = dd.size << SECTOR_SHIFT, unit - 1
         chain = list(dd.chain()) if parents else [dd]
@@ -159,67 +148,59 @@ class Lane:
                 return None
         return ZEROES[:length] if self._whole and length < LONG else None
 
-    def to_write(self, offset: int, length: int) -> memoryview | None:
-        """Where a range of the disk can be overwritten, before anything else is asked of it.
+    def write(self, offset: int, content: memoryview) -> int | None:
+        """Overwrite a range of the disk in place, at once.
 
         Args:
             offset: bytes.
-            length: bytes, at least 1.
+            content: not empty.
+
+        Returns:
+            0: it is in the page cache. None: nothing is known to have been written; ask the engine,
+            which also finds out what is wrong.
         """
-        places = self._child
+        places, length = self._child, len(content)
         if (
             places is None
             or (offset | length) & self._mask
             or offset < self._first
-            or offset + length > self._stop
+            or offset + length > self._stop  # and so of the disk
             or self._order.strict
             or places.busy
-            or self.now < self._no_write_before
         ):
             return None
         where = places.place_to_write(offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
         if where < 0:
             return None
         file = places.data
-        windows = file.windows
-        if windows is None or where + length > file.size:
+        if where + length > file.size:
             return None
-        if windows is not self._last:
-            self._note(windows)
-        return windows.to_write(where, length, self.now)
+        return 0 if file.write_now(where, content) == 0 else None
 
     def _note(self, windows: PlacedWindows) -> None:
         self._last = windows
         self._used.add(windows)
-        self._all_used.add(windows)
 
     # ---- what has come of it ----------------------------------------------------------------
 
-    def holds(self, *, ever: bool = False) -> bool:
-        """Whether no file from which something was handed out since the last call has shrunk.
+    def holds(self) -> bool:
+        """Whether every file from which something was handed out is still as long as it was.
 
-        What was handed out must not be sent then: the end of a file's last page reads as zeroes.
-
-        Args:
-            ever: of all that was ever handed out.
+        What was handed out must not be sent otherwise: the end of a file's last page reads as
+        zeroes. Each file that has shrunk is told once, and counted in `losses`.
         """
-        used, self._used, self._last = self._used, set(), None
-        shrunk = {each for each in (self._all_used if ever else used) if each.shrunk()}
+        shrunk = [windows for windows in self._used if windows.shrunk()]
         if not shrunk:
             return True
-        self._all_used -= shrunk
+        self._used.difference_update(shrunk)
+        self._last = None
         self.losses += 1
         return False
 
     def failed(self) -> None:
         """A call met something that is not there."""
-        for windows in self._all_used:
+        for windows in self._used:
             windows.distrust()
-
-    def wrote(self, seconds: float) -> None:
-        """Writes took so long."""
-        if seconds > _SLOW_SECONDS:
-            self._no_write_before = monotonic() + _PAUSE_SECONDS
 
 
 def _places_of(dd: DiskDriver) -> Places | None:

@@ -1,9 +1,12 @@
 """Memory that is a part of a host file: to be handed to system calls, and touched by nobody else.
 
-Where a page is missing (the file has shrunk, the disk is full or cannot be read) the kernel's own
-copy fails with EFAULT or is cut short. Whoever touched the memory in this process would be ended by
-SIGBUS. So nothing in Python may read, compare, copy or change what these views show: a view is
-sliced, and handed to `sendmsg`, `recv_into`, `preadv` or `pwritev`. A test holds the sources to it.
+Where a page is missing (the file has shrunk, or cannot be read) the kernel's own copy fails with
+EFAULT or is cut short. Whoever touched the memory in this process would be ended by SIGBUS. So
+nothing in Python may read, compare or copy what these views show: a view is sliced, and handed to
+`sendmsg` or `pwritev`. A test holds the sources to it.
+
+Nothing is written through them: a page that is clean costs a fault first, which takes longer than
+`pwrite` does (on ext4, 4 KiB: 3.9 us against 2.6; 1.4 only for a page that is dirty already).
 
 ctypes is imported with the first mapping: mmap of the standard library keeps a descriptor for each.
 """
@@ -18,7 +21,6 @@ from typing import Any, Final, TypeGuard
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 _PROT_READ: Final = 1
-_PROT_WRITE: Final = 2
 _MAP_SHARED: Final = 1
 
 
@@ -29,7 +31,7 @@ class MappedPart:
 
 
 class Mapping:
-    """A part of a host file in memory, shared with everybody who has the file.
+    """A part of a host file in memory, shared with everybody who has the file, and only read.
 
     It may reach past the file's end: what lies there is missing.
 
@@ -37,7 +39,6 @@ class Mapping:
         fd: of the file; not needed afterwards.
         offset: bytes, of a page.
         length: bytes, whole pages.
-        writable: the file is open for writing, and the memory may be copied to.
 
     Attributes:
         view: the memory.
@@ -49,11 +50,10 @@ class Mapping:
 
     __slots__ = ("_address", "_calls", "_vector", "pages", "view")
 
-    def __init__(self, fd: int, offset: int, length: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, offset: int, length: int) -> None:
         self._calls = calls = _calls()
-        self._address = calls.map(fd, offset, length, writable)
-        view = memoryview(calls.kind(length).from_address(self._address))
-        self.view = view if writable else view.toreadonly()
+        self._address = calls.map(fd, offset, length)
+        self.view = memoryview(calls.kind(length).from_address(self._address)).toreadonly()
         self.pages = bytearray(length // PAGE)
         self._vector = calls.address_of(self.pages)
 
@@ -120,10 +120,9 @@ class _Calls:
 
         return Part
 
-    def map(self, fd: int, offset: int, length: int, writable: bool) -> int:
+    def map(self, fd: int, offset: int, length: int) -> int:
         """mmap(2); returns the address."""
-        access = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
-        address = self._mmap(None, length, access, _MAP_SHARED, fd, offset)
+        address = self._mmap(None, length, _PROT_READ, _MAP_SHARED, fd, offset)
         if address is None or address == self._ctypes.c_void_p(-1).value:
             code = self._ctypes.get_errno()
             raise OSError(code, os.strerror(code))

@@ -56,7 +56,6 @@ class HostFile(Protocol):
 
     fd: int
     size: int
-    read_only: bool
     holes: HoleMap
 
 
@@ -138,12 +137,6 @@ class Windows:
             return view
         return None
 
-    def to_write(self, offset: int, length: int, now: float) -> memoryview | None:
-        """The same for writing: all of it lies in memory, and has blocks."""
-        if self._file.read_only:
-            return None
-        return self.data_to_read(offset, length, now)
-
     def _has_blocks(self, offset: int, length: int) -> bool:
         """Of a range for which `to_read` has just answered."""
         number, skip = offset >> _SHIFT, offset & (WINDOW - 1)
@@ -213,9 +206,8 @@ class Windows:
         return window
 
     def _open(self, number: int) -> Window | None:
-        writable = not self._file.read_only
         try:
-            mapping = Mapping(self._file.fd, number << _SHIFT, WINDOW, writable=writable)
+            mapping = Mapping(self._file.fd, number << _SHIFT, WINDOW)
         except OSError:  # too little address space, say
             return None
         window = self._by_number[number] = Window(mapping)

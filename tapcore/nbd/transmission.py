@@ -35,6 +35,10 @@ MAX_SKIPPED: Final = 64 << 20
 LANE_MAX: Final = 256 << 10
 """Bytes. Longer reads are sent from the file itself, without a copy."""
 
+OUT_OF_LANE: Final = 7
+"""So many writes go to the engine behind one that was not in the lane: who fills new clusters goes
+on doing so, and need not be looked for twice."""
+
 STREAM_MIN: Final = 128 << 10
 """Writes from this size on are begun before all of their data has arrived."""
 
@@ -73,7 +77,9 @@ class Transmission:
         "_export",
         "_lane",
         "_lane_max",
+        "_lane_write",
         "_losses",
+        "_out_of_lane",
         "_read_only",
         "_reads",
         "_ready",
@@ -105,6 +111,8 @@ class Transmission:
         export.senders.add(self.replies)
         self._lane = export.engine.lane
         self._lane_max = LANE_MAX
+        self._lane_write = self._lane.write if self._lane.writes else None
+        self._out_of_lane = 0
         self._losses = self._lane.losses
         flags = negotiated.transmission_flags
         self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
@@ -120,6 +128,8 @@ class Transmission:
     def only_copies(self) -> None:
         """What is sent and received is touched in this process: no memory of host files for it."""
         self._lane_max = 0
+        if self.replies.lane_reads:  # of requests that came with the handshake
+            self.answer_again()
 
     @property
     def in_flight(self) -> int:
@@ -242,7 +252,11 @@ class Transmission:
                 return False
             return self._begin_stream(flags, cookie, offset, length, body)
         rx.start = body + length
-        req = NbdRequest(WRITE, offset, length, rx.view[body : rx.start], self._write_done)
+        content = rx.view[body : rx.start]
+        if self._lane_write is not None and length and not flags and self._written(offset, content):
+            self.replies.done(cookie)
+            return True
+        req = NbdRequest(WRITE, offset, length, content, self._write_done)
         req.cookie = cookie
         req.lease = None
         if flags:
@@ -254,6 +268,17 @@ class Transmission:
         owed.in_flight += 1
         self.engine.submit(req)
         return True
+
+    def _written(self, offset: int, content: memoryview) -> bool:
+        """Whether a write was done in the lane; it is not tried again at once where it was not."""
+        assert self._lane_write is not None
+        if self._out_of_lane:
+            self._out_of_lane -= 1
+            return False
+        if self._lane_write(offset, content) == 0:
+            return True
+        self._out_of_lane = OUT_OF_LANE
+        return False
 
     def _write_problem(self, flags: int, offset: int, length: int) -> tuple[int, str] | None:
         """Why a write cannot be: the errno, and a reason."""
@@ -313,8 +338,8 @@ class Transmission:
         If not, whoever has sent a part of such a reply cannot go on, and the rest has been given to
         the engine, which has to have another turn.
         """
-        lane, replies = self._lane, self.replies
-        if lane.holds(ever=replies.late) and lane.losses == self._losses:
+        lane = self._lane
+        if lane.holds() and lane.losses == self._losses:
             return True
         self._losses = lane.losses
         self.answer_again()
