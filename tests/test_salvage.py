@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tapcore
+from tapcore import UsageError
 from tapcore.engine.salvage import MOST_RANGES, Salvage
 
 MIB = 1 << 20
@@ -128,6 +129,16 @@ def test_a_convert_salvages(
     assert lost.lost == len(pages) * PAGE
     with tapcore.open(str(tmp_path / target), readonly=True) as disk:
         assert disk.pread(0, length=2 * MIB) == without(content, pages)
+
+
+@pytest.mark.parametrize("salvage", [True, False, 1, "all"])
+def test_what_is_no_salvage_is_refused(
+    worn: tuple[Path, bytes, set[int]], tmp_path: Path, salvage: Any
+) -> None:
+    """`True`, as `tapcore.open` takes it, would fail at the first lost page."""
+    with pytest.raises(UsageError, match=r"must be a tapcore\.Salvage"):
+        tapcore.convert_image(f"aio:{worn[0]}", str(tmp_path / "copy"), salvage=salvage)
+    assert not (tmp_path / "copy").exists()
 
 
 def test_salvage_is_for_reading(tmp_path: Path) -> None:

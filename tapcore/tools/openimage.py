@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Unpack
 
 from tapcore.disk import Disk
-from tapcore.errors import TapError
+from tapcore.errors import TapError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import TdState
@@ -36,6 +36,8 @@ def open_image(
 
     With `salvage` its reads do not fail where it is damaged: what is lost is noted there.
     """
+    if salvage is not None:
+        _check_salvage(salvage)
     state = open_chain(
         name,
         writing=writing,
@@ -50,6 +52,14 @@ def open_image(
     except BaseException:  # Ctrl-C, while nobody has it yet
         abandon_disk(state)
         raise
+
+
+def _check_salvage(salvage: object) -> None:
+    """What it is not would be found out by the first lost range, in the middle of a copy."""
+    from tapcore.engine.salvage import Salvage
+
+    if not isinstance(salvage, Salvage):
+        raise UsageError(f"salvage must be a tapcore.Salvage, not {salvage!r}")
 
 
 def open_chain(
