@@ -137,8 +137,8 @@ def test_what_is_no_salvage_is_refused(
 ) -> None:
     """`True`, as `tapcore.open` takes it, would fail at the first lost page."""
     with pytest.raises(UsageError, match=r"must be a tapcore\.Salvage"):
-        tapcore.convert_image(f"aio:{worn[0]}", str(tmp_path / "copy"), salvage=salvage)
-    assert not (tmp_path / "copy").exists()
+        tapcore.convert_image(f"aio:{worn[0]}", str(tmp_path / "copy.img"), salvage=salvage)
+    assert not (tmp_path / "copy.img").exists()
 
 
 def test_salvage_is_for_reading(tmp_path: Path) -> None:
