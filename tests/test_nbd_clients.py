@@ -136,7 +136,7 @@ def test_nbdinfo_and_nbdcopy(kind: str, image: Path, content: bytes, tmp_path: P
         assert (told["protocol"], told["structured"]) == ("newstyle-fixed", True)
         [export] = told["exports"]
         assert export["export-size"] == len(content)
-        assert export["contexts"] == ["base:allocation"]
+        assert export["contexts"] == ["base:allocation", "tapcore:depth", "qemu:allocation-depth"]
         wanted = ["cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"]
         assert all(export[f"can_{name}"] for name in wanted)
         assert not export["is_read_only"]
