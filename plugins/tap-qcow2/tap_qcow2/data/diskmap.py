@@ -234,11 +234,6 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         bitmap = ALL_DATA if chosen == ALL_DATA else with_data(bitmap, chosen)
         self.tables.set_one(table, at + 1, bitmap)
 
-    def _entry(self, table: L2Table, sector: int) -> tuple[int, int]:
-        """The L2 entry of the sector's cluster, and its bitmap of subclusters, or 0."""
-        at = self._at(sector)
-        return table.entries[at], table.entries[at + 1] if self.geometry.extended else 0
-
     def _set(self, table: L2Table, sector: int, entry: int, bitmap: int = 0) -> None:
         self.tables.set(table, self._at(sector), (entry, bitmap)[: self.geometry.words])
 
@@ -284,7 +279,7 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
     def link_packed(self, sector: int, where: int, length: int) -> int:
         """By an entry of its own kind, which is the token."""
         table = own_table(self.metadata, sector >> self.table_shift)
-        release(self.metadata, self._entry(table, sector)[0])
+        release(self.metadata, table.entries[self._at(sector)])
         token = self.decoder.compressed_at(where, length)
         self._set(table, sector, token)
         return token
