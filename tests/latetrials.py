@@ -18,10 +18,10 @@ from typing import Any
 import attrs
 
 import tapcore
-from crashrecorder import Change, Recording
 from latecrowd import Crowd, History
 from latedisk import LateHost
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO, Request
+from tapcore.testkit import Change, Recording
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 FAULTS = {

@@ -13,11 +13,11 @@ from drivers.toymap import ToyMapDriver, create, inconsistent, share_all
 
 import latetrials
 import tapcore
-from crashrecorder import Recording
 from latecrowd import Crowd, History
 from latedisk import LateHost
 from tapcore import DiskId
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO
+from tapcore.testkit import Recording
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 SIZE = (300 << 10) + 5 * 512

@@ -11,10 +11,9 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording
-from crashworkload import Workload
 from docpages import DOCS
 from tapcore.interface.options import CacheMode
+from tapcore.testkit import NEVER, Recording, UnrecordedError, Workload
 
 SIZE = 1 << 20
 MODES = pytest.mark.parametrize("cache", ["writeback", "none"])
@@ -97,13 +96,40 @@ def test_a_flush_does_not_cover_what_was_under_way_when_it_began(
 
 def test_a_way_around_the_recorder_is_noticed(image: Path) -> None:
     def work() -> None:
-        with Recording(image), tapcore.open(f"aio:{image}"):
-            fd = os.open(image, os.O_RDWR)
-            os.pwrite(fd, b"x", 0)
-            os.close(fd)
+        with Recording(image), tapcore.open(f"aio:{image}"), open(image, "r+b") as file:
+            file.write(b"x")
 
-    with pytest.raises(AssertionError, match="other ways"):
+    with pytest.raises(UnrecordedError, match="other ways"):
         work()
+
+
+def test_what_a_driver_writes_by_its_descriptor_is_recorded_too(
+    image: Path, rng: random.Random
+) -> None:
+    with Recording(image) as recording:
+        fd = os.open(image, os.O_RDWR)
+        os.pwrite(fd, b"x" * 512, 0)
+        os.fsync(fd)
+        safe = recording.now()
+        os.pwritev(fd, [b"y" * 256, b"z" * 256], 512)
+        os.write(fd, b"w" * 512)
+        os.ftruncate(fd, 4096)
+        written = recording.now()
+        os.close(fd)
+    kinds = [(change.kind, change.offset) for change in recording.changes]
+    assert kinds == [("write", 0), ("write", 512), ("write", 0), ("size", 4096)]
+    assert recording.state(rng, safe).contents[str(image)][:512] == b"x" * 512
+    found = {recording.state(rng, written).contents[str(image)][:1024] for _ in range(50)}
+    assert len(found) > 3
+    assert image.read_bytes()[:1024] == b"w" * 512 + b"y" * 256 + b"z" * 256
+
+
+def test_what_nobody_flushed_is_waited_for_by_nobody(image: Path) -> None:
+    with Recording(image) as recording:
+        fd = os.open(image, os.O_RDWR)
+        os.pwrite(fd, b"x", 0)
+        os.close(fd)
+    assert [change.safe for change in recording.changes] == [NEVER]
 
 
 # ---- with a driver that has metadata -----------------------------------------------------------

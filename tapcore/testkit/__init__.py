@@ -16,7 +16,21 @@ This package needs pytest; nothing else in tapcore imports it.
 """
 
 from tapcore.testkit.contract import DriverContract
+from tapcore.testkit.crashstates import NEVER, Change, State
+from tapcore.testkit.recording import Recording, UnrecordedError
 from tapcore.testkit.session import Asked, Session
 from tapcore.testkit.subject import Subject
+from tapcore.testkit.workload import Workload
 
-__all__ = ["Asked", "DriverContract", "Session", "Subject"]
+__all__ = [
+    "NEVER",
+    "Asked",
+    "Change",
+    "DriverContract",
+    "Recording",
+    "Session",
+    "State",
+    "Subject",
+    "UnrecordedError",
+    "Workload",
+]

@@ -16,13 +16,12 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording, State
-from crashworkload import Workload
 from qcowtools import KIB, MIB, PASSPHRASE, qemu_content, some_content, walk
 from tap_qcow import layout, qcow_create
 from tap_qcow.create import l1_end, new_header, write_image
 from tap_qcow.header import HEADER, Header
 from tapcore import CacheMode, DiskId
+from tapcore.testkit import Recording, State, Workload
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 

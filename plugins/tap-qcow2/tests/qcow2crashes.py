@@ -15,11 +15,10 @@ from unittest.mock import patch
 import attrs
 
 import tapcore
-from crashrecorder import Recording, State
-from crashworkload import Workload
 from qcow2tools import MIB, checked, create, qemu_img, source_content
 from qcow2walk import Walk, walk
 from tapcore.files.imagefile import ImageFile
+from tapcore.testkit import Recording, State, Workload
 from tapcore.tools.check import Repair, check_image
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

@@ -18,12 +18,11 @@ from qcow2crashes import Crashes, Variant, judge, small
 from served import TAPDISK
 
 import tapcore
-from crashrecorder import NEVER, State
-from crashworkload import Workload
 from peers import peer
 from qcow2tools import MIB, assert_clean, checked, create, run
 from qcow2walk import walk
 from tapcore.engine import WRITE_COMPRESSED
+from tapcore.testkit import NEVER, State, Workload
 from tapcore.tools.check import check_image
 
 VARIANTS = [

@@ -14,7 +14,6 @@ import pytest
 
 import latetrials
 import tapcore
-from crashrecorder import Recording
 from latecrowd import Crowd, History
 from latedisk import LateHost
 from qcow2tools import (
@@ -30,6 +29,7 @@ from qcow2tools import (
 )
 from qcow2walk import inconsistent, walk
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, WRITE_COMPRESSED, ZERO
+from tapcore.testkit import Recording
 
 SECTOR = 512
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

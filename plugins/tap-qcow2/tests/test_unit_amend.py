@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import tapcore
-from crashrecorder import Recording
 from qcow2tools import (
     MIB,
     PASSPHRASE,
@@ -28,6 +27,7 @@ from qcow2walk import SNAPSHOT, walk
 from tapcore import DiskDriver
 from tapcore.interface.registry import default_registry
 from tapcore.opening.chain import close_disk, open_disk
+from tapcore.testkit import Recording
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 

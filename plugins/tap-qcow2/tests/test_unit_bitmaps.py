@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import tapcore
-from crashrecorder import Recording
 from peers import peer
 from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
 from qcow2walk import BITMAP, walk
 from tap_qcow2.bitmaps.bits import cut, fill, set_runs
+from tapcore.testkit import Recording
 
 Ranges = list[tuple[int, int]]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from crashrecorder import Recording, State
 from peers import peer
 from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
 from qcow2walk import COPIED, OFFSET, walk
 from qcow2wrecks import DAMAGES, LAYOUTS, SIZE, Layout, Wreck
 from tap_qcow2.snapshots.operations import apply_snapshot, create_snapshot, delete_snapshot
 from tapcore.errors import LostContentError
+from tapcore.testkit import Recording, State
 from tapcore.tools.check import check_image, check_status
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

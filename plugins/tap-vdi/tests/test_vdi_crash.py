@@ -12,12 +12,11 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording, State
-from crashworkload import Workload
 from tap_vdi.create import new_header, write_image
 from tap_vdi.header import DIFFERENCING, DYNAMIC
 from tap_vdi.parents import new_parent
 from tapcore import DiskId
+from tapcore.testkit import Recording, State, Workload
 from tapcore.tools.check import check_image
 from vditools import KIB, MIB, content_of, problems, qemu_content, run, set_entry, some_content
 

@@ -9,10 +9,10 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording
 from tap_vhd.footer import unpack_footer
 from tapcore import NotSupportedError, UsageError
 from tapcore.cli.main import main
+from tapcore.testkit import Recording
 from tapcore.tools.check import check_image
 from vhdtools import KIB, MIB, content_of, make, problems, qemu_content, run, some_content
 

@@ -9,9 +9,9 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording
 from tap_vhd.footer import unpack_footer
 from tapcore import CheckResult
+from tapcore.testkit import Recording
 from tapcore.tools.check import check_image
 from vhdtools import FOOTER, KIB, MIB, content_of, make, problems
 

@@ -12,9 +12,8 @@ import attrs
 import pytest
 
 import tapcore
-from crashrecorder import Recording, State
-from crashworkload import Workload
 from tap_vhd.footer import DIFFERENCING, FIXED, NO_OFFSET, unpack_footer
+from tapcore.testkit import Recording, State, Workload
 from vhdtools import KIB, MIB, content_of, make, problems, qemu_content, some_content
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)

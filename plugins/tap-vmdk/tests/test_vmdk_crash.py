@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from crashrecorder import Recording
-from crashworkload import Workload
 from peers import peer
 from tapcore.interface.options import CacheMode
+from tapcore.testkit import Recording, Workload
 
 SIZE = (3 << 20) + 1024
 WINDOWS = [(0, 1 << 20), (2 << 20, 256 << 10), (SIZE - 66048, 66048)]

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-import tapcore
-from crashrecorder import NEVER, Recording
-from diskmodel import run_all
-from tapcore.engine import DISCARD, FLUSH, WRITE, ZERO, Request
-
-SECTOR = 512
+from tapcore.disk import Disk
+from tapcore.engine import DISCARD, FLUSH, WRITE, ZERO, Request, engine_of
+from tapcore.engine.drive import EngineLoop
+from tapcore.testkit.crashstates import NEVER, SECTOR
+from tapcore.testkit.failing import broken, error_name, run_of
+from tapcore.testkit.recording import Recording
 
 
 @attrs.define(eq=False)
@@ -49,7 +49,7 @@ class Workload:
         history: the requests in their order.
     """
 
-    disk: tapcore.Disk
+    disk: Disk
     recording: Recording
     rng: random.Random
     windows: Sequence[tuple[int, int]]
@@ -65,7 +65,6 @@ class Workload:
     def __attrs_post_init__(self) -> None:
         for offset, length in self.windows:
             content = self.disk.pread(offset, length=length)
-            assert len(content) == length
             self._before[offset] = content
             for at in range(0, length, SECTOR):
                 self._now[(offset + at) // SECTOR] = content[at : at + SECTOR]
@@ -86,8 +85,7 @@ class Workload:
     def write(self, op: int, offset: int, content: bytes) -> None:
         """A write of a certain kind (WRITE, WRITE_COMPRESSED), alone."""
         request = self._change(op, offset // SECTOR, content)
-        run_all(self.disk, [request])
-        assert request.status == 0, request.status
+        self._finish([request])
 
     def replaced(self, content: Mapping[int, bytes], began: int) -> None:
         """All windows have got another content at once, by other means; it is safe by now."""
@@ -102,11 +100,21 @@ class Workload:
         while self.rng.random() < self.flushes:  # several may be under way at once
             requests.insert(self.rng.randrange(len(requests) + 1), self._flush_request())
         # the moments of all are taken before any is submitted: they count as beginning together
-        run_all(self.disk, requests)
+        self._finish(requests)
         for request in requests:
-            assert request.status == 0, request.status
             if request.op == DISCARD:
                 self._discarded(request)
+
+    def _finish(self, requests: Sequence[Request]) -> None:
+        """All in one batch, until each is answered."""
+        engine = engine_of(self.disk.state)
+        for request in requests:
+            engine.submit(request)
+        EngineLoop(engine).finish()
+        for request in requests:
+            if request.status:
+                where = run_of(request.sector, request.nb_sectors)
+                broken(f"a request for {where} failed with {error_name(request.status)}")
 
     def _places(self) -> Iterator[tuple[int, int]]:
         """Disjoint runs of sectors."""
@@ -159,7 +167,8 @@ class Workload:
         got = self.disk.pread(request.offset, length=request.length)
         for n in range(request.nb_sectors):
             sector, content = request.sector + n, got[n * SECTOR : (n + 1) * SECTOR]
-            assert content in (self._now[sector], bytes(SECTOR), self._below(sector)), sector
+            if content not in (self._now[sector], bytes(SECTOR), self._below(sector)):
+                broken(f"sector {sector} holds something new after a discard of it")
             self._now[sector] = content
 
     def _below(self, sector: int) -> bytes:

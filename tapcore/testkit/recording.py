@@ -1,4 +1,4 @@
-"""What a crash can leave of the files that a driver was writing: a recorder and a replayer.
+"""What a power loss can leave of the files that a driver was writing: a recorder and a replayer.
 
     with Recording(path) as recording:
         ...                                    # work on the image through tapcore
@@ -7,7 +7,8 @@
     for state in recording.states(rng, 100):   # and recording.prefixes()
         state.write({path: copy})              # and look at the copy
 
-The recorder stands where `ImageFile` calls the kernel. It notes every write, hole and change of
+The recorder stands where `ImageFile`, or the driver itself, calls the kernel by functions of `os`.
+It notes every write, hole and change of
 size, when it began and when it was done, and every fdatasync. One that is done has made safe
 whatever was done before it began; nothing else is promised. So the replayer leaves out, in any
 combination, what no fdatasync has covered at the moment of the crash, and tears what it leaves in:
@@ -21,28 +22,36 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from unittest.mock import patch
 
-import attrs
-
-from crashstates import NEVER, SECTOR, Barrier, Change, State, torn, way_of_losing
-from tapcore.files.direct import DirectFile
 from tapcore.files.imagefile import ImageFile
-from tapcore.interface.answer import AnswerTuple, Then, as_then
+from tapcore.testkit.crashstates import (
+    NEVER,
+    SECTOR,
+    Barrier,
+    Change,
+    State,
+    torn,
+    way_of_losing,
+)
+from tapcore.testkit.recordedcalls import CALLS, METHODS, OpenFile, call_of, method_of
 
-__all__ = ["NEVER", "Change", "Recording", "State"]
+
+class UnrecordedError(AssertionError):
+    """A file was changed in a way that the recorder cannot see."""
 
 
 class Recording:
     """Records what happens to some files from `with` to the end of its block.
 
     What is in the files at the beginning counts as safe. At the end the files must hold what the
-    record says: whatever gets around `ImageFile` fails the test.
+    record says: whatever gets around the recorder (a file object of Python's, a memory map) raises
+    `UnrecordedError`.
 
     Args:
         paths: of the files.
@@ -54,7 +63,9 @@ class Recording:
     """
 
     def __init__(self, *paths: str | Path) -> None:
-        self.before = {os.path.realpath(path): Path(path).read_bytes() for path in paths}
+        self.before: Mapping[str, bytes] = {
+            os.path.realpath(path): Path(path).read_bytes() for path in paths
+        }
         self.changes: list[Change] = []
         self.barriers: list[Barrier] = []
         self._clock = itertools.count(1)
@@ -68,12 +79,13 @@ class Recording:
     # ---- recording --------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        for cls, name, wrapper in _WRAPPERS:
+        for cls, name, wrapper in METHODS:
             original = getattr(cls, name)
-            wrapped = _method(self, wrapper, original)
+            wrapped = method_of(self, wrapper, original)
             self._patches.enter_context(patch.object(cls, name, wrapped))
-        # what is safe is a matter of the record: the disk itself need not be waited for
-        self._patches.enter_context(patch.object(os, "fdatasync", lambda fd: None))
+        for name, call in CALLS.items():
+            original = getattr(os, name)
+            self._patches.enter_context(patch.object(os, name, call_of(self, call, original)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -87,7 +99,7 @@ class Recording:
 
     def begin(
         self,
-        file: ImageFile,
+        file: ImageFile | OpenFile,
         kind: Literal["write", "zero", "size"],
         offset: int,
         end: int,
@@ -107,7 +119,7 @@ class Recording:
             with self._lock:
                 self.changes.remove(change)
 
-    def barrier(self, file: ImageFile, began: int) -> None:
+    def barrier(self, file: ImageFile | OpenFile, began: int) -> None:
         """An fdatasync that began at a moment has succeeded."""
         with self._lock:
             self.barriers.append(Barrier(os.path.realpath(file.path), began, self.now()))
@@ -128,8 +140,8 @@ class Recording:
             )
         for path, content in contents.items():
             if Path(path).read_bytes() != content:
-                raise AssertionError(
-                    f"{path} was written to by other ways than ImageFile's methods"
+                raise UnrecordedError(
+                    f"{path} was written to by other ways than ImageFile's methods and os.pwrite"
                 )
 
     # ---- replaying --------------------------------------------------------------------------
@@ -203,119 +215,3 @@ class Recording:
             change.apply(contents[change.path], sectors)
         now = {path: bytes(content) for path, content in contents.items()}
         return State(moment, now, tuple(lost))
-
-
-# ---- the methods of ImageFile that call the kernel ---------------------------------------------
-
-
-def _method(recording: Recording, wrapper: Any, original: Any) -> Any:
-    def method(self: ImageFile, *args: Any, **kwargs: Any) -> Any:
-        if not recording.covers(self):
-            return original(self, *args, **kwargs)
-        return wrapper(recording, partial(original, self), self, *args, **kwargs)
-
-    return method
-
-
-def _doing(recording: Recording, call: Any, change: Change) -> Any:
-    try:
-        result = call()
-    except BaseException:
-        recording.finish(change, False)
-        raise
-    recording.finish(change, True if result is None else result == 0)
-    return result
-
-
-def _write_now(rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any) -> Any:
-    view = memoryview(buf).cast("B")
-    change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
-    result = call(offset, buf)
-    rec.finish(change, result == 0)  # None: it is queued, and comes again
-    return result
-
-
-def _write(rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any) -> Any:
-    view = memoryview(buf).cast("B")
-    change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
-    return _doing(rec, partial(call, offset, buf), change)
-
-
-def _write_metadata(rec: Recording, call: Any, file: ImageFile, offset: int, data: Any) -> Any:
-    view = memoryview(data).cast("B")
-    change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
-    change.metadata = True
-    return _doing(rec, partial(call, offset, data), change)
-
-
-def _punch(rec: Recording, call: Any, file: ImageFile, offset: int, length: int, *more: Any) -> Any:
-    change = rec.begin(file, "zero", offset, offset + length)
-    return _doing(rec, partial(call, offset, length, *more), change)
-
-
-def _resize(rec: Recording, call: Any, file: ImageFile, size: int) -> Any:
-    change = rec.begin(file, "size", size, size)
-    return _doing(rec, partial(call, size), change)
-
-
-def _truncate_up(rec: Recording, call: Any, file: ImageFile, size: int) -> Any:
-    if size <= file.size:
-        return call(size)
-    return _resize(rec, call, file, size)
-
-
-def _flush(rec: Recording, call: Any, file: ImageFile) -> Any:
-    began = rec.now()
-    result = call()
-    if result == 0:
-        rec.barrier(file, began)
-    return result
-
-
-def _close(rec: Recording, call: Any, file: ImageFile) -> Any:
-    file.drain()
-    began = rec.now()
-    result = call()
-    if not file.read_only:
-        rec.barrier(file, began)
-    return result
-
-
-def _queue_direct(
-    rec: Recording, call: Any, file: ImageFile, offset: int, buf: Any, then: Then | AnswerTuple
-) -> Any:
-    if isinstance(then, _Then):  # it had found no room, and comes again
-        return call(offset, buf, then)
-    view = memoryview(buf).cast("B")
-    change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
-    result = call(offset, buf, _Then(rec, change, as_then(then)))
-    if result:
-        rec.finish(change, False)
-    return result
-
-
-@attrs.frozen
-class _Then:
-    """What follows a write, and notes its end."""
-
-    recording: Recording
-    change: Change
-    then: Then
-
-    def __call__(self, res: int) -> int:
-        self.recording.finish(self.change, res == 0)
-        return self.then(res)
-
-
-_WRAPPERS: tuple[tuple[type[ImageFile], str, Any], ...] = (
-    (ImageFile, "write_now", _write_now),
-    (ImageFile, "write_blocking", _write),
-    (ImageFile, "write_metadata", _write_metadata),
-    (ImageFile, "zero_blocking", _punch),
-    (ImageFile, "discard_blocking", _punch),
-    (ImageFile, "flush_blocking", _flush),
-    (ImageFile, "resize", _resize),
-    (ImageFile, "truncate_up", _truncate_up),
-    (ImageFile, "close", _close),
-    (DirectFile, "queue_write", _queue_direct),
-)
