@@ -182,6 +182,13 @@ METHODS: tuple[tuple[type[ImageFile], str, Any], ...] = (
 
 
 def call_of(recording: Recorder, wrapper: Any, original: Any) -> Any:
+    """What stands for a function of `os` meanwhile.
+
+    What is safe is a matter of the record: the disk itself is never waited for.
+    """
+    if wrapper is _os_sync:
+        original = _no_sync
+
     def call(fd: int, *args: Any, **kwargs: Any) -> Any:
         if getattr(_inside, "method", False):
             return original(fd, *args, **kwargs)
@@ -218,8 +225,11 @@ def _os_truncate(rec: Recorder, call: Any, file: OpenFile, fd: int, size: int) -
 
 
 def _os_sync(rec: Recorder, call: Any, file: OpenFile, fd: int) -> None:
-    """What is safe is a matter of the record: the disk itself need not be waited for."""
     rec.barrier(file, rec.now())
+
+
+def _no_sync(fd: int) -> None:
+    pass
 
 
 CALLS: dict[str, Any] = {
