@@ -8,15 +8,17 @@ from operator import index
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_DISK_SECTORS
 from tapcore.errors import UsageError
 
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,9}))?([BKMGTP]?)", re.IGNORECASE | re.ASCII)
+_PREFIXES = "KMGTP"
+_SIZE = re.compile(
+    rf"(\d{{1,20}})(?:\.(\d{{1,9}}))? ?(?:B|([{_PREFIXES}])(i?B)?)?", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `4096`, `64K`, `1.5T`.
+    """Bytes from `4096`, `64K`, `1.5T`; `1.5TiB` and `1.5 TiB` are the same, `1.5TB` is decimal.
 
     Args:
-        text: a number, with a fraction only where a unit of 1024 and more follows.
+        text: a number, with a fraction only where a unit larger than a byte follows.
 
     Raises:
         UsageError: not a size, or larger than a disk can be.
@@ -24,8 +26,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"'{text}' is not a size (examples: 4096, 64K, 10G, 1.5T)")
-    whole, fraction, unit = match.groups()
-    factor = _UNITS[unit.upper()]
+    whole, fraction, prefix, ending = match.groups()
+    base = 1000 if ending in ("B", "b") else 1024  # as GNU's programs have it: G, GiB and GB
+    factor = base ** (_PREFIXES.index(prefix.upper()) + 1) if prefix else 1
     if fraction and factor == 1:
         raise UsageError(f"'{text}' is not a whole number of bytes")
     size = int(whole) * factor

@@ -32,7 +32,8 @@ def command_called(name: str) -> click.Command:
 def options_of(name: str) -> list[click.Option]:
     command = command_called(name) if name else tapdisk
     context = click.Context(command, **command.context_settings)
-    return [param for param in command.get_params(context) if isinstance(param, click.Option)]
+    options = [param for param in command.get_params(context) if isinstance(param, click.Option)]
+    return [option for option in options if not option.hidden]
 
 
 # ---- examples --------------------------------------------------------------------------------

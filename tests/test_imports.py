@@ -28,6 +28,7 @@ LAYERS = (
     {"tools"},
     {"the names of tapcore itself"},
     {"cli", "testkit"},
+    {"__main__"},
 )
 """The rooms of the core, from the ground up. What is side by side does not know each other."""
 

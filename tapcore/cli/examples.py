@@ -143,5 +143,9 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("zsh, a directory of $fpath", "tapdisk completion zsh > ~/.zfunc/_tapdisk"),
         ("fish", "tapdisk completion fish > ~/.config/fish/completions/tapdisk.fish"),
     ),
+    "help": _examples(
+        ("What a command does", "tapdisk help convert"),
+        ("All commands", "tapdisk help"),
+    ),
 }
 """By command; "" is `tapdisk` itself. An example without a text goes on with the one before."""

@@ -76,11 +76,12 @@ def report(exc: BaseException, session: Session) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    print_error(_line(exc))
+    print_error(one_line(exc))
     return session.error_status
 
 
-def _line(exc: BaseException) -> str:
+def one_line(exc: BaseException) -> str:
+    """What went wrong, for a person."""
     from tapcore.errors import LostContentError, TapError, describe
 
     if isinstance(exc, LostContentError):

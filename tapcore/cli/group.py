@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "serve": "serve images over NBD",
     "bench": "drive an image in-process: IOPS, MB/s, latency",
     "completion": "print the completion script of a shell",
+    "help": "show the help of a command",
 }
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from tapcore.cli.failures import Session, set_up_logging
+from tapcore.cli.habits import apply_habits, habit_options, reordered
 
 if TYPE_CHECKING:
     from tapcore.interface.keys import Keys
@@ -75,6 +76,18 @@ class TapCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(common_options())
+        self.params.extend(habit_options(self))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The words of the command line; what qemu-img would understand means the same here."""
+        try:
+            rest = super().parse_args(ctx, reordered(self.name or "", args))
+        except click.NoSuchOption as exc:
+            hidden = {opt for param in self.params for opt in param.opts if _is_hidden(param)}
+            near = [each for each in exc.possibilities or () if each not in hidden]
+            raise click.NoSuchOption(exc.option_name, possibilities=near, ctx=exc.ctx) from None
+        apply_habits(ctx)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
@@ -86,6 +99,10 @@ class TapCommand(click.Command):
         """Examples, at the end of the help."""
         super().format_epilog(ctx, formatter)
         write_examples(self.name or "", formatter)
+
+
+def _is_hidden(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and param.hidden
 
 
 def write_examples(command: str, formatter: click.HelpFormatter) -> None:

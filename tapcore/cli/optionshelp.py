@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tapcore.cli.output import print_line, print_pairs
 from tapcore.interface.options import FormatOption
 from tapcore.interface.registry import default_registry
+from tapcore.opening.names import RAW_FORMAT, raw_handle
 from tapcore.tools.create import new_image_target
 from tapcore.tools.openimage import open_image
 
@@ -27,7 +28,19 @@ def print_create_options(handle: str) -> None:
     Raises:
         TapError: no driver has the handle.
     """
-    _print(handle, default_registry().get(handle).create_options)
+    registry = default_registry()
+    info = registry.get(raw_handle(registry) if handle == RAW_FORMAT else handle)
+    _print(info.handle, info.create_options)
+
+
+def print_all_create_options() -> None:
+    """List what `-o` takes for a new image, of every format that can be made."""
+    for info in default_registry().drivers():
+        if info.create_options:
+            print_line(f"{info.handle} ({info.name}):")
+            print_pairs(
+                [(each.name, _describe(each, True)) for each in info.create_options], "    "
+            )
 
 
 def print_amend_options(image: str) -> None:

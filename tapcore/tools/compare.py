@@ -10,7 +10,7 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.tools.plan import pairs
 from tapcore.tools.progress import Progress
-from tapcore.tools.readahead import read_ahead
+from tapcore.tools.readahead import Piece, read_ahead
 from tapcore.tools.zeroes import first_difference, first_nonzero
 
 _Range = tuple[int, int, None]
@@ -77,14 +77,26 @@ def _allocation_differs(one: Disk, other: Disk) -> int | None:
 
 def _content_differs(one: Disk, other: Disk, length: int, tell: Progress, total: int) -> int | None:
     """Where the first `length` bytes differ first."""
-    left, right = itertools.tee(_to_be_read(one, other, length))
-    pieces = zip(read_ahead(one, left), read_ahead(other, right), strict=True)
-    for a, b in pieces:
+    for a, b in pieces_of_both(one, other, length):
         tell(a.start, total)
         differs = first_difference(a.content, b.content, a.length)
         if differs is not None:
             return a.start + differs
     return None
+
+
+def pieces_of_both(
+    one: Disk, other: Disk, length: int
+) -> Iterator[tuple[Piece[None], Piece[None]]]:
+    """The same pieces of the first `length` bytes of both, but for what both know to be zero."""
+    left, right = itertools.tee(_to_be_read(one, other, length))
+    return zip(read_ahead(one, left), read_ahead(other, right), strict=True)
+
+
+def rest_of(disk: Disk, start: int) -> Iterator[Piece[None]]:
+    """What a disk holds from an offset on (bytes), but for what it knows to be zero."""
+    tail = ((e.start, e.length, None) for e in disk.extents(start) if e.kind != "zero")
+    return read_ahead(disk, tail)
 
 
 def _to_be_read(one: Disk, other: Disk, length: int) -> Iterator[_Range]:
@@ -95,8 +107,7 @@ def _to_be_read(one: Disk, other: Disk, length: int) -> Iterator[_Range]:
 
 def _first_content(disk: Disk, start: int, tell: Progress) -> int | None:
     """The first byte from `start` on that is not zero."""
-    tail = ((e.start, e.length, None) for e in disk.extents(start) if e.kind != "zero")
-    for piece in read_ahead(disk, tail):
+    for piece in rest_of(disk, start):
         tell(piece.start, disk.size)
         at = first_nonzero(piece.content, piece.length)
         if at is not None:

@@ -69,10 +69,20 @@ def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy
                 log.warning("%s: will not be opened as it is: it %s", path, exc.message)
 
 
+def own_file_names_of(dd: DiskDriver) -> Iterator[str]:
+    """The names of the files that hold an image's own data; not of its parent."""
+    yield dd.name
+    yield from _data_files_of(dd, os.path.dirname(os.path.realpath(dd.name)))
+
+
+def _data_files_of(dd: DiskDriver, home: str) -> Iterator[str]:
+    return (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
+
+
 def _named_by(dd: DiskDriver) -> Iterator[str]:
     """What an image names besides its parent, which is in the chain, as its driver tells it."""
     home = os.path.dirname(os.path.realpath(dd.name))
-    yield from (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
+    yield from _data_files_of(dd, home)
     if "td_inspect" not in dd.drv.implemented:
         return
     try:

@@ -7,9 +7,10 @@ from typing import Final
 
 import click
 
+from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.failures import print_error
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
-from tapcore.cli.output import print_json, print_line
+from tapcore.cli.output import print_line
 from tapcore.cli.signals import finishing_first
 from tapcore.interface.access import Access
 from tapcore.interface.results import CheckResult
@@ -20,7 +21,7 @@ _REASONS: Final = 3
 
 
 @tap_command("check")
-@image_argument()
+@image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--repair",
     type=click.Choice(("leaks", "all")),
@@ -28,22 +29,25 @@ _REASONS: Final = 3
 )
 @json_option
 @opening_options
-def command(image: str, repair: Repair | None, as_json: bool, access: Access) -> int:
-    """Check the consistency of IMAGE's metadata.
+def command(images: tuple[str, ...], repair: Repair | None, as_json: bool, access: Access) -> int:
+    """Check the consistency of each IMAGE's metadata.
 
-    Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space.
+    Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space; of several images
+    the first of 1, 2, 3 that one of them has.
     """
-    with finishing_first() if repair else contextlib.nullcontext():
-        result = check_image(image, repair=repair or "", access=access)
-    if as_json:
-        print_json(check_as_dict(result))
-    else:
-        _print(result)
-    status = check_status(result)
-    if status == 1:  # what is on standard output is no answer
-        why = "; ".join(result.messages[:_REASONS]) or "it is not known why"
-        print_error(f"{image}: could not be checked: {why}")
-    return status
+
+    def look(image: str) -> Answer:
+        with finishing_first() if repair else contextlib.nullcontext():
+            result = check_image(image, repair=repair or "", access=access)
+        status = check_status(result)
+        if not as_json:
+            _print(result)
+        if status == 1:  # what is on standard output is no answer
+            why = "; ".join(result.messages[:_REASONS]) or "it is not known why"
+            print_error(f"{image}: could not be checked: {why}")
+        return Answer(check_as_dict(result), status)
+
+    return each_image(images, look, as_json=as_json, headings=True)
 
 
 def _print(result: CheckResult) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
+import attrs
 import click
 
 from tapcore.cli.options import (
     image_argument,
+    json_option,
     opening_options,
     progress_option,
     quiet_option,
@@ -13,12 +18,13 @@ from tapcore.cli.options import (
     session_of,
     tap_command,
 )
-from tapcore.cli.output import print_line
+from tapcore.cli.output import json_text, print_json, print_line, size_with_bytes
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, print_losses
 from tapcore.engine.salvage import Salvage
 from tapcore.interface.access import Access
 from tapcore.tools.compare import Comparison, compare_disks
+from tapcore.tools.differences import differing_ranges
 from tapcore.tools.openimage import open_image
 
 SAME, DIFFERENT, FAILED = 0, 1, 2
@@ -28,6 +34,8 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 @image_argument("a")
 @image_argument("b")
 @click.option("--strict", "-s", is_flag=True, help="Sizes and allocation must be the same too.")
+@click.option("--all", "every", is_flag=True, help="List every range that differs.")
+@json_option
 @salvage_option
 @opening_options
 @progress_option
@@ -38,6 +46,8 @@ def command(
     a: str,
     b: str,
     strict: bool,
+    every: bool,
+    as_json: bool,
     salvage: bool,
     access: Access,
     progress_style: Style,
@@ -45,25 +55,53 @@ def command(
 ) -> int:
     """Do the images A and B have the same content?
 
-    A longer image may go on with zeroes, unless --strict is given. Exit status: 0 same,
-    1 different, 2 an error, 3 the same but for content that could not be read (--salvage).
+    A longer image may go on with zeroes, unless --strict is given. With --all every range that
+    differs is listed, in bytes, by whole sectors. Exit status: 0 same, 1 different, 2 an error,
+    3 the same but for content that could not be read (--salvage).
     """
     session_of(ctx).error_status = FAILED
+    if every and strict:
+        raise click.UsageError("--all lists content that differs, --strict stops at once", ctx)
     first, second = (Salvage(), Salvage()) if salvage else (None, None)
     with (
         open_image(a, access=access, salvage=first) as one,
         open_image(b, access=access, salvage=second) as other,
         progress("comparing", quiet=quiet, style=progress_style) as tell,
     ):
-        found = compare_disks(one, other, strict=strict, progress=tell)
-    if not quiet:
+        if every:
+            same = not _list(differing_ranges(one, other, progress=tell), as_json, quiet)
+        else:
+            found = compare_disks(one, other, strict=strict, progress=tell)
+            same = found.identical
+    if not every and as_json:
+        print_json(attrs.asdict(found))
+    elif not every and not quiet:
         _print(found)
     lost = [each for each in (first, second) if each is not None and each.count]
     for each in lost:
         print_losses(each)
-    if not found.identical:
+    if not same:
         return DIFFERENT
     return LOST if lost else SAME
+
+
+def _list(ranges: Iterator[tuple[int, int]], as_json: bool, quiet: bool) -> int:
+    """Print ranges as they are found, and how much it is; returns that, in bytes."""
+    total = 0
+    separator = "["
+    for start, end in ranges:
+        total += end - start
+        if as_json:
+            item = json_text({"start": start, "length": end - start})
+            sys.stdout.write(f"{separator}{item}")
+            separator = ",\n "
+        elif not quiet:
+            print_line(f"{start:#x}  {end - start:#x}")
+    if as_json:
+        sys.stdout.write("[]\n" if separator == "[" else "]\n")
+    elif not quiet:
+        print_line(f"{size_with_bytes(total)} differ." if total else "Images are identical.")
+    return total
 
 
 def _print(found: Comparison) -> None:

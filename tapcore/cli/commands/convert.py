@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import attrs
 import click
 
 from tapcore.cli.options import (
@@ -25,7 +28,10 @@ from tapcore.engine.salvage import Salvage
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.convert import convert_image
+from tapcore.tools.convertinto import convert_into
 from tapcore.tools.streams import STANDARD
+
+_OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--force", "--keep-partial")
 
 
 @tap_command("convert")
@@ -36,6 +42,15 @@ from tapcore.tools.streams import STANDARD
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
 @force_option
+@click.option(
+    "-n",
+    "--into",
+    is_flag=True,
+    help="TARGET exists, an image or a device: write into it, and make nothing.",
+)
+@click.option(
+    "--target-is-zero", is_flag=True, help="With --into: TARGET reads as zeroes, write none."
+)
 @click.option("--keep-partial", is_flag=True, help="When stopped, leave a TARGET.partial.")
 @salvage_option
 @json_option
@@ -52,6 +67,8 @@ def command(
     options: dict[str, str],
     snapshot: str,
     force: bool,
+    into: bool,
+    target_is_zero: bool,
     keep_partial: bool,
     salvage: bool,
     as_json: bool,
@@ -77,31 +94,55 @@ def command(
         print_format_options(target)
         return 0
     lost = Salvage() if salvage else None
+    if into:
+        unfit = (compressed, parent, options, force, keep_partial)
+        _refuse_unfit(dict(zip(_OF_NEW_IMAGES, unfit, strict=True)))
+    elif target_is_zero:
+        raise click.UsageError("--target-is-zero is for a TARGET that exists: it goes with --into")
     with progress("converting", quiet=quiet, style=progress_style) as tell:
-        made, written = convert_image(
-            source,
-            target,
-            parent=parent,
-            options=options,
-            compressed=compressed,
-            snapshot=snapshot,
-            force=force,
-            keep_partial=keep_partial,
-            sync=sync,
-            metadata_cache=metadata_cache,
-            references=access.references,
-            keys=access.keys,
-            progress=tell,
-            salvage=lost,
+        made, written = (
+            convert_into(
+                source,
+                target,
+                target_is_zero=target_is_zero,
+                snapshot=snapshot,
+                access=attrs.evolve(access, metadata_cache=metadata_cache),
+                progress=tell,
+                salvage=lost,
+            )
+            if into
+            else convert_image(
+                source,
+                target,
+                parent=parent,
+                options=options,
+                compressed=compressed,
+                snapshot=snapshot,
+                force=force,
+                keep_partial=keep_partial,
+                sync=sync,
+                metadata_cache=metadata_cache,
+                references=access.references,
+                keys=access.keys,
+                progress=tell,
+                salvage=lost,
+            )
         )
     piped = made.name == STANDARD
     if as_json and not piped:
         facts = {"image": made.name, "handle": made.drivertype, "written": written}
         print_json(facts | (losses_as_dict(lost) if lost is not None else {}))
     elif not quiet and not piped:
-        print_line(f"created {made.name}: {made.drivertype}, {format_size(written)} of data")
+        done = "written into" if into else "created"
+        print_line(f"{done} {made.name}: {made.drivertype}, {format_size(written)} of data")
     if lost is None or not lost.count:
         return 0
     if not as_json or piped:
         print_losses(lost)
     return LOST
+
+
+def _refuse_unfit(given: dict[str, object]) -> None:
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} is for a new image, and --into makes none")

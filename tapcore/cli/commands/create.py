@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tapcore.cli.habits import FORMAT_GIVEN
 from tapcore.cli.options import (
     Size,
     force_option,
@@ -14,7 +15,11 @@ from tapcore.cli.options import (
     quiet_option,
     tap_command,
 )
-from tapcore.cli.optionshelp import print_format_options
+from tapcore.cli.optionshelp import (
+    print_all_create_options,
+    print_create_options,
+    print_format_options,
+)
 from tapcore.cli.output import print_line
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size
@@ -22,15 +27,17 @@ from tapcore.tools.create import create_image
 
 
 @tap_command("create")
-@image_argument()
+@image_argument(required=False)
 @click.argument("size", type=Size(whole_sectors=True), required=False)
 @parent_option
 @format_options
 @force_option
 @opening_options
 @quiet_option
+@click.pass_context
 def command(
-    image: str,
+    ctx: click.Context,
+    image: str | None,
     size: int | None,
     parent: str,
     options: dict[str, str],
@@ -43,8 +50,10 @@ def command(
     The format is IMAGE's HANDLE, or that of its suffix (.img and .raw: raw).
     """
     if "help" in options:
-        print_format_options(image)
+        _print_options(ctx, image)
         return
+    if image is None:
+        raise click.UsageError("Missing argument 'IMAGE'.", ctx)
     made = create_image(
         image,
         size,
@@ -57,3 +66,13 @@ def command(
     if not quiet:
         what = f", {format_size(size)}" if size is not None else ""
         print_line(f"created {made.name}: {made.drivertype}{what}")
+
+
+def _print_options(ctx: click.Context, image: str | None) -> None:
+    """Of the image's format, of the one that was named without an image, or of every one."""
+    if image is not None:
+        print_format_options(image)
+    elif FORMAT_GIVEN in ctx.meta:
+        print_create_options(ctx.meta[FORMAT_GIVEN])
+    else:
+        print_all_create_options()

@@ -7,10 +7,10 @@ from typing import Final, TypeGuard
 
 import click
 
+from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import (
     pair_lines,
-    print_json,
     print_line,
     size_with_bytes,
     table_lines,
@@ -32,20 +32,30 @@ _SIZES: Final = ("size", "granularity")
 
 
 @tap_command("info")
-@image_argument()
+@image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @json_option
 @click.option("--chain", is_flag=True, help="Its parents too, as a tree.")
 @opening_options
-def command(image: str, as_json: bool, chain: bool, access: Access) -> None:
-    """Tell what IMAGE is, and with --chain its parents as a tree.
+def command(images: tuple[str, ...], as_json: bool, chain: bool, access: Access) -> int:
+    """Tell what each IMAGE is, and with --chain its parents as a tree.
 
-    Takes no lock, and opens no parent without --chain.
+    Takes no lock, and opens no parent without --chain. With several images --json is an array with
+    what it would be for each; one that cannot be looked at has an "error" there.
     """
-    found = image_info(image, chain=chain, access=access)
-    if as_json:
+
+    def look(image: str) -> Answer:
+        found = image_info(image, chain=chain, access=access)
+        if not as_json:
+            _print(found, chain)
+            return Answer()
         objects = [info.as_dict() for info in found]
-        print_json(objects if chain else objects[0])
-    elif chain:
+        return Answer(objects if chain else objects[0])
+
+    return each_image(images, look, as_json=as_json)
+
+
+def _print(found: Sequence[ImageInfo], chain: bool) -> None:
+    if chain:
         for line in tree_lines([(info.image, _facts(info, in_tree=True)) for info in found]):
             print_line(line)
     else:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from tapcore.cli.eachimage import Answer, each_image
+from tapcore.cli.failures import print_error
 from tapcore.cli.options import image_argument, json_option, parents_option, tap_command
-from tapcore.cli.output import print_json, print_line, print_pairs, size_with_bytes
-from tapcore.errors import ImageFormatError
+from tapcore.cli.output import print_line, print_pairs, size_with_bytes
+from tapcore.errors import printable
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.sizes import format_size
 from tapcore.tools.inspect import InspectedImage, inspect_image
 
-HARMLESS, AFRAID = 0, 2
+HARMLESS, UNKNOWN, AFRAID = 0, 1, 2
 
 _LAST_WORDS = {
     "harmless": "harmless",
@@ -19,25 +21,28 @@ _LAST_WORDS = {
 
 
 @tap_command("inspect")
-@image_argument()
+@image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @json_option
 @parents_option
-def command(image: str, as_json: bool, references: ReferencePolicy) -> int:
-    """Look at an IMAGE from a stranger.
+def command(images: tuple[str, ...], as_json: bool, references: ReferencePolicy) -> int:
+    """Look at an IMAGE from a stranger, or at several.
 
-    Nothing but IMAGE is opened, and that for reading. Any file that it names is a danger, but in
-    the directories that --parents allows; IMAGE's own is not among them by itself. Exit status:
+    Nothing but each IMAGE is opened, and that for reading. Any file that it names is a danger, but
+    in the directories that --parents allows; IMAGE's own is not among them by itself. Exit status:
     0 harmless, 1 not an image, of a format without a driver, or unreadable, 2 something to be
-    afraid of.
+    afraid of; of several images 2 if one is so, else 1 if one is so.
     """
-    found = inspect_image(image, references=references)
-    if as_json:
-        print_json(found.as_dict())
-    else:
-        _print(found)
-    if found.verdict == "unknown":
-        raise ImageFormatError(f"{found.findings[0].message}; not looked at", image=image)
-    return AFRAID if found.dangerous else HARMLESS
+
+    def look(image: str) -> Answer:
+        found = inspect_image(image, references=references)
+        if not as_json:
+            _print(found)
+        if found.verdict != "unknown":
+            return Answer(found.as_dict(), AFRAID if found.dangerous else HARMLESS)
+        print_error(f"{printable(image)}: {found.findings[0].message}; not looked at")
+        return Answer(found.as_dict(), UNKNOWN)
+
+    return each_image(images, look, as_json=as_json, worst=(AFRAID, UNKNOWN))
 
 
 def _print(found: InspectedImage) -> None:

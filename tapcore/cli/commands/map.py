@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.options import (
     completes,
     image_argument,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @tap_command("map")
-@image_argument()
+@image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @json_option
 @click.option("--picture", is_flag=True, help="Draw it, with a legend that has the sums.")
 @click.option(
@@ -40,17 +41,18 @@ if TYPE_CHECKING:
 @opening_options
 @quiet_option
 def command(
-    image: str,
+    images: tuple[str, ...],
     as_json: bool,
     picture: bool,
     svg: str,
     force: bool,
     access: Access,
     quiet: bool,
-) -> None:
-    """Tell which ranges of IMAGE hold data, read as zeroes, or come from a parent.
+) -> int:
+    """Tell which ranges of each IMAGE hold data, read as zeroes, or come from a parent.
 
-    DEPTH is 0 for IMAGE itself, 1 for its parent, and so on. Offsets are bytes.
+    DEPTH is 0 for IMAGE itself, 1 for its parent, and so on. Offsets are bytes. With several
+    images --json is an array of objects: "image", and its "map" (or an "error").
 
     In a picture each character, or part of a row, is a range of the disk. Where a range holds
     several kinds, it shows the content (data, compressed, of a parent) of which it has most,
@@ -58,15 +60,28 @@ def command(
     """
     if as_json and (picture or svg):
         raise click.UsageError("--json is one way to show it, --picture and --svg are others")
-    with open_image(image, access=access) as disk:
-        if svg:
-            _write_svg(disk, svg, force, quiet)
-        if picture:
-            _print_picture(disk, quiet)
-        elif as_json:
-            _print_json(map_disk(disk), disk.state.image.name)
-        elif not svg:
-            _print(map_disk(disk), disk.size)
+    if svg and len(images) > 1:
+        raise click.UsageError("--svg draws one image")
+    several = len(images) > 1
+
+    def look(image: str) -> Answer:
+        with open_image(image, access=access) as disk:
+            if svg:
+                _write_svg(disk, svg, force, quiet)
+            if picture:
+                _print_picture(disk, quiet)
+            elif as_json and several:
+                name = disk.state.image.name
+                return Answer({"image": image, "map": [i.as_dict(name) for i in map_disk(disk)]})
+            elif as_json:
+                _print_json(map_disk(disk), disk.state.image.name)
+            elif not svg:
+                _print(map_disk(disk), disk.size)
+        return Answer()
+
+    if several:
+        return each_image(images, look, as_json=as_json, headings=True)
+    return look(images[0]).status
 
 
 def _print_json(items: Iterator[MapItem], image: str) -> None:

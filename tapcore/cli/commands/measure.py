@@ -24,9 +24,8 @@ from tapcore.tools.measure import measure_image, measure_size, measurement_as_di
 @image_argument("source", required=False, metavar="[SOURCE]")
 @click.option(
     "-O",
-    "--output",
+    "--format",
     "handle",
-    required=True,
     metavar="HANDLE",
     shell_complete=completes("handle"),
     help="Its format.",
@@ -40,7 +39,7 @@ from tapcore.tools.measure import measure_image, measure_size, measurement_as_di
 def command(
     ctx: click.Context,
     source: str | None,
-    handle: str,
+    handle: str | None,
     size: int | None,
     options: dict[str, str],
     snapshot: str,
@@ -51,6 +50,8 @@ def command(
 
     'required' is for the content as it is, 'fully allocated' for a disk that is written everywhere.
     """
+    if not handle:
+        raise click.UsageError("Missing option '-O'.", ctx)
     if "help" in options:
         print_create_options(handle)
         return
