@@ -52,6 +52,7 @@ def each_image(
             print_json(answer.value)
         return answer.status
     session = session_of(click.get_current_context())
+    session.as_json = False  # an error is one of the answers
     found: list[Answer] = []
     for image in images:
         if found and not as_json:

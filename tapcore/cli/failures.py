@@ -26,12 +26,14 @@ class Session:
 
     Attributes:
         debug: show tracebacks.
+        as_json: errors are to be printed as JSON too, on standard output.
         error_status: exit status of an error; `compare` uses 1 for its answer.
     """
 
-    __slots__ = ("debug", "error_status")
+    __slots__ = ("as_json", "debug", "error_status")
 
     def __init__(self) -> None:
+        self.as_json = False
         self.debug = False
         self.error_status = 1
 
@@ -77,7 +79,26 @@ def report(exc: BaseException, session: Session) -> int:
 
         traceback.print_exception(exc)
     print_error(one_line(exc))
+    if session.as_json:
+        _print_json(exc, session.error_status)
     return session.error_status
+
+
+def _print_json(exc: BaseException, status: int) -> None:
+    """The error for a program that reads standard output: `docs/json.md` has the fields."""
+    from tapcore.cli.output import print_json
+    from tapcore.errors import TapError
+
+    image = exc.image if isinstance(exc, TapError) else getattr(exc, "filename", None)
+    found = {
+        "error": one_line(exc),
+        "image": image or None,
+        "errno": getattr(exc, "errno", None),
+        "exit_status": status,
+    }
+    with contextlib.suppress(OSError):
+        print_json(found)
+        sys.stdout.flush()
 
 
 def one_line(exc: BaseException) -> str:

@@ -164,7 +164,8 @@ def _with_handle(ctx: click.Context, option: str, handle: str, image: str) -> st
 def _output(ctx: click.Context, value: str) -> None:
     if value not in ("json", "human"):
         raise click.UsageError(f"--output is json or human, not '{value}'", ctx)
-    ctx.params["as_json"] = ctx.params["as_json"] or value == "json"
+    if value == "json":
+        _same_as("as_json")(ctx, True)
 
 
 def _measured_output(ctx: click.Context, value: str) -> None:

@@ -65,6 +65,17 @@ def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None
         session_of(ctx).debug = True
 
 
+def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """An error is JSON as well then."""
+    session_of(ctx).as_json = session_of(ctx).as_json or value
+    return value
+
+
+def json_has_begun() -> None:
+    """From now on an error can no longer be JSON on standard output."""
+    session_of(click.get_current_context()).as_json = False
+
+
 def session_of(ctx: click.Context) -> Session:
     """The run's state."""
     return ctx.ensure_object(Session)
@@ -178,7 +189,17 @@ def _not_a_size(
 
 
 def _policy(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> ReferencePolicy:
-    """What the values of `--parents` mean."""
+    """What the values of `--parents` mean; without any what is set once for all commands."""
+    from tapcore.cli.settings import parents_set
+    from tapcore.interface.policy import ReferencePolicy
+
+    return ReferencePolicy.from_words(words or parents_set())
+
+
+def _own_policy(
+    ctx: click.Context, param: click.Parameter, words: tuple[str, ...]
+) -> ReferencePolicy:
+    """What the values of `--parents` mean, and nothing else."""
     from tapcore.interface.policy import ReferencePolicy
 
     return ReferencePolicy.from_words(words)
@@ -242,16 +263,21 @@ def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
     return click.argument(name, **settings)
 
 
-parents_option = click.option(
-    "--parents",
-    "references",
-    multiple=True,
-    callback=_policy,
-    shell_complete=completes("parents"),
-    metavar="DIR|any|none",
-    help="Where a file that an image names (parent, data file, extent) may lie, besides the "
-    "directory tree of the image itself. Repeatable.",
-)
+def _parents_option(policy: Callable[..., ReferencePolicy]) -> Callable[[F], F]:
+    return click.option(
+        "--parents",
+        "references",
+        multiple=True,
+        callback=policy,
+        shell_complete=completes("parents"),
+        metavar="DIR|any|none",
+        help="Where a file that an image names (parent, data file, extent) may lie, besides the "
+        "directory tree of the image itself. Repeatable.",
+    )
+
+
+parents_option = _parents_option(_policy)
+strangers_parents_option = _parents_option(_own_policy)
 
 key_file_option = click.option(
     "--key-file",
@@ -292,14 +318,17 @@ cache_option = click.option(
     help="Through the page cache, or past it with O_DIRECT and Linux AIO.",
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print JSON."
+)
 
 progress_option = click.option(
     "--progress",
     "progress_style",
-    type=click.Choice(("auto", "plain", "none")),
+    type=click.Choice(("auto", "plain", "json", "none")),
     default="auto",
-    help="A bar on a terminal and nothing elsewhere, a line a second, or nothing.  [default: auto]",
+    help="A bar on a terminal and nothing elsewhere, a line a second, the same as JSON, or "
+    "nothing.  [default: auto]",
 )
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

@@ -12,7 +12,9 @@ from tapcore.cli.signals import asking_to_stop
 from tapcore.sizes import format_size
 
 Progress = Callable[[int, int], None]
-Style: TypeAlias = Literal["auto", "plain", "none"]
+Style: TypeAlias = Literal["auto", "plain", "json", "none"]
+
+_LineOf = Callable[[str, tuple[int, int], float, bool], str]
 
 _SECONDS: Final = 1.0  # between two lines
 
@@ -29,13 +31,12 @@ def progress(
     Args:
         what: a word for it.
         quiet: show nothing.
-        style: "auto" is a bar on a terminal and nothing elsewhere; "plain" a line a second.
+        style: "auto" is a bar on a terminal and nothing elsewhere; "plain" a line a second; "json"
+            the same as an object.
         in_bytes: what is counted; else milliseconds.
     """
-    plain = style == "plain" and not quiet
     quiet = quiet or style == "none"
-    shown = _lines(what, in_bytes) if plain else _bar(what, quiet, in_bytes)
-    with asking_to_stop() as check, shown as show:
+    with asking_to_stop() as check, _shown(what, quiet, style, in_bytes) as show:
 
         def tell(done: int, total: int) -> None:
             check()
@@ -45,8 +46,16 @@ def progress(
         yield tell
 
 
+def _shown(
+    what: str, quiet: bool, style: Style, in_bytes: bool
+) -> contextlib.AbstractContextManager[Progress | None]:
+    if quiet or style in ("auto", "none"):
+        return _bar(what, quiet, in_bytes)
+    return _lines(what, in_bytes, _json_line if style == "json" else _plain_line)
+
+
 @contextlib.contextmanager
-def _lines(what: str, in_bytes: bool) -> Iterator[Progress]:
+def _lines(what: str, in_bytes: bool, line_of: _LineOf) -> Iterator[Progress]:
     """For logs and programs: a line a second, and a last one."""
     started = told = monotonic()
     last = (0, 0)
@@ -57,13 +66,36 @@ def _lines(what: str, in_bytes: bool) -> Iterator[Progress]:
         now = monotonic()
         if now - told >= _SECONDS:
             told = now
-            _print_line(what, last, now - started, in_bytes)
+            _print(line_of(what, last, now - started, in_bytes))
 
     yield show
-    _print_line(what, last, monotonic() - started, in_bytes)
+    _print(line_of(what, last, monotonic() - started, in_bytes))
 
 
-def _print_line(what: str, how_far: tuple[int, int], seconds: float, in_bytes: bool) -> None:
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _json_line(what: str, how_far: tuple[int, int], seconds: float, in_bytes: bool) -> str:
+    """`docs/json.md` has the fields."""
+    import json
+
+    done, total = how_far
+    rate = int(done / seconds) if seconds > 0 else 0
+    left = seconds * (total - done) / done if done and total else None
+    return json.dumps(
+        {
+            "phase": what,
+            "bytes" if in_bytes else "milliseconds": done,
+            "total": total,
+            **({"rate": rate} if in_bytes else {}),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+    )
+
+
+def _plain_line(what: str, how_far: tuple[int, int], seconds: float, in_bytes: bool) -> str:
     done, total = how_far
     parts = []
     if total:
@@ -74,8 +106,7 @@ def _print_line(what: str, how_far: tuple[int, int], seconds: float, in_bytes: b
             parts.append(f"{format_size(int(done / seconds))}/s")
     if 0 < done < total:
         parts.append(f"{seconds * (total - done) / done:.0f} s left")
-    with contextlib.suppress(OSError):
-        print(f"tapdisk: {what}: {', '.join(parts)}", file=sys.stderr, flush=True)
+    return f"tapdisk: {what}: {', '.join(parts)}"
 
 
 @contextlib.contextmanager

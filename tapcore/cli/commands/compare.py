@@ -10,6 +10,7 @@ import click
 
 from tapcore.cli.options import (
     image_argument,
+    json_has_begun,
     json_option,
     opening_options,
     progress_option,
@@ -95,6 +96,7 @@ def _list(ranges: Iterator[tuple[int, int]], as_json: bool, quiet: bool) -> int:
             item = json_text({"start": start, "length": end - start})
             sys.stdout.write(f"{separator}{item}")
             separator = ",\n "
+            json_has_begun()
         elif not quiet:
             print_line(f"{start:#x}  {end - start:#x}")
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.failures import print_error
-from tapcore.cli.options import image_argument, json_option, parents_option, tap_command
+from tapcore.cli.options import image_argument, json_option, strangers_parents_option, tap_command
 from tapcore.cli.output import print_line, print_pairs, size_with_bytes
 from tapcore.errors import printable
 from tapcore.interface.policy import ReferencePolicy
@@ -23,7 +23,7 @@ _LAST_WORDS = {
 @tap_command("inspect")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @json_option
-@parents_option
+@strangers_parents_option
 def command(images: tuple[str, ...], as_json: bool, references: ReferencePolicy) -> int:
     """Look at an IMAGE from a stranger, or at several.
 

@@ -12,6 +12,7 @@ from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.options import (
     completes,
     image_argument,
+    json_has_begun,
     json_option,
     opening_options,
     quiet_option,
@@ -90,6 +91,7 @@ def _print_json(items: Iterator[MapItem], image: str) -> None:
     for item in items:
         sys.stdout.write(f"{separator}{json_text(item.as_dict(image))}")
         separator = ",\n "
+        json_has_begun()
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
 
