@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from tapcore.cli.failures import Session, set_up_logging
-from tapcore.cli.habits import apply_habits, habit_options, reordered
 
 if TYPE_CHECKING:
     from tapcore.interface.keys import Keys
@@ -87,10 +86,14 @@ class TapCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(common_options())
+        from tapcore.cli.habits import habit_options  # not for --version and the like
+
         self.params.extend(habit_options(self))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The words of the command line; what qemu-img would understand means the same here."""
+        from tapcore.cli.habits import apply_habits, reordered
+
         try:
             rest = super().parse_args(ctx, reordered(self.name or "", args))
         except click.NoSuchOption as exc:
