@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from tapcore.interface.hooks import hookimpl, implements
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
+    from tapcore.interface.magic import Magic
     from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TdCallback, TdState
     from tapcore.interface.options import CacheMode, DiskId, FormatOption, OpenOptions
     from tapcore.interface.places import Places
@@ -116,6 +117,7 @@ _HOMES = {
     ),
     "interface.keys": "Keys read_key_file",
     "interface.damage": "content_damaged content_missing",
+    "interface.magic": "Magic",
     "interface.models": "DiskDriver DiskInfo Hooks TdCallback TdState",
     "interface.options": "CacheMode DiskId FormatOption OpenOptions",
     "interface.results": "Bitmap CheckResult Extent Finding Inspection Measurement Snapshot",
@@ -178,6 +180,7 @@ __all__ = [
     "Keys",
     "LostContentError",
     "LostRange",
+    "Magic",
     "MappedExtent",
     "Measurement",
     "NbdServer",

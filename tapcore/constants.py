@@ -32,7 +32,11 @@ VDISK_READONLY: Final = 4
 """Bits of `info`."""
 
 HOOKS_VERSION: Final = 1
-"""Major version of the hooks; a plugin written for another one is reported and skipped."""
+"""Major version of the hooks. A plugin states the one that it was written for as a number of its
+own (`api=1`): this one changes with the core."""
+
+OLDEST_HOOKS_VERSION: Final = 1
+"""A plugin that was written for an older one than this is reported and skipped."""
 
 MAX_CHAIN_DEPTH: Final = 64
 """Images in one chain, the child included."""

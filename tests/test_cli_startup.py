@@ -43,6 +43,12 @@ def test_version_and_help_need_nearly_nothing(argument: str) -> None:
     }
 
 
+def test_formats_needs_neither_drivers_nor_their_records() -> None:
+    modules = modules_of("formats")
+    assert not modules & (HEAVY | SLOW | {"tapcore.clusters", "tapcore.files.direct"})
+    assert not [name for name in modules if name.startswith("tap_")]
+
+
 def test_info_needs_no_more_than_it_shows(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     modules = modules_of("info", tmp_path / "disk")

@@ -10,7 +10,7 @@ import pytest
 from drivers.late import MAGIC, Late, LateImage
 from enginebench import Bench
 
-from tapcore import HOOKS_VERSION, TD_RDONLY, DiskId, OpenOptions, Registry, hookimpl
+from tapcore import TD_RDONLY, DiskId, OpenOptions, Registry, hookimpl
 from tapcore.engine import DISCARD, READ, WRITE, ZERO, Request
 from tapcore.interface.models import DiskInfo
 from tapcore.opening.chain import close_disk, open_disk
@@ -22,7 +22,7 @@ LOOKS_LATE = (MAGIC + b"late\0").ljust(512, b".")
 class ProbeRaises:
     """Its probe cannot take a short head."""
 
-    disk_info = DiskInfo(handle="aaa", name="raises", api=HOOKS_VERSION)
+    disk_info = DiskInfo(handle="aaa", name="raises", api=1)
 
     @hookimpl
     def td_open(self, dd: Any, name: str, flags: int) -> None: ...

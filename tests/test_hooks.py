@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tapcore import (
-    HOOKS_VERSION,
     DiskDriver,
     DiskInfo,
     Hooks,
@@ -85,7 +84,7 @@ def test_a_hook_that_a_driver_has_is_not_missed() -> None:
 class Derived(Hooks[int]):
     """A driver that is a class; what it says of closing carries no mark."""
 
-    disk_info = DiskInfo(handle="derived", name="a class", api=HOOKS_VERSION)
+    disk_info = DiskInfo(handle="derived", name="a class", api=1)
 
     @staticmethod
     @implements(Hooks.td_open)

@@ -252,7 +252,7 @@ def test_a_hook_that_is_left_out_has_the_behaviour_of_the_simplest_image() -> No
     assert drv.td_close(dd) is None
     assert drv.td_get_parent_id(dd, DiskId("")) == 1
     assert drv.td_validate_parent(dd, dd, 0) == -22
-    assert drv.td_probe("x", b"") is False
+    assert drv.td_probe("x", b"", b"") is False
     assert drv.td_queue_flush(dd, cb, 0, None) == 1
     assert drv.td_queue_discard(dd, 0, 4, cb, 0, None) == 1
     assert drv.td_queue_write_zeroes(dd, 0, 4, True, cb, 0, None) == -95

@@ -318,7 +318,7 @@ def test_a_driver_that_breaks_is_one_line(
 def test_a_raw_guess_is_told_when_a_driver_could_not_be_asked(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry = tapcore.interface.registry._default
+    registry = tapcore.interface.registry.default_registry()
     registry.register(SimpleNamespace(), handle="broken")
     Path("a").write_bytes(bytes(512))
     assert main(["map", "a"]) == 0

@@ -135,6 +135,11 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
             "tapdisk bench ram:1G --rw randwrite",
         ),
     ),
+    "plugins": _examples(
+        ("What is installed", "tapdisk plugins list"),
+        ("What does not work, and why", "tapdisk plugins doctor"),
+        ("What a file needs to be opened", "tapdisk plugins doctor disk.qcow2"),
+    ),
     "completion": _examples(
         (
             "bash, for this user",

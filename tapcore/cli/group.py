@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "amend": "change options of an image in place",
     "serve": "serve images over NBD",
     "bench": "drive an image in-process: IOPS, MB/s, latency",
+    "plugins": "drivers and filters: what is installed, what is wrong with it",
     "completion": "print the completion script of a shell",
     "help": "show the help of a command",
 }

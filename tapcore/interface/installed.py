@@ -8,8 +8,10 @@ Source: "Entry points specification" and "Recording installed projects" of packa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import itertools
 import os
 import re
 import sys
@@ -50,6 +52,33 @@ class EntryPoint:
         from importlib.metadata import Distribution
 
         return Distribution.at(self.place)
+
+    @property
+    def release(self) -> tuple[str, str]:
+        """Name and version of the distribution; empty where its records do not say.
+
+        Source: "Core metadata specifications": headers as in a mail, these among the first.
+        """
+        found = {"Name": "", "Version": ""}
+        for records in ("METADATA", "PKG-INFO"):
+            with (
+                contextlib.suppress(OSError, UnicodeDecodeError),
+                open(os.path.join(self.place, records), encoding="utf-8") as file,
+            ):
+                for line in itertools.takewhile(str.strip, file):
+                    name, _, value = line.partition(":")
+                    if name in found and not found[name]:
+                        found[name] = value.strip()
+                break
+        return found["Name"], found["Version"]
+
+
+def release_of(entry_point: Any) -> tuple[str, str]:
+    """Name and version of the distribution that offers an entry point, of whichever kind."""
+    if isinstance(entry_point, EntryPoint):
+        return entry_point.release
+    dist = getattr(entry_point, "dist", None)
+    return (dist.name, dist.version) if dist is not None else ("", "")
 
 
 def entry_points(group: str) -> list[Any]:

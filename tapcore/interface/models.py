@@ -14,6 +14,7 @@ from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.errors import NotSupportedError
 from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks, lack_of
 from tapcore.interface.losses import Losses
+from tapcore.interface.magic import Magic
 from tapcore.interface.options import DiskId, FormatOption, OpenOptions
 
 if TYPE_CHECKING:  # nothing that has to be installed: type checkers know it
@@ -40,7 +41,7 @@ class DiskInfo:
     Attributes:
         handle: the prefix that users type, at most 9 characters as in blktap.
         name: text for people.
-        api: the `HOOKS_VERSION` that the plugin was written for.
+        api: the version of the hooks that the plugin was written for, as a number: 1.
         single_handler: all disks of this driver share one process.
         use_ioemu: blktap's default backend; always False here, kept for its literature.
         suffixes: file suffixes (".qcow2") that a new image of this format is recognised by.
@@ -51,6 +52,8 @@ class DiskInfo:
             chooses a name beside the final one.
         create_options: what `-o` takes for a new image.
         amend_options: what `-o` takes for one that exists; `default` says nothing there.
+        magic: bytes by which a file shows that it is an image of this format. With them `td_probe`
+            need not be there: it is asked only where one of them is found that is not `sure`.
         idnum: position in the table.
         drv: the driver's operations.
         capabilities: what the driver can do, derived from the hooks that it implements.
@@ -68,6 +71,7 @@ class DiskInfo:
     makes_unnamed: bool = False
     create_options: tuple[FormatOption, ...] = ()
     amend_options: tuple[FormatOption, ...] = ()
+    magic: tuple[Magic, ...] = attrs.field(default=(), kw_only=True)
 
     idnum: int = -1
     drv: TapDisk | None = None
@@ -245,3 +249,31 @@ class TapDisk(Hooks[Any]):
         if hook not in self.implemented:
             text = lack_of(hook, self.disk_type)
             raise NotSupportedError(f"{text} ({option})" if option else text, image=image)
+
+
+class LateTapDisk(TapDisk):
+    """Operations of a driver that is loaded when the first of its hooks is wanted.
+
+    Args:
+        disk_type: the driver's handle.
+        implemented: hooks that it says it has.
+        load: gives the operations; raises TapError where the driver cannot be used.
+    """
+
+    __slots__ = ("_load",)
+
+    def __init__(
+        self, disk_type: str, implemented: Iterable[str], load: Callable[[], TapDisk]
+    ) -> None:
+        self.disk_type = disk_type
+        self.implemented = frozenset(implemented)
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        """A hook that is not here yet; the others come with it."""
+        if name not in HOOKS:
+            raise AttributeError(f"no hook is named {name}")
+        loaded = self._load()
+        for hook in HOOKS:
+            setattr(self, hook, getattr(loaded, hook))
+        return getattr(loaded, name)

@@ -6,72 +6,81 @@ a row with an error; it breaks nothing else.
 
 from __future__ import annotations
 
-import inspect
+import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any, Final
 
 import attrs
 import pluggy
 
-from tapcore.constants import HOOKS_VERSION
 from tapcore.errors import UnknownHandleError, UsageError, describe
-from tapcore.interface.hooks import HOOKS, PROJECT, capabilities
-from tapcore.interface.installed import EntryPoint, entry_points
-from tapcore.interface.models import DiskInfo, Hooks, TapDisk
+from tapcore.interface import knownbad
+from tapcore.interface.callers import REQUIRED_HOOKS, HookCallers, caller_of, implemented
+from tapcore.interface.hooks import HOOKS, capabilities
+from tapcore.interface.installed import EntryPoint, entry_points, release_of
+from tapcore.interface.manifest import Manifest, differences, read_manifest
+from tapcore.interface.misfits import (
+    describe_misfit,
+    marked,
+    problem_with,
+    problem_with_facts,
+    unknown_hooks,
+    unmarked_hooks,
+)
+from tapcore.interface.models import DiskInfo, Hooks, LateTapDisk, TapDisk
+from tapcore.interface.selection import Selection
+
+log = logging.getLogger(__name__)
 
 DRIVER_GROUP = "tapcore.drivers"
 FILTER_GROUP = "tapcore.filters"
 
-REQUIRED_HOOKS = tuple(row.name for row in HOOKS.values() if not row.default)
-MAX_HANDLE = 9
 _PLAUSIBLE = re.compile(r"[a-z][a-z0-9]{1,8}", re.ASCII)
 """What a driver's handle looks like; what does not is more likely a part of a file's name."""
 
 
+_TAKEN: Final = "its handle is taken by another driver"
+_UNMARKED: Final = "the driver %s: its %s is never called: it is not marked with @hookimpl"
+_UNTRUE_MANIFEST: Final = (
+    "the driver %s: its manifest is not true of it (%s): tapdisk plugins manifest %s makes it anew"
+)
+
+
 @attrs.define
-class _Row:
+class Row:
+    """A driver of the table.
+
+    Attributes:
+        info: what is known of it; `error` says why it cannot be used.
+        plugin: the driver; None: it is not loaded, or cannot be.
+        entry_point: where it was found.
+        manifest: what its distribution says of it.
+        cause: what it raised.
+    """
+
     info: DiskInfo
     plugin: Any = None
     entry_point: EntryPoint | None = None
-
-
-class _HookCallers(pluggy.PluginManager):
-    """pluggy's machinery with the table of hooks in it, whose functions are the defaults."""
-
-    def __init__(self) -> None:
-        super().__init__(PROJECT)
-        self.add_hookspecs(Hooks)
-        self.register(Hooks, "defaults")
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
-        """The table's functions carry no mark: a driver that derives from it would inherit that."""
-        if plugin is not Hooks:
-            return super().parse_hookimpl_opts(plugin, name)
-        return _PLAIN if name in HOOKS and name not in REQUIRED_HOOKS else None
-
-
-_PLAIN: Final = pluggy.HookimplOpts(
-    wrapper=False,
-    hookwrapper=False,
-    optionalhook=False,
-    tryfirst=False,
-    trylast=False,
-    specname=None,
-)
+    manifest: Manifest | None = None
+    cause: BaseException | None = None
 
 
 class Registry:
     """The driver table (blktap's `dtypes`) and the hook machinery behind it.
 
+    A driver whose distribution has a manifest is imported when it is first used.
+
     Args:
         discover: look for installed drivers now; False starts empty (tests, embedding).
+        selection: which of those may be used; None: as the environment says.
     """
 
-    def __init__(self, *, discover: bool = True) -> None:
-        self._pm = _HookCallers()
-        self._rows: dict[str, _Row] = {}
-        self._refused: list[_Row] = []
+    def __init__(self, *, discover: bool = True, selection: Selection | None = None) -> None:
+        self._selection = Selection.of_environment() if selection is None else selection
+        self._rows: dict[str, Row] = {}
+        self._refused: list[Row] = []
         self._filters: dict[str, Any] = {}
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
         if discover:
@@ -79,21 +88,69 @@ class Registry:
 
     # ---- filling the table ------------------------------------------------------------------
 
+    @cached_property
+    def _pm(self) -> HookCallers:
+        """Made when the first driver is loaded."""
+        return HookCallers()
+
     def discover(self) -> None:
-        """Add a row for each installed driver, in the order of their handles."""
-        rows = (*self._rows.values(), *self._refused)
-        known = {(row.entry_point.name, row.entry_point.value) for row in rows if row.entry_point}
-        for ep in sorted(entry_points(group=DRIVER_GROUP), key=lambda ep: ep.name):
+        """Add a row for each installed driver, in the order of their handles.
+
+        Raises:
+            UsageError: the selection names a driver that is not there.
+        """
+        known = {(ep.name, ep.value) for row in self.rows() if (ep := row.entry_point)}
+        found = sorted(entry_points(group=DRIVER_GROUP), key=lambda ep: ep.name)
+        if not self._selection.takes_all:
+            self._selection.check([(ep.name, release_of(ep)[0]) for ep in found])
+        for ep in found:
             if (ep.name, ep.value) in known:
                 continue
-            try:
-                plugin = ep.load()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as exc:  # a plugin may raise anything at all, SystemExit too
-                self._add_broken(ep.name, describe(exc), ep)
-                continue
-            self.register(plugin, handle=ep.name, entry_point=ep)
+            if problem := self._reason_against(ep):
+                self._add_broken(ep.name, problem, ep)
+            elif (manifest := _manifest_of(ep)) is None:
+                self._discover_by_import(ep)
+            else:
+                self._add_by_manifest(ep, manifest)
+
+    def _reason_against(self, ep: EntryPoint) -> str:
+        if self._selection.takes_all and not knownbad.KNOWN_BAD:
+            return ""  # its distribution's records are not even read
+        name, version = release_of(ep)
+        return self._selection.reason_against(ep.name, name) or knownbad.reason(name, version)
+
+    def _discover_by_import(self, ep: EntryPoint) -> None:
+        try:
+            plugin = ep.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # a plugin may raise anything at all, SystemExit too
+            self._add_broken(ep.name, describe(exc), ep, exc)
+            return
+        self.register(plugin, handle=ep.name, entry_point=ep)
+
+    def _add_by_manifest(self, ep: EntryPoint, manifest: Manifest) -> None:
+        problem = problem_with_facts(manifest.info, ep.name) or unknown_hooks(manifest.hooks)
+        if not problem and ep.name in self:
+            problem = _TAKEN
+        if problem:
+            self._add_broken(ep.name, problem, ep)
+            return
+        late = LateTapDisk(ep.name, manifest.hooks, partial(self.operations, ep.name))
+        info = attrs.evolve(
+            manifest.info,
+            idnum=len(self._rows),
+            capabilities=capabilities(set(manifest.hooks)),
+            drv=late,
+        )
+        self._enter(Row(info, None, ep, manifest))
+
+    def _enter(self, row: Row) -> None:
+        """Into the table, in the place of a broken one of its handle."""
+        handle = row.info.handle
+        if handle in self._rows:
+            self._refused.append(self._rows[handle])
+        self._rows[handle] = row
 
     def register(
         self, plugin: Any, *, handle: str | None = None, entry_point: EntryPoint | None = None
@@ -108,30 +165,62 @@ class Registry:
         Returns:
             Its row; `error` says why it cannot be used, and is empty for a good one.
         """
-        name, info, problem = handle or "?", None, ""
+        name, info, problem, cause = handle or "?", None, "", None
         try:
             info = getattr(plugin, "disk_info", None)
             name = handle or (info.handle if isinstance(info, DiskInfo) else "?")
-            problem = _problem_with(plugin, info, name)
+            problem = problem_with(plugin, info, name)
             if not problem and name in self:
-                problem = "its handle is taken by another driver"
+                problem = _TAKEN
             if not problem:
                 problem = self._register_hooks(plugin, name)
         except Exception as exc:  # merely looking at it may raise
-            problem = describe(exc)
+            problem, cause = describe(exc), exc
         if problem or not isinstance(info, DiskInfo):
-            return self._add_broken(name, problem, entry_point)
-        row = attrs.evolve(
-            info,
-            idnum=len(self._rows),
-            capabilities=capabilities(_implemented(self._pm, plugin)),
-        )
-        if name in self._rows:  # a broken one
-            self._refused.append(self._rows[name])
-        self._rows[name] = _Row(row, plugin, entry_point)
-        row = attrs.evolve(row, drv=self.operations(name))
-        self._rows[name].info = row
-        return row
+            return self._add_broken(name, problem, entry_point, cause)
+        self._enter(Row(attrs.evolve(info, idnum=len(self._rows)), plugin, entry_point))
+        return self._taken_in(name)
+
+    def _taken_in(self, handle: str) -> DiskInfo:
+        """The row of a driver whose hooks are known to pluggy, completed."""
+        row = self._rows[handle]
+        can = capabilities(implemented(self._pm, row.plugin))
+        row.info = attrs.evolve(row.info, capabilities=can, drv=self._operations_of(handle))
+        for name in unmarked_hooks(row.plugin):
+            log.warning(_UNMARKED, handle, name)
+        return row.info
+
+    def load(self, handle: str) -> DiskInfo:
+        """The row of a driver, which is imported now where that was not done before.
+
+        Raises:
+            UnknownHandleError: none has the handle, or it cannot be used.
+        """
+        info = self.get(handle)
+        row = self._rows[handle]
+        if row.plugin is not None:
+            return info
+        assert row.entry_point is not None
+        assert row.manifest is not None
+        problem, cause = "", None
+        plugin: Any = None
+        try:
+            plugin = row.entry_point.load()
+            problem = problem_with(plugin, getattr(plugin, "disk_info", None), handle)
+            problem = problem or self._register_hooks(plugin, handle)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            problem, cause = describe(exc), exc
+        if problem:
+            row.info, row.cause = _broken(handle, problem, info.idnum), cause
+            return self.get(handle)
+        said: DiskInfo = plugin.disk_info
+        row.plugin, row.info = plugin, attrs.evolve(said, idnum=info.idnum)
+        differing = differences(row.manifest, said, frozenset(implemented(self._pm, plugin)))
+        if differing:
+            log.warning(_UNTRUE_MANIFEST, handle, ", ".join(differing), handle)
+        return self._taken_in(handle)
 
     def _register_hooks(self, plugin: Any, handle: str) -> str:
         name = f"driver:{handle}"
@@ -140,16 +229,22 @@ class Registry:
         except Exception as exc:
             if self._pm.get_plugin(name) is plugin:
                 self._pm.unregister(name=name)
-            return _describe_misfit(exc)
-        missing = [h for h in REQUIRED_HOOKS if h not in _implemented(self._pm, plugin)]
+            return describe_misfit(exc)
+        missing = [h for h in REQUIRED_HOOKS if h not in implemented(self._pm, plugin)]
         if not missing:
             return ""
         self._pm.unregister(plugin)
         return f"does not implement {', '.join(missing)}"
 
-    def _add_broken(self, handle: str, problem: str, entry_point: EntryPoint | None) -> DiskInfo:
-        info = DiskInfo(handle=handle, name="", api=0, idnum=len(self._rows), error=problem)
-        row = _Row(info, None, entry_point)
+    def _add_broken(
+        self,
+        handle: str,
+        problem: str,
+        entry_point: EntryPoint | None,
+        cause: BaseException | None = None,
+    ) -> DiskInfo:
+        info = _broken(handle, problem, len(self._rows))
+        row = Row(info, None, entry_point, cause=cause)
         if self._rows.setdefault(handle, row) is not row:
             self._refused.append(row)
         return info
@@ -162,11 +257,15 @@ class Registry:
 
     def table(self) -> list[DiskInfo]:
         """Every row, the broken ones too, with the distribution that brought it."""
-        return [_with_distribution(row) for row in (*self._rows.values(), *self._refused)]
+        return [_with_distribution(row) for row in self.rows()]
+
+    def rows(self) -> list[Row]:
+        """All that is known of each driver, in the order of `table`."""
+        return [*self._rows.values(), *self._refused]
 
     def broken(self) -> list[DiskInfo]:
         """The rows of drivers that cannot be used."""
-        return [row.info for row in (*self._rows.values(), *self._refused) if row.info.error]
+        return [row.info for row in self.rows() if row.info.error]
 
     def get(self, handle: str) -> DiskInfo:
         """The driver of a handle.
@@ -180,7 +279,8 @@ class Registry:
             text = f"no driver has the handle '{handle}' ({self._known()}){remedy}"
             raise UnknownHandleError(text)
         if row.info.error:
-            raise UnknownHandleError(f"the driver '{handle}' cannot be used: {row.info.error}")
+            text = f"the driver '{handle}' cannot be used: {row.info.error}"
+            raise UnknownHandleError(text) from row.cause
         return row.info
 
     def __contains__(self, handle: str) -> bool:
@@ -205,7 +305,14 @@ class Registry:
         Args:
             handle: of a usable driver.
             filters: names in the group `tapcore.filters`, or of registered filter plugins.
+
+        Raises:
+            UnknownHandleError: the driver has to be loaded for it, and cannot be used.
         """
+        self.load(handle)
+        return self._operations_of(handle, filters)
+
+    def _operations_of(self, handle: str, filters: Sequence[str] = ()) -> TapDisk:
         key = (handle, tuple(dict.fromkeys(filters)))
         if key not in self._operations:
             self._operations[key] = self._resolve(*key)
@@ -228,115 +335,59 @@ class Registry:
 
     def _resolve(self, handle: str, filters: tuple[str, ...]) -> TapDisk:
         plugin = self._rows[handle].plugin
-        own = _implemented(self._pm, plugin)
+        own = implemented(self._pm, plugin)
         pm = self._wrapped(plugin, filters) if filters else self._pm
         calls: dict[str, Callable[..., Any]] = {}
         for hook in HOOKS:
             source = plugin if hook in own else Hooks
-            calls[hook] = _caller(pm, hook, source, filtered=bool(filters))
+            calls[hook] = caller_of(pm, hook, source, filtered=bool(filters))
         return TapDisk(disk_type=handle, implemented=own, calls=calls)
 
     def _wrapped(self, plugin: Any, filters: tuple[str, ...]) -> pluggy.PluginManager:
         """One driver and its filters, apart from all others: what comes later changes nothing."""
-        pm = _HookCallers()
+        pm = HookCallers()
         pm.register(plugin, "driver")
         for name in reversed(filters):  # pluggy's last is the outermost, ours the first
             found = self._filter(name)
             try:
-                unknown = _unknown_hooks(found)
+                unknown = unknown_hooks({hook for hook, _ in marked(found)})
                 pm.register(found, f"filter:{name}")
             except Exception as exc:
-                raise _unusable_filter(name, _describe_misfit(exc)) from exc
+                raise _unusable_filter(name, describe_misfit(exc)) from exc
             if unknown:
                 raise _unusable_filter(name, unknown)
         return pm
-
-
-def _caller(
-    pm: pluggy.PluginManager, hook: str, source: Any, *, filtered: bool
-) -> Callable[..., Any]:
-    """The function of `source` itself where no filter wraps it, else a call through pluggy.
-
-    `source` is the driver, or `Hooks` where it does not implement the hook.
-    """
-    caller = getattr(pm.hook, hook)
-    assert caller.spec is not None
-    argnames = tuple(caller.spec.argnames)
-    others = [i.plugin for i in caller.get_hookimpls() if i.plugin is not source]
-    if not filtered or all(other is Hooks for other in others):
-        (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
-        return _direct(impl.function, tuple(impl.argnames), argnames)
-    subset = pm.subset_hook_caller(hook, [Hooks] if source is not Hooks else [])
-    return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
-
-
-def _direct(
-    function: Callable[..., Any], takes: tuple[str, ...], given: tuple[str, ...]
-) -> Callable[..., Any]:
-    """A function that may take fewer arguments than the hook has, as pluggy allows."""
-    if takes == given:
-        return function
-    places = [given.index(name) for name in takes]
-    return lambda *args: function(*[args[place] for place in places])
-
-
-def _problem_with(plugin: Any, info: object, handle: str) -> str:
-    if not isinstance(info, DiskInfo):
-        return "has no disk_info: not a tapcore driver"
-    if info.api != HOOKS_VERSION:
-        return f"was written for version {info.api} of the hooks, this is version {HOOKS_VERSION}"
-    if info.handle != handle:
-        return f"its entry point is named '{handle}', but its handle is '{info.handle}'"
-    if not handle.isidentifier() or len(handle) > MAX_HANDLE:
-        return f"the handle must be a name of at most {MAX_HANDLE} characters"
-    wrappers = sorted(h for h, opts in _marked(plugin) if opts["wrapper"] or opts["hookwrapper"])
-    if wrappers:
-        return f"marks {', '.join(wrappers)} as a wrapper, which only a filter may be"
-    return _unknown_hooks(plugin)
-
-
-def _unknown_hooks(plugin: Any) -> str:
-    unknown = sorted({hook for hook, _ in _marked(plugin)} - set(HOOKS))
-    return f"implements hooks that do not exist: {', '.join(unknown)}" if unknown else ""
-
-
-def _marked(plugin: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The functions that carry a `@hookimpl` mark: name of the hook, what the mark says."""
-    mark = f"{PROJECT}_impl"
-    found = []
-    for name, member in inspect.getmembers_static(plugin):
-        try:
-            opts = getattr(member, mark, None)
-        except Exception:  # there are objects that cannot be asked
-            continue
-        if isinstance(opts, dict):  # and others that have every attribute
-            found.append((opts.get("specname") or name, opts))
-    return found
-
-
-def _describe_misfit(exc: Exception) -> str:
-    """pluggy says over several lines what is wrong with a hook."""
-    if isinstance(exc, pluggy.PluginValidationError):
-        return " ".join(str(exc).split())
-    return describe(exc)
 
 
 def _unusable_filter(name: str, problem: str) -> UsageError:
     return UsageError(f"the filter '{name}' cannot be used: {problem}")
 
 
-def _implemented(pm: pluggy.PluginManager, plugin: Any) -> set[str]:
-    return {caller.name for caller in pm.get_hookcallers(plugin) or ()}
+def _with_distribution(row: Row) -> DiskInfo:
+    name, version = release_of(row.entry_point)
+    return attrs.evolve(row.info, distribution=name, version=version) if name else row.info
 
 
-def _with_distribution(row: _Row) -> DiskInfo:
-    dist = row.entry_point.dist if row.entry_point is not None else None
-    if dist is None:
-        return row.info
-    return attrs.evolve(row.info, distribution=dist.name, version=dist.version)
+def _broken(handle: str, problem: str, idnum: int) -> DiskInfo:
+    return DiskInfo(handle=handle, name="", api=0, idnum=idnum, error=problem)
+
+
+def _manifest_of(ep: EntryPoint) -> Manifest | None:
+    """None also where it cannot be read: then the driver itself is asked."""
+    try:
+        return read_manifest(ep.value, ep.name)
+    except ValueError as exc:
+        log.warning("the driver %s: its manifest cannot be read: %s", ep.name, describe(exc))
+        return None
 
 
 _default: Registry | None = None
+
+
+def set_default_registry(registry: Registry) -> None:
+    """Let `default_registry` give this one, where it has given none before."""
+    global _default
+    _default = registry
 
 
 def default_registry() -> Registry:

@@ -14,9 +14,9 @@ import attrs
 
 from tapcore.errors import ImageFormatError, TapError, describe, open_error
 from tapcore.files.byname import open_host_fd
+from tapcore.formats.foreign import HEAD_BYTES as SAMPLE_HEAD
+from tapcore.formats.foreign import TAIL_BYTES as SAMPLE_TAIL
 from tapcore.formats.foreign import (
-    HEAD_BYTES,
-    TAIL_BYTES,
     Sample,
     Signature,
     is_part_of_image,
@@ -26,14 +26,12 @@ from tapcore.formats.foreign import (
     what_it_says_it_is,
 )
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.models import TapDisk
+from tapcore.interface.magic import HEAD_BYTES, TAIL_BYTES
+from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, raw_handle
 
 log = logging.getLogger(__name__)
-
-DRIVER_BYTES = 64 << 10
-"""How much of a file the drivers are shown."""
 
 
 def probe(path: str, registry: Registry, bound: BoundFile | None = None) -> str:
@@ -68,7 +66,7 @@ def judge(path: str, sample: Sample, registry: Registry) -> str:
         sample: what it holds at both ends.
         registry: the drivers to ask.
     """
-    handle = recognise(path, sample.head, registry)
+    handle = recognise(path, sample, registry)
     if handle:
         if text := odd_name(path, sample, handle, registry):
             log.warning("%s: %s", path, text)
@@ -82,20 +80,46 @@ def judge(path: str, sample: Sample, registry: Registry) -> str:
     return raw_handle(registry)
 
 
-def recognise(name: str, head: bytes, registry: Registry) -> str:
-    """The handle of the first driver that recognises these first bytes, or ""."""
-    head = head[:DRIVER_BYTES]
+def recognise(name: str, sample: Sample, registry: Registry) -> str:
+    """The handle of the first driver that recognises these ends of a file, or "".
+
+    Args:
+        name: path of the file.
+        sample: what it holds at both ends.
+        registry: the drivers to ask.
+    """
+    head, tail = sample.head[:HEAD_BYTES], sample.tail[-TAIL_BYTES:]
     for info in registry.drivers():
-        if info.drv is not None and _recognises(info.drv, name, head):
+        if recognises(info, name, head, tail):
             return info.handle
     return ""
 
 
-def _recognises(drv: TapDisk, name: str, head: bytes) -> bool:
+def recognises(info: DiskInfo, name: str, head: bytes, tail: bytes) -> bool:
+    """Whether a file is of a driver's format; the driver is not loaded where its magic tells.
+
+    Args:
+        info: the driver's row.
+        name: path of the file.
+        head: its first bytes.
+        tail: its last bytes.
+    """
+    if info.magic:
+        named = os.path.splitext(name)[1].lower() in info.suffixes
+        shown = [
+            magic.sure
+            for magic in info.magic
+            if (named or not magic.named) and magic.shown_by(head, tail)
+        ]
+        if not shown or any(shown):
+            return bool(shown)
+    drv = info.drv
+    if drv is None or "td_probe" not in drv.implemented:
+        return False
     try:
-        return bool(drv.td_probe(name, head))
+        return bool(drv.td_probe(name, head, tail))
     except Exception as exc:  # one driver's bug must not keep the others from being asked
-        log.warning("the driver %s failed to look at a file: %s", drv.disk_type, describe(exc))
+        log.warning("the driver %s failed to look at a file: %s", info.handle, describe(exc))
         return False
 
 
@@ -192,8 +216,8 @@ class ContentGuard:
     path: str
     registry: Registry
     device: bool = False
-    head: int = HEAD_BYTES
-    tail: int = TAIL_BYTES
+    head: int = SAMPLE_HEAD
+    tail: int = SAMPLE_TAIL
 
     def reason(self, head: bytes, tail: bytes, size: int) -> str:
         """Why the disk must not become what it would be; "" where it may.
@@ -216,9 +240,10 @@ class ContentGuard:
             tail: its last `tail` bytes, or all.
             size: bytes.
         """
-        if seen := recognise(self.path, head, self.registry):
+        sample = Sample(size, head, tail, self.device)
+        if seen := recognise(self.path, sample, self.registry):
             return seen
-        found = self._foreign(Sample(size, head, tail, self.device))
+        found = self._foreign(sample)
         return found.name if found is not None and not found.raw else ""
 
     def _foreign(self, sample: Sample) -> Signature | None:

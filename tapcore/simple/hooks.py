@@ -20,6 +20,7 @@ from tapcore.files import open_image_file
 from tapcore.interface.answer import Answer
 from tapcore.interface.damage import content_damaged
 from tapcore.interface.hooks import hookimpl
+from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskDriver, DiskInfo, TdCallback
 from tapcore.interface.options import DiskId
 from tapcore.interface.results import CheckResult, Extent
@@ -361,6 +362,7 @@ def become_driver(cls: type[SimpleMethods]) -> None:
         mine, base = getattr(cls, method), getattr(SimpleMethods, method)
         return getattr(mine, "__func__", mine) is not getattr(base, "__func__", base)
 
+    by_magic = bool(cls.magic) and not has("probe")
     cls.disk_info = DiskInfo(
         handle=cls.handle,
         name=cls.title or cls.handle,
@@ -368,12 +370,13 @@ def become_driver(cls: type[SimpleMethods]) -> None:
         suffixes=cls.suffixes,
         file_backed=cls.needs_file,
         create_options=cls.create_options,
+        magic=(Magic(cls.magic, cls.magic_offset),) if by_magic else (),
     )
 
     def td_open(dd: DiskDriver[Any], name: str, flags: int) -> None:
         _open(cls, dd, name, flags)
 
-    def td_probe(name: str, head: bytes) -> bool:
+    def td_probe(head: bytes) -> bool:
         return cls.probe(head)
 
     def td_create(
@@ -382,7 +385,7 @@ def become_driver(cls: type[SimpleMethods]) -> None:
         cls.create(name, size, "" if parent is None else str(parent), options)
 
     made: dict[str, Callable[..., Any]] = {"td_open": td_open}
-    if cls.magic or has("probe"):
+    if has("probe"):
         made["td_probe"] = td_probe
     if has("create"):
         made["td_create"] = td_create

@@ -32,6 +32,7 @@ class SimpleMethods:
         api: the version of the interface that the driver was written for: 1.
         suffixes: of files that a new image of this format is recognised by.
         magic: an image begins with it; empty: it is never recognised without its handle.
+        magic_offset: where it lies instead, in bytes: from the start, or (negative) from the end.
         block_size: bytes, a power of two from 512 to 1 MiB. From 1 KiB on each call is about one
             block, a whole one but for the disk's last; with 512 it is about any number of sectors.
         needs_file: `name` is the path of a file, which is opened before `open` is called.
@@ -48,6 +49,7 @@ class SimpleMethods:
     api: ClassVar[int] = 0
     suffixes: ClassVar[tuple[str, ...]] = ()
     magic: ClassVar[bytes] = b""
+    magic_offset: ClassVar[int] = 0
     block_size: ClassVar[int] = 512
     needs_file: ClassVar[bool] = True
     create_options: ClassVar[tuple[FormatOption, ...]] = ()
@@ -124,7 +126,10 @@ class SimpleMethods:
 
     @classmethod
     def probe(cls, head: bytes) -> bool:
-        """Whether a file that begins so (64 KiB at most) is an image of this format."""
+        """Whether a file that begins so (64 KiB at most) is an image of this format.
+
+        A format that has this method is recognised by it, and not by `magic`.
+        """
         return bool(cls.magic) and head.startswith(cls.magic)
 
     @classmethod

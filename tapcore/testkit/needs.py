@@ -19,7 +19,7 @@ def needs(*words: str) -> Callable[[F], F]:
     Args:
         words: capabilities as `tapdisk formats` lists them ("write", "parents", ...), names of
             hooks ("td_info"), or "file" (images are files), "lasting" (content outlives closing),
-            "format" (not every file is an image).
+            "format" (not every file is an image), "recognised" (without its handle).
     """
 
     def mark(function: F) -> F:

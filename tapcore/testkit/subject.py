@@ -130,6 +130,8 @@ class Subject:
         has = {*info.capabilities, *drv.implemented}
         if info.file_backed:
             has.add("file")
+        if info.magic or "td_probe" in has:
+            has.add("recognised")
         if not cls.volatile:
             has.add("lasting")
         if not cls.any_file:

@@ -125,7 +125,7 @@ def _inspect(
     fd: int, disk_id: DiskId, policy: ReferencePolicy, registry: Registry
 ) -> InspectedImage:
     sample = read_sample(fd)
-    seen_as = recognise(disk_id.name, sample.head, registry)
+    seen_as = recognise(disk_id.name, sample, registry)
     handle = disk_id.drivertype or seen_as
     if not handle:
         found = what_it_says_it_is(sample)

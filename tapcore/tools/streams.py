@@ -52,7 +52,7 @@ def refuse_image(registry: Registry) -> Check:
     """
 
     def check(sample: Sample) -> None:
-        handle = recognise("", sample.head, registry)
+        handle = recognise("", sample, registry)
         if handle:
             raise ImageFormatError(
                 f"holds a {handle} image, and only a raw disk can be read from there: save it to "

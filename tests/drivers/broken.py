@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tapcore import HOOKS_VERSION, DiskInfo, hookimpl
+from tapcore import DiskInfo, hookimpl
 
 
-def info(handle: str, api: int = HOOKS_VERSION) -> DiskInfo:
+def info(handle: str, api: int = 1) -> DiskInfo:
     return DiskInfo(handle=handle, name=f"test driver {handle}", api=api)
 
 
@@ -53,7 +53,7 @@ class OldApi(Tiny):
 
     def __init__(self) -> None:
         super().__init__("old")
-        self.disk_info = info("old", api=HOOKS_VERSION + 1)
+        self.disk_info = info("old", api=2)
 
 
 class CannotRead:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from tapcore import HOOKS_VERSION, DiskDriver, DiskInfo, TdCallback, hookimpl
+from tapcore import DiskDriver, DiskInfo, TdCallback, hookimpl
 
 
 @attrs.define(eq=False)
@@ -68,7 +68,7 @@ class _Open:
 class Faulty:
     """Images come from `options.private["images"]` by name."""
 
-    disk_info = DiskInfo(handle="faulty", name="fails", api=HOOKS_VERSION)
+    disk_info = DiskInfo(handle="faulty", name="fails", api=1)
 
     @hookimpl
     def td_open(self, dd: DiskDriver, name: str, flags: int) -> None:

@@ -16,7 +16,6 @@ import attrs
 
 from tapcore import (
     BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
@@ -144,7 +143,7 @@ class Late:
     """The driver without optional hooks; images come from `options.private["images"]` by name."""
 
     def __init__(self, handle: str = "late") -> None:
-        self.disk_info = DiskInfo(handle=handle, name="late, in pieces", api=HOOKS_VERSION)
+        self.disk_info = DiskInfo(handle=handle, name="late, in pieces", api=1)
 
     @hookimpl
     def td_open(self, dd: DiskDriver, name: str, flags: int) -> None:
@@ -190,7 +189,7 @@ class Late:
         return int(verdict)
 
     @hookimpl
-    def td_probe(self, name: str, head: bytes) -> bool:
+    def td_probe(self, name: str, head: bytes, tail: bytes) -> bool:
         return head.startswith(MAGIC + self.disk_info.handle.encode() + b"\0")
 
     @hookimpl

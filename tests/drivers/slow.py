@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 
 from tapcore import (
-    HOOKS_VERSION,
     DiskDriver,
     DiskInfo,
     TdCallback,
@@ -34,7 +33,7 @@ class Slow:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.disk_info = DiskInfo(handle="slow", name="slow", api=HOOKS_VERSION, file_backed=False)
+        self.disk_info = DiskInfo(handle="slow", name="slow", api=1, file_backed=False)
         self.seconds = seconds
 
     @hookimpl
@@ -115,7 +114,7 @@ class Slow:
 class Stuck:
     """`stuck:SIZE`: a read never comes back from the system, and no signal helps."""
 
-    disk_info = DiskInfo(handle="stuck", name="stuck", api=HOOKS_VERSION, file_backed=False)
+    disk_info = DiskInfo(handle="stuck", name="stuck", api=1, file_backed=False)
 
     @hookimpl
     def td_open(self, dd: DiskDriver, name: str, flags: int) -> None:

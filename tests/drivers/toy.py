@@ -17,7 +17,6 @@ import attrs
 import tapcore
 from tapcore import (
     BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
     TD_NO_PARENT,
     Bitmap,
     CheckResult,
@@ -92,7 +91,7 @@ class ToyDriver:
     disk_info = DiskInfo(
         handle="toy",
         name="toy image",
-        api=HOOKS_VERSION,
+        api=1,
         suffixes=(".toy",),
         create_options=(
             FormatOption("colour", "of the toy", ("red", "blue"), "red"),
@@ -107,7 +106,7 @@ class ToyDriver:
     # ---- opening and making -------------------------------------------------------------------
 
     @hookimpl
-    def td_probe(self, name: str, head: bytes) -> bool:
+    def td_probe(self, name: str, head: bytes, tail: bytes) -> bool:
         return head.startswith(b'{"magic": "TOY"')
 
     @hookimpl

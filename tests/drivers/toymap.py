@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from tapcore import (
-    HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
@@ -321,7 +320,7 @@ def share_all(path: str) -> None:
 class ToyMapDriver:
     """The driver; `-o units=sectors`, `-o cipher=disk`, `-o cipher=place`."""
 
-    disk_info = DiskInfo(handle="toymap", name="all that a map can say", api=HOOKS_VERSION)
+    disk_info = DiskInfo(handle="toymap", name="all that a map can say", api=1)
 
     td_close = staticmethod(td_close)
     td_do_callbacks = staticmethod(td_do_callbacks)
@@ -357,7 +356,7 @@ class ToyMapDriver:
         return 0
 
     @hookimpl
-    def td_probe(self, name: str, head: bytes) -> bool:
+    def td_probe(self, name: str, head: bytes, tail: bytes) -> bool:
         return head.startswith(MAGIC)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from tapcore import (
-    HOOKS_VERSION,
     SECTOR_SHIFT,
     DiskDriver,
     DiskInfo,
@@ -35,7 +34,7 @@ from tapcore.rawfile import (
 disk_info = DiskInfo(
     handle="aio",
     name="raw image (aio)",
-    api=HOOKS_VERSION,
+    api=1,
     makes_unnamed=True,
     create_options=CREATE_OPTIONS,
 )

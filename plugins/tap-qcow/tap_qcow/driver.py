@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
-    HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
     DiskInfo,
     FormatOption,
     Hooks,
+    Magic,
     implements,
 )
 from tapcore.clusters import (  # noqa: F401 -- the hooks of requests
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 disk_info = DiskInfo(
     handle="qcow",
     name="QEMU copy-on-write, version 1",
-    api=HOOKS_VERSION,
+    api=1,
     makes_unnamed=True,
     suffixes=(".qcow",),
+    magic=(Magic(b"QFI\xfb\0\0\0\1"),),
     create_options=(
         FormatOption("encrypt.format", "encrypt the content: aes (weak, for old programs)"),
         FormatOption("encrypt.key-file", "file that holds the passphrase"),
@@ -77,12 +78,6 @@ def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
 def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver[Any], flags: int) -> int:
     """Nothing is recorded by which a changed parent could be told."""
     return 0
-
-
-@implements(Hooks.td_probe)
-def td_probe(name: str, head: bytes) -> bool:
-    """By magic and version."""
-    return head.startswith(b"QFI\xfb\0\0\0\1")
 
 
 @implements(Hooks.td_create)

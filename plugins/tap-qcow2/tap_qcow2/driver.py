@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tapcore import (
     BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
     TD_NO_PARENT,
     Answer,
     DiskDriver,
@@ -19,6 +18,7 @@ from tapcore import (
     DiskInfo,
     FormatOption,
     Hooks,
+    Magic,
     TdCallback,
     answer_over,
     implements,
@@ -46,9 +46,10 @@ _AMENDABLE = (
 disk_info = DiskInfo(
     handle="qcow2",
     name="qcow2 disk (qcow2)",
-    api=HOOKS_VERSION,
+    api=1,
     makes_unnamed=True,
     suffixes=(".qcow2",),
+    magic=(Magic(b"QFI\xfb\0\0\0\2"), Magic(b"QFI\xfb\0\0\0\3")),
     create_options=(
         FormatOption("cluster_size", "unit of allocation, 512 to 2M", default="64K"),
         *_AMENDABLE,
@@ -165,12 +166,6 @@ def td_queue_flush(dd: DiskDriver[Image], cb: TdCallback, id: int, prv: Any) -> 
 
 
 # ---- what it is ------------------------------------------------------------------------------
-
-
-@implements(Hooks.td_probe)
-def td_probe(name: str, head: bytes) -> bool:
-    """By its magic and version."""
-    return head.startswith(b"QFI\xfb") and head[4:8] in (b"\0\0\0\2", b"\0\0\0\3")
 
 
 @implements(Hooks.td_info)

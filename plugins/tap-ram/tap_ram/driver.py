@@ -8,7 +8,6 @@ from typing import Any
 from tap_ram.memory import CHUNK_SHIFT, Memory
 from tapcore import (
     BLK_NOT_ALLOCATED,
-    HOOKS_VERSION,
     SECTOR_SHIFT,
     DiskDriver,
     DiskInfo,
@@ -22,7 +21,7 @@ from tapcore import (
 disk_info = DiskInfo(
     handle="ram",
     name="ramdisk image (ram)",
-    api=HOOKS_VERSION,
+    api=1,
     single_handler=True,
     file_backed=False,
 )

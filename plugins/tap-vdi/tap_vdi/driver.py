@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
-    HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
     DiskInfo,
     FormatOption,
     Hooks,
+    Magic,
     implements,
 )
 from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for all maps
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 disk_info = DiskInfo(
     handle="vdi",
     name="VirtualBox disk image (VDI)",
-    api=HOOKS_VERSION,
+    api=1,
     suffixes=(".vdi",),
+    magic=(Magic(b"\x7f\x10\xda\xbe", 64),),
     create_options=(
         FormatOption("subformat", "how it is stored", ("dynamic", "fixed"), "dynamic"),
         FormatOption("block_size", "bytes of a block: 4K to 256M; QEMU reads 1M", default="1M"),
@@ -90,12 +91,6 @@ def td_before_commit(dd: DiskDriver[Image], p: DiskDriver) -> None:
     from tap_vdi.parents import before_commit
 
     before_commit(dd.private, p)
-
-
-@implements(Hooks.td_probe)
-def td_probe(name: str, head: bytes) -> bool:
-    """By its signature."""
-    return head[64:68] == b"\x7f\x10\xda\xbe"
 
 
 @implements(Hooks.td_create)

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapcore import (
-    HOOKS_VERSION,
     TD_NO_PARENT,
     DiskDriver,
     DiskId,
     DiskInfo,
     FormatOption,
     Hooks,
+    Magic,
     implements,
 )
 from tapcore.clusters import (  # noqa: F401 -- the hooks that are the same for all maps
@@ -38,9 +38,14 @@ if TYPE_CHECKING:
 disk_info = DiskInfo(
     handle="vhd",
     name="Virtual Hard Disk (VHD)",
-    api=HOOKS_VERSION,
+    api=1,
     makes_unnamed=True,
     suffixes=(".vhd",),
+    magic=(  # the copy of the footer at the front; the footer, which old ones have a byte shorter
+        Magic(b"conectix"),
+        Magic(b"conectix", -512, named=True),
+        Magic(b"conectix", -511, named=True),
+    ),
     create_options=(
         FormatOption("subformat", "how it is stored", ("dynamic", "fixed"), "dynamic"),
         FormatOption("azure", "what Azure takes: fixed, of whole MiB", ("on", "off"), "off"),
@@ -76,18 +81,6 @@ def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver, flags: int) -> int:
 
     check_parent(dd.private, p)
     return 0
-
-
-@implements(Hooks.td_probe)
-def td_probe(name: str, head: bytes) -> bool:
-    """By the copy of the footer at the front, or, of a file that is named so, by the footer."""
-    if head.startswith(b"conectix"):
-        return True
-    if not name.lower().endswith(disk_info.suffixes):
-        return False
-    from tap_vhd.footers import ends_with_footer
-
-    return ends_with_footer(name)
 
 
 @implements(Hooks.td_create)

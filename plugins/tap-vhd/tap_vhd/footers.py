@@ -6,7 +6,6 @@ image the front is the guest's: what looks like a footer there says nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -22,7 +21,7 @@ from tap_vhd.footer import (
     Footer,
     unpack_footer,
 )
-from tapcore import SECTOR_SHIFT, ImageFormatError, NotSupportedError, TapError, open_host_file
+from tapcore import SECTOR_SHIFT, ImageFormatError, NotSupportedError, TapError
 
 ReadAt: TypeAlias = Callable[[int, int], bytes]
 """Reads (offset, length; bytes) from a file, zero padded past its end."""
@@ -111,19 +110,3 @@ def _known(found: Footers) -> Footers:
     if footer.creator == TAPDISK and footer.creator_version == OLD_TAPDISK:
         raise NotSupportedError("was made by tapdisk 0.1, whose bitmaps are not read here")
     return found
-
-
-def ends_with_footer(name: str) -> bool:
-    """Whether a host file has a footer at its end; without an error for any file."""
-    try:
-        fd = open_host_file(name, writing=False)
-    except (TapError, OSError):
-        return False
-    try:
-        size = os.lseek(fd, 0, os.SEEK_END)
-        tail = os.pread(fd, FOOTER_BYTES, max(size - FOOTER_BYTES, 0))
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return COOKIE in (tail[:8], tail[1:9])

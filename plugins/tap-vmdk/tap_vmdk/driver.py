@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tap_vmdk.options import CREATE_OPTIONS
-from tap_vmdk.signature import kind_of
+from tap_vmdk.signature import MAGIC, kind_of
 from tapcore import (
-    HOOKS_VERSION,
     TD_NO_PARENT,
     CheckResult,
     DiskDriver,
@@ -40,10 +39,11 @@ if TYPE_CHECKING:
 disk_info = DiskInfo(
     handle="vmdk",
     name="vmware image (vmdk)",
-    api=HOOKS_VERSION,
+    api=1,
     makes_unnamed=True,
     single_handler=True,
     suffixes=(".vmdk",),
+    magic=MAGIC,
     create_options=CREATE_OPTIONS,
 )
 
@@ -120,8 +120,8 @@ def td_make_empty(dd: DiskDriver) -> None:
 
 
 @implements(Hooks.td_probe)
-def td_probe(name: str, head: bytes) -> bool:
-    """By the first bytes."""
+def td_probe(name: str, head: bytes, tail: bytes) -> bool:
+    """By the first bytes, where `MAGIC` does not tell."""
     return kind_of(head) != ""
 
 

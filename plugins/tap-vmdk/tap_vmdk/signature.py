@@ -1,7 +1,6 @@
 """Which kind of VMDK file begins so, told from its first bytes alone.
 
-Every driver is asked this of every file that is opened without a handle, so nothing else of the
-format is loaded for it.
+What the core can tell by `MAGIC` is not asked of the driver; whether a text is a descriptor is.
 
 A descriptor is text, and programs differ in what they take for one. VirtualBox and VMware want
 the comment that names it as the first line, in one of several spellings. QEMU wants `version=1`
@@ -14,11 +13,13 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
+from tapcore import Magic
+
 HOSTED_MAGIC: Final = b"KDMV"
 """Of the sparse extents of Workstation and of streamOptimized disks."""
 COWD_MAGIC: Final = b"COWD"
 SESPARSE_MAGIC: Final = 0xCAFEBABE
-SESPARSE_BYTES: Final = 1024
+SESPARSE_BYTES: Final = 8 + 1016
 """Of the two headers that such a file has at least."""
 BOM: Final = b"\xef\xbb\xbf"
 """Editors put it before text in UTF-8."""
@@ -44,6 +45,21 @@ _ENTRY: Final = (
     rb"(?:rw|rdonly|noaccess)[ \t]+\d+[ \t]+[a-z]"
 )
 """What a descriptor begins with, where it does not say its name."""
+
+MAGIC: Final = (
+    Magic(HOSTED_MAGIC),
+    Magic(COWD_MAGIC),
+    Magic(re.escape(_SESPARSE_START) + rb"(?s:.{1016})", pattern=True),
+    Magic(
+        rb"(?is)\xff\xfe|\xfe\xff|(?=[#\t\r\n \xefa-z]).{0,20479}?(?:disk\s*descriptor|"
+        rb"(?:version|encoding|cid)[ \t]*=|isnativesnapshot|createtype|parentfilenamehint|"
+        rb"(?:rw|rdonly|noaccess)[ \t]+\d)",
+        pattern=True,
+        sure=False,
+    ),
+)
+"""How the core knows such files. The last one is a look for the words of which every descriptor has
+one; `kind_of` looks closely."""
 
 Kind = Literal["hosted", "cowd", "sesparse", "descriptor", ""]
 

@@ -18,13 +18,15 @@ class ImageHooks(Generic[D]):
     __slots__ = ()
 
     @staticmethod
-    @hook("never recognised without its handle")
-    def td_probe(name: str, head: bytes) -> bool:
+    @hook("recognised by `disk_info.magic`, else never without its handle")
+    def td_probe(name: str, head: bytes, tail: bytes) -> bool:
         """Does this file hold the driver's format?
 
         Args:
             name: path of the file, for its suffix; not to be opened.
             head: its first bytes, up to 64 KiB.
+            tail: its last bytes, up to 4 KiB: some formats have their header there. Empty where the
+                end is not known (yet).
         """
         return False
 

@@ -18,7 +18,7 @@ MAGIC = b"TAPCHUNK"
 LARGEST = 1 << 40
 
 disk_info = tapcore.DiskInfo(
-    handle="chunk", name="chunked sparse image", api=tapcore.HOOKS_VERSION, suffixes=(".chunk",)
+    handle="chunk", name="chunked sparse image", api=1, suffixes=(".chunk",)
 )
 
 

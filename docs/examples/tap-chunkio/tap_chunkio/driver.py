@@ -33,7 +33,7 @@ LARGEST = 1 << 40
 disk_info = tapcore.DiskInfo(
     handle="chunkio",
     name="chunked sparse image, without blocking",
-    api=tapcore.HOOKS_VERSION,
+    api=1,
     suffixes=(".chunkio",),
 )
 

@@ -1,0 +1,71 @@
+"""pluggy's machinery with the table of hooks in it, and what a call of a hook really calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pluggy
+
+from tapcore.interface.hooks import HOOKS, PROJECT
+from tapcore.interface.models import Hooks
+
+REQUIRED_HOOKS: Final = tuple(row.name for row in HOOKS.values() if not row.default)
+
+
+class HookCallers(pluggy.PluginManager):
+    """pluggy's machinery with the table of hooks in it, whose functions are the defaults."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(Hooks)
+        self.register(Hooks, "defaults")
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        """The table's functions carry no mark: a driver that derives from it would inherit that."""
+        if plugin is not Hooks:
+            return super().parse_hookimpl_opts(plugin, name)
+        return _PLAIN if name in HOOKS and name not in REQUIRED_HOOKS else None
+
+
+_PLAIN: Final = pluggy.HookimplOpts(
+    wrapper=False,
+    hookwrapper=False,
+    optionalhook=False,
+    tryfirst=False,
+    trylast=False,
+    specname=None,
+)
+
+
+def caller_of(
+    pm: pluggy.PluginManager, hook: str, source: Any, *, filtered: bool
+) -> Callable[..., Any]:
+    """The function of `source` itself where no filter wraps it, else a call through pluggy.
+
+    `source` is the driver, or `Hooks` where it does not implement the hook.
+    """
+    caller = getattr(pm.hook, hook)
+    assert caller.spec is not None
+    argnames = tuple(caller.spec.argnames)
+    others = [i.plugin for i in caller.get_hookimpls() if i.plugin is not source]
+    if not filtered or all(other is Hooks for other in others):
+        (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
+        return _direct(impl.function, tuple(impl.argnames), argnames)
+    subset = pm.subset_hook_caller(hook, [Hooks] if source is not Hooks else [])
+    return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
+
+
+def _direct(
+    function: Callable[..., Any], takes: tuple[str, ...], given: tuple[str, ...]
+) -> Callable[..., Any]:
+    """A function that may take fewer arguments than the hook has, as pluggy allows."""
+    if takes == given:
+        return function
+    places = [given.index(name) for name in takes]
+    return lambda *args: function(*[args[place] for place in places])
+
+
+def implemented(pm: pluggy.PluginManager, plugin: Any) -> set[str]:
+    """The hooks that a registered plugin has."""
+    return {caller.name for caller in pm.get_hookcallers(plugin) or ()}

@@ -1,0 +1,172 @@
+"""Manifests: what is to be known of a driver, as data in its distribution, read without import.
+
+The manifest is the file `tapcore-drivers.json` in the package that the driver's entry point names.
+`tapdisk plugins manifest HANDLE` makes it from the driver. A driver without one works as well: it
+is loaded to be asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+import attrs
+
+from tapcore.interface.magic import Magic
+from tapcore.interface.models import DiskInfo
+from tapcore.interface.options import FormatOption
+
+MANIFEST: Final = "tapcore-drivers.json"
+"""The file's name."""
+
+_VERSION: Final = 1
+"""Of the file's form; others are not read."""
+
+_SAID: Final = ("name", "api", "single_handler", "file_backed", "makes_unnamed")
+"""What of a `DiskInfo` stands in the manifest as it is."""
+
+
+@attrs.frozen
+class Manifest:
+    """What a manifest says of one driver.
+
+    Attributes:
+        info: as its `disk_info`.
+        hooks: that it implements.
+    """
+
+    info: DiskInfo
+    hooks: frozenset[str]
+
+
+def package_file(value: str, name: str) -> bytes | None:
+    """A file of the package that an entry point names; the package is not imported.
+
+    Args:
+        value: of the entry point, `MODULE` or `MODULE:ATTRIBUTES`.
+        name: of the file, in the topmost package.
+
+    Returns:
+        Its content; None where there is none, or no such package.
+    """
+    package = value.partition(":")[0].partition("[")[0].strip().partition(".")[0]
+    for folder in _folders(package):
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                return file.read()
+        except OSError:
+            continue
+    return None
+
+
+def _folders(package: str) -> list[str]:
+    """Where a topmost package lies, as an import would find it."""
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(package, None)
+        except Exception:  # a finder of somebody's; an import would fail as well
+            return []
+        if spec is not None:
+            return list(spec.submodule_search_locations or ())
+    return []
+
+
+def read_manifest(value: str, handle: str) -> Manifest | None:
+    """What a driver's distribution says of it.
+
+    Args:
+        value: of its entry point.
+        handle: of the driver.
+
+    Returns:
+        None where there is no manifest, or not of this driver, or of another version.
+
+    Raises:
+        ValueError: the file is not what a manifest is.
+    """
+    content = package_file(value, MANIFEST)
+    return None if content is None else parse_manifest(content, handle)
+
+
+def parse_manifest(content: bytes, handle: str) -> Manifest | None:
+    """As `read_manifest`, of the file's content."""
+    import json
+
+    said = json.loads(content)
+    try:
+        if said["version"] != _VERSION or handle not in said["drivers"]:
+            return None
+        return _manifest(said["drivers"][handle], handle)
+    except (TypeError, KeyError, AttributeError, IndexError) as exc:
+        raise ValueError(f"is no manifest: {type(exc).__name__}: {exc}") from None
+
+
+def _manifest(said: dict[str, Any], handle: str) -> Manifest:
+    info = DiskInfo(
+        handle=handle,
+        suffixes=tuple(said["suffixes"]),
+        magic=tuple(map(_magic, said["magic"])),
+        create_options=tuple(map(_option, said["create_options"])),
+        amend_options=tuple(map(_option, said["amend_options"])),
+        **{name: said[name] for name in _SAID},
+    )
+    return Manifest(info, frozenset(said["hooks"]))
+
+
+def _magic(said: dict[str, Any]) -> Magic:
+    return Magic(**{**said, "content": said["content"].encode("latin-1")})
+
+
+def _option(said: dict[str, Any]) -> FormatOption:
+    return FormatOption(**{**said, "choices": tuple(said.get("choices", ()))})
+
+
+# ---- written ---------------------------------------------------------------------------------
+
+
+def render_manifest(manifests: list[Manifest]) -> str:
+    """The content of the file for the drivers of one package."""
+    import json
+
+    drivers = {each.info.handle: _as_dict(each) for each in manifests}
+    return json.dumps({"version": _VERSION, "drivers": drivers}, indent=2) + "\n"
+
+
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
+    info = manifest.info
+    return {
+        **{name: getattr(info, name) for name in _SAID},
+        "suffixes": info.suffixes,
+        "magic": [
+            {**_what_differs(each), "content": each.content.decode("latin-1")}
+            for each in info.magic
+        ],
+        "hooks": sorted(manifest.hooks),
+        "create_options": [_what_differs(each) for each in info.create_options],
+        "amend_options": [_what_differs(each) for each in info.amend_options],
+    }
+
+
+def _what_differs(value: Any) -> dict[str, Any]:
+    """The fields of a value that are not as they are by default."""
+    return {
+        field.name: found
+        for field in attrs.fields(type(value))
+        if (found := getattr(value, field.name)) != field.default
+    }
+
+
+def differences(manifest: Manifest, info: DiskInfo, hooks: frozenset[str]) -> list[str]:
+    """Where a manifest does not say what the driver does.
+
+    Args:
+        manifest: that was read.
+        info: the driver's `disk_info`.
+        hooks: that it implements.
+
+    Returns:
+        Names of what differs, sorted; of `DiskInfo`'s attributes, and "hooks".
+    """
+    said, does = _as_dict(manifest), _as_dict(Manifest(info, hooks))
+    return sorted(name for name in does if said[name] != does[name])
