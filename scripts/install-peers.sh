@@ -13,6 +13,7 @@ need qemu-storage-daemon qemu-system-common
 need nbdinfo libnbd-bin
 need nbdkit nbdkit
 need fio fio
+need mkfs.ext4 e2fsprogs
 need zsh zsh
 need fish fish
 need img_stat sleuthkit

@@ -16,6 +16,7 @@ PACKAGES = {  # command: Debian package
     "fish": "fish",
     "img_cat": "sleuthkit",
     "img_stat": "sleuthkit",
+    "mkfs.ext4": "e2fsprogs",
     "nbdcopy": "libnbd-bin",
     "nbdfuse": "libnbd-bin",
     "nbdinfo": "libnbd-bin",

@@ -110,6 +110,22 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("How large would this be as qcow2?", "tapdisk measure disk.img -O qcow2"),
         ("And for a program", "tapdisk measure disk.img -O qcow2 --json"),
     ),
+    "ls": _examples(
+        ("The partitions, or the files of the only one", "tapdisk ls disk.qcow2"),
+        ("A folder of the second partition", "tapdisk ls -l disk.qcow2:2 /etc"),
+    ),
+    "cat": _examples(
+        ("A file of the first partition", "tapdisk cat disk.qcow2:1 /etc/hostname"),
+        ("Two files of a disk without partitions", "tapdisk cat disk.img /etc/passwd /etc/group"),
+    ),
+    "extract": _examples(
+        ("A folder, into another", "tapdisk extract disk.vmdk:1 /home/user -d rescued"),
+        ("Everything", "tapdisk extract disk.qcow2:1 -d all"),
+    ),
+    "tree": _examples(
+        ("All files", "tapdisk tree disk.qcow2:1"),
+        ("Two folders deep", "tapdisk tree disk.qcow2:1 /etc --levels 2"),
+    ),
     "serve": _examples(
         (
             "On a Unix socket, for this user only",
