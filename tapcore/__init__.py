@@ -92,7 +92,8 @@ if TYPE_CHECKING:
     from tapcore.sizes import parse_size
     from tapcore.tools.convert import convert_image
     from tapcore.tools.create import create_image
-    from tapcore.tools.serve import nbd_server
+    from tapcore.tools.serve import Overlay, nbd_server
+    from tapcore.tools.template import Template, View
 
 __version__ = "0.1.0"
 
@@ -134,7 +135,8 @@ _HOMES = {
     "sizes": "parse_size",
     "tools.convert": "convert_image",
     "tools.create": "create_image",
-    "tools.serve": "nbd_server",
+    "tools.serve": "Overlay nbd_server",
+    "tools.template": "Template View",
 }
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names.split()} | {
     "describe_error": ("errors", "describe"),
@@ -188,6 +190,7 @@ __all__ = [
     "NotWritableError",
     "OpenOptions",
     "OutOfRangeError",
+    "Overlay",
     "Places",
     "ReadOnlyError",
     "ReferencePolicy",
@@ -201,10 +204,12 @@ __all__ = [
     "TcpAddress",
     "TdCallback",
     "TdState",
+    "Template",
     "Then",
     "UnixAddress",
     "UnknownHandleError",
     "UsageError",
+    "View",
     "answer_over",
     "content_damaged",
     "content_missing",

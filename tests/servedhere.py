@@ -42,14 +42,31 @@ def served_here(*names: str, flags: int = 0) -> Iterator[Here]:
         states = [stack.enter_context(opened(name, flags)) for name in names]
         exports = [Export.of(state, str(number)) for number, state in enumerate(states)]
         server = NbdServer(Exports(exports), UnixAddress(str(Path(where) / "s")))
-        ended = os.eventfd(0)
-        server._loop.add(ended, lambda _: server.stop())
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
+        with running(server):
             yield Here(server, [export.engine for export in exports])
-        finally:
-            os.eventfd_write(ended, 1)
-            thread.join(60)
-            assert not thread.is_alive()
-            os.close(ended)
+
+
+@contextlib.contextmanager
+def running(server: NbdServer) -> Iterator[NbdServer]:
+    """A server in a thread; stopped at the end, as by a signal. What it raises then is raised."""
+    ended = os.eventfd(0)
+    server._loop.add(ended, lambda _: server.stop())
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run()
+        except BaseException as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        os.eventfd_write(ended, 1)
+        thread.join(60)
+        assert not thread.is_alive()
+        os.close(ended)
+        for exc in raised:
+            raise exc

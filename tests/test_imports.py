@@ -24,6 +24,7 @@ LAYERS = (
     {"formats", "engine"},
     {"clusters", "simple"},
     {"rawfile", "deflate", "sectorcipher", "opening"},
+    {"views"},
     {"disk", "nbd"},
     {"tools"},
     {"the names of tapcore itself"},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tapcore.disk.calls import DiskCalls, failed
 from tapcore.disk.file import DiskFile
@@ -318,7 +318,7 @@ class Disk(DiskFile):
         with self._calls.lock:
             if self._engine.broken_off:
                 self._end_file()
-                close_disk(self._state)
+                self._release()
                 return
             try:
                 self._save_and_close()
@@ -334,7 +334,11 @@ class Disk(DiskFile):
         finally:
             if not self._engine.broken_off:
                 self._calls.finish()
-                close_disk(self._state)
+                self._release()
+
+    def _release(self) -> None:
+        """Close the images; nothing is under way."""
+        close_disk(self._state)
 
     def _end_file(self) -> None:
         """Closed for Python, without a flush."""
@@ -350,7 +354,7 @@ class Disk(DiskFile):
         for file in self._leaf.options.opened:
             file.let_go()
 
-    def __enter__(self) -> Disk:
+    def __enter__(self) -> Self:
         self._check_open()
         return self
 

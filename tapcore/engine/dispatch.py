@@ -78,6 +78,7 @@ class Dispatcher:
         "_layers",
         "_leaf",
         "_retry_at",
+        "_sharing",
         "layer_of",
         "progress",
         "serial",
@@ -92,8 +93,21 @@ class Dispatcher:
         self._fail = answers.fail
         self._busy = False  # some layer has parked segments
         self._retry_at = 0.0
+        self._sharing = [self]
         self.progress = False
         self.serial = 0
+
+    # ---- others that use the same images ----------------------------------------------------
+
+    def share_with(self, other: Dispatcher) -> None:
+        """The other has images of this one in its chain: of a failure of theirs it is told."""
+        self._sharing.append(other)
+        other._sharing = self._sharing
+
+    def share_no_more(self, other: Dispatcher) -> None:
+        """The other is done with them."""
+        self._sharing.remove(other)
+        other._sharing = [other]
 
     # ---- to the drivers ---------------------------------------------------------------------
 
@@ -202,14 +216,16 @@ class Dispatcher:
         except (InterruptedError, BlockingIOError):
             return  # nothing is lost: the descriptor is still readable
         except Exception as exc:
-            self._reaping_failed(self.layer_of[dd], exc)
+            log.error("%s: the driver failed to reap: %s", dd.name, describe(exc))
+            for each in self._sharing:
+                if dd in each.layer_of:
+                    each._reaping_failed(each.layer_of[dd], exc)
             return
         if finished:
             dd.early += finished
 
     def _reaping_failed(self, layer: Layer, exc: Exception) -> None:
         """Who cannot say what has finished will not answer: all that it has in hand fails."""
-        log.error("%s: the driver failed to reap: %s", layer.dd.name, describe(exc))
         handed, layer.handed = layer.handed, []
         for seg in handed:
             self._returned_error(seg, errno_of(exc))
@@ -253,14 +269,22 @@ class Dispatcher:
                 log.error("%s: submit failed: %s", layer.dd.name, exc.message)
             elif not isinstance(exc, OSError):
                 log.exception("%s: submit failed", layer.dd.name)
-            for seg in batch:
-                self._returned_error(seg, errno_of(exc))
+            layer.batch = batch
+            for each in self._sharing:  # theirs was submitted with ours
+                if layer.dd in each.layer_of:
+                    each._lose_batch(each.layer_of[layer.dd], errno_of(exc))
             return
         if batch:
             self._remember(layer, batch)
         layer.dd.early = 0
         if finished:
             self.progress = True
+
+    def _lose_batch(self, layer: Layer, code: int) -> None:
+        """What was queued since the last submit will not be answered."""
+        batch, layer.batch = layer.batch, []
+        for seg in batch:
+            self._returned_error(seg, code)
 
     @staticmethod
     def _remember(layer: Layer, batch: list[Segment]) -> None:

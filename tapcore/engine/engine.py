@@ -244,6 +244,19 @@ class Engine:
         """The rest of a request that `begin_write` took will never come (its client has gone)."""
         self._accounts.fail(req, nb_sectors, errno.ESHUTDOWN)
 
+    # ---- others that use the same images ----------------------------------------------------
+
+    def share_with(self, other: Engine) -> None:
+        """The other's chain goes on with this one's images, which this one reaps for both.
+
+        Where their driver fails, each answers for its own requests. No image is written so.
+        """
+        self._dispatcher.share_with(other._dispatcher)
+
+    def share_no_more(self, other: Engine) -> None:
+        """The other is done with them; nothing of it may be in flight."""
+        self._dispatcher.share_no_more(other._dispatcher)
+
     # ---- turns of the loop ------------------------------------------------------------------
 
     @property

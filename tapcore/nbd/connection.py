@@ -212,7 +212,11 @@ class Connection:
         elif handshake.state is HandshakeState.TRANSMISSION:
             self._handshake = None
             self._clear_deadline()
-            self._transmission = transmission = self._make_transmission(handshake)
+            transmission = self._make_transmission(handshake)
+            if transmission is None:
+                self._lose("its export is not there any more")
+                return
+            self._transmission = transmission
             self.engine = transmission.engine
             self._poll(IN)
             self._mark()
@@ -221,11 +225,12 @@ class Connection:
         else:
             self._poll(IN)
 
-    def _make_transmission(self, handshake: Handshake) -> Transmission:
+    def _make_transmission(self, handshake: Handshake) -> Transmission | None:
         negotiated = handshake.negotiated
         assert negotiated is not None
         export = self._exports.get(negotiated.export.name)
-        assert export is not None
+        if export is None:
+            return None
         return Transmission(export, negotiated, self._mark, handshake.leftover)
 
     def _start_tls(self, handshake: Handshake) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 import attrs
 
 from tapcore.engine import Engine, MappedExtent, chain_extents, engine_of
+from tapcore.engine.loop import Loop
 from tapcore.errors import TapError, printable
 from tapcore.files.linux import all_in_page_cache
 from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import ExportInfo
+from tapcore.nbd.polled import PolledDisk
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.status import Context, context_names, context_of
 
@@ -34,6 +36,7 @@ class Export:
         info: what the handshake tells of it.
         file_spans: replies may be sent straight from host files.
         senders: the outgoing sides of all connections, which may have such replies waiting.
+        left: called when the last of them has gone.
     """
 
     disk: TdState
@@ -41,6 +44,7 @@ class Export:
     info: ExportInfo
     file_spans: bool
     senders: set[Replies] = attrs.field(factory=set)
+    left: Callable[[], object] | None = None
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
@@ -91,6 +95,12 @@ class Export:
         if not all_in_page_cache(extent.fd, extent.offset, extent.length):
             return None
         return FileSpan(extent.fd, extent.offset, extent.length)
+
+    def leave(self, replies: Replies) -> None:
+        """A connection has gone."""
+        self.senders.discard(replies)
+        if self.left is not None and not self.senders:
+            self.left()
 
     def before_giving_up(self) -> None:
         """Space in host files may be given up next, and then hold other content.
@@ -160,3 +170,17 @@ class Exports:
         if not name and len(self.all) == 1:
             return self.all[0]
         return self._by_name.get(name)
+
+    def begin(self, loop: Loop) -> None:
+        """The poll set of the server whose exports they are."""
+
+    def turn(self) -> None:
+        """The end of a batch."""
+
+    def views(self) -> list[PolledDisk]:
+        """What is to be closed before the disks of the exports, when all clients have gone."""
+        return []
+
+    def finish(self) -> list[TapError]:
+        """Everything is closed; returns what went wrong besides."""
+        return []

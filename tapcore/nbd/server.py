@@ -14,10 +14,10 @@ from typing import Final, Protocol
 
 import attrs
 
-from tapcore.engine import FLUSH, Engine, Request
+from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
-from tapcore.errors import IOFailedError, TapError
-from tapcore.interface.models import DiskDriver
+from tapcore.errors import TapError
+from tapcore.nbd.closing import Closing
 from tapcore.nbd.connection import Clients, Connection, StartsTls
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import (
@@ -28,7 +28,7 @@ from tapcore.nbd.listening import (
     address_of,
     listeners,
 )
-from tapcore.opening.chain import close_disk
+from tapcore.nbd.polled import PolledDisk
 from tapcore.process.hangups import HangUps
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
 
@@ -43,10 +43,6 @@ DEAF_SECONDS: Final = 1.0
 
 STOP_SECONDS: Final = 10.0
 """How long a stopping server waits for clients to take their replies."""
-
-_LATE: Final = (
-    "%s: waiting for the disk; requests that it has not answered: %d (a signal ends it at once)"
-)
 
 
 class Encryption(StartsTls, Protocol):
@@ -112,15 +108,11 @@ class NbdServer:
         self._deaf: Deadline | None = None
         for listener in self._listeners:
             self._loop.add(listener.fileno(), partial(self._accept, listener))
-        for engine in self._engines:
-            self._poll_engine(engine)
+        self._disks = [PolledDisk(self._loop, engine) for engine in self._engines]
+        self._loop.timeouts += [partial(_timeout, engine) for engine in self._engines]
+        exports.begin(self._loop)
         self._loop.timeouts.append(self._next_deadline)
         self._loop.after_batch.append(self._after_batch)
-
-    def _poll_engine(self, engine: Engine) -> None:
-        for fd, dd, sid in engine.poll_fds():
-            self._loop.add(fd, partial(_readable, engine, dd, sid))
-        self._loop.timeouts.append(lambda: engine.timeout)
 
     def uris(self) -> list[str]:
         """The NBD URI of each export, of each socket."""
@@ -164,8 +156,8 @@ class NbdServer:
         try:
             self._loop.run()
         except BaseException:
-            for engine in self._engines:
-                engine.broken_off |= self._loop.broken_off
+            for disk in (*self._exports.views(), *self._disks):
+                disk.engine.broken_off |= self._loop.broken_off
             for error in self._release():
                 log.error("%s", error)
             raise
@@ -255,6 +247,7 @@ class NbdServer:
         while again:
             for engine in self._engines:
                 engine.turn()
+            self._exports.turn()
             dirty, clients.dirty = clients.dirty, set()
             for connection in dirty:
                 if connection.open and connection.service():
@@ -289,7 +282,8 @@ class NbdServer:
         for listener in self._listeners:
             listener.close()
         self._place.remove()
-        errors = self._close_disks()
+        errors = Closing(self._loop, self._disks, self._exports.views()).run(STOP_SECONDS)
+        errors += self._exports.finish()
         self._loop.close()
         self._forget_signals()
         return errors
@@ -302,57 +296,6 @@ class NbdServer:
         self._signals.close()
         os.close(self._asked)
 
-    def _close_disks(self) -> list[TapError]:
-        """Everything that was answered goes to disk; returns what went wrong, once for each disk.
 
-        What is still under way is waited for, without an end: a disk may answer yet. Each is closed
-        as soon as it has, whatever the others do; at once where it was broken off.
-        """
-        errors: dict[int, TapError] = {}
-        for engine in self._engines:
-            if engine.broken_off:
-                self._close(engine, errors)
-        left = [engine for engine in self._engines if not engine.broken_off]
-        for engine in left:
-            self._flush(engine, errors)
-
-        def turn() -> None:
-            for engine in left:
-                engine.turn()
-
-        self._loop.after_batch = [turn]
-        patience, told = Deadline(STOP_SECONDS), False
-        while True:
-            for engine in [each for each in left if not each.in_flight]:
-                left.remove(engine)
-                self._close(engine, errors)
-            if not left:
-                return list(errors.values())
-            if patience.passed and not told:
-                for engine in left:
-                    log.warning(_LATE, engine.disk.image, engine.in_flight)
-                told = True
-            self._loop.run_once(None if told else patience.left)
-
-    def _flush(self, engine: Engine, errors: dict[int, TapError]) -> None:
-        def flushed(req: Request) -> None:
-            if req.status:
-                text = f"the last flush failed: {os.strerror(-req.status)}"
-                image = str(engine.disk.image)
-                errors[id(engine)] = IOFailedError(text, image=image, errno=-req.status)
-
-        if not engine.read_only:
-            engine.submit(Request(FLUSH, 0, 0, None, flushed))
-        engine.turn()
-
-    def _close(self, engine: Engine, errors: dict[int, TapError]) -> None:
-        for fd, _, _ in engine.poll_fds():
-            self._loop.remove(fd)
-        try:
-            close_disk(engine.disk)
-        except TapError as exc:
-            errors.setdefault(id(engine), exc)
-
-
-def _readable(engine: Engine, dd: DiskDriver, sid: int, events: int) -> None:
-    engine.readable(dd, sid)
+def _timeout(engine: Engine) -> float | None:
+    return engine.timeout

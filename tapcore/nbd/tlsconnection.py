@@ -102,9 +102,10 @@ class TlsConnection(Connection):
 
     # ---- replies ----------------------------------------------------------------------------
 
-    def _make_transmission(self, handshake: Handshake) -> Transmission:
+    def _make_transmission(self, handshake: Handshake) -> Transmission | None:
         transmission = super()._make_transmission(handshake)
-        transmission.only_copies()
+        if transmission is not None:
+            transmission.only_copies()
         return transmission
 
     def _serve(self, transmission: Transmission) -> bool:

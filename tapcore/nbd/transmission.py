@@ -370,5 +370,5 @@ class Transmission:
         self.finished = True
         self._abort_stream()
         self._received.close()
-        self._export.senders.discard(self.replies)
+        self._export.leave(self.replies)
         self.replies.discard()

@@ -107,7 +107,7 @@ def _fold(
         with child.driver():  # let it go on to take the parent for its own, when that is written
             dd.drv.td_before_commit(dd, leaf)
         if child.size > parent.size:
-            _grow(parent, leaf, child.size)
+            grow(parent, leaf, child.size)
         written = Transfer(child, parent, progress=progress).run(jobs_for_own(child))
         parent.sync()
         return found.id, written, _fits(dd, leaf)
@@ -121,7 +121,7 @@ def _fits(child: DiskDriver, parent: DiskDriver) -> bool:
     return True
 
 
-def _grow(parent: Disk, leaf: DiskDriver, size: int) -> None:
+def grow(parent: Disk, leaf: DiskDriver, size: int) -> None:
     if "td_resize" not in leaf.drv.implemented:
         raise NotSupportedError(
             f"is smaller than its child by {format_size(size - parent.size)}, "

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import attrs
+
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
@@ -24,6 +26,7 @@ from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName
 from tapcore.tools.givennames import given_image
 from tapcore.tools.openimage import open_chain
+from tapcore.views.store import Room
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ def nbd_server(
     tls: TlsOptions | None = None,
     max_connections: int = MAX_CONNECTIONS,
     idle_seconds: float | None = None,
+    overlay: Overlay | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -62,6 +66,7 @@ def nbd_server(
         tls: encryption for clients; None: there is none.
         max_connections: clients at a time.
         idle_seconds: it stops when nobody was connected for so long; None: it does not.
+        overlay: the images are opened for reading, and clients write into views; None: they do not.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -79,10 +84,10 @@ def nbd_server(
     disks: list[TdState] = []
     try:
         for image in images:
-            disks.append(_open(image, opened, read_only=read_only))
+            disks.append(_open(image, opened, read_only=read_only or overlay is not None))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         return NbdServer(
-            Exports(exports),
+            Exports(exports) if overlay is None else _views(exports, overlay, access),
             address,
             signals=signals,
             encryption=encryption,
@@ -95,6 +100,36 @@ def nbd_server(
         if isinstance(exc, NotWritableError):
             exc.message += " (--read-only would open it)"
         raise
+
+
+@attrs.frozen
+class Overlay:
+    """How clients get views of what is served, and write into those.
+
+    Attributes:
+        named: there is a view for each name `EXPORT@NAME` that a client asks for; else one for each
+            connection.
+        directory: where views keep what is written to them; empty: memory.
+        limit: bytes for each view; None: the default.
+        keep: handle and directory of the images that are made of views at their end; None: none is.
+    """
+
+    named: bool = False
+    directory: str = ""
+    limit: int | None = None
+    keep: tuple[str, str] | None = None
+
+
+def _views(exports: Sequence[Export], overlay: Overlay, access: Access) -> Exports:
+    from tapcore.nbd.views import Views
+    from tapcore.tools.keep import Keeper
+
+    keeper = None
+    if overlay.keep is not None:
+        bases = {export.info.name: export.disk.image for export in exports}
+        keeper = Keeper(bases, *overlay.keep, access)
+    room = Room.of(overlay.directory, overlay.limit)
+    return Views(exports, room, named=overlay.named, keeper=keeper)
 
 
 def _encryption(options: TlsOptions) -> Encryption:

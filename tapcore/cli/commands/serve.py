@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from tapcore.cli.options import (
+    Size,
     cache_option,
     completes,
     image_argument,
@@ -30,7 +31,7 @@ from tapcore.process.background import PidFile, in_background
 from tapcore.process.captive import Captive
 from tapcore.process.parent import end_with_parent
 from tapcore.process.stopping import STOP_SIGNALS
-from tapcore.tools.serve import nbd_server
+from tapcore.tools.serve import Overlay, nbd_server
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,30 @@ MOST_CONNECTIONS = 4096
     metavar="NAME",
     help="Name of the export; once for each IMAGE. Without it a single IMAGE is the default "
     "export, and several have the names of their files.",
+)
+@click.option(
+    "--overlay",
+    type=click.Choice(["connection", "name"]),
+    help="Images are not written: clients write into views, which are gone at the end. One for "
+    "each connection, or one for each export NAME@VIEW that clients ask for.",
+)
+@click.option(
+    "--overlay-dir",
+    metavar="DIR",
+    shell_complete=completes("directory"),
+    help="Views keep what is written to them in files without a name, here.  [default: memory]",
+)
+@click.option(
+    "--overlay-limit",
+    metavar="SIZE",
+    type=Size(),
+    help="What may be written to each view, above it there is no space left.  [default: 1G]",
+)
+@click.option(
+    "--keep",
+    metavar="HANDLE:DIR",
+    shell_complete=completes("directory"),
+    help="Make an image of each view that was written to, when it ends.",
 )
 @click.option(
     "--max-connections",
@@ -127,6 +152,10 @@ def command(
     port: int | None,
     read_only: bool,
     names: tuple[str, ...],
+    overlay: str | None,
+    overlay_dir: str | None,
+    overlay_limit: int | None,
+    keep: str | None,
     max_connections: int,
     idle_timeout: float | None,
     captive: str | None,
@@ -149,6 +178,7 @@ def command(
     """
     if fork and (captive is not None or exit_with_parent):
         raise click.UsageError("--fork does not go with --run and --exit-with-parent")
+    views = _overlay(overlay, overlay_dir, overlay_limit, keep, read_only=read_only)
     if exit_with_parent:
         end_with_parent()
     with ExitStack() as stack:
@@ -167,6 +197,7 @@ def command(
             tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
             max_connections=max_connections,
             idle_seconds=idle_timeout,
+            overlay=views,
         )
         return _serve(server, captive, ready, pid_file)
 
@@ -245,6 +276,29 @@ def _address(
     if number != path and number.isdecimal() and len(number) < 6:
         return OpenSockets((int(number),))
     return UnixAddress(path)
+
+
+def _overlay(
+    kind: str | None,
+    directory: str | None,
+    limit: int | None,
+    keep: str | None,
+    *,
+    read_only: bool,
+) -> Overlay | None:
+    if kind is None:
+        if directory is not None or limit is not None or keep is not None:
+            raise click.UsageError("--overlay-dir, --overlay-limit and --keep need --overlay")
+        return None
+    if read_only:
+        raise click.UsageError("--overlay is for writing, --read-only against it")
+    kept = None
+    if keep is not None:
+        handle, colon, where = keep.partition(":")
+        if not (handle and colon and where):
+            raise click.UsageError("--keep needs HANDLE:DIR, as qcow2:/vm/kept")
+        kept = handle, where
+    return Overlay(kind == "name", directory or "", limit, kept)
 
 
 def _tls(

@@ -1,0 +1,96 @@
+"""The end of a server's disks: what was answered goes to disk, and no disk keeps the others."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from tapcore.engine.loop import Deadline, Loop
+from tapcore.errors import IOFailedError, TapError
+from tapcore.nbd.polled import PolledDisk
+
+log = logging.getLogger(__name__)
+
+GIVE_UP_SECONDS: Final = 20.0
+"""How long a disk that was named, since it does not answer, is waited for then."""
+
+_LATE: Final = (
+    "%s: waiting for the disk; requests that it has not answered: %d (a signal ends it at once)"
+)
+_GIVEN_UP: Final = "has not answered: what was not flushed may be lost"
+
+
+class Closing:
+    """Closes disks, each as soon as it has answered all, whatever the others do.
+
+    Args:
+        loop: in which they are polled; nothing else may be.
+        disks: what is to be closed.
+        views: of these disks: none of those is closed before all of these are.
+    """
+
+    def __init__(
+        self, loop: Loop, disks: Sequence[PolledDisk], views: Sequence[PolledDisk] = ()
+    ) -> None:
+        self._loop = loop
+        self._views = list(views)
+        self._disks = list(disks)
+        self._errors: dict[PolledDisk, TapError] = {}
+
+    def run(self, named_after: float) -> list[TapError]:
+        """Close them; a disk that was broken off at once.
+
+        Args:
+            named_after: seconds after which those are named that have not answered.
+
+        Returns:
+            What went wrong, at most once for each disk. One that never answers is one of them.
+        """
+        for disk in self._left():
+            if disk.engine.broken_off:
+                self._close(disk)
+        for disk in self._left():
+            disk.flush(self._errors.setdefault)
+        self._loop.after_batch = [self._turn]
+        if not self._wait(named_after):
+            for disk in self._left():
+                if disk.engine.in_flight:
+                    log.warning(_LATE, disk.name, disk.engine.in_flight)
+            if not self._wait(GIVE_UP_SECONDS):
+                self._give_up()
+        return list(self._errors.values())
+
+    def _left(self) -> list[PolledDisk]:
+        return self._views + self._disks
+
+    def _turn(self) -> None:
+        for disk in self._left():
+            disk.engine.turn()
+
+    def _wait(self, seconds: float) -> bool:
+        """Close what has answered, for so long at most; returns whether that is all."""
+        patience = Deadline(seconds)
+        while True:
+            for some in (self._views, self._disks):
+                if some is self._views or not self._views:
+                    for disk in [each for each in some if not each.engine.in_flight]:
+                        self._close(disk)
+            if not self._left() or patience.passed:
+                return not self._left()
+            self._loop.run_once(patience.left)
+
+    def _close(self, disk: PolledDisk) -> None:
+        (self._views if disk in self._views else self._disks).remove(disk)
+        try:
+            disk.close()
+        except TapError as exc:
+            self._errors.setdefault(disk, exc)
+
+    def _give_up(self) -> None:
+        """Whoever is inside of what never ends cannot be waited for, nor be asked to let go."""
+        for disk in self._left():
+            disk.unpoll()
+            error = IOFailedError(_GIVEN_UP, image=disk.name, errno=errno.ETIMEDOUT)
+            self._errors.setdefault(disk, error)
