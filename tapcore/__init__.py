@@ -66,6 +66,11 @@ if TYPE_CHECKING:
     from tapcore.formats.tablevisits import EmptyTables, TableVisits
     from tapcore.interface.answer import Answer, Then, answer_over
     from tapcore.interface.damage import content_damaged, content_missing
+    from tapcore.interface.filters import Call as FilterCall
+    from tapcore.interface.filters import Filter, TextForm
+    from tapcore.interface.filters import Rate as FilterRate
+    from tapcore.interface.filters import Seconds as FilterSeconds
+    from tapcore.interface.filters import Size as FilterSize
     from tapcore.interface.hooks import hookimpl, implements
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
@@ -111,6 +116,7 @@ _HOMES = {
         "OutOfRangeError ReadOnlyError ReferencePolicyError TapError UnknownHandleError "
         "UsageError printable"
     ),
+    "interface.filters": "Filter TextForm",
     "interface.hooks": "hookimpl implements",
     "files": (
         "ImageFile create_host_file describe_host_file host_file_size open_host_file "
@@ -139,6 +145,10 @@ _HOMES = {
     "tools.template": "Template View",
 }
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names.split()} | {
+    "FilterCall": ("interface.filters", "Call"),
+    "FilterRate": ("interface.filters", "Rate"),
+    "FilterSeconds": ("interface.filters", "Seconds"),
+    "FilterSize": ("interface.filters", "Size"),
     "describe_error": ("errors", "describe"),
     "fallocate_punch_hole": ("files.hostfile", "punch_hole"),
     "passphrase_readings": ("interface.keys", "readings"),
@@ -169,6 +179,11 @@ __all__ = [
     "DriverError",
     "EmptyTables",
     "Extent",
+    "Filter",
+    "FilterCall",
+    "FilterRate",
+    "FilterSeconds",
+    "FilterSize",
     "Finding",
     "ForkedError",
     "FormatOption",
@@ -205,6 +220,7 @@ __all__ = [
     "TdCallback",
     "TdState",
     "Template",
+    "TextForm",
     "Then",
     "UnixAddress",
     "UnknownHandleError",

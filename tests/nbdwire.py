@@ -199,10 +199,12 @@ class Wire:
 
 
 @contextlib.contextmanager
-def opened(name: str, flags: int = 0, cache: CacheMode = "writeback") -> Iterator[TdState]:
+def opened(
+    name: str, flags: int = 0, cache: CacheMode = "writeback", filters: tuple[Any, ...] = ()
+) -> Iterator[TdState]:
     """An image of an installed driver: HANDLE:PATH."""
     handle, _, rest = name.partition(":")
-    options = OpenOptions(cache=cache)
+    options = OpenOptions(cache=cache, filters=filters)
     disk = open_disk(DiskId(rest, handle), default_registry(), flags=flags, options=options)
     try:
         yield disk

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import attrs
 from nbd_client import Client
@@ -35,11 +36,11 @@ class Here:
 
 
 @contextlib.contextmanager
-def served_here(*names: str, flags: int = 0) -> Iterator[Here]:
+def served_here(*names: str, flags: int = 0, filters: tuple[Any, ...] = ()) -> Iterator[Here]:
     """Serve images (HANDLE:PATH); stopped at the end, as by a signal."""
     folder = tempfile.TemporaryDirectory(prefix="tapcore-here-")
     with folder as where, ExitStack() as stack:
-        states = [stack.enter_context(opened(name, flags)) for name in names]
+        states = [stack.enter_context(opened(name, flags, filters=filters)) for name in names]
         exports = [Export.of(state, str(number)) for number, state in enumerate(states)]
         server = NbdServer(Exports(exports), UnixAddress(str(Path(where) / "s")))
         with running(server):

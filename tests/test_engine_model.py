@@ -4,6 +4,7 @@ The drivers answer late, in random order and in pieces (drivers/late.py).
 """
 
 import itertools
+import os
 import random
 from collections.abc import Callable
 
@@ -14,8 +15,11 @@ from enginebench import Bench, Op, bench, content_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tapcore import Filter, FilterCall
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, chain_extents
 from tapcore.engine import dispatch as engine_module
+
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +218,65 @@ def test_reads_see_what_was_written_in_any_chain(
         model.check()
         disk.drain()
     assert [image.snapshot() for image in chain[1:]] == parents
+
+
+class Moody(Filter):
+    """Lets some calls wait, and some answers, and notes all."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.calls: list[FilterCall] = []
+
+    def _mood(self) -> float:
+        return self.rng.choice((0.0, 0.0, 0.0, 1e-9, self.rng.random() / 1000))
+
+    def request(self, call: FilterCall) -> None:
+        self.calls.append(call)
+        call.note = []
+        call.go_on(after=self._mood())
+
+    def answered(self, call: FilterCall, res: int, sector: int, nb_sectors: int) -> None:
+        call.note += [None] if call.op == "flush" else range(sector, sector + nb_sectors)
+        call.answer(res, sector, nb_sectors, after=self._mood())
+
+    def check(self) -> None:
+        """Every call was seen once, and the answers of each of its sectors."""
+        for call in self.calls:
+            wanted = (
+                [None] if call.op == "flush" else range(call.sector, call.sector + call.nb_sectors)
+            )
+            assert sorted(call.note, key=str) == sorted(wanted, key=str)
+
+
+@settings(max_examples=40 * THOROUGH)
+@given(
+    CHAINS,
+    st.lists(PLANS, max_size=20),
+    st.sampled_from(["late", "latefull"]),
+    st.integers(),
+    st.integers(1, 3),
+)
+def test_filters_lose_no_call_and_no_answer(
+    layouts: list[Layout], plans: list[Plan], handle: str, seed: int, depth: int
+) -> None:
+    rng = random.Random(seed)
+    chain = [layout.image(rng) for layout in layouts]
+    filters = tuple(Moody(rng) for _ in range(depth))
+    with bench(chain, handle, rng=rng, filters=filters) as disk:
+        model = Model(disk, content_of(chain), chain[0], handle == "latefull")
+        everything: list[Op] = []
+        for plan in plans:
+            model.submit(plan)
+            everything += [op for op in disk.ops if op not in everything]
+            for _ in range(plan.steps):
+                disk.step()
+        disk.drain()
+        assert [op for op in everything if op.answers != 1 or not op.req.tag] == []
+        model.check()
+        disk.drain()
+    for each in filters:
+        each.check()
+        assert len(each.calls) == len(filters[0].calls)
 
 
 @settings(max_examples=100)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.parameters import FilterInfo
 
 _MOST: Final = 2000
 """Of one directory's files."""
@@ -22,6 +25,24 @@ def _handles() -> list[str]:
 def handle_items(incomplete: str) -> list[CompletionItem[str]]:
     """`HANDLE`."""
     return [CompletionItem(name) for name in _handles() if name.startswith(incomplete)]
+
+
+def filter_items(incomplete: str) -> list[CompletionItem[str]]:
+    """`NAME[:KEY=VALUE,...]`: names of filters that are installed; then what one can be told."""
+    from tapcore.interface.registry import default_registry
+
+    rows = default_registry().filters()
+    name, colon, values = incomplete.partition(":")
+    if not colon:
+        return [CompletionItem(row.name, help=row.title) for row in rows if _begins(row, name)]
+    before, comma, last = values.rpartition(",")
+    front = f"{name}:{before}{comma}"
+    known = [each for row in rows if row.name == name for each in row.parameters]
+    return [CompletionItem(f"{front}{each.name}=") for each in known if each.name.startswith(last)]
+
+
+def _begins(row: FilterInfo, name: str) -> bool:
+    return row.name.startswith(name) and not row.error
 
 
 def image_items(incomplete: str) -> list[CompletionItem[str]]:

@@ -226,7 +226,7 @@ def completes(kind: str) -> Complete:
     """What a shell offers for a value.
 
     Args:
-        kind: "image", "handle", "file", "directory", "key_file", "parents": of
+        kind: "image", "handle", "filter", "file", "directory", "key_file", "parents": of
             `tapcore.cli.candidates`.
     """
 
@@ -319,6 +319,16 @@ cache_option = click.option(
     default="writeback",
     show_default=True,
     help="Through the page cache, or past it with O_DIRECT and Linux AIO.",
+)
+
+filter_option = click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    shell_complete=completes("filter"),
+    metavar="NAME[:KEY=VALUE,...]",
+    help="A filter around the image's driver; `tapdisk formats --filters` lists them. Repeatable: "
+    "the first is the outermost.",
 )
 
 json_option = click.option(

@@ -16,6 +16,7 @@ from tapcore.errors import (
     UsageError,
 )
 from tapcore.interface.access import Access
+from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
@@ -34,7 +35,7 @@ def open(
     parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     cache: CacheMode = "writeback",
     lock: bool = True,
-    filters: tuple[str, ...] = (),
+    filters: Sequence[str | Filter] = (),
     copy_on_read: bool = False,
     snapshot: str = "",
     keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
@@ -53,7 +54,8 @@ def open(
             its own directory tree.
         cache: "writeback" through the page cache, "none" with O_DIRECT.
         lock: take QEMU-compatible locks; may be False only with `readonly`.
-        filters: names of installed filters to wrap the drivers in.
+        filters: to wrap the drivers in, the first outermost: of each `NAME[:KEY=VALUE,...]`, for an
+            installed one, or the filter itself.
         copy_on_read: write into the child what is read from its parents.
         snapshot: open this internal snapshot, by id or name; only with `readonly`.
         keys: the passphrase of encrypted images, or the path of each and its own.
@@ -86,6 +88,7 @@ def open(
         keys if isinstance(keys, Keys) else Keys.of(keys),
         metadata_cache,
         registry,
+        tuple(filters),
     )
     try:
         disk = open_with(
@@ -95,7 +98,6 @@ def open(
             may_probe=readonly,
             cache=cache,
             locking=lock,
-            filters=filters,
             snapshot=snapshot,
             salvage=salvage,
             private=private or {},

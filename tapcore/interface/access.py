@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
@@ -30,12 +31,18 @@ class Access:
         keys: passphrases of encrypted images; None: none.
         metadata_cache: bytes for the tables of each image; None: the driver's own default.
         registry: the drivers; None: the installed ones.
+        filters: around the drivers of each disk; see `Registry.make_filters`.
     """
 
     references: ReferencePolicy = attrs.field(default=None, converter=_policy)
     keys: Keys = attrs.field(default=None, converter=_keys)
     metadata_cache: int | None = None
     registry: Registry = attrs.field(default=None, converter=_registry)
+    filters: tuple[str | Filter, ...] = ()
+
+    def without_filters(self) -> Access:
+        """The same, for images that no filter is to be around."""
+        return attrs.evolve(self, filters=()) if self.filters else self
 
     def with_tree(self, folder: str) -> Access:
         """The same, that allows files of one more directory tree."""

@@ -38,22 +38,12 @@ _PLAIN: Final = pluggy.HookimplOpts(
 )
 
 
-def caller_of(
-    pm: pluggy.PluginManager, hook: str, source: Any, *, filtered: bool
-) -> Callable[..., Any]:
-    """The function of `source` itself where no filter wraps it, else a call through pluggy.
-
-    `source` is the driver, or `Hooks` where it does not implement the hook.
-    """
+def caller_of(pm: pluggy.PluginManager, hook: str, source: Any) -> Callable[..., Any]:
+    """The function of `source` itself: the driver, or `Hooks` where it does not have the hook."""
     caller = getattr(pm.hook, hook)
     assert caller.spec is not None
-    argnames = tuple(caller.spec.argnames)
-    others = [i.plugin for i in caller.get_hookimpls() if i.plugin is not source]
-    if not filtered or all(other is Hooks for other in others):
-        (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
-        return _direct(impl.function, tuple(impl.argnames), argnames)
-    subset = pm.subset_hook_caller(hook, [Hooks] if source is not Hooks else [])
-    return lambda *args: subset(**dict(zip(argnames, args, strict=True)))
+    (impl,) = (i for i in caller.get_hookimpls() if i.plugin is source)
+    return _direct(impl.function, tuple(impl.argnames), tuple(caller.spec.argnames))
 
 
 def _direct(

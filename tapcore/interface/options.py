@@ -62,7 +62,8 @@ class OpenOptions:
         locking: take QEMU-compatible locks; False only looks (and must be read-only).
         probed: the handle was guessed from the content, so a raw image refuses writes that
             would make its first sector look like another format.
-        filters: names of the filters that wrap every driver of the chain.
+        filters: that wrap every driver of the chain: each as it was chosen, `NAME[:KEY=VALUE,...]`,
+            or itself; of a disk that is open, themselves.
         snapshot: open this internal snapshot, by id or name, instead of the present content;
             read-only, and only of the child: parents are opened without it.
         keys: passphrases of encrypted images.
@@ -89,7 +90,7 @@ class OpenOptions:
     references: ReferencePolicy | None = None
     locking: bool = True
     probed: bool = False
-    filters: tuple[str, ...] = ()
+    filters: tuple[Any, ...] = ()
     snapshot: str = ""
     keys: Keys = attrs.field(factory=Keys)
     metadata_cache: int | None = None

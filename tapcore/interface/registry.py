@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, Final
 
 import attrs
-import pluggy
 
-from tapcore.errors import UnknownHandleError, UsageError, describe
+from tapcore.errors import UnknownHandleError, describe
 from tapcore.interface import knownbad
 from tapcore.interface.callers import REQUIRED_HOOKS, HookCallers, caller_of, implemented
+from tapcore.interface.filters import Filter
+from tapcore.interface.filters.parameters import FilterInfo
+from tapcore.interface.filters.table import FilterTable
 from tapcore.interface.hooks import HOOKS, capabilities
 from tapcore.interface.installed import EntryPoint, entry_points, release_of
 from tapcore.interface.manifest import Manifest, differences, read_manifest
 from tapcore.interface.misfits import (
     describe_misfit,
-    marked,
     problem_with,
     problem_with_facts,
     unknown_hooks,
@@ -81,7 +82,7 @@ class Registry:
         self._selection = Selection.of_environment() if selection is None else selection
         self._rows: dict[str, Row] = {}
         self._refused: list[Row] = []
-        self._filters: dict[str, Any] = {}
+        self._filters = FilterTable(lambda: entry_points(group=FILTER_GROUP))
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
         if discover:
             self.discover()
@@ -299,12 +300,12 @@ class Registry:
 
     # ---- operations -------------------------------------------------------------------------
 
-    def operations(self, handle: str, filters: Sequence[str] = ()) -> TapDisk:
+    def operations(self, handle: str, filters: Sequence[Any] = ()) -> TapDisk:
         """The operations of a driver under the filters named, resolved for the fast path.
 
         Args:
             handle: of a usable driver.
-            filters: names in the group `tapcore.filters`, or of registered filter plugins.
+            filters: as for `make_filters`; the first is the outermost.
 
         Raises:
             UnknownHandleError: the driver has to be loaded for it, and cannot be used.
@@ -312,55 +313,50 @@ class Registry:
         self.load(handle)
         return self._operations_of(handle, filters)
 
-    def _operations_of(self, handle: str, filters: Sequence[str] = ()) -> TapDisk:
-        key = (handle, tuple(dict.fromkeys(filters)))
-        if key not in self._operations:
-            self._operations[key] = self._resolve(*key)
-        return self._operations[key]
+    def _operations_of(self, handle: str, filters: Sequence[Any] = ()) -> TapDisk:
+        key = (handle, tuple(filters))
+        found = self._operations.get(key)
+        if found is None:
+            plugins = self._filters.make(filters)
+            found = self._resolve(handle, plugins)
+            if not any(isinstance(plugin, Filter) for plugin in plugins):  # which are one disk's
+                self._operations[key] = found
+        return found
 
-    def register_filter(self, name: str, plugin: Any) -> None:
-        """Make a filter known under a name without an entry point."""
-        self._filters[name] = plugin
-
-    def _filter(self, name: str) -> Any:
-        if name not in self._filters:
-            found = [ep for ep in entry_points(group=FILTER_GROUP) if ep.name == name]
-            if not found:
-                raise UsageError(f"no filter is named '{name}'")
-            try:
-                self._filters[name] = found[0].load()
-            except Exception as exc:
-                raise _unusable_filter(name, describe(exc)) from exc
-        return self._filters[name]
-
-    def _resolve(self, handle: str, filters: tuple[str, ...]) -> TapDisk:
+    def _resolve(self, handle: str, filters: tuple[Any, ...]) -> TapDisk:
         plugin = self._rows[handle].plugin
         own = implemented(self._pm, plugin)
-        pm = self._wrapped(plugin, filters) if filters else self._pm
-        calls: dict[str, Callable[..., Any]] = {}
-        for hook in HOOKS:
-            source = plugin if hook in own else Hooks
-            calls[hook] = caller_of(pm, hook, source, filtered=bool(filters))
+        sources = {hook: plugin if hook in own else Hooks for hook in HOOKS}
+        calls = {hook: caller_of(self._pm, hook, source) for hook, source in sources.items()}
+        if filters:
+            calls = self._filters.wrap(calls, filters)
         return TapDisk(disk_type=handle, implemented=own, calls=calls)
 
-    def _wrapped(self, plugin: Any, filters: tuple[str, ...]) -> pluggy.PluginManager:
-        """One driver and its filters, apart from all others: what comes later changes nothing."""
-        pm = HookCallers()
-        pm.register(plugin, "driver")
-        for name in reversed(filters):  # pluggy's last is the outermost, ours the first
-            found = self._filter(name)
-            try:
-                unknown = unknown_hooks({hook for hook, _ in marked(found)})
-                pm.register(found, f"filter:{name}")
-            except Exception as exc:
-                raise _unusable_filter(name, describe_misfit(exc)) from exc
-            if unknown:
-                raise _unusable_filter(name, unknown)
-        return pm
+    # ---- filters ----------------------------------------------------------------------------
 
+    def register_filter(self, name: str, plugin: Any) -> None:
+        """Make a filter, or what makes one, known under a name without an entry point."""
+        self._filters.known[name] = plugin
 
-def _unusable_filter(name: str, problem: str) -> UsageError:
-    return UsageError(f"the filter '{name}' cannot be used: {problem}")
+    def make_filters(self, chosen: Iterable[Any]) -> tuple[Any, ...]:
+        """The filters of one disk.
+
+        Args:
+            chosen: for each `NAME[:KEY=VALUE,...]`, with a name in the group `tapcore.filters` or
+                a registered one; or the filter itself.
+
+        Raises:
+            UsageError: there is no such filter, it cannot be used, or not with these values.
+        """
+        return self._filters.make(chosen)
+
+    def filters(self, *, load: bool = True) -> list[FilterInfo]:
+        """The filters that are installed or registered, by name.
+
+        Args:
+            load: each, which tells what it does and can be told; False: names and distributions.
+        """
+        return self._filters.rows(load=load)
 
 
 def _with_distribution(row: Row) -> DiskInfo:

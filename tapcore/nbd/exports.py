@@ -65,8 +65,9 @@ class Export:
             contexts=context_names(leaf),
         )
         # a filter must see every read, and O_DIRECT must not go round the disk
-        spans = not leaf.options.filters and leaf.options.cache == "writeback"
-        export = cls(disk, engine, info, spans)
+        filters = bool(leaf.options.filters)
+        spans = not filters and leaf.options.cache == "writeback"
+        export = (FilteredExport if filters else cls)(disk, engine, info, spans)
         engine.giving_up.append(export.before_giving_up)
         return export
 
@@ -121,6 +122,14 @@ class Export:
                     os.posix_fadvise(
                         extent.fd, extent.offset, extent.length, os.POSIX_FADV_WILLNEED
                     )
+
+
+class FilteredExport(Export):
+    """One whose every read has to pass through filters, those of holes too."""
+
+    def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
+        """Unknown: whatever is told of a range could be answered without reading it."""
+        return None
 
 
 def _holds(fd: int, end: int) -> bool:

@@ -83,6 +83,8 @@ def open_disk(
     """
     disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
     options = attrs.evolve(options or OpenOptions(), opened=WeakSet(), workers=Lane())
+    if options.filters:
+        options = attrs.evolve(options, filters=registry.make_filters(options.filters))
     if options.snapshot:
         flags |= TD_RDONLY
     if not disk_id.drivertype and not may_probe:

@@ -20,7 +20,6 @@ class How(TypedDict, total=False):
     cache: CacheMode
     locking: bool
     probed: bool
-    filters: tuple[str, ...]
     snapshot: str
     durable: bool
     metadata_only: bool
@@ -62,6 +61,7 @@ def open_with(
         references=access.references,
         keys=access.keys,
         metadata_cache=access.metadata_cache,
+        filters=access.filters,
         salvage=salvage,
         **how,
     )

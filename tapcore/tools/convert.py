@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -13,6 +13,7 @@ from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError, UsageError, open_error
 from tapcore.interface.access import Access
+from tapcore.interface.filters import Filter
 from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo
@@ -45,6 +46,7 @@ class _Wish:
     keep_partial: bool
     sync: bool
     access: Access
+    filters: tuple[str | Filter, ...]
     progress: Progress | None
     salvage: Salvage | None
 
@@ -62,6 +64,7 @@ def convert_image(
     sync: bool = False,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
+    filters: Sequence[str | Filter] = (),
     metadata_cache: int | None = None,
     registry: Registry | None = None,
     progress: Progress | None = None,
@@ -83,6 +86,7 @@ def convert_image(
         sync: return when the copy is on disk, not only with the kernel.
         references: which files the source may name.
         keys: passphrases of encrypted images, of the new one too.
+        filters: around the drivers of the source, `NAME[:KEY=VALUE,...]`, the first outermost.
         metadata_cache: bytes for the tables of each image; None: the driver's default.
         registry: drivers to use instead of the installed ones.
         progress: told how far it is; what it raises stops the work.
@@ -104,6 +108,7 @@ def convert_image(
         keep_partial=keep_partial,
         sync=sync,
         access=Access(references, keys, metadata_cache, registry),
+        filters=tuple(filters),
         progress=progress,
         salvage=salvage,
     )
@@ -148,7 +153,7 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
         yield stack.enter_context(
             open_image(
                 named,
-                access=wish.access,
+                access=attrs.evolve(wish.access, filters=wish.filters),
                 snapshot=snapshot,
                 salvage=wish.salvage,
             )

@@ -41,7 +41,8 @@ def convert_into(
         target: `[HANDLE:]PATH`; without a handle its format is recognised.
         target_is_zero: it reads as zeroes, on the caller's word: none are written.
         snapshot: copy this internal snapshot of the source.
-        access: which files both may name, with which keys and drivers; None: the defaults.
+        access: which files both may name, with which keys and drivers; None: the defaults. Its
+            filters are around the source.
         progress: told how far it is; what it raises stops the work.
         salvage: go on where the source is damaged, as of `convert_image`.
 
@@ -53,6 +54,7 @@ def convert_into(
     """
     access = access or Access()
     with open_image(source, access=access, snapshot=snapshot, salvage=salvage) as disk:
+        access = access.without_filters()
         _refuse_own_files(disk, target, access)
         with open_image(target, writing=True, access=access) as goal:
             _check_sizes(disk, goal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tapcore.interface.filters.parameters import FilterInfo
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
 
@@ -11,6 +12,26 @@ from tapcore.interface.registry import Registry, default_registry
 def list_formats(registry: Registry | None = None) -> list[DiskInfo]:
     """Every driver found, the broken ones too, in the order of their handles."""
     return sorted((registry or default_registry()).table(), key=lambda info: info.handle)
+
+
+def list_filters(registry: Registry | None = None, *, load: bool = True) -> list[FilterInfo]:
+    """Every filter found, by name; loaded, the broken ones say why they are that."""
+    return (registry or default_registry()).filters(load=load)
+
+
+def filter_as_dict(info: FilterInfo) -> dict[str, Any]:
+    """The item of `formats --filters --json`."""
+    return {
+        "filter": info.name,
+        "title": info.title,
+        "distribution": info.distribution,
+        "version": info.version,
+        "parameters": {
+            each.name: {"value": each.form.shown, "required": each.required}
+            for each in info.parameters
+        },
+        "error": info.error or None,
+    }
 
 
 def format_as_dict(info: DiskInfo) -> dict[str, Any]:

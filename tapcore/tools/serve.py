@@ -12,6 +12,7 @@ import attrs
 
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, UsageError
 from tapcore.interface.access import Access
+from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
@@ -41,6 +42,7 @@ def nbd_server(
     metadata_cache: int | None = None,
     references: ReferencePolicy | None = None,
     keys: Keys | None = None,
+    filters: Sequence[str | Filter] = (),
     signals: Iterable[int] = (),
     registry: Registry | None = None,
     tls: TlsOptions | None = None,
@@ -60,6 +62,7 @@ def nbd_server(
         metadata_cache: bytes for the tables of each image; None: the driver's default.
         references: which files the images may name.
         keys: passphrases of encrypted images.
+        filters: around the drivers of each image, `NAME[:KEY=VALUE,...]`, the first outermost.
         signals: that stop the server cleanly from the moment on when it listens, as by
             `NbdServer.stop_on_signals` (main thread only).
         registry: drivers to use instead of the installed ones.
@@ -73,7 +76,7 @@ def nbd_server(
             nothing is left open.
     """
     encryption = None if tls is None else _encryption(tls)
-    access = Access(references, keys, metadata_cache, registry)
+    access = Access(references, keys, metadata_cache, registry, tuple(filters))
     names = _export_names(images, names, access.registry)
     opened = partial(
         open_chain,

@@ -8,6 +8,7 @@ import click
 from tapcore.cli.options import (
     Size,
     cache_option,
+    filter_option,
     image_argument,
     json_option,
     metadata_cache_option,
@@ -50,6 +51,7 @@ from tapcore.tools.openimage import open_image
 )
 @click.option("--size", type=Size(), help="How many bytes to move, at most.")
 @click.option("--force", is_flag=True, help="Write, and destroy what the image holds.")
+@filter_option
 @cache_option
 @metadata_cache_option
 @json_option
@@ -64,6 +66,7 @@ def command(
     seconds: float,
     size: int | None,
     force: bool,
+    filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
     as_json: bool,
@@ -83,7 +86,7 @@ def command(
         open_image(
             image,
             writing=work.writes,
-            access=attrs.evolve(access, metadata_cache=metadata_cache),
+            access=attrs.evolve(access, metadata_cache=metadata_cache, filters=filters),
             cache=cache,
         ) as disk,
         progress("running", quiet=quiet, style=progress_style, in_bytes=False) as tell,

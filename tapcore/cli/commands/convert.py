@@ -8,6 +8,7 @@ import attrs
 import click
 
 from tapcore.cli.options import (
+    filter_option,
     force_option,
     format_options,
     image_argument,
@@ -55,6 +56,7 @@ _OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--force", "--keep-partial")
 @salvage_option
 @json_option
 @click.option("--sync", is_flag=True, help="End when the copy is on disk, as if by sync(1).")
+@filter_option
 @metadata_cache_option
 @opening_options
 @progress_option
@@ -73,6 +75,7 @@ def command(
     salvage: bool,
     as_json: bool,
     sync: bool,
+    filters: tuple[str, ...],
     metadata_cache: int | None,
     access: Access,
     progress_style: Style,
@@ -106,7 +109,7 @@ def command(
                 target,
                 target_is_zero=target_is_zero,
                 snapshot=snapshot,
-                access=attrs.evolve(access, metadata_cache=metadata_cache),
+                access=attrs.evolve(access, metadata_cache=metadata_cache, filters=filters),
                 progress=tell,
                 salvage=lost,
             )
@@ -124,6 +127,7 @@ def command(
                 metadata_cache=metadata_cache,
                 references=access.references,
                 keys=access.keys,
+                filters=filters,
                 progress=tell,
                 salvage=lost,
             )

@@ -14,6 +14,7 @@ from tapcore.cli.options import (
     Size,
     cache_option,
     completes,
+    filter_option,
     image_argument,
     metadata_cache_option,
     opening_options,
@@ -142,6 +143,7 @@ MOST_CONNECTIONS = 4096
     shell_complete=completes("file"),
     help="Pre-shared keys instead of certificates, NAME:KEY a line, as psktool writes them.",
 )
+@filter_option
 @cache_option
 @metadata_cache_option
 @opening_options
@@ -167,6 +169,7 @@ def command(
     tls_verify_peer: bool,
     subjects: tuple[str, ...],
     tls_psk: str | None,
+    filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
     access: Access,
@@ -193,6 +196,7 @@ def command(
             metadata_cache=metadata_cache,
             references=access.references,
             keys=access.keys,
+            filters=filters,
             signals=STOP_SIGNALS,
             tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
             max_connections=max_connections,

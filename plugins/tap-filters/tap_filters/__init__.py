@@ -1,0 +1,1 @@
+"""Filters around any disk image: trace, delay, error, limit, stats."""
