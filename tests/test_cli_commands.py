@@ -130,7 +130,7 @@ def test_info(call: Call, image: Path) -> None:
     assert (status, err) == (0, "")
     assert out.splitlines()[:4] == [
         f"image:        {image}",
-        "format:       aio",
+        "format:       raw (aio)",
         "virtual size: 1 MiB (1048576 bytes)",
         "disk size:    8 KiB",
     ]
@@ -187,7 +187,7 @@ def test_inspect(call: Call, image: Path) -> None:
 
 def test_create(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "new.img"
-    assert call("create", path, "1.5M") == (0, f"created {path}: aio, 1.5 MiB\n", "")
+    assert call("create", path, "1.5M") == (0, f"created {path}: raw (aio), 1.5 MiB\n", "")
     assert path.stat().st_size == 3 << 19
     assert call("create", path, "1M")[0] == 1
     assert call("create", "-q", "--force", path, "1M", "-o", "preallocation=full") == (0, "", "")
@@ -209,7 +209,7 @@ def test_options_of_a_format(call: Call, tmp_path: Path) -> None:
 
 def test_convert_and_compare(call: Call, image: Path) -> None:
     copy = image.parent / "copy.raw"
-    assert call("convert", image, copy) == (0, f"created {copy}: aio, 8 KiB of data\n", "")
+    assert call("convert", image, copy) == (0, f"created {copy}: raw (aio), 8 KiB of data\n", "")
     assert call("compare", image, copy) == (0, "Images are identical.\n", "")
     assert call("compare", "--strict", image, f"sync:{copy}") == (0, "Images are identical.\n", "")
     with tapcore.open(f"aio:{copy}") as disk:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from tapcore.errors import printable
+from tapcore.opening.names import RAW_HANDLES
 from tapcore.sizes import format_size
 
 _MAX_CELL = 4096
@@ -102,6 +103,11 @@ def text_of(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "; ".join(text_of(item) for item in value) or "none"
     return str(value)
+
+
+def format_word(handle: str) -> str:
+    """A format for a person: a raw disk is `raw`, whichever driver reads it."""
+    return f"raw ({handle})" if handle in RAW_HANDLES else handle
 
 
 def size_with_bytes(size: int) -> str:

@@ -22,7 +22,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.optionshelp import print_format_options
-from tapcore.cli.output import print_json, print_line
+from tapcore.cli.output import format_word, print_json, print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
 from tapcore.engine.salvage import Salvage
@@ -138,7 +138,9 @@ def command(
         print_json(facts | (losses_as_dict(lost) if lost is not None else {}))
     elif not quiet and not piped:
         done = "written into" if into else "created"
-        print_line(f"{done} {made.name}: {made.drivertype}, {format_size(written)} of data")
+        print_line(
+            f"{done} {made.name}: {format_word(made.drivertype)}, {format_size(written)} of data"
+        )
     if lost is None or not lost.count:
         return 0
     if not as_json or piped:

@@ -20,7 +20,7 @@ from tapcore.cli.optionshelp import (
     print_create_options,
     print_format_options,
 )
-from tapcore.cli.output import print_line
+from tapcore.cli.output import format_word, print_line
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.create import create_image
@@ -65,7 +65,7 @@ def command(
     )
     if not quiet:
         what = f", {format_size(size)}" if size is not None else ""
-        print_line(f"created {made.name}: {made.drivertype}{what}")
+        print_line(f"created {made.name}: {format_word(made.drivertype)}{what}")
 
 
 def _print_options(ctx: click.Context, image: str | None) -> None:

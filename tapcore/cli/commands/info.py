@@ -10,6 +10,7 @@ import click
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import (
+    format_word,
     pair_lines,
     print_line,
     size_with_bytes,
@@ -69,7 +70,7 @@ def _facts(info: ImageInfo, *, in_tree: bool) -> list[str]:
         *pair_lines(
             [
                 *([] if in_tree else [("image", info.image)]),
-                ("format", info.handle),
+                ("format", format_word(info.handle)),
                 ("virtual size", size_with_bytes(info.virtual_size)),
                 ("disk size", format_size(info.disk_size)),
                 *([("sector size", info.sector_size)] if info.sector_size != 512 else []),
