@@ -30,6 +30,7 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
     ),
     "formats": _examples(
         ("What is installed, and what it can do", "tapdisk formats"),
+        ("All about one of them", "tapdisk formats --long qcow2"),
         ("For a program", "tapdisk formats --json"),
     ),
     "info": _examples(
@@ -155,6 +156,10 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("What is installed", "tapdisk plugins list"),
         ("What does not work, and why", "tapdisk plugins doctor"),
         ("What a file needs to be opened", "tapdisk plugins doctor disk.qcow2"),
+    ),
+    "new-plugin": _examples(
+        ("A format as a class with a few methods", "tapdisk new-plugin foo"),
+        ("A format with tables, read alone", "tapdisk new-plugin foo --map --read-only"),
     ),
     "completion": _examples(
         (

@@ -36,10 +36,15 @@ COMMANDS: Final[Mapping[str, str]] = {
     "serve": "serve images over NBD",
     "bench": "drive an image in-process: IOPS, MB/s, latency",
     "plugins": "drivers and filters: what is installed, what is wrong with it",
+    "new-plugin": "write a package with a driver, to begin with",
     "completion": "print the completion script of a shell",
     "help": "show the help of a command",
 }
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
+
+
+def _module_of(command: str) -> str:
+    return command.replace("-", "")
 
 
 class LazyGroup(click.Group):
@@ -59,7 +64,7 @@ class LazyGroup(click.Group):
         """Import the command's module; its one line is the table's."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"tapcore.cli.commands.{cmd_name}")
+        module = importlib.import_module(f"tapcore.cli.commands.{_module_of(cmd_name)}")
         command: click.Command = module.command
         command.short_help = COMMANDS[cmd_name]
         return command

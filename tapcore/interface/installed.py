@@ -55,11 +55,16 @@ class EntryPoint:
 
     @property
     def release(self) -> tuple[str, str]:
-        """Name and version of the distribution; empty where its records do not say.
+        """Name and version of the distribution; empty where its records do not say."""
+        found = self.records("Name", "Version")
+        return found["Name"], found["Version"]
 
-        Source: "Core metadata specifications": headers as in a mail, these among the first.
+    def records(self, *names: str) -> dict[str, str]:
+        """What the distribution's records say under these names; empty: nothing.
+
+        Source: "Core metadata specifications": headers as in a mail.
         """
-        found = {"Name": "", "Version": ""}
+        found = dict.fromkeys(names, "")
         for records in ("METADATA", "PKG-INFO"):
             with (
                 contextlib.suppress(OSError, UnicodeDecodeError),
@@ -70,7 +75,7 @@ class EntryPoint:
                     if name in found and not found[name]:
                         found[name] = value.strip()
                 break
-        return found["Name"], found["Version"]
+        return found
 
 
 def release_of(entry_point: Any) -> tuple[str, str]:
@@ -79,6 +84,16 @@ def release_of(entry_point: Any) -> tuple[str, str]:
         return entry_point.release
     dist = getattr(entry_point, "dist", None)
     return (dist.name, dist.version) if dist is not None else ("", "")
+
+
+def licence_of(entry_point: Any) -> str:
+    """What the distribution that offers an entry point says of its licence; empty: nothing."""
+    if isinstance(entry_point, EntryPoint):
+        said = entry_point.records("License-Expression", "License")
+    else:
+        dist = getattr(entry_point, "dist", None)
+        said = dict(dist.metadata.items()) if dist is not None else {}
+    return str(said.get("License-Expression") or said.get("License") or "")
 
 
 def entry_points(group: str) -> list[Any]:

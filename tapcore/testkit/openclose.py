@@ -27,7 +27,8 @@ class OpeningChecks(Subject):
     @needs("read")
     def test_reports_its_size(self, size: int, cache: CacheMode) -> None:
         """`dd.size` is in sectors."""
-        with self.session(self.make_image(size), cache=cache) as session:
+        readonly = "write" not in self.info().capabilities
+        with self.session(self.make_image(size), readonly=readonly, cache=cache) as session:
             if session.sectors * 512 != size:
                 broken(
                     f"the image was made with {size} bytes, that is {size // 512} sectors, but "

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from tapcore.errors import ImageFormatError, TapError, UnknownHandleError, describe
+from tapcore.errors import ImageFormatError, TapError, UnknownHandleError
 from tapcore.interface.installed import entry_points, release_of
 from tapcore.interface.manifest import (
     MANIFEST,
@@ -20,7 +20,6 @@ from tapcore.interface.manifest import (
 )
 from tapcore.interface.misfits import unmarked_hooks
 from tapcore.interface.registry import (
-    DRIVER_GROUP,
     FILTER_GROUP,
     Registry,
     Row,
@@ -28,7 +27,6 @@ from tapcore.interface.registry import (
 )
 from tapcore.opening.probe import probe
 
-_GROUPS: Final = {DRIVER_GROUP: "driver", FILTER_GROUP: "filter"}
 _API_OF_CORE: Final = re.compile(r"\bapi\s*=\s*(?:tapcore\.)?HOOKS_VERSION\b")
 
 
@@ -63,8 +61,7 @@ def list_plugins(registry: Registry | None = None) -> list[Plugin]:
     """All that is installed; nothing that has a manifest is loaded for it."""
     registry = registry or default_registry()
     found = [_driver(row) for row in registry.rows() if row.entry_point is not None]
-    for ep in entry_points(FILTER_GROUP):
-        found.append(Plugin("filter", ep.name, *release_of(ep), ep.value, manifest=False))
+    found += _filters(registry, load=False)
     return sorted(found, key=lambda plugin: (plugin.kind, plugin.name))
 
 
@@ -107,7 +104,8 @@ def examine_plugins(registry: Registry | None = None) -> list[Diagnosis]:
     """Load everything that is installed, and say what is wrong with it."""
     registry = registry or default_registry()
     found = [_examined(registry, row) for row in registry.rows() if row.entry_point is not None]
-    found += [_examined_filter(ep) for ep in entry_points(FILTER_GROUP)]
+    for plugin in _filters(registry, load=True):
+        found.append(Diagnosis(plugin, (plugin.error,) if plugin.error else ()))
     return sorted(found, key=lambda each: (each.plugin.kind, each.plugin.name))
 
 
@@ -148,15 +146,12 @@ def _class_of(plugin: Any) -> type:
     return plugin if isinstance(plugin, type) else type(plugin)
 
 
-def _examined_filter(ep: Any) -> Diagnosis:
-    plugin = Plugin("filter", ep.name, *release_of(ep), ep.value, manifest=False)
-    try:
-        ep.load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:
-        return Diagnosis(plugin, (describe(exc),), cause=exc)
-    return Diagnosis(plugin)
+def _filters(registry: Registry, *, load: bool) -> list[Plugin]:
+    errors = {info.name: info.error for info in registry.filters(load=load)}
+    return [
+        Plugin("filter", ep.name, *release_of(ep), ep.value, False, errors.get(ep.name, ""))
+        for ep in entry_points(FILTER_GROUP)
+    ]
 
 
 # ---- files -----------------------------------------------------------------------------------

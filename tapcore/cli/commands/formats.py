@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.options import json_option, tap_command
+from tapcore.cli.formatdetails import print_details
+from tapcore.cli.options import completes, json_option, session_of, tap_command
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.interface.filters.parameters import FilterInfo
 from tapcore.interface.models import DiskInfo
@@ -12,31 +13,46 @@ from tapcore.tools.formats import filter_as_dict, format_as_dict, list_filters, 
 
 
 @tap_command("formats")
+@click.argument("handle", required=False, shell_complete=completes("handle"))
+@click.option(
+    "--long",
+    is_flag=True,
+    help="All about one driver, HANDLE: its hooks, and where each comes from.",
+)
 @click.option(
     "--filters",
     is_flag=True,
     help="List the filters instead, with what each can be told.",
 )
 @json_option
-def command(filters: bool, as_json: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context, handle: str | None, long: bool, filters: bool, as_json: bool
+) -> None:
     """List the drivers that are installed, and what each can do; and the filters.
 
     A driver is a package of its own (tap-aio, tap-ram ...), found once it is installed. One that
-    fails to load is listed with its error; the others still work.
+    cannot be used is listed with its error; the others still work. 'tapdisk plugins doctor' loads
+    every one, and tells more.
     """
-    if as_json:
+    if long != (handle is not None) or (long and filters):
+        raise click.UsageError("--long and HANDLE go together", ctx)
+    if handle is not None:
+        print_details(handle, as_json=as_json)
+    elif as_json:
         print_json(
             [filter_as_dict(info) for info in list_filters()]
             if filters
             else [format_as_dict(info) for info in list_formats()]
         )
-        return
-    if filters:
+    elif filters:
         _print_filters(list_filters())
-        return
-    _print_formats(list_formats())
-    if found := list_filters(load=False):
-        print_table(("FILTER", "PACKAGE"), [(info.name, _package(info)) for info in found])
+    else:
+        _print_formats(list_formats())
+        if found := list_filters(load=False):
+            print_table(("FILTER", "PACKAGE"), [(info.name, _package(info)) for info in found])
+    if session_of(ctx).debug:
+        _print_tracebacks()
 
 
 def _print_formats(found: list[DiskInfo]) -> None:
@@ -49,7 +65,7 @@ def _print_formats(found: list[DiskInfo]) -> None:
 def _row(info: DiskInfo) -> tuple[str, str, str, str]:
     package = _package(info)
     if info.error:
-        return info.handle, "(failed to load)", package, f"error: {info.error}"
+        return info.handle, "(cannot be used)", package, f"error: {info.error}"
     return info.handle, info.name, package, ", ".join(info.capabilities)
 
 
@@ -70,3 +86,14 @@ def _filter_row(info: FilterInfo) -> tuple[str, str, str, str]:
     if info.error:
         return info.name, "(cannot be used)", package, f"error: {info.error}"
     return info.name, info.title, package, ", ".join(map(str, info.parameters)) or "-"
+
+
+def _print_tracebacks() -> None:
+    """Of drivers that raised when they were loaded."""
+    import traceback
+
+    from tapcore.interface.registry import default_registry
+
+    for row in default_registry().rows():
+        if row.cause is not None:
+            traceback.print_exception(row.cause)
