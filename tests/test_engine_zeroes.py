@@ -9,6 +9,7 @@ from drivers.late import LateImage
 from enginebench import bench, content_of
 
 from tapcore.engine import READ, ZERO
+from tapcore.engine.zerofill import AT_ONCE, UNDER_WAY
 
 WAYS = pytest.mark.parametrize("way", ["yes", "no", "raise", "mixed"])
 
@@ -79,3 +80,38 @@ def test_an_error_of_the_writes_behind_zeroes_is_the_requests() -> None:
     with bench([image], "faulty") as disk:
         assert disk.run(ZERO, 0, 8192).status == -errno.ENOSPC
         assert disk.run(ZERO, 0, 4096).status == 0
+
+
+def test_a_driver_that_blocks_does_not_hold_the_loop_with_zeroes() -> None:
+    """Others have their turn after every few MiB; the loop is told to come back at once."""
+    image = FaultyImage(64 << 11)
+    with bench([image], "faulty") as disk:
+        op = disk.submit(ZERO, 0, 64 << 20)
+        assert len(image.writes) == AT_ONCE
+        assert [disk.engine.timeout] == [0.0]
+        turns = 0
+        while not op.done:
+            turns += 1
+            before = len(image.writes)
+            disk.engine.turn()
+            assert len(image.writes) - before <= AT_ONCE
+            read = disk.submit(READ, 1 << 20, 4096)
+            assert read.done
+        assert turns == 64 // AT_ONCE - 1
+        assert [disk.engine.timeout] == [None]
+    assert sorted(image.writes) == [(n << 11, 1 << 11) for n in range(64)]
+
+
+def test_zeroes_do_not_fill_the_queue_of_a_driver() -> None:
+    image = FaultyImage(64 << 11, late=True)
+    with bench([image], "faulty") as disk:
+        ops = [disk.submit(ZERO, n << 25, 1 << 25) for n in range(2)]
+        while not all(op.done for op in ops):
+            for _ in range(20):
+                disk.engine.turn()
+            queued = disk.engine.layers[0].dd.private
+            assert len(queued.queued) + len(queued.submitted) <= 2 * UNDER_WAY
+            if disk.engine.timeout is None:
+                disk.step()
+        assert [op.status for op in ops] == [0, 0]
+    assert len(image.writes) == 64

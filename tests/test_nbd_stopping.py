@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from served import Served, served
 
 import tapcore
 from tapcore import DiskId, IOFailedError, OpenOptions, Registry
+from tapcore.nbd import listening
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
 from tapcore.nbd.server import NbdServer
@@ -232,3 +234,70 @@ def test_signals_mean_what_they_meant_before_when_nobody_waits_any_more() -> Non
     words = [sys.executable, "-c", _LIKE_BEFORE]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "as before\n", "")
+
+
+def test_a_driver_that_does_not_come_back_is_named_and_left_behind(tmp_path: Path) -> None:
+    """The main thread is inside of it: nobody but another thread can end the process."""
+    changes = {
+        "tapcore.nbd.server.STOP_SECONDS": 0.1,
+        "tapcore.nbd.server.GIVE_UP_SECONDS": 0.1,
+    }
+    with (
+        served("stuck:1M", "--socket", "s", slow=1, changes=changes, cwd=tmp_path) as server,
+        server.client() as client,
+    ):
+        client.send(READ, 0, 4096)
+        client.send(READ, 0, 4096)
+        server.until(lambda: server.signals("SigBlk") & 1 << signal.SIGUSR1 - 1)
+        server.process.terminate()
+        assert server.process.wait(60) == 1
+        server.stopped = True
+        assert server.process.stderr is not None
+        assert server.process.stderr.read().splitlines() == [
+            "tapdisk: stuck:1M: the driver does not come back (a signal ends it at once)",
+            "tapdisk: stuck:1M: ended without it: what was not flushed may be lost",
+        ]
+
+
+def test_a_disk_that_never_answers_does_not_keep_the_server(tmp_path: Path) -> None:
+    """It ends with what it could save, and says of the other that it could not."""
+    changes = {
+        "tapcore.nbd.server.STOP_SECONDS": 0.1,
+        "tapcore.nbd.closing.GIVE_UP_SECONDS": 0.1,
+    }
+    tapcore.create_image(f"qcow2:{tmp_path / 'd'}", MIB)
+    with served(
+        *("slow:1M", "qcow2:d", "--socket", "s"),
+        uris=2,
+        slow=100_000,
+        changes=changes,
+        cwd=tmp_path,
+    ) as server:
+        dead, good = (Client(uri) for uri in server.uris)
+        with dead, good:
+            dead.send(READ, 0, 4096)
+            good.write(0, b"g" * MIB)
+            server.sees_an_end()
+            server.process.terminate()
+            assert server.process.wait(60) == 1
+        server.stopped = True
+        assert server.process.stderr is not None
+        assert server.process.stderr.read().splitlines()[-1] == (
+            "tapdisk: slow:1M: has not answered: what was not flushed may be lost"
+        )
+    with tapcore.open(f"qcow2:{tmp_path / 'd'}", readonly=True) as disk:
+        assert disk.pread(0, length=MIB) == b"g" * MIB
+
+
+def test_connections_of_tcp_end_when_their_other_end_is_dead(tmp_path: Path) -> None:
+    """As the kernel sees each accepted socket."""
+    for listener in (
+        listening.listen(listening.TcpAddress("127.0.0.1", 0)),
+        listening._adopt(socket.create_server(("127.0.0.1", 0)).detach()),
+    ):
+        with listener, socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000

@@ -9,15 +9,14 @@ from __future__ import annotations
 import errno
 import logging
 
-from tapcore.buffers import POOL, ZEROES, fill_zeroes
+from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
-from tapcore.engine.dispatch import MAX_SEGMENT_SECTORS, Dispatcher
+from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import WriteOrder
 from tapcore.engine.requests import (
     FLUSH,
     OP_NAMES,
     READ,
-    WRITE,
     ZERO,
     CopyingRead,
     Layer,
@@ -25,6 +24,7 @@ from tapcore.engine.requests import (
     Request,
     Segment,
 )
+from tapcore.engine.zerofill import ZeroFill
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 
@@ -246,10 +246,5 @@ class Accounts:
         if seg.root().fast:
             return self.fail(seg, nb_sectors, errno.EOPNOTSUPP)
         seg.forwarded += nb_sectors
-        end = sector + nb_sectors
-        while sector < end:
-            count = min(MAX_SEGMENT_SECTORS, end - sector)
-            content = ZEROES[: count << SECTOR_SHIFT]
-            self.dispatcher.issue(Segment(WRITE, sector, count, content, seg, seg.layer))
-            sector += count
+        ZeroFill(self.dispatcher, seg, sector, nb_sectors).begin()
         return 0

@@ -56,6 +56,17 @@ class Answers(Protocol):
         """Some of a segment's sectors will never be answered; `code` is a positive errno."""
 
 
+class Fill(Protocol):
+    """A long write that is issued piece by piece."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether something has to be answered before it can go on."""
+
+    def go_on(self) -> bool:
+        """Issue the next pieces; returns whether these were the last."""
+
+
 class Dispatcher:
     """Hands segments to the drivers of a chain.
 
@@ -64,6 +75,7 @@ class Dispatcher:
         answers: who is told what they answer.
 
     Attributes:
+        fills: long writes that are not issued to their ends.
         layer_of: the layer of each image.
         progress: something has finished since the last turn, so that a driver that was full may
             have room.
@@ -79,6 +91,7 @@ class Dispatcher:
         "_leaf",
         "_retry_at",
         "_sharing",
+        "fills",
         "layer_of",
         "progress",
         "serial",
@@ -94,6 +107,7 @@ class Dispatcher:
         self._busy = False  # some layer has parked segments
         self._retry_at = 0.0
         self._sharing = [self]
+        self.fills: list[Fill] = []
         self.progress = False
         self.serial = 0
 
@@ -232,6 +246,8 @@ class Dispatcher:
 
     def turn(self) -> None:
         """End of a batch: try again what was refused, and submit until nothing is left to."""
+        if self.fills:
+            self._go_on_filling()
         while True:
             if self._busy and (self.progress or monotonic() >= self._retry_at):
                 self._retry_parked()
@@ -244,6 +260,12 @@ class Dispatcher:
                     again = True
             if not again:
                 return
+
+    def _go_on_filling(self) -> None:
+        """One of them, as far as one turn goes; others get theirs after it."""
+        fill = self.fills.pop(0)
+        if not fill.go_on():
+            self.fills.append(fill)
 
     def _retry_parked(self) -> None:
         """Of each image on its own: a child may be full with what waits for its parent."""
@@ -296,6 +318,8 @@ class Dispatcher:
     @property
     def timeout(self) -> float | None:
         """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
+        if self.fills and not all(fill.waits for fill in self.fills):
+            return 0.0
         if not self._busy:
             return None
         return max(self._retry_at - monotonic(), 0.0)

@@ -23,6 +23,13 @@ BACKLOG: Final = 1024
 
 DEFAULT_PORT: Final = 10809
 
+_DEAD_AFTER: Final = {
+    socket.TCP_KEEPIDLE: 60,  # seconds
+    socket.TCP_KEEPINTVL: 10,
+    socket.TCP_KEEPCNT: 6,
+    socket.TCP_USER_TIMEOUT: 120_000,  # milliseconds
+}
+
 _MAX_PATH: Final = 107
 """Bytes of `sun_path` (unix(7)), less the NUL that ends it."""
 
@@ -136,6 +143,7 @@ def _adopt(fd: int) -> socket.socket:
         raise UsageError("is not a socket that listens", image=f"fd:{fd}")
     os.set_inheritable(fd, False)
     sock.setblocking(False)
+    expect_life(sock)
     return sock
 
 
@@ -167,7 +175,22 @@ def _listen_tcp(address: TcpAddress) -> socket.socket:
     family, _, _, _, where = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return socket.create_server(where, family=family, backlog=BACKLOG)
+    sock = socket.create_server(where, family=family, backlog=BACKLOG)
+    expect_life(sock)
+    return sock
+
+
+def expect_life(sock: socket.socket) -> None:
+    """Connections of a listening socket end when their other end is dead: those of TCP.
+
+    Each accepted one inherits it. One that is idle is asked after a minute, and given up when
+    nothing comes back for another; what was sent has to be acknowledged in two minutes.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _DEAD_AFTER.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _listen_unix(path: str) -> socket.socket:

@@ -17,7 +17,7 @@ import attrs
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
-from tapcore.nbd.closing import Closing
+from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
 from tapcore.nbd.connection import Clients, Connection, StartsTls
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import (
@@ -31,6 +31,7 @@ from tapcore.nbd.listening import (
 from tapcore.nbd.polled import PolledDisk
 from tapcore.process.hangups import HangUps
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
+from tapcore.process.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,12 @@ class NbdServer:
     ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
+        self._disks: list[PolledDisk] = []
         self._clients = Clients()
         self._loop = Loop()
         self._place = SocketFile("")
         self._signals: StopSignals | None = None
+        self._watchdog = Watchdog(self._busy_disks, STOP_SECONDS, GIVE_UP_SECONDS)
         self._asked = -1
         self._encryption = encryption
         self._hangups: HangUps | None = None
@@ -108,7 +111,7 @@ class NbdServer:
         self._deaf: Deadline | None = None
         for listener in self._listeners:
             self._loop.add(listener.fileno(), partial(self._accept, listener))
-        self._disks = [PolledDisk(self._loop, engine) for engine in self._engines]
+        self._disks += [PolledDisk(self._loop, engine) for engine in self._engines]
         self._loop.timeouts += [partial(_timeout, engine) for engine in self._engines]
         exports.begin(self._loop)
         self._loop.timeouts.append(self._next_deadline)
@@ -146,6 +149,12 @@ class NbdServer:
         """In whatever thread a signal was found, while the loop may be held up by a disk."""
         self._place.remove()
         os.eventfd_write(self._asked, 1)
+        self._watchdog.start()
+
+    def _busy_disks(self) -> str:
+        """Whose driver is at work: in whatever thread, while the loop is inside of it."""
+        busy = [each for each in self._disks if each.engine.in_flight]
+        return ", ".join(each.name for each in busy or self._disks)
 
     def run(self) -> None:
         """Serve until stopped; then answer what is in flight, flush, and close the disks.
@@ -174,6 +183,7 @@ class NbdServer:
                 os.eventfd_read(self._asked)
         if self._stopping is not None:
             return
+        self._watchdog.end_has_begun()
         self._stopping, self._deaf = Deadline(STOP_SECONDS), None
         for listener in self._listeners:
             self._loop.remove(listener.fileno())
