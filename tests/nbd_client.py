@@ -16,13 +16,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import attrs
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (1 << n for n in range(5))
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = (1 << n for n in range(6))
 EPERM, EIO, EINVAL, ENOSPC, ENOTSUP, ESHUTDOWN = 1, 5, 22, 28, 95, 108
 HAS_FLAGS, IS_READ_ONLY, MULTI_CONN = 1, 2, 1 << 8
 
 _SIMPLE = struct.Struct(">IIQ")
 _CHUNK = struct.Struct(">IHHQI")
-_SIMPLE_MAGIC, _CHUNK_MAGIC = 0x67446698, 0x668E33EF
+_EXTENDED = struct.Struct(">IHHQQQ")
+_SIMPLE_MAGIC, _CHUNK_MAGIC, _EXTENDED_MAGIC = 0x67446698, 0x668E33EF, 0x6E8A278C
 
 
 class NbdError(Exception):
@@ -41,8 +42,13 @@ def request(
     *,
     flags: int = 0,
     payload: bytes = b"",
+    extended: bool = False,
 ) -> bytes:
-    """One request as a client sends it."""
+    """One request as a client sends it; with extended headers a payload has its flag."""
+    if extended:
+        flags |= PAYLOAD_LEN if payload else 0
+        head = struct.pack(">IHHQQQ", 0x21E41C71, flags, command, cookie, offset, length)
+        return head + payload
     head = struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length)
     return head + payload
 
@@ -52,13 +58,20 @@ def option(number: int, data: bytes = b"") -> bytes:
     return struct.pack(">8sII", b"IHAVEOPT", number, len(data)) + data
 
 
-def hello(export: str = "", *, structured: bool = True, contexts: bool = True) -> bytes:
+def wanted_contexts(length: int, *numbers: int) -> bytes:
+    """The payload of a BLOCK_STATUS that asks for some contexts alone."""
+    return struct.pack(f">Q{len(numbers)}I", length, *numbers)
+
+
+def hello(
+    export: str = "", *, structured: bool = True, contexts: bool = True, extended: bool = False
+) -> bytes:
     """All that a client has to send before its first request."""
     name = export.encode()
     named = struct.pack(">I", len(name)) + name
     sent = struct.pack(">I", 3)
-    if structured:
-        sent += option(8)
+    if structured or extended:
+        sent += option(11 if extended else 8)
         if contexts:
             query = b"base:allocation"
             sent += option(10, named + struct.pack(">II", 1, len(query)) + query)
@@ -101,15 +114,19 @@ class ReplyParser:
 
     Args:
         structured: what was negotiated.
+        extended: the same of extended headers.
 
     Attributes:
         waiting: cookie -> (offset, length) of each read (None: no read) without an answer yet.
+        asked: cookie -> the offset of each request without an answer yet.
         answers: cookie -> what came.
     """
 
-    def __init__(self, *, structured: bool) -> None:
+    def __init__(self, *, structured: bool, extended: bool = False) -> None:
         self.structured = structured
+        self.extended = extended
         self.waiting: dict[int, tuple[int, int] | None] = {}
+        self.asked: dict[int, int] = {}
         self.answers: dict[int, Answer] = {}
         self.order: list[int] = []
         self._in = bytearray()
@@ -118,6 +135,7 @@ class ReplyParser:
         """A request is about to be sent."""
         assert cookie not in self.waiting
         self.waiting[cookie] = (offset, length) if command == READ else None
+        self.asked[cookie] = offset
         self.answers[cookie] = Answer()
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -138,6 +156,9 @@ class ReplyParser:
         if len(data) - at < 4:
             return None
         (magic,) = struct.unpack_from(">I", data, at)
+        if self.extended:
+            assert magic == _EXTENDED_MAGIC, f"{magic:#x} with extended headers"
+            return self._extended_chunk(data, at)
         if magic == _CHUNK_MAGIC:
             assert self.structured
             return self._chunk(data, at)
@@ -164,8 +185,23 @@ class ReplyParser:
         _, flags, kind, cookie, length = _CHUNK.unpack_from(data, at)
         if len(data) - at < _CHUNK.size + length:
             return None
-        body = data[at + _CHUNK.size : at + _CHUNK.size + length]
-        answer = self.answers[cookie]
+        at += _CHUNK.size
+        self._take(flags, kind, cookie, data[at : at + length])
+        return _CHUNK.size + int(length)
+
+    def _extended_chunk(self, data: bytes, at: int) -> int | None:
+        if len(data) - at < _EXTENDED.size:
+            return None
+        _, flags, kind, cookie, offset, length = _EXTENDED.unpack_from(data, at)
+        assert offset == self.asked[cookie], "the offset is not the request's"
+        if len(data) - at < _EXTENDED.size + length:
+            return None
+        at += _EXTENDED.size
+        self._take(flags, kind, cookie, data[at : at + length])
+        return _EXTENDED.size + int(length)
+
+    def _take(self, flags: int, kind: int, cookie: int, body: bytes) -> None:
+        answer, length = self.answers[cookie], len(body)
         assert cookie in self.waiting, "answered twice"
         if kind == 1:
             assert length > 8, "an empty data chunk is not allowed"
@@ -174,14 +210,9 @@ class ReplyParser:
             offset, count = struct.unpack(">QI", body)
             assert count
             answer.pieces.append((offset, count))
-        elif kind == 5:
-            assert (length - 4) % 8 == 0
-            assert length > 4
-            (context,) = struct.unpack_from(">I", body)
-            assert context not in answer.statuses, "one context answered twice"
-            answer.statuses[context] = [
-                struct.unpack_from(">II", body, place) for place in range(4, length, 8)
-            ]
+        elif kind in (5, 6):
+            assert (kind == 6) == self.extended, "the other kind of block status"
+            self._take_status(answer, body)
         elif kind == (1 << 15) + 1:
             answer.error, count = struct.unpack_from(">IH", body)
             answer.message = body[6:].decode()
@@ -190,10 +221,20 @@ class ReplyParser:
             assert (kind, length, flags & 1) == (0, 0, 1), f"chunk {kind} of {length} bytes"
         if flags & 1:
             self._finish(cookie)
-        return _CHUNK.size + int(length)
+
+    def _take_status(self, answer: Answer, body: bytes) -> None:
+        (context,) = struct.unpack_from(">I", body)
+        assert context not in answer.statuses, "one context answered twice"
+        form, start = (">QQ", 8) if self.extended else (">II", 4)
+        runs = list(struct.iter_unpack(form, body[start:]))
+        assert runs
+        assert not self.extended or struct.unpack_from(">4xI", body) == (len(runs),)
+        assert all(length and flags < 1 << 32 for length, flags in runs)
+        answer.statuses[context] = [(length, flags) for length, flags in runs]
 
     def _finish(self, cookie: int) -> None:
         wanted = self.waiting.pop(cookie)
+        del self.asked[cookie]
         answer = self.answers[cookie]
         answer.done = True
         self.order.append(cookie)
@@ -226,6 +267,7 @@ class Client:
     Args:
         uri: of an export.
         structured: ask for structured replies.
+        extended: ask for extended headers instead.
         contexts: ask for base:allocation.
         timeout: of each wait, seconds.
         tls: begin with STARTTLS.
@@ -240,18 +282,21 @@ class Client:
         uri: str,
         *,
         structured: bool = True,
+        extended: bool = False,
         contexts: bool = True,
         timeout: float = 60.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.sock = connect(uri, timeout)
         self._tls = tls
-        self.parser = ReplyParser(structured=structured)
+        self.parser = ReplyParser(structured=structured, extended=extended)
         self.size = self.flags = -1
         self._cookies = itertools.count(1)
         try:
             export = unquote(urlsplit(uri).path[1:])
-            self._shake_hands(hello(export, structured=structured, contexts=contexts))
+            self._shake_hands(
+                hello(export, structured=structured, contexts=contexts, extended=extended)
+            )
         except BaseException:
             self.sock.close()
             raise
@@ -299,8 +344,12 @@ class Client:
         cookie = next(self._cookies)
         length = len(payload) or length
         self.parser.expect(command, cookie, offset, length)
-        sent = request(command, cookie, offset, length, flags=flags, payload=payload)
-        self.sock.sendall(sent)
+        extended = self.parser.extended
+        self.sock.sendall(
+            request(
+                command, cookie, offset, length, flags=flags, payload=payload, extended=extended
+            )
+        )
         return cookie
 
     def receive(self) -> bool:

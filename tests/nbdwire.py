@@ -17,9 +17,9 @@ from tapcore.files.mapping import content_of, is_mapped
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
 from tapcore.interface.registry import default_registry
+from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.handshake import Negotiated
 from tapcore.nbd.transmission import Transmission
 from tapcore.opening.chain import close_disk, open_disk
 
@@ -76,6 +76,7 @@ class Wire:
     Args:
         disk: what is served.
         structured: negotiate structured replies and base:allocation.
+        extended: negotiate extended headers instead.
         initial: bytes that came with the handshake.
         rng: for how much is sent at once; without it all is.
         contexts: the metadata contexts negotiated, with ids from 1 on.
@@ -86,6 +87,7 @@ class Wire:
         disk: TdState,
         *,
         structured: bool = True,
+        extended: bool = False,
         initial: bytes = b"",
         rng: random.Random | None = None,
         spans: bool = True,
@@ -94,16 +96,16 @@ class Wire:
     ) -> None:
         self.export = Export.of(disk, "")
         self.export.file_spans &= spans
-        self.parser = ReplyParser(structured=structured)
+        self.parser = ReplyParser(structured=structured, extended=extended)
         self.sent = bytearray()
         self.reads = reads
         self.ended = False
         self._rng = rng
         self._cookies = 0
         info = self.export.info
-        chosen = dict(enumerate(contexts, 1)) if structured else {}
+        chosen = dict(enumerate(contexts, 1)) if structured or extended else {}
         self.flags = info.transmission_flags
-        agreed = Negotiated(info, info.transmission_flags, structured, chosen)
+        agreed = Negotiated(info, info.transmission_flags, structured, chosen, extended)
         self.side = Transmission(self.export, agreed, lambda: None, initial)
         self.turn()
 
@@ -115,7 +117,15 @@ class Wire:
         length = len(payload) or length
         if command != DISC:
             self.parser.expect(command, self._cookies, offset, length)
-        return request(command, self._cookies, offset, length, flags=flags, payload=payload)
+        return request(
+            command,
+            self._cookies,
+            offset,
+            length,
+            flags=flags,
+            payload=payload,
+            extended=self.parser.extended,
+        )
 
     def feed(self, data: bytes, size: int | None = None) -> None:
         """Hand bytes to the server, at most `size` at once, as long as it takes any."""
@@ -140,7 +150,9 @@ class Wire:
         while True:
             self.side.engine.turn()
             self.take()
-            if not self.side.resume():
+            if self.side.unfinished:
+                self.side.go_on()
+            elif not self.side.resume():
                 return
 
     def take(self) -> None:

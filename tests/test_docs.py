@@ -16,7 +16,7 @@ from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
 from tapcore import TapError
 from tapcore.cli.group import COMMANDS
-from tapcore.nbd import connection, constants, listening, server, transmission
+from tapcore.nbd import connection, constants, listening, server, transmission, writes
 from tapcore.process import workers
 
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
@@ -80,7 +80,7 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
     mib = 1 << 20
     rows = (
         f"| one read or write | {constants.DEFAULT_BLOCK_MAX // mib} MiB; a longer one is refused "
-        f"with EINVAL, a write of more than {transmission.MAX_SKIPPED // mib} MiB ends the",
+        f"with EINVAL, a write of more than {writes.MAX_SKIPPED // mib} MiB ends the",
         f"| requests under way | {transmission.MAX_IN_FLIGHT} for each connection |",
         f"| memory | {transmission.MAX_HELD // mib} MiB of buffers and waiting replies for each",
         f"| connections | {server.MAX_CONNECTIONS} |",

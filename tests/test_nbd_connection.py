@@ -12,7 +12,8 @@ from tapcore import DiskId, OpenOptions
 from tapcore.engine.loop import Loop
 from tapcore.interface.registry import default_registry
 from tapcore.nbd import transmission
-from tapcore.nbd.connection import Clients, Connection
+from tapcore.nbd.clients import Clients
+from tapcore.nbd.connection import Connection
 from tapcore.nbd.exports import Export, Exports
 from tapcore.opening.chain import close_disk, open_disk
 

@@ -26,12 +26,15 @@ from nbd_client import (
 )
 from nbdwire import Wire, every_lease_comes_back
 
-from tapcore.nbd import constants, streaming, transmission
+from tapcore.nbd import constants, streaming, transmission, writes
 
 KIB = 1 << 10
 LONGEST = 256 * KIB
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 LENGTHS = [1, 512, 4096, 16 * KIB, 33 * KIB, 100 * KIB, LONGEST, LONGEST + 1]
+STYLES = [(False, False), (True, False), (False, True)]
+"""Whether replies are structured, and headers extended."""
+
 COMMANDS = [READ] * 3 + [WRITE] * 3 + [WRITE_ZEROES, TRIM, FLUSH, BLOCK_STATUS, CACHE]
 
 
@@ -39,8 +42,8 @@ COMMANDS = [READ] * 3 + [WRITE] * 3 + [WRITE_ZEROES, TRIM, FLUSH, BLOCK_STATUS, 
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transmission, "MAX_HELD", LONGEST)
     monkeypatch.setattr(transmission, "MAX_IN_FLIGHT", 4)
-    monkeypatch.setattr(transmission, "MAX_SKIPPED", 2 * LONGEST)
-    monkeypatch.setattr(transmission, "STREAM_MIN", 16 * KIB)
+    monkeypatch.setattr(writes, "MAX_SKIPPED", 2 * LONGEST)
+    monkeypatch.setattr(writes, "STREAM_MIN", 16 * KIB)
     monkeypatch.setattr(constants, "DEFAULT_BLOCK_MAX", LONGEST)
     monkeypatch.setattr(streaming, "PIECE", 32 * KIB)
     monkeypatch.setattr(streaming, "_WORTH_WRITING", 8 * KIB)
@@ -87,7 +90,7 @@ class Talker:
     def __repr__(self) -> str:
         side = self.wire.side
         counts = (len(self._left), self._requests, side.in_flight, side.held, side.replies.unsent)
-        state = (self.gone, side.stalled, side.finished, side._stream is not None)
+        state = (self.gone, side.stalled, side.finished, side.amid_a_write)
         return f"<to send, to ask, in flight, held, unsent: {counts}; {state}>"
 
     def _request(self) -> bytes:
@@ -128,7 +131,7 @@ class Talker:
     def read(self) -> bool:
         """One piece of what waits for it; returns whether anything moved."""
         side = self.wire.side
-        unheard = side.stalled and side._stream is None  # its request is not begun by the server
+        unheard = side.stalled and not side.amid_a_write  # its request is not begun by the server
         if self.gone or not side.replies.queue or (len(self._left) and not unheard):
             return False
         piece = b"".join(side.replies.next_buffers())
@@ -208,8 +211,17 @@ def test_a_conversation_comes_to_its_end(number: int, rng: random.Random) -> Non
     handle = rng.choice(["late", "latefull"])
     with every_lease_comes_back(), bench([image], handle, rng=rng) as disk:
         talkers = [
-            Talker(Wire(disk.state, spans=False, structured=rng.random() < 0.7, reads=False), rng)
-            for _ in range(rng.randint(1, 4))
+            Talker(
+                Wire(
+                    disk.state,
+                    spans=False,
+                    reads=False,
+                    structured=structured,
+                    extended=extended,
+                ),
+                rng,
+            )
+            for structured, extended in rng.choices(STYLES, k=rng.randint(1, 4))
         ]
         talk(disk, talkers)
         for each in talkers:

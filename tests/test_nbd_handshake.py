@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tapcore.nbd import constants
+from tapcore.nbd.exportinfo import ExportInfo
 from tapcore.nbd.handshake import (
-    ExportInfo,
     Handshake,
     HandshakeLimits,
     HandshakeState,
@@ -31,8 +31,11 @@ EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_M
     range(1, 12)
 )
 ACK, SERVER, REP_INFO, META = 1, 2, 3, 4
-UNSUP, INVALID, TLS_REQD, UNKNOWN, TOO_BIG = ((1 << 31) + n for n in (1, 3, 5, 6, 9))
+UNSUP, INVALID, TLS_REQD, UNKNOWN, TOO_BIG, EXT_HEADER_REQD = (
+    (1 << 31) + n for n in (1, 3, 5, 6, 9, 10)
+)
 HAS_FLAGS, SEND_WRITE_ZEROES, SEND_DF, SEND_FAST_ZERO = 1, 1 << 6, 1 << 7, 1 << 11
+BLOCK_STATUS_PAYLOAD = 1 << 12
 
 DISK = ExportInfo("disk", 1 << 40, 0x0C65, "the first", 512, 65536, 1 << 20)
 EMPTY = ExportInfo("lé vide", 0, HAS_FLAGS)
@@ -320,7 +323,7 @@ def test_transmission_flags_follow_the_negotiation() -> None:
         assert handshake.negotiated is not None
         assert handshake.negotiated.transmission_flags == expected
     _, sent = talk(option(STRUCTURED), option(INFO, info("traced")))
-    assert info_export(INFO, 7, 0xFFFF) in sent
+    assert info_export(INFO, 7, 0xFFFF & ~BLOCK_STATUS_PAYLOAD) in sent
 
 
 # ABORT, STRUCTURED_REPLY, STARTTLS and what nobody knows.
@@ -342,16 +345,17 @@ def test_structured_reply() -> None:
     assert handshake.negotiated.structured_replies
 
 
-@pytest.mark.parametrize("number", [LIST, STRUCTURED])
+@pytest.mark.parametrize("number", [LIST, STRUCTURED, EXTENDED])
 @pytest.mark.parametrize("size", [1, 65536, 65537])
 def test_options_without_data_refuse_it(number: int, size: int) -> None:
     handshake, sent = talk(option(number, bytes(size)), option(GO, info("disk")))
     assert replies(sent)[0] == (number, INVALID, b"option takes no data")
     assert handshake.negotiated is not None
     assert not handshake.negotiated.structured_replies
+    assert not handshake.negotiated.extended_headers
 
 
-@pytest.mark.parametrize("number", [0, PEEK, STARTTLS, EXTENDED, 12, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("number", [0, PEEK, STARTTLS, 12, 0x7FFFFFFF, 0xFFFFFFFF])
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, 1 << 20])
 def test_unknown_options_are_passed_over(number: int, size: int) -> None:
     handshake, sent = talk(option(number, bytes(size)), option(ABORT))
@@ -451,6 +455,7 @@ def test_starting_tls_forgets_what_was_agreed(mode: TlsMode) -> None:
     handshake.data_to_send()
     handshake.receive(BOTH)
     before = [option(STRUCTURED), option(SET_META, meta("traced", "base:allocation"))]
+    before += [option(EXTENDED)]
     for each in [*before, option(STARTTLS)]:
         handshake.receive(each)
     assert handshake.state is HandshakeState.STARTING_TLS
@@ -463,6 +468,7 @@ def test_starting_tls_forgets_what_was_agreed(mode: TlsMode) -> None:
     negotiated = handshake.negotiated
     assert negotiated is not None
     assert (negotiated.structured_replies, negotiated.contexts) == (False, {})
+    assert not negotiated.extended_headers
 
 
 def test_tls_is_asked_for_before_anything_else() -> None:
@@ -495,6 +501,62 @@ def test_contexts_need_structured_replies_first(number: int) -> None:
     assert handshake.negotiated.contexts == {}
 
 
+# Extended headers.
+
+
+def test_extended_headers_take_the_place_of_structured_replies() -> None:
+    handshake, sent = talk(option(EXTENDED), option(STRUCTURED), option(GO, info("disk")))
+    assert kinds(sent)[:2] == [ACK, EXT_HEADER_REQD]
+    assert handshake.negotiated is not None
+    assert handshake.negotiated.extended_headers
+    handshake, sent = talk(option(STRUCTURED), option(EXTENDED), option(GO, info("disk")))
+    assert kinds(sent)[:2] == [ACK, ACK]
+    assert handshake.negotiated is not None
+    assert handshake.negotiated.extended_headers
+
+
+def test_contexts_with_extended_headers() -> None:
+    """They need no structured replies besides."""
+    handshake, sent = talk(
+        option(EXTENDED), option(LIST_META, meta("disk")), CHOICE, option(GO, info("disk"))
+    )
+    assert kinds(sent)[:5] == [ACK, META, ACK, META, ACK]
+    assert handshake.negotiated is not None
+    assert handshake.negotiated.contexts == {1: "base:allocation"}
+
+
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        ([EXTENDED], SEND_DF),
+        ([EXTENDED, SET_META], SEND_DF | BLOCK_STATUS_PAYLOAD),
+        ([STRUCTURED, SET_META], SEND_DF),
+        ([STRUCTURED, SET_META, EXTENDED], SEND_DF | BLOCK_STATUS_PAYLOAD),
+    ],
+)
+def test_payloads_of_block_status_are_offered_with_contexts(before: list[int], added: int) -> None:
+    export = attrs.evolve(DISK, transmission_flags=HAS_FLAGS | SEND_DF)
+    for choosing in (INFO, GO):
+        handshake = Handshake(Catalog((export, EMPTY)))
+        handshake.receive(BOTH)
+        for number in before:
+            handshake.receive(CHOICE if number == SET_META else option(number))
+        handshake.data_to_send()
+        handshake.receive(option(choosing, info("disk")))
+        assert info_export(choosing, 1 << 40, HAS_FLAGS | added) in handshake.data_to_send()
+        if choosing == INFO:  # chosen for one export, which does not count for another
+            handshake.receive(option(choosing, info("lé vide")))
+            assert info_export(choosing, 0, HAS_FLAGS) in handshake.data_to_send()
+
+
+def test_export_name_after_extended_headers_closes() -> None:
+    """The protocol forbids it, and this option knows no error replies."""
+    handshake, sent = talk(option(EXTENDED), option(EXPORT_NAME, b"disk"))
+    assert sent == reply(EXTENDED, ACK)
+    assert handshake.state is HandshakeState.CLOSED
+    assert "after extended headers" in (handshake.error or "")
+
+
 @pytest.mark.parametrize("number", [LIST_META, SET_META])
 def test_contexts_of_an_unknown_export(number: int) -> None:
     _, sent = talk(option(STRUCTURED), option(number, meta("nothing", "base:allocation")))
@@ -513,6 +575,7 @@ CHOICE = option(SET_META, meta("disk", "base:allocation"))
         ([option(GO, info("nothing"))], True),
         ([option(STARTTLS)], True),
         ([option(STRUCTURED)], True),
+        ([option(EXTENDED)], True),
         ([option(SET_META, meta("disk"))], False),
         ([option(SET_META, meta("disk", "base:"))], False),
         ([option(SET_META, meta("traced", "base:allocation"))], False),
@@ -819,6 +882,7 @@ options = st.one_of(
     st.builds(option, numbers, payloads),
     st.builds(option, numbers, payloads, st.one_of(st.integers(0, 80), st.integers(0, 0xFFFFFFFF))),
     st.just(option(STRUCTURED)),
+    st.just(option(EXTENDED)),
     st.binary(max_size=20),
 )
 conversations = st.one_of(

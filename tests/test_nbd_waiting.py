@@ -19,7 +19,7 @@ from served import served
 import tapcore
 from tapcore.files.imagefile import ImageFile
 from tapcore.interface.options import CacheMode
-from tapcore.nbd import constants, streaming, transmission
+from tapcore.nbd import constants, streaming, transmission, writes
 from tapcore.nbd.streaming import PIECE
 from tapcore.nbd.transmission import MAX_HELD
 from tapcore.process.workers import Completions
@@ -86,7 +86,7 @@ def _eighth(monkeypatch: pytest.MonkeyPatch) -> int:
     longest = LONGEST // 8
     monkeypatch.setattr(transmission, "MAX_HELD", longest)
     monkeypatch.setattr(constants, "DEFAULT_BLOCK_MAX", longest)
-    monkeypatch.setattr(transmission, "STREAM_MIN", transmission.STREAM_MIN // 8)
+    monkeypatch.setattr(writes, "STREAM_MIN", writes.STREAM_MIN // 8)
     monkeypatch.setattr(streaming, "PIECE", streaming.PIECE // 8)
     monkeypatch.setattr(streaming, "_WORTH_WRITING", streaming._WORTH_WRITING // 8)
     return longest

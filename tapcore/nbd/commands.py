@@ -1,17 +1,23 @@
-"""Requests that bring no data and ask for none: flush, trim, write zeroes, cache, block status."""
+"""Requests that write no data and read none: flush, trim, write zeroes, cache, block status."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from tapcore.engine import DISCARD, FLUSH, ZERO
+from tapcore.engine.loop import Deadline
 from tapcore.errors import TapError, errno_of
 from tapcore.nbd import constants as nbd
+from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
-from tapcore.nbd.handshake import Negotiated
+from tapcore.nbd.longrequest import PIECE, LongRequest
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
-from tapcore.nbd.status import block_status
+from tapcore.nbd.replystyles import StructuredReplies
+from tapcore.nbd.requestparser import Command
+from tapcore.nbd.status import STATUS_SECONDS, Context, block_status
 
 _KNOWN_FLAGS: Final = {
     nbd.CMD_FLUSH: nbd.CMD_FLAG_FUA,  # meaningless there, but harmless
@@ -31,14 +37,36 @@ class Commands:
         export: the disk.
         negotiated: what the handshake agreed on.
         outstanding: what the client is owed.
+        ready: called when there is something for `go_on` to do.
+
+    Attributes:
+        unfinished: requests of which a piece is done and the next one is to be begun.
     """
 
-    __slots__ = ("_contexts", "_engine", "_export", "_offered", "_outstanding", "_read_only")
+    __slots__ = (
+        "_contexts",
+        "_engine",
+        "_export",
+        "_offered",
+        "_outstanding",
+        "_read_only",
+        "_ready",
+        "_statuses",
+        "unfinished",
+    )
 
-    def __init__(self, export: Export, negotiated: Negotiated, outstanding: Outstanding) -> None:
+    def __init__(
+        self,
+        export: Export,
+        negotiated: Negotiated,
+        outstanding: Outstanding,
+        ready: Callable[[], object],
+    ) -> None:
         self._export = export
         self._engine = export.engine
         self._outstanding = outstanding
+        self._ready = ready
+        self.unfinished: list[LongRequest] = []
         flags = negotiated.transmission_flags
         self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._offered = set(_ALWAYS)
@@ -46,30 +74,46 @@ class Commands:
             self._offered.add(nbd.CMD_TRIM)
         if flags & nbd.TransmissionFlag.SEND_WRITE_ZEROES:
             self._offered.add(nbd.CMD_WRITE_ZEROES)
-        if negotiated.contexts:
+        replies = outstanding.replies
+        self._statuses = replies if isinstance(replies, StructuredReplies) else None
+        self._contexts: dict[int, Context] = {}
+        if self._statuses is not None and negotiated.contexts:
             self._offered.add(nbd.CMD_BLOCK_STATUS)
-        self._contexts = [
-            (number, export.context(name)) for number, name in negotiated.contexts.items()
-        ]
+            self._contexts = {
+                number: export.context(name) for number, name in negotiated.contexts.items()
+            }
 
-    def take(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
-        """Any request but READ, WRITE and DISC: offset and length in bytes."""
-        if command not in self._offered or flags & ~_KNOWN_FLAGS[command]:
-            self._outstanding.refuse(cookie, *self._why_not(command, flags))
+    def wants_payload(self, asked: Command) -> bool:
+        """Whether a request with extended headers takes a payload of `asked.length` bytes."""
+        ids, odd = divmod(asked.length - nbd.U64.size, nbd.U32.size)
+        fits = not odd and 0 < ids <= len(self._contexts)
+        return asked.number == nbd.CMD_BLOCK_STATUS and fits
+
+    def take(self, asked: Command) -> None:
+        """Any request but READ, WRITE and DISC; with a payload where it wants one."""
+        command, length = asked.number, asked.length
+        if command not in self._offered or asked.flags & ~_KNOWN_FLAGS[command]:
+            self._refuse(asked, *self._why_not(command, asked.flags))
             return
-        if command != nbd.CMD_FLUSH and offset + length > self._engine.size:
+        if asked.payload is not None:
+            (length,) = nbd.U64.unpack_from(asked.payload)
+        if command != nbd.CMD_FLUSH and asked.offset + length > self._engine.size:
             # the specification wants ENOSPC of what writes, EINVAL of what does not
             code = errno.ENOSPC if command == nbd.CMD_WRITE_ZEROES else errno.EINVAL
-            self._outstanding.refuse(cookie, code, self._outstanding.past_end(offset, length))
+            self._refuse(asked, code, self._outstanding.past_end(asked.offset, length))
             return
         if command == nbd.CMD_BLOCK_STATUS:
-            self._block_status(flags, cookie, offset, length)
-            return
-        if command == nbd.CMD_CACHE:
-            self._export.prefetch(offset, length)
-            self._outstanding.replies.done(cookie)
-            return
-        self._queue(command, flags, cookie, offset, length)
+            self._block_status(asked, length)
+        elif command == nbd.CMD_CACHE:
+            self._export.prefetch(asked.offset, min(length, PIECE))
+            self._outstanding.replies.done(asked.cookie, asked.offset)
+        elif command == nbd.CMD_FLUSH:
+            self._flush(asked)
+        else:
+            self._queue(asked)
+
+    def _refuse(self, asked: Command, code: int, reason: str) -> None:
+        self._outstanding.refuse(asked.cookie, asked.offset, code, reason)
 
     def _why_not(self, command: int, flags: int) -> tuple[int, str]:
         """The errno and the reason for a request that cannot be, whatever its range."""
@@ -81,34 +125,69 @@ class Commands:
             return errno.EINVAL, f"command {command} is not offered"
         return errno.EINVAL, f"command {command} does not take the flags {flags:#x}"
 
-    def _queue(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
-        if command == nbd.CMD_FLUSH:
-            op, offset, length = FLUSH, 0, 0
-        else:
-            op = DISCARD if command == nbd.CMD_TRIM else ZERO
-            self._export.before_giving_up()
-        req = NbdRequest(op, offset, length, None, self._outstanding.finished)
-        req.cookie = cookie
-        req.fua = bool(flags & nbd.CMD_FLAG_FUA) and op != FLUSH
-        req.may_unmap = not flags & nbd.CMD_FLAG_NO_HOLE
-        req.fast = bool(flags & nbd.CMD_FLAG_FAST_ZERO)
-        self._outstanding.in_flight += 1
-        self._engine.submit(req)
+    # ---- for the engine ---------------------------------------------------------------------
 
-    def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        if not length:
-            self._outstanding.refuse(cookie, errno.EINVAL, "the status of no bytes was asked for")
+    def _flush(self, asked: Command) -> None:
+        owed = self._outstanding
+
+        def flushed(req: NbdRequest) -> None:
+            owed.in_flight -= 1
+            if not req.status:
+                owed.replies.done(asked.cookie, asked.offset)
+            elif not owed.gone:
+                owed.refuse_failed(req, asked.cookie, asked.offset)
+
+        owed.in_flight += 1
+        self._engine.submit(NbdRequest(FLUSH, 0, 0, None, flushed))
+
+    def _queue(self, asked: Command) -> None:
+        op = DISCARD if asked.number == nbd.CMD_TRIM else ZERO
+        LongRequest(self._export, self._outstanding, op, asked, self._later).go_on()
+
+    def _later(self, request: LongRequest) -> None:
+        self.unfinished.append(request)
+        self._ready()
+
+    def go_on(self) -> None:
+        """Begin the next piece of each long request."""
+        requests, self.unfinished = self.unfinished, []
+        for request in requests:
+            request.go_on()
+
+    def give_up(self) -> None:
+        """The client has gone."""
+        requests, self.unfinished = self.unfinished, []
+        for request in requests:
+            request.give_up()
+
+    # ---- block status -----------------------------------------------------------------------
+
+    def _block_status(self, asked: Command, length: int) -> None:
+        assert self._statuses is not None
+        chosen = self._chosen(asked.payload)
+        if not length or chosen is None:
+            why = "a context is named twice, or was not chosen" if length else "of no bytes"
+            self._refuse(asked, errno.EINVAL, f"block status: {why}")
             return
-        only_one = bool(flags & nbd.CMD_FLAG_REQ_ONE)
+        only_one = bool(asked.flags & nbd.CMD_FLAG_REQ_ONE)
+        patience = Deadline(STATUS_SECONDS)
+        look = partial(block_status, only_one=only_one, patience=patience)
         try:
             answers = [
-                (number, block_status(context, offset, length, only_one=only_one))
-                for number, context in self._contexts
+                (number, look(context, asked.offset, length)) for number, context in chosen.items()
             ]
         except (OSError, TapError) as exc:
-            self._outstanding.refuse(cookie, errno_of(exc), _reason(exc))
+            self._refuse(asked, errno_of(exc), _reason(exc))
             return
-        self._outstanding.replies.block_status(cookie, answers)
+        self._statuses.block_status(asked.cookie, asked.offset, answers)
+
+    def _chosen(self, payload: bytes | None) -> Mapping[int, Context] | None:
+        """The contexts that are asked for; None where a payload names others, or one twice."""
+        if payload is None:
+            return self._contexts
+        numbers = [number for (number,) in nbd.U32.iter_unpack(payload[nbd.U64.size :])]
+        chosen = {each: self._contexts[each] for each in numbers if each in self._contexts}
+        return chosen if len(chosen) == len(numbers) else None
 
 
 def _reason(exc: OSError) -> str:

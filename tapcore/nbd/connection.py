@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
+from tapcore.nbd.clients import Clients
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
@@ -47,41 +48,6 @@ class StartsTls(Protocol):
         deadline: Deadline | None,
     ) -> None:
         """A client has been told that TLS begins: another `Connection` has its socket now."""
-
-
-class Clients:
-    """The connections of one server, and which of them want attention.
-
-    Attributes:
-        all: every open connection.
-        dirty: something was received, or is to be sent.
-        deadlines: those that are closed when a moment passes.
-        soonest: no deadline passes before this is; None where there is none. That it may be too
-            early is what makes it cheap: many clients that wait cost the others nothing.
-    """
-
-    __slots__ = ("all", "deadlines", "dirty", "soonest")
-
-    def __init__(self) -> None:
-        self.all: set[Connection] = set()
-        self.dirty: set[Connection] = set()
-        self.deadlines: set[Connection] = set()
-        self.soonest: Deadline | None = None
-
-    def forget(self, connection: Connection) -> None:
-        """It is closed."""
-        self.all.discard(connection)
-        self.dirty.discard(connection)
-        self.deadlines.discard(connection)
-
-    def check_deadlines(self) -> None:
-        """Close those whose moment has passed."""
-        if self.soonest is None or not self.soonest.passed:
-            return
-        for connection in list(self.deadlines):
-            connection.check_deadline()
-        left = (c.deadline for c in self.deadlines if c.deadline is not None)
-        self.soonest = min(left, key=lambda deadline: deadline.left, default=None)
 
 
 class Connection:
@@ -266,7 +232,19 @@ class Connection:
             self._fail()
             return False
 
+    def go_on(self) -> None:
+        """Begin the next piece of requests that are too long for one go."""
+        if self._transmission is None:
+            return
+        self._mark()
+        try:
+            self._transmission.go_on()
+        except Exception:
+            self._fail()
+
     def _serve(self, transmission: Transmission) -> bool:
+        if transmission.unfinished:
+            self._clients.unfinished.add(self)
         asked = False
         if transmission.replies.queue:
             asked = self._send(transmission)

@@ -21,6 +21,9 @@ OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+# The same sections of the extension EXTENDED_HEADERS (branch extension-ext-header).
+EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
+EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
 
 # Longest string of any kind in bytes of UTF-8: "Conventions".
 MAX_STRING: Final = 4096
@@ -53,20 +56,30 @@ INFO_EXPORT: Final = struct.Struct(">HQH")
 INFO_BLOCK_SIZE: Final = struct.Struct(">HIII")
 # "Request message": magic, command flags, type, cookie, offset, length.
 REQUEST: Final = struct.Struct(">IHHQQI")
+# The extended one, with the same fields: its length has 64 bits.
+EXTENDED_REQUEST: Final = struct.Struct(">IHHQQQ")
 # "Simple reply message": magic, error, cookie.
 SIMPLE_REPLY: Final = struct.Struct(">IIQ")
 # "Structured reply chunk message": magic, flags, type, cookie, length of the payload.
 CHUNK_HEADER: Final = struct.Struct(">IHHQI")
+# "Extended reply chunk message": magic, flags, type, cookie, the request's offset, length.
+EXTENDED_HEADER: Final = struct.Struct(">IHHQQQ")
 # The same with the payload's start, "Structured reply types": offset of the data.
 DATA_CHUNK_HEADER: Final = struct.Struct(">IHHQIQ")
-# The same: offset and size of a hole.
-HOLE_CHUNK: Final = struct.Struct(">IHHQIQI")
+EXTENDED_DATA_HEADER: Final = struct.Struct(">IHHQQQQ")
+# The payload of a hole: its offset and size.
+HOLE: Final = struct.Struct(">QI")
 # "Structured reply types": error and length of the message; context id first, then runs.
 ERROR_CHUNK: Final = struct.Struct(">IH")
 STATUS_DESCRIPTOR: Final = struct.Struct(">II")
+# NBD_REPLY_TYPE_BLOCK_STATUS_EXT: context id and count first, then runs.
+STATUS_HEAD_EXT: Final = struct.Struct(">II")
+STATUS_DESCRIPTOR_EXT: Final = struct.Struct(">QQ")
 # Lengths and counts inside an option's data, context ids.
 U16: Final = struct.Struct(">H")
 U32: Final = struct.Struct(">I")
+# The effect length in the payload of NBD_CMD_BLOCK_STATUS.
+U64: Final = struct.Struct(">Q")
 
 # The one metadata context that the protocol defines: "base:allocation metadata context".
 BASE_ALLOCATION: Final = "base:allocation"
@@ -108,6 +121,7 @@ class TransmissionFlag(IntFlag):
     SEND_RESIZE = 1 << 9
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 class Opt(IntEnum):
@@ -171,6 +185,7 @@ CMD_FLAG_NO_HOLE: Final = 1 << 1
 CMD_FLAG_DF: Final = 1 << 2
 CMD_FLAG_REQ_ONE: Final = 1 << 3
 CMD_FLAG_FAST_ZERO: Final = 1 << 4
+CMD_FLAG_PAYLOAD_LEN: Final = 1 << 5
 
 # "Structured reply flags".
 REPLY_FLAG_DONE: Final = 1 << 0
@@ -180,6 +195,7 @@ REPLY_TYPE_NONE: Final = 0
 REPLY_TYPE_OFFSET_DATA: Final = 1
 REPLY_TYPE_OFFSET_HOLE: Final = 2
 REPLY_TYPE_BLOCK_STATUS: Final = 5
+REPLY_TYPE_BLOCK_STATUS_EXT: Final = 6
 REPLY_TYPE_ERROR: Final = (1 << 15) + 1
 REPLY_TYPE_ERROR_OFFSET: Final = (1 << 15) + 2
 

@@ -16,8 +16,8 @@ from tapcore.errors import TapError, printable
 from tapcore.files.linux import all_in_page_cache
 from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
+from tapcore.nbd.exportinfo import ExportInfo
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.handshake import ExportInfo
 from tapcore.nbd.polled import PolledDisk
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.status import Context, context_names, context_of

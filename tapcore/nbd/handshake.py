@@ -9,68 +9,20 @@ stored, and the machine keeps at most one option of at most `HandshakeLimits.sto
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 import attrs
 
 from tapcore.nbd import constants as wire
 from tapcore.nbd.constants import ClientFlag, HandshakeFlag, InfoType, Opt, Rep, TransmissionFlag
+from tapcore.nbd.exportinfo import ExportCatalog, ExportInfo, Negotiated
 from tapcore.nbd.optiondata import OptionData, OptionError, decode
 
+# Options that come without data.
+_WITHOUT_DATA: Final = {Opt.LIST, Opt.STRUCTURED_REPLY, Opt.EXTENDED_HEADERS}
 # Options whose data is read; that of all others is passed over.
 _WITH_DATA: Final = {Opt.EXPORT_NAME, Opt.INFO, Opt.GO, Opt.LIST_META_CONTEXT, Opt.SET_META_CONTEXT}
-
-
-@attrs.frozen
-class ExportInfo:
-    """What the handshake tells about one export; sizes are bytes ("Size constraints")."""
-
-    name: str
-    size: int
-    transmission_flags: int
-    description: str = ""
-    block_min: int = wire.DEFAULT_BLOCK_MIN
-    block_preferred: int = wire.DEFAULT_BLOCK_PREFERRED
-    block_max: int = wire.DEFAULT_BLOCK_MAX
-    contexts: tuple[str, ...] = (wire.BASE_ALLOCATION,)
-
-    def __attrs_post_init__(self) -> None:
-        """Refuse with ValueError what may not be sent, before there is a client to send it to."""
-        for text in (self.name, self.description, *self.contexts):
-            if len(text.encode()) > wire.MAX_STRING or "\0" in text:
-                raise ValueError(f"{text[:64]!r} has a NUL or over {wire.MAX_STRING} bytes")
-        if not (0 <= self.size < 1 << 64 and 0 <= self.transmission_flags < 1 << 16):
-            raise ValueError(f"size {self.size} or flags {self.transmission_flags} out of range")
-        low, preferred, high = self.block_min, self.block_preferred, self.block_max
-        smallest = max(low, wire.SMALLEST_BLOCK_PREFERRED)
-        in_order = 1 <= low <= wire.LARGEST_BLOCK_MIN and smallest <= preferred <= high < 1 << 32
-        if not in_order or low & (low - 1) or preferred & (preferred - 1):
-            raise ValueError(f"block sizes {low}, {preferred}, {high} are not allowed")
-
-
-class ExportCatalog(Protocol):
-    """Where the handshake looks exports up. Both are answered from memory and do not raise."""
-
-    def list_exports(self) -> Sequence[ExportInfo]:
-        """Every export, as LIST tells them."""
-
-    def find_export(self, name: str) -> ExportInfo | None:
-        """The export of that name; "" asks for the default one."""
-
-
-@attrs.frozen
-class Negotiated:
-    """What was agreed when transmission starts.
-
-    `transmission_flags` is what the client was told, which may be less than the export's own;
-    `contexts` is context id -> name, empty unless SET_META_CONTEXT chose some for this export.
-    """
-
-    export: ExportInfo
-    transmission_flags: int
-    structured_replies: bool
-    contexts: Mapping[int, str]
 
 
 @attrs.frozen
@@ -154,6 +106,7 @@ class Handshake:
     _options: int = attrs.field(default=0, init=False)
     _total: int = attrs.field(default=0, init=False)
     _structured: bool = attrs.field(default=False, init=False)
+    _extended: bool = attrs.field(default=False, init=False)
     _encrypted: bool = attrs.field(default=False, init=False)
     # The name that the last SET_META_CONTEXT gave, and what it chose.
     _context_name: str = attrs.field(default="", init=False)
@@ -177,7 +130,8 @@ class Handshake:
     def tls_started(self) -> None:
         """All that comes and goes is encrypted from now on; what was agreed before is forgotten."""
         self.state, self._encrypted = HandshakeState.NEGOTIATING, True
-        self._structured, self._contexts, self._context_name = False, {}, ""
+        self._structured = self._extended = False
+        self._contexts, self._context_name = {}, ""
         self._next, self._need = self._take_header, wire.OPTION_HEADER.size
 
     def data_to_send(self) -> bytes:
@@ -234,6 +188,8 @@ class Handshake:
             # Knows no error replies, so that there is no answer to wait for.
             if self._tls_missing:
                 return "asked for an export without TLS"
+            if self._extended:
+                return "asked for an export by NBD_OPT_EXPORT_NAME after extended headers"
             return f"export name has {length} bytes" if length > wire.MAX_STRING else None
         if not self._client_flags & ClientFlag.FIXED_NEWSTYLE:
             # It would not understand an error reply ("Newstyle negotiation").
@@ -280,7 +236,7 @@ class Handshake:
             self._end(HandshakeState.CLOSED)
         elif self._option == Opt.STARTTLS and self.tls is not TlsMode.OFF:
             self._start_tls()
-        elif self._option not in (Opt.LIST, Opt.STRUCTURED_REPLY):
+        elif self._option not in _WITHOUT_DATA:
             # STARTTLS too, with data or without ("NOTLS mode").
             raise OptionError(Rep.ERR_UNSUP, f"option {self._option} is not supported")
         elif self._length:
@@ -288,8 +244,16 @@ class Handshake:
         elif self._option == Opt.LIST:
             self._list()
         else:
+            self._choose_replies()
+
+    def _choose_replies(self) -> None:
+        if self._option == Opt.EXTENDED_HEADERS:
+            self._extended = True
+        elif self._extended:
+            raise OptionError(Rep.ERR_EXT_HEADER_REQD, "extended headers are in force")
+        else:
             self._structured = True
-            self._reply(Rep.ACK)
+        self._reply(Rep.ACK)
 
     def _start_tls(self) -> None:
         if self._length:
@@ -312,7 +276,7 @@ class Handshake:
     def _export_name(self, data: bytes) -> None:
         name = decode(data, "export name")
         export = self._find(name)
-        self._out += wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
+        self._out += wire.EXPORT_NAME_REPLY.pack(export.size, self._flags(name, export))
         if not self._client_flags & ClientFlag.NO_ZEROES:
             self._out += wire.EXPORT_NAME_ZEROES
         self._start(name, export)
@@ -323,7 +287,7 @@ class Handshake:
         wanted = reader.shorts(reader.number(wire.U16))
         reader.end()
         export = self._find(name)
-        flags = self._flags(export)
+        flags = self._flags(name, export)
         self._reply(Rep.INFO, wire.INFO_EXPORT.pack(InfoType.EXPORT, export.size, flags))
         if InfoType.NAME in wanted:
             self._reply(Rep.INFO, wire.INFO_TYPE.pack(InfoType.NAME) + export.name.encode())
@@ -339,7 +303,7 @@ class Handshake:
 
     def _meta_context(self, reader: OptionData) -> None:
         """LIST_META_CONTEXT and SET_META_CONTEXT ("Metadata querying")."""
-        if not self._structured:
+        if not (self._structured or self._extended):
             raise OptionError(Rep.ERR_INVALID, "structured replies have to be negotiated first")
         name = reader.string("export name")
         count = reader.number(wire.U32)
@@ -368,13 +332,21 @@ class Handshake:
             raise OptionError(Rep.ERR_UNKNOWN, f"there is no export {name[:64]!r}")
         return export
 
-    def _flags(self, export: ExportInfo) -> int:
+    def _chosen(self, name: str) -> dict[int, str]:
+        """The contexts chosen; under another name they do not count ("Metadata querying")."""
+        return dict(self._contexts) if name == self._context_name else {}
+
+    def _flags(self, name: str, export: ExportInfo) -> int:
         """The export's flags, less those that its own or this client's choices rule out."""
-        flags = TransmissionFlag(export.transmission_flags) | TransmissionFlag.HAS_FLAGS
-        if not self._structured:
-            flags &= ~TransmissionFlag.SEND_DF
+        # As numbers: the complement of a flag would not have the bits that have no name.
+        flags = export.transmission_flags | int(TransmissionFlag.HAS_FLAGS)
+        if not (self._structured or self._extended):
+            flags &= ~int(TransmissionFlag.SEND_DF)
         if not flags & TransmissionFlag.SEND_WRITE_ZEROES:
-            flags &= ~TransmissionFlag.SEND_FAST_ZERO
+            flags &= ~int(TransmissionFlag.SEND_FAST_ZERO)
+        flags &= ~int(TransmissionFlag.BLOCK_STATUS_PAYLOAD)
+        if self._extended and self._chosen(name):
+            flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
         return int(flags)
 
     def _reply(self, reply: Rep, data: bytes = b"") -> None:
@@ -383,7 +355,11 @@ class Handshake:
 
     def _start(self, name: str, export: ExportInfo) -> None:
         """Enter transmission with `export`, which the client called `name`."""
-        # Contexts chosen under another name do not count ("Metadata querying").
-        contexts = dict(self._contexts) if name == self._context_name else {}
-        self.negotiated = Negotiated(export, self._flags(export), self._structured, contexts)
+        self.negotiated = Negotiated(
+            export,
+            self._flags(name, export),
+            self._structured,
+            self._chosen(name),
+            self._extended,
+        )
         self._end(HandshakeState.TRANSMISSION)

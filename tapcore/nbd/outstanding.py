@@ -73,17 +73,25 @@ class Outstanding:
         if req.status:
             self.failed(req)
         else:
-            self.replies.done(req.cookie)
+            self.replies.done(req.cookie, req.offset)
 
     def failed(self, req: NbdRequest) -> None:
         """The engine could not do what was asked for."""
-        if self.gone:
-            return
-        end = req.offset + req.length
-        if end > self._size:
-            self.refuse(req.cookie, -req.status, self.past_end(req.offset, req.length))
-        else:
-            self.refuse(req.cookie, -req.status, self._noted(req.offset, end))
+        if not self.gone:
+            self.refuse_failed(req, req.cookie, req.offset)
+
+    def refuse_failed(self, req: NbdRequest, cookie: int, asked: int) -> None:
+        """Tell the client why the engine could not do it.
+
+        Args:
+            req: what has failed.
+            cookie: of the client's request, of which it is perhaps only a part.
+            asked: the offset of that, bytes.
+        """
+        offset, end = req.offset, req.offset + req.length
+        past = end > self._size
+        reason = self.past_end(offset, req.length) if past else self._noted(offset, end)
+        self.refuse(cookie, asked, -req.status, reason)
 
     def _noted(self, offset: int, end: int) -> str:
         """What a driver noted of damage in a range (bytes): the last of it; else empty."""
@@ -99,13 +107,14 @@ class Outstanding:
         """For a client that asks for what the disk does not have: in bytes."""
         return f"{length} bytes at {offset} end behind the disk, which has {self._size}"
 
-    def refuse(self, cookie: int, code: int, reason: str = "") -> None:
+    def refuse(self, cookie: int, offset: int, code: int, reason: str = "") -> None:
         """Answer with an error.
 
         Args:
             cookie: the request's.
+            offset: the request's, bytes.
             code: a positive errno.
             reason: one line for a person; what the errno means, where it is not known.
         """
         text = printable(reason, limit=_MOST_REASON) if reason else _TEXTS.get(code, "")
-        self.replies.error(cookie, nbd.nbd_errno(code), text)
+        self.replies.error(cookie, offset, nbd.nbd_errno(code), text)

@@ -13,6 +13,7 @@ from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replies import LaneRead
+from tapcore.nbd.replystyles import StructuredReplies
 
 SPAN_MIN: Final = 32 << 10
 """Reads from this size on are looked at for holes, and for data that can be sent from its file."""
@@ -26,19 +27,20 @@ class Reads:
         outstanding: what the client is owed.
     """
 
-    __slots__ = ("_engine", "_export", "_outstanding", "_replies")
+    __slots__ = ("_chunks", "_engine", "_export", "_outstanding", "_replies")
 
     def __init__(self, export: Export, outstanding: Outstanding) -> None:
         self._export = export
         self._engine = export.engine
         self._outstanding = outstanding
-        self._replies = outstanding.replies
+        self._replies = replies = outstanding.replies
+        self._chunks = replies if isinstance(replies, StructuredReplies) else None
 
     def take(self, flags: int, cookie: int, offset: int, length: int) -> None:
         """A READ of a client: offset and length in bytes."""
         if flags or length >= SPAN_MIN:
             if flags & ~nbd.CMD_FLAG_DF or length > nbd.DEFAULT_BLOCK_MAX:
-                self._replies.error(cookie, nbd.NBD_EINVAL, "bad flags, or longer than 32 MiB")
+                self._outstanding.refuse(cookie, offset, errno.EINVAL, _why_not(flags))
                 return
             if not flags and offset + length <= self._engine.size:
                 parts = self._export.extents(offset, length)
@@ -73,16 +75,17 @@ class Reads:
     def _read_nothing(self, cookie: int, offset: int) -> None:
         """A data chunk may not be empty, so a read of no bytes is answered without one."""
         if offset > self._engine.size:
-            self._outstanding.refuse(cookie, errno.EINVAL, self._outstanding.past_end(offset, 0))
+            reason = self._outstanding.past_end(offset, 0)
+            self._outstanding.refuse(cookie, offset, errno.EINVAL, reason)
         else:
-            self._replies.done(cookie)
+            self._replies.done(cookie, offset)
 
     def _answer_without_reading(self, cookie: int, offset: int, parts: list[MappedExtent]) -> bool:
         """Where all is plain data in host files, or holes, no byte has to pass through here."""
         contents: list[tuple[int, int, FileSpan | None]] = []
         for part in parts:
             if part.kind == "zero":
-                if not self._replies.structured:
+                if self._chunks is None:
                     return False
                 contents.append((part.start, part.length, None))
                 continue
@@ -94,9 +97,9 @@ class Reads:
         if content is not None and len(contents) == 1:
             self._replies.data(cookie, offset, content, length)
             return True
-        if not self._replies.structured:
+        if self._chunks is None:
             return False
-        self._replies.pieces(cookie, contents)
+        self._chunks.pieces(cookie, contents)
         return True
 
     def _done(self, req: NbdRequest) -> None:
@@ -111,7 +114,7 @@ class Reads:
             outstanding.failed(req)
             return
         parts = req.parts
-        if parts is None or not self._replies.structured or len(parts) == 1:
+        if parts is None or self._chunks is None or len(parts) == 1:
             self._replies.data(req.cookie, req.offset, req.buf, req.length, lease)
             return
         contents: list[tuple[int, int, memoryview | None]] = []
@@ -119,4 +122,10 @@ class Reads:
             at = part.start - req.offset
             content = None if part.kind == "zero" else req.buf[at : at + part.length]
             contents.append((part.start, part.length, content))
-        self._replies.pieces(req.cookie, contents, lease)
+        self._chunks.pieces(req.cookie, contents, lease)
+
+
+def _why_not(flags: int) -> str:
+    if flags & ~nbd.CMD_FLAG_DF:
+        return f"a read does not take the flags {flags:#x}"
+    return "a read has 32 MiB at most"

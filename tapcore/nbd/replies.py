@@ -1,23 +1,20 @@
-"""Replies on their way to a client: encoded, kept in order, counted until they are sent."""
+"""Replies on their way to a client: kept in order, counted until they are sent.
+
+How they are written is what a client has negotiated: see `tapcore.nbd.replystyles`.
+"""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import ClassVar, Final, TypeAlias
 
 from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
-from tapcore.nbd import constants as nbd
 from tapcore.nbd.filespan import FileSpan
 
-_SIMPLE: Final = nbd.SIMPLE_REPLY.pack
-_CHUNK: Final = nbd.CHUNK_HEADER.pack
-_DATA_CHUNK: Final = nbd.DATA_CHUNK_HEADER.pack
-_HOLE_CHUNK: Final = nbd.HOLE_CHUNK.pack
-
-_OFFSET_SIZE: Final = 8
 _MAX_BUFFERS: Final = 512  # of one sendmsg; the kernel's limit (IOV_MAX) is 1024
 
 Item = bytes | memoryview | FileSpan
@@ -28,15 +25,14 @@ LaneRead: TypeAlias = tuple[int, int, int, int]
 request's cookie; its offset and its length, in bytes of the disk. A plain tuple: each has one."""
 
 
-class Replies:
+class Replies(ABC):
     """The outgoing side of one connection.
 
     Args:
-        structured: the client negotiated structured replies.
         ready: called when the first reply is queued after all were sent.
 
     Attributes:
-        structured: as given.
+        data_head: bytes of a reply that stand before the data of a whole read.
         queue: what is to be sent, in order.
         queued: bytes ever queued.
         sent: bytes ever sent.
@@ -44,19 +40,11 @@ class Replies:
         late: some of them have waited for the client, while others had their turn.
     """
 
-    __slots__ = (
-        "_leases",
-        "_ready",
-        "lane_reads",
-        "late",
-        "queue",
-        "queued",
-        "sent",
-        "structured",
-    )
+    __slots__ = ("_leases", "_ready", "lane_reads", "late", "queue", "queued", "sent")
 
-    def __init__(self, *, structured: bool, ready: Callable[[], object]) -> None:
-        self.structured = structured
+    data_head: ClassVar[int]
+
+    def __init__(self, ready: Callable[[], object]) -> None:
         self._ready = ready
         self.queue: deque[Item] = deque()
         self.queued = 0
@@ -70,40 +58,35 @@ class Replies:
         if lease is not None:
             self._leases.append((self.queued, lease))
 
-    # ---- encoding ---------------------------------------------------------------------------
-
-    def done(self, cookie: int) -> None:
-        """Success, of a request that returns no data."""
+    def _add(self, item: bytes) -> None:
         if not self.queue:
             self._ready()
-        if self.structured:
-            head = _CHUNK(
-                nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_NONE, cookie, 0
-            )
-        else:
-            head = _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-        self.queue.append(head)
-        self.queued += len(head)
+        self.queue.append(item)
+        self.queued += len(item)
 
-    def error(self, cookie: int, code: int, message: str = "") -> None:
+    # ---- encoding ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def done(self, cookie: int, offset: int) -> None:
+        """Success, of a request that returns no data.
+
+        Args:
+            cookie: the request's.
+            offset: the request's, bytes.
+        """
+
+    @abstractmethod
+    def error(self, cookie: int, offset: int, code: int, message: str = "") -> None:
         """Failure.
 
         Args:
             cookie: the request's.
+            offset: the request's, bytes.
             code: an NBD error value.
             message: one line for a person, sent where the protocol has a place for it.
         """
-        if not self.queue:
-            self._ready()
-        if self.structured:
-            text = message.encode()[: nbd.MAX_STRING]
-            body = nbd.ERROR_CHUNK.pack(code, len(text)) + text
-            item = self._chunk(nbd.REPLY_TYPE_ERROR, cookie, len(body)) + body
-        else:
-            item = _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, code, cookie)
-        self.queue.append(item)
-        self.queued += len(item)
 
+    @abstractmethod
     def data(
         self,
         cookie: int,
@@ -121,100 +104,11 @@ class Replies:
             length: its bytes.
             lease: the pool's buffer behind it.
         """
-        if not self.queue:
-            self._ready()
-        if self.structured:
-            self.queue.append(
-                _DATA_CHUNK(
-                    nbd.STRUCTURED_REPLY_MAGIC,
-                    nbd.REPLY_FLAG_DONE,
-                    nbd.REPLY_TYPE_OFFSET_DATA,
-                    cookie,
-                    length + _OFFSET_SIZE,
-                    offset,
-                )
-            )
-            self.queued += nbd.DATA_CHUNK_HEADER.size + length
-        else:
-            self.queue.append(_SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie))
-            self.queued += nbd.SIMPLE_REPLY.size + length
-        self.queue.append(content)
-        if lease is not None:
-            self._leases.append((self.queued, lease))
 
     def mapped(self, cookie: int, offset: int, content: memoryview, length: int) -> None:
         """The same from mapped memory, which nothing here touches."""
         self.lane_reads.append((self.queued, cookie, offset, length))
         self.data(cookie, offset, content, length)
-
-    def pieces(
-        self,
-        cookie: int,
-        parts: Sequence[tuple[int, int, memoryview | FileSpan | None]],
-        lease: memoryview | None = None,
-    ) -> None:
-        """The content of a read, with its holes.
-
-        Args:
-            cookie: the request's.
-            parts: (offset, length, content) in bytes; None for a hole.
-            lease: the pool's buffer behind the contents.
-        """
-        if not self.queue:
-            self._ready()
-        last = len(parts) - 1
-        for index, (offset, length, content) in enumerate(parts):
-            flags = nbd.REPLY_FLAG_DONE if index == last else 0
-            if content is None:
-                head = _HOLE_CHUNK(
-                    nbd.STRUCTURED_REPLY_MAGIC,
-                    flags,
-                    nbd.REPLY_TYPE_OFFSET_HOLE,
-                    cookie,
-                    nbd.HOLE_CHUNK.size - nbd.CHUNK_HEADER.size,
-                    offset,
-                    length,
-                )
-                self.queue.append(head)
-                self.queued += len(head)
-                continue
-            head = _DATA_CHUNK(
-                nbd.STRUCTURED_REPLY_MAGIC,
-                flags,
-                nbd.REPLY_TYPE_OFFSET_DATA,
-                cookie,
-                length + _OFFSET_SIZE,
-                offset,
-            )
-            self.queue.append(head)
-            self.queue.append(content)
-            self.queued += len(head) + length
-        self._lease(lease)
-
-    def block_status(
-        self, cookie: int, answers: Sequence[tuple[int, Sequence[tuple[int, int]]]]
-    ) -> None:
-        """The answer to a block status request.
-
-        Args:
-            cookie: the request's.
-            answers: of each context, at least one: its id and runs (bytes, flags).
-        """
-        if not self.queue:
-            self._ready()
-        last = len(answers) - 1
-        for index, (context, runs) in enumerate(answers):
-            body = nbd.U32.pack(context) + b"".join(
-                nbd.STATUS_DESCRIPTOR.pack(length, flags) for length, flags in runs
-            )
-            done = nbd.REPLY_FLAG_DONE if index == last else 0
-            item = self._chunk(nbd.REPLY_TYPE_BLOCK_STATUS, cookie, len(body), done) + body
-            self.queue.append(item)
-            self.queued += len(item)
-
-    @staticmethod
-    def _chunk(kind: int, cookie: int, length: int, flags: int = nbd.REPLY_FLAG_DONE) -> bytes:
-        return _CHUNK(nbd.STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length)
 
     # ---- sending ----------------------------------------------------------------------------
 
@@ -283,16 +177,12 @@ class Replies:
                 kept.append(item)
             at += _size(item)
         self._leases = deque(
-            (end - sum(self._reply_size(read) for read in taken if read[0] < end), lease)
+            (end - sum(self.data_head + read[3] for read in taken if read[0] < end), lease)
             for end, lease in self._leases
         )
-        self.queued -= sum(map(self._reply_size, taken))
+        self.queued -= sum(self.data_head + read[3] for read in taken)
         self.queue = kept
         return taken
-
-    def _reply_size(self, read: LaneRead) -> int:
-        head = nbd.DATA_CHUNK_HEADER.size if self.structured else nbd.SIMPLE_REPLY.size
-        return head + read[3]
 
     @property
     def reads_file(self) -> bool:

@@ -17,8 +17,9 @@ import attrs
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
+from tapcore.nbd.clients import Clients
 from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
-from tapcore.nbd.connection import Clients, Connection, StartsTls
+from tapcore.nbd.connection import Connection, StartsTls
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import (
     Address,
@@ -253,6 +254,7 @@ class NbdServer:
     def _after_batch(self) -> None:
         """The end of a batch: engines submit, clients are answered, until nothing is left."""
         clients = self._clients
+        clients.go_on()
         again = True
         while again:
             for engine in self._engines:
@@ -272,6 +274,8 @@ class NbdServer:
             self._loop.stop()
 
     def _next_deadline(self) -> float | None:
+        if self._clients.unfinished:
+            return 0.0
         soonest, stopping, deaf = self._clients.soonest, self._stopping, self._deaf
         idle = self._idle
         if soonest is None and stopping is None and deaf is None and idle is None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from tapcore.engine import chain_extents
+from tapcore.engine.loop import Deadline
 from tapcore.errors import TapError, describe, printable
 from tapcore.interface.models import DiskDriver
 from tapcore.nbd import constants as nbd
@@ -23,6 +24,12 @@ MAX_RUNS: Final = 4096
 MAX_BITMAPS: Final = 256
 """Bitmaps offered of one image: a client may ask for a list of them as often as it likes."""
 
+AT_ONCE: Final = 4 << 30
+"""Bytes of a disk whose extents are looked at before the clock is."""
+
+STATUS_SECONDS: Final = 0.05
+"""A block status request that takes longer is answered with what is known by then."""
+
 _NO_MORE: Final = (1 << 64, 1 << 64)
 """Where the range behind the last one begins and ends."""
 
@@ -31,7 +38,13 @@ Run = tuple[int, int]
 
 
 class Context(Protocol):
-    """What a metadata context says, for one client."""
+    """What a metadata context says, for one client.
+
+    Attributes:
+        at_once: bytes of the disk that can be looked at without making others wait for long.
+    """
+
+    at_once: ClassVar[int]
 
     def runs(self, offset: int, length: int) -> Iterable[Run]:
         """The runs of a range (bytes) in order; neighbours need not be joined.
@@ -42,7 +55,12 @@ class Context(Protocol):
 
 
 def block_status(
-    context: Context, offset: int, length: int, *, only_one: bool = False
+    context: Context,
+    offset: int,
+    length: int,
+    *,
+    only_one: bool = False,
+    patience: Deadline | None = None,
 ) -> list[Run]:
     """The runs of a range, from its start on, neighbours joined.
 
@@ -51,19 +69,24 @@ def block_status(
         offset: bytes.
         length: bytes, at least 1.
         only_one: the client wants a single run (NBD_CMD_FLAG_REQ_ONE).
+        patience: when it has passed, no more is looked at than `context.at_once`; None: all is.
 
     Returns:
         At least one run; together at most `length`.
     """
     most = 1 if only_one else MAX_RUNS
     found: list[Run] = []
-    for size, flags in context.runs(offset, length):
-        if found and found[-1][1] == flags:
-            found[-1] = (found[-1][0] + size, flags)
-            continue
-        if len(found) == most:
-            break
-        found.append((size, flags))
+    end = offset + length
+    while offset < end and not (found and patience is not None and patience.passed):
+        count = min(context.at_once, end - offset)
+        for size, flags in context.runs(offset, count):
+            if found and found[-1][1] == flags:
+                found[-1] = (found[-1][0] + size, flags)
+                continue
+            if len(found) == most:
+                return found
+            found.append((size, flags))
+        offset += count
     return found
 
 
@@ -73,6 +96,8 @@ class Allocation:
     Args:
         dd: the child.
     """
+
+    at_once: ClassVar[int] = AT_ONCE
 
     def __init__(self, dd: DiskDriver) -> None:
         self._dd = dd
@@ -95,6 +120,8 @@ class Depth:
         dd: the child.
     """
 
+    at_once: ClassVar[int] = AT_ONCE
+
     def __init__(self, dd: DiskDriver) -> None:
         self._dd = dd
 
@@ -114,6 +141,8 @@ class Dirty:
         name: of the bitmap.
         live: it records what is written now.
     """
+
+    at_once: ClassVar[int] = 1 << 64  # its ranges are few, and not looked for
 
     def __init__(self, dd: DiskDriver, name: str, *, live: bool) -> None:
         self._dd = dd

@@ -6,7 +6,8 @@ import logging
 import socket
 
 from tapcore.engine.loop import IN, OUT, Deadline, Loop
-from tapcore.nbd.connection import LINGER_SECONDS, Clients, Connection
+from tapcore.nbd.clients import Clients
+from tapcore.nbd.connection import LINGER_SECONDS, Connection
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.handshake import Handshake, TlsMode
 from tapcore.nbd.replies import Replies

@@ -10,17 +10,17 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from tapcore.buffers import POOL
-from tapcore.engine import WRITE
+import attrs
+
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.commands import Commands
+from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
-from tapcore.nbd.handshake import Negotiated
-from tapcore.nbd.outstanding import NbdRequest, Outstanding
+from tapcore.nbd.outstanding import Outstanding
 from tapcore.nbd.reads import Reads
-from tapcore.nbd.receive import ReceiveBuffer
-from tapcore.nbd.replies import Replies
-from tapcore.nbd.streaming import StreamedWrite
+from tapcore.nbd.replystyles import replies_for
+from tapcore.nbd.requestparser import Command, RequestParser
+from tapcore.nbd.writes import Writes
 
 MAX_HELD: Final = 32 << 20
 """Bytes of memory (buffers in use) and of replies waiting that one connection may have; beyond
@@ -29,21 +29,8 @@ it, nothing more is read from the client."""
 MAX_IN_FLIGHT: Final = 1024
 """Requests of one connection under way."""
 
-MAX_SKIPPED: Final = 64 << 20
-"""A write longer than this is not even skipped: the connection is closed."""
-
 LANE_MAX: Final = 256 << 10
 """Bytes. Longer reads are sent from the file itself, without a copy."""
-
-OUT_OF_LANE: Final = 7
-"""So many writes go to the engine behind one that was not in the lane: who fills new clusters goes
-on doing so, and need not be looked for twice."""
-
-STREAM_MIN: Final = 128 << 10
-"""Writes from this size on are begun before all of their data has arrived."""
-
-_HEADER: Final = nbd.REQUEST.size
-_UNPACK: Final = nbd.REQUEST.unpack_from
 
 
 class Transmission:
@@ -77,15 +64,12 @@ class Transmission:
         "_export",
         "_lane",
         "_lane_max",
-        "_lane_write",
         "_losses",
-        "_out_of_lane",
-        "_read_only",
+        "_parser",
         "_reads",
         "_ready",
         "_received",
-        "_skip",
-        "_stream",
+        "_writes",
         "engine",
         "error",
         "finished",
@@ -104,21 +88,22 @@ class Transmission:
         self._export = export
         self._ready = ready
         self.engine = export.engine
-        self.replies = Replies(structured=negotiated.structured_replies, ready=ready)
+        structured, extended = negotiated.structured_replies, negotiated.extended_headers
+        self.replies = replies_for(structured=structured, extended=extended, ready=ready)
         self.outstanding = Outstanding(self.replies, export.disk)
+        self._parser = RequestParser(extended=extended, initial=initial)
+        self._received = self._parser.received
+        flags = negotiated.transmission_flags
+        read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._reads = Reads(export, self.outstanding)
-        self._commands = Commands(export, negotiated, self.outstanding)
+        self._writes = Writes(
+            export, self.outstanding, self._parser, read_only=read_only, freed=self._freed
+        )
+        self._commands = Commands(export, negotiated, self.outstanding, ready)
         export.senders.add(self.replies)
         self._lane = export.engine.lane
         self._lane_max = LANE_MAX
-        self._lane_write = self._lane.write if self._lane.writes else None
-        self._out_of_lane = 0
         self._losses = self._lane.losses
-        flags = negotiated.transmission_flags
-        self._read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
-        self._received = ReceiveBuffer(initial)
-        self._stream: StreamedWrite | None = None
-        self._skip = 0
         self.stalled = False
         self.finished = False
         self.error = ""
@@ -141,21 +126,24 @@ class Transmission:
         """Bytes of buffers in use."""
         return self.outstanding.held
 
+    @property
+    def amid_a_write(self) -> bool:
+        """Whether a write was begun whose data is still on its way."""
+        return self._writes.stream is not None
+
     # ---- receiving --------------------------------------------------------------------------
 
     def space(self) -> memoryview:
         """Where the next bytes from the client go; tell `received` how many came."""
-        if self._stream is not None:
-            return self._stream.space()
-        return self._received.space()
+        stream = self._writes.stream
+        return self._received.space() if stream is None else stream.space()
 
     def received(self, count: int) -> None:
         """`count` bytes have come into `space()`."""
-        stream = self._stream
+        stream = self._writes.stream
         if stream is not None:
-            if stream.received(count):
-                self._stream = None
-            self._check_limits()
+            self._writes.came(stream, count)
+            self.stalled = self._over_limit()
             return
         self._received.end += count
         self._parse()
@@ -170,13 +158,25 @@ class Transmission:
         if not self.stalled or self._over_limit():
             return False
         self.stalled = False
-        if self._stream is None:  # else more of its data has to come, and nothing is there to parse
+        if not self.amid_a_write and not self.finished:  # else there is nothing to be parsed
             self._parse()
         return True
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether `go_on` has something to do."""
+        return bool(self._commands.unfinished)
+
+    def go_on(self) -> None:
+        """Begin the next piece of each request that is too long for one go.
+
+        Everybody else has his turn before the one after that, so the engine is asked once a batch.
+        """
+        self._commands.go_on()
+
     def _over_limit(self) -> bool:
         owed = self.outstanding
-        if self._stream is not None:
+        if self.amid_a_write:
             return owed.held > MAX_HELD
         return (
             owed.held > MAX_HELD
@@ -184,151 +184,85 @@ class Transmission:
             or self.replies.queued - self.replies.sent > MAX_HELD
         )
 
-    def _check_limits(self) -> None:
-        self.stalled = self._over_limit()
+    def _freed(self) -> None:
+        if self.stalled:
+            self._ready()  # nothing is to be sent, but more may be read
 
     def _parse(self) -> None:
-        """Take every complete request out of the receive buffer."""
-        rx = self._received
-        if self._skip:
-            self._skip_payload()
-        owed, replies = self.outstanding, self.replies
-        read, lane = self._reads.take, self._lane
+        """Do all that was received whole, up to a limit."""
+        parser, owed, replies = self._parser, self.outstanding, self.replies
+        if parser.skipping and not self._skipped():
+            return
+        read, write, lane = self._reads.take, self._writes.take, self._lane
         lane.begin()
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
-        while rx.end - rx.start >= _HEADER and not self.finished:
-            if owed.held > MAX_HELD or owed.in_flight >= MAX_IN_FLIGHT or replies.queued > full:
-                self.stalled = True
-                return
-            start = rx.start
-            magic, flags, command, cookie, offset, length = _UNPACK(rx.view, start)
-            if magic != nbd.REQUEST_MAGIC:
-                self._break_off("sent something that is not a request")
-                return
-            if command == nbd.CMD_READ:
-                rx.start = start + _HEADER
-                if 0 < length <= most and not flags:
-                    content = lane.to_read(offset, length)
-                    if content is not None:
-                        replies.mapped(cookie, offset, content, length)
-                        continue
-                read(flags, cookie, offset, length)
-            elif command == nbd.CMD_WRITE:
-                if not self._write(flags, cookie, offset, length):
-                    return
-            else:
-                rx.start = start + _HEADER
-                if command == nbd.CMD_DISC:
-                    self.finished = True
+        payload = parser.payload_flag
+        for _, flags, command, cookie, offset, length in parser.heads():
+            if command == nbd.CMD_READ and not flags:
+                if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
+                    replies.mapped(cookie, offset, content, length)
                 else:
-                    self._commands.take(command, flags, cookie, offset, length)
-        if replies.queued > full and not self._skip:
-            self.stalled = True
+                    read(0, cookie, offset, length)
+            elif command == nbd.CMD_WRITE:
+                if not write(flags ^ payload, cookie, offset, length):
+                    self._stopped()
+                    return
+            elif not self._take(Command(command, flags, cookie, offset, length)):
+                self._stopped()
+                return
+            if owed.held > MAX_HELD or owed.in_flight >= MAX_IN_FLIGHT or replies.queued > full:
+                self.stalled = not parser.skipping
+                return
+        if parser.error:
+            self._stopped()
 
-    def _break_off(self, why: str) -> None:
-        self.error = why
-        self.finished = True
+    def _stopped(self) -> None:
+        """The parsing did not come to the end of what was received."""
+        if self.amid_a_write:
+            self.stalled = self._over_limit()
+        elif self._parser.error:
+            self.error, self.finished = self._parser.error, True
 
-    # ---- writes -----------------------------------------------------------------------------
+    def _skipped(self) -> bool:
+        """Go on with a payload that nobody wants; returns whether requests may be taken again."""
+        self._parser.pass_over(self._parser.skipping)
+        if self._parser.skipping:
+            return False
+        self.stalled = self._over_limit()
+        return not self.stalled
 
-    def _write(self, flags: int, cookie: int, offset: int, length: int) -> bool:
-        """Take a write; returns False when more of its data has to arrive first."""
-        rx = self._received
-        body = rx.start + _HEADER
-        available = rx.end - body
-        problem = self._write_problem(flags, offset, length)
-        if problem:
-            if length > MAX_SKIPPED:
-                self._break_off("sent a write that is longer than 64 MiB")
-                return False
-            rx.start = body
-            self._skip = length
-            self.outstanding.refuse(cookie, *problem)
-            self._skip_payload()
-            return not self._skip
-        if available < length:
-            if length < STREAM_MIN:
-                return False
-            return self._begin_stream(flags, cookie, offset, length, body)
-        rx.start = body + length
-        content = rx.view[body : rx.start]
-        if self._lane_write is not None and length and not flags and self._written(offset, content):
-            self.replies.done(cookie)
-            return True
-        req = NbdRequest(WRITE, offset, length, content, self._write_done)
-        req.cookie = cookie
-        req.lease = None
-        if flags:
-            req.fua = bool(flags & nbd.CMD_FLAG_FUA)
-        req.chunk = chunk = rx.chunk
-        chunk.holds += 1
-        owed = self.outstanding
-        owed.held += length
-        owed.in_flight += 1
-        self.engine.submit(req)
+    def _take(self, asked: Command) -> bool:
+        """Neither a plain READ nor a WRITE; returns False at the end, or where more must come."""
+        if asked.number == nbd.CMD_DISC:
+            self.finished = True
+            return False
+        if asked.flags & self._parser.payload_flag:
+            return self._take_with_payload(asked)
+        if asked.number == nbd.CMD_READ:
+            self._reads.take(asked.flags, asked.cookie, asked.offset, asked.length)
+        else:
+            self._commands.take(asked)
         return True
 
-    def _written(self, offset: int, content: memoryview) -> bool:
-        """Whether a write was done in the lane; it is not tried again at once where it was not."""
-        assert self._lane_write is not None
-        if self._out_of_lane:
-            self._out_of_lane -= 1
+    def _take_with_payload(self, asked: Command) -> bool:
+        """With extended headers any request may have a payload, though hardly one wants it."""
+        parser, length = self._parser, asked.length
+        if length > nbd.DEFAULT_BLOCK_MAX:
+            parser.error = "sent a payload that is longer than 32 MiB"
             return False
-        if self._lane_write(offset, content) == 0:
+        asked = attrs.evolve(asked, flags=asked.flags ^ parser.payload_flag)
+        if not self._commands.wants_payload(asked):
+            parser.pass_over(length)
+            why = f"command {asked.number} takes no payload of {length} bytes"
+            self.outstanding.refuse(asked.cookie, asked.offset, errno.EINVAL, why)
             return True
-        self._out_of_lane = OUT_OF_LANE
-        return False
-
-    def _write_problem(self, flags: int, offset: int, length: int) -> tuple[int, str] | None:
-        """Why a write cannot be: the errno, and a reason."""
-        if flags & ~nbd.CMD_FLAG_FUA or length > nbd.DEFAULT_BLOCK_MAX:
-            return errno.EINVAL, "bad flags, or longer than 32 MiB"
-        if self._read_only:
-            return errno.EPERM, "the export is read-only"
-        if offset + length > self.engine.size:
-            return errno.ENOSPC, self.outstanding.past_end(offset, length)
-        return None
-
-    def _skip_payload(self) -> None:
-        rx = self._received
-        count = min(self._skip, rx.end - rx.start)
-        rx.start += count
-        self._skip -= count
-
-    def _begin_stream(self, flags: int, cookie: int, offset: int, length: int, body: int) -> bool:
-        """A long write whose end has not arrived yet: begin with what is there."""
-        rx = self._received
-        req = NbdRequest(WRITE, offset, length, None, self.outstanding.finished)
-        req.cookie = cookie
-        req.fua = bool(flags & nbd.CMD_FLAG_FUA)
-        req.chunk = None
-        req.lease = None
-        self._stream = stream = StreamedWrite(self.engine, req, self._hold)
-        self.outstanding.in_flight += 1
-        rx.start = rx.end
-        stream.begin(rx.view[body : rx.end])
-        self._check_limits()
-        return False
-
-    def _hold(self, size: int) -> None:
-        self.outstanding.held += size
-        if size < 0 and self.stalled:
-            self._ready()  # nothing is to be sent, but more may be read
-
-    def _write_done(self, req: NbdRequest) -> None:
-        owed = self.outstanding
-        owed.in_flight -= 1
-        owed.held -= req.length
-        chunk = req.chunk
-        assert chunk is not None
-        chunk.holds -= 1
-        if not chunk.holds and not chunk.current:
-            POOL.give(chunk.view)
-        if req.status:
-            owed.failed(req)
-        else:
-            self.replies.done(req.cookie)
+        payload = parser.payload(length)
+        if payload is None:
+            parser.put_back()
+            return False
+        self._commands.take(attrs.evolve(asked, payload=payload))
+        return True
 
     # ---- sending ----------------------------------------------------------------------------
 
@@ -357,18 +291,14 @@ class Transmission:
     def finish(self) -> None:
         """Take no more requests; those taken are still answered."""
         self.finished = True
-        self._abort_stream()  # the rest of its data will not be waited for
-
-    def _abort_stream(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None and not stream.abort():
-            self.outstanding.in_flight -= 1
+        self._writes.abort_stream()  # the rest of its data will not be waited for
 
     def gone(self) -> None:
         """The connection is lost: nothing more comes, and nothing more can be sent."""
         self.outstanding.gone = True
         self.finished = True
-        self._abort_stream()
+        self._writes.abort_stream()
+        self._commands.give_up()
         self._received.close()
         self._export.leave(self.replies)
         self.replies.discard()

@@ -14,8 +14,8 @@ from tapcore.errors import TapError, UsageError, describe
 from tapcore.interface.models import TdState
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.constants import TransmissionFlag
+from tapcore.nbd.exportinfo import ExportInfo
 from tapcore.nbd.exports import Export, Exports
-from tapcore.nbd.handshake import ExportInfo
 from tapcore.nbd.polled import PolledDisk
 from tapcore.views.store import Room
 from tapcore.views.template import Template, View

@@ -1,0 +1,85 @@
+"""The clients of one server, and which of them want attention."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tapcore.engine import Engine
+from tapcore.engine.loop import Deadline
+
+
+class Client(Protocol):
+    """As much of a connection as its server knows.
+
+    Attributes:
+        deadline: it is closed when this passes, if there is one.
+        engine: of the export chosen; None during the handshake.
+        open: False once it is closed.
+    """
+
+    deadline: Deadline | None
+    engine: Engine | None
+    open: bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether the client is owed anything."""
+
+    def service(self) -> bool:
+        """Once after each batch; returns whether the engine has to have another turn."""
+
+    def go_on(self) -> None:
+        """Begin the next piece of what is done piece by piece."""
+
+    def check_deadline(self) -> None:
+        """Close the connection if its moment has passed."""
+
+    def finish(self) -> None:
+        """The server stops: take no more requests, answer those that were taken."""
+
+    def drop(self) -> None:
+        """Close now, whatever the client is owed."""
+
+
+class Clients:
+    """The connections of one server, and which of them want attention.
+
+    Attributes:
+        all: every open connection.
+        dirty: something was received, or is to be sent.
+        deadlines: those that are closed when a moment passes.
+        unfinished: they have begun what is done piece by piece, one in each batch.
+        soonest: no deadline passes before this is; None where there is none. That it may be too
+            early is what makes it cheap: many clients that wait cost the others nothing.
+    """
+
+    __slots__ = ("all", "deadlines", "dirty", "soonest", "unfinished")
+
+    def __init__(self) -> None:
+        self.all: set[Client] = set()
+        self.dirty: set[Client] = set()
+        self.deadlines: set[Client] = set()
+        self.unfinished: set[Client] = set()
+        self.soonest: Deadline | None = None
+
+    def forget(self, client: Client) -> None:
+        """It is closed."""
+        self.all.discard(client)
+        self.dirty.discard(client)
+        self.deadlines.discard(client)
+        self.unfinished.discard(client)
+
+    def go_on(self) -> None:
+        """A batch begins: each may begin the next piece of what it has unfinished."""
+        unfinished, self.unfinished = self.unfinished, set()
+        for client in unfinished:
+            client.go_on()
+
+    def check_deadlines(self) -> None:
+        """Close those whose moment has passed."""
+        if self.soonest is None or not self.soonest.passed:
+            return
+        for client in list(self.deadlines):
+            client.check_deadline()
+        left = (c.deadline for c in self.deadlines if c.deadline is not None)
+        self.soonest = min(left, key=lambda deadline: deadline.left, default=None)

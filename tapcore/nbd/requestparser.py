@@ -1,0 +1,103 @@
+"""A client's bytes taken apart into requests, without doing anything about them.
+
+"Request message" of doc/proto.md (NetworkBlockDevice/nbd), and of its branch extension-ext-header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+import attrs
+
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.receive import ReceiveBuffer
+
+Head: TypeAlias = tuple[int, int, int, int, int, int]
+"""A request's header as it is unpacked: magic, flags, command, cookie, offset, length (bytes). A
+plain tuple: each request has one."""
+
+
+@attrs.frozen
+class Command:
+    """A request that is neither a plain READ nor a WRITE: those are many, and have no object.
+
+    Attributes:
+        number: NBD_CMD_...
+        flags: NBD_CMD_FLAG_..., without PAYLOAD_LEN where there is a payload.
+        cookie: the client's name for it.
+        offset: bytes.
+        length: bytes of the disk; with a payload its own bytes.
+        payload: what came with it; None where nothing did.
+    """
+
+    number: int
+    flags: int
+    cookie: int
+    offset: int
+    length: int
+    payload: bytes | None = None
+
+
+class RequestParser:
+    """Where one request ends, and the next begins.
+
+    Args:
+        extended: extended headers were negotiated.
+        initial: bytes that came after the handshake's last option.
+
+    Attributes:
+        received: the bytes that are there.
+        payload_flag: what tells that a payload follows the header, whatever the command; 0 where
+            only a WRITE has one.
+        head_size: bytes of a header.
+        skipping: bytes of a payload that nobody wants, and that have not arrived yet.
+        error: why the rest cannot be told apart; empty where it can.
+    """
+
+    __slots__ = ("_magic", "_unpack", "error", "head_size", "payload_flag", "received", "skipping")
+
+    def __init__(self, *, extended: bool, initial: bytes = b"") -> None:
+        self.received = ReceiveBuffer(initial)
+        form: Final = nbd.EXTENDED_REQUEST if extended else nbd.REQUEST
+        self._unpack = form.unpack_from
+        self._magic = nbd.EXTENDED_REQUEST_MAGIC if extended else nbd.REQUEST_MAGIC
+        self.head_size = form.size
+        self.payload_flag = nbd.CMD_FLAG_PAYLOAD_LEN if extended else 0
+        self.skipping = 0
+        self.error = ""
+
+    def heads(self) -> Iterator[Head]:
+        """Each request whose header is there, taken out of what was received.
+
+        Who takes one takes its payload too (`payload`, `pass_over`) before he asks for the next, or
+        stops, and puts it back (`put_back`).
+        """
+        rx, size, unpack, magic = self.received, self.head_size, self._unpack, self._magic
+        while rx.end - rx.start >= size:
+            head = unpack(rx.view, rx.start)
+            if head[0] != magic:
+                self.error = "sent something that is not a request"
+                return
+            rx.start += size
+            yield head
+
+    def put_back(self) -> None:
+        """The header that was taken last: its payload has not arrived yet."""
+        self.received.start -= self.head_size
+
+    def payload(self, length: int) -> bytes | None:
+        """A short payload (bytes), which is taken; None where it has not arrived yet."""
+        rx = self.received
+        if rx.end - rx.start < length:
+            return None
+        start = rx.start
+        rx.start = start + length
+        return bytes(rx.view[start : rx.start])
+
+    def pass_over(self, length: int) -> None:
+        """Nobody wants a payload (bytes); what has not arrived is passed over when it does."""
+        rx = self.received
+        count = min(length, rx.end - rx.start)
+        rx.start += count
+        self.skipping = length - count

@@ -1,0 +1,198 @@
+"""Writes: in place where they have their place, else through the engine, long ones as they come."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from tapcore.buffers import POOL
+from tapcore.engine import WRITE
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.exports import Export
+from tapcore.nbd.outstanding import NbdRequest, Outstanding
+from tapcore.nbd.requestparser import RequestParser
+from tapcore.nbd.streaming import StreamedWrite
+
+MAX_SKIPPED: Final = 64 << 20
+"""A write longer than this is not even skipped: the connection is closed."""
+
+OUT_OF_LANE: Final = 7
+"""So many writes go to the engine behind one that was not in the lane: who fills new clusters goes
+on doing so, and need not be looked for twice."""
+
+STREAM_MIN: Final = 128 << 10
+"""Writes from this size on are begun before all of their data has arrived."""
+
+
+class Writes:
+    """Carries out the writes of one client.
+
+    Args:
+        export: the disk.
+        outstanding: what the client is owed.
+        parser: of what it sends.
+        read_only: it was told that it may not write.
+        freed: called when memory was given back.
+
+    Attributes:
+        stream: the write whose data is still on its way.
+    """
+
+    __slots__ = (
+        "_engine",
+        "_freed",
+        "_lane_write",
+        "_out_of_lane",
+        "_outstanding",
+        "_parser",
+        "_read_only",
+        "_received",
+        "_replies",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        export: Export,
+        outstanding: Outstanding,
+        parser: RequestParser,
+        *,
+        read_only: bool,
+        freed: Callable[[], object],
+    ) -> None:
+        self._engine = export.engine
+        self._outstanding = outstanding
+        self._replies = outstanding.replies
+        self._parser = parser
+        self._received = parser.received
+        self._read_only = read_only
+        self._freed = freed
+        lane = export.engine.lane
+        self._lane_write = lane.write if lane.writes else None
+        self._out_of_lane = 0
+        self.stream: StreamedWrite | None = None
+
+    def take(self, flags: int, cookie: int, offset: int, length: int) -> bool:
+        """A WRITE whose header was taken; returns False where more of its data has to come first.
+
+        Args:
+            flags: without the one that says that a payload follows; with it where that is missing.
+            cookie: the client's name for it.
+            offset: bytes.
+            length: bytes.
+        """
+        if (
+            flags & ~nbd.CMD_FLAG_FUA
+            or self._read_only
+            or offset + length > self._engine.size
+            or length > nbd.DEFAULT_BLOCK_MAX
+        ):
+            return self._refuse(flags, cookie, offset, length)
+        rx = self._received
+        body = rx.start
+        if rx.end - body < length:
+            if length < STREAM_MIN:
+                self._parser.put_back()
+                return False
+            self._begin_stream(flags, cookie, offset, length)
+            return False
+        rx.start = body + length
+        content = rx.view[body : rx.start]
+        if self._lane_write is not None and length and not flags and self._written(offset, content):
+            self._replies.done(cookie, offset)
+            return True
+        req = NbdRequest(WRITE, offset, length, content, self._done)
+        req.cookie = cookie
+        req.lease = None
+        if flags:
+            req.fua = bool(flags & nbd.CMD_FLAG_FUA)
+        req.chunk = chunk = rx.chunk
+        chunk.holds += 1
+        owed = self._outstanding
+        owed.held += length
+        owed.in_flight += 1
+        self._engine.submit(req)
+        return True
+
+    def _written(self, offset: int, content: memoryview) -> bool:
+        """Whether a write was done in the lane; it is not tried again at once where it was not."""
+        assert self._lane_write is not None
+        if self._out_of_lane:
+            self._out_of_lane -= 1
+            return False
+        if self._lane_write(offset, content) == 0:
+            return True
+        self._out_of_lane = OUT_OF_LANE
+        return False
+
+    def _done(self, req: NbdRequest) -> None:
+        owed = self._outstanding
+        owed.in_flight -= 1
+        owed.held -= req.length
+        chunk = req.chunk
+        assert chunk is not None
+        chunk.holds -= 1
+        if not chunk.holds and not chunk.current:
+            POOL.give(chunk.view)
+        if req.status:
+            owed.failed(req)
+        else:
+            self._replies.done(req.cookie, req.offset)
+
+    # ---- what cannot be ---------------------------------------------------------------------
+
+    def _refuse(self, flags: int, cookie: int, offset: int, length: int) -> bool:
+        parser = self._parser
+        if flags & parser.payload_flag and length:
+            # whether its data follows nobody can know, and data may look like requests
+            parser.error = "sent a write without the flag that its data follows"
+            return False
+        extended = bool(parser.payload_flag)
+        if length > (nbd.DEFAULT_BLOCK_MAX if extended else MAX_SKIPPED):
+            most = "32 MiB, the largest payload" if extended else "64 MiB"
+            parser.error = f"sent a write that is longer than {most}"
+            return False
+        self._outstanding.refuse(cookie, offset, *self._why_not(flags, offset, length))
+        parser.pass_over(length)
+        return True
+
+    def _why_not(self, flags: int, offset: int, length: int) -> tuple[int, str]:
+        """Why a write cannot be: the errno, and a reason."""
+        if flags & ~nbd.CMD_FLAG_FUA:
+            return errno.EINVAL, f"a write does not take the flags {flags:#x}"
+        if length > nbd.DEFAULT_BLOCK_MAX:
+            return errno.EINVAL, "a write has 32 MiB at most"
+        if self._read_only:
+            return errno.EPERM, "the export is read-only"
+        return errno.ENOSPC, self._outstanding.past_end(offset, length)
+
+    # ---- a write that is begun before all of it is there ------------------------------------
+
+    def _begin_stream(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        rx, owed = self._received, self._outstanding
+        req = NbdRequest(WRITE, offset, length, None, owed.finished)
+        req.cookie = cookie
+        req.fua = bool(flags & nbd.CMD_FLAG_FUA)
+        req.chunk = None
+        req.lease = None
+        self.stream = stream = StreamedWrite(self._engine, req, self._hold)
+        owed.in_flight += 1
+        body, rx.start = rx.start, rx.end
+        stream.begin(rx.view[body : rx.end])
+
+    def _hold(self, size: int) -> None:
+        self._outstanding.held += size
+        if size < 0:
+            self._freed()
+
+    def came(self, stream: StreamedWrite, count: int) -> None:
+        """`count` bytes have come into the stream's space."""
+        if stream.received(count):
+            self.stream = None
+
+    def abort_stream(self) -> None:
+        """The rest of its data will not come."""
+        stream, self.stream = self.stream, None
+        if stream is not None and not stream.abort():
+            self._outstanding.in_flight -= 1
