@@ -17,6 +17,8 @@ need mkfs.ext4 e2fsprogs
 need zsh zsh
 need fish fish
 need img_stat sleuthkit
+need zstd zstd
+need xz xz-utils
 
 # libaio.so.1, of `--cache none` (Debian 13 has it as libaio1t64, and knows this name too).
 has_libaio() {

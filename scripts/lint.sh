@@ -11,7 +11,7 @@ check .venv/bin/ruff check --quiet .
 check .venv/bin/ruff format --quiet --check .
 check .venv/bin/mypy --no-error-summary
 # each by itself: the plugins' tests have modules of the same names
-for plugin in aio qcow qcow2 ram sync vdi vhd vmdk; do
+for plugin in aio qcow qcow2 ram sync vdi vhd vmdk zraw; do
     tests="plugins/tap-$plugin/tests"
     check env MYPYPATH="tests:$tests" .venv/bin/mypy --no-error-summary "$tests"
 done

@@ -14,6 +14,7 @@ PACKAGES = {  # command: Debian package
     "bash": "bash",
     "fio": "fio",
     "fish": "fish",
+    "gzip": "gzip",
     "img_cat": "sleuthkit",
     "img_stat": "sleuthkit",
     "mkfs.ext4": "e2fsprogs",
@@ -21,11 +22,14 @@ PACKAGES = {  # command: Debian package
     "nbdfuse": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
     "nbdkit": "nbdkit",
+    "pzstd": "zstd",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
+    "xz": "xz-utils",
     "zsh": "zsh",
+    "zstd": "zstd",
 }
 
 

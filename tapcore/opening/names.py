@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from tapcore.errors import UnknownHandleError, UsageError
@@ -113,6 +114,17 @@ def raw_handle(registry: Registry) -> str:
     raise UnknownHandleError("no driver for raw files is installed: pip install tap-aio")
 
 
+def has_suffix(path: str, suffixes: Iterable[str]) -> bool:
+    """Whether a file's name ends so, capitals or not, and is more than that.
+
+    Args:
+        path: of the file.
+        suffixes: each with its dot, perhaps with several (".raw.zst"); in small letters.
+    """
+    name = os.path.basename(path).lower()
+    return any(name.endswith(suffix) and name.strip(".") != suffix[1:] for suffix in suffixes)
+
+
 def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
     """The driver for an image that is to be made, from its handle or its file's suffix.
 
@@ -121,11 +133,10 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
     """
     if disk_id.drivertype:
         return registry.get(disk_id.drivertype)
-    suffix = os.path.splitext(disk_id.name)[1].lower()
-    if suffix in RAW_SUFFIXES:
+    if has_suffix(disk_id.name, RAW_SUFFIXES):
         return registry.get(raw_handle(registry))
     for info in registry.drivers():
-        if suffix and suffix in info.suffixes:
+        if has_suffix(disk_id.name, info.suffixes):
             return info
     from tapcore.formats.foreign import suffix_owner
 

@@ -29,7 +29,7 @@ from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.magic import HEAD_BYTES, TAIL_BYTES
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry
-from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, raw_handle
+from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, has_suffix, raw_handle
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def recognises(info: DiskInfo, name: str, head: bytes, tail: bytes) -> bool:
         tail: its last bytes.
     """
     if info.magic:
-        named = os.path.splitext(name)[1].lower() in info.suffixes
+        named = has_suffix(name, info.suffixes)
         shown = [
             magic.sure
             for magic in info.magic
@@ -139,6 +139,8 @@ def refusal(found: Signature, registry: Registry) -> str:
             registry.get(found.handle)
         except TapError as exc:
             return f"is {found.name}, and {exc.message}"
+    if found.unpacked_by in registry:
+        return f"is {found.advice}, or, if a raw disk is in it, write {found.unpacked_by}:PATH"
     return f"is {found.advice}"
 
 
@@ -164,9 +166,17 @@ def odd_name(path: str, sample: Sample, handle: str, registry: Registry) -> str:
         return _odd_name_of_raw(promised, sample)
     if suffix in RAW_SUFFIXES and not sample.device:
         promised = "a raw disk"
-    if not promised or suffix in registry.get(handle).suffixes:
+    if not promised or _may_be_named(path, handle, registry):
         return ""
     return f"is named like {promised}, but holds {handle}; opened as that"
+
+
+def _may_be_named(path: str, handle: str, registry: Registry) -> bool:
+    """Whether a file's suffix is one of a format, or of what the format reads packed."""
+    owner = suffix_owner(path)
+    if owner is not None and owner.unpacked_by == handle:
+        return True
+    return has_suffix(path, registry.get(handle).suffixes)
 
 
 def _odd_name_of_raw(promised: str, sample: Sample) -> str:
@@ -190,7 +200,7 @@ def _promised(path: str, suffix: str, registry: Registry) -> str:
     if owner is not None:
         return owner.name
     for info in registry.drivers():
-        if suffix in info.suffixes and info.handle not in RAW_HANDLES:
+        if has_suffix(path, info.suffixes) and info.handle not in RAW_HANDLES:
             return f"a {info.handle} image"
     return ""
 

@@ -141,8 +141,9 @@ class Subject:
     # ---- opening ------------------------------------------------------------------------------
 
     def open(self, image: str, *, readonly: bool = False, cache: CacheMode = "writeback") -> Disk:
-        """The image through the engine, as clients see it."""
+        """The image through the engine, as clients see it; what is only read, read-only."""
         name = f"{self.handle}:{image}"
+        readonly = readonly or not self._can_write
         return open_image(name, readonly=readonly, cache=cache, registry=self.registry())
 
     def session(
@@ -156,8 +157,12 @@ class Subject:
         """The image with its hooks called directly."""
         access = Access(registry=self.registry())
         name = DiskId(image, self.handle)
-        disk = open_with(access, name, writing=not readonly, cache=cache)
+        disk = open_with(access, name, writing=self._can_write and not readonly, cache=cache)
         return Session(disk, patience=self.patience, errors=errors)
+
+    @property
+    def _can_write(self) -> bool:
+        return "write" in self.info().capabilities
 
     def _size_of(self, image: str) -> int:
         with self.open(image, readonly=True) as disk:

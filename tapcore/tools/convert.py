@@ -12,6 +12,7 @@ import attrs
 from tapcore.disk import Disk
 from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError, UsageError, open_error
+from tapcore.files.byname import open_host_file
 from tapcore.interface.access import Access
 from tapcore.interface.filters import Filter
 from tapcore.interface.identity import identity_of
@@ -29,7 +30,14 @@ from tapcore.tools.openimage import open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
 from tapcore.tools.progress import Progress
-from tapcore.tools.streams import STANDARD, STDOUT, refuse_image, standard_input, stream_disk
+from tapcore.tools.streams import (
+    STANDARD,
+    STDOUT,
+    refuse_image,
+    standard_input,
+    stream_disk,
+    stream_to_output,
+)
 from tapcore.tools.transfer import Transfer, write_unit
 
 log = logging.getLogger(__name__)
@@ -116,8 +124,8 @@ def convert_image(
     with _source(os.fsdecode(source), goal, snapshot, wish) as disk:
         if goal.name == STANDARD:
             _refuse_standard_output(disk)
-            return goal, stream_disk(disk, info, wish.options, progress)
-        return goal, _into_file(disk, goal, wish)
+            return goal, stream_to_output(disk, info, wish.options, progress)
+        return goal, _into_file(disk, goal, info, wish)
 
 
 # ---- where from, where to --------------------------------------------------------------------
@@ -191,10 +199,12 @@ def _room_for(goal: DiskId) -> str:
 # ---- into a file -----------------------------------------------------------------------------
 
 
-def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
+def _into_file(disk: Disk, goal: DiskId, info: DiskInfo, wish: _Wish) -> int:
+    hooks = wish.access.registry.operations(info.handle).implemented
+    streamed = "td_queue_write" not in hooks and "td_stream" in hooks
     with new_image(
         str(goal),
-        disk.size,
+        0 if streamed else disk.size,  # what is streamed replaces what was made
         parent=wish.parent,
         options=wish.options,
         force=wish.force,
@@ -203,7 +213,7 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
     ) as made:
         made.files.limit_mode(modes_of(disk))
         try:
-            written = _fill(disk, made, wish)
+            written = _stream(disk, made, info, wish) if streamed else _fill(disk, made, wish)
         except BaseException:
             if wish.keep_partial:
                 for name in made.files.keep_partial():
@@ -211,6 +221,24 @@ def _into_file(disk: Disk, goal: DiskId, wish: _Wish) -> int:
             raise
         made.files.publish(durable=wish.sync)
         warn_of_device(made, disk.size)
+    return written
+
+
+def _stream(disk: Disk, made: NewImage, info: DiskInfo, wish: _Wish) -> int:
+    """For a format that is written only front to back."""
+    name = made.target.name
+    if made.files.overwrites_device:
+        raise UsageError(f"a '{info.handle}' image goes into a file, not a device", image=name)
+    fd = open_host_file(made.working.name, writing=True)
+    try:
+        os.ftruncate(fd, 0)
+        written = stream_disk(disk, info, made.options, wish.progress, fd)
+        if wish.sync:
+            os.fdatasync(fd)
+    except OSError as exc:
+        raise open_error(exc, name) from exc
+    finally:
+        os.close(fd)
     return written
 
 

@@ -145,16 +145,31 @@ def _write_all(fd: int, view: memoryview, offset: int) -> None:
 # ---- standard output -------------------------------------------------------------------------
 
 
-def stream_disk(
+def stream_to_output(
     disk: Disk, info: DiskInfo, options: Mapping[str, str], progress: Progress | None
 ) -> int:
-    """Write a disk as a new image to standard output, from front to back.
+    """Write a disk as a new image to standard output; arguments and results as `stream_disk`.
+
+    Raises:
+        IOFailedError: reading or writing failed.
+        BrokenPipeError: nobody reads any more.
+    """
+    if os.isatty(STDOUT):
+        raise UsageError("an image is not written to a terminal; redirect standard output")
+    return stream_disk(disk, info, options, progress, STDOUT)
+
+
+def stream_disk(
+    disk: Disk, info: DiskInfo, options: Mapping[str, str], progress: Progress | None, fd: int
+) -> int:
+    """Write a disk as a new image, from front to back.
 
     Args:
         disk: open.
         info: the driver of the new image's format, which has `td_stream`.
         options: of the format.
         progress: told how far it is; what it raises stops the work.
+        fd: where to.
 
     Returns:
         Bytes written.
@@ -163,8 +178,6 @@ def stream_disk(
         IOFailedError: reading or writing failed.
         BrokenPipeError: nobody reads any more.
     """
-    if os.isatty(STDOUT):
-        raise UsageError("an image is not written to a terminal; redirect standard output")
     written = 0
 
     def out(data: Any) -> None:
@@ -172,7 +185,7 @@ def stream_disk(
         view = memoryview(data).cast("B")
         written += len(view)
         while view:
-            view = view[_write_some(view) :]
+            view = view[_write_some(fd, view) :]
 
     assert info.drv is not None
     info.drv.td_stream(out, disk.size, options, _pieces(disk, progress))
@@ -181,19 +194,19 @@ def stream_disk(
     return written
 
 
-def _write_some(view: memoryview) -> int:
+def _write_some(fd: int, view: memoryview) -> int:
     try:
-        return os.write(STDOUT, view)
+        return os.write(fd, view)
     except BlockingIOError:  # somebody made the pipe so
         ready = select.poll()
-        ready.register(STDOUT, select.POLLOUT)
+        ready.register(fd, select.POLLOUT)
         ready.poll()
         return 0
     except BrokenPipeError:
         raise
     except OSError as exc:
-        text = f"standard output: {describe(exc)}"
-        raise IOFailedError(text, errno=exc.errno or errno.EIO) from None
+        where = "standard output: " if fd == STDOUT else ""
+        raise IOFailedError(where + describe(exc), errno=exc.errno or errno.EIO) from None
 
 
 def _pieces(disk: Disk, progress: Progress | None) -> Iterator[tuple[int, memoryview]]:

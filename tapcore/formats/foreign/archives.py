@@ -17,16 +17,41 @@ def _packed(
     command: str,
     also: Callable[[Sample], bool] | None = None,
     *suffixes: str,
+    by: str = "",
 ) -> Signature:
-    """Something that has to be unpacked."""
-    remedy = f"{command} it first"
-    return Signature(code, name, magics, also, image=False, remedy=remedy, suffixes=suffixes)
+    """Something that has to be unpacked, unless a driver does it."""
+    return Signature(
+        code,
+        name,
+        magics,
+        also,
+        image=False,
+        remedy=f"{command} it first",
+        suffixes=suffixes,
+        unpacked_by=by,
+    )
 
 
 PACKED: Final = (
-    _packed("gzip", "gzip-compressed", at_start(b"\x1f\x8b\x08"), "gunzip", when.gzip, ".gz"),
-    _packed("xz", "xz-compressed", at_start(b"\xfd7zXZ\0"), "unxz", None, ".xz"),
-    _packed("zstd", "zstd-compressed", at_start(b"\x28\xb5\x2f\xfd"), "unzstd", None, ".zst"),
+    _packed(
+        "gzip",
+        "gzip-compressed",
+        at_start(b"\x1f\x8b\x08"),
+        "gunzip",
+        when.gzip,
+        ".gz",
+        by="zraw",
+    ),
+    _packed("xz", "xz-compressed", at_start(b"\xfd7zXZ\0"), "unxz", None, ".xz", by="zraw"),
+    _packed(
+        "zstd",
+        "zstd-compressed",
+        at_start(b"\x28\xb5\x2f\xfd"),
+        "unzstd",
+        None,
+        ".zst",
+        by="zraw",
+    ),
     _packed("bzip2", "bzip2-compressed", at_start(b"BZh"), "bunzip2", when.bzip2, ".bz2"),
     _packed("lzip", "lzip-compressed", at_start(b"LZIP"), "lzip -d", when.lzip, ".lz"),
     _packed("lzma", "LZMA-compressed", at_start(b"\x5d\0\0"), "unlzma", when.lzma, ".lzma"),

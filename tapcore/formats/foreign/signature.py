@@ -24,6 +24,7 @@ class Signature:
         suffixes: of files of this format and of no other; in small letters.
         plain_names: what files with such a suffix are called that hold a plain disk.
         names_file: whether such a file names another one, which other programs would open.
+        unpacked_by: handle of the driver that reads a raw disk in such a file; "" where none does.
         raw: is a raw disk all the same, and it is enough to say so.
     """
 
@@ -37,6 +38,7 @@ class Signature:
     suffixes: tuple[str, ...] = ()
     plain_names: str = ""
     names_file: Callable[[Sample], bool] | None = None
+    unpacked_by: str = ""
     raw: bool = False
 
     @property

@@ -156,6 +156,9 @@ class ImageHooks(Generic[D]):
     ) -> None:
         """Write a whole new image strictly from front to back, so that it can go into a pipe.
 
+        A format without `td_queue_write` gets its files so, too: `td_create` has made one of no
+        size, whose content this replaces.
+
         Args:
             out: takes the next bytes of the image (any buffer, which may be used again afterwards);
                 raises what writing raises.

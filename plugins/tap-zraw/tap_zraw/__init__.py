@@ -1,0 +1,1 @@
+"""Compressed raw disks: zstd, xz and gzip."""

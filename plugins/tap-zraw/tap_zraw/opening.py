@@ -1,0 +1,71 @@
+"""Opening an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tap_zraw.archives import Kind, needed_kind
+from tap_zraw.image import Image
+from tap_zraw.layout import Layout
+from tap_zraw.packedfile import PackedFile
+from tap_zraw.pieces import Pieces
+from tapcore import SECTOR_SHIFT, DiskDriver, UsageError, open_image_file
+
+_HEAD_BYTES = 32
+
+
+def open_image(dd: DiskDriver[Image], name: str, flags: int) -> None:
+    """As `td_open`. What does not say how large its disk is, is unpacked once."""
+    if dd.options.cache != "writeback":
+        raise UsageError("the format zraw always goes through the page cache")
+    file = open_image_file(name, flags, dd.options)
+    try:
+        packed = PackedFile(file.fd, file.size)
+        kind = needed_kind(packed.some(0, _HEAD_BYTES))
+        layout, facts = lay_out(packed, kind, salvage=dd.options.salvage)
+    except BaseException:
+        file.close()
+        raise
+    dd.private = Image(dd, file, layout, facts)
+    dd.size = -(-layout.size >> SECTOR_SHIFT)
+    dd.io_fd[0] = file.io_fd
+
+
+def lay_out(file: PackedFile, kind: Kind, *, salvage: bool) -> tuple[Layout, dict[str, Any]]:
+    """How the disk lies in a file, and the `format` object of `info --json`.
+
+    Args:
+        file: open.
+        kind: of its compression.
+        salvage: take what there is up to the first damage.
+
+    Raises:
+        ImageFormatError, NotSupportedError: it cannot be read; the text says why.
+        OSError: as the system says.
+    """
+    if kind == "zstd":
+        from tap_zraw.zstd.opening import lay_out as lay_out_zstd
+
+        layout, found = lay_out_zstd(file, salvage=salvage)
+        return layout, _facts(kind, layout, found.pieces) | {"seek_table": found.seekable}
+    if kind == "xz":
+        from tap_zraw.xz.opening import lay_out as lay_out_xz
+
+        layout, pieces = lay_out_xz(file)
+        return layout, _facts(kind, layout, pieces)
+    from tap_zraw.gzip.opening import lay_out as lay_out_gzip
+
+    layout, members = lay_out_gzip(file)
+    return layout, _facts(kind, layout, members)
+
+
+def _facts(kind: Kind, layout: Layout, pieces: Pieces | None) -> dict[str, Any]:
+    from tap_zraw.apart import PiecesApart
+
+    apart = isinstance(layout, PiecesApart)
+    return {
+        "compression": kind,
+        "pieces": 1 if pieces is None else len(pieces),
+        "largest_piece": layout.size if pieces is None else pieces.largest(),
+        "random_access": apart,
+    }
