@@ -52,6 +52,8 @@ TAKEN = {
     "compare -p d.raw d.qcow2": "compare raw:d.raw d.qcow2",
     "measure -O qcow2 --output=json d.raw": "measure -O qcow2 --json d.raw",
     "measure --output=json -O qcow2 --size 10G": "measure -O qcow2 --json --size 10G",
+    "bitmap --add -g 1M d.qcow2 one": "bitmap list d.qcow2",
+    "convert --bitmaps -O qcow2 d.qcow2 new.qcow2": "bitmap list new.qcow2",
     "snapshot -c one d.qcow2": "snapshot list d.qcow2",
     "snapshot -l d.qcow2": "snapshot list d.qcow2",
     "commit -f qcow2 child.qcow2": "info child.qcow2",
@@ -86,6 +88,15 @@ def test_a_snapshot_by_options_of_its_action(images: Path) -> None:
     assert (images / "one.img").read_bytes() == (images / "d.raw").read_bytes()
     tapdisk("snapshot", "d.qcow2", "-d", "one", status=0)
     assert tapdisk("snapshot", "-l", "d.qcow2", status=0)[0] == "no snapshots\n"
+
+
+def test_a_bitmap_by_options_of_its_action(images: Path) -> None:
+    for line in ("--add d.qcow2 one", "--add d.qcow2 two", "--disable d.qcow2 one"):
+        tapdisk("bitmap", *line.split(), status=0)
+    tapdisk("bitmap", "--merge", "two", "d.qcow2", "one", status=0)
+    tapdisk("bitmap", "--remove", "d.qcow2", "two", status=0)
+    found = json.loads(tapdisk("bitmap", "list", "--json", "d.qcow2", status=0)[0])
+    assert [(each["name"], each["enabled"]) for each in found] == [("one", False)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "d.raw").write_bytes(b"x" * 4096 + bytes(1 << 20))
     tapdisk("convert", "-q", "d.raw", "d.qcow2", status=0)
     tapdisk("snapshot", "-q", "create", "d.qcow2", "one", status=0)
+    tapdisk("bitmap", "-q", "add", "d.qcow2", "one", status=0)
     return tmp_path
 
 
@@ -41,6 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("measure", "measure --json -O qcow2 d.raw"),
         ("snapshot", "snapshot --json list d.qcow2"),
         ("snapshot", "snapshot --json create d.qcow2 two"),
+        ("bitmap", "bitmap --json list d.qcow2"),
+        ("bitmap", "bitmap --json add d.qcow2 two"),
         ("bench", "bench --json -q --seconds 0.01 ram:1M"),
         ("formats", "formats --json"),
     ],
@@ -55,7 +58,7 @@ def test_the_page_has_the_fields_that_are_printed(table: str, line: str, folder:
 
 def test_every_table_of_the_page_is_held_by_a_test() -> None:
     held = {"info", "map", "check", "compare", "inspect", "convert", "measure", "snapshot", "bench"}
-    assert {*TABLES} == held | {"formats", "error", "progress"}
+    assert {*TABLES} == held | {"bitmap", "formats", "error", "progress"}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,14 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("The states that there are", "tapdisk snapshot list disk.qcow2"),
         ("Go back to one", "tapdisk snapshot apply disk.qcow2 before-upgrade"),
     ),
+    "bitmap": _examples(
+        ("Record from now on what changes", "tapdisk bitmap add disk.qcow2 monday"),
+        ("Which there are", "tapdisk bitmap list disk.qcow2"),
+        (
+            "Let one call changed what another does, too",
+            "tapdisk bitmap merge disk.qcow2 week monday",
+        ),
+    ),
     "commit": _examples(
         ("Fold what the child holds into its parent", "tapdisk commit child.qcow2"),
         (

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "compare": "do two images have the same content?",
     "resize": "grow or shrink an image",
     "snapshot": "list, create, apply or delete internal snapshots",
+    "bitmap": "list, add, clear, merge or remove persistent bitmaps",
     "commit": "fold an image's own data into its parent",
     "rebase": "give an image another parent",
     "amend": "change options of an image in place",

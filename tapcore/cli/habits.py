@@ -87,15 +87,20 @@ def reordered(command: str, words: list[str]) -> list[str]:
     if at is None or not {"--", *actions.values()}.isdisjoint(words[:at]):
         return words
     action, others = actions[words[at]], [*words[:at], *words[at + 1 :]]
-    if command == "snapshot" and action != "list" and len(words) > at + 1:
-        name = others.pop(at)
+    if action in _NAMED and len(words) > at + 1:
+        name = others.pop(at)  # it follows the option there, and the image here
         return [action, *others, name]
     return [action, *others]
 
 
 _ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "bitmap": {
+        f"--{action}": action for action in ("add", "remove", "clear", "enable", "disable", "merge")
+    },
     "snapshot": {"-l": "list", "-c": "create", "-a": "apply", "-d": "delete"},
 }
+_NAMED: Final = ("create", "apply", "delete", "merge")
+"""Actions of which the option takes a name."""
 
 
 # ---- what they mean --------------------------------------------------------------------------
@@ -307,6 +312,10 @@ HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
     "resize": (_IMAGE,),
     "amend": (_IMAGE, Habit(("-p",), _nothing), Habit(("-t",), _safe_cache, takes=True)),
     "snapshot": (_IMAGE,),
+    "bitmap": (
+        _IMAGE,
+        Habit(("-b", "--source-file"), _same_as("source_image"), takes=True),
+    ),
     "bench": (_IMAGE,),
     "serve": (
         _IMAGES,

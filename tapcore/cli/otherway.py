@@ -67,6 +67,7 @@ INSTEAD: Final[Mapping[str, tuple[OtherWay, ...]]] = {
     ),
     "amend": _OPENING,
     "snapshot": (*_OPENING, _IN_USE),
+    "bitmap": (*_OPENING, OtherWay(("-F",), "name it HANDLE:PATH with --from", takes=True)),
     "serve": (
         *_OPENING,
         OtherWay(

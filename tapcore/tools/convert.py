@@ -23,6 +23,7 @@ from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import guard_of
+from tapcore.tools.bitmaps import copy_bitmaps
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.imagefiles import files_of, modes_of
@@ -57,6 +58,7 @@ class _Wish:
     filters: tuple[str | Filter, ...]
     progress: Progress | None
     salvage: Salvage | None
+    bitmaps: bool
 
 
 def convert_image(
@@ -77,6 +79,7 @@ def convert_image(
     registry: Registry | None = None,
     progress: Progress | None = None,
     salvage: Salvage | None = None,
+    bitmaps: bool = False,
 ) -> tuple[DiskId, int]:
     """Make a new image with the content of another.
 
@@ -100,6 +103,8 @@ def convert_image(
         progress: told how far it is; what it raises stops the work.
         salvage: go on where the source is damaged: what cannot be read becomes zeroes, and is noted
             here.
+        bitmaps: give the new image the source's persistent bitmaps, too; what one that is
+            inconsistent would say nobody knows, so it is left out, with a warning.
 
     Returns:
         The new image, and the bytes of data written to it.
@@ -119,6 +124,7 @@ def convert_image(
         filters=tuple(filters),
         progress=progress,
         salvage=salvage,
+        bitmaps=bitmaps,
     )
     goal, info = _goal(os.fsdecode(target), wish)
     with _source(os.fsdecode(source), goal, snapshot, wish) as disk:
@@ -139,11 +145,15 @@ def _goal(target: str, wish: _Wish) -> tuple[DiskId, DiskInfo]:
     drv = wish.access.registry.operations(info.handle)
     if wish.compressed:
         drv.require("td_queue_write_compressed", goal.name, option="-c")
+    if wish.bitmaps:
+        drv.require("td_bitmap_add", goal.name, option="--bitmaps")
     if goal.name != STANDARD:
         return goal, info
     drv.require("td_stream", goal.name)
     if wish.parent:
         raise UsageError("an image that goes into a pipe has no parent (-b)", image=goal.name)
+    if wish.bitmaps:
+        raise UsageError("an image that goes into a pipe has no bitmaps", image=goal.name)
     check_options(goal.name, info.handle, info.create_options, wish.options)
     return goal, info
 
@@ -257,6 +267,9 @@ def _fill(disk: Disk, made: NewImage, wish: _Wish) -> int:
         durable=wish.sync,
     ) as new:
         written = _copy(disk, new, made.files.overwrites_device, wish)
+        if wish.bitmaps:
+            for name in copy_bitmaps(disk, new):
+                log.warning("%s: its bitmap '%s' is inconsistent, and left out", disk.name, name)
         new.sync()
         if new.handle in RAW_HANDLES:
             _warn_of_content(new, made.target, wish.access.registry)

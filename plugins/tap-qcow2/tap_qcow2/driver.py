@@ -207,6 +207,46 @@ def td_bitmap_ranges(dd: DiskDriver[Image], name: str) -> Iterable[tuple[int, in
     return bitmap_ranges(dd.private, name)
 
 
+@implements(Hooks.td_bitmap_add)
+def td_bitmap_add(dd: DiskDriver[Image], name: str, granularity: int, enabled: bool) -> None:
+    """See `bitmaps.change`."""
+    from tap_qcow2.bitmaps.change import add_bitmap
+
+    add_bitmap(dd.private, name, granularity, enabled=enabled)
+
+
+@implements(Hooks.td_bitmap_remove)
+def td_bitmap_remove(dd: DiskDriver[Image], name: str) -> None:
+    """See `bitmaps.change`."""
+    from tap_qcow2.bitmaps.change import remove_bitmap
+
+    remove_bitmap(dd.private, name)
+
+
+@implements(Hooks.td_bitmap_clear)
+def td_bitmap_clear(dd: DiskDriver[Image], name: str) -> None:
+    """See `bitmaps.change`."""
+    from tap_qcow2.bitmaps.change import clear_bitmap
+
+    clear_bitmap(dd.private, name)
+
+
+@implements(Hooks.td_bitmap_enable)
+def td_bitmap_enable(dd: DiskDriver[Image], name: str, enabled: bool) -> None:
+    """See `bitmaps.change`."""
+    from tap_qcow2.bitmaps.change import enable_bitmap
+
+    enable_bitmap(dd.private, name, enabled=enabled)
+
+
+@implements(Hooks.td_bitmap_merge)
+def td_bitmap_merge(dd: DiskDriver[Image], name: str, ranges: Iterable[tuple[int, int]]) -> None:
+    """See `bitmaps.change`."""
+    from tap_qcow2.bitmaps.change import merge_into_bitmap
+
+    merge_into_bitmap(dd.private, name, ranges)
+
+
 @implements(Hooks.td_measure)
 def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]

@@ -32,7 +32,7 @@ from tapcore.tools.convert import convert_image
 from tapcore.tools.convertinto import convert_into
 from tapcore.tools.streams import STANDARD
 
-_OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--force", "--keep-partial")
+_OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--bitmaps", "--force", "--keep-partial")
 
 
 @tap_command("convert")
@@ -42,6 +42,7 @@ _OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--force", "--keep-partial")
 @parent_option
 @format_options
 @click.option("--snapshot", metavar="NAME", default="", help="Copy this internal snapshot.")
+@click.option("--bitmaps", is_flag=True, help="Copy persistent bitmaps, too.")
 @force_option
 @click.option(
     "-n",
@@ -68,6 +69,7 @@ def command(
     parent: str,
     options: dict[str, str],
     snapshot: str,
+    bitmaps: bool,
     force: bool,
     into: bool,
     target_is_zero: bool,
@@ -98,7 +100,7 @@ def command(
         return 0
     lost = Salvage() if salvage else None
     if into:
-        unfit = (compressed, parent, options, force, keep_partial)
+        unfit = (compressed, parent, options, bitmaps, force, keep_partial)
         _refuse_unfit(dict(zip(_OF_NEW_IMAGES, unfit, strict=True)))
     elif target_is_zero:
         raise click.UsageError("--target-is-zero is for a TARGET that exists: it goes with --into")
@@ -130,6 +132,7 @@ def command(
                 filters=filters,
                 progress=tell,
                 salvage=lost,
+                bitmaps=bitmaps,
             )
         )
     piped = made.name == STANDARD

@@ -7,6 +7,7 @@ from typing import Final, TypeGuard
 
 import click
 
+from tapcore.cli.bitmapstate import state_of
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
 from tapcore.cli.output import (
@@ -22,7 +23,6 @@ from tapcore.cli.snapshotrows import snapshot_rows
 from tapcore.cli.tree import tree_lines
 from tapcore.errors import printable
 from tapcore.interface.access import Access
-from tapcore.interface.results import Bitmap
 from tapcore.sizes import format_size
 from tapcore.tools.info import ImageInfo, image_info
 
@@ -123,7 +123,7 @@ def _tables(info: ImageInfo) -> Iterator[str]:
     if info.snapshots:
         yield from _table("snapshots", SNAPSHOT_COLUMNS, snapshot_rows(info.snapshots))
     if info.bitmaps:
-        rows = [[b.name, format_size(b.granularity), _state(b)] for b in info.bitmaps]
+        rows = [[b.name, format_size(b.granularity), state_of(b)] for b in info.bitmaps]
         yield from _table("bitmaps", ("NAME", "GRANULARITY", "STATE"), rows)
 
 
@@ -132,9 +132,3 @@ def _table(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     safe = [[printable(cell, _MAX_CELL) for cell in row] for row in rows]
     for line in table_lines(columns, safe):
         yield f"{_INDENT}{line}"
-
-
-def _state(bitmap: Bitmap) -> str:
-    if bitmap.inconsistent:
-        return "inconsistent"
-    return "recording" if bitmap.enabled else "not recording"

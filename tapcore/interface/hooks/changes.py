@@ -13,6 +13,7 @@ from tapcore.interface.options import DiskId
 from tapcore.interface.results import Bitmap, CheckResult, Snapshot
 
 _NO_SNAPSHOTS: Final = "{format} has no internal snapshots"
+_NO_BITMAPS: Final = "{format} has no bitmaps"
 
 
 class ChangeHooks(Generic[D]):
@@ -153,7 +154,7 @@ class ChangeHooks(Generic[D]):
         return []
 
     @staticmethod
-    @hook("not supported", lack="{format} has no bitmaps")
+    @hook("not supported", lack=_NO_BITMAPS)
     def td_bitmap_ranges(dd: D, name: str) -> Iterable[tuple[int, int]]:
         """What a bitmap calls changed: (start, length) in bytes, in order, neighbours joined.
 
@@ -162,3 +163,59 @@ class ChangeHooks(Generic[D]):
             name: of one of `td_bitmaps` that is not inconsistent.
         """
         raise not_supported("td_bitmap_ranges")
+
+    @staticmethod
+    @hook("not supported", lack=_NO_BITMAPS)
+    def td_bitmap_add(dd: D, name: str, granularity: int, enabled: bool) -> None:
+        """A new persistent bitmap, which calls nothing changed; it is on disk when this returns.
+
+        Args:
+            dd: the image, open for writing, with nothing in flight.
+            name: not empty; no bitmap of the image has it.
+            granularity: bytes that one bit stands for, a power of two; 0: the format's own choice.
+            enabled: what is written from now on is recorded in it.
+
+        Raises:
+            OSError, TapError: there is no such bitmap.
+        """
+        raise not_supported("td_bitmap_add")
+
+    @staticmethod
+    @hook("not supported", lack=_NO_BITMAPS)
+    def td_bitmap_remove(dd: D, name: str) -> None:
+        """Forget a bitmap.
+
+        Args:
+            dd: the image, open for writing, with nothing in flight.
+            name: of one of `td_bitmaps`, which may be inconsistent.
+        """
+        raise not_supported("td_bitmap_remove")
+
+    @staticmethod
+    @hook("not supported", lack=_NO_BITMAPS)
+    def td_bitmap_clear(dd: D, name: str) -> None:
+        """Let a bitmap call nothing changed any more.
+
+        Args:
+            dd: the image, open for writing, with nothing in flight.
+            name: of one of `td_bitmaps` that is not inconsistent.
+        """
+        raise not_supported("td_bitmap_clear")
+
+    @staticmethod
+    @hook("not supported", lack=_NO_BITMAPS)
+    def td_bitmap_enable(dd: D, name: str, enabled: bool) -> None:
+        """Record in a bitmap from now on, or record no more; arguments as `td_bitmap_clear`."""
+        raise not_supported("td_bitmap_enable")
+
+    @staticmethod
+    @hook("not supported", lack=_NO_BITMAPS)
+    def td_bitmap_merge(dd: D, name: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Let a bitmap call more changed.
+
+        Args:
+            dd: the image, open for writing, with nothing in flight.
+            name: of one of `td_bitmaps` that is not inconsistent.
+            ranges: (start, length) in bytes, in order, inside the disk.
+        """
+        raise not_supported("td_bitmap_merge")

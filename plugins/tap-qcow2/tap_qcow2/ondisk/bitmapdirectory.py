@@ -32,9 +32,9 @@ _KNOWN_FLAGS: Final = IN_USE | AUTO | EXTRA_DATA_COMPATIBLE
 DIRTY_TRACKING: Final = 1
 """The one type of bitmap that is specified."""
 
-_GRANULARITY_BITS: Final = range(9, 32)
-_MAX_NAME: Final = 1023
-_MAX_TABLE_ENTRIES: Final = 4 << 20
+GRANULARITY_BITS: Final = range(9, 32)
+MAX_NAME: Final = 1023
+MAX_TABLE_ENTRIES: Final = 4 << 20
 """Of all bitmaps together: as much as the largest L1 table."""
 
 MAX_BITMAP_BYTES: Final = 512 << 20
@@ -80,7 +80,7 @@ class BitmapEntry:
         return (
             self.kind == DIRTY_TRACKING
             and not self.flags & ~_KNOWN_FLAGS
-            and self.granularity_bits in _GRANULARITY_BITS
+            and self.granularity_bits in GRANULARITY_BITS
             and (not self.extra_size or bool(self.flags & EXTRA_DATA_COMPATIBLE))
         )
 
@@ -146,7 +146,7 @@ def read_directory(file: ImageFile, header: Header) -> list[BitmapEntry]:
         entry, size = _parse_entry(content, at, offset)
         at += size + -size % 8
         entries += entry.table_size
-        if at > length or entries > _MAX_TABLE_ENTRIES:
+        if at > length or entries > MAX_TABLE_ENTRIES:
             raise ImageFormatError("has a bitmap directory that is too large")
         place = entry.table_offset, entry.table_size * 8
         _check_place(file, header, "a bitmap's table", *place)
@@ -159,12 +159,38 @@ def _parse_entry(content: bytes, at: int, offset: int) -> tuple[BitmapEntry, int
     table_offset, table_size, flags, kind, bits, name_size, extra_size = ENTRY.unpack_from(
         content, at
     )
-    if not 0 < name_size <= _MAX_NAME:
+    if not 0 < name_size <= MAX_NAME:
         raise ImageFormatError("has a bitmap with an impossible name")
     start = at + ENTRY.size + extra_size
     name = content[start : start + name_size].decode("utf-8", "surrogateescape")
     entry = BitmapEntry(offset + at, table_offset, table_size, flags, kind, bits, extra_size, name)
     return entry, ENTRY.size + extra_size + name_size
+
+
+def packed_entry(entry: BitmapEntry, extra: bytes = b"") -> bytes:
+    """An entry as it lies in the directory, with its padding.
+
+    Args:
+        entry: its `place` does not count, and `extra_size` is that of `extra`.
+        extra: data of the entry's own, which is kept as it is.
+    """
+    name = entry.name.encode("utf-8", "surrogateescape")
+    head = ENTRY.pack(
+        entry.table_offset,
+        entry.table_size,
+        entry.flags,
+        entry.kind,
+        entry.granularity_bits,
+        len(name),
+        len(extra),
+    )
+    packed = head + extra + name
+    return packed + bytes(-len(packed) % 8)
+
+
+def extra_data(file: ImageFile, entry: BitmapEntry) -> bytes:
+    """What an entry has of its own, besides what is specified."""
+    return file.read_metadata(entry.place + ENTRY.size, entry.extra_size)
 
 
 # ---- tables and bits -------------------------------------------------------------------------
