@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import click
+
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.failures import print_error
-from tapcore.cli.options import image_argument, json_option, strangers_parents_option, tap_command
+from tapcore.cli.options import (
+    Size,
+    image_argument,
+    json_option,
+    strangers_parents_option,
+    tap_command,
+)
 from tapcore.cli.output import print_line, print_pairs, size_with_bytes
+from tapcore.cli.timelimit import ended_after
 from tapcore.errors import printable
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import default_registry
+from tapcore.opening.names import RAW_FORMAT, raw_handle
 from tapcore.sizes import format_size
+from tapcore.tools.admission import Admission
 from tapcore.tools.inspect import InspectedImage, inspect_image
 
 HARMLESS, UNKNOWN, AFRAID = 0, 1, 2
@@ -22,9 +34,33 @@ _LAST_WORDS = {
 
 @tap_command("inspect")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--max-size",
+    type=Size(),
+    help="A disk, or a file, that is larger is a danger.",
+)
+@click.option(
+    "--formats",
+    metavar="HANDLE,...",
+    default="",
+    help="An image of any other format is a danger ('raw' is one, too).",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Do not look at an image for longer; what is not done by then is not looked at.",
+)
 @json_option
 @strangers_parents_option
-def command(images: tuple[str, ...], as_json: bool, references: ReferencePolicy) -> int:
+def command(
+    images: tuple[str, ...],
+    max_size: int | None,
+    formats: str,
+    time_limit: float | None,
+    as_json: bool,
+    references: ReferencePolicy,
+) -> int:
     """Look at an IMAGE from a stranger, or at several.
 
     Nothing but each IMAGE is opened, and that for reading. Any file that it names is a danger, but
@@ -32,9 +68,11 @@ def command(images: tuple[str, ...], as_json: bool, references: ReferencePolicy)
     0 harmless, 1 not an image, of a format without a driver, or unreadable, 2 something to be
     afraid of; of several images 2 if one is so, else 1 if one is so.
     """
+    admission = Admission(max_size, _handles(formats))
 
     def look(image: str) -> Answer:
-        found = inspect_image(image, references=references)
+        with ended_after(time_limit, image):
+            found = admission.judge(inspect_image(image, references=references))
         if not as_json:
             _print(found)
         if found.verdict != "unknown":
@@ -43,6 +81,13 @@ def command(images: tuple[str, ...], as_json: bool, references: ReferencePolicy)
         return Answer(found.as_dict(), UNKNOWN)
 
     return each_image(images, look, as_json=as_json, worst=(AFRAID, UNKNOWN))
+
+
+def _handles(formats: str) -> frozenset[str]:
+    """The handles of `--formats`; a raw disk has that of its driver."""
+    words = [word.strip() for word in formats.split(",") if word.strip()]
+    registry = default_registry()
+    return frozenset(raw_handle(registry) if word == RAW_FORMAT else word for word in words)
 
 
 def _print(found: InspectedImage) -> None:
