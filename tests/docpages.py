@@ -7,12 +7,13 @@
 in a folder of its own; PEERS are the programs that it needs besides tapdisk ("none" for none).
 `<!-- setup ... -->` has commands that are not shown, run at that place.
 
-`<!-- hooks -->`: before the table of hooks, which follows from the core's. `<!-- names -->`: before
-all public names.
+`<!-- hooks -->`: before the table of hooks, which follows from the core's; `<!-- names -->`: before
+all public names; `<!-- hook reference -->` to `<!-- end -->`: each hook with its contract.
 
 `python tests/docpages.py [PAGE]...` fills all of that in anew.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -24,7 +25,7 @@ from pathlib import Path
 import attrs
 
 import tapcore
-from tapcore.interface.hooks import HOOKS
+from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -41,6 +42,7 @@ _STEP = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _HOOKS = re.compile(r"^<!-- hooks -->\n(?:\|.*\n)*", re.MULTILINE)
+_REFERENCE = re.compile(r"^<!-- hook reference -->\n.*?^<!-- end -->\n", re.MULTILINE | re.DOTALL)
 _NAMES = re.compile(r"^<!-- names -->\n(?:`.*\n|\n(?=`))*", re.MULTILINE)
 _MARK = "\x1e"
 
@@ -69,6 +71,7 @@ def filled(page: str) -> str:
 
     text = _BLOCK.sub(fill, (DOCS / page).read_text())
     text = _NAMES.sub(lambda _: name_list(), text)
+    text = _REFERENCE.sub(lambda _: hook_reference(), text)
     return _HOOKS.sub(lambda _: hook_table(), text)
 
 
@@ -86,6 +89,33 @@ def hook_table() -> str:
     lines = [f"| `{row.name}` | {row.capability or ''} | {row.default} |" for row in rows]
     head = ["<!-- hooks -->", "| hook | capability | without it |", "| --- | --- | --- |"]
     return "\n".join((*head, *lines, ""))
+
+
+def hook_reference() -> str:
+    """Each hook with its signature, its contract and what happens without it, from the table."""
+    parts = ["<!-- hook reference -->"]
+    for title, group in HOOK_GROUPS.items():
+        own = [name for name in HOOKS if name in vars(group)]
+        parts += [f"## {title}", *(f"{_hook_entry(name)}\n" for name in own)]
+    return "\n\n".join(parts).rstrip() + "\n\n<!-- end -->\n"
+
+
+HOOK_GROUPS = {
+    "Requests": RequestHooks,
+    "Images": ImageHooks,
+    "Changes": ChangeHooks,
+}
+
+
+def _hook_entry(name: str) -> str:
+    row = HOOKS[name]
+    function = getattr(tapcore.Hooks, name)
+    signature = f"{name}({', '.join(inspect.signature(function).parameters)})"
+    contract = inspect.cleandoc(function.__doc__ or "").replace("`", "")
+    said = textwrap.indent(contract, "    ")
+    without = f"Without it: {row.default}." if row.default else "Every driver has it."
+    gives = f" What `tapdisk formats` lists with it: {row.capability}." if row.capability else ""
+    return f"### `{signature}`\n\n{said}\n\n{textwrap.fill(without + gives, 100)}"
 
 
 # ---- sessions --------------------------------------------------------------------------------

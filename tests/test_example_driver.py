@@ -7,13 +7,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
+import types
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
+import tapcore
 from docpages import DOCS, blocks
 from peers import peer
+from tapcore import clusters
 
 EXAMPLES = sorted(path.name for path in (DOCS / "examples").iterdir())
 TAPDISK = Path(sys.executable).parent / "tapdisk"
@@ -56,23 +61,100 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(target)
 
 
+def block(role: str, name: str) -> str:
+    """A marked block of the page."""
+    (text,) = [
+        each.text for each in blocks("write-a-driver.md") if (each.role, each.name) == (role, name)
+    ]
+    return text
+
+
 def test_formats_lists_it(installed: Installed, tmp_path: Path) -> None:
     rows = json.loads(installed.tapdisk("formats --json", tmp_path))
     (row,) = [row for row in rows if row["handle"] == "chunk"]
     assert row["error"] is None
     assert row["distribution"] == "tap-chunk"
-    (shown,) = [b.text.split() for b in blocks("write-a-driver.md") if b.role == "output"]
+    shown = block("output", "formats").split()
     printed = installed.tapdisk("formats", tmp_path).splitlines()
     assert shown in [line.split() for line in printed]
 
 
 def test_the_commands_of_the_page(installed: Installed, tmp_path: Path) -> None:
-    (commands,) = [b.text for b in blocks("write-a-driver.md") if b.role == "run"]
-    for command in commands.splitlines():
+    for command in block("run", "chunk").splitlines():
         installed.tapdisk(command.removeprefix("tapdisk "), tmp_path)
     assert (tmp_path / "copy.raw").stat().st_size == 1 << 30
     info = json.loads(installed.tapdisk("info --json child.chunk", tmp_path))
     assert (info["handle"], info["parent"]) == ("chunk", str(tmp_path / "disk.chunk"))
+
+
+def test_what_the_doctor_says(installed: Installed, tmp_path: Path) -> None:
+    assert block("output", "doctor") in installed.tapdisk("plugins doctor", tmp_path)
+
+
+def test_a_package_to_begin_with(installed: Installed, tmp_path: Path) -> None:
+    for command in block("run", "new").splitlines():
+        installed.tapdisk(command.removeprefix("tapdisk "), tmp_path)
+    assert (tmp_path / "tap-foo" / "tap_foo" / "driver.py").exists()
+
+
+def test_all_python_on_the_page_is_run() -> None:
+    """What is no file of an example has a test of its own, below."""
+    text = (DOCS / "write-a-driver.md").read_text()
+    marked = [each for each in blocks("write-a-driver.md") if each.language == "python"]
+    assert text.count("\n```python\n") == len(marked)
+    others = {(each.role, each.name) for each in marked if each.role != "file"}
+    assert others == {("body", "td_queue_read"), ("part", "map")}
+
+
+def test_the_read_that_is_answered_later(tmp_path: Path) -> None:
+    """The lines of the page as the hook of a driver: in the page cache, and not there."""
+    hook = textwrap.indent(block("body", "td_queue_read"), "    ")
+    source = (
+        "import tapcore\nfrom tapcore import answer_over, hookimpl\n"
+        "from tapcore.rawfile import td_close\n"
+        "disk_info = tapcore.DiskInfo(handle='later', name='later', api=1)\n\n"
+        "@hookimpl\ndef td_open(dd, name, flags):\n"
+        "    file = dd.private = tapcore.open_image_file(name, flags, dd.options)\n"
+        "    dd.size, dd.io_fd[0] = file.sectors, file.io_fd\n\n"
+        "@hookimpl\ndef td_submit(dd):\n    dd.private.submit()\n    return 0\n\n"
+        "@hookimpl\ndef td_do_callbacks(dd):\n    return dd.private.reap()\n\n"
+        "@hookimpl\ndef td_queue_read(dd, sector, nb_sectors, buf, cb, id, prv):\n"
+        f"    file, offset = dd.private, sector * 512\n{hook}"
+    )
+    driver = types.ModuleType("later")
+    exec(source, driver.__dict__)
+    registry = tapcore.Registry(discover=False)
+    assert not registry.register(driver).error
+    content = os.urandom(3 << 20)
+    (tmp_path / "disk").write_bytes(content)
+    for cold in (False, True):
+        if cold:
+            with open(tmp_path / "disk", "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with tapcore.open(f"later:{tmp_path / 'disk'}", registry=registry, readonly=True) as disk:
+            assert disk.read() == content
+
+
+def test_the_outline_of_a_map(tmp_path: Path) -> None:
+    """The page leaves the header and four methods out: they are those of the example."""
+    found: dict[str, Any] = {"hookimpl": tapcore.hookimpl, "sectors": 8, "cluster_size": 4096}
+    exec(block("part", "map"), found)
+    left_out = dict.fromkeys(("allocate", "link", "picture"), hole)
+    image = type("Whole", (found["Image"],), {"run": hole, **left_out})
+    found["Image"] = image
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    driver = types.ModuleType("outline")
+    driver.__dict__.update(found, disk_info=tapcore.DiskInfo(handle="part", name="part", api=1))
+    driver.__dict__["td_open"].__globals__["Image"] = image
+    registry = tapcore.Registry(discover=False)
+    assert not registry.register(driver).error
+    with tapcore.open(f"part:{tmp_path / 'disk'}", registry=registry, readonly=True) as disk:
+        assert disk.read() == bytes(4096)
+
+
+def hole(_: object, sector: int, stop: int) -> clusters.Run:
+    """All of it."""
+    return clusters.Run(clusters.HOLE, sector, stop - sector)
 
 
 @pytest.mark.parametrize("handle", ["chunks", "chunk", "chunkio"])

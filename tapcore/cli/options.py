@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
@@ -33,7 +34,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def common_options() -> list[click.Parameter]:
-    """`--log-level` and `--debug`, accepted before and after the command's name."""
+    """`--log-level`, `--debug` and `--no-plugin`, before and after the command's name."""
     return [
         click.Option(
             ["--log-level"],
@@ -51,6 +52,16 @@ def common_options() -> list[click.Parameter]:
             callback=_note_debug,
             help="Show a traceback with an error.",
         ),
+        click.Option(
+            ["--no-plugin"],
+            multiple=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_note_left_out,
+            shell_complete=completes("handle"),
+            metavar="NAME",
+            help="Leave a driver out, by its handle or package. Repeatable.",
+        ),
     ]
 
 
@@ -62,6 +73,26 @@ def _note_log_level(ctx: click.Context, param: click.Parameter, value: str | Non
 def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         session_of(ctx).debug = True
+
+
+def _note_left_out(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
+    ctx.find_root().meta.setdefault("tapcore.no_plugin", []).extend(names)
+
+
+@contextlib.contextmanager
+def _leaving_out(names: list[str]) -> Iterator[None]:
+    """Whoever asks for the drivers that are installed is not told of these."""
+    if not names:
+        yield
+        return
+    from tapcore.interface.registry import Registry, set_default_registry
+    from tapcore.interface.selection import Selection
+
+    before = set_default_registry(Registry(selection=Selection.of_environment(names)))
+    try:
+        yield
+    finally:
+        set_default_registry(before)
 
 
 def _note_json(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -107,7 +138,8 @@ class TapCommand(click.Command):
         """Run it."""
         level = ctx.find_root().meta.get("tapcore.log_level", "warning")
         set_up_logging(level, session_of(ctx))
-        return super().invoke(ctx)
+        with _leaving_out(ctx.find_root().meta.get("tapcore.no_plugin", [])):
+            return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, at the end of the help."""

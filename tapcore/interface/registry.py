@@ -380,10 +380,11 @@ def _manifest_of(ep: EntryPoint) -> Manifest | None:
 _default: Registry | None = None
 
 
-def set_default_registry(registry: Registry) -> None:
-    """Let `default_registry` give this one, where it has given none before."""
+def set_default_registry(registry: Registry | None) -> Registry | None:
+    """Let `default_registry` give this one; None: one that it makes. Returns that before."""
     global _default
-    _default = registry
+    before, _default = _default, registry
+    return before
 
 
 def default_registry() -> Registry:

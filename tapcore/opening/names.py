@@ -141,6 +141,8 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
     from tapcore.formats.foreign import suffix_owner
 
     owner = suffix_owner(disk_id.name)
+    if owner is not None and owner.handle and registry.knows(owner.handle):
+        _say_what_is_wrong(owner.handle, disk_id.name, registry)
     if owner is not None and owner.image:
         remedy = f": pip install {owner.distribution}" if owner.handle else ""
         text = f"has the name of {owner.name}, and no driver for that is installed{remedy}"
@@ -152,3 +154,12 @@ def handle_for_new(disk_id: DiskId, registry: Registry) -> DiskInfo:
         f"(handles: {handles})",
         image=disk_id.name,
     )
+
+
+def _say_what_is_wrong(handle: str, name: str, registry: Registry) -> None:
+    """Of a driver that is installed and cannot be used."""
+    try:
+        registry.get(handle)
+    except UnknownHandleError as exc:
+        exc.image = name
+        raise

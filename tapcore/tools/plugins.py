@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 
 from tapcore.errors import ImageFormatError, TapError, UnknownHandleError
+from tapcore.interface.hooks import HOOKS
 from tapcore.interface.installed import entry_points, release_of
 from tapcore.interface.manifest import (
     MANIFEST,
@@ -122,6 +123,9 @@ def _examined(registry: Registry, row: Row) -> Diagnosis:
 def _remarks(row: Row) -> Iterable[str]:
     for name in unmarked_hooks(row.plugin):
         yield f"{name} is never called: it is not marked with @hookimpl"
+    for name in sorted(_hooks_of(row)):
+        if HOOKS[name].retiring:
+            yield f"{name} will go {HOOKS[name].retiring}"
     if _API_OF_CORE.search(_source(row.plugin)):
         yield "its api is the running core's HOOKS_VERSION: write the number, api=1"
     if row.manifest is None:

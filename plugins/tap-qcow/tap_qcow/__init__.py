@@ -11,7 +11,7 @@ __all__ = ["qcow_create"]
 
 
 def __getattr__(name: str) -> Any:
-    """`qcow_create`, imported late: every `tapdisk` command imports this package."""
+    """`qcow_create`, imported late: the driver does without it."""
     if name != "qcow_create":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tap_qcow.blktap import qcow_create

@@ -1,6 +1,6 @@
 """The hooks of QEMU copy-on-write images of version 1; what they do is in the other modules.
 
-These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+These are loaded when they are first needed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ __all__ = ["qcow2_create"]
 
 
 def __getattr__(name: str) -> Any:
-    """`qcow2_create`, imported late: every `tapdisk` command imports this package."""
+    """`qcow2_create`, imported late: the driver does without it."""
     if name != "qcow2_create":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tap_qcow2.blktap import qcow2_create

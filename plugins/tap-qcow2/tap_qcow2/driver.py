@@ -1,6 +1,6 @@
 """The hooks of the format: the fast paths, and the way to everything else.
 
-The rest is loaded when it is first needed, since every `tapdisk` command loads every driver.
+The rest is loaded when it is first needed.
 """
 
 from __future__ import annotations

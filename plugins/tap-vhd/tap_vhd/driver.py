@@ -1,6 +1,6 @@
 """The hooks of VHD images; what they do is in the other modules, and in `tapcore.clusters`.
 
-These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+These are loaded when they are first needed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The hooks of the handle `vmdk`; what they do is in the other modules.
 
-These are loaded when they are first needed, since every `tapdisk` command loads every driver.
+These are loaded when they are first needed.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ hooks follows from that: what pluggy is told, the resolved operations, the capab
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 import attrs
@@ -57,12 +58,14 @@ class Hook:
         capability: what a driver can do that has it; None: nothing that is listed.
         lack: the error where it is needed and missing, `{format}` in it for the format's name;
             empty where it is never needed.
+        retiring: when it goes, and what takes its place, for a driver's author; empty: it stays.
     """
 
     name: str
     default: str
     capability: Capability | None
     lack: str
+    retiring: str = ""
 
 
 HOOKS: Final[dict[str, Hook]] = {}
@@ -79,6 +82,8 @@ def hook(
     required: bool = False,
     capability: Capability | None = None,
     lack: str = "",
+    retiring: str = "",
+    retiring_arguments: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[_F], _F]:
     """Enter a function into the table.
 
@@ -87,14 +92,30 @@ def hook(
         required: a driver must have the hook, and the body is never called.
         capability: what a driver can do that has it.
         lack: what is said where it is needed and missing: `{format} cannot be resized`.
+        retiring: it will go: "in 0.4; td_other takes its place". Who implements it is warned, for
+            two releases.
+        retiring_arguments: the same of its arguments, by name.
     """
     assert required != bool(default)
 
     def enter(function: _F) -> _F:
-        HOOKS[function.__name__] = Hook(function.__name__, default, capability, lack)
-        return hookspec(function, firstresult=True)
+        name = function.__name__
+        HOOKS[name] = Hook(name, default, capability, lack, retiring)
+        leaves = {
+            each: _retires(f"{name}({each})", why) for each, why in retiring_arguments.items()
+        }
+        return hookspec(
+            function,
+            firstresult=True,
+            warn_on_impl=_retires(name, retiring) if retiring else None,
+            warn_on_impl_args=leaves or None,
+        )
 
     return enter
+
+
+def _retires(what: str, why: str) -> Warning:
+    return DeprecationWarning(f"{what} will go {why}")
 
 
 def implements(
