@@ -19,6 +19,8 @@ need fish fish
 need img_stat sleuthkit
 need zstd zstd
 need xz xz-utils
+need sfdisk fdisk
+need cryptsetup cryptsetup-bin
 
 # libaio.so.1, of `--cache none` (Debian 13 has it as libaio1t64, and knows this name too).
 has_libaio() {

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from tapcore.files.hostfile import punch_hole as fallocate_punch_hole
     from tapcore.formats.tablevisits import EmptyTables, TableVisits
     from tapcore.interface.answer import Answer, Then, answer_over
+    from tapcore.interface.below import Below
     from tapcore.interface.damage import content_damaged, content_missing
     from tapcore.interface.filters import Call as FilterCall
     from tapcore.interface.filters import Filter, TextForm
@@ -104,6 +105,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "interface.answer": "Answer Then answer_over",
+    "interface.below": "Below",
     "constants": (
         "BLK_NOT_ALLOCATED DEFAULT_SECTOR_SIZE HOOKS_VERSION MAX_IOFD MAX_SEGMENTS_PER_REQ "
         "SECTOR_SHIFT TD_NO_PARENT TD_RDONLY VDISK_CDROM VDISK_READONLY VDISK_REMOVABLE"
@@ -167,6 +169,7 @@ __all__ = [
     "VDISK_READONLY",
     "VDISK_REMOVABLE",
     "Answer",
+    "Below",
     "Bitmap",
     "BrokenOffError",
     "CacheMode",

@@ -12,6 +12,7 @@ import pytest
 
 PACKAGES = {  # command: Debian package
     "bash": "bash",
+    "cryptsetup": "cryptsetup-bin",
     "fio": "fio",
     "fish": "fish",
     "gzip": "gzip",
@@ -28,6 +29,7 @@ PACKAGES = {  # command: Debian package
     "qemu-nbd": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "xz": "xz-utils",
+    "sfdisk": "fdisk",
     "zsh": "zsh",
     "zstd": "zstd",
 }

@@ -109,6 +109,7 @@ def _manifest(said: dict[str, Any], handle: str) -> Manifest:
         magic=tuple(map(_magic, said["magic"])),
         create_options=tuple(map(_option, said["create_options"])),
         amend_options=tuple(map(_option, said["amend_options"])),
+        words_before_image=said.get("words_before_image"),
         **{name: said[name] for name in _SAID},
     )
     return Manifest(info, frozenset(said["hooks"]))
@@ -135,8 +136,10 @@ def render_manifest(manifests: list[Manifest]) -> str:
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:
     info = manifest.info
+    words = info.words_before_image
     return {
         **{name: getattr(info, name) for name in _SAID},
+        **({} if words is None else {"words_before_image": words}),
         "suffixes": info.suffixes,
         "magic": [
             {**_what_differs(each), "content": each.content.decode("latin-1")}
@@ -169,4 +172,4 @@ def differences(manifest: Manifest, info: DiskInfo, hooks: frozenset[str]) -> li
         Names of what differs, sorted; of `DiskInfo`'s attributes, and "hooks".
     """
     said, does = _as_dict(manifest), _as_dict(Manifest(info, hooks))
-    return sorted(name for name in does if said[name] != does[name])
+    return sorted(name for name in said | does if said.get(name) != does.get(name))

@@ -12,6 +12,7 @@ import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.errors import NotSupportedError
+from tapcore.interface.below import Below
 from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks, lack_of
 from tapcore.interface.losses import Losses
 from tapcore.interface.magic import Magic
@@ -46,6 +47,9 @@ class DiskInfo:
         use_ioemu: blktap's default backend; always False here, kept for its literature.
         suffixes: file suffixes (".qcow2") that a new image of this format is recognised by.
         file_backed: the image's name is a path in the file system.
+        words_before_image: the name is that of another image, below this one (`open_below`): so
+            many words with a colon behind each, then `[HANDLE:]PATH`. None: it is not. Such a
+            driver is not `file_backed`.
         makes_unnamed: `td_create` makes the files of an image with `create_host_file` alone, by
             their final names, and opens them with `open_host_file` or `open_image_file` alone: so
             the core can keep them without a name until they are whole. For other drivers the core
@@ -68,6 +72,7 @@ class DiskInfo:
     use_ioemu: bool = False
     suffixes: tuple[str, ...] = ()
     file_backed: bool = True
+    words_before_image: int | None = None
     makes_unnamed: bool = False
     create_options: tuple[FormatOption, ...] = ()
     amend_options: tuple[FormatOption, ...] = ()
@@ -79,6 +84,11 @@ class DiskInfo:
     distribution: str = ""
     version: str = ""
     error: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether its images are there when nobody has them open: in files, themselves or below."""
+        return self.file_backed or self.words_before_image is not None
 
 
 @attrs.define(eq=False)
@@ -125,6 +135,25 @@ class DiskDriver(Generic[Private]):
     def read_only(self) -> bool:
         """Whether the image was opened with `TD_RDONLY`."""
         return bool(self.flags & TD_RDONLY)
+
+    def open_below(self, name: str) -> Below:
+        """Open another image, which this one lies on: for `td_open`.
+
+        It is opened for writing where this one is, in the same cache mode, with the same keys, and
+        under the same policy: where this image's name was recorded by an image, so was that.
+
+        Args:
+            name: `[HANDLE:]PATH`.
+
+        Returns:
+            The image, with its parents; the driver's to close. Its answers come by its descriptor.
+
+        Raises:
+            TapError: it cannot be opened, or is not allowed.
+        """
+        if self.options.opener is None:
+            raise NotSupportedError("no image can be opened below one that the core did not open")
+        return self.options.opener(self, name)
 
     def chain(self) -> Iterator[DiskDriver]:
         """This image, its parent, and so on."""

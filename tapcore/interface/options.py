@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -13,7 +13,8 @@ from tapcore.interface.keys import Keys
 from tapcore.process.workers import Lane
 
 if TYPE_CHECKING:
-    from tapcore.interface.policy import ReferencePolicy
+    from tapcore.interface.below import Below
+    from tapcore.interface.policy import Naming, ReferencePolicy
 
 CacheMode: TypeAlias = Literal["writeback", "none"]
 Missing: TypeAlias = Literal["error", "zeroes"]
@@ -82,6 +83,10 @@ class OpenOptions:
         salvage: what is left of a damaged disk is to be read: where a driver would refuse an image
             because a part of it is lost, it opens the rest, and reads of that part fail.
         workers: the chain's share of the threads, which do for its files what would block.
+        named_by: the image that records this one's name, which is no file's; None: the user has
+            named it.
+        level: images that this one lies below.
+        opener: opens an image below: for `DiskDriver.open_below`.
         private: what a test or an embedding program wants to pass to its own driver.
         opened: the files that were opened so, as long as they live; of a whole chain.
     """
@@ -102,4 +107,7 @@ class OpenOptions:
     salvage: bool = False
     workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
     private: Mapping[str, Any] = attrs.field(factory=dict)
+    named_by: Naming | None = None
+    level: int = 0
+    opener: Callable[[Any, str], Below] | None = attrs.field(default=None, eq=False, repr=False)
     opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)

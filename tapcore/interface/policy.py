@@ -16,6 +16,7 @@ from tapcore.errors import ReferencePolicyError, printable
 from tapcore.interface.boundfile import BoundFile
 
 _PROTOCOL = re.compile(r"[^/:]*:")
+_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
 
 
 def has_protocol(named: str) -> bool:
@@ -74,22 +75,27 @@ class ReferencePolicy:
 
     Attributes:
         directories: real paths of directory trees that are allowed besides the image's own.
-        any: everything is allowed.
+        any: every file is allowed.
         none: nothing is allowed.
+        handles: of disks that are no files and lie on none, and are allowed.
     """
 
     directories: tuple[str, ...] = attrs.field(default=(), converter=_as_text)
     any: bool = False
     none: bool = False
+    handles: tuple[str, ...] = ()
 
     @classmethod
     def from_words(cls, words: Iterable[str | os.PathLike[str]]) -> ReferencePolicy:
-        """From the values of `--parents DIR|any|none`, in the order given."""
+        """From the values of `--parents DIR|HANDLE:|any|none`, in the order given."""
         words = _as_text(words)
+        handles = tuple(word[:-1] for word in words if _HANDLE.fullmatch(word))
+        trees = [w for w in words if w not in ("any", "none") and not _HANDLE.fullmatch(w)]
         return cls(
-            directories=tuple(os.path.realpath(w) for w in words if w not in ("any", "none")),
+            directories=tuple(map(os.path.realpath, trees)),
             any="any" in words,
             none="none" in words,
+            handles=handles,
         )
 
     def and_tree(self, home: str) -> ReferencePolicy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from functools import partial
 from typing import Final
 from weakref import WeakSet
 
@@ -37,8 +38,9 @@ from tapcore.interface.distrust import check_opened
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
+from tapcore.opening.below import Opening, open_below
 from tapcore.opening.binding import bind
-from tapcore.opening.namedfiles import identity_of_image
+from tapcore.opening.namedfiles import identity_of_image, naming_of
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 from tapcore.opening.ownopening import OpenedByItself
 from tapcore.opening.parents import (
@@ -63,6 +65,7 @@ def open_disk(
     may_probe: bool = True,
     with_parents: bool = True,
     bound: BoundFile | None = None,
+    home: str | None = None,
 ) -> TdState:
     """Open an image with all its parents, and an engine for it.
 
@@ -74,6 +77,7 @@ def open_disk(
         may_probe: without a handle, ask the drivers to recognise the file.
         with_parents: False opens the child alone (its holes read as zeroes).
         bound: the child's file, where it was found and judged before; let go here.
+        home: directory in whose tree files may lie that the images name; None: the child's.
 
     Returns:
         The disk; `disk.blkif` is its engine. Close it with `close_disk`.
@@ -83,6 +87,8 @@ def open_disk(
     """
     disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
     options = attrs.evolve(options or OpenOptions(), opened=WeakSet(), workers=Lane())
+    opening = Opening(open_disk, close_disk, abandon_disk)
+    options = attrs.evolve(options, opener=partial(open_below, opening, registry))
     if options.filters:
         options = attrs.evolve(options, filters=registry.make_filters(options.filters))
     if options.snapshot:
@@ -93,7 +99,7 @@ def open_disk(
         )
     bound = bound or _bound(disk_id, registry)
     try:
-        return _open(disk_id, registry, flags, options, bound, with_parents=with_parents)
+        return _open(disk_id, registry, flags, options, bound, home, with_parents=with_parents)
     except BaseException:  # of Ctrl-C, say, whose moment no driver chooses
         _abandon_files(options)
         raise
@@ -105,6 +111,7 @@ def _open(
     flags: int,
     options: OpenOptions,
     bound: BoundFile | None,
+    home: str | None,
     *,
     with_parents: bool,
 ) -> TdState:
@@ -112,7 +119,8 @@ def _open(
         if not disk_id.drivertype:
             disk_id = DiskId(disk_id.name, probe(disk_id.name, registry, bound))
             options = attrs.evolve(options, probed=True)
-        disk = TdState(image=disk_id, home=_home(disk_id, bound, registry))
+        home = _home(disk_id, bound, registry) if home is None else home
+        disk = TdState(image=disk_id, home=home)
         disk.disks = _open_image(disk_id, disk, registry, flags, attrs.evolve(options, bound=bound))
     finally:
         if bound is not None:
@@ -218,15 +226,18 @@ def _open_parents(
         found = find_parent(recorded, child, registry)
         child_was_probed = found.probed
         try:
-            if found.bound.identity in seen:
-                raise ImageFormatError(
-                    "is its own ancestor", image=found.id.name, errno=errno.ELOOP
-                )
-            seen.add(found.bound.identity)
-            parent_options = attrs.evolve(options, bound=found.bound)
+            if found.bound is not None:
+                if found.bound.identity in seen:
+                    raise ImageFormatError(
+                        "is its own ancestor", image=found.id.name, errno=errno.ELOOP
+                    )
+                seen.add(found.bound.identity)
+            named_by = naming_of(child) if found.bound is None else None
+            parent_options = attrs.evolve(options, bound=found.bound, named_by=named_by)
             child.next = parent = _open_parent(found.id, child, disk, registry, parent_options)
         finally:
-            found.bound.let_go()
+            if found.bound is not None:
+                found.bound.let_go()
         check_fit(child, parent)
         child = parent
         depth += 1

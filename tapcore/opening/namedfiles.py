@@ -76,10 +76,8 @@ def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
         ImageOpenError: there is no such file, or it cannot be looked at.
     """
     policy = dd.options.references or ReferencePolicy()
-    bound = dd.options.bound
-    naming = Naming.of_path(dd.name) if bound is None else Naming.of_file(dd.name, bound)
     try:
-        return bind_named(named, policy, image=naming, home=dd.td_state.home)
+        return bind_named(named, policy, image=naming_of(dd), home=dd.td_state.home)
     except ReferencePolicyError:
         raise
     except OSError as exc:
@@ -88,6 +86,14 @@ def find_named_file(dd: DiskDriver, named: str, *, role: str) -> BoundFile:
             raise ImageOpenError(text, image=dd.name, errno=errno.ENOENT) from None
         text = f"its {role} '{printable(named)}': {describe(exc)}"
         raise ImageOpenError(text, image=dd.name, errno=exc.errno) from None
+
+
+def naming_of(dd: DiskDriver) -> Naming:
+    """Of an open image, what the names that it records are relative to."""
+    bound = dd.options.bound
+    if bound is not None:
+        return Naming.of_file(dd.name, bound)
+    return dd.options.named_by or Naming.of_path(dd.name)
 
 
 def identity_of_image(dd: DiskDriver) -> Identity | None:

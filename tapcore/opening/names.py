@@ -88,6 +88,11 @@ def plain_name(name: str) -> str:
     return f"./{name}" if has_protocol(name) else name
 
 
+def recorded_name(given: DiskId, registry: Registry) -> str:
+    """A disk's name as it is to be recorded in an image: a file's by `plain_name`."""
+    return given.name if split_below(given, registry) else plain_name(given.name)
+
+
 def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
     """A parent as an image records it, in this registry's handles.
 
@@ -104,6 +109,41 @@ def as_handles(recorded: DiskId, registry: Registry) -> DiskId:
         if colon and rest and (head == RAW_FORMAT or registry.knows(head)):
             handle, name = head, rest
     return DiskId(name, raw_handle(registry) if handle == RAW_FORMAT else handle)
+
+
+def split_below(disk_id: DiskId, registry: Registry) -> tuple[str, str] | None:
+    """The name of a disk that lies on another image: what stands before that image's, and that.
+
+    Args:
+        disk_id: with its handle.
+        registry: what is installed.
+
+    Returns:
+        None where it lies on none, or the words before the image are not there.
+    """
+    words = registry.get(disk_id.drivertype).words_before_image if disk_id.drivertype else None
+    if words is None:
+        return None
+    parts = disk_id.name.split(":", words)
+    if len(parts) <= words:
+        return None
+    return "".join(f"{word}:" for word in parts[:words]), parts[words]
+
+
+def beside(image: str, named: DiskId, registry: Registry) -> str:
+    """A disk's name, if its file is relative to the directory of an image.
+
+    Args:
+        image: path.
+        named: as it is written there.
+        registry: what is installed.
+    """
+    inner = split_below(named, registry)
+    if inner is None:
+        return os.path.join(os.path.dirname(image), named.name)
+    below = split_name(inner[1], registry)
+    front = f"{below.drivertype}:" if below.drivertype else ""
+    return f"{inner[0]}{front}{beside(image, below, registry)}"
 
 
 def raw_handle(registry: Registry) -> str:

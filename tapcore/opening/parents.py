@@ -19,6 +19,7 @@ from tapcore.formats.foreign import SIGNATURES
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
+from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.namedfiles import find_named_file
 from tapcore.opening.names import as_handles
@@ -31,12 +32,13 @@ class FoundParent:
 
     Attributes:
         id: its real path, and its driver's handle.
-        bound: its file, which is the one to be opened: to be let go by who asked.
+        bound: its file, which is the one to be opened: to be let go by who asked; None: it is no
+            file, and lies on one perhaps.
         probed: the handle is guessed from the content: none is recorded.
     """
 
     id: DiskId
-    bound: BoundFile
+    bound: BoundFile | None
     probed: bool
 
 
@@ -81,7 +83,9 @@ def find_parent(recorded: DiskId, child: DiskDriver, registry: Registry) -> Foun
     return FoundParent(parent, bound, probed=not recorded.drivertype)
 
 
-def _resolve(recorded: DiskId, child: DiskDriver, registry: Registry) -> tuple[DiskId, BoundFile]:
+def _resolve(
+    recorded: DiskId, child: DiskDriver, registry: Registry
+) -> tuple[DiskId, BoundFile | None]:
     """From what a child records, in the registry's handles, to a real path and a handle."""
     if recorded.drivertype and recorded.drivertype not in registry:
         raise ImageOpenError(
@@ -90,9 +94,8 @@ def _resolve(recorded: DiskId, child: DiskDriver, registry: Registry) -> tuple[D
             image=child.name,
         )
     if recorded.drivertype and not registry.get(recorded.drivertype).file_backed:
-        raise ImageOpenError(
-            f"its parent is a '{recorded.drivertype}' disk, which is not a file", image=child.name
-        )
+        allow_without_file(recorded, child, registry, role="parent")
+        return recorded, None
     bound = find_named_file(child, recorded.name, role="parent")
     try:
         handle = recorded.drivertype or _probe_parent(bound, child, registry)
@@ -100,6 +103,27 @@ def _resolve(recorded: DiskId, child: DiskDriver, registry: Registry) -> tuple[D
         bound.let_go()
         raise
     return DiskId(bound.real, handle), bound
+
+
+def allow_without_file(
+    recorded: DiskId, by: DiskDriver, registry: Registry, *, role: str = "image below"
+) -> None:
+    """Whether a disk may be opened that an image records, and that is no file itself.
+
+    One that lies on another image may: that is judged when it is opened. Others only where the
+    policy names their handle.
+
+    Raises:
+        ReferencePolicyError: it may not.
+    """
+    policy = by.options.references or ReferencePolicy()
+    handle = recorded.drivertype
+    if policy.none:
+        text = f"its {role} is a '{handle}' disk, and --parents none forbids all"
+        raise ReferencePolicyError(text, image=by.name)
+    if registry.get(handle).words_before_image is None and handle not in policy.handles:
+        text = f"its {role} is a '{handle}' disk, which is not a file"
+        raise ReferencePolicyError(f"{text}; --parents {handle}: would allow it", image=by.name)
 
 
 def _say_how_to_move(exc: TapError, child: DiskDriver, recorded: DiskId) -> None:

@@ -93,6 +93,9 @@ def _fold(
 ) -> tuple[DiskId, int, bool]:
     """Into the parent, and that onto the disk; the last: the child still takes it for its own."""
     found = find_parent(recorded, dd, access.registry)
+    if found.bound is None:
+        text = f"its parent is a '{found.id.drivertype}' disk: only a file can be committed into"
+        raise NotSupportedError(text, image=dd.name)
     with open_image(
         found.id,
         writing=True,

@@ -23,10 +23,10 @@ from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
-from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, plain_name, split_name
+from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, recorded_name, split_name
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.givennames import given_parent
+from tapcore.tools.givennames import files_below, given_parent
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.openimage import open_image
 
@@ -79,7 +79,10 @@ def create_image(
         full = made.options.get("preallocation") == "full"
         warn_of_device(made, made.size if full else 0)
     warn_of_refused_files(
-        made.target.name, access.registry.get(made.target.drivertype), access.references
+        made.target.name,
+        access.registry.get(made.target.drivertype),
+        access.references,
+        files_below(parent, access.registry),
     )
     return made.target
 
@@ -248,4 +251,4 @@ def _open_parent(
     ) as disk:
         said = f"is needed by {printable(given.name)}, which is to be the parent"
         untouchable.update(files_of(disk, said))
-        return DiskId(plain_name(given.name), disk.handle), disk.size
+        return DiskId(recorded_name(given, access.registry), disk.handle), disk.size

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError
@@ -45,13 +45,16 @@ def modes_of(disk: Disk) -> Iterator[int]:
             continue
 
 
-def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy) -> None:
+def warn_of_refused_files(
+    path: str, info: DiskInfo, references: ReferencePolicy, files: Mapping[str, str]
+) -> None:
     """Tell who makes an image, or changes what it names, that opening it needs an option.
 
     Args:
         path: of the image.
         info: its driver.
         references: what was allowed now, and may have to be allowed again.
+        files: of names that are no files': the file that such a disk lies on.
     """
     assert info.drv is not None
     if "td_inspect" not in info.drv.implemented:
@@ -64,7 +67,7 @@ def warn_of_refused_files(path: str, info: DiskInfo, references: ReferencePolicy
             os.close(fd)
         for _, named in said.references:
             try:
-                references.resolve(named, image=path, root=path)
+                references.resolve(files.get(named, named), image=path, root=path)
             except ReferencePolicyError as exc:
                 log.warning("%s: will not be opened as it is: it %s", path, exc.message)
 

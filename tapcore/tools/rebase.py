@@ -17,9 +17,9 @@ from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
-from tapcore.opening.names import ImageName, plain_name
+from tapcore.opening.names import ImageName, plain_name, recorded_name
 from tapcore.opening.probe import probe
-from tapcore.tools.givennames import given_image, given_parent
+from tapcore.tools.givennames import files_below, given_image, given_parent
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.openimage import open_image
 from tapcore.tools.plan import jobs_for_holes
@@ -73,7 +73,7 @@ def rebase_image(
             _refuse_visible_loop(DiskId(path, recorded.drivertype), image, access)
         with _changeable(name, access, with_parents=False) as (disk, dd):
             _record(disk, recorded)
-            warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
+            _warn(dd, parent, access)
         return Rebase(recorded, 0)
     with contextlib.ExitStack() as stack:
         bound = _found(image)
@@ -90,8 +90,14 @@ def rebase_image(
         disk, dd = stack.enter_context(_changeable(name, access, with_parents=True, bound=bound))
         written = _keep_content(disk, other, progress)
         _record(disk, recorded)
-        warn_of_refused_files(dd.name, access.registry.get(dd.drv.disk_type), access.references)
+        _warn(dd, parent, access)
         return Rebase(recorded, written)
+
+
+def _warn(dd: DiskDriver, parent: ImageName, access: Access) -> None:
+    files = files_below(os.fsdecode(parent), access.registry)
+    info = access.registry.get(dd.drv.disk_type)
+    warn_of_refused_files(dd.name, info, access.references, files)
 
 
 def _keep_content(disk: Disk, parent: Disk | None, progress: Progress | None) -> int:
@@ -150,7 +156,7 @@ def _new_parent(
         return None, ""
     given, path = given_parent(parent, image, registry)
     if given.drivertype:
-        return DiskId(plain_name(given.name), given.drivertype), path
+        return DiskId(recorded_name(given, registry), given.drivertype), path
     if not must_exist and not os.path.lexists(path):
         text = f"'{parent}' does not exist; write HANDLE:PATH, so that its format can be recorded"
         raise UsageError(text, image=image)

@@ -56,5 +56,5 @@ def resize_image(
 
 def _refuse_what_does_not_last(name: ImageName, registry: Registry) -> None:
     handle = given_image(name, registry).drivertype
-    if handle and not registry.get(handle).file_backed:
+    if handle and not registry.get(handle).lasts:
         raise UsageError(f"a '{handle}' disk exists only while it is open", image=os.fsdecode(name))

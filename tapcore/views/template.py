@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import Engine, engine_of
+from tapcore.errors import UsageError
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import OpenOptions
 from tapcore.opening.chain import close_disk
@@ -19,9 +20,15 @@ class Template:
 
     Args:
         disk: open with its engine; not written while there are views.
+
+    Raises:
+        UsageError: it has filters.
     """
 
     def __init__(self, disk: TdState) -> None:
+        if disk.disks.options.filters:
+            text = "has filters, which would not see what is written to its views"
+            raise UsageError(text, image=str(disk.image))
         self.disk = disk
         self.engine = engine_of(disk)
         self.views: list[View] = []

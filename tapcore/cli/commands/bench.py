@@ -101,7 +101,7 @@ def command(
 def _refuse_to_destroy(image: str) -> None:
     registry = default_registry()
     handle = split_name(image, registry).drivertype
-    if handle and not registry.get(handle).file_backed:
+    if handle and not registry.get(handle).lasts:
         return
     raise UsageError("writing destroys what the image holds; --force allows it", image=image)
 

@@ -1,0 +1,1 @@
+"""A partition of any disk image, as a disk: MBR and GPT."""
