@@ -11,7 +11,9 @@ need() { # command package
 need qemu-img qemu-utils
 need qemu-storage-daemon qemu-system-common
 need nbdinfo libnbd-bin
+need nbdsh python3-libnbd
 need nbdkit nbdkit
+need nbd-client nbd-client
 need fio fio
 need mkfs.ext4 e2fsprogs
 need zsh zsh

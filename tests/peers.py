@@ -19,6 +19,7 @@ PACKAGES = {  # command: Debian package
     "img_cat": "sleuthkit",
     "img_stat": "sleuthkit",
     "mkfs.ext4": "e2fsprogs",
+    "nbd-client": "nbd-client",
     "nbdcopy": "libnbd-bin",
     "nbdfuse": "libnbd-bin",
     "nbdinfo": "libnbd-bin",

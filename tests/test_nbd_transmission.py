@@ -294,6 +294,22 @@ def test_why_a_request_was_refused() -> None:
             assert (answer.error, answer.message) == (EPERM, "the export is read-only")
 
 
+@pytest.mark.parametrize(("structured", "extended"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("length", [4096, 300_000])
+def test_a_write_is_refused_when_its_data_has_come(
+    structured: bool, extended: bool, length: int
+) -> None:
+    """libnbd (1.14) takes an answer in the middle of what it sends for garbage."""
+    for flags in (0, TD_RDONLY):
+        with ram(structured=structured, extended=extended, flags=flags) as wire:
+            data = wire.make(WRITE, MIB - 512, payload=b"w" * length)
+            wire.feed(data[:-1], 1000)
+            assert not wire.sent
+            wire.feed(data[-1:])
+            assert wire.answer().error == (EPERM if flags else ENOSPC)
+            assert wire.call(READ, 0, 512).error == 0
+
+
 def test_what_the_driver_noted_is_told() -> None:
     image = FaultyImage(256, faults={0: -errno.EIO, 1: -errno.EIO})
     with late(image, "faulty") as (wire, _):

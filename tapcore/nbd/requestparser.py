@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 import attrs
@@ -55,7 +55,16 @@ class RequestParser:
         error: why the rest cannot be told apart; empty where it can.
     """
 
-    __slots__ = ("_magic", "_unpack", "error", "head_size", "payload_flag", "received", "skipping")
+    __slots__ = (
+        "_magic",
+        "_then",
+        "_unpack",
+        "error",
+        "head_size",
+        "payload_flag",
+        "received",
+        "skipping",
+    )
 
     def __init__(self, *, extended: bool, initial: bytes = b"") -> None:
         self.received = ReceiveBuffer(initial)
@@ -65,6 +74,7 @@ class RequestParser:
         self.head_size = form.size
         self.payload_flag = nbd.CMD_FLAG_PAYLOAD_LEN if extended else 0
         self.skipping = 0
+        self._then: Callable[[], object] = _nothing
         self.error = ""
 
     def heads(self) -> Iterator[Head]:
@@ -95,9 +105,24 @@ class RequestParser:
         rx.start = start + length
         return bytes(rx.view[start : rx.start])
 
-    def pass_over(self, length: int) -> None:
-        """Nobody wants a payload (bytes); what has not arrived is passed over when it does."""
+    def pass_over(self, length: int, then: Callable[[], object]) -> None:
+        """Nobody wants a payload (bytes): call `then` when all of it has come, and is forgotten.
+
+        Not before, since clients take an answer in the middle of what they send for garbage (libnbd
+        1.14).
+        """
+        self.skipping, self._then = length, then
+        self.skip()
+
+    def skip(self) -> None:
+        """Go on with a payload that nobody wants."""
         rx = self.received
-        count = min(length, rx.end - rx.start)
+        count = min(self.skipping, rx.end - rx.start)
         rx.start += count
-        self.skipping = length - count
+        self.skipping -= count
+        if not self.skipping:
+            self._then()
+
+
+def _nothing() -> None:
+    """Nobody waits for the end of a payload."""

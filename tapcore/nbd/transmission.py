@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import attrs
@@ -197,7 +198,7 @@ class Transmission:
         lane.begin()
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
-        payload = parser.payload_flag
+        known = ~parser.payload_flag  # QEMU's client (10.0) does not set it, though the data comes
         for _, flags, command, cookie, offset, length in parser.heads():
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
@@ -205,7 +206,7 @@ class Transmission:
                 else:
                     read(0, cookie, offset, length)
             elif command == nbd.CMD_WRITE:
-                if not write(flags ^ payload, cookie, offset, length):
+                if not write(flags & known, cookie, offset, length):
                     self._stopped()
                     return
             elif not self._take(Command(command, flags, cookie, offset, length)):
@@ -226,7 +227,7 @@ class Transmission:
 
     def _skipped(self) -> bool:
         """Go on with a payload that nobody wants; returns whether requests may be taken again."""
-        self._parser.pass_over(self._parser.skipping)
+        self._parser.skip()
         if self._parser.skipping:
             return False
         self.stalled = self._over_limit()
@@ -253,9 +254,9 @@ class Transmission:
             return False
         asked = attrs.evolve(asked, flags=asked.flags ^ parser.payload_flag)
         if not self._commands.wants_payload(asked):
-            parser.pass_over(length)
             why = f"command {asked.number} takes no payload of {length} bytes"
-            self.outstanding.refuse(asked.cookie, asked.offset, errno.EINVAL, why)
+            refuse, cookie = self.outstanding.refuse, asked.cookie
+            parser.pass_over(length, partial(refuse, cookie, asked.offset, errno.EINVAL, why))
             return True
         payload = parser.payload(length)
         if payload is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tapcore.buffers import POOL
@@ -77,7 +78,7 @@ class Writes:
         """A WRITE whose header was taken; returns False where more of its data has to come first.
 
         Args:
-            flags: without the one that says that a payload follows; with it where that is missing.
+            flags: without the one that says that a payload follows: it does, of a write.
             cookie: the client's name for it.
             offset: bytes.
             length: bytes.
@@ -144,17 +145,13 @@ class Writes:
 
     def _refuse(self, flags: int, cookie: int, offset: int, length: int) -> bool:
         parser = self._parser
-        if flags & parser.payload_flag and length:
-            # whether its data follows nobody can know, and data may look like requests
-            parser.error = "sent a write without the flag that its data follows"
-            return False
         extended = bool(parser.payload_flag)
         if length > (nbd.DEFAULT_BLOCK_MAX if extended else MAX_SKIPPED):
             most = "32 MiB, the largest payload" if extended else "64 MiB"
             parser.error = f"sent a write that is longer than {most}"
             return False
-        self._outstanding.refuse(cookie, offset, *self._why_not(flags, offset, length))
-        parser.pass_over(length)
+        code, reason = self._why_not(flags, offset, length)
+        parser.pass_over(length, partial(self._outstanding.refuse, cookie, offset, code, reason))
         return True
 
     def _why_not(self, flags: int, offset: int, length: int) -> tuple[int, str]:
