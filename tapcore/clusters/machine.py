@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from tapcore.clusters.extents import extents
 from tapcore.clusters.map import ClusterMap, PackingMap, ShortWay, WritableMap
@@ -21,6 +21,10 @@ from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.answer import Then
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Extent
+
+_BEST: Final = 2 << 20
+"""Bytes of a cluster of which it is best to write all at once. Of a larger one parts are as good,
+since what nobody writes of it stays a hole of the file."""
 
 
 class Clusters:
@@ -69,7 +73,8 @@ class Clusters:
         dd, map = self.disk.dd, self.map
         dd.size = map.sectors
         dd.sector_size = max(map.data.sector_size if map.data.direct else 512, dd.sector_size)
-        dd.cluster_size = 1 << map.cluster_shift + SECTOR_SHIFT
+        size = 1 << map.cluster_shift + SECTOR_SHIFT
+        dd.cluster_size = size if isinstance(map, PackingMap) else min(size, _BEST)
         for sid, file in enumerate(self._files):
             dd.io_fd[sid] = file.io_fd
 

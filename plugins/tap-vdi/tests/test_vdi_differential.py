@@ -113,6 +113,15 @@ def test_any_size_is_that_which_was_asked_for(size: int, kind: str, tmp_path: Pa
     qemu_io(image, [f"read -P 101 {size - 512} 512"])
 
 
+def test_the_largest_blocks(tmp_path: Path) -> None:
+    """They are larger than the largest unit that a driver may name."""
+    image = tmp_path / "disk.vdi"
+    tapcore.create_image(f"vdi:{image}", 1 << 30, options={"block_size": "256M"})
+    with tapcore.open(f"vdi:{image}") as disk:
+        disk.pwrite(512 << 20, b"content")
+        assert disk.pread((512 << 20) - 1, length=9) == b"\0content\0"
+
+
 def test_what_is_left_of_a_sector_is_no_part_of_the_disk(tmp_path: Path) -> None:
     """So does VirtualBox see to it, whose older versions made such images."""
     image = tmp_path / "disk.vdi"
