@@ -111,10 +111,11 @@ class ResizeChecks(Subject):
         """New sectors read as zeroes, also those that were cut off before."""
         size = self.sizes[-1]
         image, content = self.make_image(size), rng.randbytes(size)
-        half = size // 2 // 512 * 512
+        unit = self.granularity
+        half = size // 2 // unit * unit
         with self.open(image, cache=cache) as disk:
             disk.pwrite(0, content)
-            for new in (size + (1 << 20) + 512, half, size):
+            for new in (size + (1 << 20) + unit, half, size):
                 try:
                     disk.resize(new)
                 except NotSupportedError:

@@ -105,7 +105,8 @@ class ParentChecks(Subject):
         """Past a shorter parent's end there are zeroes; of a longer one the rest is not seen."""
         for factor in (0.5, 2.0):
             size = self.sizes[-1]
-            length = max(int(size * factor) // 512 * 512 + 512, 512)
+            unit = self.granularity
+            length = (int(size * factor) // unit + 1) * unit
             parent, below = self._parent(length, rng, f"parent{factor}")
             child = self.make_child(parent, size, f"child{factor}")
             content = below[:size].ljust(size, b"\0")

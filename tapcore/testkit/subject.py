@@ -29,7 +29,8 @@ class Subject:
     Attributes:
         handle: the driver's handle; the only one that must be set.
         driver: the driver itself, where it is not installed (a module or object).
-        sizes: of the images that are made, in bytes; multiples of 512.
+        sizes: of the images that are made, in bytes; multiples of `granularity`.
+        granularity: bytes that the size of every image is a multiple of; itself one of 512.
         cache_modes: "writeback", and "none" where the driver can.
         volatile: the content is gone when the disk is closed.
         any_file: every file is an image of this format, as with raw disks.
@@ -44,6 +45,7 @@ class Subject:
     handle: ClassVar[str] = ""
     driver: ClassVar[Any] = None
     sizes: ClassVar[tuple[int, ...]] = (512, (200 << 10) + 512, 3 << 20)
+    granularity: ClassVar[int] = 512
     cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback",)
     volatile: ClassVar[bool] = False
     any_file: ClassVar[bool] = False
