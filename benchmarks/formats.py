@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Serve the same qcow2 and VMDK images by tapdisk, qemu-nbd and qemu-storage-daemon, in turns.
+"""Serve the same images by tapdisk, qemu-nbd and qemu-storage-daemon, in turns.
 
 See README.md in this folder for how to read the result.
 """
@@ -118,6 +118,12 @@ CASES = [
     ),
     Case("qcow2-chain4", "qcow2", _chain(4), (("4k", "randread", 32), ("1m", "read", 8))),
     Case("vmdk", "vmdk", _full("vmdk"), (("4k", "randread", 32), ("1m", "read", 8))),
+    Case(
+        "vhdx",
+        "vhdx",
+        _full("vhdx"),
+        (("4k", "randread", 32), ("4k", "randwrite", 32), ("1m", "read", 8), ("1m", "write", 8)),
+    ),
 ]
 
 

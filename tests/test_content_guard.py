@@ -145,7 +145,7 @@ def test_who_names_the_handle_may_write_anything(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(SIZE))
     with open_image(f"raw:{path}", writing=True) as disk:
-        disk.pwrite(0, FOREIGN["vhdx"][1])
+        disk.pwrite(0, FOREIGN["qed"][1])
         disk.pwrite(END, vhd_footer(END))
 
 

@@ -64,12 +64,12 @@ def digest(folder: Path) -> dict[str, str]:
 def test_no_command_takes_a_foreign_image_for_a_disk(
     words: list[str], place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    Path("x").write_bytes(FOREIGN["vhdx"][1])
+    Path("x").write_bytes(FOREIGN["qed"][1])
     before = digest(place)
     status = main(words)
     out, err = capfd.readouterr()
     assert status == (2 if words[0] == "compare" else 1)
-    assert "is a VHDX image; no driver for it is installed" in err
+    assert "is a QED image; no driver for it is installed" in err
     assert err.count("\n") == 1
     assert out == ""
     assert digest(place) == before
@@ -113,7 +113,7 @@ def from_pipe(content: bytes, *words: str) -> subprocess.CompletedProcess[bytes]
     return subprocess.run([TAPDISK, *words], input=content, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", ["vhdx", "vhd-fixed-of-a-disk", "gzip", "iso", "ova"])
+@pytest.mark.parametrize("name", ["qed", "vhd-fixed-of-a-disk", "gzip", "iso", "ova"])
 def test_what_comes_through_a_pipe_is_no_disk_either(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,10 +145,10 @@ def test_an_image_on_a_pipe_is_refused_as_soon_as_its_head_is_there(
     ) as running:
         assert running.stdin is not None
         assert running.stderr is not None
-        running.stdin.write(padded(b"vhdxfile", 128 << 10))
+        running.stdin.write(padded(b"QED\0", 128 << 10))
         running.stdin.flush()  # and it stays open
         assert running.wait(60) == 1
-        assert b"standard input: is a VHDX image" in running.stderr.read()
+        assert b"standard input: is a QED image" in running.stderr.read()
 
 
 def test_an_image_that_a_driver_knows_is_not_copied_from_a_pipe(
@@ -167,7 +167,7 @@ def test_an_image_that_a_driver_knows_is_not_copied_from_a_pipe(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("vhdx:x.vhdx", "pip install tap-vhdx"),
+        ("qed:x.qed", "pip install tap-qed"),
         ("nope:x", "pip install tap-nope"),
         ("http://host/x.img", "URLs are not followed"),
         ("nbd:unix:/s", "URLs are not followed"),
@@ -186,7 +186,7 @@ def test_an_unknown_handle_says_what_would_bring_it(
     ("name", "text"),
     [
         ("x.qcow2", "the name of a qcow2 image, and no driver for that is installed: pip install"),
-        ("x.vhdx", "has the name of a VHDX image, and no driver for that is installed"),
+        ("x.qed", "has the name of a QED image, and no driver for that is installed"),
         ("x.gz", "cannot tell the format of a new image from its name"),
     ],
 )
@@ -208,7 +208,7 @@ def test_what_is_no_handle_brings_no_advice_to_install(
 
 
 def test_a_file_with_a_colon_in_its_name_is_a_file(toys: Path) -> None:
-    for name in ("nope:x", "raw:x", "vhdx:y", "nbd:z", "http:q"):
+    for name in ("nope:x", "raw:x", "qed:y", "nbd:z", "http:q"):
         Path(name).write_bytes(bytes(512))
         assert main(["info", name]) == 0
 
@@ -254,7 +254,7 @@ def test_inspect_of_a_raw_disk_is_harmless(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "severity"),
-    [("vhdx", "danger"), ("qed-child", "danger"), ("gzip", "note"), ("iso", "note")],
+    [("qed", "danger"), ("qed-child", "danger"), ("gzip", "note"), ("iso", "note")],
 )
 def test_inspect_of_a_disguise_as_a_raw_disk(name: str, severity: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(FOREIGN[name][1])
@@ -291,7 +291,7 @@ def test_inspect_says_of_a_name_that_it_is_odd(toys: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "seen"),
     [
-        (FOREIGN["vhdx"][1], "a VHDX image"),
+        (FOREIGN["qed"][1], "a QED image"),
         (bytes(4096) + vhd_footer(4096), "a VHD image"),
         (FOREIGN["iso"][1], "an ISO 9660 image"),
         (DISKS["mbr"], ""),

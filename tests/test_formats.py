@@ -76,13 +76,14 @@ def test_a_sample_is_both_ends_of_a_file(tmp_path: Path) -> None:
 def test_what_lies_bare_on_a_block_device_is_its_content() -> None:
     for name in ("iso", "iso-hybrid", "squashfs", "erofs"):
         assert what_it_says_it_is(sample_of(FOREIGN[name][1], device=True)) is None
-    assert what_it_says_it_is(sample_of(FOREIGN["vhdx"][1], device=True)) is not None
+    assert what_it_says_it_is(sample_of(FOREIGN["qed"][1], device=True)) is not None
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("vhdx", "is a VHDX image; no driver for it is installed: qemu-img can convert it"),
+        ("qed", "is a QED image; no driver for it is installed: qemu-img can convert it"),
+        ("vhdx", "is a VHDX image: pip install tap-vhdx"),
         ("vdi", "is a VDI image: pip install tap-vdi"),
         ("vhd-fixed", "is a VHD image: pip install tap-vhd"),
         ("qcow2", "is a qcow2 image: pip install tap-qcow2"),

@@ -93,7 +93,7 @@ _IMAGES: Final = (
         "vhdx",
         "a VHDX image",
         at_start(b"vhdxfile"),
-        remedy=_QEMU_IMG,
+        handle="vhdx",
         suffixes=(".vhdx", ".avhdx"),
     ),
     Signature(

@@ -1,0 +1,1 @@
+"""Virtual hard disks of Hyper-V (VHDX)."""
