@@ -44,6 +44,10 @@ LARGEST_GEOMETRY: Final = MOST_CYLINDERS * 16 * 255
 BY_GEOMETRY: Final = (b"vpc ", b"qemu")
 """Creators whose disks are as large as their geometry says, and not as the current size says."""
 
+BY_CURRENT_SIZE: Final = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS")
+"""Creators whose disks are as large as the current size says, wherever they are read. Of all others
+QEMU goes by the geometry, and nobody else does."""
+
 TAPDISK: Final = b"tap\0"
 OLD_TAPDISK: Final = 1
 """blktap's version 0.1, whose bitmaps count bits from the other end of a byte."""
@@ -101,8 +105,12 @@ class Footer:
     @property
     def by_geometry(self) -> bool:
         """Whether the geometry is the disk's size."""
-        sectors = self.geometry_sectors
-        return self.creator in BY_GEOMETRY and 0 < sectors != LARGEST_GEOMETRY
+        return self.creator in BY_GEOMETRY and self.has_geometry
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether the geometry says anything of the size."""
+        return 0 < self.geometry_sectors != LARGEST_GEOMETRY
 
     @property
     def geometry_sectors(self) -> int:

@@ -6,7 +6,14 @@ import os
 from typing import Any, Final
 
 from tap_vhd.blocks import BlockImage
-from tap_vhd.footer import DIFFERENCING, FIXED, TYPES, Footer
+from tap_vhd.footer import (
+    BY_CURRENT_SIZE,
+    BY_GEOMETRY,
+    DIFFERENCING,
+    FIXED,
+    TYPES,
+    Footer,
+)
 from tap_vhd.footers import ReadAt, read_footers
 from tap_vhd.header import UNUSED, Header, read_header
 from tap_vhd.image import Image
@@ -90,6 +97,10 @@ def _sizes(footer: Footer) -> list[Finding]:
     if footer.current_size % (1 << SECTOR_SHIFT):
         text = f"its size is not whole sectors ({footer.current_size} bytes)"
         return [Finding("note", text, "odd-size")]
+    less = footer.sectors - footer.geometry_sectors
+    if less > 0 and footer.creator not in (*BY_GEOMETRY, *BY_CURRENT_SIZE) and footer.has_geometry:
+        text = f"QEMU goes by the geometry, and leaves out the last {less} sectors"
+        return [Finding("note", text, "size-by-creator")]
     return []
 
 

@@ -1,11 +1,15 @@
 """Which footer is believed, how large the disk is, and what is refused."""
 
 import contextlib
+import io
+import json
 import random
 from pathlib import Path
 
 import attrs
 import pytest
+import pyvhdi
+from dissect.hypervisor.disk.vhd import VHD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +19,7 @@ from tap_vhd.footer import FIXED, LARGEST_GEOMETRY, Footer, geometry_of, unpack_
 from tapcore import ImageFormatError, NotSupportedError, TapError
 from tapcore.clusters import Coding
 from tapcore.tools.inspect import inspect_image
-from vhdtools import KIB, MIB, content_of, make, problems, some_content
+from vhdtools import KIB, MIB, content_of, make, problems, qemu_content, run, some_content
 
 SIZE = MIB + 1536
 
@@ -141,6 +145,46 @@ def test_the_size_depends_on_the_creator(
     change_footer(path, creator=creator, geometry=geometry)
     assert content_of(path) == content[:size]
     assert inspect_image(f"vhd:{path}").virtual_size == size
+
+
+CREATORS = {  # whether QEMU goes by the geometry; a newer one may know more of them
+    b"vpc ": True,
+    b"qemu": True,
+    b"qem2": False,
+    b"win ": False,
+    b"d2v ": False,
+    b"tap\0": False,
+    b"CTXS": False,
+    b"vs  ": True,
+    b"vbox": True,
+    b"????": True,
+}
+
+
+@pytest.mark.parametrize("creator", CREATORS)
+def test_other_readers_go_by_what_the_table_says(creator: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "disk.vhd"
+    content = image(path)
+    for geometry in ((10, 4, 17), (65535, 16, 255)):
+        change_footer(path, creator=creator, geometry=geometry)
+        by_geometry = CREATORS[creator] and geometry == (10, 4, 17)
+        qemu = json.loads(run("qemu-img", "info", "-f", "vpc", "--output=json", path))
+        assert qemu["virtual-size"] == (10 * 4 * 17 * 512 if by_geometry else SIZE)
+        assert qemu_content(path) == content[: qemu["virtual-size"]]
+        assert VHD(io.BytesIO(path.read_bytes())).size == SIZE
+        file = pyvhdi.file()
+        file.open(str(path))
+        assert file.get_media_size() == SIZE
+        file.close()
+        found = inspect_image(f"vhd:{path}")
+        said = [each.message for each in found.findings if each.code == "size-by-creator"]
+        if by_geometry and found.virtual_size == SIZE:
+            left_out = (SIZE >> 9) - 680
+            assert said == [
+                f"QEMU goes by the geometry, and leaves out the last {left_out} sectors"
+            ]
+        else:
+            assert (said, found.virtual_size) == ([], qemu["virtual-size"])
 
 
 @given(st.integers(1, LARGEST_GEOMETRY * 2))
