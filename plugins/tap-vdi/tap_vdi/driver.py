@@ -137,6 +137,14 @@ def td_check(dd: DiskDriver[Image], repair: str) -> CheckResult:
     return check(dd.private, repair)
 
 
+@implements(Hooks.td_resize)
+def td_resize(dd: DiskDriver[Image], size: int) -> None:
+    """Map and header; blocks move where the map needs room, and into gaps."""
+    from tap_vdi.resize import resize
+
+    resize(dd, size)
+
+
 @implements(Hooks.td_make_empty)
 def td_make_empty(dd: DiskDriver[Image]) -> None:
     """Every block is a hole again, and the file as short as a new one."""

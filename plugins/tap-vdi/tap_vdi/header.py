@@ -36,6 +36,9 @@ SIZE_WITH_GEOMETRY: Final = 0x190
 """The same of a newer one, which has the geometry a second time."""
 
 STORED_AT: Final = HEADER_BYTES - 4 * 16 - 4
+BLOCKS_AT: Final = STORED_AT - 4
+DISK_SIZE_AT: Final = BLOCKS_AT - 4 - 4 - 8
+MAP_AT_AT: Final = DISK_SIZE_AT - 7 * 4
 MODIFIED_AT: Final = HEADER_BYTES - 3 * 16
 PARENT_AT: Final = HEADER_BYTES - 2 * 16
 PARENT_MODIFIED_AT: Final = HEADER_BYTES - 16
@@ -110,6 +113,14 @@ class Header:
     def where(self, place: int) -> int:
         """Offset of the content of a block, by the number of its place; bytes."""
         return self.data_at + place * self.place_bytes + self.extra
+
+    def change(self, content: bytes) -> bytes:
+        """The first bytes of a file with the sizes, and the offsets, of this header."""
+        changed = bytearray(content)
+        struct.pack_into("<II", changed, MAP_AT_AT, self.map_at, self.data_at)
+        struct.pack_into("<Q", changed, DISK_SIZE_AT, self.disk_size)
+        struct.pack_into("<II", changed, BLOCKS_AT, self.blocks, self.stored)
+        return bytes(changed)
 
     def pack(self) -> bytes:
         """Its bytes."""

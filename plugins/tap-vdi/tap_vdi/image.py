@@ -140,6 +140,15 @@ class Image(WritableTableMap[Page]):
         place = self.place(sector, nb_sectors)
         return ASK if place == NOWHERE else place
 
+    def adopt(self, header: Header) -> None:
+        """Take another size, and other places of the map and the blocks; all of it is on disk."""
+        self.header = header
+        self.sectors = header.sectors
+        self._first = header.where(0)
+        self.stored = self.recorded = header.stored
+        self.tables.forget()
+        self.clusters.stop_writing()
+
     # ---- what changes -----------------------------------------------------------------------
 
     def begin_writing(self) -> None:
