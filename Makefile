@@ -1,6 +1,7 @@
 # On a fresh Debian 12 with git, make and python3: `make run` or `make test`.
 # PYTHON=python3.12     the interpreter to set up with
 # IMAGE=[HANDLE:]PATH   what `make run` serves (default: a demo disk that it makes)
+# PREFIX=DIR            where `make tool` installs
 # ARGS=...              further options: of `tapdisk serve`, pytest or the benchmark
 
 PYTHON ?= python3
@@ -12,7 +13,9 @@ ARGS ?=
 
 export PYTHON IMAGE
 
-.PHONY: help install run test peers lint format bench bench-formats man dist clean
+PREFIX ?=
+
+.PHONY: help install tool run test peers lint format bench bench-formats man dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,6 +27,9 @@ install: $(STAMP) ## set up .venv with tapcore, its plugins and the development 
 $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) scripts/setup-venv.sh
 	@sh scripts/setup-venv.sh $(VENV)
 	@touch $@
+
+tool: ## install tapdisk for this user: into ~/.local, or PREFIX=
+	@sh scripts/install-tool.sh $(PREFIX)
 
 run: install ## serve IMAGE=, or a demo disk, over NBD on a Unix socket
 	@bash scripts/demo.sh "$$IMAGE" $(ARGS)

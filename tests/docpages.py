@@ -29,6 +29,7 @@ from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+README = "../README.md"
 SHOWN_FOLDER = "/vm"
 """What the sessions' folder is called on a page."""
 
@@ -153,10 +154,16 @@ def _split(session: str) -> list[tuple[str, str]]:
     return [*zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def run(found: list[Step], folder: Path) -> list[str]:
-    """Run the commands in one shell; what each printed, on both outputs."""
+def run(found: list[Step], folder: Path, binaries: Path | None = None) -> list[str]:
+    """Run the commands in one shell; what each printed, on both outputs.
+
+    Args:
+        found: the commands.
+        folder: in which they are run.
+        binaries: where `tapdisk` is; None: where this Python is.
+    """
     script = "".join(map(_as_shell, range(len(found)), [step.command for step in found]))
-    binaries = Path(sys.executable).parent
+    binaries = binaries or Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
         cwd=folder,
@@ -212,7 +219,7 @@ def refilled(page: str, printed: list[str]) -> str:
 
 
 def main() -> None:
-    names = sys.argv[1:] or sorted(path.name for path in DOCS.glob("*.md"))
+    names = sys.argv[1:] or [*sorted(path.name for path in DOCS.glob("*.md")), README]
     for name in names:
         (DOCS / name).write_text(filled(name))
         if found := steps(name):

@@ -4,8 +4,6 @@ import builtins
 import contextlib
 import io
 import re
-import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
 from tapcore import TapError
-from tapcore.cli.group import COMMANDS
 from tapcore.nbd import connection, constants, listening, server, transmission, writes
 from tapcore.process import workers
 
@@ -89,39 +86,6 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
         f"the default is 127.0.0.1 and {listening.DEFAULT_PORT}.",
     )
     assert [row for row in rows if row not in text] == []
-
-
-def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text().partition("## From Python")[0]
-    lines = re.findall(r"^    (tapdisk .*)$", text, re.MULTILINE)
-    return [line.partition("  #")[0].strip() for line in lines]
-
-
-def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
-    """In their order, in one folder; but the server, which would not end."""
-    commands = readme_commands()
-    assert len(commands) >= 9
-    (tmp_path / "stranger.img").write_bytes(bytes(4096))
-    for command in commands:
-        words = shlex.split(command.partition(" > ")[0])
-        if words[1] == "serve":
-            serve(words[2:], tmp_path)
-            continue
-        assert words[1] in COMMANDS
-        more = ["--seconds", "0.1"] if words[1] == "bench" else []
-        done = subprocess.run(
-            [TAPDISK, *words[1:], *more], cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-
-
-def serve(words: list[str], folder: Path) -> None:
-    words = [word.replace("/tmp/", f"{folder}/") for word in words]
-    with subprocess.Popen([TAPDISK, "serve", *words], cwd=folder, stdout=subprocess.PIPE) as served:
-        assert served.stdout is not None
-        assert served.stdout.readline().startswith(b"nbd+unix:///?socket=")
-        served.send_signal(signal.SIGINT)
-        assert served.wait(30) == 0
 
 
 def test_the_python_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
