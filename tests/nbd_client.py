@@ -202,6 +202,7 @@ class ReplyParser:
 
     def _take(self, flags: int, kind: int, cookie: int, body: bytes) -> None:
         answer, length = self.answers[cookie], len(body)
+        assert flags in (0, 1), "a flag that nobody knows"
         assert cookie in self.waiting, "answered twice"
         if kind == 1:
             assert length > 8, "an empty data chunk is not allowed"

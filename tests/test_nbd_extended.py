@@ -96,7 +96,7 @@ def test_errors_have_a_text_and_the_requests_offset() -> None:
         assert (answer.error, answer.message) == (ENOSPC, past)
         assert wire.call(READ, 0, DEFAULT_BLOCK_MAX + 1).message == "a read has 32 MiB at most"
         assert wire.call(99, 7, 512).message == "command 99 is not offered"
-        assert wire.call(READ, 0, 512, FUA).message == "a read does not take the flags 0x1"
+        assert wire.call(READ, 0, 512, NO_HOLE).message == "a read does not take the flags 0x2"
     with ram(extended=True, flags=TD_RDONLY) as wire:
         for command in (TRIM, WRITE_ZEROES):
             assert wire.call(command, 0, MIB).error == EPERM
@@ -202,7 +202,7 @@ def test_block_status_of_some_contexts_alone() -> None:
         assert ask(1, length=MIB + 1).error == EINVAL
         assert ask(1, length=0).error == EINVAL
         assert ask(1, length=(1 << 64) - 1).error == EINVAL
-        assert ask(1, flags=FUA).error == EINVAL
+        assert ask(1, flags=NO_HOLE).error == EINVAL
         for wrong in ((3,), (0,), (1, 1), (1, 3), (1, 2, 3), (1, 2, 1), tuple(range(1, 5000))):
             assert ask(*wrong).error == EINVAL
         assert ask(1).statuses == {1: allocation}

@@ -326,6 +326,23 @@ def test_what_was_agreed_in_the_clear_is_forgotten(
             assert struct.unpack(">QIII", secure.recv(20))[2] == (1 << 31) + 3
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_versions_of_tls(
+    version: ssl.TLSVersion, image: Path, server_dir: Path, nobody_dir: Path
+) -> None:
+    """With extended headers too, whose replies are longer."""
+    secure = context(nobody_dir)
+    secure.minimum_version = secure.maximum_version = version
+    model = image.read_bytes()
+    with (
+        tls_served(image, server_dir) as server,
+        Client(server.uri, extended=True, tls=secure) as client,
+    ):
+        assert client.read(5, 700_000) == model[5:700_005]
+        client.write(100, b"w" * 300_000)
+        assert client.read(99, 300_002) == model[99:100] + b"w" * 300_000 + model[300_100:300_101]
+
+
 @pytest.mark.parametrize("structured", [False, True])
 def test_many_requests_at_once(
     structured: bool, image: Path, server_dir: Path, nobody_dir: Path, rng: random.Random

@@ -170,7 +170,7 @@ for what in [
     lambda: h.zero(512, size),
     lambda: h.zero(512, 0, 0x4000),
     lambda: h.cache(512, size),
-    lambda: h.cache(512, 0, nbd.CMD_FLAG_FUA),
+    lambda: h.cache(512, 0, nbd.CMD_FLAG_NO_HOLE),
     lambda: h.block_status(512, size, status),
     lambda: h.block_status(0, 0, status),
     lambda: h.block_status(512, 0, status, 0x2000),

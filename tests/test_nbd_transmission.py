@@ -335,14 +335,15 @@ def test_nothing_is_asked_for(command: int, structured: bool) -> None:
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        (READ, FUA),
+        (READ, NO_HOLE),
         (READ, 0x8000),
         (WRITE, NO_HOLE),
         (FLUSH, REQ_ONE),
         (TRIM, NO_HOLE),
-        (CACHE, FUA),
+        (CACHE, NO_HOLE),
         (WRITE_ZEROES, REQ_ONE),
-        (BLOCK_STATUS, FUA),
+        (BLOCK_STATUS, DF),
+        (BLOCK_STATUS, FAST_ZERO | FUA),
         (8, 0),
         (99, 0),
         (0xFFFF, 0),

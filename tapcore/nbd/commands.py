@@ -20,11 +20,12 @@ from tapcore.nbd.requestparser import Command
 from tapcore.nbd.status import STATUS_SECONDS, Context, block_status
 
 _KNOWN_FLAGS: Final = {
-    nbd.CMD_FLUSH: nbd.CMD_FLAG_FUA,  # meaningless there, but harmless
+    # FUA is taken with every command ("Command flags"), where nothing is written without effect
+    nbd.CMD_FLUSH: nbd.CMD_FLAG_FUA,
     nbd.CMD_TRIM: nbd.CMD_FLAG_FUA,
-    nbd.CMD_CACHE: 0,
+    nbd.CMD_CACHE: nbd.CMD_FLAG_FUA,
     nbd.CMD_WRITE_ZEROES: nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FAST_ZERO,
-    nbd.CMD_BLOCK_STATUS: nbd.CMD_FLAG_REQ_ONE,
+    nbd.CMD_BLOCK_STATUS: nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_REQ_ONE,
 }
 
 _ALWAYS: Final = (nbd.CMD_FLUSH, nbd.CMD_CACHE)

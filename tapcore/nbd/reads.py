@@ -18,6 +18,8 @@ from tapcore.nbd.replystyles import StructuredReplies
 SPAN_MIN: Final = 32 << 10
 """Reads from this size on are looked at for holes, and for data that can be sent from its file."""
 
+_KNOWN_FLAGS: Final = nbd.CMD_FLAG_DF | nbd.CMD_FLAG_FUA  # which every command takes
+
 
 class Reads:
     """Answers the reads of one client.
@@ -39,10 +41,10 @@ class Reads:
     def take(self, flags: int, cookie: int, offset: int, length: int) -> None:
         """A READ of a client: offset and length in bytes."""
         if flags or length >= SPAN_MIN:
-            if flags & ~nbd.CMD_FLAG_DF or length > nbd.DEFAULT_BLOCK_MAX:
+            if flags & ~_KNOWN_FLAGS or length > nbd.DEFAULT_BLOCK_MAX:
                 self._outstanding.refuse(cookie, offset, errno.EINVAL, _why_not(flags))
                 return
-            if not flags and offset + length <= self._engine.size:
+            if not flags & nbd.CMD_FLAG_DF and offset + length <= self._engine.size:
                 parts = self._export.extents(offset, length)
                 if parts is not None and self._answer_without_reading(cookie, offset, parts):
                     return
@@ -126,6 +128,6 @@ class Reads:
 
 
 def _why_not(flags: int) -> str:
-    if flags & ~nbd.CMD_FLAG_DF:
+    if flags & ~_KNOWN_FLAGS:
         return f"a read does not take the flags {flags:#x}"
     return "a read has 32 MiB at most"
