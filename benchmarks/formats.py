@@ -102,6 +102,13 @@ def _chain(depth: int) -> Callable[[Path, int], Path]:
     return make
 
 
+_READS_AND_WRITES = (
+    ("4k", "randread", 32),
+    ("4k", "randwrite", 32),
+    ("1m", "read", 8),
+    ("1m", "write", 8),
+)
+
 CASES = [
     Case(
         "qcow2",
@@ -118,13 +125,13 @@ CASES = [
     ),
     Case("qcow2-chain4", "qcow2", _chain(4), (("4k", "randread", 32), ("1m", "read", 8))),
     Case("vmdk", "vmdk", _full("vmdk"), (("4k", "randread", 32), ("1m", "read", 8))),
-    Case(
-        "vhdx",
-        "vhdx",
-        _full("vhdx"),
-        (("4k", "randread", 32), ("4k", "randwrite", 32), ("1m", "read", 8), ("1m", "write", 8)),
-    ),
+    Case("vhdx", "vhdx", _full("vhdx"), _READS_AND_WRITES),
+    Case("vhd", "vhd", _full("vpc"), _READS_AND_WRITES),
+    Case("vdi", "vdi", _full("vdi"), _READS_AND_WRITES),
 ]
+
+_QEMU_NAMES = {"vhd": "vpc"}
+"""Of formats that QEMU calls otherwise."""
 
 
 # ---- servers ---------------------------------------------------------------------------------
@@ -152,11 +159,12 @@ def _storage_daemon(handle: str) -> Callable[[str, Path, Path], list[str]]:
 
 
 def _specs(handle: str) -> list[Spec]:
+    qemu = _QEMU_NAMES.get(handle, handle)
     daemon, package = "qemu-storage-daemon", "apt install qemu-system-common"
     return [
         Spec("tapdisk", "tapdisk", "make install", _tapdisk(handle), ours=True),
-        Spec("qemu-nbd", "qemu-nbd", "apt install qemu-utils", _qemu_nbd(handle)),
-        Spec(daemon, daemon, package, _storage_daemon(handle), export="disk"),
+        Spec("qemu-nbd", "qemu-nbd", "apt install qemu-utils", _qemu_nbd(qemu)),
+        Spec(daemon, daemon, package, _storage_daemon(qemu), export="disk"),
     ]
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         td_queue_write_zeroes,
         td_submit,
     )
-    from tapcore.clusters.machine import Clusters, WritableClusters, open_mapped
+    from tapcore.clusters.machine import Clusters, NotForDirect, WritableClusters, open_mapped
     from tapcore.clusters.map import (
         ClusterMap,
         PackingMap,
@@ -60,7 +60,7 @@ _HOMES = {
         "td_close td_do_callbacks td_extents td_places td_queue_discard td_queue_flush "
         "td_queue_read td_queue_write td_queue_write_compressed td_queue_write_zeroes td_submit"
     ),
-    "machine": "Clusters WritableClusters open_mapped",
+    "machine": "Clusters NotForDirect WritableClusters open_mapped",
     "map": "ClusterMap PackingMap Picture Place ShortWay Unpacker WritableMap",
     "mapped": "AnswerPart",
     "packed": "DeflatedClusters",
@@ -85,6 +85,7 @@ __all__ = [
     "DamagedTable",
     "DeflatedClusters",
     "MissingContent",
+    "NotForDirect",
     "Numbers",
     "PackingMap",
     "Picture",

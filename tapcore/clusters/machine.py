@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
+
+import attrs
 
 from tapcore.clusters.extents import extents
 from tapcore.clusters.map import ClusterMap, PackingMap, ShortWay, WritableMap
@@ -16,15 +19,21 @@ from tapcore.clusters.writeback import Writeback
 from tapcore.clusters.writing import Writer
 from tapcore.clusters.zeroing import Zeroing
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.errors import NotSupportedError
+from tapcore.errors import NotSupportedError, TapError
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.answer import Then
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import Extent
 
+log = logging.getLogger(__name__)
+
 _BEST: Final = 2 << 20
 """Bytes of a cluster of which it is best to write all at once. Of a larger one parts are as good,
 since what nobody writes of it stays a hole of the file."""
+
+
+class NotForDirect(TapError):
+    """Content does not lie where O_DIRECT can read it; the message says why, after the name."""
 
 
 class Clusters:
@@ -285,11 +294,21 @@ def open_mapped(
         dd: the image in its chain.
         name: path of the file.
         flags: `TD_RDONLY` or 0.
-        make: reads the header, and makes the map and its `clusters`.
+        make: reads the header, and makes the map and its `clusters`. What it raises as
+            `NotForDirect` is no error: the file is opened again, through the page cache.
     """
     file = open_image_file(name, flags, dd.options)
     try:
         dd.private = make(dd, file)
+    except NotForDirect as exc:
+        direct = file.direct
+        file.close()
+        if not direct:
+            raise
+        log.warning("%s: %s; using the page cache", name, exc.message)
+        dd.options = attrs.evolve(dd.options, cache="writeback")
+        open_mapped(dd, name, flags, make)
+        return
     except BaseException:
         file.close()
         raise

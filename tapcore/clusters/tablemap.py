@@ -23,9 +23,12 @@ class TableMap(ClusterMap, Generic[T]):
         tables: in memory.
         table_bytes: of a table in the file.
         no_table: what the directory has in place of a table that is not there.
+        zeroes_say_nothing: what a table of zeroes would map is a hole; so one that lies in a hole
+            of the file need not be read.
     """
 
     no_table: ClassVar[int] = 0
+    zeroes_say_nothing: ClassVar[bool] = True
     tables: TableCache[T]
     table_bytes: int
 
@@ -95,7 +98,8 @@ class TableMap(ClusterMap, Generic[T]):
     def empty_tables(self, index: int, stop: int) -> int:
         """How many tables from one on hold nothing, told without reading any.
 
-        They are not there, or lie in a hole of the file, and none of them is in memory.
+        They are not there, or lie in a hole of the file where zeroes say nothing, and none of them
+        is in memory.
 
         Args:
             index: of the first.
@@ -110,7 +114,7 @@ class TableMap(ClusterMap, Generic[T]):
             if index in self.tables:
                 break
             place = self.table_place(index)
-            if place and not holes.holds(place):
+            if place and not (self.zeroes_say_nothing and holes.holds(place)):
                 break
             index += 1
         return index - start

@@ -67,6 +67,7 @@ class Image(WritableTableMap[Page]):
     """
 
     shows_holes: ClassVar[bool] = True
+    zeroes_say_nothing: ClassVar[bool] = False
 
     def __init__(self, dd: DiskDriver[Any], file: ImageFile, header: Header) -> None:
         super().__init__(file, header.sectors, header.block_size)
@@ -96,10 +97,6 @@ class Image(WritableTableMap[Page]):
         place, length = page_place(self.header, index)
         content = read(place, length)
         return None if content is None else Page(index, place, CODING.decode(content), CODING)
-
-    def empty_tables(self, index: int, stop: int) -> int:
-        """None is told without reading it: there is a page for every block, and zero is a place."""
-        return 0
 
     def run_in(self, table: Page, sector: int, stop: int) -> Run:
         shift, entries = self.cluster_shift, table.entries

@@ -187,3 +187,19 @@ def test_locks_are_those_of_qemu(tmp_path: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0
         assert "lock" in done.stderr
+
+
+def test_what_is_not_laid_out_for_o_direct_is_read_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a disk of 4 KiB sectors, what QEMU has made, say."""
+    monkeypatch.setattr("tapcore.files.blockingfile.logical_block_size", lambda _: 4096)
+    for data_at, said in ((MIB, 0), (MIB + 512, 1)):
+        image = tmp_path / f"{said}.vdi"
+        header = new_header(MIB, 64 * KIB, DYNAMIC)
+        write_image(str(image), attrs.evolve(header, map_at=512, data_at=data_at))
+        caplog.clear()
+        with tapcore.open(f"vdi:{image}", readonly=True, cache="none") as disk:
+            assert disk.pread(0, length=MIB) == bytes(MIB)
+        assert len(caplog.records) == said
+    assert caplog.text.count("is not laid out for O_DIRECT; using the page cache") == 1

@@ -123,6 +123,17 @@ def test_a_footer_of_511_bytes(tmp_path: Path) -> None:
         assert content_of(path) == content[:-512] + b"e" * 512
 
 
+def test_it_is_read_through_the_page_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "disk.vhd"
+    content = image(path)
+    assert content_of(path, cache="none") == content
+    assert [each.message for each in caplog.records] == [
+        f"{path}: a VHD is not laid out for O_DIRECT; using the page cache"
+    ]
+
+
 # ---- the size -----------------------------------------------------------------------------------
 
 
