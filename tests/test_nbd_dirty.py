@@ -2,10 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from drivers.late import LateImage
+from nbd_client import BLOCK_STATUS, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES
+from nbdwire import LateDisk, Wire, finish, late, opened, settle
 
 from tapcore import ImageFormatError
 from tapcore.nbd.status import MAX_RUNS, Dirty, block_status
@@ -20,6 +24,7 @@ class Bitmap:
         self.bits = bits
         self.read = 0
         self.broken = False
+        self.mark = 0
 
     def td_bitmap_ranges(self, dd: object, name: str) -> Iterator[tuple[int, int]]:
         at = 0
@@ -32,7 +37,9 @@ class Bitmap:
             yield start, at - start
 
     def context(self, *, live: bool) -> Dirty:
-        return Dirty(cast(Any, SimpleNamespace(drv=self)), "name", live=live)
+        """Of a disk that is written all the time, or whose `mark` says when."""
+        mark = (lambda: None) if live else (lambda: self.mark)
+        return Dirty(cast(Any, SimpleNamespace(drv=self)), "name", mark)
 
     def runs(self, offset: int, length: int) -> list[tuple[int, int]]:
         """What is to be told."""
@@ -83,3 +90,59 @@ def test_an_error_is_told_again() -> None:
             block_status(context, 0, 100)
     bitmap.broken = False
     assert block_status(context, 0, 100) == [(99, 0), (1, 1)]
+
+
+def test_what_was_written_since_is_seen(rng: random.Random) -> None:
+    """Ranges that were read are kept as long as nothing is written, on a server that may write."""
+    bitmap = Bitmap(bits(rng))
+    context = bitmap.context(live=False)
+    for at in range(0, SIZE, 64):
+        if rng.random() < 0.3:
+            bitmap.bits[rng.randrange(SIZE)] ^= 1
+            bitmap.mark += 1
+        assert block_status(context, at, 64) == bitmap.runs(at, 64)
+
+
+def test_one_run_at_a_time_is_read_once() -> None:
+    """As QEMU asks (REQ_ONE): 1000 ranges are not read a thousand times."""
+    bitmap = Bitmap(bytearray(b"\1\0" * 1000))
+    context = bitmap.context(live=False)
+    for at in range(2000):
+        assert block_status(context, at, 2000 - at, only_one=True) == [(1, 1 - at % 2)]
+    assert bitmap.read == 1000
+
+
+def test_what_an_engine_says_of_changes() -> None:
+    """Whatever way content may change, its mark is another one afterwards, and none meanwhile."""
+    with late(LateImage(4096, now=0.0, cluster=16), "latefull") as (wire, disk):
+        engine = wire.side.engine
+        marks = [engine.content_mark]
+        for command, offset, length in (
+            (WRITE, 0, 65536),
+            (WRITE, 100, 77),
+            (WRITE, 0, 1 << 20),
+            (WRITE_ZEROES, 4096, 65536),
+            (WRITE_ZEROES, 77, 900),
+            (TRIM, 65536, 65536),
+        ):
+            payload = b"w" * length if command == WRITE else b""
+            wire.feed(wire.make(command, offset, length, 0, payload))
+            assert engine.content_mark is None
+            settle(wire, disk)
+            marks.append(engine.content_mark)
+        assert None not in marks
+        assert len(set(marks)) == len(marks)
+        wire.feed(wire.make(READ, 0, 65536) + wire.make(FLUSH) + wire.make(BLOCK_STATUS, 0, 512))
+        settle(wire, disk)
+        assert engine.content_mark == marks[-1]
+
+
+def test_a_write_in_place_is_a_change_too(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    with opened(f"aio:{tmp_path / 'disk'}") as disk:
+        wire = Wire(disk)
+        before = wire.side.engine.content_mark
+        wire.feed(wire.make(WRITE, 0, payload=b"w" * 4096))
+        finish(wire, LateDisk(wire))
+        assert wire.side.engine.content_mark not in (before, None)
+        wire.end()

@@ -67,6 +67,7 @@ class Engine:
         self._head_end = self._tail_start = 0
         self.giving_up: list[Callable[[], object]] = []
         self.broken_off = False
+        self._changes = 0
         self.refresh()
         disk.blkif = self
 
@@ -131,11 +132,13 @@ class Engine:
             accounts.finish(req)
             return
         if (req.offset | length) & self.mask and not self._reaches_end(req):
+            self._changes += op != READ
             if op == READ or not self._at_guarded_end(req):
                 submit_unaligned(self, req)
             return
         if op == READ:
             if accounts.copy_on_read:
+                self._changes += 1
                 submit_copy_on_read(self, req)
                 return
             self._dispatcher.send(req)
@@ -157,6 +160,7 @@ class Engine:
 
     def submit_write(self, req: Request) -> None:
         """Start an aligned request that changes content, in order with what holds its range."""
+        self._changes += 1
         if self.guard is not None and self._at_guarded_end(req):
             return
         start, end = req.sector, req.sector + req.nb_sectors
@@ -212,6 +216,7 @@ class Engine:
             or (self.guard is not None and self._touches_end(req))
         ):
             return False
+        self._changes += 1
         self._accounts.in_flight += 1
         req.layer = self._leaf
         return True
@@ -263,6 +268,14 @@ class Engine:
     def in_flight(self) -> int:
         """Requests taken and not finished."""
         return self._accounts.in_flight
+
+    @property
+    def content_mark(self) -> int | None:
+        """As long as this stays the same number, nothing was written; None while something may be.
+
+        For who keeps what he has read of a disk's content, or of what images say of it.
+        """
+        return None if self.in_flight else self._changes + self.lane.changes
 
     @property
     def timeout(self) -> float | None:

@@ -58,6 +58,7 @@ class Lane:
         "_stop",
         "_used",
         "_whole",
+        "changes",
         "losses",
         "now",
     )
@@ -73,6 +74,7 @@ class Lane:
         self._last: PlacedWindows | None = None
         self.now = 0.0
         self.losses = 0
+        self.changes = 0
 
     def refresh(
         self, dd: DiskDriver, *, unit: int, writable: tuple[int, int], parents: bool
@@ -175,6 +177,7 @@ class Lane:
         file = places.data
         if where + length > file.size:
             return None
+        self.changes += 1
         return 0 if file.write_now(where, content) == 0 else None
 
     def _note(self, windows: PlacedWindows) -> None:

@@ -85,7 +85,7 @@ class Export:
 
     def context(self, name: str) -> Context:
         """One of its metadata contexts, for one client."""
-        return context_of(self.disk.disks, name, read_only=self.engine.read_only)
+        return context_of(self.disk.disks, name, mark=lambda: self.engine.content_mark)
 
     def span(self, extent: MappedExtent) -> FileSpan | None:
         """The host file's part that a run lies in, if it can be sent without waiting for a disk."""

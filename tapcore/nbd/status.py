@@ -7,7 +7,7 @@ querying"; for QEMU's names docs/interop/nbd.rst of QEMU.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Final, Protocol
 
 from tapcore.engine import chain_extents
@@ -134,28 +134,33 @@ class Depth:
 class Dirty:
     """`qemu:dirty-bitmap:NAME`: what a persistent bitmap calls changed.
 
-    Clients ask from the front to the back, so the ranges are read once where they cannot change.
+    Clients ask from the front to the back, so the ranges are read once as long as nothing is
+    written: one that asks for a run at a time would else have all before it read each time.
 
     Args:
         dd: the child.
         name: of the bitmap.
-        live: it records what is written now.
+        mark: as `Engine.content_mark`.
     """
 
     at_once: ClassVar[int] = 1 << 64  # its ranges are few, and not looked for
 
-    def __init__(self, dd: DiskDriver, name: str, *, live: bool) -> None:
+    def __init__(self, dd: DiskDriver, name: str, mark: Callable[[], int | None]) -> None:
         self._dd = dd
         self._name = name
-        self._live = live
+        self._mark = mark
+        self._read_at: int | None = None
         self._ranges: Iterator[tuple[int, int]] = iter(())
         self._start, self._end = _NO_MORE
         self._passed = _NO_MORE[1]  # of what lies before it nothing is known any more
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """See `Context`."""
-        if self._live or offset < self._passed:
+        mark = self._mark()
+        if mark is None or mark != self._read_at or offset < self._passed:
+            self._read_at = None  # until it has worked
             self._rewind()
+            self._read_at = mark
         end = offset + length
         while offset < end:
             if self._end <= offset:
@@ -218,16 +223,16 @@ def _may_be_sent(name: str) -> bool:
     return size <= nbd.MAX_STRING and "\0" not in name
 
 
-def context_of(dd: DiskDriver, name: str, *, read_only: bool) -> Context:
+def context_of(dd: DiskDriver, name: str, mark: Callable[[], int | None]) -> Context:
     """What a context says of an image, for one client.
 
     Args:
         dd: the child.
         name: one of `context_names`.
-        read_only: nobody writes to the image.
+        mark: as `Engine.content_mark`.
     """
     if name == nbd.BASE_ALLOCATION:
         return Allocation(dd)
     if name in (nbd.DEPTH, nbd.QEMU_DEPTH):
         return Depth(dd)
-    return Dirty(dd, name.removeprefix(nbd.QEMU_BITMAP), live=not read_only)
+    return Dirty(dd, name.removeprefix(nbd.QEMU_BITMAP), mark)

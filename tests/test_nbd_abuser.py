@@ -1,0 +1,110 @@
+"""Hostile conversations on sockets, while an honest client works beside them.
+
+`TAPCORE_THOROUGH=100` has 10,000 of them. The honest client has a disk of its own, of the same
+server: one process, one loop. How long it waits is measured by turns, with abusers and without.
+"""
+
+import os
+import random
+import statistics
+import threading
+import time
+from pathlib import Path
+
+from abuser import Abuser
+from nbd_client import Client
+from served import served
+
+KIB, MIB = 1 << 10, 1 << 20
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
+CONVERSATIONS = 100 * THOROUGH
+TURN = 25
+"""Conversations with abusers before the honest client is alone again for a while."""
+
+A_SECOND = 100
+"""Conversations: what is measured is the server, and not how many clients a machine can run."""
+
+
+class Honest(threading.Thread):
+    """Reads, writes and compares until it is told to stop; never may anything be wrong.
+
+    Attributes:
+        waited: seconds of each request, by whether there were abusers.
+        abused: there are some now.
+    """
+
+    def __init__(self, uri: str, rng: random.Random) -> None:
+        super().__init__()
+        self._client = Client(uri, extended=True)
+        self._rng = rng
+        self._over = threading.Event()
+        self.waited: dict[bool, list[float]] = {True: [], False: []}
+        self.abused = False
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with self._client as client:
+                model = bytearray(client.read(0, MIB))
+                while not self._over.wait(0.002):
+                    at = self._rng.randrange(MIB - 4096)
+                    data, start = self._rng.randbytes(4096), time.perf_counter()
+                    client.write(at, data)
+                    model[at : at + 4096] = data
+                    at = self._rng.randrange(MIB - 4096)
+                    found = client.read(at, 4096)
+                    self.waited[self.abused].append((time.perf_counter() - start) / 2)
+                    assert found == model[at : at + 4096]
+                client.flush()
+                assert client.read(0, MIB) == model
+        except BaseException as exc:
+            self.failure = exc
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(60)
+        if self.failure is not None:
+            raise self.failure
+
+
+def p99(waited: list[float]) -> float:
+    """Seconds."""
+    return statistics.quantiles(waited, n=100)[98]
+
+
+def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_path: Path) -> None:
+    """No traceback (`served` sees to it), no error, and no memory or descriptor that stays."""
+    bad = tmp_path / "bad.img"
+    bad.write_bytes(bytes(MIB))
+    os.truncate(bad, 64 * MIB)
+    with served(bad, "ram:1M", "--socket", tmp_path / "s", uris=2) as server:
+        honest = Honest(server.uris[1], rng)
+        abuser = Abuser(server.uris[0], 64 * MIB, rng)
+        honest.start()
+        grown: list[int] = []
+        try:
+            for done in range(0, CONVERSATIONS, TURN):
+                honest.abused = True
+                for _ in range(TURN):
+                    start = time.monotonic()
+                    abuser.converse()
+                    time.sleep(max(start + 1 / A_SECOND - time.monotonic(), 0.0))
+                abuser.close()
+                server.until(lambda: server.fds <= server.quiet_fds + 1)
+                honest.abused = False
+                time.sleep(TURN / A_SECOND)
+                if done in range(CONVERSATIONS // 2, CONVERSATIONS, max(CONVERSATIONS // 8, TURN)):
+                    grown.append(server.rss)
+        finally:
+            abuser.close()
+            honest.end()
+        assert server.peak < 512 * MIB
+        assert grown[-1] - grown[0] < 16 * MIB
+        alone, beside = p99(honest.waited[False]), p99(honest.waited[True])
+        told = f"{CONVERSATIONS} conversations; an honest request waits {alone * 1e6:.0f} us alone"
+        print(f"{told}, {beside * 1e6:.0f} us beside them (p99), {server.peak / MIB:.0f} MiB peak")
+        # of a few seconds, on whatever machine, a percentile says little: only what is out of all
+        # proportion is an error there
+        assert beside < (2.0 if THOROUGH > 1 else 50.0) * alone + 0.01
+        with server.client() as client:
+            assert client.size == 64 * MIB
