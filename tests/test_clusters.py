@@ -385,6 +385,18 @@ def test_the_end_of_the_last_cluster_is_discarded_alone(tmp_path: Path) -> None:
         assert disk.pread(SIZE, length=3 * 512) == content[: 3 * 512]
 
 
+def test_nothing_from_past_the_end_of_the_disk_comes_into_its_last_cluster(tmp_path: Path) -> None:
+    """What a longer parent has there must not show when the disk grows."""
+    image, size = tmp_path / "disk.toy", SIZE + 3 * 512
+    (tmp_path / "parent").write_bytes(b"p" * 3 * SIZE)
+    create(str(image), size, tapcore.DiskId("parent", "sync"))
+    with opened(image) as disk:
+        disk.pwrite(SIZE + 512, b"x" * 512)
+        assert disk.pread(SIZE, length=3 * 512) == b"p" * 512 + b"x" * 512 + b"p" * 512
+    stored = image.read_bytes().rpartition(b"x" * 512)[2]
+    assert stored[: SIZE - 1024] == b"p" * 512 + bytes(SIZE - 3 * 512)
+
+
 def test_a_map_of_a_part_of_a_disk_answers_by_the_disks_sectors(image: Path) -> None:
     """As of a disk of several files, of which each has tables."""
     with opened(image) as disk:

@@ -10,7 +10,7 @@ import pytest
 import tapcore
 from qcowtools import KIB, MIB, qemu_content, qemu_io, walk
 from tap_qcow import qcow_create
-from tapcore import TdState
+from tapcore import ImageFile, TdState
 
 L1 = 4096
 """Where blktap puts the L1 table."""
@@ -213,6 +213,30 @@ def test_an_allocation_in_it_turns_the_short_cut_off(tmp_path: Path, rng: random
     assert found.min_cluster_alloc == 1
     assert found.disk() == model
     assert not walk(image.read_bytes()).problems
+
+
+def test_the_short_cut_is_off_on_disk_before_a_table_changes(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of the changed tables a crash leaves, blktap looks into them."""
+    image, model = tmp_path / "disk.qcow", sparse_content(rng)
+    blktap_image(image, model)
+    before = Blktap(image.read_bytes())
+    safe: list[Blktap] = []
+    flush = ImageFile.flush_blocking
+
+    def flushed(file: ImageFile) -> int:
+        safe.append(Blktap(image.read_bytes()))
+        return flush(file)
+
+    with tapcore.open(f"qcow:{image}") as disk:
+        disk.pwrite(2 * MIB + 9000, b"new" * 1000)
+        monkeypatch.setattr(ImageFile, "flush_blocking", flushed)
+        disk.sync()
+    assert safe[0].l1 == before.l1 != safe[1].l1
+    assert safe[0].valid
+    assert safe[0].min_cluster_alloc == 1
+    assert safe[0].disk() == model
 
 
 def test_a_wrong_checksum_stays_wrong(tmp_path: Path, rng: random.Random) -> None:

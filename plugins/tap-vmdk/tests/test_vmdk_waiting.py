@@ -12,6 +12,7 @@ import tapcore
 from diskmodel import run_all
 from tapcore.engine import DISCARD, FLUSH, READ, WRITE, ZERO, Request
 from tapcore.files.imagefile import ImageFile
+from vmdkwriters import empty
 
 SIZE = (40 << 20) + 1024
 WINDOW = 600_000
@@ -142,6 +143,46 @@ def test_a_flush_that_fails_is_done_again_by_the_next(
         disk.sync()
         with tapcore.open(f"vmdk:{image}", readonly=True, lock=False) as other:
             assert other.pread(0, length=len(content)) == content
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_after_a_failed_flush_a_new_table_is_changed_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """Where a directory may name it on disk, it is written after what it points to is safe.
+
+    Else it is as new as before, and written first.
+    """
+    image = tmp_path / "disk.vmdk"
+    content = bytearray(empty(1 << 20, name="disk.vmdk"))
+    for at in (56, 48):  # both directories name no table
+        directory = int.from_bytes(content[at : at + 8], "little") * 512
+        content[directory : directory + 16] = bytes(16)
+    image.write_bytes(content)
+    steps: list[str] = []
+    failing = stage
+    write_metadata = ImageFile.write_metadata
+
+    def write(file: ImageFile, offset: int, data: Any) -> None:
+        steps.append("write")
+        write_metadata(file, offset, data)
+
+    def flush(file: ImageFile) -> int:
+        steps.append("flush")
+        return -errno.EIO if steps.count("flush") == failing else 0
+
+    with tapcore.open(f"vmdk:{image}") as disk:
+        disk.pwrite(0, b"x" * 4096)
+        monkeypatch.setattr(ImageFile, "write_metadata", write)
+        monkeypatch.setattr(ImageFile, "flush_blocking", flush)
+        with pytest.raises(tapcore.IOFailedError):
+            disk.sync()
+        disk.pwrite(4096, b"y" * 4096)
+        steps.clear()
+        failing = 0
+        disk.sync()
+        first = steps[0]
+    assert first == ("flush" if stage == 2 else "write")
 
 
 def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
