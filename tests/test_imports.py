@@ -23,7 +23,7 @@ LAYERS = (
     {"files"},
     {"formats", "engine"},
     {"clusters", "simple"},
-    {"rawfile", "deflate", "sectorcipher", "opening"},
+    {"rawfile", "deflate", "luks", "sectorcipher", "opening"},
     {"views"},
     {"disk", "nbd"},
     {"tools"},

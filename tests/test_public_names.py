@@ -16,6 +16,7 @@ DRIVERS = [*ROOT.glob("plugins/*/tap_*/**/*.py"), *ROOT.glob("docs/examples/*/ta
 PUBLIC_MODULES = {
     "tapcore.clusters",
     "tapcore.deflate",
+    "tapcore.luks",
     "tapcore.rawfile",
     "tapcore.sectorcipher",
     "tapcore.testkit",

@@ -130,7 +130,7 @@ def test_an_encrypted_image_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a key is derived in no time, not in seconds
-    monkeypatch.setattr("tap_qcow2.luks.keys.iterations_for", lambda *_: 1000)
+    monkeypatch.setattr("tapcore.formats.luks.keys.iterations_for", lambda *_: 1000)
     (tmp_path / "key").write_bytes(b"secret")
     (tmp_path / "plain").write_bytes(bytes(MIB))
     options = {"encrypt.format": "luks", "encrypt.key-file": f"{tmp_path}/key"}

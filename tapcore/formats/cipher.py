@@ -49,6 +49,8 @@ class SectorCipher:
         mode: "xts" or "cbc".
         iv: what becomes of a sector's number: "plain" (its low 32 bits, little endian, padded with
             zeroes), "plain64" (all 64), "essiv:HASH" (that, encrypted by AES with the key's hash).
+        sector_size: bytes that are encrypted as one; numbers are of sectors of 512 all the same.
+        first_iv: is added to each sector's number.
 
     Raises:
         NotSupportedError: an algorithm that is not here, or the package is not installed.
@@ -58,7 +60,14 @@ class SectorCipher:
     __slots__ = ("_decrypt", "_encrypt", "_ivs")
 
     def __init__(
-        self, key: bytes, *, cipher: str = "aes", mode: str = "xts", iv: str = "plain64"
+        self,
+        key: bytes,
+        *,
+        cipher: str = "aes",
+        mode: str = "xts",
+        iv: str = "plain64",
+        sector_size: int = DEFAULT_SECTOR_SIZE,
+        first_iv: int = 0,
     ) -> None:
         if cipher != "aes" or mode not in _KEY_SIZES:
             raise NotSupportedError(f"the cipher {cipher}-{mode} is not supported")
@@ -68,7 +77,13 @@ class SectorCipher:
             raise UsageError("both halves of an XTS key are the same")
         _require_cryptography()
         self._ivs = _iv_maker(key, iv)
-        self._encrypt, self._decrypt = (_cbc if mode == "cbc" else _xts)(key)
+        if sector_size == DEFAULT_SECTOR_SIZE and not first_iv:
+            self._encrypt, self._decrypt = (_cbc if mode == "cbc" else _xts)(key)
+            return
+        if mode == "xts" and len(key) == 48:
+            raise NotSupportedError(f"the cipher {cipher}-{mode} with keys of 384 bits is not here")
+        self._ivs = _each_of(self._ivs, sector_size // DEFAULT_SECTOR_SIZE, first_iv)
+        self._encrypt, self._decrypt = _of_size(key, mode, sector_size)
 
     def encrypt(self, first_sector: int, data: Buffer) -> bytes:
         """Encrypt.
@@ -153,6 +168,21 @@ def _numbered(numbers: array[int]) -> bytes:
     return words.tobytes()
 
 
+def _each_of(
+    ivs: Callable[[int, int], bytes], step: int, first_iv: int
+) -> Callable[[int, int], bytes]:
+    """The same for larger sectors: that of the first of the small ones in each."""
+    if step == 1:
+        return lambda first, count: ivs(first + first_iv, count)
+
+    def of_larger(first: int, count: int) -> bytes:
+        every = ivs(first + first_iv, count)
+        size = step * _BLOCK
+        return b"".join([every[at : at + _BLOCK] for at in range(0, len(every), size)])
+
+    return of_larger
+
+
 # ---- ways to do the work -------------------------------------------------------------------
 
 
@@ -170,7 +200,31 @@ def _xts(key: bytes) -> tuple[_Work, _Work]:
     return _sector_by_sector(key, modes.XTS, False), _sector_by_sector(key, modes.XTS, True)
 
 
-def _sector_by_sector(key: bytes, mode: type[modes.XTS | modes.CBC], decrypting: bool) -> _Work:
+def _of_size(key: bytes, mode: str, size: int) -> tuple[_Work, _Work]:
+    """For sectors of any size: encrypt, decrypt."""
+    from cryptography.hazmat.primitives.ciphers import modes
+
+    kind = modes.CBC if mode == "cbc" else modes.XTS
+    encrypt = _sector_by_sector(key, kind, False, size)
+    decrypt = _sector_by_sector(key, kind, True, size)
+
+    def whole(work: _Work) -> _Work:
+        def checked(data: Buffer, ivs: bytes) -> bytes:
+            if len(data) % size:
+                raise ValueError(f"{len(data)} bytes are not whole sectors of {size}")
+            return work(data, ivs)
+
+        return checked
+
+    return whole(encrypt), whole(decrypt)
+
+
+def _sector_by_sector(
+    key: bytes,
+    mode: type[modes.XTS | modes.CBC],
+    decrypting: bool,
+    size: int = DEFAULT_SECTOR_SIZE,
+) -> _Work:
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
     aes = algorithms.AES(key)
@@ -194,8 +248,8 @@ def _sector_by_sector(key: bytes, mode: type[modes.XTS | modes.CBC], decrypting:
         pieces = []
         offset = 0
         for (iv[:],) in _each_iv(ivs):
-            pieces.append(start().update(data[offset : offset + DEFAULT_SECTOR_SIZE]))
-            offset += DEFAULT_SECTOR_SIZE
+            pieces.append(start().update(data[offset : offset + size]))
+            offset += size
         return b"".join(pieces)
 
     return work

@@ -136,7 +136,7 @@ class DiskDriver(Generic[Private]):
         """Whether the image was opened with `TD_RDONLY`."""
         return bool(self.flags & TD_RDONLY)
 
-    def open_below(self, name: str) -> Below:
+    def open_below(self, name: str, *, expected: str = "") -> Below:
         """Open another image, which this one lies on: for `td_open`.
 
         It is opened for writing where this one is, in the same cache mode, with the same keys, and
@@ -144,6 +144,8 @@ class DiskDriver(Generic[Private]):
 
         Args:
             name: `[HANDLE:]PATH`.
+            expected: the code of a raw disk's content (docs/foreign.md) that nobody has to be
+                warned of: "luks".
 
         Returns:
             The image, with its parents; the driver's to close. Its answers come by its descriptor.
@@ -153,7 +155,7 @@ class DiskDriver(Generic[Private]):
         """
         if self.options.opener is None:
             raise NotSupportedError("no image can be opened below one that the core did not open")
-        return self.options.opener(self, name)
+        return self.options.opener(self, name, expected)
 
     def chain(self) -> Iterator[DiskDriver]:
         """This image, its parent, and so on."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tapcore.interface.below import Below
     from tapcore.interface.policy import Naming, ReferencePolicy
 
+Opener: TypeAlias = "Callable[[Any, str, str], Below]"
+"""Opens an image below one: (that, name, what may be found there)."""
+
 CacheMode: TypeAlias = Literal["writeback", "none"]
 Missing: TypeAlias = Literal["error", "zeroes"]
 
@@ -109,5 +112,5 @@ class OpenOptions:
     private: Mapping[str, Any] = attrs.field(factory=dict)
     named_by: Naming | None = None
     level: int = 0
-    opener: Callable[[Any, str], Below] | None = attrs.field(default=None, eq=False, repr=False)
+    opener: Opener | None = attrs.field(default=None, eq=False, repr=False)
     opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)

@@ -27,10 +27,12 @@ from tapcore.engine import (
 from tapcore.engine.drive import EngineLoop
 from tapcore.errors import ImageOpenError, TapError, open_error
 from tapcore.interface.below import Then
+from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.interface.results import Extent
+from tapcore.opening.binding import bind
 from tapcore.opening.namedfiles import find_named_file
 from tapcore.opening.names import as_handles, split_name
 from tapcore.opening.parents import allow_without_file
@@ -243,7 +245,9 @@ def _as_extent(run: MappedExtent) -> Extent:
 # ---- opening -------------------------------------------------------------------------------------
 
 
-def open_below(opening: Opening, registry: Registry, dd: DiskDriver, name: str) -> ImageBelow:
+def open_below(
+    opening: Opening, registry: Registry, dd: DiskDriver, name: str, expected: str
+) -> ImageBelow:
     """See `DiskDriver.open_below`.
 
     Args:
@@ -251,6 +255,7 @@ def open_below(opening: Opening, registry: Registry, dd: DiskDriver, name: str) 
         registry: the drivers.
         dd: the image above.
         name: `[HANDLE:]PATH`.
+        expected: as there.
     """
     if dd.options.level >= MAX_LEVELS:
         text = f"has more than {MAX_LEVELS} images below each other"
@@ -267,11 +272,15 @@ def open_below(opening: Opening, registry: Registry, dd: DiskDriver, name: str) 
     flags = dd.flags & TD_RDONLY
     try:
         if options.named_by is None:
-            disk_id = split_name(name, registry)
-            disk = opening.open_disk(disk_id, registry, flags=flags, options=options)
+            disk_id, bound = split_name(name, registry), None
+            if not disk_id.drivertype:
+                bound = bind(disk_id.name)
+                disk_id.drivertype = _probed(disk_id.name, bound, registry, expected)
+                options = attrs.evolve(options, probed=True)
+            disk = opening.open_disk(disk_id, registry, flags=flags, options=options, bound=bound)
         else:
             open_disk = partial(opening.open_disk, registry=registry, flags=flags, options=options)
-            disk = _open_recorded(dd, name, registry, open_disk)
+            disk = _open_recorded(dd, name, registry, open_disk, expected)
     except (TapError, OSError) as exc:
         failed = open_error(exc, name)
         if failed.image != dd.name:
@@ -289,7 +298,11 @@ def open_below(opening: Opening, registry: Registry, dd: DiskDriver, name: str) 
 
 
 def _open_recorded(
-    dd: DiskDriver, name: str, registry: Registry, open_disk: Callable[..., TdState]
+    dd: DiskDriver,
+    name: str,
+    registry: Registry,
+    open_disk: Callable[..., TdState],
+    expected: str,
 ) -> TdState:
     """An image whose name is a stranger's word: only what the policy allows."""
     wanted = as_handles(DiskId(name), registry)
@@ -298,9 +311,14 @@ def _open_recorded(
         allow_without_file(wanted, dd, registry)
         return open_disk(wanted, home=home)
     bound = find_named_file(dd, wanted.name, role="image below")
+    handle = wanted.drivertype or _probed(bound.real, bound, registry, expected)
+    return open_disk(DiskId(bound.real, handle), bound=bound, home=home)
+
+
+def _probed(path: str, bound: BoundFile, registry: Registry, expected: str) -> str:
+    """The handle of a file's driver; it is let go where there is none."""
     try:
-        handle = wanted.drivertype or probe(bound.real, registry, bound)
+        return probe(path, registry, bound, expected=expected)
     except BaseException:
         bound.let_go()
         raise
-    return open_disk(DiskId(bound.real, handle), bound=bound, home=home)

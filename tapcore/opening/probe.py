@@ -34,13 +34,16 @@ from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, has_suffix, raw_han
 log = logging.getLogger(__name__)
 
 
-def probe(path: str, registry: Registry, bound: BoundFile | None = None) -> str:
+def probe(
+    path: str, registry: Registry, bound: BoundFile | None = None, *, expected: str = ""
+) -> str:
     """The handle of the driver that recognises a file; the raw one where it is a plain disk.
 
     Args:
         path: an existing file or block device.
         registry: the drivers to ask.
         bound: the file, where it was found before.
+        expected: the code of a raw disk's content that is not warned of.
 
     Raises:
         ImageFormatError: it is something else than a disk, as far as can be seen; the text says
@@ -53,18 +56,19 @@ def probe(path: str, registry: Registry, bound: BoundFile | None = None) -> str:
             sample = read_sample(fd)
         finally:
             os.close(fd)
-        return judge(path, sample, registry)
+        return judge(path, sample, registry, expected)
     except (TapError, OSError) as exc:
         raise open_error(exc, path) from None
 
 
-def judge(path: str, sample: Sample, registry: Registry) -> str:
+def judge(path: str, sample: Sample, registry: Registry, expected: str = "") -> str:
     """As `probe`, of a file that was looked at.
 
     Args:
         path: of the file; its suffix is heard, too.
         sample: what it holds at both ends.
         registry: the drivers to ask.
+        expected: as there.
     """
     handle = recognise(path, sample, registry)
     if handle:
@@ -74,7 +78,7 @@ def judge(path: str, sample: Sample, registry: Registry) -> str:
     found = what_it_says_it_is(sample)
     if found is not None and not found.raw:
         raise ImageFormatError(refusal(found, registry))
-    text = f"is {found.advice}" if found is not None else ""
+    text = f"is {found.advice}" if found is not None and found.code != expected else ""
     if text := text or odd_name(path, sample, "", registry):
         log.warning("%s: %s", path, text)
     return raw_handle(registry)

@@ -102,7 +102,7 @@ def _set_up_cipher(image: Image) -> None:
             )
         image.use_cipher(legacy_aes(passphrase), by_host=False)
         return
-    from tap_qcow2.luks.keyslots import WrongPassphraseError, open_luks
+    from tapcore.luks import WrongPassphraseError, open_luks
 
     if image.header.crypto is None:
         raise ImageFormatError("is encrypted with LUKS, but has no LUKS header")

@@ -12,9 +12,9 @@ import pytest
 
 import tapcore
 from qcow2tools import MIB, PASSPHRASE, SECRET, create, image_options, qemu_img, run
-from tap_qcow2.luks import keys, keyslots
-from tap_qcow2.luks.header import HEADER_SIZE, LuksHeader, LuksInfo
-from tap_qcow2.luks.keyslots import create_luks, most_rounds, open_luks
+from tapcore.formats.luks import keys, keyslots
+from tapcore.formats.luks.header import HEADER_SIZE, LuksHeader, LuksInfo
+from tapcore.formats.luks.keyslots import create_luks, most_rounds, open_luks
 
 KEY = PASSPHRASE.encode()
 CLUSTER = 64 << 10

@@ -6,8 +6,8 @@ import pytest
 
 import tapcore
 from qcow2tools import MIB, qemu_img
-from tap_qcow2.luks import keys
 from tapcore.cli.main import main
+from tapcore.formats.luks import keys
 
 LIGHT = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
 

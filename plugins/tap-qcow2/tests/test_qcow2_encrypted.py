@@ -31,7 +31,7 @@ MARK = b"this is a secret that lies all over the disk, and not in the file"
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key is derived in no time, not in seconds, for each of many openings."""
-    monkeypatch.setattr("tap_qcow2.luks.keys.iterations_for", lambda *_: 1000)
+    monkeypatch.setattr("tapcore.formats.luks.keys.iterations_for", lambda *_: 1000)
 
 
 def by_qemu(image: Path, *commands: str) -> None:

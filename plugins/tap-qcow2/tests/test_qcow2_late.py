@@ -46,7 +46,7 @@ READ_FAULTS = {"read_now": 0.02, "read_blocking": 0.04, "read_metadata": 0.04}
 @pytest.fixture(autouse=True)
 def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """An encrypted image's key is derived in no time."""
-    monkeypatch.setattr("tap_qcow2.luks.keys.iterations_for", lambda *_: 1000)
+    monkeypatch.setattr("tapcore.formats.luks.keys.iterations_for", lambda *_: 1000)
 
 
 def create_encrypted(image: Path, size: int, options: Mapping[str, Any]) -> None:

@@ -231,7 +231,7 @@ def _zero(fd: int, length: int) -> None:
 
 
 def _luks_header(secret: bytes) -> bytes:
-    from tap_qcow2.luks.keyslots import create_luks
+    from tapcore.luks import create_luks
 
     content, _ = create_luks(secret)
     return content

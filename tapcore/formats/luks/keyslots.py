@@ -14,8 +14,11 @@ from typing import Final
 
 import attrs
 
-from tap_qcow2.luks import keys
-from tap_qcow2.luks.header import (
+from tapcore.constants import DEFAULT_SECTOR_SIZE
+from tapcore.errors import ImageFormatError, NotSupportedError, UsageError
+from tapcore.formats.cipher import SectorCipher
+from tapcore.formats.luks import keys
+from tapcore.formats.luks.header import (
     DIGEST_SIZE,
     HEADER_SIZE,
     SLOTS,
@@ -24,8 +27,6 @@ from tap_qcow2.luks.header import (
     LuksHeader,
     rounded,
 )
-from tapcore import DEFAULT_SECTOR_SIZE, ImageFormatError, NotSupportedError, UsageError
-from tapcore.sectorcipher import SectorCipher
 
 CIPHERS: Final = ("aes-128", "aes-192", "aes-256")
 MODES: Final = ("xts", "cbc")

@@ -1,7 +1,8 @@
-"""LUKS version 1, as it lies in a qcow2 image: the header, and where its eight key slots lie.
+"""LUKS version 1: the header, and where its eight key slots lie.
 
 A slot holds the master key, encrypted with a key that is made of a passphrase. The master key
-encrypts the data; the sector numbers in its IVs are those of the image file.
+encrypts the data. It lies in a file or a partition, the data behind it; or in a region of a qcow2
+image, where the sector numbers in the data's IVs are those of the image file.
 
 Source: LUKS1 On-Disk Format Specification; qcow2.rst, "Full disk encryption header pointer".
 """
@@ -13,9 +14,10 @@ from typing import Final
 
 import attrs
 
-from tap_qcow2.luks import keys
-from tapcore import DEFAULT_SECTOR_SIZE, ImageFormatError, NotSupportedError, UsageError
-from tapcore.sectorcipher import SectorCipher
+from tapcore.constants import DEFAULT_SECTOR_SIZE
+from tapcore.errors import ImageFormatError, NotSupportedError, UsageError
+from tapcore.formats.cipher import SectorCipher
+from tapcore.formats.luks import keys
 
 _MAGIC: Final = b"LUKS\xba\xbe"
 _HEADER: Final = struct.Struct(">6sH32s32s32sII20s32sI40s")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from tapcore import NotSupportedError
+from tapcore.errors import NotSupportedError
 
 HASHES: Final = ("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160", "md5")
 MIN_ITERATIONS: Final = 1000

@@ -1,0 +1,1 @@
+"""What a LUKS header hides, in any disk image, as a disk."""
