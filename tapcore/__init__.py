@@ -90,8 +90,10 @@ if TYPE_CHECKING:
         Measurement,
         Snapshot,
     )
+    from tapcore.nbd.handshake import TlsMode
     from tapcore.nbd.listening import TcpAddress, UnixAddress
     from tapcore.nbd.server import NbdServer
+    from tapcore.nbd.tlsoptions import TlsOptions
     from tapcore.opening.namedfiles import open_named_file
     from tapcore.opening.names import plain_name
     from tapcore.simple import SimpleDriver
@@ -132,8 +134,10 @@ _HOMES = {
     "interface.results": "Bitmap CheckResult Extent Finding Inspection Measurement Snapshot",
     "opening.namedfiles": "open_named_file",
     "opening.names": "plain_name",
+    "nbd.handshake": "TlsMode",
     "nbd.listening": "TcpAddress UnixAddress",
     "nbd.server": "NbdServer",
+    "nbd.tlsoptions": "TlsOptions",
     "interface.places": "Places",
     "interface.policy": "ReferencePolicy",
     "interface.registry": "Registry",
@@ -225,6 +229,8 @@ __all__ = [
     "Template",
     "TextForm",
     "Then",
+    "TlsMode",
+    "TlsOptions",
     "UnixAddress",
     "UnknownHandleError",
     "UsageError",

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from abuser import Abuser
 from nbd_client import Client
 from served import served
@@ -72,6 +73,7 @@ def p99(waited: list[float]) -> float:
     return statistics.quantiles(waited, n=100)[98]
 
 
+@pytest.mark.timeout(120 + 20 * THOROUGH)
 def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_path: Path) -> None:
     """No traceback (`served` sees to it), no error, and no memory or descriptor that stays."""
     bad = tmp_path / "bad.img"
