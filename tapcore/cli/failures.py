@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _MAX_LINE = 3000
 _REMEMBERED = 1000
 """Lines of the log."""
+_TRACEBACKS = "tapcore.tracebacks"
+"""As `interface.distrust` has it, which need not be imported for that."""
 _IN_USE = ("tapcore.engine", "tapcore.nbd")
 """Who logs while clients read and write."""
 
@@ -75,9 +77,7 @@ def report(exc: BaseException, session: Session) -> int:
     if isinstance(exc, click.UsageError):
         return _wrong_command_line(exc)
     if session.debug:
-        import traceback
-
-        traceback.print_exception(exc)
+        print_traceback(exc)
     print_error(one_line(exc))
     if session.as_json:
         _print_json(exc, session.error_status)
@@ -134,6 +134,19 @@ def _wrong_command_line(exc: click.UsageError) -> int:
     return exc.exit_code
 
 
+def print_traceback(exc: BaseException) -> None:
+    """Where it was raised, and where each that it stands for; also those that are hidden."""
+    import traceback
+
+    seen: set[int] = set()
+    each: BaseException | None = exc
+    while each is not None and id(each) not in seen:  # it may be its own cause
+        seen.add(id(each))
+        each.__suppress_context__ = each.__cause__ is not None
+        each = each.__cause__ or each.__context__
+    traceback.print_exception(exc)
+
+
 def print_error(text: str) -> None:
     """`tapdisk: text` on standard error; nothing where that is closed."""
     from tapcore.errors import printable, shortened
@@ -171,6 +184,8 @@ def set_up_logging(level: str, session: Session) -> None:
     handler.addFilter(_once())
     root.addHandler(handler)
     root.setLevel(level.upper())
+    if session.debug:
+        logging.getLogger(_TRACEBACKS).setLevel(logging.DEBUG)
 
 
 def end_logging() -> None:

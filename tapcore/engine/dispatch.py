@@ -26,6 +26,7 @@ from tapcore.engine.requests import (
 )
 from tapcore.errors import TapError, describe, errno_of
 from tapcore.interface.damage import content_damaged
+from tapcore.interface.distrust import show_where
 from tapcore.interface.models import DiskDriver
 
 log = logging.getLogger(__name__)
@@ -204,6 +205,7 @@ class Dispatcher:
 
     def _call_failed(self, layer: Layer, seg: Segment, exc: Exception) -> None:
         if isinstance(exc, TapError):
+            show_where(exc)
             content_damaged(layer.dd, seg.sector, seg.nb_sectors, exc.message)
         elif not isinstance(exc, OSError):
             log.exception("%s: %s failed", layer.dd.name, OP_NAMES[seg.op])
@@ -231,6 +233,7 @@ class Dispatcher:
             return  # nothing is lost: the descriptor is still readable
         except Exception as exc:
             log.error("%s: the driver failed to reap: %s", dd.name, describe(exc))
+            show_where(exc)
             for each in self._sharing:
                 if dd in each.layer_of:
                     each._reaping_failed(each.layer_of[dd], exc)
@@ -289,6 +292,7 @@ class Dispatcher:
         except Exception as exc:
             if isinstance(exc, TapError):
                 log.error("%s: submit failed: %s", layer.dd.name, exc.message)
+                show_where(exc)
             elif not isinstance(exc, OSError):
                 log.exception("%s: submit failed", layer.dd.name)
             layer.batch = batch

@@ -12,6 +12,7 @@ from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
+from tapcore.engine.overdue import Overdue
 from tapcore.engine.requests import (
     FLUSH,
     READ,
@@ -63,6 +64,7 @@ class Engine:
         self._leaf = self.layers[0]
         self._accounts = Accounts(disk.image, self.layers)
         self._dispatcher = self._accounts.dispatcher
+        self._overdue = Overdue(self.layers)
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
         self.giving_up: list[Callable[[], object]] = []
@@ -280,7 +282,11 @@ class Engine:
     @property
     def timeout(self) -> float | None:
         """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
-        return self._dispatcher.timeout
+        seconds = self._dispatcher.timeout
+        if not self._accounts.in_flight:
+            return seconds
+        look = self._overdue.seconds_left()
+        return look if seconds is None or look < seconds else seconds
 
     def poll_fds(self) -> list[tuple[int, DiskDriver, int]]:
         """What is to be polled: (descriptor, image, sid), of the whole chain."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
-from typing import Any, TypeVar
+import logging
+from typing import Any, Final, TypeVar
 
 from tapcore.errors import DriverError
 from tapcore.interface.models import DiskDriver, TapDisk
 
 T = TypeVar("T")
+
+TRACEBACKS: Final = "tapcore.tracebacks"
+"""The logger that has them, at the level of debugging; `--debug` lets these lines pass alone."""
+
+_where = logging.getLogger(TRACEBACKS)
 
 
 def untrue(drv: TapDisk, hook: str, text: str, image: str) -> DriverError:
@@ -33,6 +39,11 @@ def expected(drv: TapDisk, hook: str, value: object, kind: type[T], image: str) 
         return value
     text = f"returned {_named(value)}, which is no {kind.__name__}"
     raise untrue(drv, hook, text, image)
+
+
+def show_where(exc: BaseException) -> None:
+    """Let `--debug` show where in a driver something was raised that is told in one line."""
+    _where.debug("where that was: %s: %s", type(exc).__name__, exc, exc_info=exc)
 
 
 def check_opened(dd: DiskDriver[Any], returned: object) -> None:

@@ -32,6 +32,7 @@ from tapcore.interface.misfits import (
 )
 from tapcore.interface.models import DiskInfo, Hooks, LateTapDisk, TapDisk
 from tapcore.interface.selection import Selection
+from tapcore.interface.tracing import traced
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ class Registry:
         calls = {hook: caller_of(self._pm, hook, source) for hook, source in sources.items()}
         if filters:
             calls = self._filters.wrap(calls, filters)
-        return TapDisk(disk_type=handle, implemented=own, calls=calls)
+        return TapDisk(disk_type=handle, implemented=own, calls=traced(handle, calls))
 
     # ---- filters ----------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from tapcore.errors import (
 )
 from tapcore.files.beingmade import is_being_made
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.distrust import check_opened
+from tapcore.interface.distrust import check_opened, show_where
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
@@ -306,6 +306,7 @@ def _close_images(disk: TdState) -> TapError | None:
         try:
             dd.drv.td_close(dd)
         except Exception as exc:
+            show_where(exc)
             first = first or _close_error(exc, dd.name)
     disk.closed = True
     disk.blkif = None

@@ -19,6 +19,7 @@ from tapcore.errors import DriverError, ImageFormatError, TapError, UsageError, 
 from tapcore.files import open_image_file
 from tapcore.interface.answer import Answer
 from tapcore.interface.damage import content_damaged
+from tapcore.interface.distrust import show_where
 from tapcore.interface.hooks import hookimpl
 from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskDriver, DiskInfo, TdCallback
@@ -99,7 +100,7 @@ class OpenSimple:
         if not isinstance(exc, TapError | OSError):
             kind, text = type(self.disk).handle, f"{type(exc).__name__}: {exc}"
             log.error("%s: a bug in the driver %s: %s", self.dd.name, kind, text)
-            log.debug("where that was", exc_info=exc)
+            show_where(exc)
 
     def pieces(self, sector: int, nb_sectors: int) -> Iterator[tuple[int, int, int, int]]:
         """A range, block by block where blocks are larger than sectors.

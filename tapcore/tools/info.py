@@ -15,7 +15,7 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.access import Access
-from tapcore.interface.distrust import format_info
+from tapcore.interface.distrust import format_info, show_where
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
@@ -168,6 +168,7 @@ def _parent(dd: DiskDriver, access: Access, notes: list[str]) -> tuple[str | Non
         recorded = recorded_parent(dd)
     except TapError as exc:  # its content is not read here; what is wrong is a fact like others
         log.warning("%s: cannot be read: %s", dd.name, exc.message)
+        show_where(exc)
         return None, None
     if recorded is None:
         return None, None
