@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         VDISK_REMOVABLE,
     )
     from tapcore.disk import Disk, open
+    from tapcore.disk.asyncdisk import AsyncDisk, aopen
     from tapcore.engine import MappedExtent
     from tapcore.engine.salvage import LostRange, Salvage
     from tapcore.errors import (
@@ -113,6 +114,7 @@ _HOMES = {
         "SECTOR_SHIFT TD_NO_PARENT TD_RDONLY VDISK_CDROM VDISK_READONLY VDISK_REMOVABLE"
     ),
     "disk": "Disk open",
+    "disk.asyncdisk": "AsyncDisk aopen",
     "engine": "MappedExtent",
     "errors": (
         "BrokenOffError ClosedError DriverError ForkedError IOFailedError ImageFormatError "
@@ -173,6 +175,7 @@ __all__ = [
     "VDISK_READONLY",
     "VDISK_REMOVABLE",
     "Answer",
+    "AsyncDisk",
     "Below",
     "Bitmap",
     "BrokenOffError",
@@ -236,6 +239,7 @@ __all__ = [
     "UsageError",
     "View",
     "answer_over",
+    "aopen",
     "content_damaged",
     "content_missing",
     "convert_image",

@@ -48,13 +48,19 @@ def _possible(size: int, text: str) -> int:
     return size
 
 
-def checked_size(size: int, image: str) -> int:
-    """A virtual disk's size in bytes that a program gives, as it is.
+def checked_size(size: int | str, image: str) -> int:
+    """A virtual disk's size in bytes that a program gives, as it is; or as text, `10G`.
 
     Raises:
         UsageError: no disk can have it.
         TypeError: it is no whole number.
     """
+    if isinstance(size, str):
+        try:
+            size = disk_size(size)
+        except UsageError as exc:
+            exc.image = image
+            raise
     size = index(size)
     if size <= 0:
         raise UsageError("a disk needs at least one sector (512 bytes)", image=image)

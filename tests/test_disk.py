@@ -429,7 +429,7 @@ for handle in ("aio", "sync"):
             [
                 sys.executable,
                 "-c",
-                "import tapcore.disk, tap_aio.driver, tap_sync.driver\n" + program,
+                "import json, tapcore.disk, tap_aio.driver, tap_sync.driver\n" + program,
             ],
             capture_output=True,
             text=True,

@@ -77,7 +77,7 @@ def test_a_size_that_no_disk_can_have_is_refused(disk: Disk, tmp_path: Path, siz
         assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("size", [1.0, "1M"])
+@pytest.mark.parametrize("size", [1.0, b"1M"])
 def test_a_size_that_is_no_number_is_refused(disk: Disk, tmp_path: Path, size: Any) -> None:
     with pytest.raises(TypeError):
         disk.resize(size)

@@ -28,7 +28,7 @@ LAYERS = (
     {"disk", "nbd"},
     {"tools"},
     {"the names of tapcore itself"},
-    {"cli", "testkit"},
+    {"cli", "testkit", "fsspecdisk"},
     {"__main__"},
 )
 """The rooms of the core, from the ground up. What is side by side does not know each other."""

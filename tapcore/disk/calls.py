@@ -33,6 +33,7 @@ class DiskCalls:
         lock: held during a call; for calls of several steps, and for what is asked of a driver
             without a request. One thread may take it more than once.
         engine: of the disk.
+        version: counts what may have changed the content.
     """
 
     def __init__(self, state: TdState, salvage: Salvage | None) -> None:
@@ -41,6 +42,7 @@ class DiskCalls:
         self._state = state
         self._salvage = salvage
         self._loop = EngineLoop(self.engine)
+        self.version = 0
 
     def ask(
         self,
@@ -78,6 +80,8 @@ class DiskCalls:
 
     def submit(self, request: Request) -> None:
         """Hand a request to the engine; a salvaged read does not fail."""
+        if request.op != READ:
+            self.version += 1
         try:
             if self._salvage is not None and request.op == READ:
                 from tapcore.engine.salvage import SalvagingRead
@@ -99,6 +103,7 @@ class DiskCalls:
         Raises:
             TapError: of whatever the driver raises.
         """
+        self.version += 1
         try:
             yield self._state.disks
         except Exception as exc:  # whatever a damaged image makes a driver raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tapcore.disk.calls import DiskCalls, failed
 from tapcore.disk.file import DiskFile
+from tapcore.disk.window import Window
 from tapcore.engine import (
     DISCARD,
     FLUSH,
@@ -106,6 +107,10 @@ class Disk(DiskFile):
     def state(self) -> TdState:
         """The chain behind it, for tools."""
         return self._state
+
+    def _new_window(self) -> Window:
+        # without a lock somebody may write to it meanwhile, and tell nobody
+        return Window(self.pread_into, self._calls if self._leaf.options.locking else None)
 
     # ---- positioned calls -------------------------------------------------------------------
 
@@ -273,8 +278,8 @@ class Disk(DiskFile):
             self._check_open()
             yield dd
 
-    def resize(self, size: int) -> None:
-        """Change the virtual size (bytes, a multiple of 512, not 0); new space reads as zeroes."""
+    def resize(self, size: int | str) -> None:
+        """Change the virtual size (bytes, a multiple of 512, or `10G`); what is new is zero."""
         self._check_open()
         size = checked_size(size, self.name)
         self._check_writable()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from operator import index
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+from tapcore.disk.window import Window
+from tapcore.engine import MappedExtent
 from tapcore.errors import NotSupportedError, OutOfRangeError, UsageError
 
 
@@ -17,6 +20,8 @@ class DiskFile(io.RawIOBase):
     def __init__(self) -> None:
         super().__init__()
         self._position = 0
+        self._window: Window | None = None
+        self._reopen: Callable[[], object] | None = None
 
     # ---- what a disk gives ------------------------------------------------------------------
 
@@ -36,8 +41,20 @@ class DiskFile(io.RawIOBase):
         """Whether it was opened for reading only."""
 
     @abstractmethod
+    def pread(self, offset: int, *, length: int) -> bytes:
+        """Bytes at an offset; fewer at the end of the disk."""
+
+    @abstractmethod
+    def _new_window(self) -> Window:
+        """For small reads one after the other."""
+
+    @abstractmethod
     def pread_into(self, offset: int, buf: bytearray | memoryview) -> int:
         """Fill a buffer from an offset; returns the bytes read, fewer at the end of the disk."""
+
+    @abstractmethod
+    def extents(self, offset: int = 0, *, length: int | None = None) -> Iterator[MappedExtent]:
+        """What lies where, in order and without gaps, over the whole chain."""
 
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | memoryview) -> int:
@@ -93,6 +110,30 @@ class DiskFile(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    def read(self, size: int | None = -1) -> bytes:
+        """Bytes from the current position; without a size, or a negative one, all that are left.
+
+        Small reads one after the other cost no request each: they come out of a larger one.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        self._check_open()
+        with self._alone():
+            window = self._window
+            if window is None:
+                window = self._window = self._new_window()
+            content = window.read(self._position, size)
+            self._position += len(content)
+            return content
+
+    def readall(self) -> bytes:
+        """All bytes from the current position to the end; in memory at once."""
+        self._check_open()
+        with self._alone():
+            content = self.pread(self._position, length=max(self.size - self._position, 0))
+            self._position += len(content)
+            return content
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position."""
         self._check_open()
@@ -130,8 +171,40 @@ class DiskFile(io.RawIOBase):
         if not self.closed:
             self.sync()
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """A copy would be closed together with the original, or by itself."""
-        raise TypeError(
-            "an open disk cannot be copied or pickled: pass its name, and open it again"
-        )
+    def opened_again_by(self, reopen: Callable[[], object]) -> None:
+        """Let a copy of a disk that is only read be another one, which that opens."""
+        self._reopen = reopen
+
+    def copy_to(self, target: BinaryIO) -> int:
+        """Write the whole content into a file; what is known to be zero is left out where that can
+        seek.
+
+        Args:
+            target: open for writing; a file that can seek is written from its current position on,
+                and is to hold zeroes, or nothing, from there.
+
+        Returns:
+            The bytes of data written.
+        """
+        from tapcore.disk.copying import copy_to
+
+        return copy_to(self, target)
+
+    @property
+    def mode(self) -> str:
+        """As of a file: `rb`, or `rb+` where it can be written."""
+        return "rb" if self.read_only else "rb+"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A disk that is only read is opened again, by the same name and options.
+
+        Raises:
+            TypeError: it can be written, or was not opened by `tapcore.open`: a copy would be
+                closed together with the original, or work against it.
+        """
+        if self._reopen is None or not self.read_only:
+            raise TypeError(
+                "an open disk cannot be copied or pickled, unless tapcore.open has opened it for "
+                "reading: pass its name, and open it again"
+            )
+        return self._reopen, ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import index
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from tapcore.disk.disk import Disk
 from tapcore.engine import (
@@ -18,20 +19,26 @@ from tapcore.errors import (
 from tapcore.interface.access import Access
 from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
-from tapcore.interface.options import CacheMode
+from tapcore.interface.options import CacheMode, DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.chain import abandon_disk
 from tapcore.opening.door import open_with
 from tapcore.opening.names import ImageName
 
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
+
+Mode: TypeAlias = Literal["rb", "r+b", "rb+"]
+
 _CACHE_MODES = get_args(CacheMode)
 
 
 def open(
     name: ImageName,
+    mode: Mode | None = None,
     *,
-    readonly: bool = False,
+    readonly: bool | None = None,
     parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     cache: CacheMode = "writeback",
     lock: bool = True,
@@ -49,7 +56,8 @@ def open(
     Args:
         name: `HANDLE:PATH`; the handle may be left out for reading only, since a format that was
             guessed is not written.
-        readonly: open for reading.
+        mode: as of Python's `open`: "rb" reads, "r+b" (or "rb+") reads and writes.
+        readonly: the same, as a truth; without either a disk is opened for writing too.
         parents: directories (or "any", "none") in which files named by the image may lie, besides
             its own directory tree.
         cache: "writeback" through the page cache, "none" with O_DIRECT.
@@ -73,6 +81,7 @@ def open(
         TapError: with the image's name, an errno, and one line saying what is wrong.
     """
     name = os.fsdecode(name)
+    readonly = _readonly(mode, readonly, name)
     _check_words(cache, filters, name)
     words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
     if metadata_cache is not None and index(metadata_cache) < 0:
@@ -108,14 +117,50 @@ def open(
     try:
         if copy_on_read:
             engine_of(disk).enable_copy_on_read()
-        if not salvage:
-            return Disk(disk)
-        from tapcore.engine.salvage import Salvage
-
-        return Disk(disk, Salvage())
+        opened = Disk(disk, _new_salvage() if salvage else None)
+        if readonly and registry is None and not (keys or private or filters):
+            how = {"cache": cache, "lock": lock, "snapshot": snapshot, "salvage": salvage}
+            again = _absolute(disk.image), [_absolute_word(os.fsdecode(word)) for word in words]
+            opened.opened_again_by(partial(_open_again, *again, metadata_cache, how))
+        return opened
     except BaseException:  # Ctrl-C, while nobody has it yet
         abandon_disk(disk)
         raise
+
+
+def _readonly(mode: Mode | None, readonly: bool | None, name: str) -> bool:
+    if mode is None:
+        return bool(readonly)
+    if mode not in get_args(Mode):
+        raise UsageError(f"there is no mode {mode!r} ('rb', 'r+b')", image=name)
+    if readonly is not None and readonly != (mode == "rb"):
+        raise UsageError(f"mode {mode!r} and readonly={readonly} contradict each other", image=name)
+    return mode == "rb"
+
+
+def _new_salvage() -> Salvage:
+    from tapcore.engine.salvage import Salvage
+
+    return Salvage()
+
+
+# ---- in another process ----------------------------------------------------------------------
+
+
+def _absolute(image: DiskId) -> str:
+    """A name that means the same in every directory; one of no file is as it is."""
+    name = image.name
+    return f"{image.drivertype}:{os.path.abspath(name) if os.path.lexists(name) else name}"
+
+
+def _absolute_word(word: str) -> str:
+    return word if word in ("any", "none") else os.path.abspath(word)
+
+
+def _open_again(
+    name: str, parents: Sequence[str], metadata_cache: int | None, how: dict[str, Any]
+) -> Disk:
+    return open(name, "rb", parents=parents, metadata_cache=metadata_cache, **how)
 
 
 def _check_words(cache: object, filters: object, name: str) -> None:

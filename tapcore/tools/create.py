@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def create_image(
     name: ImageName,
-    size: int | None,
+    size: int | str | None = None,
     *,
     parent: ImageName = "",
     options: Mapping[str, str | os.PathLike[str]] | None = None,
@@ -48,7 +48,7 @@ def create_image(
 
     Args:
         name: `[HANDLE:]PATH`; without a handle the suffix says the format.
-        size: virtual size in bytes, a multiple of 512; None: the parent's.
+        size: virtual size in bytes, a multiple of 512, or as text (`10G`); None: the parent's.
         parent: `[HANDLE:]PATH` of the image that holds what the new one does not; a relative path
             counts from the new image's directory, since it is recorded as it is given.
         options: the format's own (`-o`).
@@ -65,11 +65,10 @@ def create_image(
     """
     access = Access(references, keys, registry=registry)
     parent = os.fsdecode(parent)
-    if size is not None:
-        size = checked_size(size, os.fsdecode(name))
+    count = None if size is None else checked_size(size, os.fsdecode(name))
     with new_image(
         name,
-        size,
+        count,
         parent=parent,
         options=as_texts(options),
         force=force,
