@@ -52,34 +52,34 @@ class Case:
 # ---- images ----------------------------------------------------------------------------------
 
 
-def _qemu_img(*args: object) -> None:
+def qemu_img(*args: object) -> None:
     subprocess.run(["qemu-img", *map(str, args)], check=True, stdout=subprocess.DEVNULL)
 
 
-def _full(form: str) -> Callable[[Path, int], Path]:
+def full(form: str) -> Callable[[Path, int], Path]:
     """All clusters hold random data."""
 
     def make(folder: Path, size: int) -> Path:
         raw, image = folder / "raw", folder / f"full.{form}"
         disks.make(raw, size)
-        _qemu_img("convert", "-f", "raw", "-O", form, raw, image)
+        qemu_img("convert", "-f", "raw", "-O", form, raw, image)
         raw.unlink()
         return image
 
     return make
 
 
-def _empty(form: str) -> Callable[[Path, int], Path]:
+def empty(form: str) -> Callable[[Path, int], Path]:
     def make(folder: Path, size: int) -> Path:
         image = folder / f"empty.{form}"
         image.unlink(missing_ok=True)
-        _qemu_img("create", "-q", "-f", form, image, size)
+        qemu_img("create", "-q", "-f", form, image, size)
         return image
 
     return make
 
 
-def _chain(depth: int) -> Callable[[Path, int], Path]:
+def chain(depth: int) -> Callable[[Path, int], Path]:
     """A chain in which each image holds every depth-th run of 1 MiB."""
 
     def make(folder: Path, size: int) -> Path:
@@ -87,7 +87,7 @@ def _chain(depth: int) -> Callable[[Path, int], Path]:
         for level in range(depth):
             image = folder / f"level{level}.qcow2"
             backing = ["-b", parent.name, "-F", "qcow2"] if parent else []
-            _qemu_img("create", "-q", "-f", "qcow2", *backing, image, size)
+            qemu_img("create", "-q", "-f", "qcow2", *backing, image, size)
             writes = [
                 arg
                 for at in range(level, size >> 20, depth)
@@ -113,21 +113,21 @@ CASES = [
     Case(
         "qcow2",
         "qcow2",
-        _full("qcow2"),
+        full("qcow2"),
         (("4k", "randread", 32), ("4k", "randwrite", 32), ("64k", "read", 16), ("1m", "read", 8)),
     ),
     Case(
         "qcow2-new",
         "qcow2",
-        _empty("qcow2"),
+        empty("qcow2"),
         (("4k", "write", 32), ("64k", "write", 16), ("1m", "write", 8)),
         fresh=True,
     ),
-    Case("qcow2-chain4", "qcow2", _chain(4), (("4k", "randread", 32), ("1m", "read", 8))),
-    Case("vmdk", "vmdk", _full("vmdk"), (("4k", "randread", 32), ("1m", "read", 8))),
-    Case("vhdx", "vhdx", _full("vhdx"), _READS_AND_WRITES),
-    Case("vhd", "vhd", _full("vpc"), _READS_AND_WRITES),
-    Case("vdi", "vdi", _full("vdi"), _READS_AND_WRITES),
+    Case("qcow2-chain4", "qcow2", chain(4), (("4k", "randread", 32), ("1m", "read", 8))),
+    Case("vmdk", "vmdk", full("vmdk"), (("4k", "randread", 32), ("1m", "read", 8))),
+    Case("vhdx", "vhdx", full("vhdx"), _READS_AND_WRITES),
+    Case("vhd", "vhd", full("vpc"), _READS_AND_WRITES),
+    Case("vdi", "vdi", full("vdi"), _READS_AND_WRITES),
 ]
 
 _QEMU_NAMES = {"vhd": "vpc"}
