@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import compress
 from typing import Final
 
 from tap_qcow2.ondisk.bigendian import Words
@@ -119,11 +120,10 @@ class Refcounts:
 
     def counted_from(self, cluster: int) -> bool:
         """Whether any host cluster from one on is referred to."""
-        first = cluster >> self.per_block_bits
-        for number in range(first, len(self.table)):
+        first, at = cluster >> self.per_block_bits, cluster & (self.per_block - 1)
+        for number in compress(range(first, len(self.table)), self.table[first:]):
             block = self.block(number)
-            at = cluster & (self.per_block - 1) if number == first else 0
-            if block is not None and any(block.values[at:]):
+            if block is not None and any(block.values[at if number == first else 0 :]):
                 return True
         return False
 
