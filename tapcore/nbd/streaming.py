@@ -12,7 +12,7 @@ from tapcore.engine import Engine, Request
 
 PIECE: Final = 256 << 10
 _WORTH_WRITING: Final = 64 << 10
-_PAGE_MASK: Final = 4095
+_PAGE: Final = 4096
 
 
 class StreamedWrite:
@@ -33,6 +33,7 @@ class StreamedWrite:
         "_engine",
         "_fill",
         "_left",
+        "_mask",
         "_piece",
         "_req",
         "_sector",
@@ -47,6 +48,10 @@ class StreamedWrite:
         self._left = req.length
         self._sector = req.sector
         self._fill = 0
+        # A page is not cut, since the half of one that is not in the page cache would have to be
+        # read first; nor a cluster, of which the halves would be written in two steps.
+        cluster = engine.cluster_size
+        self._mask = max(engine.mask + 1, _PAGE, cluster if cluster <= _WORTH_WRITING else 0) - 1
         self._whole = not engine.begin_write(req)
         self._piece, self._size = self._take()
 
@@ -82,11 +87,9 @@ class StreamedWrite:
         if self._fill == self._size:
             return self._write(self._size)
         if self._fill >= _WORTH_WRITING:
-            # the client sends on while this is being written; a page is not cut, since the half
-            # of one that is not in the page cache would have to be read first
+            # the client sends on while this is being written
             start = self._sector << SECTOR_SHIFT
-            end = (start + self._fill) & ~max(self._engine.mask, _PAGE_MASK)
-            self._write(end - start)
+            self._write(((start + self._fill) & ~self._mask) - start)
         return False
 
     def _submit_whole(self) -> bool:
