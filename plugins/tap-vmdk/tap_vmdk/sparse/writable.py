@@ -109,7 +109,8 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
 
     def allocate(self, sector: int, count: int) -> Place:
         """Behind everything, once their table can be changed."""
-        self._own_table(sector)
+        if sector >> self.table_shift not in self.sure:
+            self._own_table(sector)
         return Place(self.take(count << self.grain_shift) << 9, count, True)
 
     def link(self, sector: int, stop: int, where: int) -> None:
