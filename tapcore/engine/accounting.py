@@ -60,7 +60,7 @@ class Accounts:
     def submit_internal(self, req: Request) -> None:
         """A part of a request that holds its range: whole units, and exempt from the order."""
         self.in_flight += 1
-        self.dispatcher.send(req)
+        self.dispatcher.issue(req)
 
     def read_layer(self, layer: Layer, req: Request) -> None:
         """A READ of whole units of one image of the chain, part of another request."""
@@ -190,7 +190,7 @@ class Accounts:
     def flush(self, req: Request) -> None:
         """Hand a FLUSH (already counted as in flight) to the child; it counts as one sector."""
         req.nb_sectors = req.pending = 1
-        self.dispatcher.send(req)
+        self.dispatcher.issue(req)
 
     # ---- holes and zeroes -------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from tapcore.engine.requests import (
     WRITE,
     WRITE_COMPRESSED,
     Layer,
-    Request,
     Segment,
     cluster_of,
 )
@@ -126,15 +125,7 @@ class Dispatcher:
 
     # ---- to the drivers ---------------------------------------------------------------------
 
-    def send(self, req: Request) -> None:
-        """Hand a request of whole units to the child's driver, in parts where it is long."""
-        req.layer = self._leaf
-        if req.nb_sectors > MAX_SEGMENT_SECTORS and req.buf is not None:
-            self._split(req)
-            return
-        self.issue(req)
-
-    def _split(self, req: Request) -> None:
+    def _split(self, req: Segment) -> None:
         at, end = req.sector, req.sector + req.nb_sectors
         most = MAX_SEGMENT_SECTORS
         if req.op == WRITE_COMPRESSED:  # of whole clusters, which may be larger
@@ -147,9 +138,16 @@ class Dispatcher:
             at += count
 
     def issue(self, seg: Segment) -> None:
-        """Hand a segment to its driver."""
+        """Hand a segment to its driver: a whole request, which has none yet, to the child's.
+
+        What is long goes there in parts.
+        """
         layer = seg.layer
-        assert layer is not None
+        if layer is None:
+            layer = seg.layer = self._leaf
+            if seg.nb_sectors > MAX_SEGMENT_SECTORS and seg.buf is not None:
+                self._split(seg)
+                return
         if layer.parked:
             layer.parked.append(seg)  # behind those that were refused before
             return

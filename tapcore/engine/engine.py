@@ -143,7 +143,7 @@ class Engine:
                 self._changes += 1
                 submit_copy_on_read(self, req)
                 return
-            self._dispatcher.send(req)
+            self._dispatcher.issue(req)
             return
         self.submit_write(req)
 
@@ -170,7 +170,7 @@ class Engine:
             self.order.wait(start, end, lambda: self.submit_write(req))
             return
         self.order.writing.add(req)  # before the driver's call: others may start inside it
-        self._dispatcher.send(req)
+        self._dispatcher.issue(req)
 
     # ---- parts of other requests ------------------------------------------------------------
 

@@ -169,7 +169,12 @@ class DirectFile(ImageFile):
     def _answer_all(self) -> int:
         finished = 0
         for res, token in self._io.reap():
-            finished += self._finish(res, token)
+            _, view, _, into, _, then = token
+            if into is view and res == len(view):  # a whole read, straight to its place
+                self.in_flight -= 1
+                finished += then(0)
+            else:
+                finished += self._finish(res, token)
         if self._overflow:
             self.submit()
         return finished + self._answer_completions()
@@ -177,9 +182,6 @@ class DirectFile(ImageFile):
     def _finish(self, res: int, token: tuple[Any, ...]) -> int:
         offset, view, bounce, into, skip, then = token
         self.in_flight -= 1
-        if into is view and res == len(view):  # a whole read, straight to its place
-            whole: int = then(0)
-            return whole
         if res != len(view):
             res = self._finish_short(res, offset, view, reading=into is not None)
         else:
