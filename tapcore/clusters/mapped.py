@@ -127,7 +127,10 @@ class MappedDisk:
     def below(self, sector: int, stop: int) -> int:
         """Up to which sector of a range a parent may hold what is a hole here."""
         parent = self.dd.next
-        return sector if parent is None else max(min(parent.size - self.start, stop), sector)
+        if parent is None:
+            return sector
+        end = parent.size - self.start
+        return stop if end >= stop else end if end > sector else sector
 
     def before_giving_up(self) -> None:
         """Tell whoever reads from the file past the driver that places will be used again."""

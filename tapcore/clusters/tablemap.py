@@ -79,17 +79,20 @@ class TableMap(ClusterMap, Generic[T]):
             ImageFormatError: also where one table is named too often.
             OSError: as the system says.
         """
-        visits = TableVisits(self.table_bytes)
+        visits: TableVisits | None = None
         while sector < stop:
             index = sector >> self.table_shift
-            empty = self.empty_tables(index, ((stop - 1) >> self.table_shift) + 1)
-            end = min(stop, (index + (empty or 1)) << self.table_shift)
-            if empty:
-                yield Run(HOLE, sector, end - sector)
-                sector = end
-                continue
-            visits.visit(self.table_place(index))
-            table = self.tables.wait(index)
+            end = min(stop, (index + 1) << self.table_shift)
+            table = self.tables.young.get(index)
+            if table is None:
+                if empty := self.empty_tables(index, ((stop - 1) >> self.table_shift) + 1):
+                    end = min(stop, (index + empty) << self.table_shift)
+                    yield Run(HOLE, sector, end - sector)
+                    sector = end
+                    continue
+                visits = visits or TableVisits(self.table_bytes)
+                visits.visit(self.table_place(index))
+                table = self.tables.wait(index)
             while sector < end:
                 run = self.run_in(table, sector, end)
                 yield run

@@ -8,7 +8,7 @@ link to the disk.
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from tapcore.clusters.busy import BusyClusters, Claim
 from tapcore.clusters.filling import Filling
@@ -67,6 +67,26 @@ class Writer:
 def has_place(run: Run) -> bool:
     """Whether the clusters of a run have a place of their own."""
     return run.kind != PACKED and run.where >= 0 and run.own
+
+
+class _Part(NamedTuple):
+    """A part of a write that has to be linked where it is stored.
+
+    Attributes:
+        sector: first sector of the part.
+        stop: first sector past it.
+        start: first sector of what is stored: whole units around the part.
+        limit: first sector past that.
+        where: host offset of that, bytes.
+        place: that was allocated for it; None where it was kept.
+    """
+
+    sector: int
+    stop: int
+    start: int
+    limit: int
+    where: int
+    place: Place | None
 
 
 class _Write:
@@ -133,8 +153,7 @@ class _Write:
                 return self._in_place(run, until), until
             first, end = self._units(sector, until)
             where = run.where - ((sector - first) << SECTOR_SHIFT)
-            new = _NewContent(self, sector, until, first, end, where, None)
-            return new.store(), until
+            return self._with_what_is_around(_Part(sector, until, first, end, where, None)), until
         start, end = sector & ~mask, (sector | mask) + 1
         if sector == start and stop >= end:
             return self._whole(run, stop)
@@ -146,13 +165,13 @@ class _Write:
             first, end = self._units(sector, until) if map.unit_shift < shift else (start, end)
         place = map.allocate(start, 1)
         where = place.where + ((first - start) << SECTOR_SHIFT)
-        new = _NewContent(self, sector, until, first, end, where, place)
+        part = _Part(sector, until, first, end, where, place)
         if moves or not place.blank or map.cipher is not None:
-            return new.store(), until
+            return self._with_what_is_around(part), until
         # what is around it in its units is of the same kind
         if run.kind == ZERO or self._disk.dd.next is None or self._disk.below(first, end) == first:
-            return new.store_alone(), until
-        return new.store(), until
+            return self._alone(part), until
+        return self._with_what_is_around(part), until
 
     def _whole(self, run: Run, stop: int) -> tuple[int, int]:
         """Whole clusters, as many as there is space for side by side; returns as `_piece`."""
@@ -162,8 +181,66 @@ class _Write:
             wanted = max((self._reach(run, stop) - sector) >> shift, 1)
         place = self._map.allocate(sector, wanted)
         until = sector + (place.clusters << shift)
-        new = _NewContent(self, sector, until, sector, until, place.where, place)
-        return new.write(place.where, sector, self.content(sector, until)), until
+        part = _Part(sector, until, sector, until, place.where, place)
+        return self._store(part, place.where, self.content(sector, until)), until
+
+    def _with_what_is_around(self, part: _Part) -> int:
+        """Store a part, and what the disk shows around it; returns requests finished."""
+        content = self.content(part.sector, part.stop)
+        if (part.start, part.limit) == (part.sector, part.stop):
+            return self._store(part, part.where, content)
+        return _NewContent(self, part).fill(content)
+
+    def _alone(self, part: _Part) -> int:
+        """Store a part in new space that is a hole of the file, which what is around it may stay.
+
+        The file must not end inside the new cluster.
+
+        Raises:
+            OSError: nothing was begun.
+        """
+        sector, stop, start, _, where, place = part
+        content = self.content(sector, stop)
+        tail = (-stop & self._disk.mask) << SECTOR_SHIFT
+        if tail >= _PAGE:
+            assert place is not None
+            size = place.clusters << self._disk.shift + SECTOR_SHIFT
+            try:
+                self._map.data.truncate_up(place.where + size)
+            except OSError:
+                self._map.give_back(place.where, place.clusters)
+                raise
+        elif tail:
+            content = memoryview(bytes(content) + bytes(tail))
+        return self._store(part, where + ((sector - start) << SECTOR_SHIFT), content)
+
+    def _store(self, part: _Part, where: int, content: memoryview) -> int:
+        """Write all that there is to be written of a part, at a host offset (bytes).
+
+        What the page cache takes at once is linked at once: nobody could meet it in between. Else
+        its clusters are busy until it is linked.
+        """
+        map = self._map
+        if map.cipher is None:
+            res = map.data.write_now(where, content)
+            if res is not None:
+                finished = self.stored(part, res)
+                if map.must_write_back:
+                    self.writer.writeback.when_needed()
+                return finished
+        return _NewContent(self, part).write(where, content)
+
+    def stored(self, part: _Part, res: int) -> int:
+        """A part is in its place, or could not be written; returns how many requests finished."""
+        sector, stop, start, limit, where, place = part
+        if not res:
+            try:
+                self._map.link(start, limit, where)
+            except (TapError, OSError) as exc:
+                res = self._disk.failed(exc, start, limit)
+        if res and place is not None:
+            self._map.give_back(place.where, place.clusters)
+        return self.answer(res, sector, stop - sector)
 
     def _units(self, sector: int, stop: int) -> tuple[int, int]:
         mask = (1 << self._map.unit_shift) - 1
@@ -194,126 +271,52 @@ class _Write:
 
 
 class _NewContent(Claim):
-    """A part of a write that has to be linked where it was stored.
+    """A part of a write that has to wait before it is linked.
 
     Args:
         write: that it is a part of.
-        sector: first sector of the part.
-        stop: first sector past it.
-        start: first sector of what is stored: whole units around the part.
-        limit: first sector past that.
-        where: host offset of that, bytes.
-        place: that was allocated for it; None where it was kept.
+        part: of it.
     """
 
-    __slots__ = ("_busy", "_limit", "_place", "_sector", "_start", "_stop", "_where", "_write")
+    __slots__ = ("_part", "_write")
 
-    def __init__(
-        self,
-        write: _Write,
-        sector: int,
-        stop: int,
-        start: int,
-        limit: int,
-        where: int,
-        place: Place | None,
-    ) -> None:
-        # it becomes a claim when it has to wait, which most need not: see `_take`
+    def __init__(self, write: _Write, part: _Part) -> None:
+        busy = write.writer.busy
+        shift = write.writer.disk.shift
+        super().__init__(part.start >> shift, ((part.limit - 1) >> shift) + 1)
         self._write = write
-        self._sector = sector
-        self._stop = stop
-        self._start = start
-        self._limit = limit
-        self._where = where
-        self._place = place
-        self._busy = False
+        self._part = part
+        busy.take(self)
 
-    def store(self) -> int:
-        """Store it, with what the disk shows around it; returns how many requests were finished."""
-        write, sector, stop, start = self._write, self._sector, self._stop, self._start
-        content = write.content(sector, stop)
-        if (start, self._limit) == (sector, stop):
-            return self.write(self._where, sector, content)
-        sides = ((start, sector), (stop, min(self._limit, write.writer.map.sectors)))
-        around = [side for side in sides if side[0] < side[1]]
-        view = memoryview(bytearray((self._limit - start) << SECTOR_SHIFT))
+    def fill(self, content: memoryview) -> int:
+        """Write content with what the disk shows around it; returns requests finished."""
+        writer, part = self._write.writer, self._part
+        sector, stop, start, limit, where, _ = part
+        sides = ((start, sector), (stop, min(limit, writer.map.sectors)))
+        view = memoryview(bytearray((limit - start) << SECTOR_SHIFT))
 
         def filled(res: int) -> int:
             if res:
                 return self._written(res)
             skip = (sector - start) << SECTOR_SHIFT
             view[skip : skip + len(content)] = content
-            return write.writer.disk.content.write(self._where, start, view, self._written)
+            return writer.disk.content.write(where, start, view, self._written)
 
-        self._take()
-        reader = write.writer.reader
-        return Filling(write.writer.disk, reader, start, view, filled).start(around)
+        around = [side for side in sides if side[0] < side[1]]
+        return Filling(writer.disk, writer.reader, start, view, filled).start(around)
 
-    def store_alone(self) -> int:
-        """Store it in new space that is a hole of the file, which what is around it may stay.
-
-        The file must not end inside the new cluster.
-
-        Raises:
-            OSError: nothing was begun.
-        """
-        sector, where = self._sector, self._where
-        content = self._write.content(sector, self._stop)
-        writer, place = self._write.writer, self._place
-        tail = (-self._stop & writer.disk.mask) << SECTOR_SHIFT
-        if tail >= _PAGE:
-            assert place is not None
-            size = place.clusters << writer.disk.shift + SECTOR_SHIFT
-            try:
-                writer.map.data.truncate_up(place.where + size)
-            except OSError:
-                self._give_back()
-                raise
-        elif tail:
-            content = memoryview(bytes(content) + bytes(tail))
-        return self.write(where + ((sector - self._start) << SECTOR_SHIFT), sector, content)
-
-    def write(self, where: int, sector: int, content: memoryview) -> int:
-        """Write all that there is to be written; the clusters are busy until it is linked.
-
-        What the page cache takes at once is linked at once: nobody could meet it in between.
-        """
-        writer = self._write.writer
-        map = writer.map
+    def write(self, where: int, content: memoryview) -> int:
+        """Write what the page cache did not take, at a host offset (bytes)."""
+        disk, map = self._write.writer.disk, self._write.writer.map
         if map.cipher is not None:
-            self._take()
-            return writer.disk.content.write(where, sector, content, self._written)
-        res = map.data.write_now(where, content)
-        if res is not None:
-            return self._written(res)
-        self._take()
-        return writer.disk.content.queue_write(where, content, self._written)
-
-    def _take(self) -> None:
-        writer, shift = self._write.writer, self._write.writer.disk.shift
-        super().__init__(self._start >> shift, ((self._limit - 1) >> shift) + 1)
-        self._busy = True
-        writer.busy.take(self)
+            return disk.content.write(where, self._part.sector, content, self._written)
+        return disk.content.queue_write(where, content, self._written)
 
     def _written(self, res: int) -> int:
         """It is in its place, or could not be written; those that waited for it go on."""
-        write = self._write
-        writer, sector = write.writer, self._sector
-        map = writer.map
-        if not res:
-            try:
-                map.link(self._start, self._limit, self._where)
-            except (TapError, OSError) as exc:
-                res = writer.disk.failed(exc, self._start, self._limit)
-        if res:
-            self._give_back()
-        finished = write.answer(res, sector, self._stop - sector)
-        if self._busy:
-            finished += writer.busy.release(self)
-        if map.must_write_back:
+        writer = self._write.writer
+        finished = self._write.stored(self._part, res)
+        finished += writer.busy.release(self)
+        if writer.map.must_write_back:
             writer.writeback.when_needed()
         return finished
-
-    def _give_back(self) -> None:
-        if self._place is not None:
-            self._write.writer.map.give_back(self._place.where, self._place.clusters)
