@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from nbd_client import READ, WRITE
+from nbd_client import READ, WRITE, WRITE_ZEROES
 from nbdwire import Wire, opened
 
 from tapcore.files.windows import maps_well
@@ -108,7 +108,8 @@ class Load:
 
     @property
     def name(self) -> str:
-        what = "read" if self.command == READ else "new write" if self.new else "write"
+        what = {READ: "read", WRITE: "write", WRITE_ZEROES: "zeroes"}[self.command]
+        what = f"new {what}" if self.new else what
         return f"{self.handle} {what} {self.size >> 10}k"
 
 
@@ -120,6 +121,7 @@ LOADS: Final = [
         for command in (READ, WRITE)
         for size in (4096, 65536)
     ),
+    *(Load(handle, WRITE_ZEROES, 65536) for handle in ("ram", "qcow2")),
     *(Load(handle, WRITE, size, new=True) for handle in FORMATS for size in (4096, 65536)),
 ]
 

@@ -40,7 +40,7 @@ class Replies(ABC):
         late: some of them have waited for the client, while others had their turn.
     """
 
-    __slots__ = ("_leases", "_ready", "lane_reads", "late", "queue", "queued", "sent")
+    __slots__ = ("_leases", "_ready", "_read_to", "lane_reads", "late", "queue", "queued", "sent")
 
     data_head: ClassVar[int]
 
@@ -52,6 +52,7 @@ class Replies(ABC):
         self._leases: deque[tuple[int, memoryview]] = deque()
         self.lane_reads: deque[LaneRead] = deque()
         self.late = False
+        self._read_to = 0  # up to here nothing lies in a host file, counted as `queued` is
 
     def _lease(self, lease: memoryview | None) -> None:
         """Give the pool's buffer back when everything queued so far is sent."""
@@ -153,8 +154,11 @@ class Replies(ABC):
 
         It lies in the page cache, or did when it was queued.
         """
-        queue = self.queue
-        for place, item in enumerate(queue):
+        queue, end, place = self.queue, self.queued, len(self.queue)
+        while place and end > self._read_to:
+            place -= 1
+            item = queue[place]
+            end -= _size(item)
             if isinstance(item, FileSpan):
                 content, length = os.pread(item.fd, item.length, item.offset), item.length
             elif is_mapped(item):
@@ -163,6 +167,7 @@ class Replies(ABC):
                 continue
             if len(content) == length:  # else its file has shrunk, as sending will find
                 queue[place] = content
+        self._read_to = self.queued
 
     def take_back(self) -> list[LaneRead]:
         """Lane reads of which nothing was sent yet: somebody else has to answer them now."""
@@ -181,6 +186,7 @@ class Replies(ABC):
             for end, lease in self._leases
         )
         self.queued -= sum(self.data_head + read[3] for read in taken)
+        self._read_to = 0
         self.queue = kept
         return taken
 
