@@ -8,7 +8,7 @@ link to the disk.
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from tapcore.clusters.busy import BusyClusters, Claim
 from tapcore.clusters.filling import Filling
@@ -69,24 +69,11 @@ def has_place(run: Run) -> bool:
     return run.kind != PACKED and run.where >= 0 and run.own
 
 
-class _Part(NamedTuple):
-    """A part of a write that has to be linked where it is stored.
+_Part: TypeAlias = tuple[int, int, int, int, int, Place | None]
+"""`(sector, stop, start, limit, where, place)`: a part of a write that has to be linked.
 
-    Attributes:
-        sector: first sector of the part.
-        stop: first sector past it.
-        start: first sector of what is stored: whole units around the part.
-        limit: first sector past that.
-        where: host offset of that, bytes.
-        place: that was allocated for it; None where it was kept.
-    """
-
-    sector: int
-    stop: int
-    start: int
-    limit: int
-    where: int
-    place: Place | None
+The part goes from sector to stop. Stored are whole units around it, from start to limit, at a host
+offset (bytes) in the place that was allocated for it; None: in one that was kept."""
 
 
 class _Write:
@@ -153,7 +140,7 @@ class _Write:
                 return self._in_place(run, until), until
             first, end = self._units(sector, until)
             where = run.where - ((sector - first) << SECTOR_SHIFT)
-            return self._with_what_is_around(_Part(sector, until, first, end, where, None)), until
+            return self._with_what_is_around((sector, until, first, end, where, None)), until
         start, end = sector & ~mask, (sector | mask) + 1
         if sector == start and stop >= end:
             return self._whole(run, stop)
@@ -165,7 +152,7 @@ class _Write:
             first, end = self._units(sector, until) if map.unit_shift < shift else (start, end)
         place = map.allocate(start, 1)
         where = place.where + ((first - start) << SECTOR_SHIFT)
-        part = _Part(sector, until, first, end, where, place)
+        part = (sector, until, first, end, where, place)
         if moves or not place.blank or map.cipher is not None:
             return self._with_what_is_around(part), until
         # what is around it in its units is of the same kind
@@ -181,14 +168,15 @@ class _Write:
             wanted = max((self._reach(run, stop) - sector) >> shift, 1)
         place = self._map.allocate(sector, wanted)
         until = sector + (place.clusters << shift)
-        part = _Part(sector, until, sector, until, place.where, place)
+        part = (sector, until, sector, until, place.where, place)
         return self._store(part, place.where, self.content(sector, until)), until
 
     def _with_what_is_around(self, part: _Part) -> int:
         """Store a part, and what the disk shows around it; returns requests finished."""
-        content = self.content(part.sector, part.stop)
-        if (part.start, part.limit) == (part.sector, part.stop):
-            return self._store(part, part.where, content)
+        sector, stop, start, limit, where, _ = part
+        content = self.content(sector, stop)
+        if (start, limit) == (sector, stop):
+            return self._store(part, where, content)
         return _NewContent(self, part).fill(content)
 
     def _alone(self, part: _Part) -> int:
@@ -281,12 +269,12 @@ class _NewContent(Claim):
     __slots__ = ("_part", "_write")
 
     def __init__(self, write: _Write, part: _Part) -> None:
-        busy = write.writer.busy
+        _, _, start, limit, _, _ = part
         shift = write.writer.disk.shift
-        super().__init__(part.start >> shift, ((part.limit - 1) >> shift) + 1)
+        super().__init__(start >> shift, ((limit - 1) >> shift) + 1)
         self._write = write
         self._part = part
-        busy.take(self)
+        write.writer.busy.take(self)
 
     def fill(self, content: memoryview) -> int:
         """Write content with what the disk shows around it; returns requests finished."""
@@ -309,7 +297,7 @@ class _NewContent(Claim):
         """Write what the page cache did not take, at a host offset (bytes)."""
         disk, map = self._write.writer.disk, self._write.writer.map
         if map.cipher is not None:
-            return disk.content.write(where, self._part.sector, content, self._written)
+            return disk.content.write(where, self._part[0], content, self._written)
         return disk.content.queue_write(where, content, self._written)
 
     def _written(self, res: int) -> int:
