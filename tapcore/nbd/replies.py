@@ -40,7 +40,7 @@ class Replies(ABC):
         late: some of them have waited for the client, while others had their turn.
     """
 
-    __slots__ = ("_leases", "_ready", "_read_to", "lane_reads", "late", "queue", "queued", "sent")
+    __slots__ = ("_leases", "_read_to", "_ready", "lane_reads", "late", "queue", "queued", "sent")
 
     data_head: ClassVar[int]
 
