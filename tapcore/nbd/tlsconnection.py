@@ -12,7 +12,7 @@ from tapcore.nbd.exports import Exports
 from tapcore.nbd.handshake import Handshake, TlsMode
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.tlsfiles import Credentials
-from tapcore.nbd.tlssocket import TlsSocket
+from tapcore.nbd.tlssocket import AT_ONCE, RECORD, TlsSocket
 from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class TlsConnection(Connection):
         credentials: Credentials,
     ) -> None:
         self._credentials = credentials
+        self._long_writes = False
         secure = TlsSocket(sock, credentials.context)
         super().__init__(secure, exports, loop, clients, handshake=handshake, deadline=deadline)
 
@@ -86,6 +87,20 @@ class TlsConnection(Connection):
         self._receive_handshake()  # it may have sent more already
         if self.open and self._transmission is None:
             self._send_handshake()
+
+    def _receive(self, events: int) -> None:
+        """Who writes much goes on with it: little of the next write is received with its head.
+
+        That would have to be copied; the rest goes straight to where it is written from.
+        """
+        transmission = self._transmission
+        if transmission is None or transmission.amid_a_write:
+            self._socket.most = AT_ONCE
+            super()._receive(events)
+            return
+        self._socket.most = RECORD if self._long_writes else AT_ONCE
+        super()._receive(events)
+        self._long_writes = transmission.amid_a_write
 
     def service(self) -> bool:
         """As `Connection.service`; what has been received counts, of which no event tells."""

@@ -66,7 +66,7 @@ class Credentials:
             return str(exc)
         return ""
 
-    def refusal(self, peer: ssl.SSLObject) -> str:
+    def refusal(self, peer: ssl.SSLSocket) -> str:
         """Why a client whose TLS handshake is over may not come after all; empty where it may."""
         allowed = self.options.allowed
         if not allowed:

@@ -1,8 +1,8 @@
 """A socket whose bytes are encrypted: as much of a socket as a connection uses.
 
-OpenSSL works in memory, and the socket is read and written here: what it has encrypted is taken
-from the replies for good, whatever the socket takes, and never has to be handed over once more,
-as it was, after the replies have changed.
+OpenSSL reads and writes the socket itself, so that nothing is copied on the way. What it could not
+send has to be handed to it once more as it was: so it is kept here, apart from the replies, which
+may change; what has been taken from them is taken for good.
 """
 
 from __future__ import annotations
@@ -13,43 +13,49 @@ import socket
 import ssl
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
+from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.filespan import FileSpan
 
-AT_ONCE: Final = (64 << 10) + 512
-"""Bytes that are encrypted, or received, before the socket is looked at again: memory that stays
-warm, and with room for what stands before a piece of 64 KiB. With 256 KiB it costs twice the CPU.
-"""
+AT_ONCE: Final = 256 << 10
+"""Bytes that are handed over at once: a few records (of 16 KiB) more than a call is worth, and
+memory that stays warm."""
+
+RECORD: Final = 16 << 10
+"""Bytes that a record has at most."""
+
+_UNREAD: Final = 64 << 10
 
 
 class TlsSocket:
     """The server's side.
 
     Args:
-        sock: a client's, which does not block; nothing was read of what it sent for TLS.
+        sock: a client's; nothing was read of what it sent for TLS. This object owns it from now on.
         context: what the server proves itself with.
 
     Attributes:
         peer: what OpenSSL knows of the connection.
         ready: the TLS handshake is over.
         starved: all that has been received is taken; else `recv` has more, without an event.
+        most: bytes that are received at once.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        self._socket = sock
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.peer = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._encrypted = memoryview(b"")
-        self._received = memoryview(bytearray(AT_ONCE))
+        sock.setblocking(False)
+        self.peer = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._buffer: memoryview | None = None
+        self._left = memoryview(b"")
+        self._wants_out = False  # to go on with the handshake, or with receiving
         self.ready = False
         self.starved = True
+        self.most = AT_ONCE
 
     def fileno(self) -> int:
         """Of the socket."""
-        return self._socket.fileno()
+        return self.peer.fileno()
 
     # ---- the handshake of TLS ---------------------------------------------------------------
 
@@ -59,20 +65,15 @@ class TlsSocket:
         Raises:
             OSError: it has failed, or the client has gone.
         """
+        self._wants_out = False
         try:
-            while not self.ready:
-                try:
-                    self.peer.do_handshake()
-                    self.ready = True
-                except ssl.SSLWantReadError:
-                    self.flush()
-                    if not self._fill():
-                        raise ConnectionError(errno.ECONNRESET, "it has gone") from None
-        except BlockingIOError:
+            self.peer.do_handshake()
+        except ssl.SSLWantReadError:
             return False
-        finally:
-            with suppress(OSError):
-                self.flush()  # an alert, where it has failed
+        except ssl.SSLWantWriteError:
+            self._wants_out = True
+            return False
+        self.ready = True
         self.starved = False
         return True
 
@@ -88,61 +89,54 @@ class TlsSocket:
 
         The memory is written by OpenSSL: it may not be a part of a host file.
         """
-        count = 0
-        while count < len(buffer):
-            try:
-                got = cast(int, self.peer.read(len(buffer) - count, buffer[count:]))
-            except ssl.SSLWantReadError:
-                self.starved = True
-                if count:
-                    return count
-                if not self._fill():
-                    return 0
-                continue
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                self.starved = True
+        count, size = 0, min(len(buffer), self.most)
+        recv_into = self.peer.recv_into
+        try:
+            while count < size:
+                got = recv_into(buffer[count:size])
+                if not got:
+                    break
+                count += got
+            else:
+                self.starved = not self.peer.pending()
                 return count
-            if not got:
+        except ssl.SSLWantWriteError:
+            self._wants_out = True
+            if not count:
+                raise self._blocked() from None
+        except ssl.SSLWantReadError:
+            if not count:
                 self.starved = True
-                return count
-            count += got
-        self.starved = False
+                raise self._blocked() from None
+        self.starved = True
         return count
 
-    def _fill(self) -> bool:
-        """Receive; False at the end."""
-        count = self._socket.recv_into(self._received)
-        self._incoming.write(self._received[:count])
-        return bool(count)
+    @staticmethod
+    def _blocked() -> BlockingIOError:
+        return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     # ---- sending ----------------------------------------------------------------------------
 
     @property
     def unsent(self) -> bool:
-        """Whether something encrypted waits for the client."""
-        return bool(self._encrypted) or bool(self._outgoing.pending)
+        """Whether something waits until the client takes what was sent."""
+        return self._buffer is not None or self._wants_out
 
     def flush(self) -> None:
-        """Send what is encrypted, as far as the socket takes it."""
-        try:
-            while self.unsent:
-                if not self._encrypted:
-                    self._encrypted = memoryview(self._outgoing.read())
-                sent = self._socket.send(self._encrypted)
-                self._encrypted = self._encrypted[sent:]
-        except (BlockingIOError, InterruptedError):
-            pass
+        """Send what was handed over, as far as the socket takes it."""
+        if self._wants_out:
+            self._wants_out = False
+            self.starved = False  # what wanted that is to be tried again
+        if self._buffer is None:
+            return
+        with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            while self._left:
+                self._left = self._left[self.peer.send(self._left) :]
+            self._give_back()
 
     def send(self, data: bytes | memoryview) -> int:
         """As a socket's that does not block."""
-        self.flush()
-        if self.unsent:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        left = taken = memoryview(data)[:AT_ONCE]
-        while left:
-            left = left[self.peer.write(left) :]
-        self.flush()
-        return len(taken)
+        return self.send_items((data,))
 
     def sendmsg(
         self, buffers: Sequence[bytes | memoryview], ancillary: Iterable[object], flags: int
@@ -156,37 +150,61 @@ class TlsSocket:
         Raises:
             OSError: EFAULT, a host file has become shorter; nothing is sent.
         """
-        content = bytearray()
-        for item in items:
-            room = AT_ONCE - len(content)
-            if room <= 0:
-                break
-            piece, wanted = _content(item, room)
-            if len(piece) < wanted:
-                if content:
-                    break
-                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-            content += piece
-        return self.send(content)  # type: ignore[arg-type]
+        self.flush()
+        if self._buffer is not None:
+            raise self._blocked()
+        self._buffer = buffer = POOL.take(AT_ONCE)
+        try:
+            taken = _collect(items, buffer[:AT_ONCE])
+        except BaseException:
+            self._give_back()
+            raise
+        self._left = buffer[:taken]
+        self.flush()
+        return taken
+
+    def _give_back(self) -> None:
+        buffer, self._buffer, self._left = self._buffer, None, memoryview(b"")
+        if buffer is not None:
+            POOL.give(buffer)
 
     # ---- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Say goodbye, as far as that can be done at once, and close."""
-        if self.ready:
+        if self.ready and not self.unsent:
             with suppress(OSError, ValueError):
                 self.peer.unwrap()
-        with suppress(OSError):
-            self.flush()
-        self._socket.close()
+        self._give_back()
+        if not self.ready:  # an alert is on its way, which what is unread would overtake
+            with suppress(OSError):
+                os.read(self.fileno(), _UNREAD)
+        self.peer.close()
 
 
-def _content(item: bytes | memoryview | FileSpan, room: int) -> tuple[bytes | memoryview, int]:
-    """At most `room` bytes of an item's front, and how many there should be."""
+def _collect(items: Iterable[bytes | memoryview | FileSpan], buffer: memoryview) -> int:
+    """Copy as much of the items' front as there is room; returns how much that is."""
+    taken = 0
+    for item in items:
+        room = len(buffer) - taken
+        if not room:
+            break
+        wanted = min(item.length if isinstance(item, FileSpan) else len(item), room)
+        got = _copy(item, buffer[taken : taken + wanted])
+        if got < wanted:
+            if not taken:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            break
+        taken += wanted
+    return taken
+
+
+def _copy(item: bytes | memoryview | FileSpan, target: memoryview) -> int:
+    """The front of an item; returns how much of `target` is filled."""
     if isinstance(item, FileSpan):
-        wanted = min(item.length, room)
-        return os.pread(item.fd, wanted, item.offset), wanted
-    piece = item[:room]
+        return os.preadv(item.fd, (target,), item.offset)
+    piece = item[: len(target)]
     if is_mapped(piece):
-        return content_of(piece), len(piece)
-    return piece, len(piece)
+        piece = content_of(piece)
+    target[: len(piece)] = piece
+    return len(piece)
