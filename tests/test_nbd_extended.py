@@ -8,6 +8,7 @@ import errno
 import random
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +36,12 @@ from nbd_client import (
     TRIM,
     WRITE,
     WRITE_ZEROES,
+    Client,
     request,
     wanted_contexts,
 )
 from nbdwire import Leases, Wire, every_lease_comes_back, late, opened, ram, settle
+from served import served
 
 from tapcore.constants import TD_RDONLY
 from tapcore.nbd import longrequest, status
@@ -315,6 +318,40 @@ def test_others_have_their_turn_between_two_pieces(short_pieces: int) -> None:
         assert not side.unfinished
         wire.turn()
         assert wire.answer().error == 0
+
+
+def test_others_are_served_while_a_large_range_is_zeroed(tmp_path: Path) -> None:
+    """16384 pieces, each in a batch of events of its own."""
+    pieces = {"tapcore.nbd.longrequest.PIECE": 4096}
+    with (
+        served("ram:65M", "--socket", tmp_path / "s", changes=pieces) as server,
+        Client(server.uri, extended=True) as large,
+        Client(server.uri) as small,
+    ):
+        cookie = large.send(WRITE_ZEROES, 0, 64 * MIB)
+        for number in range(10):
+            small.write(64 * MIB + number, b"s")
+            assert small.read(64 * MIB + number, 1) == b"s"
+        large.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            large.sock.recv(1)
+        large.sock.setblocking(True)
+        assert large.answer(cookie).error == 0
+
+
+def test_a_server_stops_in_the_middle_of_a_large_range(tmp_path: Path) -> None:
+    changes = {
+        "tapcore.nbd.longrequest.PIECE": 512,
+        "tapcore.nbd.server.STOP_SECONDS": 0.3,
+    }
+    with (
+        served("ram:512M", "--socket", tmp_path / "s", changes=changes) as server,
+        Client(server.uri, extended=True) as large,
+    ):
+        large.send(WRITE_ZEROES, 0, 512 * MIB)
+        server.sees_an_end()
+        server.stop()
+        assert large.at_end()
 
 
 def test_an_error_in_the_middle_ends_it(short_pieces: int) -> None:

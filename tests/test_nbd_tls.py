@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nbd_client import BLOCK_STATUS, READ, Client, connect, option
+from nbd_client import BLOCK_STATUS, READ, WRITE_ZEROES, Client, connect, option
 from served import TAPDISK, Served, served
 from tlscerts import Authority
 
@@ -334,11 +334,14 @@ def test_versions_of_tls(
     secure = context(nobody_dir)
     secure.minimum_version = secure.maximum_version = version
     model = image.read_bytes()
+    pieces = {"tapcore.nbd.longrequest.PIECE": 65536}
     with (
-        tls_served(image, server_dir) as server,
+        tls_served(image, server_dir, changes=pieces) as server,
         Client(server.uri, extended=True, tls=secure) as client,
     ):
         assert client.read(5, 700_000) == model[5:700_005]
+        client.call(WRITE_ZEROES, MIB, 3 * MIB)
+        assert client.read(MIB, 3 * MIB) == bytes(3 * MIB)
         client.write(100, b"w" * 300_000)
         assert client.read(99, 300_002) == model[99:100] + b"w" * 300_000 + model[300_100:300_101]
 
