@@ -54,8 +54,7 @@ bench-formats: install peers ## qcow2 and VMDK images, side by side with QEMU's 
 	@$(VENV)/bin/python benchmarks/formats.py $(ARGS)
 
 man: install ## man pages of every command, into build/man/
-	@$(VENV)/bin/python scripts/manpages.py build/man
-	@ls build/man/*.1
+	@$(VENV)/bin/tapdisk man --write build/man
 
 dist: install ## wheels of everything, into dist/
 	@sh scripts/dist.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # install-tool.sh [PREFIX]: `tapdisk`, with every plugin and library, in an environment of its own
-# below PREFIX (default ~/.local), and a link to it in PREFIX/bin. Not editable: the checkout may go.
+# below PREFIX (default ~/.local), a link to it in PREFIX/bin, and its man pages. Not editable: the checkout may go.
 set -eu
 cd "$(dirname "$0")/.."
 prefix=${1:-$HOME/.local}
@@ -27,6 +27,7 @@ if ! { pip install $tools && pip install --no-build-isolation --upgrade "$@" &&
     exit 1
 fi
 ln -sf "$venv/bin/tapdisk" "$prefix/bin/tapdisk"
+"$prefix/bin/tapdisk" man --write "$prefix/share/man/man1" >/dev/null
 echo "installed: $prefix/bin/tapdisk ($("$prefix/bin/tapdisk" --version))"
 case ":$PATH:" in
 *":$prefix/bin:"*) ;;

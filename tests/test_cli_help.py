@@ -4,13 +4,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from docpages import ROOT
 from tapcore.cli.examples import EXAMPLES, Example
 from tapcore.cli.failures import Session
 from tapcore.cli.group import COMMANDS, tapdisk
@@ -106,8 +104,7 @@ def test_an_option_means_the_same_everywhere() -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the man pages are."""
     directory = tmp_path_factory.mktemp("man") / "man"
-    run = [sys.executable, str(ROOT / "scripts" / "manpages.py"), str(directory)]
-    subprocess.run(run, check=True, cwd=ROOT, timeout=100)
+    assert main(["man", "--write", str(directory)]) == 0
     return directory
 
 
@@ -131,6 +128,20 @@ def test_a_man_page_has_every_option_and_example(pages: Path, name: str) -> None
         assert " ".join(option.help.split()) in plain
     for example in EXAMPLES[name]:
         assert f".EX\n{example.line}\n.EE\n" in plain
+
+
+def test_a_man_page_says_what_its_command_ends_with_and_reads(pages: Path) -> None:
+    assert ".TP\n3\nOnly space" in (pages / "tapdisk-check.1").read_text()
+    assert "config.toml" in (pages / "tapdisk.1").read_text()
+    made = (pages / "tapdisk-create.1").read_text()
+    assert ".SH FORMAT OPTIONS" in made
+    assert "cluster_size" in made
+
+
+def test_a_page_is_printed_where_nobody_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["man", "convert"]) == 0
+    assert capsys.readouterr().out.startswith(".TH TAPDISK-CONVERT 1")
+    assert main(["man", "nosuch"]) == 2
 
 
 def test_man_pages_are_right_roff(pages: Path) -> None:

@@ -177,6 +177,10 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("zsh, a directory of $fpath", "tapdisk completion zsh > ~/.zfunc/_tapdisk"),
         ("fish", "tapdisk completion fish > ~/.config/fish/completions/tapdisk.fish"),
     ),
+    "man": _examples(
+        ("The page of a command", "tapdisk man convert"),
+        ("All pages, where man(1) finds them", "tapdisk man --write ~/.local/share/man/man1"),
+    ),
     "help": _examples(
         ("What a command does", "tapdisk help convert"),
         ("All commands", "tapdisk help"),

@@ -40,6 +40,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "new-plugin": "write a package with a driver, to begin with",
     "completion": "print the completion script of a shell",
     "help": "show the help of a command",
+    "man": "show the man page of a command",
 }
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tapcore.cli.output import print_line, print_pairs
 from tapcore.interface.options import FormatOption
@@ -35,12 +35,17 @@ def print_create_options(handle: str) -> None:
 
 def print_all_create_options() -> None:
     """List what `-o` takes for a new image, of every format that can be made."""
+    for handle, name, described in described_options():
+        print_line(f"{handle} ({name}):")
+        print_pairs(described, "    ")
+
+
+def described_options() -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """Of every format that takes options when it is made: handle, name, and the options."""
     for info in default_registry().drivers():
         if info.create_options:
-            print_line(f"{info.handle} ({info.name}):")
-            print_pairs(
-                [(each.name, _describe(each, True)) for each in info.create_options], "    "
-            )
+            options = [(each.name, _describe(each, True)) for each in info.create_options]
+            yield info.handle, info.name, options
 
 
 def print_amend_options(image: str) -> None:

@@ -1,4 +1,4 @@
-"""manpages.py DIRECTORY: write the man pages of tapdisk and of each of its commands there.
+"""The man pages of tapdisk and of each of its commands.
 
 They are made from the command line's own description: what `--help` shows is what they say.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,38 @@ EXIT_STATUS = (
     ("1", "It could not be done; one line on standard error says why."),
     ("2", "The command line is wrong. (inspect, check and compare have more to tell: see there.)"),
     ("128 + N", "Ended by signal N."),
+)
+
+OWN_STATUS = {
+    "check": (
+        ("0", "Clean."),
+        ("1", "It could not be checked."),
+        ("2", "Corrupt; or the command line is wrong."),
+        ("3", "Only space that nothing refers to."),
+    ),
+    "compare": (
+        ("0", "The same content."),
+        ("1", "Different."),
+        ("2", "An error, or the command line is wrong."),
+        ("3", "The same, but for content that could not be read (--salvage)."),
+    ),
+    "inspect": (
+        ("0", "Harmless."),
+        ("1", "No image, of a format without a driver, or unreadable."),
+        ("2", "Something to be afraid of; or the command line is wrong."),
+    ),
+    "convert": (
+        ("0", "All was copied."),
+        ("1", "An error; nothing was made."),
+        ("2", "The command line is wrong."),
+        ("3", "Zeroes stand for content that could not be read (--salvage)."),
+    ),
+}
+
+ENVIRONMENT = (
+    ("TAPCORE_PARENTS", "What --parents would say, several with colons between."),
+    ("TAPCORE_PLUGINS", "The only plugins to be used, with commas between."),
+    ("NO_COLOR", "No colours on a terminal."),
 )
 
 SIGNS = re.compile(r"^(-.*?)(?: ([^-].*))?$")
@@ -51,6 +82,7 @@ def page_of_program(ctx: click.Context) -> Iterator[str]:
     yield ".SH EXIT STATUS"
     for status, what in EXIT_STATUS:
         yield from (".TP", status, text(what))
+    yield from files()
     yield from examples("")
     yield from (".SH SEE ALSO", ".BR qemu-img (1),", ".BR nbdkit (1),", ".BR nbdfuse (1)", "")
 
@@ -63,6 +95,11 @@ def page_of_command(ctx: click.Context, name: str, what: str) -> Iterator[str]:
     yield ".SH DESCRIPTION"
     yield from paragraphs(str(ctx.command.help))
     yield from options(ctx)
+    if name == "create":
+        yield from format_options()
+    yield ".SH EXIT STATUS"
+    for status, meaning in OWN_STATUS.get(name, EXIT_STATUS):
+        yield from (".TP", status, text(meaning))
     yield from examples(name)
     yield from (".SH SEE ALSO", ".BR tapdisk (1)", "")
 
@@ -119,12 +156,33 @@ def literal(source: str) -> str:
     return text(source).replace("-", r"\-").replace("'", r"\(aq").replace("~", r"\(ti")
 
 
-def main() -> None:
-    directory = Path(sys.argv[1])
+def format_options() -> Iterator[str]:
+    """What `-o` takes, for every format that is installed and can be made."""
+    from tapcore.cli.optionshelp import described_options
+
+    yield ".SH FORMAT OPTIONS"
+    for handle, name, described in described_options():
+        yield from (".SS", text(f"{handle}: {name}"))
+        for option_name, what in described:
+            yield from (".TP", rf"\fB{literal(option_name)}\fR", text(what))
+
+
+def files() -> Iterator[str]:
+    """What is read besides images."""
+    yield ".SH FILES"
+    path = r"\fI~/.config/tapcore/config.toml\fR, \fI/etc/xdg/tapcore/config.toml\fR"
+    what = "parents, a list of directories: what --parents says where a command does not"
+    yield from (".TP", path, text(what))
+    yield ".SH ENVIRONMENT"
+    for name, what in ENVIRONMENT:
+        yield from (".TP", rf"\fB{name}\fR", text(what))
+
+
+def write_pages(directory: Path) -> list[Path]:
+    """Write all pages into a directory, which is made where it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
+    written = []
     for name, content in pages():
         (directory / name).write_text(content)
-
-
-if __name__ == "__main__":
-    main()
+        written.append(directory / name)
+    return written
