@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
@@ -62,6 +64,11 @@ class BlockingFile:
         self._blocks = BlockReserver(fd)
         self._growing = threading.Lock()
         self._said_shrunk = False
+
+    @cached_property
+    def fixed_size(self) -> bool:
+        """Whether it can neither grow nor shrink: a block device."""
+        return stat.S_ISBLK(os.fstat(self.fd).st_mode)
 
     # ---- content ---------------------------------------------------------------------------
 

@@ -32,6 +32,10 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
         TapError: not a file or block device, no permission, in use, or what to install.
     """
     path = os.fsdecode(path)
+    if options.bound is None and options.file_opener is not None:
+        on_disk: ImageFile | None = options.file_opener(path, flags, options)
+        if on_disk is not None:
+            return on_disk
     read_only = bool(flags & TD_RDONLY)
     access = os.O_RDONLY if read_only else os.O_RDWR
     bound = options.bound

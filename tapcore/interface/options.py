@@ -89,6 +89,8 @@ class OpenOptions:
         named_by: the image that records this one's name, which is no file's; None: the user has
             named it.
         level: images that this one lies below.
+        file_opener: opens the image's own file where its name is that of another disk; None of it,
+            where it is not.
         opener: opens an image below: for `DiskDriver.open_below`.
         private: what a test or an embedding program wants to pass to its own driver.
         opened: the files that were opened so, as long as they live; of a whole chain.
@@ -112,5 +114,8 @@ class OpenOptions:
     private: Mapping[str, Any] = attrs.field(factory=dict)
     named_by: Naming | None = None
     level: int = 0
+    file_opener: Callable[[str, int, OpenOptions], Any] | None = attrs.field(
+        default=None, eq=False, repr=False
+    )
     opener: Opener | None = attrs.field(default=None, eq=False, repr=False)
     opened: WeakSet[Any] = attrs.field(factory=WeakSet, eq=False, repr=False)

@@ -29,7 +29,7 @@ from tapcore.errors import ImageOpenError, TapError, open_error
 from tapcore.interface.below import Then
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver, TdState
-from tapcore.interface.options import DiskId
+from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.interface.results import Extent
 from tapcore.opening.binding import bind
@@ -181,9 +181,19 @@ class ImageBelow:
 
     # ---- now --------------------------------------------------------------------------------
 
-    def _now(self, op: int, offset: int, length: int, buf: memoryview | None) -> None:
+    def _now(
+        self,
+        op: int,
+        offset: int,
+        length: int,
+        buf: memoryview | None,
+        *,
+        fast: bool = False,
+        may_unmap: bool = True,
+    ) -> None:
         done: list[int] = []
         request = Request(op, offset, length, buf, lambda req: done.append(req.status))
+        request.fast, request.may_unmap = fast, may_unmap
         self._engine.submit(request)
         self._loop.run_until(lambda: bool(done))
         if done[0]:
@@ -192,12 +202,24 @@ class ImageBelow:
     def read(self, offset: int, length: int) -> bytes:
         """Read, and wait for it."""
         buf = bytearray(length)
-        self._now(READ, offset, length, memoryview(buf))
+        self.read_into(offset, memoryview(buf))
         return bytes(buf)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        """Fill a buffer, and wait for it."""
+        self._now(READ, offset, len(buf), buf)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write, and wait for it."""
         self._now(WRITE, offset, len(data), memoryview(data))
+
+    def discard(self, offset: int, length: int) -> None:
+        """The content of a range is no longer needed; waits."""
+        self._now(DISCARD, offset, length, None)
+
+    def zero(self, offset: int, length: int, may_unmap: bool) -> None:
+        """Make a range zeroes where that is quick, and wait for it."""
+        self._now(ZERO, offset, length, None, fast=True, may_unmap=may_unmap)
 
     def flush(self) -> None:
         """Wait until all is on disk."""
@@ -257,27 +279,11 @@ def open_below(
         name: `[HANDLE:]PATH`.
         expected: as there.
     """
-    if dd.options.level >= MAX_LEVELS:
-        text = f"has more than {MAX_LEVELS} images below each other"
-        raise ImageOpenError(text, image=dd.name, errno=errno.ELOOP)
-    options = attrs.evolve(
-        dd.options,
-        bound=None,
-        filters=(),  # which are around the image above
-        level=dd.options.level + 1,
-        snapshot="",
-        probed=False,
-        metadata_only=False,
-    )
+    options = below_of(dd.options, dd.name)
     flags = dd.flags & TD_RDONLY
     try:
         if options.named_by is None:
-            disk_id, bound = split_name(name, registry), None
-            if not disk_id.drivertype:
-                bound = bind(disk_id.name)
-                disk_id.drivertype = _probed(disk_id.name, bound, registry, expected)
-                options = attrs.evolve(options, probed=True)
-            disk = opening.open_disk(disk_id, registry, flags=flags, options=options, bound=bound)
+            disk = open_given(opening, registry, name, flags, options, expected)
         else:
             open_disk = partial(opening.open_disk, registry=registry, flags=flags, options=options)
             disk = _open_recorded(dd, name, registry, open_disk, expected)
@@ -295,6 +301,43 @@ def open_below(
         raise
     dd.options.opened.add(below)
     return below
+
+
+def open_given(
+    opening: Opening,
+    registry: Registry,
+    name: str,
+    flags: int,
+    options: OpenOptions,
+    expected: str = "",
+) -> TdState:
+    """An image below that the user has named; its format is looked for where no handle says it."""
+    disk_id, bound = split_name(name, registry), None
+    if not disk_id.drivertype:
+        bound = bind(disk_id.name)
+        disk_id.drivertype = _probed(disk_id.name, bound, registry, expected)
+        options = attrs.evolve(options, probed=True)
+    return opening.open_disk(disk_id, registry, flags=flags, options=options, bound=bound)
+
+
+def below_of(options: OpenOptions, image: str) -> OpenOptions:
+    """How what lies below an image is opened.
+
+    Raises:
+        ImageOpenError: there are too many images below each other.
+    """
+    if options.level >= MAX_LEVELS:
+        text = f"has more than {MAX_LEVELS} images below each other"
+        raise ImageOpenError(text, image=image, errno=errno.ELOOP)
+    return attrs.evolve(
+        options,
+        bound=None,
+        filters=(),  # which are around the image above
+        level=options.level + 1,
+        snapshot="",
+        probed=False,
+        metadata_only=False,
+    )
 
 
 def _open_recorded(

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from weakref import WeakSet
 
 import attrs
@@ -88,7 +88,11 @@ def open_disk(
     disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
     options = attrs.evolve(options or OpenOptions(), opened=WeakSet(), workers=Lane())
     opening = Opening(open_disk, close_disk, abandon_disk)
-    options = attrs.evolve(options, opener=partial(open_below, opening, registry))
+    options = attrs.evolve(
+        options,
+        opener=partial(open_below, opening, registry),
+        file_opener=partial(_on_disk, opening, registry, disk_id.name) if bound is None else None,
+    )
     if options.filters:
         options = attrs.evolve(options, filters=registry.make_filters(options.filters))
     if options.snapshot:
@@ -135,6 +139,13 @@ def _open(
     guarded = options.probed and not flags & TD_RDONLY and disk_id.drivertype in RAW_HANDLES
     Engine(disk, guard=guard_of(disk_id.name, registry) if guarded else None)
     return disk
+
+
+def _on_disk(*args: Any) -> Any:
+    """See `open_file_on_disk`; loaded by the first name that no file has."""
+    from tapcore.opening.ondisk import open_file_on_disk
+
+    return open_file_on_disk(*args)
 
 
 def _bound(disk_id: DiskId, registry: Registry) -> BoundFile | None:

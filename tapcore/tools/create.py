@@ -24,6 +24,7 @@ from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, recorded_name, split_name
+from tapcore.opening.ondisk import names_disk
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.givennames import files_below, given_parent
@@ -188,6 +189,9 @@ def new_image_target(name: ImageName, registry: Registry) -> tuple[DiskId, DiskI
     try:
         disk_id = split_name(name, registry)
         info = handle_for_new(disk_id, registry)
+        if names_disk(disk_id.name, registry):
+            text = "a new image is made in a file; convert --into copies one onto another disk"
+            raise UsageError(text, image=disk_id.name)
     except TapError as exc:
         exc.image = exc.image or os.fsdecode(name)
         raise

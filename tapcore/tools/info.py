@@ -103,7 +103,7 @@ def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
     handle = dd.drv.disk_type
     notes: list[str] = []
     image = dd.name
-    if access.registry.get(handle).file_backed:
+    if access.registry.get(handle).file_backed and dd.options.bound is not None:
         disk_size, writable = _host_file(dd, notes)
         disk_size += _other_files(dd, disk.state.image.name, access.references, notes)
     else:

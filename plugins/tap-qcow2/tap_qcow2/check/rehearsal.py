@@ -7,8 +7,6 @@ the order and with the barriers of the rehearsal. Until then nothing of the file
 from __future__ import annotations
 
 import errno
-import os
-import stat
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -149,7 +147,7 @@ class Rehearsal(ImageFile):
         """A device cannot grow; for a file that is noted."""
         if size <= self.size:
             return
-        if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+        if self._file.fixed_size:
             raise OSError(errno.ENOSPC, "the block device is full")
         self.steps.append(Step("grow", size))
         self.size = size

@@ -9,8 +9,6 @@ Source: qcow2.rst, "Host cluster management".
 from __future__ import annotations
 
 import errno
-import os
-import stat
 from array import array
 
 from tap_qcow2.ondisk import bigendian, layout
@@ -257,4 +255,4 @@ class Allocator:
 
 
 def _is_device(file: ImageFile) -> bool:
-    return stat.S_ISBLK(os.fstat(file.fd).st_mode)
+    return file.fixed_size
