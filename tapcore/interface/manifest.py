@@ -7,15 +7,19 @@ is loaded to be asked.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any, Final
 
 import attrs
 
+from tapcore.errors import describe
 from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import FormatOption
+
+log = logging.getLogger(__name__)
 
 MANIFEST: Final = "tapcore-drivers.json"
 """The file's name."""
@@ -87,6 +91,15 @@ def read_manifest(value: str, handle: str) -> Manifest | None:
     """
     content = package_file(value, MANIFEST)
     return None if content is None else parse_manifest(content, handle)
+
+
+def manifest_at(value: str, handle: str) -> Manifest | None:
+    """As `read_manifest`; None also for what is no manifest, so that the driver itself is asked."""
+    try:
+        return read_manifest(value, handle)
+    except ValueError as exc:
+        log.warning("the driver %s: its manifest cannot be read: %s", handle, describe(exc))
+        return None
 
 
 def parse_manifest(content: bytes, handle: str) -> Manifest | None:

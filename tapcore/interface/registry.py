@@ -7,6 +7,7 @@ a row with an error; it breaks nothing else.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from tapcore.interface.filters.parameters import FilterInfo
 from tapcore.interface.filters.table import FilterTable
 from tapcore.interface.hooks import HOOKS, capabilities
 from tapcore.interface.installed import EntryPoint, entry_points, release_of
-from tapcore.interface.manifest import Manifest, differences, read_manifest
+from tapcore.interface.manifest import Manifest, differences, manifest_at
 from tapcore.interface.misfits import (
     describe_misfit,
     problem_with,
@@ -32,12 +33,14 @@ from tapcore.interface.misfits import (
 )
 from tapcore.interface.models import DiskInfo, Hooks, LateTapDisk, TapDisk
 from tapcore.interface.selection import Selection
-from tapcore.interface.tracing import traced
 
 log = logging.getLogger(__name__)
 
 DRIVER_GROUP = "tapcore.drivers"
 FILTER_GROUP = "tapcore.filters"
+
+_TRACE: Final = "TAPCORE_TRACE"
+"""Environment variable; see `tracing`, which is not imported without it."""
 
 _PLAUSIBLE = re.compile(r"[a-z][a-z0-9]{1,8}", re.ASCII)
 """What a driver's handle looks like; what does not is more likely a part of a file's name."""
@@ -110,7 +113,7 @@ class Registry:
                 continue
             if problem := self._reason_against(ep):
                 self._add_broken(ep.name, problem, ep)
-            elif (manifest := _manifest_of(ep)) is None:
+            elif (manifest := manifest_at(ep.value, ep.name)) is None:
                 self._discover_by_import(ep)
             else:
                 self._add_by_manifest(ep, manifest)
@@ -331,7 +334,11 @@ class Registry:
         calls = {hook: caller_of(self._pm, hook, source) for hook, source in sources.items()}
         if filters:
             calls = self._filters.wrap(calls, filters)
-        return TapDisk(disk_type=handle, implemented=own, calls=traced(handle, calls))
+        if os.environ.get(_TRACE):
+            from tapcore.interface.tracing import traced
+
+            calls = traced(handle, calls, os.environ)
+        return TapDisk(disk_type=handle, implemented=own, calls=calls)
 
     # ---- filters ----------------------------------------------------------------------------
 
@@ -367,15 +374,6 @@ def _with_distribution(row: Row) -> DiskInfo:
 
 def _broken(handle: str, problem: str, idnum: int) -> DiskInfo:
     return DiskInfo(handle=handle, name="", api=0, idnum=idnum, error=problem)
-
-
-def _manifest_of(ep: EntryPoint) -> Manifest | None:
-    """None also where it cannot be read: then the driver itself is asked."""
-    try:
-        return read_manifest(ep.value, ep.name)
-    except ValueError as exc:
-        log.warning("the driver %s: its manifest cannot be read: %s", ep.name, describe(exc))
-        return None
 
 
 _default: Registry | None = None

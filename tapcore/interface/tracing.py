@@ -32,7 +32,7 @@ _numbers = count(1)
 _begun = monotonic()
 
 
-def traced(handle: str, calls: Calls, environment: Mapping[str, str] = os.environ) -> Calls:
+def traced(handle: str, calls: Calls, environment: Mapping[str, str]) -> Calls:
     """A driver's hooks, with what the environment asks for written down.
 
     Args:

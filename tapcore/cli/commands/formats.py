@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.formatdetails import print_details
 from tapcore.cli.options import completes, json_option, session_of, tap_command
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.interface.filters.parameters import FilterInfo
@@ -38,6 +37,8 @@ def command(
     if long != (handle is not None) or (long and filters):
         raise click.UsageError("--long and HANDLE go together", ctx)
     if handle is not None:
+        from tapcore.cli.formatdetails import print_details
+
         print_details(handle, as_json=as_json)
     elif as_json:
         print_json(
