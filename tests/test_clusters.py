@@ -14,9 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tapcore
-from tapcore.clusters import Read, Table, TableCache, WritableClusters
+from tapcore.clusters import (
+    Read,
+    Table,
+    TableCache,
+    WritableClusters,
+    rising_until,
+    same_until,
+)
 from tapcore.clusters.busy import BusyClusters, Claim
 from tapcore.clusters.content import InFlight
+from tapcore.clusters.tables import count_from
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.options import OpenOptions
 
@@ -135,6 +143,24 @@ def cache_of(file: ImageFile, most: int) -> TableCache[Table]:
 
 
 OPERATIONS = ["look", "look", "look", "pin", "unpin", "change", "save"]
+
+
+def test_entries_that_go_on_alike_are_found_as_by_looking_at_each(rng: random.Random) -> None:
+    for _ in range(60):
+        entries = CODING.zeroes(0)
+        while len(entries) < 1500:
+            many, step = rng.choice((1, 2, 255, 256, 700)), rng.randrange(3)
+            entries.extend(range(first := rng.randrange(3), first + many * step + 1, step or 1))
+        for step in range(3):
+            at = rng.randrange(1000)
+            stop = rng.randrange(at + 1, len(entries) + 1)
+            pairs = range(at + 1, stop)
+            end = next((n for n in pairs if entries[n] != entries[n - 1] + step), stop)
+            assert rising_until(entries, at, stop, step) == end
+            assert step or same_until(entries, at, stop) == end
+            same = next((n for n in range(at, stop) if entries[n] != step), stop)
+            assert count_from(entries, at, stop, step) == same - at
+    assert count_from(entries, len(entries), len(entries) + 9, 1) == 9
 
 
 @given(st.data())

@@ -51,7 +51,14 @@ if TYPE_CHECKING:
         Run,
     )
     from tapcore.clusters.tablemap import TableMap, WritableTableMap
-    from tapcore.clusters.tables import Coding, Numbers, Table, Write
+    from tapcore.clusters.tables import (
+        Coding,
+        Numbers,
+        Table,
+        Write,
+        rising_until,
+        same_until,
+    )
     from tapcore.clusters.writeback import Writeback
 
 _HOMES = {
@@ -66,7 +73,7 @@ _HOMES = {
     "packed": "DeflatedClusters",
     "runs": "ASK DATA HOLE NOWHERE PACKED ZERO DamagedTable MissingContent Run",
     "tablemap": "TableMap WritableTableMap",
-    "tables": "Coding Numbers Table Write",
+    "tables": "Coding Numbers Table Write rising_until same_until",
     "writeback": "Writeback",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -104,6 +111,8 @@ __all__ = [
     "Write",
     "Writeback",
     "open_mapped",
+    "rising_until",
+    "same_until",
     "td_close",
     "td_do_callbacks",
     "td_extents",

@@ -111,15 +111,36 @@ class Table:
         return writes
 
 
-def count_from(entries: Numbers, index: int, stop: int, number: int) -> int:
-    """How many entries from one on are a number, up to `stop`; those past the table's end are."""
-    same = array(entries.typecode, [number]) * _MANY
-    at, last = index, min(stop, len(entries))
-    while at < last:
-        if at + _MANY <= last and entries[at : at + _MANY] == same:
+def same_until(entries: Numbers, at: int, stop: int) -> int:
+    """The first entry, up to `stop`, that is not the number of the one at `at`."""
+    number = entries[at]
+    many = entries[at : at + 1] * _MANY
+    while at < stop:
+        if at + _MANY <= stop and entries[at : at + _MANY] == many:
             at += _MANY
         elif entries[at] != number:
-            return at - index
+            return at
         else:
             at += 1
+    return stop
+
+
+def rising_until(entries: Numbers, at: int, stop: int, step: int = 1) -> int:
+    """The first entry, up to `stop`, that is not `step` more than the one before it."""
+    following = entries[at] + step
+    at += 1
+    while at < stop and entries[at] == following:
+        at, following = at + 1, following + step
+    return at
+
+
+def count_from(entries: Numbers, index: int, stop: int, number: int) -> int:
+    """How many entries from one on are a number, up to `stop`; those past the table's end are."""
+    last = min(stop, len(entries))
+    if index < last:
+        if entries[index] != number:
+            return 0
+        until = same_until(entries, index, last)
+        if until < last:
+            return until - index
     return stop - index

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 from tap_vdi.header import Header, ReadAt
 from tapcore import ImageFormatError
-from tapcore.clusters import Coding, Numbers, Table
+from tapcore.clusters import Coding, Table
 
 FREE: Final = 0xFFFFFFFF
 """Nothing is stored: the parent's content, or zeroes."""
@@ -22,7 +22,6 @@ ZERO: Final = 0xFFFFFFFE
 CODING: Final = Coding("I", "little")
 PAGE_SHIFT: Final = 14
 PAGE_BYTES: Final = 4 << PAGE_SHIFT
-_MANY: Final = 256
 _MOST_AGAIN: Final = 1 << 16
 """Blocks that there may be beyond those that the file has room for: it is damaged, but small."""
 _ALL_FREE: Final = b"\xff" * PAGE_BYTES
@@ -106,26 +105,3 @@ def map_content(header: Header, read: ReadAt) -> Iterator[tuple[int, bytes]]:
     """The block map as it is in the file: the first block of a page, and its bytes."""
     for index in range(pages(header)):
         yield index << PAGE_SHIFT, read(*page_place(header, index))
-
-
-def same_until(entries: Numbers, at: int, stop: int) -> int:
-    """The first entry, up to `stop`, that is not the number of the one at `at`."""
-    number = entries[at]
-    many = entries[at : at + 1] * _MANY
-    while at < stop:
-        if at + _MANY <= stop and entries[at : at + _MANY] == many:
-            at += _MANY
-        elif entries[at] != number:
-            return at
-        else:
-            at += 1
-    return stop
-
-
-def rising_until(entries: Numbers, at: int, stop: int) -> int:
-    """The first entry, up to `stop`, that is not one more than that before it."""
-    following = entries[at] + 1
-    at += 1
-    while at < stop and entries[at] == following:
-        at, following = at + 1, following + 1
-    return at

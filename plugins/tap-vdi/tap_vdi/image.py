@@ -25,8 +25,6 @@ from tap_vdi.blockmap import (
     Page,
     PlaceVisits,
     page_place,
-    rising_until,
-    same_until,
 )
 from tap_vdi.header import MODIFIED_AT, PARENT_MODIFIED_AT, STORED_AT, Header
 from tap_vdi.scan import scan
@@ -43,6 +41,8 @@ from tapcore.clusters import (
     TableCache,
     WritableClusters,
     WritableTableMap,
+    rising_until,
+    same_until,
 )
 from tapcore.clusters import ZERO as ZEROES
 

@@ -31,7 +31,6 @@ STATE: Final = ~PLACE
 CODING: Final = Coding("Q", "little")
 ENTRY_BYTES: Final = 8
 PAGE_SHIFT: Final = 12
-_MANY: Final = 256
 
 
 class Page(Table):
@@ -92,26 +91,3 @@ def geometry_of(disk: Disk) -> Geometry:
     ratio = disk.ratio_shift
     page = PAGE_SHIFT if disk.locator is None else min(PAGE_SHIFT, ratio)
     return Geometry(disk.blocks, ratio, page)
-
-
-def same_entries_until(entries: Numbers, at: int, stop: int) -> int:
-    """The first entry, up to `stop`, that is not the number of the one at `at`."""
-    number = entries[at]
-    many = entries[at : at + 1] * _MANY
-    while at < stop:
-        if at + _MANY <= stop and entries[at : at + _MANY] == many:
-            at += _MANY
-        elif entries[at] != number:
-            return at
-        else:
-            at += 1
-    return stop
-
-
-def rising_until(entries: Numbers, at: int, stop: int, step: int) -> int:
-    """The first entry, up to `stop`, that is not so many bytes behind the one before it."""
-    following = entries[at] + step
-    at += 1
-    while at < stop and entries[at] == following:
-        at, following = at + 1, following + step
-    return at

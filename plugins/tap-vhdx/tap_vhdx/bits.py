@@ -8,7 +8,7 @@ def is_set(bits: bytes, number: int) -> bool:
     return bool(bits[number >> 3] >> (number & 7) & 1)
 
 
-def same_until(bits: bytes, number: int, stop: int) -> int:
+def same_bits_until(bits: bytes, number: int, stop: int) -> int:
     """The first bit, up to `stop`, that is not as one before it is."""
     value = is_set(bits, number)
     at = number + 1

@@ -24,10 +24,8 @@ from tap_vhdx.bat import (
     UNMAPPED,
     ZERO,
     Page,
-    rising_until,
-    same_entries_until,
 )
-from tap_vhdx.bits import is_set, same_until
+from tap_vhdx.bits import is_set, same_bits_until
 from tap_vhdx.headers import MIB
 from tap_vhdx.items import Disk
 from tap_vhdx.layout import Layout
@@ -49,6 +47,8 @@ from tapcore.clusters import (
     WritableClusters,
     WritableTableMap,
     Write,
+    rising_until,
+    same_until,
 )
 from tapcore.clusters import ZERO as ZEROES
 
@@ -121,7 +121,7 @@ class Image(WritableTableMap[Page]):
         last = min(at + many + 1, len(table.entries))
         if state != PRESENT:
             kind = self._kind(entry, sector)
-            until = same_entries_until(table.entries, at, last)
+            until = same_until(table.entries, at, last)
             where = NOWHERE
         else:
             place = entry & PLACE
@@ -165,7 +165,7 @@ class Image(WritableTableMap[Page]):
         first = number << self.cluster_shift
         end = min(stop - sector + skip, self._block_mask + 1)
         bit = first + skip >> shift
-        until = same_until(page.bits, bit, first + end + (1 << shift) - 1 >> shift)
+        until = same_bits_until(page.bits, bit, first + end + (1 << shift) - 1 >> shift)
         end = min((until << shift) - first, end)
         if not is_set(page.bits, bit):
             return Run(HOLE, sector, end - skip)
