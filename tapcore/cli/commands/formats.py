@@ -16,7 +16,7 @@ from tapcore.tools.formats import filter_as_dict, format_as_dict, list_filters, 
 @click.option(
     "--long",
     is_flag=True,
-    help="All about one driver, HANDLE: its hooks, and where each comes from.",
+    help="All about one driver, its hooks too; as HANDLE alone does.",
 )
 @click.option(
     "--filters",
@@ -34,8 +34,8 @@ def command(
     cannot be used is listed with its error; the others still work. 'tapdisk plugins doctor' loads
     every one, and tells more.
     """
-    if long != (handle is not None) or (long and filters):
-        raise click.UsageError("--long and HANDLE go together", ctx)
+    if (long and handle is None) or (handle is not None and filters):
+        raise click.UsageError("--long is about one driver: it needs its HANDLE", ctx)
     if handle is not None:
         from tapcore.cli.formatdetails import print_details
 
