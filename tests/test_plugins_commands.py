@@ -185,7 +185,7 @@ def test_where_the_hooks_of_ours_come_from(handle: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["formats", "--long"], ["formats", "aio"], ["plugins", "list", "x"]]
+    "words", [["formats", "--long"], ["formats", "aio", "--filters"], ["plugins", "list", "x"]]
 )
 def test_what_does_not_go_together(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main(words) == 2
