@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 from tap_zraw.archives import Kind, needed_kind
 from tap_zraw.image import Image
 from tap_zraw.layout import Layout
 from tap_zraw.packedfile import PackedFile
 from tap_zraw.pieces import Pieces
-from tapcore import SECTOR_SHIFT, DiskDriver, UsageError, open_image_file
+from tapcore import SECTOR_SHIFT, DiskDriver, TapError, UsageError, open_image_file
 
-_HEAD_BYTES = 32
+log = logging.getLogger(__name__)
+
+_HEAD_BYTES: Final = 32
+_LONGEST_HEAD: Final = 512
+_IMAGES: Final = (
+    (0, b"QFI\xfb", "a qcow2 image"),
+    (0, b"KDMV", "a VMDK image"),
+    (0, b"# Disk DescriptorFile", "the descriptor of a VMDK image"),
+    (0, b"vhdxfile", "a VHDX image"),
+    (0, b"conectix", "a VHD image"),
+    (64, b"\x7f\x10\xda\xbe", "a VDI image"),
+)
 
 
 def open_image(dd: DiskDriver[Image], name: str, flags: int) -> None:
@@ -26,9 +38,24 @@ def open_image(dd: DiskDriver[Image], name: str, flags: int) -> None:
     except BaseException:
         file.close()
         raise
+    if not dd.options.metadata_only and (inside := image_inside(layout)):
+        log.warning(
+            "%s: holds %s, whose bytes are read here: unpack it to a file first", name, inside
+        )
     dd.private = Image(dd, file, layout, facts)
     dd.size = -(-layout.size >> SECTOR_SHIFT)
     dd.io_fd[0] = file.io_fd
+
+
+def image_inside(layout: Layout) -> str:
+    """What the content is where it is no raw disk but an image of another format; or ""."""
+    if not layout.size:
+        return ""
+    try:
+        head = layout.unpack(0)[:_LONGEST_HEAD]
+    except (TapError, OSError):
+        return ""  # whoever reads it is told
+    return next((name for at, magic, name in _IMAGES if head.startswith(magic, at)), "")
 
 
 def lay_out(file: PackedFile, kind: Kind, *, salvage: bool) -> tuple[Layout, dict[str, Any]]:

@@ -61,6 +61,23 @@ def test_what_is_only_compressed_is_no_disk(
         assert disk.pread(0, length=4096) == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [(b"QFI\xfb\0\0\0\3", "a qcow2 image"), (bytes(64) + b"\x7f\x10\xda\xbe", "a VDI image")],
+)
+def test_an_image_of_another_format_inside_is_said(
+    head: bytes, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some call a qcow2 `.img`."""
+    path = tmp_path / "cloud.img.gz"
+    path.write_bytes(KINDS["gzip.img.gz"](head.ljust(4096, b"\0")))
+    with tapcore.open(path, readonly=True) as disk:
+        assert disk.pread(0, length=len(head)) == head
+    assert [each.message for each in caplog.records] == [
+        f"{path}: holds {what}, whose bytes are read here: unpack it to a file first"
+    ]
+
+
 def test_a_raw_disk_must_not_become_one(tmp_path: Path) -> None:
     """A guest that writes zstd's magic to its first sector is told so, whatever is installed."""
     for name in ("disk.img", "disk.img.zst"):
