@@ -84,6 +84,30 @@ def td_validate_parent(dd: DiskDriver[Image], p: DiskDriver, flags: int) -> int:
     return 0
 
 
+@implements(Hooks.td_set_parent)
+def td_set_parent(dd: DiskDriver[Image], parent: DiskId | None) -> None:
+    """Another locator; or none, which makes it a dynamic image."""
+    from tap_vhdx.changing import set_parent
+
+    set_parent(dd.private, parent)
+
+
+@implements(Hooks.td_before_commit)
+def td_before_commit(dd: DiskDriver[Image], p: DiskDriver) -> None:
+    """The parent gets another id of its last change."""
+    from tap_vhdx.changing import before_commit
+
+    before_commit(dd.private, p)
+
+
+@implements(Hooks.td_make_empty)
+def td_make_empty(dd: DiskDriver[Image]) -> None:
+    """Nothing is stored any more, and the file is as short as a new one."""
+    from tap_vhdx.changing import make_empty
+
+    make_empty(dd.private)
+
+
 @implements(Hooks.td_create)
 def td_create(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]

@@ -187,6 +187,40 @@ def _places(table: bytes, region: Region) -> dict[UUID, tuple[int, int]]:
     return places
 
 
+def moved_item(table: bytes, id: UUID, length: int) -> tuple[int, int]:
+    """Where an item can be put that becomes longer.
+
+    Args:
+        table: the first bytes of the region.
+        id: of the item.
+        length: that it is to have, bytes.
+
+    Returns:
+        The place of its entry's offset and length in the table, and that of the item, both from
+        the start of the region; bytes.
+    """
+    _, _, count = HEADER.unpack_from(table)
+    at, end = 0, TABLE_BYTES
+    for number in range(count):
+        place = HEADER.size + number * ENTRY.size
+        raw, offset, old, _ = ENTRY.unpack_from(table, place)
+        if raw == id.bytes_le:
+            at = place + len(raw)
+            if length <= old:
+                return at, offset
+        end = max(end, -(-(offset + old) // 8) * 8)
+    return at, end
+
+
+def without_item(table: bytes, id: UUID) -> bytes:
+    """The table of a region when it has an item no more, as long as it was."""
+    signature, reserved, count = HEADER.unpack_from(table)
+    entries = [table[HEADER.size + number * ENTRY.size :][: ENTRY.size] for number in range(count)]
+    kept = [each for each in entries if not each.startswith(id.bytes_le)]
+    head = HEADER.pack(signature, reserved, len(kept))
+    return (head + b"".join(kept)).ljust(HEADER.size + count * ENTRY.size, b"\0")
+
+
 def _check(disk: Disk) -> None:
     block = disk.block_size
     if block & (block - 1) or not SMALLEST_BLOCK <= block <= LARGEST_BLOCK:

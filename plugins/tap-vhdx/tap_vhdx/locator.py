@@ -5,6 +5,7 @@ Source: MS-VHDX 2.6.2.6 (Parent Locator).
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -78,10 +79,9 @@ def linkages(pairs: Mapping[str, str]) -> list[UUID]:
     """
     found = []
     for key in (LINKAGE, OTHER_LINKAGE):
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             found.append(UUID(pairs[key].strip("{}")))
-        except (KeyError, ValueError):
-            continue
+    found = [each for each in found if each.int]  # Hyper-V has zeroes for the second one
     if not found:
         raise ImageFormatError("has a parent, but does not say which")
     return found

@@ -57,14 +57,20 @@ class Log:
         self._headers = headers
         self._next = 0
         self._sequence = 0
-        self._told = False  # children know that it is not what it was
+        self._told = False
         self.id: UUID = NOTHING
 
-    def begin(self, *, content: bool = True) -> None:
+    @property
+    def told(self) -> bool:
+        """Whether children know that what the disk holds is not what it was."""
+        return self._told
+
+    def begin(self, *, content: bool = True, data_write: UUID | None = None) -> None:
         """Something in the file is about to change.
 
         Args:
             content: what the disk holds, too; children do not take the file any more then.
+            data_write: the id of that change; None: a new one.
 
         Raises:
             NotSupportedError: there is no log to be used.
@@ -77,7 +83,7 @@ class Log:
         if self.id == NOTHING:
             changes |= {"file_write": uuid4(), "log": uuid4()}
         if content and not self._told:
-            changes["data_write"] = uuid4()
+            changes["data_write"] = data_write or uuid4()
         if changes:
             self._headers.change(self._file, **changes)
             self._told = self._told or content

@@ -5,12 +5,13 @@ import random
 import shutil
 import struct
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 import tapcore
 from tap_vhdx.create import create
-from tap_vhdx.locator import pack_locator, read_locator
+from tap_vhdx.locator import linkages, pack_locator, read_locator
 from tap_vhdx.parentnames import here, names_to_record
 from tapcore import DiskId, ImageFormatError, NotSupportedError, TapError, UsageError
 from tapcore.tools.check import check_image
@@ -18,7 +19,6 @@ from tapcore.tools.inspect import inspect_image
 from vhdxtools import (
     KIB,
     MIB,
-    bat_of,
     content_of,
     dissect_content,
     libvhdi_content,
@@ -26,8 +26,8 @@ from vhdxtools import (
     metadata_of,
     poke,
     problems,
-    set_entry,
     some_content,
+    store_in_part,
 )
 
 SIZE = 6 * MIB
@@ -42,38 +42,6 @@ def family(folder: Path, rng: random.Random, size: int = SIZE, **options: str) -
     block = {"block_size": options.get("block_size", "1M")}
     make(folder / "child.vhdx", size, "base.vhdx", **block)
     return content
-
-
-def store_in_part(path: Path, block: int, stored: list[bool], content: bytes, size: int) -> None:
-    """Let a block of 1 MiB have some of its sectors, by hand; the others hold garbage.
-
-    Args:
-        path: of a child without content, whose disk is smaller than a chunk.
-        block: its number.
-        stored: whether each of the block's sectors is.
-        content: of the block.
-        size: of a sector, bytes.
-    """
-    whole = path.read_bytes()
-    bat, _ = bat_of(whole)
-    ratio = (size << 23) // MIB
-    (bitmap,) = struct.unpack_from("<Q", whole, bat + 8 * ratio)
-    if not bitmap:
-        bitmap = len(whole) | 6
-        set_entry(path, ratio, bitmap)
-        poke(path, len(whole), bytes(MIB))
-        whole = path.read_bytes()
-    bits = bytearray(len(stored) // 8)
-    for number, there in enumerate(stored):
-        bits[number >> 3] |= there << (number & 7)
-    poke(path, (bitmap >> 20 << 20) + block * len(bits), bytes(bits))
-    garbage = bytearray(b"?" * MIB)
-    for number, there in enumerate(stored):
-        if there:
-            part = slice(number * size, (number + 1) * size)
-            garbage[part] = content[part]
-    poke(path, len(whole), bytes(garbage))
-    set_entry(path, block, len(whole) | 7)
 
 
 @pytest.mark.parametrize("logical", [512, 4096])
@@ -159,6 +127,17 @@ def test_the_other_linkage_is_as_good(tmp_path: Path, rng: random.Random) -> Non
     }
     _record(child, pack_locator(pairs))
     assert content_of(child) == below
+
+
+def test_zeroes_are_no_linkage() -> None:
+    """Which is what Hyper-V writes in place of the second one."""
+    pairs = {
+        "parent_linkage": "{83ed0ec3-24c8-49a6-a959-5e4bf1288bfb}",
+        "parent_linkage2": "{00000000-0000-0000-0000-000000000000}",
+    }
+    assert linkages(pairs) == [UUID("83ed0ec3-24c8-49a6-a959-5e4bf1288bfb")]
+    with pytest.raises(ImageFormatError, match="does not say which"):
+        linkages({"parent_linkage": pairs["parent_linkage2"]})
 
 
 def _record(child: Path, locator: bytes) -> None:

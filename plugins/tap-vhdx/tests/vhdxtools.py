@@ -154,6 +154,38 @@ def set_entry(path: Path, number: int, entry: int) -> None:
     poke(path, bat_of(path.read_bytes())[0] + 8 * number, entry.to_bytes(8, "little"))
 
 
+def store_in_part(path: Path, block: int, stored: list[bool], content: bytes, size: int) -> None:
+    """Let a block of 1 MiB have some of its sectors, by hand; the others hold garbage.
+
+    Args:
+        path: of a child without content, whose disk is smaller than a chunk.
+        block: its number.
+        stored: whether each of the block's sectors is.
+        content: of the block.
+        size: of a sector, bytes.
+    """
+    whole = path.read_bytes()
+    bat, _ = bat_of(whole)
+    ratio = (size << 23) // MIB
+    (bitmap,) = struct.unpack_from("<Q", whole, bat + 8 * ratio)
+    if not bitmap:
+        bitmap = len(whole) | 6
+        set_entry(path, ratio, bitmap)
+        poke(path, len(whole), bytes(MIB))
+        whole = path.read_bytes()
+    bits = bytearray(len(stored) // 8)
+    for number, there in enumerate(stored):
+        bits[number >> 3] |= there << (number & 7)
+    poke(path, (bitmap >> 20 << 20) + block * len(bits), bytes(bits))
+    garbage = bytearray(b"?" * MIB)
+    for number, there in enumerate(stored):
+        if there:
+            part = slice(number * size, (number + 1) * size)
+            garbage[part] = content[part]
+    poke(path, len(whole), bytes(garbage))
+    set_entry(path, block, len(whole) | 7)
+
+
 def problems(content: bytes, *, closed: bool) -> list[str]:
     """What is wrong with an image whose log, if there is one, was replayed.
 
