@@ -381,6 +381,15 @@ def test_the_answers_that_wait_are_given_when_the_disk_is_closed() -> None:
     assert read.status == 0
 
 
+def test_views_have_no_filters_and_so_are_refused() -> None:
+    """What is written to a view would be seen by none."""
+    from tapcore.views.template import Template
+
+    said = pytest.raises(UsageError, match="has filters, which would not see")
+    with tapcore.open("ram:1M", filters=(Seen(),)) as disk, said:
+        Template(disk.state)
+
+
 def test_a_registry_gives_each_disk_its_filters() -> None:
     registry = Registry(discover=False)
     registry.register_filter("told", Told)

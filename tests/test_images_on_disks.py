@@ -118,6 +118,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         tapcore.create_image(name, MIB)
     with pytest.raises(UsageError, match="a new image is made in a file"):
         tapcore.convert_image(f"aio:{tmp_path / 'outer'}", name)
+    with pytest.raises(UsageError, match="is the source, or one of its parents"):
+        tapcore.convert_image(name, f"aio:{tmp_path / 'outer'}", force=True)
     with pytest.raises(TapError, match="more than 8 images below each other"):
         tapcore.open("qcow2:" * 12 + name, readonly=True)
     with pytest.raises(TapError, match="No such file"):

@@ -307,7 +307,7 @@ def _parents_option(policy: Callable[..., ReferencePolicy]) -> Callable[[F], F]:
         shell_complete=completes("parents"),
         metavar="DIR|any|none",
         help="Where a file that an image names (parent, data file, extent) may lie, besides the "
-        "directory tree of the image itself. Repeatable.",
+        "directory tree of the image itself; HANDLE: allows a parent that is no file. Repeatable.",
     )
 
 

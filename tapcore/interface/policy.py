@@ -89,13 +89,13 @@ class ReferencePolicy:
     def from_words(cls, words: Iterable[str | os.PathLike[str]]) -> ReferencePolicy:
         """From the values of `--parents DIR|HANDLE:|any|none`, in the order given."""
         words = _as_text(words)
-        handles = tuple(word[:-1] for word in words if _HANDLE.fullmatch(word))
-        trees = [w for w in words if w not in ("any", "none") and not _HANDLE.fullmatch(w)]
+        handles = [word for word in words if _HANDLE.fullmatch(word) and not os.path.isdir(word)]
+        trees = [word for word in words if word not in ("any", "none", *handles)]
         return cls(
             directories=tuple(map(os.path.realpath, trees)),
             any="any" in words,
             none="none" in words,
-            handles=handles,
+            handles=tuple(word[:-1] for word in handles),
         )
 
     def and_tree(self, home: str) -> ReferencePolicy:

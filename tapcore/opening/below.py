@@ -177,7 +177,8 @@ class ImageBelow:
 
             self._timer = Timer()
             self._poll.register(self._timer.fd, select.EPOLLIN)
-        self._timer.put(seconds, _nothing)
+        if self._timer.pending is None or seconds < self._timer.pending:
+            self._timer.put(seconds, _nothing)
 
     # ---- now --------------------------------------------------------------------------------
 

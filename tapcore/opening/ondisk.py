@@ -117,6 +117,10 @@ class FileOnDisk(ImageFile):
         if res := self.write_blocking(offset, memoryview(data).cast("B")):
             raise OSError(-res, _FULL if res == -errno.ENOSPC else os.strerror(-res))
 
+    def files(self) -> list[str]:
+        """Paths of the files that the disk consists of."""
+        return self._below.files()
+
     # ---- its size ---------------------------------------------------------------------------
 
     def look_again(self) -> int:

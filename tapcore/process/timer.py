@@ -46,6 +46,11 @@ class Timer:
         if self._later[0] is entry:
             self._set()
 
+    @property
+    def pending(self) -> float | None:
+        """Seconds until the first of all is due; None: nothing waits."""
+        return self._later[0][0] - monotonic() if self._later else None
+
     def run_due(self, *, all_of_it: bool = False) -> None:
         """Do what is due; `all_of_it`: whatever it waits for."""
         with suppress(BlockingIOError):

@@ -15,6 +15,7 @@ from tapcore.files.byname import open_host_fd
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.models import DiskDriver, DiskInfo
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.opening.ondisk import FileOnDisk
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,10 @@ def own_file_names_of(dd: DiskDriver) -> Iterator[str]:
 
 
 def _data_files_of(dd: DiskDriver, home: str) -> Iterator[str]:
-    return (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
+    yield from (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
+    for file in dd.options.opened:
+        if isinstance(file, FileOnDisk):
+            yield from file.files()
 
 
 def _named_by(dd: DiskDriver) -> Iterator[str]:
