@@ -169,9 +169,11 @@ class DirectFile(ImageFile):
     def _answer_all(self) -> int:
         finished = 0
         for res, token in self._io.reap():
-            _, view, _, into, _, then = token
-            if into is view and res == len(view):  # a whole read, straight to its place
+            offset, view, bounce, into, _, then = token
+            if bounce is None and res == len(view):  # all of it, straight from or to its place
                 self.in_flight -= 1
+                if into is None:
+                    self._reaches(offset + res)
                 finished += then(0)
             else:
                 finished += self._finish(res, token)
