@@ -9,7 +9,7 @@ from uuid import uuid4
 import attrs
 
 from tap_vhdx.bat import ENTRY_BYTES, PARTIAL, PLACE, PRESENT, STATE, Page
-from tap_vhdx.bits import is_set, same_until
+from tap_vhdx.bits import is_set, same_bits_until
 from tap_vhdx.image import Image
 from tap_vhdx.items import (
     FILE_PARAMETERS,
@@ -109,7 +109,7 @@ def _made_whole(image: Image, page: Page) -> list[Write]:
         first = (at - (at >> geometry.ratio_shift)) * bits_of_block
         bit, stop = first, first + bits_of_block
         while bit < stop:
-            until = same_until(page.bits, bit, stop)
+            until = same_bits_until(page.bits, bit, stop)
             if not is_set(page.bits, bit):
                 place = (entry & PLACE) + (bit - first << shift + SECTOR_SHIFT)
                 length = until - bit << shift + SECTOR_SHIFT
