@@ -90,7 +90,9 @@ def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], nam
     assert f"{package}/py.typed" in names
     assert {path for path in names if path.endswith(".py")} == modules(name)
     assert f"{info}/licenses/LICENSE" in names
-    assert name == "tapcore" or f"{package}/tapcore-drivers.json" in names
+    project = (ROOT if name == "tapcore" else ROOT / "plugins" / name) / "pyproject.toml"
+    drivers = '"tapcore.drivers"]' in project.read_text()
+    assert (f"{package}/tapcore-drivers.json" in names) == drivers
 
 
 def test_core_alone(wheels: dict[str, Path], environment: Environment) -> None:

@@ -35,7 +35,7 @@ def run(*command: object, cwd: Path, **env: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -103,6 +103,7 @@ def lend(name: str, site: Path) -> None:
         (site / top).symlink_to(Path(str(distribution.locate_file(top))))
 
 
+@pytest.mark.timeout(400)  # it builds, and checks types without a cache
 def test_what_is_written_is_a_plugin_that_works(clean: Clean, tmp_path: Path) -> None:
     """Found by `formats`, sound for the doctor, the kit and mypy; it serves to qemu-io."""
     handles = {f"n{door}" for door in DOORS}
