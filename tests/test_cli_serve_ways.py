@@ -1,6 +1,7 @@
 """Ways to run `tapdisk serve`: sockets that are open already, and reasons to end."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -121,6 +122,44 @@ def test_sockets_of_systemd(image: Path) -> None:
         with Client(uri) as client:
             assert client.size == MIB
     stopped(process)
+
+
+def test_a_socket_of_systemd_by_its_name(image: Path) -> None:
+    """Two servers of one unit may have one each."""
+    first, second = listening(), listening(image.parent / "two")
+    fds = [first.fileno(), second.fileno()]
+    words = [sys.executable, "-c", _ACTIVATE, ",".join(map(str, fds))]
+    words += [str(TAPDISK), "serve", str(image), "--socket"]
+    more = {"pass_fds": fds, "env": {**os.environ, "LISTEN_FDNAMES": "one:two"}}
+    with first, second:
+        process = subprocess.Popen(
+            [*words, "fd:two"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **more,  # type: ignore[call-overload]
+        )
+        assert process.stdout.readline() == f"nbd+unix:///?socket={image.parent}/two\n"
+        process.terminate()
+        assert process.communicate(timeout=60) == ("", "")
+        done = subprocess.run([*words, "fd:three"], capture_output=True, text=True, **more)  # type: ignore[call-overload]
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "none of the sockets is named 'three' (LISTEN_FDNAMES is 'one:two')" in done.stderr
+    assert "LISTEN_FDS is not set" in refused(image, "--socket", "fd:two")
+
+
+def test_vsock(image: Path) -> None:
+    """That it listens; only a kernel with vsock_loopback, or a guest, can connect to it."""
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+    except OSError:
+        pytest.skip("the kernel has no vsock")
+    with served(image, "--socket", "vsock:0") as server:
+        assert re.fullmatch(r"nbd\+vsock://\d+:[1-9]\d*/", server.uri)
+        port = int(server.uri.split(":")[2].rstrip("/"))
+        said = refused("ram:1M", "--socket", f"vsock:{port}")
+        assert f"vsock:{port}: cannot listen here: " in said
+    assert "needs a number" in refused(image, "--socket", "vsock:x")
 
 
 def test_sockets_for_somebody_else(image: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import Deadline
+from tapcore.nbd.budget import Budget
+
+log = logging.getLogger(__name__)
 
 
 class Client(Protocol):
@@ -31,6 +35,13 @@ class Client(Protocol):
     def go_on(self) -> None:
         """Begin the next piece of what is done piece by piece."""
 
+    def took_nothing(self, rounds: int) -> bool:
+        """Whether it held memory with replies at the end of the last round too, and took none.
+
+        Args:
+            rounds: how many there were.
+        """
+
     def check_deadline(self) -> None:
         """Close the connection if its moment has passed."""
 
@@ -46,6 +57,7 @@ class Clients:
 
     Attributes:
         all: every open connection.
+        budget: of their memory.
         dirty: something was received, or is to be sent.
         deadlines: those that are closed when a moment passes.
         unfinished: they have begun what is done piece by piece, one in each batch.
@@ -53,9 +65,10 @@ class Clients:
             early is what makes it cheap: many clients that wait cost the others nothing.
     """
 
-    __slots__ = ("all", "deadlines", "dirty", "soonest", "unfinished")
+    __slots__ = ("all", "budget", "deadlines", "dirty", "soonest", "unfinished")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget()
         self.all: set[Client] = set()
         self.dirty: set[Client] = set()
         self.deadlines: set[Client] = set()
@@ -74,6 +87,14 @@ class Clients:
         unfinished, self.unfinished = self.unfinished, set()
         for client in unfinished:
             client.go_on()
+
+    def check_memory(self) -> None:
+        """Somebody waits for memory: who has some, and takes nothing, has to go."""
+        if self.budget.out_of_patience():
+            for client in list(self.all):
+                if client.took_nothing(self.budget.rounds):
+                    log.warning("a client was dropped: it took no replies while memory was short")
+                    client.drop()
 
     def check_deadlines(self) -> None:
         """Close those whose moment has passed."""

@@ -89,6 +89,7 @@ class Connection:
         self._transmission: Transmission | None = None
         self._sending = b""  # of the handshake
         self._events = IN
+        self._took = -1, 0
         self.deadline: Deadline | None = None
         self.engine: Engine | None = None
         self.open = True
@@ -197,7 +198,9 @@ class Connection:
         export = self._exports.get(negotiated.export.name)
         if export is None:
             return None
-        return Transmission(export, negotiated, self._mark, handshake.leftover)
+        return Transmission(
+            export, negotiated, self._mark, handshake.leftover, self._clients.budget
+        )
 
     def _start_tls(self, handshake: Handshake) -> None:
         """The end of this connection, though not of its socket."""
@@ -353,6 +356,15 @@ class Connection:
         return transmission is not None and bool(
             transmission.in_flight or transmission.replies.queue
         )
+
+    def took_nothing(self, rounds: int) -> bool:
+        """See `Client`."""
+        transmission, before = self._transmission, self._took
+        if transmission is None or not transmission.replies.leased:
+            return False
+        sent = transmission.replies.sent
+        self._took = rounds, sent
+        return before == (rounds - 1, sent)
 
     def finish(self) -> None:
         """The server stops: take no more requests, answer those that were taken."""

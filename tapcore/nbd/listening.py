@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
+import sys
 from contextlib import suppress
 from typing import Final, TypeAlias
 from urllib.parse import quote
@@ -29,6 +31,8 @@ _DEAD_AFTER: Final = {
     socket.TCP_KEEPCNT: 6,
     socket.TCP_USER_TIMEOUT: 120_000,  # milliseconds
 }
+
+_HOST_CID: Final = 2
 
 _MAX_PATH: Final = 107
 """Bytes of `sun_path` (unix(7)), less the NUL that ends it."""
@@ -75,6 +79,35 @@ class TcpAddress:
 
 
 @attrs.frozen
+class VsockAddress:
+    """Listen for the other side of a virtual machine (vsock(7)), whatever its number.
+
+    Attributes:
+        port: 0 for any free one.
+        cid: of this machine; None: as the kernel says.
+    """
+
+    port: int
+    cid: int | None = None
+
+    def uri(self, export: str, *, tls: bool = False) -> str:
+        """The NBD URI of an export; `tls`: for clients that shall insist on it."""
+        scheme = "nbds+vsock" if tls else "nbd+vsock"
+        cid = _own_cid() if self.cid is None else self.cid
+        return f"{scheme}://{cid}:{self.port}/{quote(export, safe='')}"
+
+
+def _own_cid() -> int:
+    """Of this machine: 2 is a host's."""
+    try:
+        with open("/dev/vsock", "rb") as device:
+            found = fcntl.ioctl(device, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+    except OSError:
+        return _HOST_CID
+    return int.from_bytes(found, sys.byteorder)
+
+
+@attrs.frozen
 class OpenSockets:
     """Listen on sockets that somebody else has opened, and goes on to own.
 
@@ -85,7 +118,7 @@ class OpenSockets:
     descriptors: tuple[int, ...]
 
 
-Address: TypeAlias = UnixAddress | TcpAddress | OpenSockets
+Address: TypeAlias = UnixAddress | TcpAddress | VsockAddress | OpenSockets
 
 
 class SocketFile:
@@ -109,7 +142,7 @@ class SocketFile:
                 os.unlink(self._path)
 
 
-def address_of(sock: socket.socket) -> UnixAddress | TcpAddress:
+def address_of(sock: socket.socket) -> UnixAddress | TcpAddress | VsockAddress:
     """Where a socket listens.
 
     Raises:
@@ -120,6 +153,8 @@ def address_of(sock: socket.socket) -> UnixAddress | TcpAddress:
         return UnixAddress(name)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         return TcpAddress(name[0], name[1])
+    if sock.family == socket.AF_VSOCK:
+        return VsockAddress(name[1], None if name[0] == socket.VMADDR_CID_ANY else name[0])
     raise UsageError("is a socket without a path or port", image=f"fd:{sock.fileno()}")
 
 
@@ -147,7 +182,7 @@ def _adopt(fd: int) -> socket.socket:
     return sock
 
 
-def listen(address: UnixAddress | TcpAddress) -> socket.socket:
+def listen(address: UnixAddress | TcpAddress | VsockAddress) -> socket.socket:
     """A listening socket that does not block.
 
     Raises:
@@ -156,11 +191,15 @@ def listen(address: UnixAddress | TcpAddress) -> socket.socket:
     try:
         if isinstance(address, TcpAddress):
             sock = _listen_tcp(address)
+        elif isinstance(address, VsockAddress):
+            sock = _listen_vsock(address)
         else:
             sock = _listen_unix(address.path)
     except (OSError, UnicodeError) as exc:
         if isinstance(address, TcpAddress):
             where = f"{address.host}:{address.port}"
+        elif isinstance(address, VsockAddress):
+            where = f"vsock:{address.port}"
         else:
             where = address.path
         if isinstance(exc, UnicodeError):
@@ -191,6 +230,18 @@ def expect_life(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _DEAD_AFTER.items():
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _listen_vsock(address: VsockAddress) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        cid = socket.VMADDR_CID_ANY if address.cid is None else address.cid
+        sock.bind((cid, address.port or socket.VMADDR_PORT_ANY))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _listen_unix(path: str) -> socket.socket:

@@ -55,16 +55,18 @@ class Outstanding:
         replies: as given.
         in_flight: requests taken and not answered.
         held: bytes of buffers in use.
+        budget: what is left of the memory of all clients.
         gone: the client takes no answer any more.
     """
 
-    __slots__ = ("_disk", "gone", "held", "in_flight", "replies")
+    __slots__ = ("_disk", "budget", "gone", "held", "in_flight", "replies")
 
     def __init__(self, replies: Replies, disk: TdState) -> None:
         self.replies = replies
         self._disk = disk
         self.in_flight = 0
         self.held = 0
+        self.budget = replies.budget
         self.gone = False
 
     def finished(self, req: NbdRequest) -> None:

@@ -66,6 +66,7 @@ class Reads:
         lease = POOL.take(length)
         outstanding = self._outstanding
         outstanding.held += len(lease)
+        outstanding.budget.room -= len(lease)  # until the replies, which get it, give it back
         outstanding.in_flight += 1
         buf = lease if len(lease) == length else lease[:length]
         req = NbdRequest(READ, offset, length, buf, self._done)
@@ -113,6 +114,7 @@ class Reads:
         outstanding.held -= len(lease)
         if req.status or outstanding.gone:
             POOL.give(lease)
+            outstanding.budget.give_back(len(lease))
             outstanding.failed(req)
             return
         parts = req.parts

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, TypeAlias
 
 from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
+from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
 
 _MAX_BUFFERS: Final = 512  # of one sendmsg; the kernel's limit (IOV_MAX) is 1024
@@ -32,6 +33,7 @@ class Replies(ABC):
         ready: called when the first reply is queued after all were sent.
 
     Attributes:
+        budget: of the memory of all clients; one of its own, where none is given.
         data_head: bytes of a reply that stand before the data of a whole read.
         queue: what is to be sent, in order.
         queued: bytes ever queued.
@@ -40,12 +42,23 @@ class Replies(ABC):
         late: some of them have waited for the client, while others had their turn.
     """
 
-    __slots__ = ("_leases", "_read_to", "_ready", "lane_reads", "late", "queue", "queued", "sent")
+    __slots__ = (
+        "_leases",
+        "_read_to",
+        "_ready",
+        "budget",
+        "lane_reads",
+        "late",
+        "queue",
+        "queued",
+        "sent",
+    )
 
     data_head: ClassVar[int]
 
     def __init__(self, ready: Callable[[], object]) -> None:
         self._ready = ready
+        self.budget = Budget()
         self.queue: deque[Item] = deque()
         self.queued = 0
         self.sent = 0
@@ -53,6 +66,15 @@ class Replies(ABC):
         self.lane_reads: deque[LaneRead] = deque()
         self.late = False
         self._read_to = 0  # up to here nothing lies in a host file, counted as `queued` is
+
+    @property
+    def leased(self) -> int:
+        """Bytes of the pool's buffers behind what waits for the client."""
+        return sum(len(lease) for _, lease in self._leases)
+
+    def _give_back(self, lease: memoryview) -> None:
+        POOL.give(lease)
+        self.budget.give_back(len(lease))
 
     def _lease(self, lease: memoryview | None) -> None:
         """Give the pool's buffer back when everything queued so far is sent."""
@@ -147,7 +169,7 @@ class Replies(ABC):
                 reads.popleft()
         leases, sent = self._leases, self.sent
         while leases and leases[0][0] <= sent:
-            POOL.give(leases.popleft()[1])
+            self._give_back(leases.popleft()[1])
 
     def read_out(self) -> None:
         """Read what was to be sent from host files: it is about to be given up there.
@@ -204,9 +226,9 @@ class Replies(ABC):
         """The client has gone: nothing more will be sent."""
         self.queue.clear()
         self.lane_reads.clear()
-        for _, lease in self._leases:
-            POOL.give(lease)
-        self._leases.clear()
+        leases, self._leases = self._leases, deque()
+        for _, lease in leases:
+            self._give_back(lease)
         self.sent = self.queued
 
 

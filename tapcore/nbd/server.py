@@ -17,6 +17,7 @@ import attrs
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
+from tapcore.nbd.budget import BUDGET, Budget
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
 from tapcore.nbd.connection import Connection, StartsTls
@@ -65,6 +66,7 @@ class NbdServer:
         encryption: TLS for clients; None: there is none.
         max_connections: clients at a time.
         idle_seconds: it stops when nobody was connected for so long; None: it does not.
+        max_memory: bytes for the requests of all clients together.
 
     Raises:
         TapError: the address cannot be used.
@@ -79,11 +81,12 @@ class NbdServer:
         encryption: Encryption | None = None,
         max_connections: int = MAX_CONNECTIONS,
         idle_seconds: float | None = None,
+        max_memory: int = BUDGET,
     ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
         self._disks: list[PolledDisk] = []
-        self._clients = Clients()
+        self._clients = Clients(Budget(max_memory))
         self._loop = Loop()
         self._place = SocketFile("")
         self._signals: StopSignals | None = None
@@ -264,8 +267,11 @@ class NbdServer:
             for connection in dirty:
                 if connection.open and connection.service():
                     clients.dirty.add(connection)
-            again = bool(clients.dirty)  # one client's request may finish what another waits for
-        clients.check_deadlines()
+            if not clients.dirty:
+                clients.check_deadlines()
+                clients.check_memory()
+            # one client's request, or its end, may be what another waits for
+            again = bool(clients.dirty)
         if self._idle_seconds is not None and self._stopping is None:
             self._check_idle(self._idle_seconds)
         if self._stopping is None:
@@ -278,11 +284,12 @@ class NbdServer:
             return 0.0
         soonest, stopping, deaf = self._clients.soonest, self._stopping, self._deaf
         idle = self._idle
-        if soonest is None and stopping is None and deaf is None and idle is None:
+        patience = self._clients.budget.patience
+        deadlines = (soonest, stopping, deaf, idle, patience)
+        if not any(deadlines):
             return None
         if stopping is not None and not any(c.busy for c in self._clients.all):
             return 0.0
-        deadlines = (soonest, stopping, deaf, idle)
         return min((each.left for each in deadlines if each is not None), default=None)
 
     # ---- the end ----------------------------------------------------------------------------

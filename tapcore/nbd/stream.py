@@ -39,7 +39,7 @@ class Stream(Protocol):
 def set_up(sock: socket.socket) -> None:
     """A socket that was just accepted: it does not block, and sends at once."""
     sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _widen(sock)
 

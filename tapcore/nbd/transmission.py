@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from tapcore.nbd import constants as nbd
+from tapcore.nbd.budget import SMALL, Budget
 from tapcore.nbd.commands import Commands
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
@@ -50,6 +51,7 @@ class Transmission:
         negotiated: what the handshake agreed on.
         ready: called when there is something to be sent again, or to be read.
         initial: bytes that came after the handshake's last option.
+        budget: of the memory of all clients; None: one of its own.
 
     Attributes:
         engine: of the disk.
@@ -70,6 +72,7 @@ class Transmission:
         "_reads",
         "_ready",
         "_received",
+        "_wanted",
         "_writes",
         "engine",
         "error",
@@ -85,12 +88,15 @@ class Transmission:
         negotiated: Negotiated,
         ready: Callable[[], object],
         initial: bytes = b"",
+        budget: Budget | None = None,
     ) -> None:
         self._export = export
         self._ready = ready
         self.engine = export.engine
         structured, extended = negotiated.structured_replies, negotiated.extended_headers
         self.replies = replies_for(structured=structured, extended=extended, ready=ready)
+        if budget is not None:
+            self.replies.budget = budget
         self.outstanding = Outstanding(self.replies, export.disk)
         self._parser = RequestParser(extended=extended, initial=initial)
         self._received = self._parser.received
@@ -105,6 +111,7 @@ class Transmission:
         self._lane = export.engine.lane
         self._lane_max = LANE_MAX
         self._losses = self._lane.losses
+        self._wanted = 0  # bytes of memory, that there were not
         self.stalled = False
         self.finished = False
         self.error = ""
@@ -156,7 +163,7 @@ class Transmission:
             Whether the parsing went on, so that the engine has to have another turn. (It may have
             stopped at a limit again, with requests that no driver was told to submit yet.)
         """
-        if not self.stalled or self._over_limit():
+        if not self.stalled or self._over_limit() or not self._room_now():
             return False
         self.stalled = False
         if not self.amid_a_write and not self.finished:  # else there is nothing to be parsed
@@ -194,6 +201,7 @@ class Transmission:
         parser, owed, replies = self._parser, self.outstanding, self.replies
         if parser.skipping and not self._skipped():
             return
+        budget = owed.budget
         read, write, lane = self._reads.take, self._writes.take, self._lane
         lane.begin()
         most = self._lane_max if lane.reads else 0
@@ -203,9 +211,13 @@ class Transmission:
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
                     replies.mapped(cookie, offset, content, length)
+                elif length > budget.room and not self._room_for(command, offset, length):
+                    return
                 else:
                     read(0, cookie, offset, length)
             elif command == nbd.CMD_WRITE:
+                if length > budget.room and not self._room_for(command, offset, length):
+                    return
                 if not write(flags & known, cookie, offset, length):
                     self._stopped()
                     return
@@ -217,6 +229,35 @@ class Transmission:
                 return
         if parser.error:
             self._stopped()
+
+    def _room_for(self, command: int, offset: int, length: int) -> bool:
+        """Whether a request may take its memory; if not it is put back, and tried again later.
+
+        Who has hardly anything may have a little always: others cannot shut him out.
+        """
+        if length > nbd.DEFAULT_BLOCK_MAX or offset + length > self.engine.size:
+            return True  # it is refused
+        reads = command == nbd.CMD_READ
+        needed = length if reads else self._writes.memory_for(offset, length)
+        needed = 1 << max(needed - 1, 0).bit_length()
+        self._wanted = needed
+        if self._room_now():
+            return True
+        self._parser.put_back()
+        self.stalled = True
+        return False
+
+    def _room_now(self) -> bool:
+        """Whether there is what it waits for."""
+        wanted, owed = self._wanted, self.outstanding
+        if not wanted:
+            return True
+        if wanted > owed.budget.room and owed.held + self.replies.leased + wanted > SMALL:
+            owed.budget.wait(wanted, self._ready)
+            return False
+        self._wanted = 0
+        owed.budget.forget(self._ready)
+        return True
 
     def _stopped(self) -> None:
         """The parsing did not come to the end of what was received."""
@@ -241,6 +282,11 @@ class Transmission:
         if asked.flags & self._parser.payload_flag:
             return self._take_with_payload(asked)
         if asked.number == nbd.CMD_READ:
+            budget = self.outstanding.budget
+            if asked.length > budget.room and not self._room_for(
+                asked.number, asked.offset, asked.length
+            ):
+                return False
             self._reads.take(asked.flags, asked.cookie, asked.offset, asked.length)
         else:
             self._commands.take(asked)
@@ -303,3 +349,4 @@ class Transmission:
         self._received.close()
         self._export.leave(self.replies)
         self.replies.discard()
+        self.outstanding.budget.forget(self._ready)

@@ -13,7 +13,7 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.requestparser import RequestParser
-from tapcore.nbd.streaming import StreamedWrite
+from tapcore.nbd.streaming import PIECE, StreamedWrite
 
 MAX_SKIPPED: Final = 64 << 20
 """A write longer than this is not even skipped: the connection is closed."""
@@ -112,9 +112,16 @@ class Writes:
         chunk.holds += 1
         owed = self._outstanding
         owed.held += length
+        owed.budget.room -= length
         owed.in_flight += 1
         self._engine.submit(req)
         return True
+
+    def memory_for(self, offset: int, length: int) -> int:
+        """Bytes that a write takes at a time: one that comes piece by piece, a piece."""
+        engine = self._engine
+        whole = (offset | length) & engine.mask or engine.order.strict or engine.guard is not None
+        return length if whole or length < STREAM_MIN else min(length, PIECE)
 
     def _written(self, offset: int, content: memoryview) -> bool:
         """Whether a write was done in the lane; it is not tried again at once where it was not."""
@@ -131,6 +138,7 @@ class Writes:
         owed = self._outstanding
         owed.in_flight -= 1
         owed.held -= req.length
+        owed.budget.give_back(req.length)
         chunk = req.chunk
         assert chunk is not None
         chunk.holds -= 1
@@ -180,6 +188,7 @@ class Writes:
 
     def _hold(self, size: int) -> None:
         self._outstanding.held += size
+        self._outstanding.budget.give_back(-size)
         if size < 0:
             self._freed()
 

@@ -14,21 +14,28 @@ from tapcore.errors import UsageError
 FIRST: Final = 3
 
 
-def activated() -> tuple[int, ...]:
+def activated(wanted: str = "") -> tuple[int, ...]:
     """Descriptors of the sockets; none where there are none for this process.
 
     What says so is taken out of the environment, so that no child believes it.
+
+    Args:
+        wanted: only those of this name (LISTEN_FDNAMES); empty: all.
 
     Raises:
         UsageError: the environment makes no sense.
     """
     count, process = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
-    os.environ.pop("LISTEN_FDNAMES", None)  # each socket serves the same
+    names = os.environ.pop("LISTEN_FDNAMES", "")
     if not count or process != str(os.getpid()):
         return ()
     if not count.isdecimal() or not 0 < int(count) < 1024:
         raise UsageError(f"LISTEN_FDS is {count!r}, and has to be a number of sockets")
-    return tuple(range(FIRST, FIRST + int(count)))
+    sockets = range(FIRST, FIRST + int(count))
+    chosen = [fd for fd, name in zip(sockets, names.split(":"), strict=False) if name == wanted]
+    if wanted and not chosen:
+        raise UsageError(f"none of the sockets is named '{wanted}' (LISTEN_FDNAMES is '{names}')")
+    return tuple(chosen if wanted else sockets)
 
 
 def tell_ready() -> None:

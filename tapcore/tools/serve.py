@@ -18,6 +18,7 @@ from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
+from tapcore.nbd.budget import BUDGET
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import Address
@@ -49,6 +50,7 @@ def nbd_server(
     max_connections: int = MAX_CONNECTIONS,
     idle_seconds: float | None = None,
     overlay: Overlay | None = None,
+    max_memory: int = BUDGET,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -70,6 +72,7 @@ def nbd_server(
         max_connections: clients at a time.
         idle_seconds: it stops when nobody was connected for so long; None: it does not.
         overlay: the images are opened for reading, and clients write into views; None: they do not.
+        max_memory: bytes for the requests of all clients together.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -96,6 +99,7 @@ def nbd_server(
             encryption=encryption,
             max_connections=max_connections,
             idle_seconds=idle_seconds,
+            max_memory=max_memory,
         )
     except BaseException as exc:
         for disk in disks:

@@ -24,7 +24,14 @@ from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
 from tapcore.nbd.handshake import TlsMode
-from tapcore.nbd.listening import DEFAULT_PORT, Address, OpenSockets, TcpAddress, UnixAddress
+from tapcore.nbd.listening import (
+    DEFAULT_PORT,
+    Address,
+    OpenSockets,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+)
 from tapcore.nbd.server import MAX_CONNECTIONS, NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.process.activation import activated, tell_ready
@@ -38,15 +45,17 @@ log = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
 MOST_CONNECTIONS = 4096
+LEAST_MEMORY = 64 << 20
 
 
 @tap_command("serve")
 @image_argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--socket",
-    metavar="PATH|fd:N",
+    metavar="PATH|fd:N|fd:NAME|vsock:PORT",
     shell_complete=completes("file"),
-    help="Listen on this Unix socket (mode 0600), or on an open one of any kind by its number.",
+    help="Listen on this Unix socket (mode 0600), on an open one of any kind by its number, or by "
+    "its name (LISTEN_FDNAMES), or on vsock.",
 )
 @click.option("--bind", metavar="ADDR", help=f"Listen on TCP, here.  [default: {LOCAL}]")
 @click.option(
@@ -93,6 +102,14 @@ MOST_CONNECTIONS = 4096
     default=MAX_CONNECTIONS,
     show_default=True,
     help="Clients at a time; one more is refused.",
+)
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    type=Size(),
+    default="256M",
+    show_default=True,
+    help="For the requests of all clients together, at least 64M.",
 )
 @click.option(
     "--idle-timeout",
@@ -159,6 +176,7 @@ def command(
     overlay_limit: int | None,
     keep: str | None,
     max_connections: int,
+    max_memory: int,
     idle_timeout: float | None,
     captive: str | None,
     fork: bool,
@@ -181,6 +199,8 @@ def command(
     """
     if fork and (captive is not None or exit_with_parent):
         raise click.UsageError("--fork does not go with --run and --exit-with-parent")
+    if max_memory < LEAST_MEMORY:
+        raise click.UsageError("--max-memory has to be 64M at least: one request may have 32M")
     views = _overlay(overlay, overlay_dir, overlay_limit, keep, read_only=read_only)
     if exit_with_parent:
         end_with_parent()
@@ -202,6 +222,7 @@ def command(
             max_connections=max_connections,
             idle_seconds=idle_timeout,
             overlay=views,
+            max_memory=max_memory,
         )
         return _serve(server, captive, ready, pid_file)
 
@@ -261,7 +282,13 @@ def _address(
     path: str | None, bind: str | None, port: int | None, stack: ExitStack | None
 ) -> Address:
     """Where to listen; with a stack, in a folder of its own if nothing else is said."""
-    sockets = activated()
+    name = path.removeprefix("fd:") if path is not None and path.startswith("fd:") else ""
+    named = name if name and not name.isdecimal() else ""
+    sockets = activated(named)
+    if named:
+        if not sockets:
+            raise click.UsageError(f"LISTEN_FDS is not set; a file of this name is ./{path}")
+        return OpenSockets(sockets)
     if path == "":
         raise click.UsageError("--socket needs a path")
     if path is not None and (bind is not None or port is not None):
@@ -279,7 +306,16 @@ def _address(
     number = path.removeprefix("fd:")
     if number != path and number.isdecimal() and len(number) < 6:
         return OpenSockets((int(number),))
+    port_of_vsock = path.removeprefix("vsock:")
+    if port_of_vsock != path:
+        return VsockAddress(_vsock_port(port_of_vsock))
     return UnixAddress(path)
+
+
+def _vsock_port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise click.UsageError("--socket vsock:PORT needs a number; 0 takes any free one")
+    return int(text)
 
 
 def _overlay(
