@@ -333,6 +333,50 @@ def test_shared_content_is_copied_before_it_is_changed(image: Path) -> None:
         assert disk.pread(12 * SIZE, length=704) == b"2" * 700 + b"new2"
 
 
+def test_shared_content_is_not_zeroed_where_it_lies(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyMap, "zeroes_in_place", True)
+    share_all(str(image))
+    with opened(image) as disk:
+        disk.zero(512, length=512)
+    assert b"1" * SIZE in image.read_bytes()
+    with opened(image, readonly=True) as disk:
+        assert disk.pread(0, length=SIZE) == b"1" * 512 + bytes(512) + b"1" * (SIZE - 1024)
+
+
+@pytest.mark.parametrize("cipher", ["disk", "place"])
+def test_encrypted_content_is_zeroed_by_writing(
+    cipher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyMap, "zeroes_in_place", True)
+    image = tmp_path / "disk.toy"
+    create(str(image), DISK, cipher=cipher)
+    with opened(image) as disk:
+        disk.pwrite(0, b"1" * SIZE)
+        disk.zero(512, length=512)
+        assert disk.pread(0, length=SIZE) == b"1" * 512 + bytes(512) + b"1" * (SIZE - 1024)
+
+
+def test_a_table_that_cannot_be_read_fails_what_needs_it(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: whoever asks next tries again."""
+    fails, read = [errno.EIO], ImageFile.read_metadata
+
+    def read_metadata(file: ImageFile, offset: int, length: int) -> bytes:
+        if fails:
+            raise OSError(fails.pop(), "no")
+        return read(file, offset, length)
+
+    with opened(image, readonly=True) as disk:
+        monkeypatch.setattr(ImageFile, "metadata_now", lambda *_: None)
+        monkeypatch.setattr(ImageFile, "read_metadata", read_metadata)
+        with pytest.raises(tapcore.IOFailedError):
+            disk.pread(0, length=512)
+        assert disk.pread(0, length=512) == b"1" * 512
+
+
 def test_space_that_was_given_up_is_used_again(image: Path) -> None:
     with opened(image) as disk:
         for number in range(20):
