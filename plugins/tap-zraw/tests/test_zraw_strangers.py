@@ -246,18 +246,17 @@ def test_a_temporary_file_that_is_full_makes_reads_slow_and_no_worse(
     assert "no longer kept" in caplog.text
 
 
-def test_random_damage_is_never_a_traceback(tmp_path: Path) -> None:
-    count = 12 * int(os.environ.get("TAPCORE_THOROUGH") or 1)
-    rng = random.Random(11)
-    for kind, make in KINDS.items():
-        good = make(CONTENT[:120_000])
-        for _ in range(count):
-            bad = bytearray(good)
-            for _ in range(rng.randint(1, 4)):
-                where = rng.choice(
-                    (rng.randrange(64), -rng.randint(1, 64), rng.randrange(len(bad)))
-                )
-                bad[where] = rng.randrange(256)
-            image = written(tmp_path / kind, bytes(bad))
-            with contextlib.suppress(TapError):  # nothing else; what no checksum covers is read
-                assert len(content_of(image.removeprefix("zraw:"))) % 512 == 0
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_damage_is_never_a_traceback(kind: str, tmp_path: Path) -> None:
+    rng = random.Random(f"11 {kind}")
+    good = KINDS[kind](CONTENT[:120_000])
+    for _ in range(12 * int(os.environ.get("TAPCORE_THOROUGH") or 1)):
+        bad = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            where = rng.choice((rng.randrange(64), -rng.randint(1, 64), rng.randrange(len(bad))))
+            bad[where] = rng.randrange(256)
+        image = written(tmp_path / kind, bytes(bad))
+        with contextlib.suppress(TapError), tapcore.open(image, readonly=True) as disk:
+            assert disk.size % 512 == 0  # what no checksum covers is read; nothing else happens
+            disk.pread(0, length=min(disk.size, MIB))
+            disk.pread(max(disk.size - MIB, 0), length=min(disk.size, MIB))
