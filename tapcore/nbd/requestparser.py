@@ -50,6 +50,8 @@ class RequestParser:
         received: the bytes that are there.
         payload_flag: what tells that a payload follows the header, whatever the command; 0 where
             only a WRITE has one.
+        known_flags: the flags of a WRITE that mean something. That its payload follows does not: it
+            does without that flag as well (QEMU's client, 10.0, does not set it).
         head_size: bytes of a header.
         skipping: bytes of a payload that nobody wants, and that have not arrived yet.
         error: why the rest cannot be told apart; empty where it can.
@@ -61,6 +63,7 @@ class RequestParser:
         "_unpack",
         "error",
         "head_size",
+        "known_flags",
         "payload_flag",
         "received",
         "skipping",
@@ -73,6 +76,7 @@ class RequestParser:
         self._magic = nbd.EXTENDED_REQUEST_MAGIC if extended else nbd.REQUEST_MAGIC
         self.head_size = form.size
         self.payload_flag = nbd.CMD_FLAG_PAYLOAD_LEN if extended else 0
+        self.known_flags = ~self.payload_flag
         self.skipping = 0
         self._then: Callable[[], object] = _nothing
         self.error = ""

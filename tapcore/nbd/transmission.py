@@ -69,10 +69,12 @@ class Transmission:
         "_lane_max",
         "_losses",
         "_parser",
+        "_read",
         "_reads",
         "_ready",
         "_received",
         "_wanted",
+        "_write",
         "_writes",
         "engine",
         "error",
@@ -106,6 +108,7 @@ class Transmission:
         self._writes = Writes(
             export, self.outstanding, self._parser, read_only=read_only, freed=self._freed
         )
+        self._read, self._write = self._reads.take, self._writes.take  # bound once
         self._commands = Commands(export, negotiated, self.outstanding, ready)
         export.senders.add(self.replies)
         self._lane = export.engine.lane
@@ -202,11 +205,11 @@ class Transmission:
         if parser.skipping and not self._skipped():
             return
         budget = owed.budget
-        read, write, lane = self._reads.take, self._writes.take, self._lane
+        read, write, lane = self._read, self._write, self._lane
         lane.begin()
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
-        known = ~parser.payload_flag  # QEMU's client (10.0) does not set it, though the data comes
+        known = parser.known_flags
         for _, flags, command, cookie, offset, length in parser.heads():
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:

@@ -25,6 +25,8 @@ on doing so, and need not be looked for twice."""
 STREAM_MIN: Final = 128 << 10
 """Writes from this size on are begun before all of their data has arrived."""
 
+_UNKNOWN: Final = ~nbd.CMD_FLAG_FUA
+
 
 class Writes:
     """Carries out the writes of one client.
@@ -84,7 +86,7 @@ class Writes:
             length: bytes.
         """
         if (
-            flags & ~nbd.CMD_FLAG_FUA
+            flags & _UNKNOWN
             or self._read_only
             or offset + length > self._engine.size
             or length > nbd.DEFAULT_BLOCK_MAX
@@ -164,7 +166,7 @@ class Writes:
 
     def _why_not(self, flags: int, offset: int, length: int) -> tuple[int, str]:
         """Why a write cannot be: the errno, and a reason."""
-        if flags & ~nbd.CMD_FLAG_FUA:
+        if flags & _UNKNOWN:
             return errno.EINVAL, f"a write does not take the flags {flags:#x}"
         if length > nbd.DEFAULT_BLOCK_MAX:
             return errno.EINVAL, "a write has 32 MiB at most"
