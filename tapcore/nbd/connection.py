@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import socket
-from typing import Final, Protocol
+from typing import Final
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
@@ -15,6 +15,7 @@ from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
 from tapcore.nbd.replies import Replies
+from tapcore.nbd.startstls import StartsTls
 from tapcore.nbd.stream import Stream, set_up
 from tapcore.nbd.transmission import Transmission
 
@@ -29,25 +30,6 @@ LINGER_SECONDS: Final = 10.0
 _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
-
-
-class StartsTls(Protocol):
-    """What goes on with clients that want TLS."""
-
-    @property
-    def mode(self) -> TlsMode:
-        """Whether it is offered, or required."""
-
-    def take_over(
-        self,
-        sock: socket.socket,
-        exports: Exports,
-        loop: Loop,
-        clients: Clients,
-        handshake: Handshake,
-        deadline: Deadline | None,
-    ) -> None:
-        """A client has been told that TLS begins: another `Connection` has its socket now."""
 
 
 class Connection:

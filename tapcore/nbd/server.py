@@ -20,7 +20,7 @@ from tapcore.errors import TapError
 from tapcore.nbd.budget import BUDGET, Budget
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
-from tapcore.nbd.connection import Connection, StartsTls
+from tapcore.nbd.connection import Connection
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.listening import (
     Address,
@@ -31,6 +31,7 @@ from tapcore.nbd.listening import (
     listeners,
 )
 from tapcore.nbd.polled import PolledDisk
+from tapcore.nbd.startstls import StartsTls
 from tapcore.process.hangups import HangUps
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
 from tapcore.process.watchdog import Watchdog
