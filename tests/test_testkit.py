@@ -72,7 +72,7 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=FAULTS.parent.parent,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=115,
     )
 
 

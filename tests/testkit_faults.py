@@ -47,6 +47,7 @@ class Toy(DriverContract):
 
     sizes = ((200 << 10) + 512,)
     patience = 0.3
+    damages = 100
     __test__ = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import shutil
 
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, ZERO, Request, engine_of
@@ -182,7 +180,7 @@ class ContentChecks(Subject):
                 disk.sync()
                 flushed = bytes(model.data)
                 later = self._write_more(disk, model, rng)
-                copy = self._copy(image, f"crash{round_}")
+                copy = self.copied(image, f"crash{round_}")
                 with self.open(copy, readonly=True) as after:
                     got = bytearray(after.pread(0, length=size))
                 for start, end in later:
@@ -202,10 +200,3 @@ class ContentChecks(Subject):
             model.data[offset:end] = content
             touched.append((offset // 512 * 512, -(-end // 512) * 512))
         return touched
-
-    def _copy(self, image: str, name: str) -> str:
-        folder = os.path.join(self.folder, name)
-        os.mkdir(folder)
-        for path in self.image_files(image):
-            shutil.copy(path, folder)
-        return os.path.join(folder, os.path.basename(image))

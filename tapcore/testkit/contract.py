@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from tapcore.testkit.answers import AnswerChecks
+from tapcore.testkit.bounds import BoundChecks
+from tapcore.testkit.checking import CheckChecks
 from tapcore.testkit.content import ContentChecks
 from tapcore.testkit.creating import CreationChecks, ResizeChecks
 from tapcore.testkit.extents import ExtentChecks
+from tapcore.testkit.faulty import FaultChecks
 from tapcore.testkit.openclose import OpeningChecks
+from tapcore.testkit.oracle import OracleChecks
 from tapcore.testkit.parents import ParentChecks
+from tapcore.testkit.powerloss import PowerLossChecks
 from tapcore.testkit.readonly import ReadOnlyChecks
 from tapcore.testkit.strangers import StrangerChecks
 
@@ -16,9 +21,14 @@ class DriverContract(
     OpeningChecks,
     AnswerChecks,
     ContentChecks,
+    PowerLossChecks,
+    FaultChecks,
     ExtentChecks,
     ReadOnlyChecks,
     StrangerChecks,
+    CheckChecks,
+    BoundChecks,
+    OracleChecks,
     CreationChecks,
     ResizeChecks,
     ParentChecks,

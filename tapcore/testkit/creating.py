@@ -112,10 +112,10 @@ class ResizeChecks(Subject):
         size = self.sizes[-1]
         image, content = self.make_image(size), rng.randbytes(size)
         unit = self.granularity
-        half = size // 2 // unit * unit
+        half = (size // 2 // unit | 1) * unit  # within a cluster, however small
         with self.open(image, cache=cache) as disk:
             disk.pwrite(0, content)
-            for new in (size + (1 << 20) + unit, half, size):
+            for new in (size + (1 << 20) + unit, half, size, size + unit):
                 try:
                     disk.resize(new)
                 except NotSupportedError:

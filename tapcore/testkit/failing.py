@@ -9,10 +9,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, NoReturn
 
 import pytest
+
+_NOTHING = 0.002
+"""CPU seconds in which nothing but looking at the clock was done."""
 
 
 def broken(message: str) -> NoReturn:
@@ -67,6 +70,15 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
+def memory_mib(line: str = "VmRSS:") -> int:
+    """Of this process: what it has now, from when on the peak counts anew; or ("VmHWM:") that."""
+    if line == "VmRSS:":
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
+            clear.write("5")
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(text.split()[1]) >> 10 for text in status if text.startswith(line))
+
+
 @contextmanager
 def nothing_left_open(what: str) -> Iterator[None]:
     """Fail if descriptors are open afterwards that were not open before."""
@@ -85,19 +97,20 @@ def _new_since(before: dict[int, str]) -> dict[int, str]:
 
 
 @contextmanager
-def within(seconds: float, what: str) -> Iterator[None]:
+def within(seconds: float, what: str, quiet: float | None = None) -> Iterator[None]:
     """Fail if the body takes more CPU time, even if it never returns (in the main thread).
 
     A machine that is busy with other things makes it no slower by that clock. What waits, and does
-    nothing, is given up after ten times as long by the clock on the wall.
+    nothing, is given up after ten times as long by the clock on the wall, or after `quiet` seconds.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(number: int, frame: Any) -> None:
-        broken(f"{what}: took longer than {seconds:g} s")
+        broken(f"{what}: took longer than {seconds:g} s{watch.said}")
 
+    watch = _Watch(quiet)
     handlers = {n: signal.signal(n, ring) for n in (signal.SIGALRM, signal.SIGPROF)}
     started = monotonic()
     # and every second from then on: what is waited for while unwinding may not come either
@@ -106,7 +119,8 @@ def within(seconds: float, what: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, outer, 1.0)
     signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
     try:
-        yield
+        with watch:
+            yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -115,3 +129,39 @@ def within(seconds: float, what: str) -> Iterator[None]:
         if outer:  # let it ring when it should
             left = max(outer - (monotonic() - started), 0.001)
             signal.setitimer(signal.ITIMER_REAL, left, again)
+
+
+class _Watch:
+    """A thread that rings when nothing was done for a while; by no other signal is work disturbed.
+
+    Args:
+        quiet: seconds; None: it never rings.
+    """
+
+    def __init__(self, quiet: float | None) -> None:
+        self.said = ""
+        self._quiet = quiet
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> None:
+        if self._quiet is not None:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._quiet is not None:
+            self._thread.join()
+
+    def _look(self) -> None:
+        assert self._quiet is not None
+        interval = min(1.0, self._quiet / 4)
+        cpu, busy = process_time(), monotonic()
+        while not self._over.wait(interval):
+            now, spent = monotonic(), process_time() - cpu
+            cpu += spent
+            if spent > _NOTHING:
+                busy = now
+            elif now - busy > self._quiet:
+                self.said = f", or nothing was done for {self._quiet:g} s"
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
+
+import pytest
 
 from tapcore.testkit.failing import within
 
@@ -26,7 +28,7 @@ def needs(*words: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def check(self: Any, *args: Any, **kwargs: Any) -> None:
             what = "the check did not end: perhaps a request is never answered"
-            with within(self.check_limit, what):
+            with within(self.check_limit, what, 6 * self.patience):
                 function(self, *args, **kwargs)
 
         setattr(check, _MARK, frozenset(words))
@@ -35,9 +37,19 @@ def needs(*words: str) -> Callable[[F], F]:
     return mark
 
 
+def needs_of(check: object) -> frozenset[str]:
+    """The words that a check was marked with."""
+    found: frozenset[str] = getattr(check, _MARK, frozenset())
+    return found
+
+
+def left_out(reason: str) -> NoReturn:
+    """End a check that cannot be made; the report says so, and why."""
+    pytest.skip(reason)
+
+
 def withdraw(cls: type, has: frozenset[str]) -> None:
     """Take the checks away from a class that need something that its driver does not have."""
     for name in dir(cls):
-        wanted: frozenset[str] = getattr(getattr(cls, name, None), _MARK, frozenset())
-        if wanted - has:
+        if needs_of(getattr(cls, name, None)) - has:
             setattr(cls, name, None)

@@ -13,6 +13,7 @@ from tapcore.testkit.subject import Subject
 class OpeningChecks(Subject):
     """What an image is before anything is done to it."""
 
+    @needs()
     def test_the_driver_loads(self) -> None:
         """It is in the table, without an error."""
         for info in self.registry().table():
@@ -62,13 +63,19 @@ class OpeningChecks(Subject):
 
     @needs("write")
     def test_closing_finishes_what_is_under_way(self, cache: CacheMode) -> None:
-        """`td_close` answers what was submitted before it returns."""
-        with self.session(self.make_image(self.sizes[-1]), cache=cache) as session:
+        """`td_close` answers what was submitted before it returns, and saves it."""
+        image = self.make_image(self.sizes[-1])
+        with self.session(image, cache=cache) as session:
             count = min(session.unit * 4, session.sectors)
-            session.write(0, b"\7" * (count * 512))
+            content = b"\7" * (count * 512)
+            session.write(0, content)
             session.submit()
             session.close()
             session.check()
+        if not self.volatile:
+            with self.open(image, readonly=True, cache=cache) as disk:
+                got = disk.pread(0, length=len(content))
+            compare(got, content, 0, "written, closed without a flush, and opened again")
 
     @needs("write")
     def test_two_images_at_once(self, cache: CacheMode) -> None:

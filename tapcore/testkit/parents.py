@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 from tapcore.constants import TD_NO_PARENT
 from tapcore.disk import Disk
+from tapcore.errors import NotSupportedError, TapError, UsageError
 from tapcore.interface.options import CacheMode, DiskId
 from tapcore.testkit.content import STEPS, Model
-from tapcore.testkit.failing import broken, compare
-from tapcore.testkit.needs import needs
+from tapcore.testkit.extents import extents_of
+from tapcore.testkit.failing import broken, compare, run_of
+from tapcore.testkit.needs import left_out, needs
 from tapcore.testkit.subject import Subject
+from tapcore.tools.commit import commit_image
 
 
 class ParentChecks(Subject):
@@ -65,7 +69,8 @@ class ParentChecks(Subject):
                 for _ in range(STEPS // 2):
                     model.step(rng)
                 model.check("a child, after random work in it")
-                self._check_extents(disk, model.data)
+                if "extents" in self.info().capabilities:
+                    self._check_extents(disk, model.data, below)
                 content = bytes(model.data)
         if self.snapshot(parent) != before:
             broken("work in a child has changed the files of its parent")
@@ -73,12 +78,20 @@ class ParentChecks(Subject):
             compare(disk.pread(0, length=size), below, 0, "the parent, after work in its child")
 
     @staticmethod
-    def _check_extents(disk: Disk, content: bytearray) -> None:
+    def _check_extents(disk: Disk, content: bytearray, below: bytes) -> None:
         for run in disk.extents():
             if run.kind == "zero" and any(content[run.start : run.end]):
                 broken(
                     f"td_extents calls bytes {run.start} to {run.end} of a child (image "
                     f"{run.depth} of its chain) zero, but there is content"
+                )
+        dd = disk.state.disks
+        for extent in extents_of(dd, 0, dd.size):
+            start, end = extent.sector * 512, extent.end * 512
+            if extent.kind == "unallocated" and content[start:end] != below[start:end]:
+                broken(
+                    f"td_extents calls {run_of(extent.sector, extent.nb_sectors)} of a child "
+                    "unallocated, but its parent's content is not what is read there"
                 )
 
     @needs("parents", "write")
@@ -132,3 +145,42 @@ class ParentChecks(Subject):
                 content = bytes(model.data)
         with self.open(image, readonly=True, cache=cache) as disk:
             compare(disk.pread(0, length=size), content, 0, "a chain of three images, opened again")
+
+    @needs("parents", "write", "lasting", "noticing")
+    def test_a_changed_parent_is_noticed(self, rng: random.Random) -> None:
+        """Written to since, or another image by its name: the child is refused."""
+        for how in ("written to", "replaced"):
+            parent, _ = self.filled(rng, f"parent {how}")
+            child = self.make_child(parent, None, f"child {how}")
+            self.open(child, readonly=True).close()
+            self.open(parent, readonly=True).close()
+            self.open(child, readonly=True).close()
+            if how == "replaced":
+                os.unlink(parent)
+                self.make_image(self.small, f"parent {how}")
+            else:
+                with self.open(parent) as disk:
+                    disk.pwrite(0, b"changed")
+            try:
+                self.open(child, readonly=True).close()
+            except (TapError, OSError):
+                continue
+            broken(f"a child was opened though its parent was {how} (td_validate_parent)")
+
+    @needs("parents", "write", "lasting", "file")
+    def test_committing_into_the_parent(self, rng: random.Random) -> None:
+        """`tapdisk commit`: the parent holds it then, and the child reads as before."""
+        parent, _ = self.filled(rng, "parent")
+        child = self.make_child(parent, None)
+        with self.open(child) as disk:
+            for _ in range(4):
+                at = rng.randrange(disk.size)
+                disk.pwrite(at, rng.randbytes(min(6000, disk.size - at)))
+            content = disk.pread(0, length=disk.size)
+        try:
+            commit_image(f"{self.handle}:{child}", access=self.access())
+        except (NotSupportedError, UsageError) as exc:
+            left_out(f"these children cannot be committed: {exc}")
+        for image, what in ((child, "a child that was committed"), (parent, "its parent")):
+            with self.open(image, readonly=True) as disk:
+                compare(disk.pread(0, length=len(content)), content, 0, what)

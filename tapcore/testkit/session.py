@@ -26,6 +26,9 @@ LARGEST = (1 << 20) >> SECTOR_SHIFT
 
 _MARGIN = 512
 _GUARD = b"\xa5" * _MARGIN
+_REUSED = b"\xdb"
+_UNREAD = b"\x5a\x5a" + os.urandom(6)
+"""What a read finds in its memory; no disk holds it."""
 
 
 @attrs.define(eq=False)
@@ -37,7 +40,8 @@ class Asked:
         op: "read", "write", "flush", "discard" or "zero".
         sector: first sector.
         nb_sectors: how many; a flush counts as one.
-        buf: where a read goes, or the content of a write.
+        buf: where a read went, or the content of a write. What the driver was given is taken back
+            when it has answered all, as the core does, and holds something else from then on.
         content: what a write was given, to see that it stays so.
         memory: `buf` with a margin on both sides.
         may_unmap: of a "zero".
@@ -45,6 +49,8 @@ class Asked:
         left: sectors without an answer.
         holes: runs that were answered with `BLK_NOT_ALLOCATED`, as (sector, nb_sectors).
         error: the first -errno answered, returned or raised; 0 where there was none.
+        failed: runs that have failed, as (sector, nb_sectors).
+        lent: what the driver was given, once it was taken back.
     """
 
     number: int
@@ -59,6 +65,8 @@ class Asked:
     left: int = 0
     holes: list[tuple[int, int]] = attrs.field(factory=list)
     error: int = 0
+    failed: list[tuple[int, int]] = attrs.field(factory=list)
+    lent: bytearray | None = None
 
     def __str__(self) -> str:
         where = "" if self.op == "flush" else f" of {run_of(self.sector, self.nb_sectors)}"
@@ -73,6 +81,18 @@ class Asked:
             at = (sector - self.sector) << SECTOR_SHIFT
             out[at : at + size] = below.ljust(size, b"\0")
         return bytes(out)
+
+    def take_back(self) -> None:
+        """All is answered: the memory is somebody else's now."""
+        if not len(self.buf) or self.lent is not None:
+            return
+        self.lent, self.memory = self.memory, bytearray(self.memory)
+        self.buf = memoryview(self.memory)[_MARGIN : len(self.memory) - _MARGIN]
+        self.lent[:] = _REUSED * len(self.lent)
+
+    def used_later(self) -> bool:
+        """Whether something was written there after it had been taken back."""
+        return self.lent is not None and self.lent.count(_REUSED) != len(self.lent)
 
 
 class Session:
@@ -125,7 +145,7 @@ class Session:
 
     def read(self, sector: int, nb_sectors: int) -> Asked:
         """Queue a read, into memory that holds something else."""
-        return self._ask("read", sector, nb_sectors, b"\x5a" * (nb_sectors << SECTOR_SHIFT))
+        return self._ask("read", sector, nb_sectors, _UNREAD * (nb_sectors << SECTOR_SHIFT >> 3))
 
     def write(self, sector: int, content: bytes | bytearray) -> Asked:
         """Queue a write."""
@@ -189,8 +209,10 @@ class Session:
                 self._fault(f"{asked}: -EBUSY means that nothing was answered, but some was")
             self._waiting.append(asked)
         elif res < 0:
-            self._failed(asked, res, asked.left)
+            for first, count in _missing(asked.answered):
+                self._failed(asked, res, first, count)
             asked.left = 0
+            asked.take_back()
         elif res > self._finished_inside:
             self._fault(
                 f"{asked}: the hook returned {res}, but {self._finished_inside} requests were "
@@ -245,13 +267,26 @@ class Session:
         elif res > 0:
             self._fault(f"{asked} was answered with {res}: allowed are 0, -errno, a read's hole")
         elif res:
-            self._failed(asked, res, nb_sectors)
+            self._failed(asked, res, first, nb_sectors)
+        elif asked.op == "read" and self.errors:  # else the content is compared
+            self._filled(asked, first, nb_sectors)
         if not asked.left:
             self._finished_inside += 1
+            asked.take_back()
         return 0 if asked.left else 1
 
-    def _failed(self, asked: Asked, res: int, nb_sectors: int) -> None:
+    def _filled(self, asked: Asked, first: int, nb_sectors: int) -> None:
+        start, end = first << SECTOR_SHIFT, (first + nb_sectors) << SECTOR_SHIFT
+        at = asked.memory.find(_UNREAD * 32, _MARGIN + start, _MARGIN + end)
+        if at >= 0:
+            sector = asked.sector + ((at - _MARGIN) >> SECTOR_SHIFT)
+            self._fault(
+                f"{asked}: sector {sector} was answered with 0, and its buffer left as it was"
+            )
+
+    def _failed(self, asked: Asked, res: int, first: int, nb_sectors: int) -> None:
         asked.error = asked.error or res
+        asked.failed.append((asked.sector + first, nb_sectors))
         unsupported = asked.op == "zero" and res == -errno.EOPNOTSUPP
         if not self.errors and not unsupported:
             self._fault(f"{asked} failed with {error_name(res)}")
@@ -289,6 +324,8 @@ class Session:
         self.submit()
         while any(asked.left for asked in self.asked) and monotonic() < until and not self.faults:
             happened = self.poll(0.002 if self._waiting else min(0.2, self.patience))
+            if happened:
+                until = monotonic() + self.patience
             if self._waiting:
                 self.submit()
             elif not happened and not self.engine.poll_fds():
@@ -307,6 +344,8 @@ class Session:
                 self._fault(f"{asked} changed the buffer that it was given")
             if not asked.memory.startswith(_GUARD) or not asked.memory.endswith(_GUARD):
                 self._fault(f"{asked} wrote outside its buffer")
+            if asked.used_later():
+                self._fault(f"{asked} was answered, and its buffer written to after that")
         if self.faults:
             broken("\n".join(self.faults))
 
@@ -342,6 +381,16 @@ class Session:
         self.close()
         if kind is None:
             self.check()
+
+
+def _missing(answered: bytearray) -> list[tuple[int, int]]:
+    """Runs of sectors without an answer, as (first, count)."""
+    runs, at = [], 0
+    while (at := answered.find(0, at)) >= 0:
+        end = next((n for n in range(at, len(answered)) if answered[n]), len(answered))
+        runs.append((at, end - at))
+        at = end
+    return runs
 
 
 def access_mode(fd: int) -> int:

@@ -14,13 +14,16 @@ from tapcore.interface.magic import HEAD_BYTES, TAIL_BYTES
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.opening.probe import recognises
+from tapcore.testkit.damage import Damage
 from tapcore.testkit.extents import extents_of
-from tapcore.testkit.failing import broken, nothing_left_open, within
+from tapcore.testkit.failing import broken, compare, memory_mib, nothing_left_open, within
 from tapcore.testkit.needs import needs
 from tapcore.testkit.session import Session
 from tapcore.testkit.subject import Subject
 
 _FIELDS = (1, 2, 4, 8)
+_AT_MOST_PADDING = 64 << 10
+"""Bytes of a file's end that may never have been written: the rest of its last cluster."""
 
 
 class StrangerChecks(Subject):
@@ -33,15 +36,40 @@ class StrangerChecks(Subject):
         self._look(good, "an undamaged image")  # one-time costs
         with nothing_left_open("opening bad files"):
             for number, (what, content) in enumerate(self._bad(good, rng)):
-                before = _memory_mib()
+                before = memory_mib()
                 path = os.path.join(self.folder, "bad")
                 with open(path, "wb") as file:
                     file.write(content)
                 with within(self.time_limit, f"{what} (number {number})"):
                     self._look(path, what)
-                took = _memory_mib("VmHWM:") - before
+                took = memory_mib("VmHWM:") - before
                 if took > self.memory_limit:
                     broken(f"{what}: took {took} MiB of memory, for {len(content)} bytes of file")
+
+    @needs("read", "file", "format")
+    def test_what_is_cut_off_is_missed(self, rng: random.Random) -> None:
+        """Of a file that has become shorter nothing is made up: it is refused, or reads fail."""
+        good, content = self.filled(rng, whole=True)
+        with open(good, "rb") as file:
+            whole = file.read()
+        path = os.path.join(self.folder, "short")
+        for tenths in range(2, 9, 2):
+            with open(path, "wb") as file:
+                file.write(whole[: len(whole) * tenths // 10])
+            with within(self.time_limit, f"an image of which {tenths} tenths are left"):
+                got, unit = self._left_of(path)
+            lost = len(whole) - len(whole) * tenths // 10
+            if got is not None and got != content and lost > max(unit, _AT_MOST_PADDING):
+                compare(got, content, 0, f"an image of which {tenths} tenths are left, and no word")
+
+    def _left_of(self, path: str) -> tuple[bytes | None, int]:
+        """What can be read of it, if all can; and its unit of allocation."""
+        try:
+            with self.open(path, readonly=True) as disk:
+                dd = disk.state.disks
+                return disk.pread(0, length=disk.size), max(dd.sector_size, dd.cluster_size)
+        except (TapError, OSError):
+            return None, 0
 
     @needs("recognised", "file")
     def test_probing_looks_at_anything(self, rng: random.Random) -> None:
@@ -155,16 +183,29 @@ class StrangerChecks(Subject):
         for _ in range(20):
             length = min(rng.randrange(rng.choice((600, 5000, 1 << 30))), len(content) - 1)
             yield f"an image cut off after {length} bytes", content[:length]
-        for _ in range(0 if self.any_file else self.damages):
+        if self.any_file:
+            return
+        aimed = Damage.between(self, good, list(self._others()))
+        for number in range(self.damages):
             damaged = bytearray(content)
-            said = [self._damage(damaged, rng) for _ in range(rng.choice((1, 1, 1, 2, 5)))]
+            way = aimed.aimed if number % 2 and aimed.runs else self._damage
+            said = [way(damaged, rng) for _ in range(rng.choice((1, 1, 1, 2, 5)))]
             yield f"an image with {', '.join(said)}", bytes(damaged)
+
+    def _others(self) -> Iterator[str]:
+        """Images that differ from the good one in their content, and in their size."""
+        yield self.make_image(self.small, "other")
+        with contextlib.suppress(TapError, OSError):  # perhaps too large for the format
+            yield self.make_image(2 * self.small, "larger")
 
     def _damage(self, content: bytearray, rng: random.Random) -> str:
         """Change one field; half of them where headers tend to have theirs."""
         width = rng.choice(_FIELDS)
         reach = min(self.header if rng.random() < 0.5 else 128, len(content) - width)
         offset = rng.randrange(max(reach, 1)) // width * width
+        if rng.random() < 0.3:  # some formats have their header at the end
+            back = rng.choice((24, 64, 512))
+            offset = max(len(content) - back + offset % back, 0)
         value = rng.choice(
             (
                 bytes(width),
@@ -184,15 +225,6 @@ def _ends(path: str) -> tuple[bytes, bytes]:
     with open(path, "rb") as file:
         content = file.read()
     return content[:HEAD_BYTES], content[-TAIL_BYTES:]
-
-
-def _memory_mib(line: str = "VmRSS:") -> int:
-    """Of this process: what it has now, from when on the peak counts anew; or ("VmHWM:") that."""
-    if line == "VmRSS:":
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
-            clear.write("5")
-    with open("/proc/self/status", encoding="utf-8") as status:
-        return next(int(text.split()[1]) >> 10 for text in status if text.startswith(line))
 
 
 def _said(exc: BaseException) -> str:

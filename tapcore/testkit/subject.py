@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,10 @@ from tapcore.opening.door import open_with
 from tapcore.testkit.needs import withdraw
 from tapcore.testkit.session import Session
 
-_SEED = os.environ.get("TAPCORE_SEED") or str(random.SystemRandom().getrandbits(32))
+SEED = os.environ.get("TAPCORE_SEED") or str(random.SystemRandom().getrandbits(32))
+
+
+_TINY = 64 << 10
 
 
 class Subject:
@@ -40,6 +44,9 @@ class Subject:
         memory_limit: MiB that a bad file may take.
         check_limit: CPU seconds that any single check may take.
         patience: seconds to wait for an answer before it counts as lost.
+        qemu_format: QEMU's name of the format, where it has it: images go both ways then.
+        notices_changed_parents: a child is refused when its parent was written to.
+        growth_limit: MiB by which memory may grow with the work that is done.
     """
 
     handle: ClassVar[str] = ""
@@ -55,6 +62,9 @@ class Subject:
     memory_limit: ClassVar[int] = 256
     check_limit: ClassVar[float] = 60.0
     patience: ClassVar[float] = 10.0
+    qemu_format: ClassVar[str] = ""
+    notices_changed_parents: ClassVar[bool] = False
+    growth_limit: ClassVar[int] = 12
 
     folder: str
     _registry: ClassVar[Registry | None] = None
@@ -97,6 +107,10 @@ class Subject:
         """The host files that an image consists of, without its parents; [] where it has none."""
         return [image] if self.info().file_backed else []
 
+    def host_files(self, image: str) -> list[str]:
+        """Those of `image_files` that there are: an image of another kind may have fewer."""
+        return [path for path in self.image_files(image) if os.path.exists(path)]
+
     # ---- the driver ---------------------------------------------------------------------------
 
     @classmethod
@@ -138,6 +152,10 @@ class Subject:
             has.add("lasting")
         if not cls.any_file:
             has.add("format")
+        if cls.qemu_format:
+            has.add("qemu")
+        if cls.notices_changed_parents:
+            has.add("noticing")
         withdraw(cls, frozenset(has))
 
     # ---- opening ------------------------------------------------------------------------------
@@ -148,6 +166,10 @@ class Subject:
         readonly = readonly or not self._can_write
         return open_image(name, readonly=readonly, cache=cache, registry=self.registry())
 
+    def access(self) -> Access:
+        """With what tools open the images: keys, where they are needed."""
+        return Access(registry=self.registry())
+
     def session(
         self,
         image: str,
@@ -157,9 +179,9 @@ class Subject:
         errors: bool = False,
     ) -> Session:
         """The image with its hooks called directly."""
-        access = Access(registry=self.registry())
         name = DiskId(image, self.handle)
-        disk = open_with(access, name, writing=self._can_write and not readonly, cache=cache)
+        writing = self._can_write and not readonly
+        disk = open_with(self.access(), name, writing=writing, cache=cache)
         return Session(disk, patience=self.patience, errors=errors)
 
     @property
@@ -173,12 +195,49 @@ class Subject:
     @property
     def small(self) -> int:
         """A size that is quickly done with."""
-        return self.sizes[len(self.sizes) // 2]
+        return min((size for size in self.sizes if size > _TINY), default=self.sizes[-1])
+
+    def filled(
+        self, rng: random.Random, name: str = "image", *, whole: bool = False
+    ) -> tuple[str, bytes]:
+        """A small image, with content in about half of it where the driver can write.
+
+        Args:
+            rng: decides.
+            name: of the file.
+            whole: with content everywhere.
+
+        Returns:
+            The image, and what it reads as.
+        """
+        size = self.small
+        image, content = self.make_image(size, name), bytearray(self.fresh_content(size))
+        if "write" not in self.info().capabilities or self.volatile:
+            return image, bytes(content)
+        with self.open(image) as disk:
+            if whole:
+                content[:] = rng.randbytes(size)
+                disk.pwrite(0, content)
+                return image, bytes(content)
+            for _ in range(6):
+                at = rng.randrange(size)
+                piece = rng.randbytes(min(rng.randint(1, max(size // 8, 1)), size - at))
+                disk.pwrite(at, piece)
+                content[at : at + len(piece)] = piece
+        return image, bytes(content)
+
+    def copied(self, image: str, name: str) -> str:
+        """A copy of an image's files in a new folder of that name, with the image's own name."""
+        folder = os.path.join(self.folder, name)
+        os.mkdir(folder)
+        for path in self.host_files(image):
+            shutil.copy(path, folder)
+        return os.path.join(folder, os.path.basename(image))
 
     def snapshot(self, image: str) -> dict[str, bytes]:
         """The content of every host file of an image."""
         found = {}
-        for path in self.image_files(image):
+        for path in self.host_files(image):
             with open(path, "rb") as file:
                 found[path] = file.read()
         return found
@@ -192,8 +251,8 @@ class Subject:
     @pytest.fixture
     def rng(self, request: pytest.FixtureRequest) -> random.Random:
         """Random numbers that depend on the seed and on the check alone."""
-        print(f"to see the same again: TAPCORE_SEED={_SEED}")
-        return random.Random(f"{_SEED} {request.node.name}")
+        print(f"to see the same again: TAPCORE_SEED={SEED}")
+        return random.Random(f"{SEED} {request.node.name}")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Checks that take `size` or `cache` run once for each."""

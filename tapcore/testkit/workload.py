@@ -82,10 +82,19 @@ class Workload:
         self.disk.sync()
         self._flushed.append((began, self.recording.now()))
 
+    def closed(self, began: int) -> None:
+        """The disk was closed, which began at a moment: that makes all safe, as a flush does."""
+        self._flushed.append((began, self.recording.now()))
+
     def write(self, op: int, offset: int, content: bytes) -> None:
         """A write of a certain kind (WRITE, WRITE_COMPRESSED), alone."""
         request = self._change(op, offset // SECTOR, content)
         self._finish([request])
+
+    def change(self, op: int, offset: int, length: int) -> None:
+        """A ZERO of whole sectors, alone."""
+        if length:
+            self._finish([self._change(op, offset // SECTOR, bytes(length))])
 
     def replaced(self, content: Mapping[int, bytes], began: int) -> None:
         """All windows have got another content at once, by other means; it is safe by now."""

@@ -12,6 +12,7 @@ from tap_qcow.create import l1_end, write_image
 from tap_qcow.header import HEADER, Header
 from tapcore import DiskId, ImageOpenError, Keys, OpenOptions, ReferencePolicy
 from tapcore.constants import TD_RDONLY
+from tapcore.interface.access import Access
 from tapcore.opening.chain import open_disk
 from tapcore.testkit import DriverContract, Session
 
@@ -30,6 +31,7 @@ class QcowContract(DriverContract):
 
 class TestQcow(QcowContract):
     handle = "qcow"
+    qemu_format = "qcow"
     cache_modes = ("writeback", "none")
 
 
@@ -135,13 +137,8 @@ class TestEncrypted(QcowContract):
     def open(self, image: str, *, readonly: bool = False, cache: Any = "writeback") -> tapcore.Disk:
         return tapcore.open(f"qcow:{image}", readonly=readonly, cache=cache, keys=PASSPHRASE)
 
-    def session(
-        self, image: str, *, readonly: bool = False, cache: Any = "writeback", errors: bool = False
-    ) -> Session:
-        options = OpenOptions(cache=cache, references=ReferencePolicy(), keys=Keys(PASSPHRASE))
-        flags = TD_RDONLY if readonly else 0
-        disk = open_disk(DiskId(image, "qcow"), self.registry(), flags=flags, options=options)
-        return Session(disk, patience=self.patience, errors=errors)
+    def access(self) -> Access:
+        return Access(registry=self.registry(), keys=Keys(PASSPHRASE))
 
 
 class TestCompressed(QcowContract):

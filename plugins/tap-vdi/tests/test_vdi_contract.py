@@ -20,6 +20,8 @@ class TestDynamic(DriverContract):
     """As they are made; children are differencing images."""
 
     handle = "vdi"
+    qemu_format = "vdi"
+    notices_changed_parents = True
     cache_modes = ("writeback", "none")
     damages = 60
 

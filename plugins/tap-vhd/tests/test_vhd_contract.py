@@ -15,6 +15,7 @@ class TestDynamic(DriverContract):
     """As they are made; children are differencing images."""
 
     handle = "vhd"
+    qemu_format = "vpc"
     damages = 60
 
 

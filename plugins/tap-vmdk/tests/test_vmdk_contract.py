@@ -13,6 +13,8 @@ from tapcore.testkit import DriverContract
 
 class TestMonolithicSparse(DriverContract):
     handle = "vmdk"
+    qemu_format = "vmdk"
+    notices_changed_parents = True
     cache_modes: ClassVar[tuple[CacheMode, ...]] = ("writeback", "none")
 
 
@@ -60,6 +62,13 @@ class TestSplitSparse(_Kind):
 class TestStreamOptimized(_Kind):
     handle = "vmdk"
     options: ClassVar[dict[str, str]] = {"subformat": "streamOptimized"}
+
+    def test_a_power_loss_leaves_what_was_flushed(self, rng: random.Random) -> None:
+        """A new one cannot be read before its first flush."""
+        image = self.make_image(self.small)
+        with self.open(image) as disk:
+            disk.pwrite(0, rng.randbytes(512))
+        self.lose_power(image, None, [], rng)
 
     def test_resizing_keeps_the_content(self, cache: CacheMode, rng: random.Random) -> None:
         """A stream has one size: that is said, and its content stays."""

@@ -91,7 +91,7 @@ class Inflater:
         return content.ljust(self._size, b"\0")  # the disk ends in the last one
 
     def _content(self, place: int, first: int) -> bytes:
-        stored = os.pread(self._fd, self._first_read, place << 9)
+        stored = self._read(place << 9, self._first_read)
         if not self._markers:
             return self._unmarked(place, stored)
         head = GRAIN_MARKER.size
@@ -104,12 +104,22 @@ class Inflater:
             raise ImageFormatError("has a damaged marker of a grain")
         missing = head + length - len(stored)
         if missing > 0:
-            stored += os.pread(self._fd, missing, (place << 9) + len(stored))
+            stored += self._read((place << 9) + len(stored), missing)
             if len(stored) < head + length:
                 raise ImageFormatError("ends within a compressed grain")
         return inflate(memoryview(stored)[head : head + length], self._size, wbits=15)
 
+    def _read(self, offset: int, length: int) -> bytes:
+        """So many bytes, or as many as the file has; some file systems give less at a time."""
+        content = b""
+        while len(content) < length:
+            part = os.pread(self._fd, length - len(content), offset + len(content))
+            if not part:
+                break
+            content += part
+        return content
+
     def _unmarked(self, place: int, stored: bytes) -> bytes:
         rest = 2 * self._size - len(stored)
-        stored += os.pread(self._fd, rest, (place << 9) + len(stored))
+        stored += self._read((place << 9) + len(stored), rest)
         return inflate(stored, self._size, wbits=15)
