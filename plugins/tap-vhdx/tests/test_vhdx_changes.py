@@ -114,8 +114,8 @@ def test_a_crash_while_it_is_committed(tmp_path: Path, rng: random.Random) -> No
     after.mkdir()
     with Recording(*files) as recording:
         commit_image(f"vhdx:{files[1]}")
-    step = max(len(recording.changes) // (20 * THOROUGH), 1)
-    for state in (*recording.prefixes(step), *recording.states(rng, 15 * THOROUGH)):
+    step = max(len(recording.changes) // (10 * THOROUGH), 1)
+    for state in (*recording.prefixes(step), *recording.states(rng, 8 * THOROUGH)):
         state.write({file: after / file.name for file in files})
         assert content_of(after / "child.vhdx") == want, str(state)
 
@@ -133,7 +133,7 @@ def test_a_crash_while_another_parent_is_recorded(
         name = parent and f"vhdx:{tmp_path / parent}"
         rebase_image(f"vhdx:{image}", name, unsafe=True)
     seen = set()
-    for state in (*recording.prefixes(), *recording.states(rng, 10 * THOROUGH)):
+    for state in (*recording.prefixes(2), *recording.states(rng, 6 * THOROUGH)):
         state.write({image: after / "leaf.vhdx"})
         seen.add(content_of(after / "leaf.vhdx", parents=[tmp_path]))
     assert seen == {base, other if parent else bytes(SIZE)}

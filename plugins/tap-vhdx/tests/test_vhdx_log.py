@@ -98,7 +98,7 @@ def _killed_in_mid_write(image: Path, rng: random.Random) -> None:
 def test_qemu_killed_in_mid_write(tmp_path: Path, rng: random.Random) -> None:
     """What is read over the log is what QEMU reads once it has replayed it."""
     dirty = 0
-    for _ in range(3 * THOROUGH):
+    for _ in range(2 * THOROUGH):
         image, theirs = tmp_path / "disk.vhdx", tmp_path / "theirs.vhdx"
         run("qemu-img", "create", "-q", "-f", "vhdx", "-o", "block_size=1M", image, "200M")
         _killed_in_mid_write(image, rng)
@@ -339,7 +339,7 @@ def test_any_damage_is_an_error_or_content(dirty: Dirty, rng: random.Random) -> 
     """Of single bytes, with the checksum made right again."""
     parts = [dirty.entry(0, 7, 1), dirty.entry(2 * SECTOR, 8, 1, 2, tail=0)]
     said = set()
-    for _ in range(100 * THOROUGH):
+    for _ in range(40 * THOROUGH):
         bad = [bytearray(each) for each in parts]
         for _ in range(rng.randint(1, 2)):
             which = rng.choice(bad)

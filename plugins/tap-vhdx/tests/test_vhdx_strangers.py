@@ -177,7 +177,7 @@ def test_damage_anywhere_is_an_error_or_content(tmp_path: Path, rng: random.Rand
         disk.pwrite(0, rng.randbytes(2 * MIB))
     good, said = image.read_bytes(), list[str]()
     values = (0, 1, 7, 512, MIB, 3 * MIB, 1 << 31, (1 << 32) - 1, (1 << 64) - 1)
-    for _ in range(60 * THOROUGH):
+    for _ in range(40 * THOROUGH):
         image.write_bytes(good)
         for _ in range(rng.randint(1, 2)):
             if rng.random() < 0.3:
