@@ -14,6 +14,8 @@ ARGS ?=
 export PYTHON IMAGE
 
 PREFIX ?=
+# two for each processor: half of a test's time is waiting for the disk and for other programs
+WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 
 .PHONY: help install tool run test peers lint format bench bench-formats man dist clean
 .DEFAULT_GOAL := help
@@ -35,7 +37,7 @@ run: install ## serve IMAGE=, or a demo disk, over NBD on a Unix socket
 	@bash scripts/demo.sh "$$IMAGE" $(ARGS)
 
 test: install peers ## run every test, with the real clients where apt can install them
-	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 peers:
 	@sh scripts/install-peers.sh
