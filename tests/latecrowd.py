@@ -151,7 +151,7 @@ class Crowd:
         if turns:
             engine.turn()
         if not self.host.step() and turns:
-            assert not engine.in_flight or engine.timeout is not None, "requests are lost"
+            assert not engine.in_flight or self.tries_again, "requests are lost"
         poll = select.poll()
         sources = {}
         for fd, dd, sid in engine.poll_fds():
@@ -162,10 +162,15 @@ class Crowd:
         if turns:
             engine.turn()
 
+    @property
+    def tries_again(self) -> bool:
+        """What found no room comes again by itself; `engine.timeout` has other reasons, too."""
+        return self.engine._dispatcher.timeout is not None
+
     def settle(self) -> None:
         """Until all is answered but what the host holds back."""
         self.engine.turn()
-        while len(self.host.tasks) > len(self.host.held) or self.engine.timeout is not None:
+        while len(self.host.tasks) > len(self.host.held) or self.tries_again:
             self.proceed()
 
     def submit(

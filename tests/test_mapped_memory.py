@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "tapcore"
 
-SOURCES = {"to_read", "data_to_read", "next_buffers"}
+SOURCES = {"to_read", "data_to_read", "to_write", "next_buffers"}
 """Methods whose result may be mapped memory; and `view`, of a mapping or window."""
 
 TAKERS = {

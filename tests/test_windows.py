@@ -16,9 +16,23 @@ from tapcore.files import windows as module
 from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.mapping import PAGE, Mapping, is_mapped
-from tapcore.files.windows import BUDGET, LOOK, WINDOW, Windows, maps_well, tells_of_pages
+from tapcore.files.windows import (
+    BUDGET,
+    LOOK,
+    WINDOW,
+    Windows,
+    maps_well,
+    tells_of_pages,
+    writes_pay,
+)
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine makes no write wait."""
+    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
 
 
 def content_of(view: memoryview) -> bytes:
@@ -92,7 +106,7 @@ def test_nothing_can_be_written_there(read_only: bool, path: Path) -> None:
             for line in Path("/proc/self/maps").read_text().splitlines()
             if line.endswith(str(path))
         ]
-        assert permissions == "r--s"
+        assert permissions == ("r--s" if read_only else "rw-s")  # `to_write` is another view
         del view
 
 
@@ -316,3 +330,80 @@ def test_a_python_without_ctypes_has_no_windows(
     assert file.windows is not None
     assert file.windows.to_read(0, PAGE, 0.0) is None
     file.close()
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_ext4(path: Path) -> Path:
+    """A file on a file system where writing through a window pays."""
+    with opened(path) as (file, _):
+        if not writes_pay(file.fd):
+            missing(f"{path} does not lie on ext4")
+    return path
+
+
+def test_a_small_write_goes_to_its_place(on_ext4: Path) -> None:
+    with opened(on_ext4) as (file, windows):
+        before = on_ext4.read_bytes()
+        for offset, length in ((0, 512), (3 * PAGE + 512, 4096), (511 * PAGE, PAGE), (7, 1)):
+            content = os.urandom(length)
+            assert file.write_mapped(offset, memoryview(content), 0.0)
+            before = before[:offset] + content + before[offset + length :]
+        assert on_ext4.read_bytes() == before
+        os.fdatasync(file.fd)
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is on the disk
+        assert on_ext4.read_bytes() == before
+        assert windows.open == 1
+
+
+def test_only_what_has_blocks_and_lies_in_memory_is_written_so(on_ext4: Path) -> None:
+    with open(on_ext4, "r+b") as host:
+        host.truncate(2 * MIB + 64 * PAGE)
+    with opened(on_ext4) as (file, windows):
+        content = memoryview(b"x" * PAGE)
+        assert windows.to_write(2 * MIB + PAGE, PAGE, 0.0) is None  # a hole
+        assert not file.write_mapped(2 * MIB + PAGE, content, 0.0)
+        punch_hole(file.fd, 8 * PAGE, PAGE)
+        file.holes.forget()
+        windows.forget_blocks()
+        assert windows.to_write(8 * PAGE, PAGE, 0.0) is None
+        os.fsync(file.fd)
+        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        windows.distrust()
+        assert windows.to_write(100 * PAGE, PAGE, 1.0) is None
+        before = on_ext4.read_bytes()
+        assert before[8 * PAGE : 9 * PAGE] == bytes(PAGE)
+
+
+def test_a_file_that_shrank_is_not_written_through_a_window(on_ext4: Path) -> None:
+    with opened(on_ext4) as (file, windows):
+        assert windows.to_write(300 * PAGE, PAGE, 0.0) is not None  # and so it is mapped
+        os.truncate(on_ext4, 256 * PAGE)
+        assert not file.write_mapped(300 * PAGE, memoryview(b"x" * PAGE), 0.0)
+        assert not windows.write(300 * PAGE, memoryview(b"x" * PAGE), 0.0)  # EFAULT, no signal
+        assert on_ext4.stat().st_size == 256 * PAGE
+
+
+def test_what_is_only_read_has_no_place_to_write(on_ext4: Path) -> None:
+    with opened(on_ext4, read_only=True) as (_, windows):
+        assert windows.to_read(0, PAGE, 0.0) is not None
+        assert windows.to_write(0, PAGE, 0.0) is None
+
+
+def test_file_systems_where_it_does_not_pay_are_left_alone(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path) as folder:
+        where = folder / "disk"
+        where.write_bytes(bytes(MIB))
+        with opened(where) as (file, windows):
+            assert windows.to_read(0, PAGE, 0.0) is not None
+            assert not file.write_mapped(0, memoryview(b"x" * PAGE), 0.0)
+
+
+def test_closing_lets_go_of_what_writes_go_through(on_ext4: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with opened(on_ext4) as (file, _):
+        assert file.write_mapped(0, memoryview(b"x" * 512), 0.0)
+        assert len(os.listdir("/proc/self/fd")) > before + 1
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -14,6 +14,7 @@ import attrs
 from tapcore.buffers import ZEROES
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine.ordering import WriteOrder
+from tapcore.files.windows import MOST_WRITTEN
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.places import NOWHERE, PlacedWindows, Places
 
@@ -178,6 +179,8 @@ class Lane:
         if where + length > file.size:
             return None
         self.changes += 1
+        if length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
+            return 0
         return 0 if file.write_now(where, content) == 0 else None
 
     def _note(self, windows: PlacedWindows) -> None:

@@ -33,6 +33,9 @@ so that these take 32 MiB at most; the windows' own notes take 4 MiB."""
 LOOK: Final = 256 << 10
 """Bytes of which it is looked at once whether they lie in the page cache: 2 or 3 microseconds."""
 
+MOST_WRITTEN: Final = 8 << 10
+"""Bytes of a write at most that goes through a window: each page costs a fault."""
+
 TRUSTED_SECONDS: Final = 1.0
 """So long what was seen is believed. A window that nobody used meanwhile may be given up."""
 
@@ -56,6 +59,7 @@ class HostFile(Protocol):
 
     fd: int
     size: int
+    read_only: bool
     holes: HoleMap
 
 
@@ -68,14 +72,16 @@ class Window:
         until: what is known is believed until then (`time.monotonic`).
         solid: the file system has blocks for all of it.
         blocks: 1 for each page for which it has, where it is not solid; None: not looked at yet.
+        target: its memory, to be written; None where that does not pay.
         mapping: behind the view.
     """
 
-    __slots__ = ("blocks", "mapping", "pages", "solid", "until", "view")
+    __slots__ = ("blocks", "mapping", "pages", "solid", "target", "until", "view")
 
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
         self.view = mapping.view
+        self.target = mapping.target
         self.pages = mapping.pages
         self.until = 0.0
         self.solid = False
@@ -89,12 +95,20 @@ class Windows:
         file: whose content is wanted, through the page cache.
     """
 
-    __slots__ = ("_by_number", "_file", "_none_before", "_not_before", "_usable")
+    __slots__ = (
+        "_by_number",
+        "_carrier",
+        "_file",
+        "_none_before",
+        "_not_before",
+        "_usable",
+    )
 
     def __init__(self, file: HostFile) -> None:
         self._file = file
         self._by_number: dict[int, Window] = {}
         self._usable: bool | None = None
+        self._carrier = -1  # a file in memory, through which content goes to its place
         self._none_before = 0.0  # the file is not to be mapped at all
         self._not_before = 0.0  # no window more than there are
 
@@ -136,6 +150,62 @@ class Windows:
         if view is None or self._has_blocks(offset, length):
             return view
         return None
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def write(self, offset: int, content: memoryview, now: float) -> bool:
+        """Overwrite a range of the file in place, by the kernel's own copy.
+
+        Args:
+            offset: of the file, bytes; the range lies inside it.
+            content: at most `MOST_WRITTEN` bytes.
+            now: as of `to_read`.
+
+        Returns:
+            Whether all of it is in the page cache. If not, a part may be: write it as usual.
+        """
+        length = len(content)
+        target = self.to_write(offset, length, now)
+        if target is None:
+            return False
+        carrier = self._carrier
+        if carrier < 0:
+            carrier = self._carrier = os.memfd_create("tapcore", os.MFD_CLOEXEC)
+        try:
+            os.pwrite(carrier, content, 0)
+            return os.preadv(carrier, (target,), 0) == length
+        except OSError:  # EFAULT: a page is not there any more, or has no room
+            self.distrust()
+            return False
+
+    def to_write(self, offset: int, length: int, now: float) -> memoryview | None:
+        """A range as memory that can be written without waiting for a disk, or for room on it.
+
+        Returns:
+            Memory to be handed to a system call at once; None: write it as usual.
+        """
+        skip = offset & (WINDOW - 1)
+        end = skip + length
+        first, stop = skip >> _PAGE_SHIFT, ((end - 1) >> _PAGE_SHIFT) + 1
+        window = self._by_number.get(offset >> _SHIFT)
+        if (
+            window is None
+            or now >= window.until
+            or end > WINDOW
+            or window.pages.find(0, first, stop) >= 0
+            or not (window.solid or (window.blocks and window.blocks.find(0, first, stop) < 0))
+        ):
+            window = self._looked_at(offset, length, now)
+            if window is None:
+                return None
+        target = window.target
+        return None if target is None else target[skip:end]
+
+    def _looked_at(self, offset: int, length: int, now: float) -> Window | None:
+        """The window of a range that can be written, where more than a glance is needed."""
+        if self.data_to_read(offset, length, now) is None:
+            return None
+        return self._by_number[offset >> _SHIFT]
 
     def _has_blocks(self, offset: int, length: int) -> bool:
         """Of a range for which `to_read` has just answered."""
@@ -207,7 +277,8 @@ class Windows:
 
     def _open(self, number: int) -> Window | None:
         try:
-            mapping = Mapping(self._file.fd, number << _SHIFT, WINDOW)
+            writable = not self._file.read_only and writes_pay(self._file.fd)
+            mapping = Mapping(self._file.fd, number << _SHIFT, WINDOW, writable=writable)
         except OSError:  # too little address space, say
             return None
         window = self._by_number[number] = Window(mapping)
@@ -248,6 +319,9 @@ class Windows:
             return
         self._by_number.clear()
         BUDGET.gone(self)
+        if self._carrier >= 0:
+            os.close(self._carrier)
+            self._carrier = -1
 
     @property
     def usable(self) -> bool:
@@ -305,6 +379,15 @@ def maps_well(fd: int) -> bool:
     """Whether it is a regular file on a file system on which windows pay."""
     regular = stat.S_ISREG(os.fstat(fd).st_mode)
     return regular and file_system_magic(fd) in _WORK_WITH
+
+
+def writes_pay(fd: int) -> bool:
+    """Whether small writes are cheaper through a window than by `pwrite`.
+
+    ext4 goes through all the buffers of a folio for each; file systems in memory, XFS and Btrfs do
+    not.
+    """
+    return file_system_magic(fd) == EXT4_MAGIC
 
 
 def tells_of_pages(fd: int) -> bool:

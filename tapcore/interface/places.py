@@ -39,6 +39,8 @@ class PlacedFile(Protocol):
 
     def write_now(self, offset: int, buf: memoryview, /) -> int | None: ...
 
+    def write_mapped(self, offset: int, content: memoryview, now: float, /) -> bool: ...
+
 
 class Places(Protocol):
     """What `td_places` returns. It is asked for each request, so nothing in it may take long.

@@ -73,6 +73,10 @@ class FileOnDisk(ImageFile):
         """Nothing is known not to wait."""
         return None
 
+    def write_mapped(self, offset: int, content: memoryview, now: float) -> bool:
+        """No part of it is a host file."""
+        return False
+
     def metadata_now(self, offset: int, length: int) -> bytes | None:
         """Nothing is known to be in memory."""
         return None

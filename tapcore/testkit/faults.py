@@ -100,6 +100,7 @@ class Faults:
             self._put(blockingfile, name, self._call("zero", getattr(blockingfile, name)))
         for name in ("read_now", "write_now", "metadata_now"):
             self._put(ImageFile, name, self._now(getattr(ImageFile, name)))
+        self._put(ImageFile, "write_mapped", lambda *_: False)  # `write_now` may fail instead
         for name in ("queue_read", "queue_write"):
             self._put(ImageFile, name, self._queued(getattr(ImageFile, name)))
         return self

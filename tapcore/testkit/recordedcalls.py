@@ -92,6 +92,11 @@ def _write_now(rec: Recorder, call: Any, file: ImageFile, offset: int, buf: Any)
     return result
 
 
+def _write_mapped(rec: Recorder, call: Any, file: ImageFile, *_: Any) -> bool:
+    """Not while calls are recorded: `write_now` does it."""
+    return False
+
+
 def _write(rec: Recorder, call: Any, file: ImageFile, offset: int, buf: Any) -> Any:
     view = memoryview(buf).cast("B")
     change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
@@ -166,6 +171,7 @@ class _Then:
 
 METHODS: tuple[tuple[type[ImageFile], str, Any], ...] = (
     (ImageFile, "write_now", _write_now),
+    (ImageFile, "write_mapped", _write_mapped),
     (ImageFile, "write_blocking", _write),
     (ImageFile, "write_metadata", _write_metadata),
     (ImageFile, "zero_blocking", _punch),
