@@ -14,8 +14,8 @@ ARGS ?=
 export PYTHON IMAGE
 
 PREFIX ?=
-# two for each processor: half of a test's time is waiting for the disk and for other programs
-WORKERS ?= $(shell echo $$((2 * $$(nproc))))
+# one more than there are processors: some of a test's time is waiting for the disk
+WORKERS ?= $(shell echo $$((1 + $$(nproc))))
 
 .PHONY: help install tool run test peers lint format bench bench-formats man dist clean
 .DEFAULT_GOAL := help

@@ -11,7 +11,7 @@ from tapcore.cli.group import COMMANDS, tapdisk
 from tapcore.cli.main import main
 
 MIB = 1 << 20
-WITHOUT_IMAGE = {"completion", "formats", "inspect"}
+WITHOUT_IMAGE = {"completion", "formats", "help", "inspect", "man", "new-plugin", "plugins"}
 
 
 @pytest.fixture

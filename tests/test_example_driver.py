@@ -20,7 +20,7 @@ from docpages import DOCS, blocks
 from peers import peer
 from tapcore import clusters
 
-EXAMPLES = sorted(path.name for path in (DOCS / "examples").iterdir())
+EXAMPLES = sorted(path.name for path in (DOCS / "examples").iterdir() if path.is_dir())
 TAPDISK = Path(sys.executable).parent / "tapdisk"
 
 
@@ -103,7 +103,16 @@ def test_all_python_on_the_page_is_run() -> None:
     marked = [each for each in blocks("write-a-driver.md") if each.language == "python"]
     assert text.count("\n```python\n") == len(marked)
     others = {(each.role, each.name) for each in marked if each.role != "file"}
-    assert others == {("body", "td_queue_read"), ("part", "map")}
+    assert others == {("body", "td_queue_read"), ("part", "map"), ("part", "throw_away")}
+
+
+def test_the_driver_that_is_thrown_away(tmp_path: Path) -> None:
+    """The lines of the page, where the driver's own folder is."""
+    shutil.copytree(DOCS / "examples" / "tap-chunk" / "tap_chunk", tmp_path / "tap_chunk")
+    (tmp_path / "test_found.py").write_text(block("part", "throw_away"))
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_found.py"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_read_that_is_answered_later(tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def end_logging() -> None:
     for old in root.handlers[:]:
         if getattr(old, "of_tapdisk", False):
             root.removeHandler(old)
+            logging.getLogger(_TRACEBACKS).setLevel(logging.NOTSET)  # of `--debug`
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:

@@ -21,8 +21,8 @@ from tapcore.testkit.subject import Subject
 from tapcore.testkit.workload import Workload
 
 BATCHES = 6
-STATES = 6
-BARRIERS = 6
+STATES = 4
+BARRIERS = 3
 _WINDOW = 96 << 10
 
 _KEEP: Sequence[Callable[[Change], bool]] = (lambda change: False, lambda change: True)

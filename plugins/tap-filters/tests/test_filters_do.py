@@ -270,8 +270,8 @@ def test_convert_and_bench_take_filters(
     _, err = tapdisk("convert", source, tmp_path / "c.img", "--filter", "error", status=1)
     assert "Input/output error" in err
     assert not (tmp_path / "c.img").exists()
-    words = ("--size", "16K", f"aio:{source}", "--filter", "delay:read=5ms")
-    out, _ = tapdisk("bench", "--json", *words, status=0)
+    more = ("--size", "16K", f"aio:{source}", "--filter", "delay:read=5ms")
+    out, _ = tapdisk("bench", "--json", *more, status=0)
     assert json.loads(out)["latency_us"]["p50"] >= 5000
 
 

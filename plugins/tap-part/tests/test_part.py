@@ -6,6 +6,7 @@ import random
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import tapdisk
@@ -51,7 +52,7 @@ def refused(path: Path, number: int | str) -> str:
 # ---- by sfdisk -------------------------------------------------------------------------------
 
 
-def sfdisk(path: Path, script: str) -> list[dict[str, int]]:
+def sfdisk(path: Path, script: str) -> list[dict[str, Any]]:
     """Make a table; the partitions as sfdisk itself reads them."""
     command = peer("sfdisk")
     subprocess.run([command, "-q", path], input=script, text=True, check=True, capture_output=True)

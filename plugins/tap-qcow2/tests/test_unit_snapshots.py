@@ -238,6 +238,7 @@ def test_a_refcount_that_cannot_count_further_refuses_and_changes_nothing(
     image = create(tmp_path / "disk.qcow2", MIB, refcount_bits=1, cluster_size=4096)
     with opened(image) as (disk, it):
         write_some(disk, rng)
+        disk.pwrite(0, b"y" * 512)  # a cluster at least
         want = disk.pread(0, length=MIB)
         with pytest.raises(tapcore.NotSupportedError, match="refcount_bits"):
             create_snapshot(it, "one")
@@ -248,6 +249,7 @@ def test_a_refcount_that_cannot_count_further_refuses_and_changes_nothing(
     image = create(tmp_path / "two.qcow2", MIB, refcount_bits=2, cluster_size=4096)
     with opened(image) as (disk, it):
         write_some(disk, rng)
+        disk.pwrite(0, b"y" * 512)
         create_snapshot(it, "one")
         create_snapshot(it, "two")
         before = image.read_bytes()

@@ -128,7 +128,7 @@ def test_a_file_that_was_cut(tmp_path: Path, rng: random.Random) -> None:
         content_of(image)
     with tapcore.open(f"vdi:{image}") as disk:
         assert sum(each.missing for each in disk.extents()) == 1
-        with pytest.raises(tapcore.TapError, match=f"block {lost} lies past the end of the file"):
+        with pytest.raises(tapcore.TapError, match="past the end of the file"):
             disk.pwrite(0, b"x")
     for repair in ("", "leaks", "all"):
         assert counts(check(image, repair))[:2] == (1, 0)

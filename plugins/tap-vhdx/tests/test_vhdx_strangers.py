@@ -59,7 +59,7 @@ FIELDS = {  # structure, offset in it, kind
     "sector": ((ITEMS,), 16, "<I"),
     "physical sector": ((ITEMS,), 20, "<I"),
 }
-SEALED = {HEADERS: 4 * KIB, TABLES: 64 * KIB}
+SEALED: dict[tuple[int, ...], int] = {HEADERS: 4 * KIB, TABLES: 64 * KIB}
 
 
 def change(path: Path, field: str, number: int) -> None:
