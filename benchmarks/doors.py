@@ -45,7 +45,7 @@ def make_disks(folder: str, registry: tapcore.Registry) -> dict[Door, str]:
     for door in DOORS:
         names[door] = f"b{door}:{folder}/disk.b{door}"
         tapcore.create_image(names[door], SIZE, registry=registry)
-        with tapcore.open(names[door], registry=registry) as disk:
+        with tapcore.open(names[door], registry=registry, readonly=False) as disk:
             for offset in range(0, SIZE, 1 << 20):
                 disk.pwrite(offset, b"\1" * (1 << 20))
     return names
@@ -81,7 +81,7 @@ def main() -> None:
 
 def run(name: str, load: Workload, registry: tapcore.Registry) -> BenchResult:
     """One turn of one door."""
-    with tapcore.open(name, registry=registry) as disk:
+    with tapcore.open(name, registry=registry, readonly=False) as disk:
         return bench_disk(disk, load)
 
 

@@ -79,7 +79,7 @@ class Trial:
         before, disk = self.read(), None
         try:
             with LateHost(self.rng, luck, slow) as host:
-                disk = tapcore.open(f"{self.handle}:{self.image}", **self.options)
+                disk = tapcore.open(f"{self.handle}:{self.image}", readonly=False, **self.options)
                 below = self.below.ljust(self.span, b"\0")
                 crowd = Crowd(disk, host, self.rng, self.files, self.span, below, self.ops)
                 crowd.history = History.of(before)
@@ -223,7 +223,7 @@ def a_table_that_is_read_late_undoes_nothing(
         table: bytes of the disk that one maps.
         forgotten: the change is written, and the table forgotten, before the thread ends.
     """
-    with tapcore.open(f"{trial.handle}:{trial.image}", **trial.options) as disk:
+    with tapcore.open(f"{trial.handle}:{trial.image}", readonly=False, **trial.options) as disk:
         for at in range(0, trial.span, table):
             disk.pwrite(at, b"a" * 512)
     new, late = b"b" * cluster, bytearray(512)

@@ -150,7 +150,7 @@ def test_info(call: Call, image: Path) -> None:
 
 
 def test_info_of_an_image_in_use(call: Call, image: Path) -> None:
-    with tapcore.open(f"aio:{image}"):
+    with tapcore.open(f"aio:{image}", readonly=False):
         status, out, err = call("info", image)
         assert (status, err) == (0, "")
         assert "has it open for writing" in out.splitlines()[-1]
@@ -212,7 +212,7 @@ def test_convert_and_compare(call: Call, image: Path) -> None:
     assert call("convert", image, copy) == (0, f"created {copy}: raw (aio), 8 KiB of data\n", "")
     assert call("compare", image, copy) == (0, "Images are identical.\n", "")
     assert call("compare", "--strict", image, f"sync:{copy}") == (0, "Images are identical.\n", "")
-    with tapcore.open(f"aio:{copy}") as disk:
+    with tapcore.open(f"aio:{copy}", readonly=False) as disk:
         disk.pwrite(1000, b"y")
     text = "Content mismatch at offset 512! (first byte: 1000)\n"
     assert call("compare", image, copy) == (1, text, "")

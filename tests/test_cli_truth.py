@@ -202,7 +202,10 @@ def in_a_fork(command: list[str], redirection: str) -> Said:
 def images(here: Path) -> None:
     tapcore.create_image("a.qcow2", MIB)
     tapcore.create_image("b.img", MIB)
-    with tapcore.open("qcow2:a.qcow2") as disk, tapcore.open("aio:b.img") as other:
+    with (
+        tapcore.open("qcow2:a.qcow2", readonly=False) as disk,
+        tapcore.open("aio:b.img", readonly=False) as other,
+    ):
         for each in (disk, other):
             each.pwrite(0, b"x" * 65536)
 

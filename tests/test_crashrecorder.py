@@ -30,7 +30,10 @@ def image(tmp_path: Path) -> Path:
 def test_what_was_flushed_is_in_every_state_and_nothing_else_is(
     image: Path, rng: random.Random, cache: CacheMode
 ) -> None:
-    with Recording(image) as recording, tapcore.open(f"aio:{image}", cache=cache) as disk:
+    with (
+        Recording(image) as recording,
+        tapcore.open(f"aio:{image}", cache=cache, readonly=False) as disk,
+    ):
         disk.pwrite(0, b"a" * 8192)
         disk.sync()
         flushed = recording.now()
@@ -54,7 +57,7 @@ def test_what_was_flushed_is_in_every_state_and_nothing_else_is(
 
 
 def test_the_last_prefix_is_what_the_file_holds(image: Path, rng: random.Random) -> None:
-    with Recording(image) as recording, tapcore.open(f"aio:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"aio:{image}", readonly=False) as disk:
         work = Workload(disk, recording, rng, [(0, SIZE)])
         work.run(30)
     *_, last = recording.prefixes()
@@ -96,7 +99,11 @@ def test_a_flush_does_not_cover_what_was_under_way_when_it_began(
 
 def test_a_way_around_the_recorder_is_noticed(image: Path) -> None:
     def work() -> None:
-        with Recording(image), tapcore.open(f"aio:{image}"), open(image, "r+b") as file:
+        with (
+            Recording(image),
+            tapcore.open(f"aio:{image}", readonly=False),
+            open(image, "r+b") as file,
+        ):
             file.write(b"x")
 
     with pytest.raises(UnrecordedError, match="other ways"):
@@ -152,7 +159,10 @@ def _crashes(driver: Any, folder: Path, rng: random.Random) -> list[str]:
     registry.register(driver, handle="chunkio")
     image, copy = folder / "disk", folder / "copy"
     driver.td_create(str(image), SIZE, None, {})
-    with Recording(image) as rec, tapcore.open(f"chunkio:{image}", registry=registry) as disk:
+    with (
+        Recording(image) as rec,
+        tapcore.open(f"chunkio:{image}", registry=registry, readonly=False) as disk,
+    ):
         work = Workload(disk, rec, rng, [(0, SIZE)])
         work.run(40)
     found = []

@@ -192,7 +192,7 @@ def lines(out: io.StringIO) -> list[str]:
 
 
 def read_and_write(registry: Registry, name: str) -> None:
-    with tapcore.open(name, registry=registry) as disk:
+    with tapcore.open(name, registry=registry, readonly=False) as disk:
         disk.pread(4096, length=512)
         disk.pwrite(0, bytes(1024))
         disk.flush()
@@ -227,7 +227,10 @@ def test_hooks_are_traced(trace: Callable[[str], io.StringIO], tmp_path: Path) -
 def test_what_a_hook_raises_is_traced(trace: Callable[[str], io.StringIO], use: Use) -> None:
     out = trace("hooks")
     registry = use(Careless("td_info", ZeroDivisionError("oops")))
-    with tapcore.open("wrong:d", registry=registry) as disk, pytest.raises(ZeroDivisionError):
+    with (
+        tapcore.open("wrong:d", registry=registry, readonly=False) as disk,
+        pytest.raises(ZeroDivisionError),
+    ):
         disk.state.disks.drv.td_info(disk.state.disks)
     assert [line for line in lines(out) if line.endswith("raised ZeroDivisionError: oops")]
 
@@ -235,7 +238,7 @@ def test_what_a_hook_raises_is_traced(trace: Callable[[str], io.StringIO], use: 
 def test_nothing_passes_by_a_trace(trace: Callable[[str], io.StringIO], tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(os.urandom(8192))
     trace("requests")
-    with tapcore.open(f"aio:{tmp_path / 'd'}", registry=Registry()) as disk:
+    with tapcore.open(f"aio:{tmp_path / 'd'}", registry=Registry(), readonly=False) as disk:
         leaf = disk.state.disks
         assert leaf.drv.td_places(leaf) is None
         assert {extent.fd for extent in leaf.drv.td_extents(leaf, 0, 16)} == {None}

@@ -38,7 +38,7 @@ def path(tmp_path: Path, content: bytes) -> Path:
 
 @pytest.fixture(params=HANDLES)
 def disk(request: pytest.FixtureRequest, path: Path) -> Iterator[tapcore.Disk]:
-    with tapcore.open(f"{request.param}:{path}") as found:
+    with tapcore.open(f"{request.param}:{path}", readonly=False) as found:
         yield found
 
 
@@ -243,13 +243,13 @@ def test_a_closed_disk_says_so(disk: tapcore.Disk) -> None:
 
 def test_the_context_manager_closes_also_after_an_error(path: Path) -> None:
     before = open_fds()
-    with pytest.raises(ZeroDivisionError), tapcore.open(f"aio:{path}") as disk:
+    with pytest.raises(ZeroDivisionError), tapcore.open(f"aio:{path}", readonly=False) as disk:
         raise ZeroDivisionError
     assert (disk.closed, open_fds()) == (True, before)
 
 
 def test_it_describes_itself(path: Path) -> None:
-    with tapcore.open(f"sync:{path}") as disk:
+    with tapcore.open(f"sync:{path}", readonly=False) as disk:
         assert (disk.handle, disk.name, disk.size) == ("sync", f"sync:{path}", SIZE)
         assert repr(disk) == f"<tapcore.Disk 'sync:{path}' {SIZE} bytes>"
 
@@ -258,7 +258,7 @@ def test_without_a_handle_a_disk_is_only_read(path: Path, content: bytes) -> Non
     with tapcore.open(str(path), readonly=True) as disk:
         assert (disk.handle, disk.read(16)) == ("aio", content[:16])
     with pytest.raises(tapcore.UsageError, match="HANDLE:PATH"):
-        tapcore.open(str(path))
+        tapcore.open(str(path), readonly=False)
 
 
 # ---- threads -----------------------------------------------------------------------------------
@@ -267,7 +267,9 @@ def test_without_a_handle_a_disk_is_only_read(path: Path, content: bytes) -> Non
 @pytest.mark.parametrize("kind", ["aio", "aio none", "sync", "ram"])
 def test_threads_may_share_a_disk(kind: str, path: Path, rng: random.Random) -> None:
     handle, _, direct = kind.partition(" ")
-    with tapcore.open(f"{handle}:{path}", cache="none" if direct else "writeback") as disk:
+    with tapcore.open(
+        f"{handle}:{path}", cache="none" if direct else "writeback", readonly=False
+    ) as disk:
         part = SIZE // 4
         finals = [b""] * 4
         seeds = [rng.random() for _ in range(4)]
@@ -404,7 +406,7 @@ def test_no_permission(in_the_open: Path) -> None:
     if os.geteuid():
         path.chmod(0o444)
         with pytest.raises(tapcore.ImageOpenError, match="Permission denied for writing"):
-            tapcore.open(f"aio:{path}")
+            tapcore.open(f"aio:{path}", readonly=False)
         path.chmod(0)
         with pytest.raises(tapcore.ImageOpenError, match="Permission denied"):
             tapcore.open(f"aio:{path}", readonly=True)
@@ -451,7 +453,7 @@ for handle in ("aio", "sync"):
 
 def test_a_disk_that_nobody_closes_closes_itself(path: Path) -> None:
     before = open_fds()
-    disk = tapcore.open(f"aio:{path}")
+    disk = tapcore.open(f"aio:{path}", readonly=False)
     disk.pwrite(0, b"kept")
     del disk
     gc.collect()

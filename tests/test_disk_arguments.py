@@ -20,7 +20,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     if request.param != "ram":
         name = f"{request.param}:{tmp_path / 'disk'}"
         tapcore.create_image(name, SIZE)
-    with tapcore.open(name) as opened:
+    with tapcore.open(name, readonly=False) as opened:
         yield opened
 
 
@@ -97,7 +97,7 @@ def test_a_position_is_a_whole_number(disk: Disk) -> None:
 
 def test_compressed_clusters_are_whole(tmp_path: Path) -> None:
     tapcore.create_image(f"qcow2:{tmp_path / 'disk'}", SIZE + 512)
-    with tapcore.open(f"qcow2:{tmp_path / 'disk'}") as disk:
+    with tapcore.open(f"qcow2:{tmp_path / 'disk'}", readonly=False) as disk:
         for offset, count in ((1, 65536), (512, 65536), (0, 512), (0, 65535)):
             with pytest.raises(tapcore.UsageError, match="whole clusters of 65536 bytes"):
                 disk.write_compressed(offset, bytes(count))

@@ -202,6 +202,44 @@ def test_what_would_work_against_it_or_tell_a_secret_is_not_sent(
         pickle.dumps(disk)
 
 
+# ---- for reading, unless told otherwise --------------------------------------------------------
+
+
+def test_a_disk_is_opened_for_reading(image: str, content: bytes) -> None:
+    with tapcore.open(image) as disk:
+        assert (disk.mode, disk.read_only, disk.writable()) == ("rb", True, False)
+        assert disk.read(512) == content[:512]
+        with tapcore.open(image) as other:  # readers keep out only who writes
+            assert other.size == disk.size
+        for write in (
+            lambda: disk.write(b"x"),
+            lambda: disk.pwrite(0, b"x"),
+            lambda: disk.zero(0, length=512),
+            lambda: disk.discard(0, length=512),
+            lambda: disk.resize("8M"),
+        ):
+            with pytest.raises(tapcore.ReadOnlyError, match="readonly=False"):
+                write()
+    with pytest.raises(tapcore.UsageError, match="readonly=False"):
+        tapcore.open(image, copy_on_read=True)
+
+
+def test_a_format_is_guessed_for_writing_only_where_that_is_said(image: str) -> None:
+    path = image.removeprefix("qcow2:")
+    with pytest.raises(tapcore.UsageError, match="HANDLE:PATH"):
+        tapcore.open(path, "r+b")
+    with tapcore.open(path, "r+b", probe=True) as disk:
+        assert (disk.handle, disk.pwrite(0, b"x")) == ("qcow2", 1)
+
+
+def test_a_raw_disk_that_was_guessed_keeps_its_look(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(MIB))
+    with tapcore.open(tmp_path / "disk.img", readonly=False, probe=True) as disk:
+        assert disk.pwrite(4096, b"x") == 1
+        with pytest.raises(tapcore.TapError):
+            disk.pwrite(0, b"QFI\xfb\0\0\0\3")
+
+
 # ---- asyncio, fsspec ---------------------------------------------------------------------------
 
 

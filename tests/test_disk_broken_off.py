@@ -54,7 +54,7 @@ class Subject:
         tapcore.create_image(self.name, SIZE)
 
     def open(self) -> tapcore.Disk:
-        disk = tapcore.open(self.name, cache=self.cache)
+        disk = tapcore.open(self.name, cache=self.cache, readonly=False)
         disk.pwrite(FLUSHED, self.content)
         disk.sync()
         disk.pwrite(LATER, b"o" * 150_000)
@@ -62,7 +62,7 @@ class Subject:
 
     def assert_sound(self) -> None:
         """It opens for writing, what was flushed is there, and nothing worse than leaks."""
-        with tapcore.open(self.name) as disk:
+        with tapcore.open(self.name, readonly=False) as disk:
             assert disk.pread(FLUSHED, length=70_000) == self.content
             disk.pwrite(LATER, b"goes on")
         with tapcore.open(self.name, readonly=True) as disk:
@@ -171,7 +171,7 @@ def test_interrupted_anywhere_in_opening(subject: Subject, rng: random.Random) -
     subject.open().close()
 
     def work() -> None:
-        tapcore.open(subject.name, cache=subject.cache).close()
+        tapcore.open(subject.name, cache=subject.cache, readonly=False).close()
 
     moments = Moments()
     moments.run(work)

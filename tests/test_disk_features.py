@@ -20,7 +20,7 @@ MIB = 1 << 20
 def test_compressed_writes_of_whole_clusters(toys: Path, rng: random.Random) -> None:
     create_image("a.toy", MIB + 512)
     data = rng.randbytes(4 * CLUSTER)
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         assert disk.cluster_size == CLUSTER
         assert disk.write_compressed(CLUSTER, data) == len(data)
         assert disk.write_compressed(MIB, b"x" * 512) == 512  # the last one, cut by the end
@@ -33,7 +33,7 @@ def test_compressed_writes_of_whole_clusters(toys: Path, rng: random.Random) -> 
 def test_long_ones_are_split_at_clusters(toys: Path, rng: random.Random) -> None:
     create_image("a.toy", 20 * MIB)
     data = rng.randbytes(10 * MIB)
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         assert disk.write_compressed(0, data) == len(data)
         assert disk.pread(0, length=len(data)) == data
         assert disk.state.disks.private.writes == 10
@@ -50,7 +50,7 @@ def test_long_ones_are_split_at_clusters(toys: Path, rng: random.Random) -> None
 )
 def test_parts_of_clusters_are_refused(toys: Path, offset: int, length: int, code: int) -> None:
     create_image("a.toy", MIB + 512)
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         told: list[Request] = []
         buf = memoryview(bytearray(length))
         request = Request(WRITE_COMPRESSED, offset, length, buf, told.append)
@@ -61,7 +61,7 @@ def test_parts_of_clusters_are_refused(toys: Path, offset: int, length: int, cod
 
 def test_a_format_that_stores_everything_plain(toys: Path) -> None:
     (toys / "a").write_bytes(bytes(MIB))
-    with tapcore.open("aio:a") as disk:
+    with tapcore.open("aio:a", readonly=False) as disk:
         with pytest.raises(tapcore.NotSupportedError, match="'aio' cannot store compressed data"):
             disk.write_compressed(0, b"x" * 4096)
         told: list[Request] = []
@@ -73,7 +73,7 @@ def test_a_format_that_stores_everything_plain(toys: Path) -> None:
 def test_compressed_writes_wait_for_what_holds_their_range(toys: Path) -> None:
     """An unaligned write reads, merges and writes; a compressed one in between would be lost."""
     create_image("a.toy", MIB)
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         engine = engine_of(disk.state)
         hold = engine.order.hold(0, 8)
         told: list[Request] = []
@@ -104,7 +104,7 @@ def test_a_snapshot_is_opened_read_only_and_only_of_the_child(
     fill("toy:base.toy", (0, b"base"))
     create_image("a.toy", MIB, parent="base.toy")
     fill("toy:a.toy", (CLUSTER, b"then"))
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         made = disk.state.disks.drv.td_snapshot_create(disk.state.disks, "first")
         assert disk.snapshots() == [made]
     fill("toy:a.toy", (CLUSTER, b"now!"))
@@ -122,12 +122,12 @@ def test_what_cannot_be_opened_as_a_snapshot(toys: Path) -> None:
     create_image("a.toy", MIB)
     (toys / "a").write_bytes(bytes(512))
     with pytest.raises(tapcore.UsageError, match="only for reading"):
-        tapcore.open("toy:a.toy", snapshot="x")
+        tapcore.open("toy:a.toy", snapshot="x", readonly=False)
     with pytest.raises(tapcore.UsageError, match="has no snapshot 'x'"):
         tapcore.open("toy:a.toy", snapshot="x", readonly=True)
     with pytest.raises(tapcore.NotSupportedError, match="'aio' has no internal snapshots"):
         tapcore.open("aio:a", snapshot="x", readonly=True)
-    with tapcore.open("aio:a") as disk:
+    with tapcore.open("aio:a", readonly=False) as disk:
         assert disk.snapshots() == []
 
 
@@ -155,7 +155,9 @@ def test_bitmaps(toys: Path) -> None:
 def test_passphrases_reach_every_image_of_a_chain(toys: Path) -> None:
     create_image("base.toy", MIB, options={"passphrase": "one"})
     create_image("a.toy", MIB, parent="base.toy", options={"passphrase": "two"})
-    tapcore.open("toy:a.toy", keys={"base.toy": b"one", "toy:a.toy": b"two"}).close()
+    tapcore.open(
+        "toy:a.toy", keys={"base.toy": b"one", "toy:a.toy": b"two"}, readonly=False
+    ).close()
     for keys, message in (
         (None, "a.toy: is encrypted"),
         (b"one", "a.toy: the passphrase is wrong"),
@@ -163,12 +165,12 @@ def test_passphrases_reach_every_image_of_a_chain(toys: Path) -> None:
         ({f"{toys}/a.toy": b"two"}, f"a.toy: its parent {toys}/base.toy: is encrypted"),
     ):
         with pytest.raises(tapcore.UsageError, match=message):
-            tapcore.open("toy:a.toy", keys=keys)
+            tapcore.open("toy:a.toy", keys=keys, readonly=False)
 
 
 def test_the_metadata_cache_reaches_the_driver(toys: Path, toy_driver: ToyDriver) -> None:
     create_image("a.toy", MIB)
-    tapcore.open("toy:a.toy", metadata_cache=1 << 16).close()
+    tapcore.open("toy:a.toy", metadata_cache=1 << 16, readonly=False).close()
     assert toy_driver.opened[-1][2].metadata_cache == 1 << 16
 
 
@@ -177,12 +179,12 @@ def test_a_cluster_size_must_be_possible(toys: Path, monkeypatch: pytest.MonkeyP
     for size in (100, -512, (64 << 20) + 512):
         monkeypatch.setattr("drivers.toy.CLUSTER", size)
         with pytest.raises(tapcore.DriverError, match=f"impossible cluster size of {size} bytes"):
-            tapcore.open("toy:a.toy")
+            tapcore.open("toy:a.toy", readonly=False)
 
 
 def test_reading_beside_a_compressed_write(toys: Path) -> None:
     create_image("a.toy", MIB)
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         engine = engine_of(disk.state)
         told: list[Request] = []
         data = memoryview(bytearray(b"x" * CLUSTER))

@@ -59,7 +59,7 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_every_call_in_the_child_says_so_at_once(name: str) -> None:
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, b"mine")
         calls: dict[str, Callable[[], object]] = {
             "pread": lambda: disk.pread(0, length=4),
@@ -88,7 +88,7 @@ def test_every_call_in_the_child_says_so_at_once(name: str) -> None:
 
 
 def test_it_says_so_also_while_a_thread_of_the_parent_is_in_a_call(name: str) -> None:
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         with disk._calls.lock:  # as in another thread's call
             told: list[str] = []
             thread = threading.Thread(
@@ -107,7 +107,7 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
 ) -> None:
     path = tmp_path / "disk"
     tapcore.create_image(f"{handle}:{path}", SIZE)
-    with tapcore.open(f"{handle}:{path}") as disk:
+    with tapcore.open(f"{handle}:{path}", readonly=False) as disk:
         disk.pwrite(4096, b"waits in the parent's tables")
         before = path.read_bytes()
 
@@ -119,7 +119,7 @@ def test_closing_in_the_child_writes_nothing_and_the_parent_goes_on(
         assert in_a_child(close) == "True ForkedError"
         assert path.read_bytes() == before
         with pytest.raises(tapcore.ImageLockedError):  # the parent's lock stands
-            tapcore.open(f"{handle}:{path}")
+            tapcore.open(f"{handle}:{path}", readonly=False)
         disk.pwrite(8192, b"goes on")
     with tapcore.open(f"{handle}:{path}", readonly=True) as disk:
         assert disk.pread(4096, length=28) == b"waits in the parent's tables"
@@ -133,7 +133,7 @@ def test_no_lock_is_left_when_both_have_closed_it(
 ) -> None:
     name = f"{handle}:{tmp_path / 'disk'}"
     tapcore.create_image(name, SIZE)
-    disk = tapcore.open(name, cache=cache if handle != "sync" else "writeback")
+    disk = tapcore.open(name, cache=cache if handle != "sync" else "writeback", readonly=False)
     closed, go = (os.pipe() for _ in range(2))
     pid = os.fork()
     if not pid:
@@ -146,10 +146,10 @@ def test_no_lock_is_left_when_both_have_closed_it(
             os._exit(0)
     assert os.read(closed[0], 6) == b"closed"
     with pytest.raises(tapcore.ImageLockedError):  # the parent's lock stands
-        tapcore.open(name)
+        tapcore.open(name, readonly=False)
     disk.pwrite(0, b"goes on")
     disk.close()
-    with tapcore.open(name) as again:  # though the child still lives
+    with tapcore.open(name, readonly=False) as again:  # though the child still lives
         assert again.pread(0, length=7) == b"goes on"
     os.write(go[1], b".")
     os.waitpid(pid, 0)
@@ -171,7 +171,7 @@ def test_processes_of_the_standard_library_end_and_leave_the_disk_alone(tmp_path
             del disk
             gc.collect()
             return offset
-        disk = tapcore.open("qcow2:{path}")
+        disk = tapcore.open("qcow2:{path}", readonly=False)
         disk.pwrite(0, b"once")
         before = open("{path}", "rb").read()
         fork = multiprocessing.get_context("fork")
@@ -191,14 +191,14 @@ def test_processes_of_the_standard_library_end_and_leave_the_disk_alone(tmp_path
         disk.close()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
-    with tapcore.open(f"qcow2:{path}") as found:
+    with tapcore.open(f"qcow2:{path}", readonly=False) as found:
         assert found.pread(0, length=4) == b"once"
 
 
 def test_the_child_opens_it_again_for_itself(tmp_path: Path) -> None:
     name = f"qcow2:{tmp_path / 'disk'}"
     tapcore.create_image(name, SIZE)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, b"content")
     with tapcore.open(name, readonly=True) as disk:
         disk.pread(0, length=7)
@@ -215,7 +215,7 @@ def test_a_child_that_ends_without_closing_it_writes_nothing(tmp_path: Path) -> 
     tapcore.create_image(f"qcow2:{path}", SIZE)
     script = f"""
         import io, os, tapcore
-        raw = tapcore.open("qcow2:{path}")
+        raw = tapcore.open("qcow2:{path}", readonly=False)
         disk = io.BufferedWriter(raw)
         disk.write(b"once")
         pid = os.fork()

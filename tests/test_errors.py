@@ -143,9 +143,9 @@ def test_what_opening_fails_with_is_pythons_own_error_too(
     for name in ("file", "locked"):
         (tmp_path / name).write_bytes(bytes(512))
     path = tmp_path / make
-    with tapcore.open(f"aio:{tmp_path / 'locked'}"):
+    with tapcore.open(f"aio:{tmp_path / 'locked'}", readonly=False):
         calls: list[Callable[[], object]] = [
-            lambda: tapcore.open(f"aio:{path}"),
+            lambda: tapcore.open(f"aio:{path}", readonly=False),
             lambda: tapcore.convert_image(f"aio:{path}", tmp_path / "new.img"),
             lambda: resize_image(f"aio:{path}", "1M"),
         ]

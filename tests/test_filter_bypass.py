@@ -52,7 +52,7 @@ def made(folder: Path, handle: str, options: dict[str, str]) -> tuple[str, bytes
     name = f"{handle}:{folder / f'disk.{handle}'}"
     tapcore.create_image(name, SIZE, options=options)
     content = random.Random(5).randbytes(SIZE // 2)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, content)
     return name, content + bytes(SIZE // 2)
 
@@ -104,11 +104,11 @@ def test_neither_tables_nor_places_tell_of_a_file(
     handle: str, options: dict[str, str], tmp_path: Path
 ) -> None:
     name, _ = made(tmp_path, handle, options)
-    with tapcore.open(name, filters=(Counts(),)) as disk:
+    with tapcore.open(name, filters=(Counts(),), readonly=False) as disk:
         assert {run.fd for run in disk.extents()} == {None}
         leaf = disk.state.disks
         assert leaf.drv.td_places(leaf) is None
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         assert {run.fd for run in disk.extents()} - {None}
 
 
@@ -138,7 +138,7 @@ def test_a_copy_of_what_two_disks_share_is_compared_through_the_filter(tmp_path:
 def test_python_and_bench(tmp_path: Path) -> None:
     name, content = made(tmp_path, "qcow2", {})
     counts = Counts()
-    with tapcore.open(name, filters=(counts,)) as disk:
+    with tapcore.open(name, filters=(counts,), readonly=False) as disk:
         assert disk.pread(0, length=SIZE) == content
         assert counts.called["read"] == SIZE
         disk.pwrite(0, content[:MIB])
@@ -154,7 +154,7 @@ def test_python_and_bench(tmp_path: Path) -> None:
 
 def test_a_disk_without_filters_has_the_drivers_own_functions(tmp_path: Path) -> None:
     name, _ = made(tmp_path, "aio", {})
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         own = tapcore.Registry().operations("aio")
         layer = engine_of(disk.state).layers[0]
         assert layer.read == own.td_queue_read

@@ -273,7 +273,7 @@ def turned(content: bytes) -> bytes:
 def test_a_filter_changes_content(tmp_path: Path) -> None:
     name = f"aio:{tmp_path / 'disk.img'}"
     tapcore.create_image(name, 1 << 20)
-    with tapcore.open(name, filters=(Turned(),)) as disk:
+    with tapcore.open(name, filters=(Turned(),), readonly=False) as disk:
         assert disk.pread(0, length=512) == b"\xff" * 512
         disk.pwrite(1000, b"hello" * 1000)
         disk.zero(65536, length=65536)
@@ -386,7 +386,7 @@ def test_views_have_no_filters_and_so_are_refused() -> None:
     from tapcore.views.template import Template
 
     said = pytest.raises(UsageError, match="has filters, which would not see")
-    with tapcore.open("ram:1M", filters=(Seen(),)) as disk, said:
+    with tapcore.open("ram:1M", filters=(Seen(),), readonly=False) as disk, said:
         Template(disk.state)
 
 
@@ -396,4 +396,4 @@ def test_a_registry_gives_each_disk_its_filters() -> None:
     options = OpenOptions(filters=("told:size=1",))
     assert options.filters == ("told:size=1",)
     with pytest.raises(TypeError, match="not a text"):
-        tapcore.open("ram:1M", filters="told:size=1")
+        tapcore.open("ram:1M", filters="told:size=1", readonly=False)

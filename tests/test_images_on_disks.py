@@ -26,11 +26,11 @@ def nested(folder: Path, handle: str, outer: str, room: int = 16 * MIB) -> tuple
     inner = folder / f"inner.{handle}"
     tapcore.create_image(f"{handle}:{inner}", SIZE)
     content = random.Random(7).randbytes(MIB) + bytes(SIZE - MIB)
-    with tapcore.open(f"{handle}:{inner}") as disk:
+    with tapcore.open(f"{handle}:{inner}", readonly=False) as disk:
         disk.pwrite(0, content[:MIB])
     name = f"{outer}:{folder / 'outer'}"
     tapcore.create_image(name, room)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, inner.read_bytes())
     inner.unlink()
     return f"{handle}:{name}", content
@@ -40,7 +40,7 @@ def nested(folder: Path, handle: str, outer: str, room: int = 16 * MIB) -> tuple
 def test_a_qcow2_on_any_disk(outer: str, tmp_path: Path) -> None:
     name, content = nested(tmp_path, "qcow2", outer)
     rng = random.Random(3)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         model = Model(disk, content)
         for n in range(60 * THOROUGH):
             kind = rng.choice(["write", "write", "read", "zero", "sync"])
@@ -65,10 +65,10 @@ def test_other_formats_are_read_and_overwritten(handle: str, tmp_path: Path) -> 
     name, content = nested(tmp_path, handle, "aio")
     if handle == "vhd":  # whose last bytes say what it is
         size = os.path.getsize(tmp_path / "outer")
-        with tapcore.open(f"aio:{tmp_path / 'outer'}") as disk:
+        with tapcore.open(f"aio:{tmp_path / 'outer'}", readonly=False) as disk:
             footer = disk.pread(0, length=512)
             disk.pwrite(size - 512, footer)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         assert disk.pread(0, length=SIZE) == content
         disk.pwrite(4096, b"z" * 4096)
     with tapcore.open(name, readonly=True) as disk:
@@ -77,7 +77,7 @@ def test_other_formats_are_read_and_overwritten(handle: str, tmp_path: Path) -> 
 
 def test_many_requests_at_once(tmp_path: Path) -> None:
     name, content = nested(tmp_path, "qcow2", "qcow2")
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         engine, statuses = engine_of(disk.state), list[int]()
         bufs = [memoryview(bytearray(4096)) for _ in range(256)]
         for n, buf in enumerate(bufs):
@@ -91,7 +91,7 @@ def test_many_requests_at_once(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     name, content = nested(tmp_path, "qcow2", "aio", room=3 * MIB)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         with pytest.raises(TapError, match="No space left on device"):
             disk.pwrite(2 * MIB, b"x" * 4 * MIB)
         assert disk.pread(0, length=MIB) == content[:MIB]
@@ -127,7 +127,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     # a name that an image records is never one of these
     child = tmp_path / "child.qcow2"
     tapcore.create_image(child, MIB)
-    with tapcore.open(f"qcow2:{child}") as disk, disk.driver() as dd:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as disk, disk.driver() as dd:
         dd.drv.td_set_parent(dd, tapcore.DiskId("aio:outer", "qcow2"))
     with pytest.raises(TapError, match="never followed"):
         tapcore.open(f"qcow2:{child}", readonly=True)

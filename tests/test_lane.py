@@ -81,7 +81,7 @@ class Opened:
 
 @contextmanager
 def opened(name: str, **options: Any) -> Iterator[Opened]:
-    with tapcore.open(name, **options) as disk:
+    with tapcore.open(name, **{"readonly": False, **options}) as disk:
         yield Opened(disk)
     assert not BUDGET._open
 
@@ -96,7 +96,7 @@ def created(
         for key, value in (options or {}).items()
     }
     tapcore.create_image(name, SIZE, options=options)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, content or random.Random(4).randbytes(SIZE))
     return name
 
@@ -105,7 +105,7 @@ def created(
 def _mapped(tmp_path: Path) -> None:
     """Nothing here means anything on a file system that is not mapped."""
     (tmp_path / "probe").write_bytes(bytes(8192))
-    with tapcore.open(f"aio:{tmp_path / 'probe'}") as disk:
+    with tapcore.open(f"aio:{tmp_path / 'probe'}", readonly=False) as disk:
         opened = Opened(disk)
         opened.warm()
         if opened.reads() is None:
@@ -184,11 +184,11 @@ def test_through_a_chain(tmp_path: Path) -> None:
     """What lies in a parent is in the lane; what lies nowhere is zeroes without a file."""
     base = f"qcow2:{tmp_path / 'base.qcow2'}"
     tapcore.create_image(base, 2 * MIB)
-    with tapcore.open(base) as disk:
+    with tapcore.open(base, readonly=False) as disk:
         disk.pwrite(0, b"b" * MIB)
     vmdk = f"vmdk:{tmp_path / 'base.vmdk'}"
     tapcore.create_image(vmdk, SIZE)
-    with tapcore.open(vmdk) as disk:
+    with tapcore.open(vmdk, readonly=False) as disk:
         disk.pwrite(0, b"b" * MIB)
     for handle, parent in (("qcow2", base), ("vmdk", vmdk)):
         child = f"{handle}:{tmp_path / 'child'}.{handle}"

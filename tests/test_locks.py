@@ -79,7 +79,7 @@ HANDLES = pytest.mark.parametrize("handle", ["aio", "sync"])
 
 @HANDLES
 def test_our_writer_keeps_qemu_out(handle: str, image: Path) -> None:
-    with tapcore.open(f"{handle}:{image}"):
+    with tapcore.open(f"{handle}:{image}", readonly=False):
         assert 'Failed to get "write" lock' in qemu_io(image)
         for options in ((), ("-r",)):
             command = [peer("qemu-nbd"), "-f", "raw", "-k", f"{image}.sock", *options, str(image)]
@@ -96,7 +96,7 @@ def test_what_qemu_lets_look_beside_its_own_writer_may_look_beside_ours(image: P
     """qemu-io only reads a raw image without forbidding anything to others."""
     with qemu_nbd(image):
         beside_theirs = qemu_io(image, "-r")
-    with tapcore.open(f"aio:{image}"):
+    with tapcore.open(f"aio:{image}", readonly=False):
         assert qemu_io(image, "-r") == beside_theirs == ""
 
 
@@ -127,7 +127,7 @@ def test_qemus_writer_keeps_us_out_and_is_named(handle: str, cache: str, image: 
         with tapcore.open(f"{handle}:{image}", readonly=True, lock=False) as disk:
             assert disk.pread(0, length=4) == b"iiii"
             assert being_written(disk.state.disks.private.fd)
-    tapcore.open(f"{handle}:{image}").close()
+    tapcore.open(f"{handle}:{image}", readonly=False).close()
 
 
 def test_qemus_reader_shares_with_ours_and_keeps_our_writer_out(image: Path) -> None:
@@ -138,16 +138,16 @@ def test_qemus_reader_shares_with_ours_and_keeps_our_writer_out(image: Path) -> 
         with pytest.raises(
             tapcore.ImageLockedError, match=f"is in use by qemu-nbd \\(process {pid}"
         ):
-            tapcore.open(f"aio:{image}")
+            tapcore.open(f"aio:{image}", readonly=False)
 
 
 def test_a_ram_disk_locks_the_file_while_it_loads_it(image: Path) -> None:
     with qemu_nbd(image):
         with pytest.raises(tapcore.ImageLockedError):
-            tapcore.open(f"ram:{image}")
+            tapcore.open(f"ram:{image}", readonly=False)
         with tapcore.open(f"ram:{image}", readonly=True, lock=False) as disk:
             assert disk.pread(0, length=SIZE) == b"i" * SIZE
-    with tapcore.open(f"ram:{image}"), tapcore.open(f"aio:{image}"):
+    with tapcore.open(f"ram:{image}", readonly=False), tapcore.open(f"aio:{image}", readonly=False):
         pass  # loaded: the file is free again
 
 
@@ -171,7 +171,7 @@ def test_the_bytes_are_those_that_qemu_locks_for_a_disk_format(
 
 
 def test_two_writers_in_one_process_conflict(image: Path) -> None:
-    with tapcore.open(f"aio:{image}") as disk:
+    with tapcore.open(f"aio:{image}", readonly=False) as disk:
         for handle in ("aio", "sync"):
             for readonly in (False, True):
                 with pytest.raises(tapcore.ImageLockedError, match="in use by this process itself"):
@@ -183,25 +183,25 @@ def test_two_writers_in_one_process_conflict(image: Path) -> None:
 def test_any_number_of_readers_share(image: Path) -> None:
     disks = [tapcore.open(f"{h}:{image}", readonly=True) for h in ("aio", "sync") * 4]
     with pytest.raises(tapcore.ImageLockedError):
-        tapcore.open(f"aio:{image}")
+        tapcore.open(f"aio:{image}", readonly=False)
     for disk in disks:
         disk.close()
-    tapcore.open(f"aio:{image}").close()
+    tapcore.open(f"aio:{image}", readonly=False).close()
 
 
 def test_another_name_for_the_same_file_is_the_same_file(image: Path, tmp_path: Path) -> None:
     hard, soft = tmp_path / "hard.img", tmp_path / "soft.img"
     os.link(image, hard)
     soft.symlink_to(image)
-    with tapcore.open(f"aio:{image}"):
+    with tapcore.open(f"aio:{image}", readonly=False):
         for name in (hard, soft):
             with pytest.raises(tapcore.ImageLockedError):
-                tapcore.open(f"sync:{name}")
+                tapcore.open(f"sync:{name}", readonly=False)
 
 
 @pytest.mark.parametrize("cache", ["writeback", "none"])
 def test_locks_vanish_on_close(cache: str, image: Path) -> None:
-    disk = tapcore.open(f"aio:{image}", cache=cache)  # type: ignore[arg-type]
+    disk = tapcore.open(f"aio:{image}", cache=cache, readonly=False)  # type: ignore[arg-type]
     disk.pwrite(SIZE - 7, b"x")
     assert locked_bytes(image)
     disk.close()
@@ -210,7 +210,8 @@ def test_locks_vanish_on_close(cache: str, image: Path) -> None:
 
 def test_locks_vanish_with_a_process_that_dies(image: Path) -> None:
     program = (
-        f"import tapcore, os; d = tapcore.open('aio:{image}'); print('open', flush=True); input()"
+        f"import tapcore, os; d = tapcore.open('aio:{image}', readonly=False); "
+        "print('open', flush=True); input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -218,17 +219,17 @@ def test_locks_vanish_with_a_process_that_dies(image: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "open\n"
     with pytest.raises(tapcore.ImageLockedError, match=rf"python.* \(process {process.pid}\)"):
-        tapcore.open(f"aio:{image}")
+        tapcore.open(f"aio:{image}", readonly=False)
     process.kill()
     process.communicate()
-    tapcore.open(f"aio:{image}").close()
+    tapcore.open(f"aio:{image}", readonly=False).close()
 
 
 def test_without_a_lock_nothing_is_locked_and_nothing_can_be_written(image: Path) -> None:
     with tapcore.open(f"aio:{image}", readonly=True, lock=False):
         assert locked_bytes(image) == set()
     with pytest.raises(tapcore.UsageError, match="only for reading"):
-        tapcore.open(f"aio:{image}", lock=False)
+        tapcore.open(f"aio:{image}", lock=False, readonly=False)
 
 
 def test_a_stranger_who_locked_the_whole_file_is_a_conflict_too(image: Path) -> None:
@@ -259,5 +260,5 @@ def test_a_file_system_without_locks_is_no_obstacle(
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "fcntl", no_locks)
-    with tapcore.open(f"aio:{image}") as disk:
+    with tapcore.open(f"aio:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x")

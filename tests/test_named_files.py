@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def opened_by(image: str, named: str, **options: object) -> ImageFile:
-    with tapcore.open(image, **options) as disk:  # type: ignore[arg-type]
+    with tapcore.open(image, **{"readonly": False, **options}) as disk:  # type: ignore[arg-type]
         return open_named_file(disk.state.disks, named, role="data file", flags=0)
 
 
@@ -26,7 +26,7 @@ def test_relative_to_the_image_and_locked(toys: Path) -> None:
         assert file.path == str(toys / "sub/data")
         assert not file.read_only
         with pytest.raises(tapcore.ImageLockedError):
-            tapcore.open("aio:sub/data")
+            tapcore.open("aio:sub/data", readonly=False)
     finally:
         file.close()
 
@@ -71,7 +71,7 @@ def test_the_policy_of_the_disk_reaches_it(
     create_image("a.toy", MIB)
     change_head("a.toy", data_file=f"{elsewhere}/data")
     with pytest.raises(tapcore.ReferencePolicyError):
-        tapcore.open("toy:a.toy")
-    tapcore.open("toy:a.toy", parents=os.fspath(elsewhere)).close()
+        tapcore.open("toy:a.toy", readonly=False)
+    tapcore.open("toy:a.toy", parents=os.fspath(elsewhere), readonly=False).close()
     with pytest.raises(tapcore.ReferencePolicyError, match="--parents none forbids all"):
-        tapcore.open("toy:a.toy", parents="none")
+        tapcore.open("toy:a.toy", parents="none", readonly=False)

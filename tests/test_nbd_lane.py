@@ -70,7 +70,7 @@ def full(folder: Path, handle: str, options: dict[str, str] | None = None) -> tu
     """An image full of random content."""
     name, content = f"{handle}:{folder / f'disk.{handle}'}", random.Random(9).randbytes(SIZE)
     tapcore.create_image(name, SIZE, options=options or {})
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, content)
     return name, content
 
@@ -436,7 +436,7 @@ def test_places_that_are_copied_on_write_are_read_out_when_they_are_free(
 
 def test_a_resize_while_replies_wait(tmp_path: Path, taken: Taken) -> None:
     name, content = full(tmp_path, "aio")
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         wire = Wire(disk._state)
         wire.content()
         wire.parser.answers.clear()

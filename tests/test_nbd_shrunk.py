@@ -37,7 +37,7 @@ def disk_of(
     handle = kind.partition("-")[0]
     name = f"{handle}:{folder / 'd.vmdk'}"
     tapcore.create_image(name, SIZE, options=OPTIONS.get(kind, {}))
-    with tapcore.open(name) as image:
+    with tapcore.open(name, readonly=False) as image:
         image.pwrite(0, random.Random(1).randbytes(SIZE))
     file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
     with opened(name, cache=cache) as state:
@@ -137,7 +137,7 @@ def test_tables_that_are_missing_are_no_holes(tmp_path: Path) -> None:
     raw, name = tmp_path / "raw", f"vmdk:{tmp_path / 'd.vmdk'}"
     raw.write_bytes(b"d" * SIZE)
     tapcore.create_image(name, SIZE, options={"subformat": "streamOptimized"})
-    with tapcore.open(name) as image:
+    with tapcore.open(name, readonly=False) as image:
         image.pwrite(0, raw.read_bytes())
     with opened(name, flags=tapcore.TD_RDONLY) as state:
         wire = Wire(state)

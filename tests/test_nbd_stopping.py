@@ -204,7 +204,7 @@ def test_an_exception_out_of_the_middle_of_its_work_ends_it_without_waiting(
         server.run()
     thread.join()
     assert "what was not flushed may be lost" in caplog.text
-    with tapcore.open(f"qcow2:{tmp_path / 'disk'}") as again:
+    with tapcore.open(f"qcow2:{tmp_path / 'disk'}", readonly=False) as again:
         again.pwrite(0, b"goes on")
 
 

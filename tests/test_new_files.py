@@ -203,7 +203,7 @@ def test_nobody_may_begin_to_use_what_is_about_to_go(tmp_path: Path) -> None:
     path.write_bytes(b"old" * 512)
     with making(str(path), replace=True):
         create_host_file(str(path), MIB)
-        busy = f"import tapcore; tapcore.open('aio:{path}')"
+        busy = f"import tapcore; tapcore.open('aio:{path}', readonly=False)"
         done = subprocess.run([sys.executable, "-c", busy], capture_output=True, check=False)
         assert b"is in use" in done.stderr
 

@@ -55,7 +55,7 @@ def test_a_qcow2_on_a_device_trusts_nothing_that_was_there(
     assert check_image(name).corruptions == check_image(name).leaks == 0
     assert all_read(name) == bytes(8 * MIB)
     content = bytearray(8 * MIB)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         for _ in range(20):  # parts of clusters: the rest is zeroes, not what was there
             at = rng.randrange(8 * MIB - 3000)
             content[at : at + 3000] = piece = rng.randbytes(3000)
@@ -119,7 +119,7 @@ def test_a_data_file_may_be_a_device_and_reads_as_zeroes(
     assert os.listdir(tmp_path) == ["backing"]
     create_image(name, 8 * MIB, options=options, force=True)
     assert all_read(name) == bytes(8 * MIB)
-    with tapcore.open(name, parents="any") as disk:
+    with tapcore.open(name, parents="any", readonly=False) as disk:
         disk.pwrite(MIB + 100, b"own")
     assert all_read(name) == (bytes(MIB + 100) + b"own").ljust(8 * MIB, b"\0")
     (tmp_path / "source").write_bytes(os.urandom(MIB) + bytes(MIB))

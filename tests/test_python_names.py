@@ -51,7 +51,7 @@ def test_disks_are_opened_by_paths(image: Path) -> None:
 def test_a_path_means_what_its_text_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tapcore.create_image(Path("qcow2:disk"), SIZE)
-    with tapcore.open(Path("qcow2:disk")) as disk:
+    with tapcore.open(Path("qcow2:disk"), readonly=False) as disk:
         assert (disk.handle, os.listdir()) == ("qcow2", ["disk"])
 
 
@@ -125,7 +125,7 @@ def test_the_error_names_it_as_text(call: Callable[[Path], object], tmp_path: Pa
     ],
 )
 def test_arguments_in_the_wrong_order_are_an_error(call: Callable[[Any], object]) -> None:
-    with tapcore.open("ram:1M") as disk, pytest.raises(TypeError):
+    with tapcore.open("ram:1M", readonly=False) as disk, pytest.raises(TypeError):
         call(disk)
 
 
@@ -155,7 +155,7 @@ def test_the_bytes_of_a_name_are_a_name(tmp_path: Path) -> None:
     tapcore.convert_image(raw, raw + b".img")
     assert os.path.getsize(raw + b".img") == 1 << 20
     with pytest.raises(FileNotFoundError) as caught:
-        tapcore.open(b"aio:/no/such/caf\xff")
+        tapcore.open(b"aio:/no/such/caf\xff", readonly=False)
     assert str(caught.value) == "/no/such/caf\\xff: No such file or directory"
 
 

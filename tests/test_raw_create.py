@@ -30,7 +30,7 @@ def test_a_driver_makes_plain_files_without_parents(handle: str, tmp_path: Path)
     drv = default_registry().operations(handle, ())
     drv.td_create(str(path), 2 * MIB, None, {"preallocation": "falloc"})
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= 2 * MIB) == (2 * MIB, True)
-    with tapcore.open(f"{handle}:{path}") as disk:
+    with tapcore.open(f"{handle}:{path}", readonly=False) as disk:
         assert disk.info() == {"kind": "file", "file_size": 2 * MIB}
     with pytest.raises(tapcore.UsageError, match="needs a size"):
         drv.td_create(str(path), None, None, {})

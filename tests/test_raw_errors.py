@@ -188,7 +188,7 @@ def test_a_flush_fails_once_for_an_error_that_has_passed(
 
 
 def test_a_disk_in_memory_has_nothing_that_a_flush_could_fail_for() -> None:
-    with tapcore.open("ram:1M") as disk:
+    with tapcore.open("ram:1M", readonly=False) as disk:
         disk.pwrite(0, b"x" * 512)
         disk.sync()
         assert disk.pread(0, length=512) == b"x" * 512

@@ -144,4 +144,4 @@ def test_what_is_no_salvage_is_refused(
 def test_salvage_is_for_reading(tmp_path: Path) -> None:
     (tmp_path / "a.img").write_bytes(bytes(512))
     with pytest.raises(tapcore.UsageError, match="only by reading"):
-        tapcore.open(f"aio:{tmp_path}/a.img", salvage=True)
+        tapcore.open(f"aio:{tmp_path}/a.img", salvage=True, readonly=False)

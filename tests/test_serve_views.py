@@ -35,7 +35,7 @@ KIB, MIB = 1 << 10, 1 << 20
 def base(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "base.qcow2"
     tapcore.create_image(f"qcow2:{path}", 4 * MIB)
-    with tapcore.open(f"qcow2:{path}") as disk:
+    with tapcore.open(f"qcow2:{path}", readonly=False) as disk:
         disk.pwrite(0, b"b" * MIB)
     before = path.read_bytes()
     yield path

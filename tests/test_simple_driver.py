@@ -94,7 +94,7 @@ def test_the_smallest_driver_of_the_readme(tmp_path: Path, monkeypatch: pytest.M
         assert disk.pread(0, length=disk.size) == content + bytes(-len(content) % 512)
         assert disk.pread(99_000, length=1000) == content[99_000:]
     with pytest.raises(NotWritableError, match="can only be read"):
-        tapcore.open(f"gz:{path}")
+        tapcore.open(f"gz:{path}", readonly=False)
 
 
 def test_capabilities_follow_from_the_methods(plain: Registry) -> None:
@@ -102,7 +102,7 @@ def test_capabilities_follow_from_the_methods(plain: Registry) -> None:
 
 
 def test_what_was_written_is_read_and_flushed(plain: Registry, image: Path) -> None:
-    with tapcore.open(f"plain:{image}") as disk:
+    with tapcore.open(f"plain:{image}", readonly=False) as disk:
         disk.pwrite(1000, b"x" * 3000)
         assert disk.pread(999, length=3002)[1:-1] == b"x" * 3000
         disk.sync()
@@ -131,7 +131,7 @@ def test_a_disk_of_bytes_ends_where_it_ends(tmp_path: Path, plain: Registry) -> 
         assert disk.pread(0, length=1024) == b"a" * 700 + bytes(324)
     assert Plain.calls[0] == "pread 0 700"
     with pytest.raises(ImageFormatError, match="no whole number of sectors"):
-        tapcore.open(f"plain:{path}")
+        tapcore.open(f"plain:{path}", readonly=False)
 
 
 def test_holes_are_the_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_a_flush_that_fails_is_told_and_everything_is_released(
 
     use(monkeypatch, Full)
     Plain.calls.clear()
-    disk = tapcore.open(f"full:{image}")
+    disk = tapcore.open(f"full:{image}", readonly=False)
     with pytest.raises(TapError):
         disk.close()
     assert Plain.calls[-1] == "close"
@@ -319,7 +319,7 @@ def test_an_open_that_fails_leaves_nothing_open(
     use(monkeypatch, Refuses)
     for _ in range(3):
         with pytest.raises(ImageFormatError, match="is none of mine"):
-            tapcore.open(f"refuses:{image}")
+            tapcore.open(f"refuses:{image}", readonly=False)
 
 
 def test_what_lies_past_the_end_of_the_file_is_an_error(
@@ -340,7 +340,7 @@ def test_what_lies_past_the_end_of_the_file_is_an_error(
 
 def test_past_the_page_cache_is_refused(image: Path, plain: Registry) -> None:
     with pytest.raises(tapcore.UsageError, match="always goes through the page cache"):
-        tapcore.open(f"plain:{image}", cache="none")
+        tapcore.open(f"plain:{image}", cache="none", readonly=False)
 
 
 def test_an_old_version_is_a_row_with_an_error() -> None:

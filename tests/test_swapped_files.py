@@ -29,7 +29,7 @@ OURS = b"inside: what was allowed.." * 20
 
 def image_with(name: str, content: bytes) -> None:
     tapcore.create_image(name, SIZE)
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(0, content)
 
 
@@ -57,12 +57,12 @@ class World:
     def _make(self, named: str) -> None:
         if self.kind == "parent":
             tapcore.create_image(f"qcow2:{self.image}", SIZE, parent=f"qcow2:{named}")
-            with tapcore.open(f"qcow2:{self.image}") as disk:
+            with tapcore.open(f"qcow2:{self.image}", readonly=False) as disk:
                 disk.pwrite(SIZE // 2, b"the child's")
         elif self.kind == "data":
             options = {"data_file": f"{self.home}/{named}"}
             tapcore.create_image(f"qcow2:{self.image}", SIZE, options=options, force=True)
-            with tapcore.open(f"qcow2:{self.image}") as disk:
+            with tapcore.open(f"qcow2:{self.image}", readonly=False) as disk:
                 disk.pwrite(0, OURS)
         else:
             Path(self.image).write_text(

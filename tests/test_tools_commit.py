@@ -26,7 +26,7 @@ def chain(toys: Path, *, base: str = "base.toy", size: int = MIB, child: int = M
     fill(f"{handle}:{base}", (0, random.Random(1).randbytes(size)))
     create_image("child.toy", child, parent=f"{handle}:{base}")
     fill("toy:child.toy", *[change for change in CHANGES if change[0] < child - 5000])
-    with tapcore.open("toy:child.toy") as disk:
+    with tapcore.open("toy:child.toy", readonly=False) as disk:
         disk.zero(10 * BLOCK, length=20 * BLOCK)
     return content("toy:child.toy")
 
@@ -210,7 +210,7 @@ def other_parent(size: int = MIB) -> None:
     data[40 * BLOCK : 41 * BLOCK] = b"o" * BLOCK
     data[44 * BLOCK : 64 * BLOCK] = bytes(20 * BLOCK)
     fill("toy:other.toy", (0, bytes(data)))
-    with tapcore.open("toy:other.toy") as disk:
+    with tapcore.open("toy:other.toy", readonly=False) as disk:
         disk.zero(44 * BLOCK, length=20 * BLOCK)
 
 

@@ -206,7 +206,7 @@ def test_a_target_in_use_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 512)
     (tmp_path / "b").write_bytes(b"b" * 512)
     with (
-        tapcore.open(f"aio:{tmp_path}/b"),
+        tapcore.open(f"aio:{tmp_path}/b", readonly=False),
         pytest.raises(tapcore.ImageLockedError, match="is in use"),
     ):
         convert_image(f"aio:{tmp_path}/a", f"aio:{tmp_path}/b", force=True)

@@ -62,7 +62,7 @@ def test_the_last_cluster_may_be_cut(toys: Path, rng: random.Random, size: int) 
 def test_a_snapshot_is_copied_as_it_was(toys: Path, rng: random.Random) -> None:
     source(rng)
     before = content("toy:a.toy")
-    with tapcore.open("toy:a.toy") as disk:
+    with tapcore.open("toy:a.toy", readonly=False) as disk:
         disk.state.disks.drv.td_snapshot_create(disk.state.disks, "then")
         disk.pwrite(0, b"now")
     for name in ("then", "1"):

@@ -77,7 +77,7 @@ def test_info_of_a_disk_in_memory(tmp_path: Path) -> None:
 def test_info_takes_no_lock_and_tells_who_writes(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(512))
-    with tapcore.open(f"aio:{path}"):
+    with tapcore.open(f"aio:{path}", readonly=False):
         [info] = image_info(str(path))
     assert len(info.notes) == 1
     assert "has it open for writing" in info.notes[0]

@@ -96,7 +96,7 @@ def test_a_chains_life(rng: random.Random, handle: str) -> None:
     assert main(["convert", "-q", "a.img", f"{handle}:base"]) == 0
     assert main(["convert", "-q", "b.img", f"{handle}:other"]) == 0
     assert main(["create", "-q", "-b", f"{handle}:base", f"{handle}:child"]) == 0
-    with tapcore.open(f"{handle}:child") as disk:
+    with tapcore.open(f"{handle}:child", readonly=False) as disk:
         disk.pwrite(rng.randrange(SIZE - 99999), b"x" * 99999)
         disk.zero(MIB, length=MIB)
         data = disk.pread(0, length=SIZE)

@@ -30,7 +30,7 @@ def qemu_map(image: str) -> list[dict[str, object]]:
 def base_with_content(name: str, handle: str = "qcow2") -> None:
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
     tapcore.create_image(f"{handle}:./{name}", MIB)
-    with tapcore.open(f"{handle}:./{name}") as disk:
+    with tapcore.open(f"{handle}:./{name}", readonly=False) as disk:
         disk.pwrite(0, b"below")
 
 
@@ -88,7 +88,7 @@ def test_qemu_opens_what_was_converted_onto_it() -> None:
 
 def test_qemu_opens_a_data_file_with_a_colon() -> None:
     tapcore.create_image("disk.qcow2", MIB, options={"data_file": "d-10:00.raw"})
-    with tapcore.open("qcow2:disk.qcow2") as disk:
+    with tapcore.open("qcow2:disk.qcow2", readonly=False) as disk:
         disk.pwrite(0, b"there")
     assert sorted(os.listdir()) == ["d-10:00.raw", "disk.qcow2"]
     assert qemu_map("disk.qcow2")[0]["data"]
@@ -97,7 +97,7 @@ def test_qemu_opens_a_data_file_with_a_colon() -> None:
 @pytest.mark.parametrize("subformat", ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentFlat"])
 def test_qemu_opens_a_vmdk_with_a_colon(subformat: str) -> None:
     tapcore.create_image("vmdk:./v-10:00.vmdk", MIB, options={"subformat": subformat})
-    with tapcore.open("vmdk:./v-10:00.vmdk") as disk:
+    with tapcore.open("vmdk:./v-10:00.vmdk", readonly=False) as disk:
         disk.pwrite(0, b"there")
     assert qemu_map("./v-10:00.vmdk")[0]["data"]
 
@@ -125,7 +125,7 @@ def test_where_qemu_finds_no_parent_it_is_looked_for_beside_the_file() -> None:
 def test_never_another_parent_than_the_one_that_qemu_takes() -> None:
     a_link_to_a_child()
     tapcore.create_image("links/base.qcow2", MIB)
-    with tapcore.open("qcow2:links/base.qcow2") as disk:
+    with tapcore.open("qcow2:links/base.qcow2", readonly=False) as disk:
         disk.pwrite(0, b"QEMU's")
     assert {item["depth"] for item in qemu_map("links/child.qcow2") if item["data"]} == {1}
     with pytest.raises(tapcore.ReferencePolicyError, match=r"--parents .*/links would allow it"):

@@ -302,7 +302,7 @@ def test_an_image_that_is_in_use_is_not_touched(rng: random.Random) -> None:
     make("base.qcow2", rng)
     make("child.qcow2", rng, base="base.qcow2")
     before = [Path(name).read_bytes() for name in ("base.qcow2", "child.qcow2")]
-    with tapcore.open("qcow2:child.qcow2"):
+    with tapcore.open("qcow2:child.qcow2", readonly=False):
         for command in (
             ["commit", "child.qcow2"],
             ["rebase", "child.qcow2", "-b", ""],

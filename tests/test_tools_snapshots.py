@@ -127,7 +127,7 @@ def test_a_wrong_command_line(
 def test_an_image_in_use_is_listed_and_not_changed(toys: Path) -> None:
     create_image("a.toy", MIB)
     create_snapshot("a.toy", "first")
-    with tapcore.open("toy:a.toy"):
+    with tapcore.open("toy:a.toy", readonly=False):
         assert len(list_snapshots("a.toy")) == 1
 
 

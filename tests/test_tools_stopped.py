@@ -47,7 +47,7 @@ def family(handle: str, rng: random.Random) -> tuple[Work, bytes]:
         (folder / "other.img").write_bytes(below[: SIZE // 2] + rng.randbytes(SIZE // 2))
         image = f"{handle}:{folder}/child"
         tapcore.create_image(image, SIZE, parent="raw:base.img")
-        with tapcore.open(image) as disk:
+        with tapcore.open(image, readonly=False) as disk:
             disk.pwrite(200_000, own)
         if handle == "qcow2":
             create_snapshot(image, "old")
@@ -92,7 +92,7 @@ def test_a_tool_that_is_interrupted_ends_and_leaves_what_was_there(
         moments = Moments(at)
         with suppress(KeyboardInterrupt):
             moments.run(lambda: TOOLS[tool](f"{handle}:{folder}/child"))
-        with tapcore.open(f"{handle}:{folder}/child"):
+        with tapcore.open(f"{handle}:{folder}/child", readonly=False):
             pass  # nothing holds it any more
         assert_all_there(folder, handle, wanted)
         return moments.count
@@ -109,7 +109,7 @@ def test_a_conversion_that_is_interrupted_ends(
     handle = "raw" if kind == "raw" else "qcow2"
     source, target = f"{handle}:{tmp_path / 'source'}", f"{handle}:{tmp_path / 'target'}"
     tapcore.create_image(source, 4 * SIZE)
-    with tapcore.open(source) as disk:
+    with tapcore.open(source, readonly=False) as disk:
         disk.pwrite(SIZE, rng.randbytes(2 * SIZE))
 
     def convert(at: int) -> int:
@@ -126,5 +126,5 @@ def test_a_conversion_that_is_interrupted_ends(
     count = convert(0)
     for _ in range(4 * THOROUGH):
         convert(rng.randint(1, count))
-    with tapcore.open(source) as disk:
+    with tapcore.open(source, readonly=False) as disk:
         assert disk.size == 4 * SIZE

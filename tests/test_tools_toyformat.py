@@ -161,7 +161,7 @@ def test_convert_onto_a_parent_stores_the_differences(toys: Path) -> None:
     fill("toy:base.toy", (0, b"same" * 1024), (MIB, b"old" * 4000), (2 * MIB, b"gone" * 4000))
     Path("new.img").write_bytes(content("toy:base.toy"))
     fill("aio:new.img", (MIB, b"new"), (2 * MIB, bytes(16000)), (3 * MIB, b"more"))
-    with tapcore.open("aio:new.img") as disk:
+    with tapcore.open("aio:new.img", readonly=False) as disk:
         disk.discard(2 * MIB, length=MIB)
     convert_image("new.img", "child.toy", parent="base.toy")
     assert content("toy:child.toy") == Path("new.img").read_bytes()

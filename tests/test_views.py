@@ -31,11 +31,11 @@ THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 def base(tmp_path: Path) -> Path:
     """A child and its parent, each with content of its own."""
     tapcore.create_image(f"qcow2:{tmp_path / 'parent.qcow2'}", 4 * MIB)
-    with tapcore.open(f"qcow2:{tmp_path / 'parent.qcow2'}") as disk:
+    with tapcore.open(f"qcow2:{tmp_path / 'parent.qcow2'}", readonly=False) as disk:
         disk.pwrite(0, b"p" * MIB)
     path = tmp_path / "base.qcow2"
     tapcore.create_image(f"qcow2:{path}", None, parent="qcow2:parent.qcow2")
-    with tapcore.open(f"qcow2:{path}") as disk:
+    with tapcore.open(f"qcow2:{path}", readonly=False) as disk:
         disk.pwrite(512 * KIB, b"b" * MIB)
     return path
 

@@ -91,7 +91,7 @@ def test_the_loop_is_not_blocked_while_threads_work(
         assert release.wait(WAIT)
         real(fd)
 
-    with tapcore.open(f"aio:{path}") as disk:
+    with tapcore.open(f"aio:{path}", readonly=False) as disk:
         monkeypatch.setattr(os, "fdatasync", slow)
         engine = engine_of(disk.state)
         done: list[Request] = []
@@ -112,7 +112,7 @@ def test_a_writer_that_the_kernel_slows_writes_by_threads_until_they_are_done(
     content = bytearray(1 << 20)
     path.write_bytes(content)
     ticks = iter(range(1 << 30))
-    with tapcore.open(f"aio:{path}") as disk:
+    with tapcore.open(f"aio:{path}", readonly=False) as disk:
         engine = engine_of(disk.state)
         file: ImageFile = disk.state.disks.private
         with monkeypatch.context() as patch:
@@ -139,7 +139,7 @@ def test_close_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.M
     """As when a server stops with requests in flight: they are answered, and stored."""
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1 << 20))
-    disk = tapcore.open(f"aio:{path}")
+    disk = tapcore.open(f"aio:{path}", readonly=False)
     state, engine = disk.state, engine_of(disk.state)
     state.disks.private._throttled = True
     done: list[Request] = []
@@ -236,8 +236,8 @@ def test_a_disk_that_never_answers_keeps_no_other_waiting(
     release = threading.Event()
     real = os.fdatasync
     with (
-        tapcore.open(f"aio:{tmp_path / 'a'}", cache=cache) as dead,
-        tapcore.open(f"aio:{tmp_path / 'b'}", cache=cache) as other,
+        tapcore.open(f"aio:{tmp_path / 'a'}", cache=cache, readonly=False) as dead,
+        tapcore.open(f"aio:{tmp_path / 'b'}", cache=cache, readonly=False) as other,
     ):
         fd = dead.state.disks.private.fd
 
@@ -358,7 +358,7 @@ def test_a_forked_child_gets_threads_of_its_own(tmp_path: Path) -> None:
 import os, tapcore
 
 def use(content):
-    with tapcore.open("aio:{path}") as disk:
+    with tapcore.open("aio:{path}", readonly=False) as disk:
         disk.pwrite(0, content * 512)
         disk.sync()  # by a thread
         assert disk.pread(0, length=512) == content * 512
@@ -384,7 +384,7 @@ def test_a_program_that_forgets_to_close_still_ends(cache: str, tmp_path: Path) 
     path.write_bytes(bytes(4096))
     program = f"""
 import tapcore
-disk = tapcore.open("aio:{path}", cache="{cache}")
+disk = tapcore.open("aio:{path}", cache="{cache}", readonly=False)
 disk.pwrite(0, b"n" * 512)
 disk.sync()
 disk.pwrite(512, b"m" * 512)
@@ -408,7 +408,7 @@ def slow(fd):
     time.sleep(0.2)
     real(fd)
 os.fdatasync = slow
-disk = tapcore.open("aio:{path}")
+disk = tapcore.open("aio:{path}", readonly=False)
 disk.pwrite(0, b"n" * 512)
 disk.state.blkif.submit(Request(FLUSH, 0, 0, None, lambda req: None))
 """

@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 image, bitmap, backup = sys.argv[1:]
 copied = 0
-with tapcore.open(image, readonly=True) as disk, tapcore.open(backup) as target:
+with tapcore.open(image) as disk, tapcore.open(backup, readonly=False) as target:
     for start, length in disk.bitmap_ranges(bitmap):
         for at in range(start, start + length, MIB):
             copied += target.pwrite(at, disk.pread(at, length=min(MIB, start + length - at)))

@@ -127,9 +127,15 @@ class _Outcome:
         self.done = True
 
 
+def read_only(name: str) -> ReadOnlyError:
+    """The error of a write to a disk that was opened for reading."""
+    text = "is open read-only (tapcore.open(..., readonly=False) opens it for writing)"
+    return ReadOnlyError(text, image=name)
+
+
 def failed(name: str, what: str, status: int) -> TapError:
     """The error of an operation that was answered with a negative errno."""
     if status == -errno.EROFS:
-        return ReadOnlyError("is open read-only", image=name)
+        return read_only(name)
     text = f"{what} failed: {os.strerror(-status)}"
     return IOFailedError(text, image=name, errno=-status)

@@ -10,7 +10,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tapcore.disk.calls import DiskCalls, failed
+from tapcore.disk.calls import DiskCalls, failed, read_only
 from tapcore.disk.file import DiskFile
 from tapcore.disk.window import Window
 from tapcore.engine import (
@@ -29,7 +29,6 @@ from tapcore.errors import (
     ClosedError,
     ForkedError,
     OutOfRangeError,
-    ReadOnlyError,
     TapError,
     UsageError,
 )
@@ -394,7 +393,7 @@ class Disk(DiskFile):
 
     def _check_writable(self) -> None:
         if self.read_only:
-            raise ReadOnlyError("is open read-only", image=self.name)
+            raise read_only(self.name)
 
     def _alone(self) -> AbstractContextManager[Any]:
         return self._calls.lock

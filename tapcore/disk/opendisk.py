@@ -39,6 +39,7 @@ def open(
     mode: Mode | None = None,
     *,
     readonly: bool | None = None,
+    probe: bool = False,
     parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     cache: CacheMode = "writeback",
     lock: bool = True,
@@ -51,20 +52,23 @@ def open(
     registry: Registry | None = None,
     private: Mapping[str, Any] | None = None,
 ) -> Disk:
-    """Open a virtual disk.
+    """Open a virtual disk, for reading unless `mode` or `readonly` says otherwise.
 
     Args:
-        name: `HANDLE:PATH`; the handle may be left out for reading only, since a format that was
-            guessed is not written.
-        mode: as of Python's `open`: "rb" reads, "r+b" (or "rb+") reads and writes.
-        readonly: the same, as a truth; without either a disk is opened for writing too.
+        name: `HANDLE:PATH`; the handle may be left out for reading. A format that was guessed is
+            not written, unless `probe` says so.
+        mode: as of Python's `open`: "rb" reads (the default), "r+b" (or "rb+") reads and writes.
+        readonly: the same, as a truth; False to write.
+        probe: let the drivers recognise the format of a name without a handle for writing too; what
+            is then taken for a raw disk refuses writes that would make it look like another format.
         parents: directories (or "any", "none") in which files named by the image may lie, besides
             its own directory tree.
         cache: "writeback" through the page cache, "none" with O_DIRECT.
         lock: take QEMU-compatible locks; may be False only with `readonly`.
         filters: to wrap the drivers in, the first outermost: of each `NAME[:KEY=VALUE,...]`, for an
             installed one, or the filter itself.
-        copy_on_read: write into the child what is read from its parents.
+        copy_on_read: write into the child what is read from its parents; only with
+            `readonly=False`.
         snapshot: open this internal snapshot, by id or name; only with `readonly`.
         keys: the passphrase of encrypted images, or the path of each and its own.
         metadata_cache: bytes that a driver may spend on the tables of each image; None: its own
@@ -92,6 +96,8 @@ def open(
         raise UsageError("a snapshot can be opened only for reading", image=name)
     if salvage and not readonly:
         raise UsageError("a disk can be salvaged only by reading", image=name)
+    if copy_on_read and readonly:
+        raise UsageError("what is read is copied only with readonly=False", image=name)
     access = Access(
         ReferencePolicy.from_words(words),
         keys if isinstance(keys, Keys) else Keys.of(keys),
@@ -104,7 +110,7 @@ def open(
             access,
             name,
             writing=not readonly,
-            may_probe=readonly,
+            may_probe=readonly or probe,
             cache=cache,
             locking=lock,
             snapshot=snapshot,
@@ -130,7 +136,7 @@ def open(
 
 def _readonly(mode: Mode | None, readonly: bool | None, name: str) -> bool:
     if mode is None:
-        return bool(readonly)
+        return readonly is None or readonly
     if mode not in get_args(Mode):
         raise UsageError(f"there is no mode {mode!r} ('rb', 'r+b')", image=name)
     if readonly is not None and readonly != (mode == "rb"):

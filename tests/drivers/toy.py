@@ -436,7 +436,7 @@ class ToyDriver:
 
 def fill(image: str, *pieces: tuple[int, bytes]) -> None:
     """Write (offset, content) into an image."""
-    with tapcore.open(image) as disk:
+    with tapcore.open(image, readonly=False) as disk:
         for offset, data in pieces:
             disk.pwrite(offset, data)
 

@@ -27,7 +27,7 @@ def test_a_disk_is_a_bytearray(
 ) -> None:
     path = folder / "disk.img"
     path.write_bytes(content)
-    with tapcore.open(f"aio:{path}", cache=cache) as disk:
+    with tapcore.open(f"aio:{path}", cache=cache, readonly=False) as disk:
         model = Model(disk, padded(content))
         for step in steps:
             model.apply(step)
@@ -45,7 +45,7 @@ def test_disjoint_requests_in_one_batch_do_not_disturb_each_other(
     rng = random.Random(seed)
     path = folder / "batch.img"
     path.write_bytes(content)
-    with tapcore.open(f"aio:{path}", cache=cache) as disk:
+    with tapcore.open(f"aio:{path}", cache=cache, readonly=False) as disk:
         data = bytearray(padded(content))
         cuts = sorted({0, len(data), *(rng.randrange(len(data)) for _ in range(24))})
         slices = [(a, b) for a, b in itertools.pairwise(cuts)]

@@ -24,7 +24,7 @@ def disk(tmp_path: Path, rng: random.Random) -> Iterator[tapcore.Disk]:
     """Of 4 MiB, with random content."""
     path = tmp_path / "disk.img"
     path.write_bytes(rng.randbytes(4 << 20))
-    with tapcore.open(f"aio:{path}", cache="none") as found:
+    with tapcore.open(f"aio:{path}", cache="none", readonly=False) as found:
         yield found
 
 
@@ -117,7 +117,7 @@ def test_more_requests_than_the_queue_holds_come_again(
     content = bytearray(rng.randbytes(2 << 20))
     path.write_bytes(content)
     monkeypatch.setattr(direct, "QUEUE_DEPTH", depth)
-    with tapcore.open(f"aio:{path}", cache="none") as disk:
+    with tapcore.open(f"aio:{path}", cache="none", readonly=False) as disk:
         refused = 0
         real = DirectFile.queue_read
 
@@ -174,7 +174,7 @@ def test_what_the_kernel_could_not_take_yet_is_submitted_when_something_finishes
 def test_close_submits_what_the_kernel_had_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(64 << 10))
-    disk = tapcore.open(f"aio:{path}", cache="none")
+    disk = tapcore.open(f"aio:{path}", cache="none", readonly=False)
     engine: Any = file_of(disk)._io
     between(
         disk,
@@ -216,7 +216,7 @@ def test_what_found_no_room_is_answered_though_the_kernel_refuses_everything(
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1 << 20))
     monkeypatch.setattr(direct, "QUEUE_DEPTH", 4)
-    with tapcore.open(f"aio:{path}", cache="none") as disk:
+    with tapcore.open(f"aio:{path}", cache="none", readonly=False) as disk:
         file_of(disk).keeps_overflow = True
         between(disk, lambda count: -errno.EBADF)
         done: list[Request] = []
@@ -278,7 +278,7 @@ def test_the_tail_is_opened_through_the_page_cache_once(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(b"t" * 1000)  # smaller than the unit: all writes go through the page cache
     before = len(os.listdir("/proc/self/fd"))
-    with tapcore.open(f"aio:{path}", cache="none") as disk:
+    with tapcore.open(f"aio:{path}", cache="none", readonly=False) as disk:
         base = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
             done: list[Request] = []
@@ -308,11 +308,11 @@ OPEN = """
 import os, sys, tapcore
 before = len(os.listdir("/proc/self/fd"))
 try:
-    tapcore.open("aio:" + sys.argv[1], cache="none")
+    tapcore.open("aio:" + sys.argv[1], readonly=False, cache="none")
 except tapcore.TapError as exc:
     print(type(exc).__name__, exc)
 assert len(os.listdir("/proc/self/fd")) == before
-with tapcore.open("aio:" + sys.argv[1]) as disk:
+with tapcore.open("aio:" + sys.argv[1], readonly=False) as disk:
     assert disk.size == 4096
 """
 
@@ -350,7 +350,7 @@ def test_without_any_engine_tap_aio_is_named(
     monkeypatch.setattr(direct, "entry_points", lambda group: [])
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(tapcore.NotSupportedError, match="pip install tap-aio"):
-        tapcore.open(f"aio:{path}", cache="none")
+        tapcore.open(f"aio:{path}", cache="none", readonly=False)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -23,7 +23,7 @@ QUICK = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
 
 
 def opened(path: Path | str, **options: Any) -> tapcore.Disk:
-    options = {"keys": KEY, **options}
+    options = {"keys": KEY, "readonly": False, **options}
     return tapcore.open(f"crypt:aio:{path}", **options)
 
 
@@ -130,7 +130,7 @@ def test_a_model(handle: str, sector_size: int, tmp_path: Path) -> None:
     name = f"{handle}:{tmp_path / 'disk.img'}"
     tapcore.convert_image(f"aio:{raw}", name)
     rng = random.Random(4)
-    with tapcore.open(f"crypt:{name}", keys=KEY) as disk:
+    with tapcore.open(f"crypt:{name}", keys=KEY, readonly=False) as disk:
         model = Model(disk, CONTENT)
         for n in range(60 * THOROUGH):
             kind = rng.choice(["write", "write", "read", "zero", "sync"])
@@ -156,7 +156,7 @@ def test_in_a_partition_of_a_qcow2(tmp_path: Path) -> None:
     raw.write_bytes(bytes(table) + by_hand(CONTENT).ljust(6 * MIB, b"\0"))
     tapcore.convert_image(f"aio:{raw}", tmp_path / "disk.qcow2")
     name = f"crypt:part:1:{tmp_path / 'disk.qcow2'}"
-    with tapcore.open(name, keys=KEY) as disk:
+    with tapcore.open(name, keys=KEY, readonly=False) as disk:
         assert disk.pread(0, length=len(CONTENT)) == CONTENT
         disk.pwrite(4096, b"y" * 4096)
     with tapcore.open(name, keys=KEY, readonly=True) as disk:

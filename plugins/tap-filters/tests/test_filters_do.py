@@ -33,7 +33,7 @@ def statuses(disk: tapcore.Disk, requests: list[tuple[int, int, int]]) -> list[i
 
 
 def ram(*filters: str | Filter) -> tapcore.Disk:
-    return tapcore.open("ram:8M", filters=filters)
+    return tapcore.open("ram:8M", filters=filters, readonly=False)
 
 
 # ---- delay -----------------------------------------------------------------------------------
@@ -98,7 +98,9 @@ def test_error_of_parents(tmp_path: Path) -> None:
     base, child = f"aio:{tmp_path / 'base.img'}", f"qcow2:{tmp_path / 'child.qcow2'}"
     tapcore.create_image(base, MIB)
     tapcore.create_image(child, None, parent=base)
-    with tapcore.open(child, filters=("error:start=64K,end=128K,parents=on",)) as disk:
+    with tapcore.open(
+        child, filters=("error:start=64K,end=128K,parents=on",), readonly=False
+    ) as disk:
         with pytest.raises(TapError):
             disk.pread(64 * KIB, length=512)
         disk.pread(0, length=512)
@@ -185,7 +187,7 @@ def test_stats_tell_the_images_of_a_chain_apart(tmp_path: Path) -> None:
     tapcore.create_image(f"aio:{base}", MIB)
     tapcore.create_image(f"qcow2:{child}", None, parent=f"aio:{base}")
     stats = Stats()
-    with tapcore.open(f"qcow2:{child}", filters=(stats,)) as disk:
+    with tapcore.open(f"qcow2:{child}", filters=(stats,), readonly=False) as disk:
         disk.pread(0, length=64 * KIB)
     found = stats.as_dict()
     assert found[str(child)]["read"]["hole_bytes"] == 64 * KIB
@@ -286,7 +288,7 @@ def test_a_disk_with_all_filters_is_the_same_disk(tmp_path: Path) -> None:
         "error:rate=0",
     )
     model = bytearray(4 * MIB)
-    with tapcore.open(name, filters=words) as disk:
+    with tapcore.open(name, filters=words, readonly=False) as disk:
         for _ in range(60):
             length = rng.randrange(1, 200 * KIB)
             at = rng.randrange(4 * MIB - length)

@@ -129,10 +129,10 @@ def test_what_is_done_to_a_partition_stays_in_it(handle: str, tmp_path: Path) ->
     before[:512] = table
     name = f"{handle}:{tmp_path / 'disk'}"
     tapcore.create_image(name, 8 * MIB)
-    with tapcore.open(name) as whole:
+    with tapcore.open(name, readonly=False) as whole:
         whole.pwrite(0, before)
     start, length = 1003 * 512, 9000 * 512
-    with tapcore.open(f"part:2:{name}") as opened:
+    with tapcore.open(f"part:2:{name}", readonly=False) as opened:
         model = Model(opened, bytes(before[start : start + length]))
         for n in range(80):
             kind = rng.choice(["write", "write", "read", "zero", "discard", "sync"])
@@ -154,7 +154,7 @@ def test_what_is_done_to_a_partition_stays_in_it(handle: str, tmp_path: Path) ->
 def test_many_at_once_and_over_nbd(tmp_path: Path) -> None:
     path = disk(tmp_path, (0, mbr((0x83, 2048, 65536))))
     content = random.Random(2).randbytes(4 * MIB)
-    with tapcore.open(f"part:1:{path}") as opened:
+    with tapcore.open(f"part:1:{path}", readonly=False) as opened:
         statuses: list[int] = []
         engine = engine_of(opened.state)
         view = memoryview(content)
@@ -208,7 +208,7 @@ def test_as_a_parent_it_is_judged_as_a_file_is(
     disk(other, (0, mbr((0x83, 2048, 4096))), (MIB, b"b" * 512))
     child = folder / "child.qcow2"
     tapcore.create_image(child, None, parent="part:1:disk.img")
-    with tapcore.open(f"qcow2:{child}") as opened:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as opened:
         assert opened.pread(0, length=512) == b"a" * 512
         opened.pwrite(512, b"c" * 512)
     far = folder / "far.qcow2"
@@ -217,11 +217,11 @@ def test_as_a_parent_it_is_judged_as_a_file_is(
     assert "will not be opened as it is" in caplog.text
     assert caplog.text.count("will not be") == 1  # of this one alone
     with pytest.raises(TapError, match=r"outside its directory; --parents .*out would allow it"):
-        tapcore.open(f"qcow2:{far}")
-    with tapcore.open(f"qcow2:{far}", parents=str(other)) as opened:
+        tapcore.open(f"qcow2:{far}", readonly=False)
+    with tapcore.open(f"qcow2:{far}", parents=str(other), readonly=False) as opened:
         assert opened.pread(0, length=512) == b"b" * 512
     with pytest.raises(TapError, match="--parents none forbids all"):
-        tapcore.open(f"qcow2:{child}", parents="none")
+        tapcore.open(f"qcow2:{child}", parents="none", readonly=False)
     with pytest.raises(TapError, match="only a file can be committed into"):
         tapdisk_python_commit(child)
 
@@ -241,14 +241,14 @@ def test_what_no_file_is_stays_refused(named: str, tmp_path: Path) -> None:
     child = tmp_path / "child.qcow2"
     tapcore.create_image(child, MIB)
     handle, _, rest = named.partition(":")
-    with tapcore.open(f"qcow2:{child}") as opened, opened.driver() as dd:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as opened, opened.driver() as dd:
         dd.drv.td_set_parent(dd, tapcore.DiskId(rest, handle))
     with pytest.raises(TapError):
-        tapcore.open(f"qcow2:{child}")
+        tapcore.open(f"qcow2:{child}", readonly=False)
     with pytest.raises(TapError):
-        tapcore.open(f"qcow2:{child}", parents="any")
+        tapcore.open(f"qcow2:{child}", parents="any", readonly=False)
     if named == "ram:1M":  # the policy names it
-        with tapcore.open(f"qcow2:{child}", parents="ram:") as opened:
+        with tapcore.open(f"qcow2:{child}", parents="ram:", readonly=False) as opened:
             assert opened.pread(0, length=512) == bytes(512)
     rebase_image(child, "", unsafe=True)
 
@@ -256,7 +256,7 @@ def test_what_no_file_is_stays_refused(named: str, tmp_path: Path) -> None:
 def test_an_image_that_lies_on_itself_ends(tmp_path: Path) -> None:
     child = tmp_path / "child.qcow2"
     tapcore.create_image(child, MIB)
-    with tapcore.open(f"qcow2:{child}") as opened, opened.driver() as dd:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as opened, opened.driver() as dd:
         dd.drv.td_set_parent(dd, tapcore.DiskId("1:qcow2:child.qcow2", "part"))
     with pytest.raises(TapError, match="more than 8 images below each other"):
         tapcore.open(f"qcow2:{child}", readonly=True, lock=False)

@@ -60,7 +60,7 @@ def in_holes(path: Path, entries: int) -> Path:
 def test_tables_in_holes_are_not_read(tmp_path: Path) -> None:
     """Of 16 GiB of tables; and the first write, which looks at all of them, is done."""
     image = in_holes(tmp_path / "disk.qcow", 1 << 18)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         found = [(run.start, run.length, run.kind) for run in disk.extents()]
         assert found == [(0, disk.size, "zero")]
         disk.pwrite(offset=5 << 29, data=b"x" * 65536)
@@ -73,7 +73,7 @@ def test_what_names_its_tables_over_and_over_is_not_written(tmp_path: Path) -> N
     """All tables would have to be looked at before, for hours."""
     image = alike(tmp_path / "disk.qcow", 1 << 20)
     before = image.read_bytes()
-    disk = tapcore.open(f"qcow:{image}")
+    disk = tapcore.open(f"qcow:{image}", readonly=False)
     with pytest.raises(tapcore.TapError, match=r"disk\.qcow.*names the same tables so often"):
         disk.pwrite(offset=0, data=b"x" * 512)
     with contextlib.suppress(tapcore.TapError):

@@ -53,7 +53,7 @@ def image(tmp_path: Path, rng: random.Random) -> Path:
     """Some of everything: plain and compressed clusters, and holes."""
     path = tmp_path / "disk.qcow"
     tapcore.create_image(f"qcow:{path}", SIZE)
-    with tapcore.open(f"qcow:{path}") as disk:
+    with tapcore.open(f"qcow:{path}", readonly=False) as disk:
         disk.write_compressed(0, some_content(rng, 256 * KIB))
         disk.pwrite(1 * MIB, some_content(rng, 300 * KIB))
         disk.pwrite(SIZE - 9000, rng.randbytes(9000))
@@ -212,7 +212,7 @@ def test_an_l2_entry_that_cannot_be_true(image: Path, value: int) -> None:
     _, (l2, _) = entries_of(content)
     struct.pack_into(">Q", content, l2 + 8 * 256, value)
     image.write_bytes(content)
-    with cheap(), tapcore.open(f"qcow:{image}") as disk:
+    with cheap(), tapcore.open(f"qcow:{image}", readonly=False) as disk:
         for call in (lambda: disk.pread(MIB, length=4096), lambda: disk.pwrite(MIB + 10, b"x")):
             with pytest.raises(tapcore.IOFailedError):
                 call()
@@ -230,7 +230,10 @@ def test_a_cluster_over_the_l1_table(image: Path) -> None:
     for entry in (where, where - 4096 + 512):
         struct.pack_into(">Q", content, l2 + 8 * 256, entry)
         image.write_bytes(content)
-        with tapcore.open(f"qcow:{image}") as disk, pytest.raises(tapcore.IOFailedError):
+        with (
+            tapcore.open(f"qcow:{image}", readonly=False) as disk,
+            pytest.raises(tapcore.IOFailedError),
+        ):
             disk.pwrite(MIB, b"x" * 4096)
         assert image.read_bytes() == content
 
@@ -247,7 +250,7 @@ def test_a_compressed_cluster_that_is_a_bomb_or_damaged(image: Path, rng: random
         content += payload
         at += len(payload)
     image.write_bytes(content)
-    with cheap(), tapcore.open(f"qcow:{image}") as disk:
+    with cheap(), tapcore.open(f"qcow:{image}", readonly=False) as disk:
         assert disk.pread(0, length=4096) == bytes(4096)  # as much as a cluster, of the 64 MiB
         for number in (1, 2, 3):
             with pytest.raises(tapcore.IOFailedError):
@@ -274,7 +277,7 @@ def test_damaged_images_never_do_anything_but_fail(
     elif kind == "blktap":
         qcow_create(str(image), SIZE, None, 1)
     if kind != "image":
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             for _ in range(10):
                 disk.pwrite(rng.randrange(SIZE - 9000), rng.randbytes(9000))
     good = image.read_bytes()
@@ -310,7 +313,7 @@ def _damage(content: bytearray, good: bytes, rng: random.Random) -> None:
 def _work(image: Path, rng: random.Random) -> None:
     with suppress(tapcore.TapError):
         inspect_image(f"qcow:{image}")
-    with tapcore.open(f"qcow:{image}", keys=b"key") as disk:
+    with tapcore.open(f"qcow:{image}", keys=b"key", readonly=False) as disk:
         with suppress(tapcore.TapError):
             for _ in zip(range(1000), disk.extents(), strict=False):
                 pass
@@ -336,7 +339,7 @@ def test_no_descriptor_is_left(image: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         with suppress(tapcore.TapError):
-            tapcore.open(f"qcow:{image}")
+            tapcore.open(f"qcow:{image}", readonly=False)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -148,6 +148,6 @@ class TestCompressed(QcowContract):
 
     def make_image(self, size: int, name: str = "image") -> str:
         path = super().make_image(size, name)
-        with tapcore.open(f"qcow:{path}") as disk:
+        with tapcore.open(f"qcow:{path}", readonly=False) as disk:
             disk.write_compressed(0, bytes(size))
         return path

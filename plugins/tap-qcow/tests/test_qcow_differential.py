@@ -222,7 +222,7 @@ def compressed(*, by_qemu: bool, cluster_bits: int = 12) -> Maker:
         else:
             header = Header(layout.Geometry(cluster_bits, 9), SIZE, l1_offset=HEADER.size)
             write_image(str(image), header, l1_end(header))
-            with tapcore.open(f"qcow:{image}") as disk:
+            with tapcore.open(f"qcow:{image}", readonly=False) as disk:
                 unit = max(64 * KIB, 1 << cluster_bits)
                 for at in range(0, SIZE, unit):
                     piece = content[at : at + unit]
@@ -330,7 +330,7 @@ def test_a_child_that_was_rebased_is_read_by_both(tmp_path: Path, rng: random.Ra
 def test_an_image_made_to_stand_alone_gets_no_parent(tmp_path: Path) -> None:
     """QEMU would write zeroes around what it writes into a cluster that is not there yet."""
     tapcore.create_image(f"qcow:{tmp_path / 'disk.qcow'}", MIB)
-    with tapcore.open(f"qcow:{tmp_path / 'disk.qcow'}") as disk:
+    with tapcore.open(f"qcow:{tmp_path / 'disk.qcow'}", readonly=False) as disk:
         leaf = disk.state.disks
         with pytest.raises(tapcore.NotSupportedError, match="clusters of 4096 bytes"):
             leaf.drv.td_set_parent(leaf, tapcore.DiskId("parent.raw", "aio"))

@@ -59,7 +59,7 @@ def trial_of(kind: Kind, folder: Path, rng: random.Random) -> Trial:
         (folder / "parent.raw").write_bytes(below)
     new_image(image, SIZE, *kind.geometry, parent="parent.raw" if kind.parent else "")
     if kind.compressed:
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             disk.write_compressed(0, some_content(rng, 128 * KIB))
     trial = Trial("qcow", image, rng, SIZE, below, COMPRESSING_OPS)
     trial.problems = lambda content: walk(content).problems

@@ -32,7 +32,7 @@ def damaged(tmp_path: Path) -> Path:
     """The last two of three clusters are lost."""
     image = tmp_path / "a.qcow"
     qemu_img("create", "-q", "-f", "qcow", image, 4 * MIB)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         for n, at in enumerate(PLACES):
             disk.pwrite(at * CLUSTER, bytes([n + 1]) * CLUSTER)
     os.truncate(image, image.stat().st_size - 2 * CLUSTER)
@@ -65,7 +65,7 @@ def test_inspect_says_it(damaged: Path) -> None:
 def test_a_read_that_begins_before_what_is_lost_fails(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow"
     qemu_img("create", "-q", "-f", "qcow", image, MIB)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * 8 * CLUSTER)
     os.truncate(image, image.stat().st_size - 5 * CLUSTER + 100)
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
@@ -83,7 +83,7 @@ def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path, tmp_path: P
     (tmp_path / "p.img").write_bytes(bytes(4 * MIB))
     before = digest(damaged)
     with (
-        tapcore.open(f"qcow:{damaged}") as disk,
+        tapcore.open(f"qcow:{damaged}", readonly=False) as disk,
         pytest.raises(tapcore.TapError, match=r"2 clusters that lie past the end .* not written"),
     ):
         disk.pwrite(99 * CLUSTER, b"x" * CLUSTER)
@@ -100,7 +100,7 @@ def test_commit_leaves_the_parent_as_it_was(tmp_path: Path) -> None:
     parent, child = tmp_path / "p.img", tmp_path / "c.qcow"
     parent.write_bytes(b"\7" * 4 * MIB)
     tapcore.create_image(f"qcow:{child}", None, parent=f"aio:{parent}")
-    with tapcore.open(f"qcow:{child}") as disk:
+    with tapcore.open(f"qcow:{child}", readonly=False) as disk:
         disk.pwrite(MIB, b"x" * MIB)
     os.truncate(child, child.stat().st_size - MIB // 2)
     before = digest(parent)

@@ -177,7 +177,7 @@ def test_a_flush_after_a_failed_one_writes_the_tables_again(
     image = make(tmp_path / "disk.qcow")
     written: list[tuple[int, int]] = []
     write_metadata = ImageFile.write_metadata
-    with tapcore.open(f"qcow:{image}", cache=cache) as disk:
+    with tapcore.open(f"qcow:{image}", cache=cache, readonly=False) as disk:
         disk.pwrite(0, b"x" * CLUSTER)
         flushes = iter(range(1, 10))
         with monkeypatch.context() as patch:
@@ -208,7 +208,7 @@ def test_a_failed_sync_that_nobody_waited_for_is_told_once(
 ) -> None:
     """Tables are written back when too many have changed; whoever flushes next hears of it."""
     image = make(tmp_path / "disk.qcow", 4 << 30)
-    disk = tapcore.open(f"qcow:{image}", metadata_cache=4 * 4096)
+    disk = tapcore.open(f"qcow:{image}", metadata_cache=4 * 4096, readonly=False)
     leaf = disk.state.disks
     with monkeypatch.context() as patch:
         patch.setattr(ImageFile, "flush_blocking", lambda _: -errno.EIO)
@@ -235,7 +235,7 @@ def test_a_full_disk_fails_the_flush_and_the_next_one_goes_on(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * CLUSTER)
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, "write_metadata", full)
@@ -253,7 +253,7 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
     """Writes all over a large disk: many tables, of which few are kept, and none is lost."""
     image = make(tmp_path / "disk.qcow", 4 << 30)
     most = 8
-    with tapcore.open(f"qcow:{image}", metadata_cache=most * 4096) as disk:
+    with tapcore.open(f"qcow:{image}", metadata_cache=most * 4096, readonly=False) as disk:
         leaf = disk.state.disks
         tables = leaf.private.map.tables
         highest = 0
@@ -272,7 +272,7 @@ def test_tables_in_memory_stay_bounded(tmp_path: Path) -> None:
 
 def test_zeroes_and_discards_take_no_space(tmp_path: Path) -> None:
     image = make(tmp_path / "disk.qcow")
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         fresh = image.stat().st_size
         disk.zero(0, length=64 << 20)
         disk.sync()
@@ -292,7 +292,7 @@ def test_zeroes_and_discards_take_no_space(tmp_path: Path) -> None:
 def test_what_was_inflated_is_forgotten_when_the_image_is_emptied(tmp_path: Path) -> None:
     """Space is used again then: the same place and length, and so the same entry."""
     image = make(tmp_path / "disk.qcow", 1 << 20)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         for byte in (b"a", b"b"):
             disk.write_compressed(0, byte * CLUSTER)
             disk.sync()

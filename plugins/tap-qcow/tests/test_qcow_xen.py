@@ -126,7 +126,7 @@ def test_without_the_sparse_flag_the_file_is_long(size: int, length: int, tmp_pa
     image = tmp_path / "disk.qcow"
     qcow_create(str(image), size, None, 0)
     assert image.stat().st_size == length
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(size - 700, b"x" * 700)
         assert disk.pread(0, length=size) == bytes(size - 700) + b"x" * 700
     assert qemu_content(image) == bytes(size - 700) + b"x" * 700
@@ -143,7 +143,7 @@ def test_a_child_records_the_real_path_and_has_the_parents_size(tmp_path: Path) 
     assert (offset, length, mtime, size) == (64, len(name), int(parent.stat().st_mtime), 1 * MIB)
     assert content[64 : 64 + len(name)] == name
     assert content[32:34] == bytes((9, 12))
-    with tapcore.open(f"qcow:{child}") as disk:
+    with tapcore.open(f"qcow:{child}", readonly=False) as disk:
         disk.pwrite(700, b"c" * 100)
         assert disk.pread(0, length=1024) == b"p" * 700 + b"c" * 100 + b"p" * 224
     assert qemu_content(child)[:1024] == b"p" * 700 + b"c" * 100 + b"p" * 224
@@ -168,7 +168,7 @@ def test_written_images_are_right_for_blktap(tmp_path: Path, rng: random.Random)
     qcow_create(str(image), 9 * MIB, None, 1)
     model = bytearray(9 * MIB)
     for _ in range(3):
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             for _ in range(10):
                 at = rng.randrange(len(model) - 20000)
                 model[at : at + 20000] = rng.randbytes(20000)
@@ -187,7 +187,7 @@ def test_an_image_that_blktap_filled_stays_so_while_nothing_is_allocated(
     image, model = tmp_path / "disk.qcow", sparse_content(rng)
     blktap_image(image, model)
     before = image.read_bytes()
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         assert disk.pread(0, length=disk.size) == model
         disk.pwrite(100, b"in place")
         model[100:108] = b"in place"
@@ -201,7 +201,7 @@ def test_an_image_that_blktap_filled_stays_so_while_nothing_is_allocated(
 def test_an_allocation_in_it_turns_the_short_cut_off(tmp_path: Path, rng: random.Random) -> None:
     image, model = tmp_path / "disk.qcow", sparse_content(rng)
     blktap_image(image, model)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(2 * MIB + 9000, b"new" * 1000)
         model[2 * MIB + 9000 : 2 * MIB + 12000] = b"new" * 1000
         disk.sync()
@@ -229,7 +229,7 @@ def test_the_short_cut_is_off_on_disk_before_a_table_changes(
         safe.append(Blktap(image.read_bytes()))
         return flush(file)
 
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(2 * MIB + 9000, b"new" * 1000)
         monkeypatch.setattr(ImageFile, "flush_blocking", flushed)
         disk.sync()
@@ -246,7 +246,7 @@ def test_a_wrong_checksum_stays_wrong(tmp_path: Path, rng: random.Random) -> Non
     content = bytearray(image.read_bytes())
     content[52:56] = b"\1\2\3\4"
     image.write_bytes(content)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         disk.pwrite(2 * MIB, b"new")
         model[2 * MIB : 2 * MIB + 3] = b"new"
     found = Blktap(image.read_bytes())
@@ -272,7 +272,7 @@ def test_a_little_endian_l1_table_is_read_and_stays_one(tmp_path: Path, rng: ran
     image, model = tmp_path / "disk.qcow", sparse_content(rng)
     blktap_image(image, model, little=True)
     for round_number in range(3):
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             assert disk.info()["xen"]["l1_byte_order"] == "little"
             assert disk.pread(0, length=disk.size) == model
             at = 2 * MIB + round_number * 2 * MIB + 1000
@@ -283,7 +283,7 @@ def test_a_little_endian_l1_table_is_read_and_stays_one(tmp_path: Path, rng: ran
     assert flags == 1
     l1 = struct.unpack_from(f"<{entries}Q", content, L1)
     assert all(not entry % 4096 and entry < len(content) for entry in l1)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         leaf = leaf_of(disk.state)
         leaf.drv.td_resize(leaf, len(model) + 3 * MIB)
     with tapcore.open(f"qcow:{image}", readonly=True) as disk:
@@ -298,7 +298,7 @@ def test_a_big_endian_l1_table_is_one_whatever_the_flags_say(
     image, model = tmp_path / "disk.qcow", sparse_content(rng)
     blktap_image(image, model, flags=flags)
     for _ in range(3):
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             assert disk.pread(0, length=disk.size) == model
             disk.pwrite(3 * MIB, b"again")
             model[3 * MIB : 3 * MIB + 5] = b"again"
@@ -309,7 +309,7 @@ def test_a_far_too_large_l1_table_is_no_problem(tmp_path: Path, rng: random.Rand
     """From 2009 on it had as many entries as the disk has bytes; those in use are the same."""
     image, model = tmp_path / "disk.qcow", sparse_content(rng)[:MIB]
     blktap_image(image, model, first=L1 + 8 * MIB)
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         assert disk.pread(0, length=disk.size) == model
         disk.pwrite(600 * KIB, b"x")
         model[600 * KIB] = ord("x")
@@ -322,7 +322,7 @@ def test_qemu_and_tapcore_share_a_blktap_image(tmp_path: Path, rng: random.Rando
     for number in range(3):
         qemu_io(image, [f"write -P {number + 1} {number * 3}M 5000"])
         model[number * 3 * MIB : number * 3 * MIB + 5000] = bytes([number + 1]) * 5000
-        with tapcore.open(f"qcow:{image}") as disk:
+        with tapcore.open(f"qcow:{image}", readonly=False) as disk:
             assert disk.pread(0, length=disk.size) == model
             at = number * 2 * MIB + MIB + 77
             disk.pwrite(at, b"ours")
@@ -334,7 +334,7 @@ def test_qemu_and_tapcore_share_a_blktap_image(tmp_path: Path, rng: random.Rando
 def test_an_emptied_blktap_image_has_no_short_cut(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.qcow"
     blktap_image(image, sparse_content(rng))
-    with tapcore.open(f"qcow:{image}") as disk:
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
         leaf = leaf_of(disk.state)
         leaf.drv.td_make_empty(leaf)
         size = disk.size

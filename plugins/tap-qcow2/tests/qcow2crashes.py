@@ -98,10 +98,10 @@ class Crashes:
         if "data_file" in variant.options:
             self.files.append(self.home / "disk.data")
         if variant.filled:
-            with tapcore.open(f"qcow2:{self.image}") as disk:
+            with tapcore.open(f"qcow2:{self.image}", readonly=False) as disk:
                 disk.pwrite(0, self.rng.randbytes(variant.filled))
         if variant.snapshot:
-            with tapcore.open(f"qcow2:{self.image}") as disk:
+            with tapcore.open(f"qcow2:{self.image}", readonly=False) as disk:
                 for offset, length in variant.windows:
                     disk.pwrite(offset, self.rng.randbytes(length * 2 // 3))
             qemu_img("snapshot", "-c", "before", self.image)
@@ -121,7 +121,7 @@ class Crashes:
         with (
             never if variant.late else nullcontext(),
             Recording(*self.files) as self.recording,
-            tapcore.open(f"qcow2:{self.image}", cache=variant.cache) as disk,
+            tapcore.open(f"qcow2:{self.image}", cache=variant.cache, readonly=False) as disk,
         ):
             self.work = Workload(
                 disk, self.recording, self.rng, variant.windows, self.below, variant.largest
@@ -208,7 +208,7 @@ class Crashes:
         """Life after the crash: it opens for writing, is written, closed, checked and repaired."""
         image, windows = self.copy, self.work.windows
         rng = random.Random(state.moment)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             wrong = self._wrong(state, disk)
             assert not wrong, f"{state}, opened for writing: {wrong}"
             for _ in range(10):

@@ -106,7 +106,7 @@ def read_it(image: Path) -> None:
 
 def write_it(image: Path, rng: random.Random) -> None:
     """Every way to change it."""
-    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode()) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode(), readonly=False) as disk:
         size = min(disk.size, 4 * MIB)
         for number in range(12):
             at = rng.randrange(max(size - 70_000, 1))
@@ -124,7 +124,7 @@ def write_it(image: Path, rng: random.Random) -> None:
 
 def change_it(image: Path, rng: random.Random) -> None:
     """Snapshots and the size."""
-    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode()) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode(), readonly=False) as disk:
         dd = disk.state.disks
         names = [snapshot.id for snapshot in disk.snapshots()]
         what = rng.choice(("create", "apply", "delete", "resize"))

@@ -90,9 +90,9 @@ def test_a_table_in_memory_is_not_taken_for_a_hole(tmp_path: Path) -> None:
     """What was written is told before its table is on disk, where a hole is."""
     image = in_holes(tmp_path / "disk.qcow2", 12, 1024)
     subprocess.run([peer("qemu-img"), "check", "-q", "-r", "all", image], check=False)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(offset=5 << 21, data=b"x" * 4096)
         kinds = [(run.start, run.kind) for run in disk.extents()]
     assert (5 << 21, "data") in kinds
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert [(run.start, run.kind) for run in disk.extents()] == kinds

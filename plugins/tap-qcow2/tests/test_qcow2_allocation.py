@@ -81,7 +81,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
     @functools.cache
     def make(clusters: int) -> bytes:
         image = create(folder / "disk.qcow2", 4 * MIB, cluster_size=CLUSTER, refcount_bits=64)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             disk.pwrite(0, b"f" * (clusters * CLUSTER))
         return image.read_bytes()
 
@@ -97,7 +97,7 @@ def test_at_the_edge_of_a_refcount_block(
     for clusters in range(40, 40 + PER_BLOCK + 2):
         image.write_bytes(filled(clusters))
         sizes.add(image.stat().st_size // CLUSTER % PER_BLOCK)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             change(disk)
             assert disk.pread(2 * CLUSTER, length=30 * CLUSTER) == b"f" * (30 * CLUSTER)
         found, problems = judge(image.read_bytes())
@@ -115,7 +115,7 @@ def test_at_the_edge_of_the_refcount_table(
     start = PER_TABLE * 31 // 33  # the tables and blocks take the rest
     for clusters in (*range(start - 66, start + 66, 9), *range(start, start + 9)):
         image.write_bytes(filled(clusters))
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             change(disk)
             assert disk.pread(2 * CLUSTER, length=30 * CLUSTER) == b"f" * (30 * CLUSTER)
         found, problems = judge(image.read_bytes())
@@ -128,7 +128,7 @@ def test_the_defaults_at_two_gibibytes(tmp_path: Path) -> None:
     """Where the second refcount block begins with clusters of 64 KiB: a snapshot, a larger disk."""
     image = create(tmp_path / "disk.qcow2", 4 << 30, preallocation="metadata")
     for change in (snapshot, grow_slightly):
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             change(disk)
         assert_clean(image)
 
@@ -145,7 +145,7 @@ def test_a_raw_data_file_shows_what_the_disk_does(
     """Zeroes, discards and writes in part too: it is read without the image."""
     options = {"data_file": "disk.data", "data_file_raw": "on", "extended_l2": extended}
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=16384, **options)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(MIB))
         disk.zero(65536, length=65536, unmap=False)
         disk.zero(196608, length=65536, unmap=True)

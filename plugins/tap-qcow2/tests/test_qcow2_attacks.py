@@ -176,7 +176,10 @@ def test_cve_2014_0147_everything_is_counted_as_free(
             content[place.offset : place.offset + place.length] = bytes(place.length)
     image = tmp_path / "bad.qcow2"
     image.write_bytes(content)
-    with watched("writing where all is free"), tapcore.open(f"qcow2:{image}") as disk:
+    with (
+        watched("writing where all is free"),
+        tapcore.open(f"qcow2:{image}", readonly=False) as disk,
+    ):
         for at in range(0, disk.size - 5000, 30_000):
             with suppress(TapError):
                 disk.pwrite(at, b"w" * 5000)
@@ -232,7 +235,7 @@ def test_cve_2015_5162_a_huge_disk_in_a_small_file(tmp_path: Path) -> None:
         inspect_image(f"qcow2:{image}")
         image_info(f"qcow2:{image}")
         check_image(f"qcow2:{image}")
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             assert len(list(disk.extents())) == 1
             disk.pwrite(disk.size - 512, b"e" * 512)
             disk.discard(0, length=disk.size)
@@ -289,7 +292,7 @@ def test_what_is_logged_of_an_image_is_printable_and_short(
 ) -> None:
     """The name of a damaged snapshot, on its way to a person, or to the log of a server."""
     image = create(tmp_path / "bad.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * 65536)
         dd = disk.state.disks
         dd.drv.td_snapshot_create(dd, "N" * 200)
@@ -299,7 +302,7 @@ def test_what_is_logged_of_an_image_is_printable_and_short(
         file.write(b"\x1b]0;title\x07\xff")
         file.seek(int.from_bytes(content[64:72], "big"))  # the entry's place of the L1 table
         file.write((1 << 60).to_bytes(8, "big"))
-    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(TapError) as caught:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk, pytest.raises(TapError) as caught:
         disk.pwrite(0, b"y" * 65536)
     served = open_chain(f"qcow2:{image}", writing=True, missing="zeroes")
     with tapcore.Disk(served) as disk, pytest.raises(TapError):

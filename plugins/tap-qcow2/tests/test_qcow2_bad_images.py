@@ -149,7 +149,7 @@ def test_an_impossible_entry_is_not_made_worse(
     content = with_bad_entry(good(layout), bad)
     image = tmp_path / "bad.qcow2"
     image.write_bytes(content)
-    with watched(f"a {what}"), tapcore.open(f"qcow2:{image}") as disk:
+    with watched(f"a {what}"), tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         change_a_cluster(disk, 2 * cluster, cluster, what)
     tables_are_whole(image, content)
     assert set(walk(image.read_bytes()).problems) <= set(walk(content).problems)
@@ -173,7 +173,10 @@ def test_overlapping_metadata_is_found_before_it_is_overwritten(
             entry += b"\0\0\0\0\xff\xff\xff\xff"
         content[table.offset : table.offset + len(entry)] = entry
         image.write_bytes(content)
-        with watched(f"a {what} over {place.name}"), tapcore.open(f"qcow2:{image}") as disk:
+        with (
+            watched(f"a {what} over {place.name}"),
+            tapcore.open(f"qcow2:{image}", readonly=False) as disk,
+        ):
             change_a_cluster(disk, 0, found.cluster, what)
         tables_are_whole(image, bytes(content))
         if what in ("write", "part"):

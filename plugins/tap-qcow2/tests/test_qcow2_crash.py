@@ -185,7 +185,7 @@ def test_a_crash_while_compressed_clusters_are_written(
 def test_the_walker_finds_what_qemu_img_check_finds(tmp_path: Path, rng: random.Random) -> None:
     """The judge of all these states is judged: by damage done to refcounts and tables."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         for _ in range(20):
             disk.pwrite(rng.randrange(MIB - 9000), rng.randbytes(9000))
     good = image.read_bytes()

@@ -32,7 +32,7 @@ def device(tmp_path: Path) -> Iterator[str]:
 
 def test_a_device_that_is_full_keeps_what_it_has(device: str) -> None:
     tapcore.create_image(f"qcow2:{device}", 1 << 30, force=True)
-    with tapcore.open(f"qcow2:{device}") as disk:
+    with tapcore.open(f"qcow2:{device}", readonly=False) as disk:
         disk.pwrite(5 * MIB, b"x" * 300_000)
         with pytest.raises(tapcore.TapError) as caught:
             disk.pwrite(100 * MIB, b"y" * (80 * MIB))

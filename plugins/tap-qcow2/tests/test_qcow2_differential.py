@@ -51,7 +51,7 @@ class Pair:
     def round(self, operations: int, *, mine: bool) -> None:
         """Some operations by one side, closed, and looked at."""
         if mine:
-            with tapcore.open(f"qcow2:{self.image}") as disk:
+            with tapcore.open(f"qcow2:{self.image}", readonly=False) as disk:
                 self._mine(disk, operations)
         else:
             qemu_io(self.image, *(self._theirs() for _ in range(operations)))
@@ -302,7 +302,7 @@ def test_resized_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
             (old + 512 * rng.randint(1, 5000), max(old - 512 * rng.randint(1, 5000), 512))
         )
         if mine:
-            with tapcore.open(f"qcow2:{pair.image}") as disk:
+            with tapcore.open(f"qcow2:{pair.image}", readonly=False) as disk:
                 disk.resize(new)
                 assert disk.size == new
         else:
@@ -350,7 +350,7 @@ def test_snapshots_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> Non
 
 def _snapshot(image: Path, what: str, name: str, *, mine: bool) -> None:
     if mine:
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             dd = disk.state.disks
             getattr(dd.drv, f"td_snapshot_{what}")(dd, name)
     else:
@@ -386,7 +386,7 @@ def test_huge_disks_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> No
         if number % 2:
             qemu_io(image, *(f"write -P {byte} {at} 4096" for at, byte in patterns.items()))
         else:
-            with tapcore.open(f"qcow2:{image}") as disk:
+            with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
                 for at, byte in patterns.items():
                     disk.pwrite(at, bytes([byte]) * 4096)
         assert_clean(image)
@@ -395,7 +395,7 @@ def test_huge_disks_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> No
             for at, byte in places.items():
                 assert disk.pread(at, length=4096) == bytes([byte]) * 4096
     middle = 200 << 30
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.zero(0, length=middle)
         disk.discard(middle, length=size - middle)
     assert_clean(image)

@@ -90,7 +90,7 @@ def test_written_in_turn(
                 commands.append(f"write -P {byte} {at} {length}")
             by_qemu(image, *commands)
         else:
-            with tapcore.open(f"qcow2:{image}", keys=KEY, cache=cache) as disk:
+            with tapcore.open(f"qcow2:{image}", keys=KEY, cache=cache, readonly=False) as disk:
                 for _ in range(8):
                     at, length = _place(rng)
                     content = (MARK * (length // len(MARK) + 1))[:length]
@@ -130,7 +130,7 @@ def test_over_a_parent_in_the_clear(make: Maker, tmp_path: Path, rng: random.Ran
         image_options(image),
     )
     model = bytearray(content)
-    with tapcore.open(f"qcow2:{image}", keys=KEY) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=KEY, readonly=False) as disk:
         for _ in range(6):
             at = rng.randrange(SIZE - 600)
             disk.pwrite(at, MARK)
@@ -143,7 +143,7 @@ def test_over_a_parent_in_the_clear(make: Maker, tmp_path: Path, rng: random.Ran
 @pytest.mark.parametrize("make", [made_by_qemu, made_by_us])
 def test_snapshots_of_an_encrypted_disk(make: Maker, tmp_path: Path) -> None:
     image = make(tmp_path)
-    with tapcore.open(f"qcow2:{image}", keys=KEY) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=KEY, readonly=False) as disk:
         dd = disk.state.disks
         disk.pwrite(0, MARK * 2000)
         dd.drv.td_snapshot_create(dd, "s")
@@ -163,7 +163,7 @@ def test_an_old_encryption_is_read_and_not_written(tmp_path: Path, rng: random.R
         assert disk.pread(SIZE - 512, length=512) == b"\b" * 512
     before = image.read_bytes()
     with pytest.raises(tapcore.TapError):
-        tapcore.open(f"qcow2:{image}", keys=KEY)
+        tapcore.open(f"qcow2:{image}", keys=KEY, readonly=False)
     assert image.read_bytes() == before
 
 
@@ -211,7 +211,7 @@ def test_what_the_last_cluster_lacks_is_lost(tmp_path: Path, make: Maker) -> Non
     image, size = make(tmp_path), 65536
     name, kept = f"qcow2:{image}", 2 * size - 1024
     for at in (0, size):  # the table of both lies between them
-        with tapcore.open(name, keys=KEY) as disk:
+        with tapcore.open(name, keys=KEY, readonly=False) as disk:
             disk.pwrite(at, b"x" * size)
     os.truncate(image, image.stat().st_size - 1000)
     with tapcore.open(name, readonly=True, keys=KEY) as disk:
@@ -224,7 +224,7 @@ def test_what_the_last_cluster_lacks_is_lost(tmp_path: Path, make: Maker) -> Non
         assert disk.salvage.lost == 1024
     before = image.read_bytes()
     with (
-        tapcore.open(name, keys=KEY) as disk,
+        tapcore.open(name, keys=KEY, readonly=False) as disk,
         pytest.raises(tapcore.TapError, match="is damaged, and not written; convert --salvage"),
     ):
         disk.pwrite(MIB, b"y" * size)

@@ -89,7 +89,7 @@ def empty_with_a_small_refcount_table(folder: Path, **options: Any) -> Path:
 def test_after_a_failed_write_back_a_new_table_is_changed_in_order(tmp_path: Path) -> None:
     """It may be pointed to on disk: so refcounts come first, as for any other."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         l1 = image_of(disk).header.l1_table_offset
         written: list[int] = []
         real = ImageFile.write_metadata
@@ -118,7 +118,7 @@ def test_after_a_failed_write_back_a_moved_refcount_table_is_changed_in_order(
     stage: int, tmp_path: Path
 ) -> None:
     image = empty_with_a_small_refcount_table(tmp_path)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         place = image_of(disk).header.refcount_table_offset
         half = b"a" * (1900 << 10)
         disk.pwrite(0, half)
@@ -146,7 +146,7 @@ def test_a_moved_refcount_table_that_could_not_be_written_is_written_whole(
     """Most of it has not changed, but at its new place there is nothing yet; then it is named."""
     image = create(tmp_path / "disk.qcow2", 8 * MIB, cluster_size=512, refcount_bits=64)
     half = 3800 << 10
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * half)
         disk.sync()
         refcounts = image_of(disk).refcounts
@@ -170,9 +170,9 @@ def test_a_moved_refcount_table_is_on_disk_before_its_old_place_is_used_again(
 ) -> None:
     """Lazy refcounts are written late; where they are to be found is not."""
     image = empty_with_a_small_refcount_table(tmp_path, lazy_refcounts="on")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * (1900 << 10))
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         place = image_of(disk).header.refcount_table_offset
         disk.pwrite(1900 << 10, b"a" * (300 << 10))
         assert image_of(disk).header.refcount_table_offset != place
@@ -188,7 +188,7 @@ def test_a_moved_refcount_table_is_on_disk_before_its_old_place_is_used_again(
 def test_a_failed_flush_that_nobody_waited_for_is_told_to_who_flushes_next(tmp_path: Path) -> None:
     """The kernel says only once that data is lost."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}", metadata_cache=1024) as disk:
+    with tapcore.open(f"qcow2:{image}", metadata_cache=1024, readonly=False) as disk:
         with failing("flush_blocking", lambda: True, raises=False) as fault:
             for n in range(3):
                 disk.pwrite(n << 15, b"a" * 512)
@@ -202,7 +202,7 @@ def test_a_failed_flush_that_nobody_waited_for_is_told_to_who_flushes_next(tmp_p
 
 def test_closing_tells_of_a_flush_that_failed(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    disk = tapcore.open(f"qcow2:{image}")
+    disk = tapcore.open(f"qcow2:{image}", readonly=False)
     disk.pwrite(0, b"a" * 4096)
     with (
         failing("write_metadata", lambda *_: True, code=errno.ENOSPC),
@@ -215,7 +215,7 @@ def test_closing_tells_of_a_flush_that_failed(tmp_path: Path) -> None:
 def test_writes_fail_when_tables_cannot_be_written_and_go_on_when_they_can(tmp_path: Path) -> None:
     """Not more and more memory, and no waiting for ever."""
     image = create(tmp_path / "disk.qcow2", 4 * MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}", metadata_cache=1024) as disk:
+    with tapcore.open(f"qcow2:{image}", metadata_cache=1024, readonly=False) as disk:
         statuses: list[int] = []
 
         def requests() -> list[Request]:
@@ -244,7 +244,7 @@ def test_writes_fail_when_tables_cannot_be_written_and_go_on_when_they_can(tmp_p
 def test_a_refcount_that_cannot_be_read_costs_leaks_and_no_answer(tmp_path: Path) -> None:
     """Counting down what is free happens in the middle of answering a flush."""
     image = create(tmp_path / "disk.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * (MIB // 2))
         disk.sync()
         disk.discard(0, length=MIB // 4)
@@ -262,7 +262,7 @@ def test_a_refcount_that_cannot_be_read_costs_leaks_and_no_answer(tmp_path: Path
 
 def test_space_that_cannot_be_given_back_fails_no_flush(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
         disk.discard(0, length=MIB // 2)
         with failing("discard_blocking", lambda *_: True, raises=False) as fault:
@@ -274,7 +274,7 @@ def test_space_that_cannot_be_given_back_fails_no_flush(tmp_path: Path) -> None:
 
 def test_space_is_given_back_by_the_write_back_after_one_that_failed(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
         disk.sync()
         disk.discard(0, length=MIB // 2)
@@ -292,7 +292,7 @@ def test_space_is_given_back_by_the_write_back_after_one_that_failed(tmp_path: P
 
 def test_no_thread_can_be_started(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 512)
 
         def put(*_: Any) -> None:
@@ -309,7 +309,7 @@ def test_no_thread_can_be_started(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_grow_leaks_nothing(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         with (
             failing("truncate_up", lambda *_: True, code=errno.ENOSPC),
             pytest.raises(tapcore.TapError, match="No space"),
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_grow_leaks_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["whole", "part", "compressed"])
 def test_a_write_that_fails_leaks_nothing(how: str, tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 4096)
         write = disk.write_compressed if how == "compressed" else disk.pwrite
         with failing("write_now", lambda *_: True, raises=False) as fault:
@@ -343,7 +343,7 @@ def test_a_discard_of_everything_keeps_few_tables_in_memory(
         tmp_path / "disk.qcow2", 4 * MIB, parent="parent.raw", form="raw", cluster_size=512
     )
     most = 0
-    with tapcore.open(f"qcow2:{image}", metadata_cache=4096) as disk:
+    with tapcore.open(f"qcow2:{image}", metadata_cache=4096, readonly=False) as disk:
         tables = image_of(disk).tables
         real = type(tables).add
 
@@ -369,7 +369,7 @@ def test_what_is_given_up_does_not_wait_for_a_flush_for_ever(
     """Few tables can give up very many clusters, each of which takes memory until then."""
     monkeypatch.setattr("tap_qcow2.data.diskmap.MOST_RELEASED", 10)
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
         disk.sync()
         disk.discard(0, length=MIB)
@@ -381,7 +381,7 @@ def test_what_is_given_up_does_not_wait_for_a_flush_for_ever(
 def test_a_header_never_tells_of_a_refcount_table_that_is_not_there(tmp_path: Path) -> None:
     """A parent is recorded when the table has moved, in memory only."""
     image = empty_with_a_small_refcount_table(tmp_path)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         inside = image_of(disk)
         place = inside.header.refcount_table_offset
         disk.pwrite(0, b"a" * (2200 << 10))
@@ -397,7 +397,7 @@ def test_a_header_that_cannot_be_written_leaves_the_old_l1_table_in_use(
     healed: bool, tmp_path: Path
 ) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 4096)
         disk.sync()
         inside = image_of(disk)
@@ -435,7 +435,7 @@ def test_a_header_that_cannot_be_written_leaves_the_old_l1_table_in_use(
 
 def test_an_image_that_cannot_be_emptied_keeps_its_content(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * (MIB // 2))
         disk.sync()
         dd = disk.state.disks
@@ -456,7 +456,7 @@ def test_an_image_that_cannot_be_emptied_keeps_its_content(tmp_path: Path) -> No
 
 def test_what_a_failed_shrinking_left_does_not_show_when_the_disk_grows(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
         disk.sync()
         tables = type(image_of(disk).tables)
@@ -466,7 +466,7 @@ def test_what_a_failed_shrinking_left_does_not_show_when_the_disk_grows(tmp_path
 
         with patch.object(tables, "wait", wait), pytest.raises(tapcore.TapError):
             disk.resize(MIB // 2)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         size = disk.size
         assert size in (MIB, MIB // 2)
         disk.resize(MIB + 4096)
@@ -481,14 +481,14 @@ def test_what_a_failed_shrinking_left_does_not_show_when_the_disk_grows(tmp_path
 def test_a_table_that_lacks_its_flag_is_copied_and_its_place_used_again(tmp_path: Path) -> None:
     """As QEMU leaves it when it crashes while it deletes a snapshot: not shared any more."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 8192)
         l1 = image_of(disk).header.l1_table_offset
         table = image_of(disk).tables.offset_of(0)
     with open(image, "r+b") as file:
         file.seek(l1)
         file.write(table.to_bytes(8, "big"))
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         for n in range(4):
             disk.pwrite(16384 + n * 4096, b"b" * 4096)
             disk.sync()

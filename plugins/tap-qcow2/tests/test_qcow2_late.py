@@ -118,7 +118,7 @@ class Kind:
         else:
             create(image, self.size, **self.options)
         if self.snapshot:
-            with tapcore.open(f"qcow2:{image}") as disk:
+            with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
                 disk.pwrite(0, rng.randbytes(self.span * 2 // 3))
             qemu_img("snapshot", "-c", SNAPSHOT, image)
         return image, below
@@ -182,7 +182,7 @@ class Trial:
     def open(self) -> tapcore.Disk:
         """For writing, with the kind's cache of tables."""
         name, keys = f"qcow2:{self.image}", PASSPHRASE.encode()
-        disk = tapcore.open(name, metadata_cache=self.kind.cache, keys=keys)
+        disk = tapcore.open(name, metadata_cache=self.kind.cache, keys=keys, readonly=False)
         if self.kind.few_blocks:
             disk.state.disks.private.refcounts._keep = 4
         return disk
@@ -361,7 +361,7 @@ def test_the_rest_of_the_last_cluster_comes_from_below(tmp_path: Path, rng: rand
     below = rng.randbytes(size)
     parent.write_bytes(below)
     image = create(tmp_path / "disk.qcow2", size, parent=parent.name, form="raw", cluster_size=4096)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(5 * 4096, b"a" * 512)
     want = below[: 5 * 4096] + b"a" * 512 + below[5 * 4096 + 512 :]
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
@@ -376,9 +376,9 @@ def test_what_is_inflated_late_is_not_taken_for_what_came_to_its_place(
     """The same offset, the same length, and so the same entry: but another cluster."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
     old, new, other = (rng.randbytes(280) + bytes(232) for _ in range(3))
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.write_compressed(0, old)
-    with tapcore.open(f"qcow2:{image}") as disk, LateHost(rng) as host:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk, LateHost(rng) as host:
         crowd = Crowd(disk, host, rng)
         table = disk.state.disks.private.tables.wait(0)
         place = table.entries[0]
@@ -409,9 +409,9 @@ def test_what_is_to_be_inflated_is_not_overwritten_before_it_is(
     monkeypatch.setattr("tapcore.clusters.packed.AT_ONCE_BYTES", 0)
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
     content = rng.randbytes(280) + bytes(232)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.write_compressed(0, content)
-    with tapcore.open(f"qcow2:{image}") as disk, LateHost(rng, at_once=1.0) as host:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk, LateHost(rng, at_once=1.0) as host:
         crowd = Crowd(disk, host, rng)
         disk.state.disks.private.tables.wait(0)
         got = bytearray(512)
@@ -438,9 +438,9 @@ def test_a_late_read_of_what_is_encrypted_does_not_decrypt_a_hole(
     image = tmp_path / "disk.qcow2"
     create_encrypted(image, MIB, {"encrypt.format": "luks"})
     keys = PASSPHRASE.encode()
-    with tapcore.open(f"qcow2:{image}", keys=keys) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=keys, readonly=False) as disk:
         disk.pwrite(0, b"a" * 65536)
-    with tapcore.open(f"qcow2:{image}", keys=keys) as disk, LateHost(rng) as host:
+    with tapcore.open(f"qcow2:{image}", keys=keys, readonly=False) as disk, LateHost(rng) as host:
         disk.state.disks.private.tables.wait(0)
         crowd = Crowd(disk, host, rng)
         got = bytearray(65536)
@@ -460,9 +460,12 @@ def test_a_table_read_by_a_late_thread_does_not_undo_changes(
 ) -> None:
     """It was read, changed, written and forgotten again by others meanwhile."""
     image = create(tmp_path / "disk.qcow2", MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
-    with tapcore.open(f"qcow2:{image}", metadata_cache=1024) as disk, LateHost(rng) as host:
+    with (
+        tapcore.open(f"qcow2:{image}", metadata_cache=1024, readonly=False) as disk,
+        LateHost(rng) as host,
+    ):
         crowd = Crowd(disk, host, rng)
         crowd.submit(READ, 0, 512, bytearray(512))
         (loading,) = host.tasks

@@ -52,7 +52,7 @@ def held_by_qemu(image: Path, *options: str) -> Iterator[int]:
 
 
 def test_our_writer_keeps_qemu_out(image: Path) -> None:
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"mine")
         assert refused_to_qemu(image, "-f", "qcow2")
         assert refused_to_qemu(image, *READ)
@@ -76,7 +76,7 @@ def test_qemus_writer_keeps_us_out_and_is_named(image: Path, cache: tapcore.Cach
             assert disk.pread(0, length=2) == b"\7\7"
         inspect_image(f"qcow2:{image}")  # looks without asking
         image_info(f"qcow2:{image}")
-    tapcore.open(f"qcow2:{image}").close()
+    tapcore.open(f"qcow2:{image}", readonly=False).close()
 
 
 def test_readers_share(image: Path) -> None:
@@ -87,18 +87,21 @@ def test_readers_share(image: Path) -> None:
             assert disk.pread(0, length=MIB) == other.pread(0, length=MIB)
     with held_by_qemu(image, *READ):
         with pytest.raises(tapcore.ImageLockedError):
-            tapcore.open(f"qcow2:{image}")
+            tapcore.open(f"qcow2:{image}", readonly=False)
         check_image(f"qcow2:{image}")
 
 
 def test_two_writers_of_ours(image: Path) -> None:
-    with tapcore.open(f"qcow2:{image}"), pytest.raises(tapcore.ImageLockedError, match="itself"):
-        tapcore.open(f"qcow2:{image}")
+    with (
+        tapcore.open(f"qcow2:{image}", readonly=False),
+        pytest.raises(tapcore.ImageLockedError, match="itself"),
+    ):
+        tapcore.open(f"qcow2:{image}", readonly=False)
 
 
 def test_the_parent_of_a_disk_in_use_may_be_read_and_not_written(image: Path) -> None:
     child = create(image.with_name("child.qcow2"), parent=image.name)
-    with tapcore.open(f"qcow2:{child}") as disk:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as disk:
         assert disk.pread(0, length=2) == b"\7\7"
         assert not refused_to_qemu(image, *READ)
         assert refused_to_qemu(image, "-f", "qcow2")
@@ -106,15 +109,15 @@ def test_the_parent_of_a_disk_in_use_may_be_read_and_not_written(image: Path) ->
         with held_by_qemu(other), tapcore.open(f"qcow2:{image}", readonly=True):
             disk.pwrite(0, b"mine")
     with held_by_qemu(image), pytest.raises(tapcore.ImageLockedError, match=r"disk\.qcow2"):
-        tapcore.open(f"qcow2:{child}")
+        tapcore.open(f"qcow2:{child}", readonly=False)
     with held_by_qemu(child), pytest.raises(tapcore.ImageLockedError):
-        tapcore.open(f"qcow2:{image}")
+        tapcore.open(f"qcow2:{image}", readonly=False)
 
 
 def test_a_data_file_is_locked_like_the_image(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, data_file="disk.data")
     data = tmp_path / "disk.data"
-    with tapcore.open(f"qcow2:{image}"):
+    with tapcore.open(f"qcow2:{image}", readonly=False):
         assert refused_to_qemu(data, "-f", "raw")
     with tapcore.open(f"qcow2:{image}", readonly=True):
         assert refused_to_qemu(data, "-f", "raw")
@@ -124,5 +127,5 @@ def test_a_data_file_is_locked_like_the_image(tmp_path: Path) -> None:
             with pytest.raises(tapcore.ImageLockedError, match=r"disk\.data"):
                 tapcore.open(f"qcow2:{image}", readonly=readonly)
     with held_by_qemu(image), pytest.raises(tapcore.ImageLockedError):
-        tapcore.open(f"aio:{data}")
-    tapcore.open(f"qcow2:{image}").close()
+        tapcore.open(f"aio:{data}", readonly=False)
+    tapcore.open(f"qcow2:{image}", readonly=False).close()

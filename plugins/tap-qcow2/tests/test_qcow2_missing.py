@@ -181,7 +181,7 @@ def test_other_kinds_of_images(tmp_path: Path, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("how", ["metadata", "falloc", "full"])
 def test_preallocated_images_have_lost_nothing(tmp_path: Path, how: str) -> None:
     image = create(tmp_path / "a.qcow2", MIB, preallocation=how)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert disk.pread(0, length=MIB) == bytes(MIB)
         disk.pwrite(5 * CLUSTER + 5, b"x")
         assert not any(run.missing for run in disk.extents())
@@ -277,7 +277,7 @@ def test_commit_leaves_the_parent_as_it_was(tmp_path: Path) -> None:
 def test_nothing_is_committed_into_an_image_that_has_lost_clusters(tmp_path: Path) -> None:
     parent = cut(written(tmp_path / "p.qcow2"), 1)
     child = create(tmp_path / "c.qcow2", None, parent=str(parent))
-    with tapcore.open(f"qcow2:{child}") as disk:
+    with tapcore.open(f"qcow2:{child}", readonly=False) as disk:
         disk.pwrite(0, b"x" * CLUSTER)
         with pytest.raises(tapcore.TapError, match=r"(read|write) failed"):
             disk.pwrite(8 * CLUSTER + 5, b"x")  # would copy the rest of the cluster
@@ -295,7 +295,7 @@ CHANGES: dict[str, Callable[[str], object]] = {
 
 
 def _write(name: str) -> None:
-    with tapcore.open(name) as disk:
+    with tapcore.open(name, readonly=False) as disk:
         disk.pwrite(12 * CLUSTER, b"x" * CLUSTER)
 
 
@@ -486,7 +486,7 @@ def test_a_server_starts_after_a_power_loss_with_lazy_refcounts(tmp_path: Path) 
 def test_a_refcount_block_that_is_cut_does_not_say_that_clusters_are_free(tmp_path: Path) -> None:
     """The second block lies behind the first clusters that it counts."""
     image = create(tmp_path / "a.qcow2", 8 * MIB, cluster_size=512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, random.Random(1).randbytes(4 * MIB))
     content = image.read_bytes()
     table = int.from_bytes(content[48:56], "big")
@@ -495,7 +495,7 @@ def test_a_refcount_block_that_is_cut_does_not_say_that_clusters_are_free(tmp_pa
     os.truncate(image, last + 100)
     before = digest(image)
     with (
-        tapcore.open(f"qcow2:{image}") as disk,
+        tapcore.open(f"qcow2:{image}", readonly=False) as disk,
         pytest.raises(tapcore.TapError, match=rf"^{image}: write failed at"),
     ):
         disk.pwrite(6 * MIB, b"x" * 512)

@@ -97,10 +97,10 @@ def test_a_slow_write_does_not_land_in_a_cluster_that_is_anothers_by_then(
 ) -> None:
     """Its cluster is discarded, flushed and written for another place while it waits."""
     image = create(tmp_path / "disk.qcow2", 2 * MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * CLUSTER)
     gate = Gate("write")
-    with slow_disk(gate.wait), tapcore.open(f"qcow2:{image}") as disk:
+    with slow_disk(gate.wait), tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(5 * CLUSTER, b"x" * 512)
         slow = submit(disk, WRITE, 0, CLUSTER, b"S" * CLUSTER)
         assert gate.reached.wait(3)
@@ -129,7 +129,7 @@ def test_a_slow_write_does_not_land_in_a_cluster_that_is_anothers_by_then(
 
 def test_a_slow_read_does_not_return_what_another_wrote(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 2 * MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * CLUSTER)
     started, go_on = threading.Event(), threading.Event()
     real = ImageFile.read_blocking
@@ -143,7 +143,7 @@ def test_a_slow_read_does_not_return_what_another_wrote(tmp_path: Path) -> None:
     with (
         slow_disk(lambda kind, buf: None),
         patch.object(ImageFile, "read_blocking", late),
-        tapcore.open(f"qcow2:{image}") as disk,
+        tapcore.open(f"qcow2:{image}", readonly=False) as disk,
     ):
         disk.pread(0, length=512)  # the table is in memory from here on
         got = bytearray(CLUSTER)
@@ -165,7 +165,7 @@ def test_a_slow_read_does_not_return_what_another_wrote(tmp_path: Path) -> None:
 def test_a_slow_client_does_not_get_what_another_wrote(tmp_path: Path) -> None:
     """Its replies wait as places in the image file, which may be given out again meanwhile."""
     image = create(tmp_path / "disk.qcow2", 64 * MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * (8 * MIB))
     with (
         served(f"qcow2:{image}", "--socket", tmp_path / "socket") as server,
@@ -336,7 +336,10 @@ def test_a_crowd_of_requests_on_a_slow_disk(
     def wait(kind: str, buf: memoryview) -> None:
         time.sleep(delays.choice((0, 0, 0.0005, 0.002)))
 
-    with slow_disk(wait), tapcore.open(f"qcow2:{image}", metadata_cache=1024) as disk:
+    with (
+        slow_disk(wait),
+        tapcore.open(f"qcow2:{image}", metadata_cache=1024, readonly=False) as disk,
+    ):
         crowd = Crowd(disk, rng, span, below)
         crowd.run(250, 16)
         content = disk.pread(0, length=span)
@@ -351,7 +354,7 @@ def test_a_crowd_of_requests_past_the_page_cache(
 ) -> None:
     image = create(tmp_path / "disk.qcow2", MIB, **KINDS[kind])
     span = 1 << 19
-    with tapcore.open(f"qcow2:{image}", cache="none") as disk:
+    with tapcore.open(f"qcow2:{image}", cache="none", readonly=False) as disk:
         crowd = Crowd(disk, rng, span, bytes(span))
         crowd.run(400, 32)
         content = disk.pread(0, length=span)

@@ -118,7 +118,7 @@ def test_a_data_file_outside_is_opened_where_the_caller_allows_it(tmp_path: Path
     image = create(home / "disk.qcow2", MIB, data_file=data)
     with pytest.raises(ReferencePolicyError, match="--parents"):
         tapcore.open(f"qcow2:{image}", readonly=True)
-    with tapcore.open(f"qcow2:{image}", parents=str(data.parent)) as disk:
+    with tapcore.open(f"qcow2:{image}", parents=str(data.parent), readonly=False) as disk:
         disk.pwrite(0, b"data")
         assert disk.pread(0, length=4) == b"data"
 
@@ -148,7 +148,7 @@ def test_cve_2008_2004_a_raw_disk_is_not_taken_for_an_image(tmp_path: Path) -> N
     with tapcore.open(f"aio:{raw}", readonly=True) as disk:
         assert disk.size == -(-raw.stat().st_size // 512) * 512
     with pytest.raises(TapError):
-        tapcore.open(str(raw))
+        tapcore.open(str(raw), readonly=False)
 
 
 def test_an_image_that_is_a_cd_or_a_vhd_as_well_is_a_danger(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_file_beside_it_is_another_tenants(tmp_path: Path) -> None:
 def test_info_counts_the_external_data_file(tmp_path: Path) -> None:
     image, data = tmp_path / "disk.qcow2", tmp_path / "disk.data"
     tapcore.create_image(f"qcow2:{image}", 8 << 20, options={"data_file": "disk.data"})
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * (4 << 20))
     used = sum(path.stat().st_blocks * 512 for path in (image, data))
     assert used > 4 << 20

@@ -150,7 +150,7 @@ def test_a_table_on_top_of_another_is_never_written(target: str, tmp_path: Path)
     place = next(place for place in found.places if place.name.startswith(target))
     poke(image, found.l1_offset + 8, struct.pack(">Q", place.offset | 1 << 63))
     before = image.read_bytes()
-    disk = tapcore.open(f"qcow2:{image}")
+    disk = tapcore.open(f"qcow2:{image}", readonly=False)
     if target == "header":
         disk.pwrite(32768, b"w" * 512)  # an entry of offset 0 is none
         disk.close()
@@ -264,7 +264,7 @@ def test_271_a_bitmap_beside_a_compressed_cluster_says_nothing(tmp_path: Path) -
     table = next(p for p in walk(image.read_bytes()).places if p.name.startswith("L2"))
     poke(image, table.offset + 8, b"\0\0\0\1\x80\0\0\0")
     assert reads(image)[: 64 << 10] == b"\x0b" * (64 << 10)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"w" * 512)
     assert reads(image)[: 64 << 10] == b"w" * 512 + b"\x0b" * ((64 << 10) - 512)
     assert_clean(image)

@@ -53,12 +53,12 @@ def test_zeroes_and_discards_look_at_each_cluster_once(
     if "preallocated" in state or "space" in state:
         options["preallocation"] = "metadata"
     image = create(tmp_path / "disk.qcow2", size, **options)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         if state.startswith("zeroes"):
             disk.zero(0, length=size, unmap=state == "zeroes")
         disk.pwrite(5 * MIB, b"a" * 4096)
     looks = Looks(monkeypatch)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         acts: tuple[Callable[[], None], ...] = (
             lambda: disk.zero(0, length=size, unmap=False),
             lambda: disk.zero(0, length=size),
@@ -77,7 +77,7 @@ def test_a_flag_that_changes_with_each_cluster_is_no_reason_to_look_at_all(
 ) -> None:
     """Bounded: 1024 clusters for each step."""
     image = create(tmp_path / "disk.qcow2", CLUSTERS << 16, preallocation="metadata")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         tables = disk.state.disks.private.clusters.map.tables
         table = tables.wait(0)
         tables.set(

@@ -89,7 +89,7 @@ def _set_parent(disk: tapcore.Disk) -> None:
 def test_a_change_keeps_what_is_compatible_and_clears_the_autoclear_bits(
     change: Callable[[tapcore.Disk], None], image: Path
 ) -> None:
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         change(disk)
     assert unknowns(image) == (True, True, False)
     if change is _set_parent:
@@ -110,18 +110,18 @@ def test_qemu_and_we_agree_about_the_autoclear_bits(image: Path) -> None:
 def test_a_disk_without_a_sector(tmp_path: Path) -> None:
     """QEMU makes one: it is opened, and grown; we make none."""
     image = create(tmp_path / "theirs.qcow2", 0)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert disk.size == 0
         assert disk.pread(0, length=512) == b""
         assert list(disk.extents()) == []
     assert_clean(image)
     assert content_by_qemu(image) == b""
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.resize(MIB)
         disk.pwrite(MIB - 5, b"w" * 5)
     assert_clean(image)
     assert content_by_qemu(image) == bytes(MIB - 5) + b"w" * 5
-    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(tapcore.UsageError):
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk, pytest.raises(tapcore.UsageError):
         disk.resize(0)
     with pytest.raises(tapcore.UsageError, match="at least one sector"):
         tapcore.create_image(f"qcow2:{tmp_path / 'ours.qcow2'}", 0)
@@ -134,22 +134,22 @@ def test_snapshots_of_a_disk_without_a_sector(tmp_path: Path) -> None:
         if number:
             qemu_img("snapshot", "-c", "empty", image)
         else:
-            with tapcore.open(f"qcow2:{image}") as disk:
+            with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
                 _snapshot_named(disk, "create", "empty")
         assert_clean(image)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             disk.resize(MIB)
             disk.pwrite(0, b"w" * MIB)
             _snapshot_named(disk, "create", "full")
         assert_clean(image)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             _snapshot_named(disk, "apply", "empty")
         assert_clean(image)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             assert disk.size == 0
             _snapshot_named(disk, "apply", "full")
         assert_clean(image)
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             assert disk.pread(0, length=MIB) == b"w" * MIB
             _snapshot_named(disk, "delete", "empty")
         assert_clean(image)
@@ -167,13 +167,13 @@ def test_a_disk_of_a_few_sectors(size: int, options: dict[str, str], tmp_path: P
     tapcore.create_image(f"qcow2:{ours}", size, options=options)
     theirs = create(tmp_path / "theirs.qcow2", size, **options)
     for image in (ours, theirs):
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             disk.pwrite(size - 512, b"e" * 512)
             disk.zero(0, length=512 if size > 512 else 0)
         assert_clean(image)
         assert content_by_qemu(image) == bytes(size - 512) + b"e" * 512
         qemu_io(image, f"write -P 9 {size - 512} 512")
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             assert disk.pread(0, length=size) == bytes(size - 512) + b"\t" * 512
             disk.discard(0, length=size)
         assert_clean(image)

@@ -46,7 +46,7 @@ def change(disk: tapcore.Disk, **options: Any) -> None:
 
 def amend(image: Path, **options: Any) -> None:
     """The same of an image."""
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         change(disk, **options)
 
 
@@ -130,7 +130,7 @@ def test_every_width_from_every_width(before: int, tmp_path: Path, rng: random.R
         copy = tmp_path / f"{after}.qcow2"
         shutil.copy(image, copy)
         content = rng.randbytes(30_000)
-        with tapcore.open(f"qcow2:{copy}") as disk:
+        with tapcore.open(f"qcow2:{copy}", readonly=False) as disk:
             disk.pwrite(5000, content)
             change(disk, refcount_bits=after)
             disk.pwrite(MIB, content)  # the open image goes on
@@ -164,7 +164,7 @@ def test_the_open_image_goes_on_after_each_change(tmp_path: Path, rng: random.Ra
         {"compat": "1.1", "lazy_refcounts": "on", "refcount_bits": 8},
         {"lazy_refcounts": "off"},
     ]
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         want = bytearray(size)
         for step in steps:
             for _ in range(5):
@@ -251,7 +251,7 @@ def test_bitmaps_need_version_3(tmp_path: Path) -> None:
     qemu_img("bitmap", "--add", image, "one")
     with pytest.raises(tapcore.UsageError, match="persistent bitmaps"):
         amend(image, compat="0.10")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         change(disk, refcount_bits=64, lazy_refcounts="on")
         disk.pwrite(MIB, b"x")
     assert_clean(image)
@@ -352,7 +352,7 @@ def test_zeroes_of_an_encrypted_image_are_encrypted(tmp_path: Path, rng: random.
         qemu_io(image_options(image), command, options=options)  # type: ignore[arg-type]
     want = content_by_qemu(image, encrypted=True)
     assert not any(want[256 << 10 : 768 << 10])
-    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode()) as disk:
+    with tapcore.open(f"qcow2:{image}", keys=PASSPHRASE.encode(), readonly=False) as disk:
         change(disk, compat="0.10")
         assert disk.pread(0, length=size) == want
     assert content_by_qemu(image, encrypted=True) == want
@@ -366,7 +366,7 @@ def test_extensions_and_names_are_kept(tmp_path: Path) -> None:
     name = "p" * 200 + ".raw"
     (tmp_path / name).write_bytes(bytes(MIB))
     image = create(tmp_path / "disk.qcow2", MIB, parent=name, form="raw")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         opened = leaf(disk).private
         opened.header.set_extension(0x12345678, b"kept as it is")
         opened.header_writer.write()
@@ -403,14 +403,14 @@ def test_an_old_snapshot_table_is_completed(tmp_path: Path) -> None:
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         (snapshot,) = disk.snapshots()
         assert (snapshot.name, snapshot.disk_size) == ("old", 2 * MIB)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x" * 100_000)
     assert_clean(image)
 
 
 def test_lazy_refcounts_are_not_behind_afterwards(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 8 * MIB, lazy_refcounts="on")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x" * 300_000)
         disk.sync()
         assert walk(image.read_bytes()).incompatible & 1
@@ -428,7 +428,7 @@ def test_an_image_that_was_not_closed_is_repaired_first(tmp_path: Path) -> None:
     """Also where it is opened for its metadata only, which repairs nothing by itself."""
     image = create(tmp_path / "disk.qcow2", 8 * MIB, lazy_refcounts="on", cluster_size=4096)
     crashed = tmp_path / "crashed.qcow2"
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x" * 300_000)
         disk.sync()
         shutil.copy(image, crashed)
@@ -496,7 +496,7 @@ def test_a_crash_while_it_is_amended(kind: str, tmp_path: Path, rng: random.Rand
     qemu_img("snapshot", "-c", "one", image)
     fill(image, rng, size, 10)
     want = content_by_qemu(image), content_by_qemu(image, snapshot="one")
-    with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         change(disk, **after)
     step = max(len(recording.changes) // 40, 1)
     seen = set()
@@ -532,7 +532,7 @@ def test_a_crash_while_another_parent_is_recorded(
     crashed = tmp_path / "crashed" / "disk.qcow2"
     if bitmaps:
         qemu_img("bitmap", "--add", image, "one")
-    with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         dd = leaf(disk)
         for name in (names[1], names[2], "", names[2], names[1], names[0], names[1], ""):
             parent = tapcore.DiskId(name, "aio") if name else None

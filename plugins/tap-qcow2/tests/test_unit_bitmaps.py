@@ -174,7 +174,7 @@ def test_a_bitmap_that_does_not_exist(tmp_path: Path) -> None:
 def _both(image: Path, twin: Path, size: int, rng: random.Random) -> None:
     """The same work, by us on one image and by QEMU on the other."""
     commands = []
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         for _ in range(20):
             at = rng.randrange(size // 512) * 512
             length = min(rng.choice((512, 4096, 70_144, 2 * MIB)), size - at)
@@ -226,7 +226,7 @@ def test_both_record_alternately(tmp_path: Path, rng: random.Random) -> None:
     for name in ("a", "b"):
         add(image, name, rng.choice((512, 4096, 65536)))
     for _ in range(6):
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             for _ in range(5):
                 at = rng.randrange(size - 9000)
                 disk.pwrite(at, rng.randbytes(9000))
@@ -242,7 +242,7 @@ def test_bits_are_to_be_seen_while_it_is_open(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 8 * MIB)
     add(image, "one")
     qemu_io(image, "write -q 64k 64k")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert flags_by_qemu_anyway(image) == {"one": {"auto"}}, "nothing has changed yet"
         disk.pwrite(MIB, b"x")
         assert flags_by_qemu_anyway(image) == {"one": {"auto", "in-use"}}
@@ -265,7 +265,7 @@ def test_a_disabled_bitmap_is_not_touched(tmp_path: Path, rng: random.Random) ->
     qemu_img("bitmap", "--disable", image, "off")
     add(image, "on", 512)
     before = _structures(image, "off")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         for _ in range(20):
             disk.pwrite(rng.randrange(7 * MIB), rng.randbytes(5000))
     assert _structures(image, "off") == before
@@ -296,7 +296,7 @@ def test_all_ones_are_stored_without_a_cluster(tmp_path: Path) -> None:
     """One cluster of bits stands for 2 MiB here; qemu-nbd reads what was stored."""
     image = create(tmp_path / "disk.qcow2", 7 * MIB, cluster_size=512)
     add(image, "one", 512)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.discard(MIB, length=6 * MIB)
         disk.pwrite(3 * MIB, bytes(4096))
     table = _structures(image, "one")[1][1]
@@ -310,7 +310,7 @@ def test_all_ones_are_stored_without_a_cluster(tmp_path: Path) -> None:
 def test_a_huge_disk_costs_memory_for_what_changes(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 1 << 42, cluster_size=2 * MIB)
     add(image, "one", 65536)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(5 << 40 >> 3, b"x")
         disk.discard(0, length=1 << 42)
         tracker = disk.state.disks.private.tracker
@@ -330,7 +330,7 @@ def test_a_bitmap_in_use_stays_inconsistent(tmp_path: Path) -> None:
     entries.save()
     before = _structures(image, "lost")
     assert listed(image)["lost"].inconsistent
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x")
         with pytest.raises(tapcore.UsageError, match="was not saved properly"):
             disk.bitmap_ranges("lost")
@@ -348,7 +348,7 @@ def test_without_the_autoclear_bit_nothing_is_believed(tmp_path: Path) -> None:
     entries.content[88:96] = bytes(8)
     entries.save()
     assert listed(image)["one"].inconsistent
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x")
         with pytest.raises(tapcore.UsageError, match="was not saved properly"):
             disk.bitmap_ranges("one")
@@ -375,7 +375,7 @@ def test_what_is_not_known_is_kept(changes: dict[str, int], tmp_path: Path) -> N
     entries.save()
     name = "own" if "extra" in changes else "unknown"
     before = _structures(image, name)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, bytes(65536))
         disk.pwrite(5 * MIB, bytes(65536))
     assert _structures(image, name) == before
@@ -384,7 +384,7 @@ def test_what_is_not_known_is_kept(changes: dict[str, int], tmp_path: Path) -> N
     assert not found["known"].inconsistent
     assert dirty(image, "known") == [(MIB, 65536), (5 * MIB, 65536)]
     with (
-        tapcore.open(f"qcow2:{image}") as disk,
+        tapcore.open(f"qcow2:{image}", readonly=False) as disk,
         pytest.raises(tapcore.UsageError, match="cannot be resized"),
     ):
         disk.resize(16 * MIB)
@@ -397,7 +397,7 @@ def test_compatible_extra_data_is_kept_and_the_bitmap_used(tmp_path: Path) -> No
     entries = Entries(image)
     entries.set(0, flags=AUTO | EXTRA_COMPATIBLE, extra=5, name=3)
     entries.save()
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x")
     assert dirty(image, "one") == [(MIB, 65536)]
     entries = Entries(image)
@@ -446,7 +446,7 @@ def test_a_damaged_directory_is_an_error(kind: str, tmp_path: Path) -> None:
     with pytest.raises(tapcore.ImageFormatError):
         dirty(image, "one")
     with pytest.raises(tapcore.ImageFormatError):
-        tapcore.open(f"qcow2:{image}")
+        tapcore.open(f"qcow2:{image}", readonly=False)
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         assert disk.pread(0, length=MIB) == bytes(MIB)
 
@@ -460,7 +460,7 @@ def test_a_damaged_table_is_an_error(word: int, tmp_path: Path) -> None:
     entries.save()
     with pytest.raises(tapcore.ImageFormatError, match="table entry"):
         dirty(image, "one")
-    with tapcore.open(f"qcow2:{image}") as disk:  # the disk itself is not damaged
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:  # the disk itself is not damaged
         disk.pwrite(MIB, b"x")
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         assert disk.pread(MIB, length=1) == b"x"
@@ -482,7 +482,7 @@ def test_a_bitmap_that_overlaps_something_is_not_saved(
         struct.pack_into(f">{len(words)}Q", entries.content, table, *words)
         entries.content.extend(bytes(1 << 20))
         entries.save()
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             disk.pwrite(MIB, b"x" * 512)
         assert "inconsistent now" in caplog.text
         caplog.clear()
@@ -513,7 +513,7 @@ def test_random_damage_never_does_harm(tmp_path: Path, rng: random.Random) -> No
         except tapcore.TapError:
             pass
         try:
-            with tapcore.open(f"qcow2:{image}") as disk:
+            with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
                 disk.pwrite(MIB, b"x" * 5000)
         except tapcore.TapError:
             continue
@@ -544,7 +544,7 @@ def test_bitmaps_follow_the_size_as_with_qemu(
     shutil.copy(image, twin)
     for new in (33 * unit + 512, 19 * unit + 5120, 3 * unit, 40 * unit, 512, 64 * unit):
         at = rng.randrange(min(size, new) // 512) * 512
-        with tapcore.open(f"qcow2:{image}") as disk:
+        with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
             if rng.random() < 0.5:
                 disk.pwrite(at, b"x" * 512)
                 disk.resize(new)
@@ -567,7 +567,7 @@ def test_a_bitmap_in_use_does_not_hinder_a_resize(tmp_path: Path) -> None:
     entries.set(0, flags=IN_USE)
     entries.save()
     before = _structures(image, "lost")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.resize(32 * MIB)
     assert _structures(image, "lost") == before
     assert_clean(image)
@@ -577,11 +577,11 @@ def test_a_size_that_a_bitmap_cannot_have_is_refused(tmp_path: Path) -> None:
     image = create(tmp_path / "disk.qcow2", 8 * MIB, cluster_size=65536)
     add(image, "fine", 512)
     with (
-        tapcore.open(f"qcow2:{image}") as disk,
+        tapcore.open(f"qcow2:{image}", readonly=False) as disk,
         pytest.raises(tapcore.UsageError, match="too large"),
     ):
         disk.resize(4 << 40)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x")
     assert_same(image, "fine")
 
@@ -595,14 +595,14 @@ def test_bitmaps_survive_snapshots_and_record_what_those_change(tmp_path: Path) 
     qemu_io(image, "write -q -P 1 0 1M")
     add(image, "on")
     add(image, "off", 512, "--disable")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         dd = disk.state.disks
         dd.drv.td_snapshot_create(dd, "one")
         disk.pwrite(MIB, b"x" * 512)
     assert dirty(image, "on") == dirty_by_qemu(image, "on") == [(MIB, 65536)]
     qemu_img("snapshot", "-c", "two", image)
     before = _structures(image, "off")
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         dd = disk.state.disks
         dd.drv.td_snapshot_delete(dd, "two")
         assert disk.bitmap_ranges("on") == [(MIB, 65536)]
@@ -626,7 +626,7 @@ def test_a_failure_to_save_costs_only_the_bitmaps(
     image = create(tmp_path / "disk.qcow2", 8 * MIB)
     add(image, "one")
     monkeypatch.setattr(store._Filling, "_write_table", no_space)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB, b"x")
     assert "inconsistent now: No space left" in caplog.text
     assert listed(image)["one"].inconsistent
@@ -647,7 +647,7 @@ def test_an_image_that_cannot_be_marked_is_not_written(
     add(image, "one")
     before = image.read_bytes()
     monkeypatch.setattr(tracker, "write_flags", failing)
-    with tapcore.open(f"qcow2:{image}") as disk, pytest.raises(tapcore.TapError):
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk, pytest.raises(tapcore.TapError):
         disk.pwrite(MIB, b"x")
     assert image.read_bytes() == before
 
@@ -662,12 +662,12 @@ def test_after_a_crash_a_bitmap_says_nothing_or_the_truth(
     qemu_io(image, "write -q -P 1 0 1M")
     for name, granularity in (("a", 512), ("b", 65536)):
         add(image, name, granularity)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(MIB // 2, b"\2" * (MIB // 4))  # bits that are there before
     before = {name: dirty(image, name) for name in "ab"}
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         old = disk.pread(0, length=size)
-    with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         for _ in range(4):
             for _ in range(6):
                 disk.pwrite(rng.randrange(size - 9000), rng.randbytes(rng.choice((512, 9000))))

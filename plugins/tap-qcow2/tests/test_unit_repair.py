@@ -89,7 +89,7 @@ def _goes_on(image: Path, rng: random.Random, case: str, *, shared: bool) -> Non
     Where the disk has an L2 table twice, a COPIED flag is not set again once its data has only one
     user left: as with QEMU.
     """
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         want = bytearray(disk.pread(0, length=SIZE))
         for _ in range(6):
             at = rng.randrange(SIZE // 512 - 100) * 512
@@ -240,7 +240,7 @@ def test_a_dirty_image_is_repaired_when_it_is_opened_for_writing(tmp_path: Path)
     with tapcore.open(f"qcow2:{image}", readonly=True) as disk:
         assert disk.pread(0, length=5 * MIB) == b"\5" * (5 * MIB)
     assert image.read_bytes() == dirty
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert _marks(image) == 0
         assert_clean_copy(image)
         disk.pwrite(6 * MIB, b"6" * MIB)
@@ -266,10 +266,10 @@ def test_a_dirty_image_that_is_damaged_is_not_opened_for_writing(
     _mark(image, 1)
     before = image.read_bytes()
     with pytest.raises(tapcore.ImageOpenError, match="--repair all"):
-        tapcore.open(f"qcow2:{image}")
+        tapcore.open(f"qcow2:{image}", readonly=False)
     assert image.read_bytes() == before
     repair(image)
-    tapcore.open(f"qcow2:{image}").close()
+    tapcore.open(f"qcow2:{image}", readonly=False).close()
 
 
 # ---- what lies on top of each other ------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_data_on_tables_gets_a_place_of_its_own(tmp_path: Path, rng: random.Rand
     result = repair(image)
     assert check_status(result) == 0, result
     assert content(image) == before
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(0, b"\2" * SIZE)
     assert_clean(image)
     assert content(image) == b"\2" * SIZE
@@ -304,7 +304,7 @@ def test_an_entry_that_is_only_flagged_leads_no_write_to_the_header(
     wreck = Wreck(bytearray(image.read_bytes()), rng)
     wreck.set_word(wreck.words("L2")[0], COPIED)
     image.write_bytes(wreck.content)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         disk.pwrite(65536, b"a" * 512)
         disk.pwrite(0, b"b" * 512)
         assert disk.pread(0, length=512) == b"b" * 512
@@ -383,7 +383,7 @@ def test_damaged_bitmaps_are_dropped_and_the_disk_can_be_written_again(
     assert check_status(result) == 0
     assert any("bitmaps" in message for message in result.messages)
     assert_clean(image)
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         assert disk.bitmaps() == []
         disk.pwrite(0, b"x" * 512)
 
@@ -436,7 +436,7 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
     one = content(image)
     qemu_io(image, "write -P 3 100k 200k", "write -P 4 2M 100k")
     old = content(image)
-    with Recording(image) as recording, tapcore.open(f"qcow2:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         name = "two" if operation is create_snapshot else "one"
         operation(disk.state.disks.private, name)  # type: ignore[operator]
         new = disk.pread(0, length=SIZE)
@@ -446,7 +446,7 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
         found = walk(crashed.read_bytes())
         assert not found.problems, f"{state}: {found.problems[:3]}"
         assert not found.copied_wrong or compat == "0.10" or found.incompatible & 1
-        with tapcore.open(f"qcow2:{crashed}") as disk:
+        with tapcore.open(f"qcow2:{crashed}", readonly=False) as disk:
             assert disk.pread(0, length=SIZE) in (old, new), state
             names = [snapshot.name for snapshot in disk.snapshots()]
             disk.pwrite(SIZE - 512, bytes(512))

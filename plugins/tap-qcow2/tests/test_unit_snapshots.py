@@ -37,7 +37,7 @@ OURS: dict[str, Callable[[Image, str], object]] = {
 @contextmanager
 def opened(image: Path) -> Iterator[tuple[tapcore.Disk, Image]]:
     """The disk, and the driver's image below it."""
-    with tapcore.open(f"qcow2:{image}") as disk:
+    with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
         dd = disk._state.disks
         yield disk, dd.private
 
@@ -357,7 +357,7 @@ def test_a_failing_write_leaves_an_image_that_is_repaired_when_it_is_opened(
             ):
                 failing(patch, it, number)
                 operation(it)
-            with tapcore.open(f"qcow2:{image}") as disk:
+            with tapcore.open(f"qcow2:{image}", readonly=False) as disk:
                 assert disk.pread(0, length=MIB) in (first, second)
                 disk.pwrite(0, b"y" * 512)
             assert not run("qemu-img", "check", "-q", "-f", "qcow2", image)

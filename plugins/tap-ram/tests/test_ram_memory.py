@@ -30,10 +30,10 @@ def shape(disk: tapcore.Disk) -> list[tuple[int, int, str]]:
 
 
 def test_an_empty_terabyte_costs_nothing() -> None:
-    with tapcore.open("ram:16M"):
+    with tapcore.open("ram:16M", readonly=False):
         pass  # everything is imported
     before = resident()
-    with tapcore.open("ram:1T") as disk:
+    with tapcore.open("ram:1T", readonly=False) as disk:
         assert (disk.size, used(disk)) == (1 << 40, 0)
         assert shape(disk) == [(0, 1 << 40, "zero")]
         disk.zero(0, length=1 << 40)
@@ -48,7 +48,7 @@ def test_an_empty_terabyte_costs_nothing() -> None:
 
 @pytest.mark.parametrize("length", [512, 4096, 65_536, 100_000, MIB])
 def test_reading_holes_allocates_nothing(length: int, rng: random.Random) -> None:
-    with tapcore.open("ram:64M") as disk:
+    with tapcore.open("ram:64M", readonly=False) as disk:
         for _ in range(40):
             assert not any(disk.pread(rng.randrange(63 * MIB), length=length))
         assert used(disk) == 0
@@ -59,7 +59,7 @@ def test_reading_holes_allocates_nothing(length: int, rng: random.Random) -> Non
 
 
 def test_discard_and_zero_give_memory_back() -> None:
-    with tapcore.open("ram:16M") as disk:
+    with tapcore.open("ram:16M", readonly=False) as disk:
         disk.pwrite(0, b"x" * 8 * MIB)
         assert used(disk) == 8 * MIB
         disk.discard(0, length=4 * MIB)
@@ -77,7 +77,7 @@ def test_discard_and_zero_give_memory_back() -> None:
 
 
 def test_what_was_discarded_piece_by_piece_stays_a_hole_when_it_is_read() -> None:
-    with tapcore.open("ram:4M") as disk:
+    with tapcore.open("ram:4M", readonly=False) as disk:
         disk.pwrite(0, b"x" * MIB)
         for at in range(0, MIB, 4096):
             disk.discard(at, length=4096)
@@ -87,7 +87,7 @@ def test_what_was_discarded_piece_by_piece_stays_a_hole_when_it_is_read() -> Non
 
 
 def test_a_discard_of_a_part_keeps_the_rest() -> None:
-    with tapcore.open("ram:4M") as disk:
+    with tapcore.open("ram:4M", readonly=False) as disk:
         disk.pwrite(0, b"x" * (256 << 10))
         disk.discard(1024, length=512)
         disk.discard(60_000 // 512 * 512, length=10 << 10)
@@ -127,7 +127,7 @@ def test_a_sparse_file_is_loaded_sparse(tmp_path: Path) -> None:
         file.truncate(10 << 30)
         file.seek(5 << 30)
         file.write(b"middle" * 1000)
-    with tapcore.open(f"ram:{path}") as disk:
+    with tapcore.open(f"ram:{path}", readonly=False) as disk:
         assert disk.size == 10 << 30
         assert 6000 <= used(disk) <= 16 << 10
         assert disk.pread(5 << 30, length=6000) == b"middle" * 1000
@@ -141,7 +141,7 @@ def test_the_file_is_left_as_it_was(tmp_path: Path, rng: random.Random) -> None:
     content = rng.randbytes(100_001)
     path.write_bytes(content)
     before = path.stat()
-    with tapcore.open(f"ram:{path}") as disk:
+    with tapcore.open(f"ram:{path}", readonly=False) as disk:
         assert disk.pread(0, length=disk.size) == content + bytes(disk.size - len(content))
         assert disk.info()["loaded_from"] == str(path)
         disk.pwrite(0, b"x" * disk.size)
@@ -154,7 +154,7 @@ def test_the_file_is_left_as_it_was(tmp_path: Path, rng: random.Random) -> None:
 
 
 def test_resize_frees_what_is_cut_off_and_brings_zeroes_back() -> None:
-    with tapcore.open("ram:4M") as disk:
+    with tapcore.open("ram:4M", readonly=False) as disk:
         disk.pwrite(0, b"x" * 4 * MIB)
         disk.resize(MIB + 512)
         assert used(disk) <= MIB + 4096
@@ -170,7 +170,7 @@ def test_resize_frees_what_is_cut_off_and_brings_zeroes_back() -> None:
 
 def test_a_resize_that_is_not_possible_changes_nothing() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with tapcore.open("ram:1M") as disk:
+    with tapcore.open("ram:1M", readonly=False) as disk:
         disk.pwrite(0, b"x" * MIB)
         with pytest.raises(tapcore.TapError) as caught:
             disk.resize(1 << 62)
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_leaves_nothing(
     monkeypatch.setattr(tapcore.ImageFile, "read_blocking", fails)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(tapcore.ImageOpenError, match="Input/output error") as caught:
-        tapcore.open(f"ram:{path}")
+        tapcore.open(f"ram:{path}", readonly=False)
     assert (caught.value.errno, caught.value.image) == (errno.EIO, str(path))
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_leaves_nothing(
 def test_what_is_not_a_ram_disk(name: str, words: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(tapcore.TapError, match=words) as caught:
-        tapcore.open(f"ram:{name}")
+        tapcore.open(f"ram:{name}", readonly=False)
     assert caught.value.image == name
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -220,18 +220,18 @@ def test_an_empty_file_is_not_a_ram_disk(tmp_path: Path) -> None:
     path = tmp_path / "empty.img"
     path.touch()
     with pytest.raises(tapcore.UsageError, match="is empty"):
-        tapcore.open(f"ram:{path}")
+        tapcore.open(f"ram:{path}", readonly=False)
 
 
 def test_sizes_are_rounded_up_to_sectors() -> None:
-    with tapcore.open("ram:1000") as disk:
+    with tapcore.open("ram:1000", readonly=False) as disk:
         assert disk.size == 1024
         disk.pwrite(1000, b"x" * 24)
 
 
 def test_there_is_no_cache_mode() -> None:
     with pytest.raises(tapcore.UsageError, match="no cache mode"):
-        tapcore.open("ram:1M", cache="none")
+        tapcore.open("ram:1M", cache="none", readonly=False)
 
 
 def test_reads_across_written_and_unwritten_chunks(rng: random.Random) -> None:

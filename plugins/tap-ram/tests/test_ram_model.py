@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_loaded_disk_is_a_bytearray(folder: Path, content: bytes, steps: list[Operation]) -> None:
     path = folder / "disk.img"
     path.write_bytes(content)
-    with tapcore.open(f"ram:{path}") as disk:
+    with tapcore.open(f"ram:{path}", readonly=False) as disk:
         model = Model(disk, padded(content))
         for step in steps:
             model.apply(step)
@@ -31,7 +31,7 @@ def test_a_loaded_disk_is_a_bytearray(folder: Path, content: bytes, steps: list[
 @settings(max_examples=60)
 @given(sectors=st.integers(1, 300), steps=operations)
 def test_an_empty_disk_is_a_bytearray(sectors: int, steps: list[Operation]) -> None:
-    with tapcore.open(f"ram:{sectors * 512}") as disk:
+    with tapcore.open(f"ram:{sectors * 512}", readonly=False) as disk:
         model = Model(disk, bytes(sectors * 512))
         for step in steps:
             model.apply(step)

@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_disk_is_a_bytearray(folder: Path, content: bytes, steps: list[Operation]) -> None:
     path = folder / "disk.img"
     path.write_bytes(content)
-    with tapcore.open(f"sync:{path}") as disk:
+    with tapcore.open(f"sync:{path}", readonly=False) as disk:
         model = Model(disk, padded(content))
         for step in steps:
             model.apply(step)

@@ -33,7 +33,7 @@ def image_with_content(path: Path, rng: random.Random, extra: int = 0) -> bytes:
     """Ten blocks of sixteen, with content, which is returned."""
     header = attrs.evolve(new_header(MIB, BLOCK, DYNAMIC), extra=extra)
     write_image(str(path), header)
-    with tapcore.open(f"vdi:{path}") as disk:
+    with tapcore.open(f"vdi:{path}", readonly=False) as disk:
         for block in rng.sample(range(16), 10):
             disk.pwrite(block * BLOCK, rng.randbytes(BLOCK))
         return disk.pread(0, length=MIB)
@@ -67,7 +67,7 @@ def test_blocks_that_share_a_place(extra: int, tmp_path: Path, rng: random.Rando
     stored = [at for at, entry in enumerate(entries_of(image.read_bytes())) if entry < 16]
     set_entry(image, stored[-1], entries_of(image.read_bytes())[stored[2]])
     want = content_of(image)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         with pytest.raises(tapcore.TapError, match="it can only be read until it is repaired"):
             disk.pwrite(0, b"x")
         assert disk.pread(0, length=MIB) == want
@@ -75,7 +75,7 @@ def test_blocks_that_share_a_place(extra: int, tmp_path: Path, rng: random.Rando
     assert counts(check(image, "all")) == (0, 1, 0, 0)
     assert content_of(image) == want
     assert not problems(image.read_bytes(), closed=True)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x")
 
 
@@ -113,7 +113,7 @@ def test_a_write_lets_it_count_right(stored: int, tmp_path: Path, rng: random.Ra
     image = tmp_path / "disk.vdi"
     image_with_content(image, rng)
     set_stored(image, stored)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(MIB))
     assert not problems(image.read_bytes(), closed=True)
 
@@ -126,7 +126,7 @@ def test_a_file_that_was_cut(tmp_path: Path, rng: random.Random) -> None:
     image.write_bytes(content[:-BLOCK])
     with pytest.raises(LostContentError):
         content_of(image)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         assert sum(each.missing for each in disk.extents()) == 1
         said = (
             f"block {lost} lies"
@@ -156,7 +156,7 @@ def test_places_that_nothing_lies_in(tmp_path: Path, rng: random.Random) -> None
     assert content_of(image) == want
     assert counts(check(image)) == (0, 0, 3, 0)
     at = entries.index(4) * BLOCK
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(at + 512, b"again")
     want[at + 512 : at + 517] = b"again"
     assert entries_of(image.read_bytes())[entries.index(4)] == 0
@@ -170,7 +170,7 @@ def test_blocks_of_zeroes_are_dropped(tmp_path: Path, rng: random.Random) -> Non
     """They were discarded: VirtualBox and QEMU find no gap before, nor after."""
     image = tmp_path / "disk.vdi"
     tapcore.create_image(f"vdi:{image}", 8 * MIB)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(8 * MIB))
         disk.discard(2 * MIB, length=3 * MIB)
         disk.zero(6 * MIB, length=MIB, unmap=True)
@@ -210,7 +210,7 @@ def test_a_flush_that_failed_is_done_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         flush(fd)
 
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, content[: 3 * BLOCK])
         monkeypatch.setattr(os, "fdatasync", fails_once)
         failed = 0

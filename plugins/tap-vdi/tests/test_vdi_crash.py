@@ -71,7 +71,7 @@ class Crashes:
             self.below = some_content(self.rng, variant.size // 2048 * 512 * 3)
             parent = self.home / "parent.vdi"
             tapcore.create_image(f"vdi:{parent}", len(self.below))
-            with tapcore.open(f"vdi:{parent}") as disk:
+            with tapcore.open(f"vdi:{parent}", readonly=False) as disk:
                 disk.pwrite(0, self.below)
             found = new_parent(str(self.home), DiskId("parent.vdi", "vdi"))
             header = attrs.evolve(header, parent=found.id, parent_modified=found.modified)
@@ -85,7 +85,9 @@ class Crashes:
         return ((0, size),) if size < 4 * MIB else ((0, MIB), (size - MIB, MIB))
 
     def open(self, image: Path) -> tapcore.Disk:
-        return tapcore.open(f"vdi:{image}", metadata_cache=self.variant.metadata_cache)
+        return tapcore.open(
+            f"vdi:{image}", metadata_cache=self.variant.metadata_cache, readonly=False
+        )
 
     def look(self, work: Workload, state: State) -> None:
         """The structures make sense, and the content is one that may be."""
@@ -144,7 +146,7 @@ def test_a_crash_while_places_are_given_back(tmp_path: Path, rng: random.Random)
     """Blocks are moved, the map is changed, the file is cut: the content is always the same."""
     image, copy = tmp_path / "disk.vdi", tmp_path / "crashed.vdi"
     tapcore.create_image(f"vdi:{image}", MIB, options={"block_size": "4K"})
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(MIB))
         for at in rng.sample(range(0, MIB, 4 * KIB), 60):
             disk.discard(at, length=4 * KIB)
@@ -163,7 +165,7 @@ def test_a_crash_while_places_are_given_back(tmp_path: Path, rng: random.Random)
 def test_a_crash_while_blocks_get_places_of_their_own(tmp_path: Path, rng: random.Random) -> None:
     image, copy = tmp_path / "disk.vdi", tmp_path / "crashed.vdi"
     tapcore.create_image(f"vdi:{image}", MIB, options={"block_size": "16K"})
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(20 * 16 * KIB))
     for block in (7, 12, 40):
         set_entry(image, block, 3)
@@ -180,7 +182,7 @@ def test_a_crash_while_blocks_get_places_of_their_own(tmp_path: Path, rng: rando
 def test_nothing_is_left_to_complain_about_for_qemu(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.vdi"
     tapcore.create_image(f"vdi:{image}", 20 * MIB)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(9 * MIB))
         disk.discard(2 * MIB, length=5 * MIB)
         disk.pwrite(15 * MIB, b"more")

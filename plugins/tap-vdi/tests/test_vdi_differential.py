@@ -41,7 +41,7 @@ def _place(model: bytearray, rng: random.Random, unit: int) -> tuple[int, int]:
 
 
 def _mine(image: Path, model: bytearray, rng: random.Random) -> None:
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         for _ in range(20):
             at, length = _place(model, rng, rng.choice((1, 512, 4096, MIB)))
             way = rng.random()
@@ -106,7 +106,7 @@ def test_any_size_is_that_which_was_asked_for(size: int, kind: str, tmp_path: Pa
     image = tmp_path / "disk.vdi"
     tapcore.create_image(f"vdi:{image}", size, options={"subformat": kind})
     assert size_by_qemu(image) == size
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(size - 512, b"e" * 512)
         holes = [each for each in disk.extents() if each.kind != "data"]
         assert len(holes) < 3
@@ -117,7 +117,7 @@ def test_the_largest_blocks(tmp_path: Path) -> None:
     """They are larger than the largest unit that a driver may name."""
     image = tmp_path / "disk.vdi"
     tapcore.create_image(f"vdi:{image}", 1 << 30, options={"block_size": "256M"})
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(512 << 20, b"content")
         assert disk.pread((512 << 20) - 1, length=9) == b"\0content\0"
 
@@ -148,7 +148,7 @@ def test_pages_of_the_map_come_and_go(tmp_path: Path, rng: random.Random) -> Non
     """A disk of several pages, of which two are kept."""
     image, model = tmp_path / "disk.vdi", {}
     make(image, 96 * MIB, 512)
-    with tapcore.open(f"vdi:{image}", metadata_cache=1) as disk:
+    with tapcore.open(f"vdi:{image}", metadata_cache=1, readonly=False) as disk:
         for _ in range(300):
             at = rng.randrange(96 * MIB // 512) * 512
             model[at] = rng.randbytes(512)

@@ -31,7 +31,7 @@ def parent_and_child(folder: Path, rng: random.Random) -> bytes:
     """`base.vdi` with content, which is returned, and `child.vdi` on it."""
     content = some_content(rng, SIZE)
     tapcore.create_image(f"vdi:{folder / 'base.vdi'}", SIZE)
-    with tapcore.open(f"vdi:{folder / 'base.vdi'}") as disk:
+    with tapcore.open(f"vdi:{folder / 'base.vdi'}", readonly=False) as disk:
         disk.pwrite(0, content)
     tapcore.create_image(f"vdi:{folder / 'child.vdi'}", None, parent="vdi:base.vdi")
     return content
@@ -60,7 +60,7 @@ def test_a_child_made_by_hand(tmp_path: Path, rng: random.Random) -> None:
     want = bytearray(below[:MIB] + mine + bytes(MIB) + below[3 * MIB :])
     assert content_of(path) == want
     assert dissect_content(path, below) == want
-    with tapcore.open(f"vdi:{path}") as disk:
+    with tapcore.open(f"vdi:{path}", readonly=False) as disk:
         kinds = [(each.kind, each.length >> 20) for each in disk.extents()]
         for at in (512, 2 * MIB + 512, 3 * MIB):
             disk.pwrite(at, b"n" * 512)
@@ -75,14 +75,14 @@ def test_a_child_made_by_hand(tmp_path: Path, rng: random.Random) -> None:
 
 def test_a_chain_of_three(tmp_path: Path, rng: random.Random) -> None:
     want = bytearray(parent_and_child(tmp_path, rng))
-    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}", readonly=False) as disk:
         for _ in range(20):
             at = rng.randrange(SIZE - 9000)
             want[at : at + 9000] = rng.randbytes(9000)
             disk.pwrite(at, want[at : at + 9000])
     tapcore.create_image(f"vdi:{tmp_path / 'leaf.vdi'}", None, parent="vdi:child.vdi")
     below = bytes(want)
-    with tapcore.open(f"vdi:{tmp_path / 'leaf.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'leaf.vdi'}", readonly=False) as disk:
         disk.pwrite(7000, b"leaf")
         disk.zero(MIB, length=MIB)
     want[7000:7004] = b"leaf"
@@ -127,7 +127,7 @@ def test_two_files_of_one_id(tmp_path: Path, rng: random.Random) -> None:
         content_of(tmp_path / "child.vdi")
     with pytest.raises(UsageError, match="does not say which of"):
         tapcore.create_image(f"vdi:{tmp_path / 'c'}", None, parent="vdi:base.vdi")
-    with tapcore.open(f"vdi:{tmp_path / 'a-copy.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'a-copy.vdi'}", readonly=False) as disk:
         disk.pwrite(0, b"changed")
     assert content_of(tmp_path / "child.vdi") == below
 
@@ -135,10 +135,10 @@ def test_two_files_of_one_id(tmp_path: Path, rng: random.Random) -> None:
 def test_a_parent_that_was_changed_is_refused(tmp_path: Path, rng: random.Random) -> None:
     parent_and_child(tmp_path, rng)
     before = header_of(tmp_path / "base.vdi")
-    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}", readonly=False) as disk:
         disk.pread(0, length=4096)
     assert header_of(tmp_path / "base.vdi") == before
-    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}", readonly=False) as disk:
         disk.pwrite(0, b"changed")
     after = header_of(tmp_path / "base.vdi")
     assert (before[0], before[1] == after[1]) == (after[0], False)
@@ -154,7 +154,7 @@ def test_a_commit(tmp_path: Path, rng: random.Random) -> None:
     """The child is empty then, and takes its parent; other children do not."""
     want = bytearray(parent_and_child(tmp_path, rng))
     tapcore.create_image(f"vdi:{tmp_path / 'other.vdi'}", None, parent="vdi:base.vdi")
-    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}", readonly=False) as disk:
         disk.pwrite(MIB + 5, b"mine")
         disk.zero(2 * MIB, length=MIB)
     want[MIB + 5 : MIB + 9] = b"mine"
@@ -166,7 +166,7 @@ def test_a_commit(tmp_path: Path, rng: random.Random) -> None:
     assert (tmp_path / "child.vdi").stat().st_size == 2 * MIB
     with pytest.raises(TapError, match="its parent was changed"):
         content_of(tmp_path / "other.vdi")
-    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}", readonly=False) as disk:
         disk.pwrite(0, b"again")
     assert content_of(tmp_path / "child.vdi")[:5] == b"again"
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_a_parent(tmp_path: Path) -> None:
 
 def test_an_image_of_another_kind_keeps_it(tmp_path: Path, rng: random.Random) -> None:
     parent_and_child(tmp_path, rng)
-    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'base.vdi'}", readonly=False) as disk:
         leaf = disk.state.disks
         assert leaf is not None
         with pytest.raises(NotSupportedError, match="cannot have a parent"):
@@ -225,7 +225,7 @@ def test_a_parent_whose_last_change_is_not_recorded(tmp_path: Path, rng: random.
 
 def test_convert_flattens_a_chain(tmp_path: Path, rng: random.Random) -> None:
     below = parent_and_child(tmp_path, rng)
-    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}") as disk:
+    with tapcore.open(f"vdi:{tmp_path / 'child.vdi'}", readonly=False) as disk:
         disk.pwrite(1000, b"mine")
     flat = tmp_path / "flat.vdi"
     tapcore.convert_image(f"vdi:{tmp_path / 'child.vdi'}", f"vdi:{flat}")

@@ -31,7 +31,7 @@ THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 
 def filled(path: Path, rng: random.Random, part: float = 0.5) -> bytes:
     """Write into some of it; returns the content."""
-    with tapcore.open(f"vdi:{path}") as disk:
+    with tapcore.open(f"vdi:{path}", readonly=False) as disk:
         for _ in range(12):
             at = rng.randrange(int(disk.size * part) // 512) * 512
             disk.pwrite(at, rng.randbytes(min(100 * KIB, disk.size - at)))
@@ -75,7 +75,7 @@ def test_the_map_moves_where_it_has_no_room(tmp_path: Path, rng: random.Random) 
     (before,) = (path.read_bytes()[0x158:0x15C],)
     resize_image(f"vdi:{path}", "1G")
     assert path.read_bytes()[0x158:0x15C] != before
-    with tapcore.open(f"vdi:{path}") as disk:
+    with tapcore.open(f"vdi:{path}", readonly=False) as disk:
         assert disk.pread(0, length=100 * MIB) == content
         disk.pwrite(1023 * MIB, b"end")
     assert not problems(path.read_bytes(), closed=True)

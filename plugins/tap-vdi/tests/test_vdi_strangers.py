@@ -81,7 +81,7 @@ def test_what_cannot_be_is_said(
 def test_damage_anywhere_is_an_error_or_content(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.vdi"
     write_image(str(image), new_header(MIB, 16 * KIB, DYNAMIC))
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(MIB // 2))
     good, seen, said = image.read_bytes(), set(), list[str]()
     places = [*range(0x40, 0x1C8, 4), *range(MIB, MIB + 256, 4)]
@@ -105,7 +105,7 @@ def _read(image: Path) -> None:
 
 
 def _write(image: Path) -> None:
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(disk.size - 512, b"x" * 512)
         disk.zero(0, length=min(disk.size, MIB))
 
@@ -134,7 +134,7 @@ def test_a_huge_map_in_a_hole_costs_little(tmp_path: Path) -> None:
     with pytest.raises(ImageFormatError, match="many more blocks than there is room for"):
         check_image(f"vdi:{image}")
     with (
-        tapcore.open(f"vdi:{image}") as disk,
+        tapcore.open(f"vdi:{image}", readonly=False) as disk,
         pytest.raises(TapError, match="many more blocks than there is room for"),
     ):
         disk.pwrite(0, b"x")
@@ -146,7 +146,7 @@ def test_a_block_at_the_largest_number(tmp_path: Path) -> None:
     image = tmp_path / "disk.vdi"
     write_image(str(image), new_header(4 * MIB, MIB, DYNAMIC))
     set_entry(image, 2, 0xFFFFFFFD)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         assert disk.pread(0, length=MIB) == bytes(MIB)
         with pytest.raises(TapError, match="past the end of the file"):
             disk.pread(2 * MIB, length=512)
@@ -159,7 +159,7 @@ def test_a_block_at_the_largest_number(tmp_path: Path) -> None:
 def test_a_tebibyte_of_nothing_is_converted_at_once(tmp_path: Path) -> None:
     image, copy = tmp_path / "disk.vdi", tmp_path / "copy.vdi"
     tapcore.create_image(f"vdi:{image}", 1 << 40)
-    with tapcore.open(f"vdi:{image}") as disk:
+    with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(1 << 39, b"in the middle")
     began = time.process_time()
     tapcore.convert_image(f"vdi:{image}", f"vdi:{copy}")
@@ -180,9 +180,9 @@ def test_a_fixed_image_of_a_tebibyte_has_few_extents(tmp_path: Path) -> None:
 def test_locks_are_those_of_qemu(tmp_path: Path) -> None:
     image = tmp_path / "disk.vdi"
     tapcore.create_image(f"vdi:{image}", MIB)
-    with tapcore.open(f"vdi:{image}"):
+    with tapcore.open(f"vdi:{image}", readonly=False):
         with pytest.raises(ImageLockedError):
-            tapcore.open(f"vdi:{image}")
+            tapcore.open(f"vdi:{image}", readonly=False)
         words = [peer("qemu-io"), "-f", "vdi", "-c", "write 0 512", str(image)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0

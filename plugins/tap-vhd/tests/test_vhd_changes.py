@@ -21,7 +21,7 @@ BLOCK = 64 * KIB
 
 
 def resize(path: Path, size: int) -> None:
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.resize(size)
         assert disk.size == size
 
@@ -40,7 +40,7 @@ def test_sizes_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> None:
     want = bytearray(size)
     for _ in range(12):
         at = rng.randrange(len(want) // 512) * 512
-        with tapcore.open(f"vhd:{image}") as disk:
+        with tapcore.open(f"vhd:{image}", readonly=False) as disk:
             length = min(rng.randint(1, 400) * 512, len(want) - at)
             want[at : at + length] = rng.randbytes(length)
             disk.pwrite(at, want[at : at + length])
@@ -76,7 +76,10 @@ def test_an_image_of_xenserver_is_no_longer_one(tmp_path: Path, rng: random.Rand
 def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "disk.vhd"
     tapcore.create_image(f"vhd:{image}", MIB)
-    with tapcore.open(f"vhd:{image}") as disk, pytest.raises(UsageError, match="2040 GiB"):
+    with (
+        tapcore.open(f"vhd:{image}", readonly=False) as disk,
+        pytest.raises(UsageError, match="2040 GiB"),
+    ):
         disk.resize(3 << 40)
 
 
@@ -85,7 +88,7 @@ def test_a_crash_while_it_is_resized(size: int, tmp_path: Path, rng: random.Rand
     image, copy = tmp_path / "disk.vhd", tmp_path / "crashed.vhd"
     make(image, MIB, BLOCK)
     content = some_content(rng, MIB)
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
     after = content[:size].ljust(size, b"\0")
     with Recording(image) as recording:
@@ -105,10 +108,10 @@ def chain(folder: Path, rng: random.Random) -> tuple[bytes, bytes]:
     contents = some_content(rng, MIB), some_content(rng, MIB)
     for name, content in zip(("base", "other"), contents, strict=True):
         tapcore.create_image(f"vhd:{folder / name}.vhd", MIB)
-        with tapcore.open(f"vhd:{folder / name}.vhd") as disk:
+        with tapcore.open(f"vhd:{folder / name}.vhd", readonly=False) as disk:
             disk.pwrite(0, content)
     tapcore.create_image(f"vhd:{folder / 'child.vhd'}", None, parent="base.vhd")
-    with tapcore.open(f"vhd:{folder / 'child.vhd'}") as disk:
+    with tapcore.open(f"vhd:{folder / 'child.vhd'}", readonly=False) as disk:
         disk.pwrite(5000, b"mine")
     return contents
 
@@ -144,7 +147,7 @@ def test_a_commit(tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureF
     assert content_of(tmp_path / "child.vhd") == want
     assert not caplog.text
     assert not problems((tmp_path / "child.vhd").read_bytes(), closed=True)
-    with tapcore.open(f"vhd:{tmp_path / 'child.vhd'}") as disk:
+    with tapcore.open(f"vhd:{tmp_path / 'child.vhd'}", readonly=False) as disk:
         disk.pwrite(0, b"again")
     assert content_of(tmp_path / "child.vhd")[:5] == b"again"
 
@@ -166,7 +169,7 @@ def test_a_fixed_image_has_no_parent(tmp_path: Path, rng: random.Random) -> None
     chain(tmp_path, rng)
     fixed = tmp_path / "fixed.vhd"
     tapcore.create_image(f"vhd:{fixed}", MIB, options={"subformat": "fixed"})
-    with tapcore.open(f"vhd:{fixed}") as disk:
+    with tapcore.open(f"vhd:{fixed}", readonly=False) as disk:
         leaf = disk.state.disks
         assert leaf is not None
         with pytest.raises(NotSupportedError, match="cannot have a parent"):

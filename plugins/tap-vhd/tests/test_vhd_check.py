@@ -23,7 +23,7 @@ THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 def image_with_content(path: Path, rng: random.Random) -> bytes:
     """Ten blocks of sixteen, with content, which is returned."""
     make(path, MIB, BLOCK)
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         for block in rng.sample(range(16), 10):
             disk.pwrite(block * BLOCK, rng.randbytes(BLOCK))
         return disk.pread(0, length=MIB)
@@ -93,13 +93,16 @@ def test_blocks_that_lie_over_others(sectors: int, tmp_path: Path, rng: random.R
     order = stored(image)
     set_entry(image, order[7], entries_of(image)[order[2]] + sectors)
     want = content_of(image)
-    with tapcore.open(f"vhd:{image}") as disk, pytest.raises(tapcore.TapError, match="overlap"):
+    with (
+        tapcore.open(f"vhd:{image}", readonly=False) as disk,
+        pytest.raises(tapcore.TapError, match="overlap"),
+    ):
         disk.pwrite(0, b"x")
     assert counts(check(image))[0] == 1
     assert counts(check(image, "all"))[:3] == (0, 1, 0)
     assert content_of(image) == want
     assert not problems(image.read_bytes(), closed=True)
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x")
 
 

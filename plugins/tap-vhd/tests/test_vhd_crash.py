@@ -66,7 +66,7 @@ class Crashes:
             parent = self.home / "parent.vhd"
             options = {"subformat": "fixed"}
             tapcore.create_image(f"vhd:{parent}", len(self.below), options=options)
-            with tapcore.open(f"vhd:{parent}") as disk:
+            with tapcore.open(f"vhd:{parent}", readonly=False) as disk:
                 disk.pwrite(0, self.below)
         name = "parent.vhd" if variant.parent else ""
         make(self.image, variant.size, variant.block_size, name)
@@ -74,7 +74,9 @@ class Crashes:
             shutil.copy2(self.home / "parent.vhd", self.copy.parent)
 
     def open(self, image: Path) -> tapcore.Disk:
-        return tapcore.open(f"vhd:{image}", metadata_cache=self.variant.metadata_cache)
+        return tapcore.open(
+            f"vhd:{image}", metadata_cache=self.variant.metadata_cache, readonly=False
+        )
 
     def look(self, work: Workload, state: State) -> None:
         """The structures make sense, and the content is one that may be."""
@@ -132,7 +134,7 @@ def test_no_footer_of_the_guests_is_ever_believed(tmp_path: Path, rng: random.Ra
     mine = unpack_footer(image.read_bytes()[:512])
     fixed = attrs.evolve(mine, disk_type=FIXED, data_offset=NO_OFFSET, unique_id=bytes(16)).pack()
     child = attrs.evolve(mine, disk_type=DIFFERENCING, data_offset=64 * KIB).pack()
-    with Recording(image) as recording, tapcore.open(f"vhd:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"vhd:{image}", readonly=False) as disk:
         for at in rng.sample(range(0, MIB, 16 * KIB), 20):
             disk.pwrite(at, rng.choice((fixed, child)) * 32)
             if rng.random() < 0.3:

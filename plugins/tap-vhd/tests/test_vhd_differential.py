@@ -41,7 +41,7 @@ def _place(model: bytearray, rng: random.Random, unit: int) -> tuple[int, int]:
 
 
 def _mine(image: Path, model: bytearray, rng: random.Random) -> None:
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         for _ in range(20):
             at, length = _place(model, rng, rng.choice((1, 512, 4096)))
             if rng.random() < 0.7:
@@ -89,7 +89,7 @@ def test_any_size_is_that_which_was_asked_for(size: int, subformat: str, tmp_pat
     image = tmp_path / "disk.vhd"
     tapcore.create_image(f"vhd:{image}", size, options={"subformat": subformat})
     assert size_by_qemu(image) == size
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         disk.pwrite(size - 512, b"e" * 512)
         holes = [each for each in disk.extents() if each.kind != "data"]
         assert len(holes) < 3

@@ -28,7 +28,7 @@ def image(path: Path, subformat: str = "dynamic") -> bytes:
     """A new image with content; returns the content."""
     content = some_content(random.Random(1), SIZE)
     tapcore.create_image(f"vhd:{path}", SIZE, options={"subformat": subformat})
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, content)
     return content
 
@@ -66,7 +66,7 @@ def test_the_copy_is_used_where_the_footer_is_damaged(
     assert "the copy at its front is used" in caplog.text
     assert path.read_bytes() == before
     assert "not-closed" in [each.code for each in inspect_image(f"vhd:{path}").findings]
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         assert disk.info()["footer"] == "copy at the front"
         disk.pwrite(0, b"new")
     assert not problems(path.read_bytes(), closed=True)
@@ -81,7 +81,7 @@ def test_a_damaged_copy_is_said_and_written_again(
     change(path, 0, b"?")
     assert content_of(path) == content
     assert "the copy of the footer at its front is damaged" in caplog.text
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, content[:512])
     assert not problems(path.read_bytes(), closed=True)
 
@@ -101,10 +101,10 @@ def test_what_a_guest_wrote_at_its_front_is_not_believed(tmp_path: Path) -> None
     image(path, "fixed")
     image(other)
     head = other.read_bytes()[:512]
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, head[:60] + b"\0\0\0\2" + head[64:])  # no good checksum
     assert content_of(path)[:60] == head[:60]
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, head)
     with pytest.raises(ImageFormatError, match="two footers that contradict each other"):
         content_of(path)
@@ -117,7 +117,7 @@ def test_a_footer_of_511_bytes(tmp_path: Path) -> None:
         content = image(path, subformat)
         path.write_bytes(path.read_bytes()[:-1])
         assert content_of(path) == content
-        with tapcore.open(f"vhd:{path}") as disk:
+        with tapcore.open(f"vhd:{path}", readonly=False) as disk:
             assert disk.info()["footer"] == "at the end"
             disk.pwrite(SIZE - 512, b"e" * 512)
         assert content_of(path) == content[:-512] + b"e" * 512
@@ -229,7 +229,7 @@ def test_what_is_not_read_is_refused(tmp_path: Path) -> None:
 def test_blocks_that_overlap_are_read_but_not_written(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
     make(path, MIB, 16 * KIB)
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 32 * KIB)
     content = path.read_bytes()
     change(path, 1536 + 4, content[1536 : 1536 + 4])
@@ -237,7 +237,7 @@ def test_blocks_that_overlap_are_read_but_not_written(tmp_path: Path) -> None:
     assert content_of(path)[: 32 * KIB] == b"a" * 32 * KIB
     with (
         pytest.raises(TapError, match="overlap"),
-        tapcore.open(f"vhd:{path}") as disk,
+        tapcore.open(f"vhd:{path}", readonly=False) as disk,
     ):
         disk.pwrite(0, b"b" * 512)
     assert path.read_bytes() == before
@@ -246,7 +246,7 @@ def test_blocks_that_overlap_are_read_but_not_written(tmp_path: Path) -> None:
 def test_a_block_past_the_end_is_lost_alone(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
     make(path, MIB, 16 * KIB)
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 48 * KIB)
     change(path, 1536 + 4, b"\0\xff\0\0")
     assert [each.code for each in inspect_image(f"vhd:{path}").findings] == ["content-lost"]
@@ -265,7 +265,7 @@ def test_no_damage_makes_it_fall_over(
     """Any field of the structures, with checksums that are right."""
     path = tmp_path_factory.mktemp("bad") / "disk.vhd"
     make(path, MIB, 64 * KIB)
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(100 * KIB, b"a" * 100 * KIB)
     content = bytearray(path.read_bytes())
     structures = [(0, 85, 64), (512, 768, 548), (1536, 64, 0)]

@@ -25,7 +25,7 @@ def parent_and_child(folder: Path, rng: random.Random, subformat: str = "dynamic
     content = some_content(rng, SIZE)
     options = {"subformat": subformat}
     tapcore.create_image(f"vhd:{folder / 'base.vhd'}", SIZE, options=options)
-    with tapcore.open(f"vhd:{folder / 'base.vhd'}") as disk:
+    with tapcore.open(f"vhd:{folder / 'base.vhd'}", readonly=False) as disk:
         disk.pwrite(0, content)
     tapcore.create_image(f"vhd:{folder / 'child.vhd'}", None, parent="vhd:base.vhd")
     return content
@@ -66,7 +66,7 @@ def test_a_child_made_by_hand(tmp_path: Path, rng: random.Random) -> None:
         at = block + sector * 512
         want[at : at + 512] = mine[sector * 512 : sector * 512 + 512]
     assert content_of(path) == want
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         disk.pwrite(block + 3 * 512, b"n" * 512)
         want[block + 3 * 512 : block + 4 * 512] = b"n" * 512
         assert disk.pread(0, length=SIZE) == want
@@ -79,7 +79,7 @@ def test_a_chain_of_three(tmp_path: Path, rng: random.Random) -> None:
     want = bytearray(parent_and_child(tmp_path, rng, "fixed"))
     tapcore.create_image(f"vhd:{tmp_path / 'leaf.vhd'}", None, parent="vhd:child.vhd")
     for name in ("child", "leaf"):
-        with tapcore.open(f"vhd:{tmp_path / name}.vhd") as disk:
+        with tapcore.open(f"vhd:{tmp_path / name}.vhd", readonly=False) as disk:
             for _ in range(20):
                 at = rng.randrange(SIZE - 9000)
                 want[at : at + 9000] = rng.randbytes(9000)
@@ -224,7 +224,7 @@ def test_a_child_without_a_name_of_its_parent(tmp_path: Path) -> None:
 
 def test_convert_flattens_a_chain(tmp_path: Path, rng: random.Random) -> None:
     below = parent_and_child(tmp_path, rng)
-    with tapcore.open(f"vhd:{tmp_path / 'child.vhd'}") as disk:
+    with tapcore.open(f"vhd:{tmp_path / 'child.vhd'}", readonly=False) as disk:
         disk.pwrite(1000, b"mine")
     flat = tmp_path / "flat.vhd"
     tapcore.convert_image(f"vhd:{tmp_path / 'child.vhd'}", f"vhd:{flat}")

@@ -31,7 +31,7 @@ def libvhdi_content(path: Path, *parents: Path) -> bytes:
 
 
 def work(path: Path, rng: random.Random, unit: int = 512) -> None:
-    with tapcore.open(f"vhd:{path}") as disk:
+    with tapcore.open(f"vhd:{path}", readonly=False) as disk:
         for _ in range(12):
             at = rng.randrange(disk.size // unit) * unit
             length = rng.randint(1, 300 * KIB // unit) * unit
@@ -44,7 +44,7 @@ def work(path: Path, rng: random.Random, unit: int = 512) -> None:
 def test_a_disk(kind: str, tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.vhd"
     tapcore.create_image(f"vhd:{image}", SIZE, options={"subformat": kind})
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         disk.pwrite(0, some_content(rng, SIZE))
     want = content_of(image)
     assert libvhdi_content(image) == want
@@ -58,7 +58,7 @@ def test_a_disk_whose_size_changes(kind: str, tmp_path: Path, rng: random.Random
     options = {"subformat": kind, "block_size": "512K"}
     tapcore.create_image(f"vhd:{image}", SIZE, options=options)
     for size in (SIZE, 7 * MIB + 512, 3 * MIB, 4 * MIB):
-        with tapcore.open(f"vhd:{image}") as disk:
+        with tapcore.open(f"vhd:{image}", readonly=False) as disk:
             disk.resize(size)
         work(image, rng)
         check_image(f"vhd:{image}", repair="leaks")
@@ -74,7 +74,7 @@ def test_a_chain(tmp_path: Path, rng: random.Random) -> None:
     names = [tmp_path / f"{name}.vhd" for name in ("base", "child", "leaf")]
     size = 5 * MIB + 4 * KIB
     tapcore.create_image(f"vhd:{names[0]}", size)
-    with tapcore.open(f"vhd:{names[0]}") as disk:
+    with tapcore.open(f"vhd:{names[0]}", readonly=False) as disk:
         disk.pwrite(0, some_content(rng, size))
     for below, name in pairwise(names):
         tapcore.create_image(f"vhd:{name}", None, parent=below.name)

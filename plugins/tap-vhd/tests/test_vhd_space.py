@@ -26,7 +26,7 @@ def test_the_space_of_a_write_that_failed_is_used_again(
         write(file, offset, buf[: len(buf) // 2])
         return -errno.EIO
 
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, "write_now", lambda *_: None)
             patch.setattr(ImageFile, "write_blocking", half)
@@ -58,7 +58,7 @@ def test_a_flush_that_failed_is_done_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         flush(fd)
 
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         disk.pwrite(0, content[: 3 * BLOCK])
         monkeypatch.setattr(os, "fdatasync", fails_once)
         failed = 0
@@ -76,7 +76,7 @@ def test_a_flush_that_failed_is_done_again(
 def test_blocks_begin_at_pages(tmp_path: Path) -> None:
     image = tmp_path / "disk.vhd"
     tapcore.create_image(f"vhd:{image}", 20 * MIB)
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         for at in (17, 3, 9):
             disk.pwrite(at * MIB, b"x" * 512)
         disk.sync()
@@ -89,7 +89,7 @@ def test_behind_two_tib_there_are_no_numbers(
 ) -> None:
     image = tmp_path / "disk.vhd"
     make(image, MIB, BLOCK)
-    with tapcore.open(f"vhd:{image}") as disk:
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
         leaf = disk.state.disks
         assert leaf is not None
         disk.pwrite(0, b"x" * 512)

@@ -35,10 +35,10 @@ def chain(folder: Path, rng: random.Random) -> tuple[bytes, bytes]:
     contents = some_content(rng, SIZE), some_content(rng, SIZE)
     for name, content in zip(("base", "other"), contents, strict=True):
         make(folder / f"{name}.vhdx", SIZE)
-        with tapcore.open(f"vhdx:{folder / name}.vhdx") as disk:
+        with tapcore.open(f"vhdx:{folder / name}.vhdx", readonly=False) as disk:
             disk.pwrite(0, content)
     make(folder / "child.vhdx", SIZE, "base.vhdx")
-    with tapcore.open(f"vhdx:{folder / 'child.vhdx'}") as disk:
+    with tapcore.open(f"vhdx:{folder / 'child.vhdx'}", readonly=False) as disk:
         disk.pwrite(5000, b"mine")
     return contents
 
@@ -100,7 +100,7 @@ def test_a_commit(tmp_path: Path, rng: random.Random) -> None:
     assert content_of(child) == want == content_of(tmp_path / "base.vhdx")
     assert child.stat().st_size < length
     assert not problems(child.read_bytes(), closed=True)
-    with tapcore.open(f"vhdx:{child}") as disk:
+    with tapcore.open(f"vhdx:{child}", readonly=False) as disk:
         disk.pwrite(SIZE - 4, b"more")
     assert content_of(child) == want[:-4] + b"more"
 

@@ -79,13 +79,15 @@ class Crashes:
         if variant.parent:
             self.below = some_content(self.rng, variant.size // 2048 * 512 * 3)
             make(self.home / "parent.vhdx", len(self.below))
-            with tapcore.open(f"vhdx:{self.home}/parent.vhdx") as disk:
+            with tapcore.open(f"vhdx:{self.home}/parent.vhdx", readonly=False) as disk:
                 disk.pwrite(0, self.below)
             shutil.copy2(self.home / "parent.vhdx", self.copy.parent)
         make(self.image, variant.size, parent, **variant.options)
 
     def open(self, image: Path) -> tapcore.Disk:
-        return tapcore.open(f"vhdx:{image}", metadata_cache=self.variant.metadata_cache)
+        return tapcore.open(
+            f"vhdx:{image}", metadata_cache=self.variant.metadata_cache, readonly=False
+        )
 
     def look(self, work: Workload, state: State) -> bytes:
         """The content is one that may be, over the log and after it; the structures make sense."""
@@ -147,7 +149,7 @@ def test_a_place_is_not_used_again_before_that_is_safe(tmp_path: Path, rng: rand
     """A block is given up, and another one written: after a crash the first one may be back."""
     image, copy = tmp_path / "disk.vhdx", tmp_path / "crashed.vhdx"
     make(image, 2 * MIB)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
         disk.sync()
         with Recording(image) as recording:
@@ -179,7 +181,7 @@ def test_a_crash_while_places_are_given_back(tmp_path: Path, rng: random.Random)
     """Blocks are moved, the table is changed, the file is cut: the content is always the same."""
     image, copy = tmp_path / "disk.vhdx", tmp_path / "crashed.vhdx"
     make(image, 12 * MIB)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         for at in rng.sample(range(12), 9):
             disk.pwrite(at * MIB, rng.randbytes(8 * KIB))
         for at in range(0, 12, 2):
@@ -199,7 +201,7 @@ def test_a_crash_while_places_are_given_back(tmp_path: Path, rng: random.Random)
 def test_a_crash_while_blocks_get_places_of_their_own(tmp_path: Path, rng: random.Random) -> None:
     image, copy = tmp_path / "disk.vhdx", tmp_path / "crashed.vhdx"
     make(image, 4 * MIB)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(8 * KIB))
     for block in (2, 3):
         set_entry(image, block, 4 << 20 | 6)
@@ -219,10 +221,10 @@ def test_a_crash_while_blocks_get_places_of_their_own(tmp_path: Path, rng: rando
 def test_a_crash_while_it_is_made_larger(kind: str, tmp_path: Path, rng: random.Random) -> None:
     image, copy = tmp_path / "disk.vhdx", tmp_path / "crashed.vhdx"
     make(image, MIB + 512, subformat=kind)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(MIB + 512))
     before = content_of(image)
-    with Recording(image) as recording, tapcore.open(f"vhdx:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.resize(4 * MIB)
     seen = set()
 
@@ -240,7 +242,7 @@ def test_a_crash_while_the_log_is_replayed(tmp_path: Path, rng: random.Random) -
     """It is replayed again, to the same."""
     image, dirty, copy = (tmp_path / f"{name}.vhdx" for name in ("disk", "dirty", "crashed"))
     make(image, 3 * MIB)
-    with Recording(image) as recording, tapcore.open(f"vhdx:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(2 * MIB))
         disk.sync()
     found = []
@@ -252,7 +254,7 @@ def test_a_crash_while_the_log_is_replayed(tmp_path: Path, rng: random.Random) -
         state.write({image: dirty})
         want = content_of(dirty)
         with Recording(dirty) as replaying:
-            tapcore.open(f"vhdx:{dirty}").close()
+            tapcore.open(f"vhdx:{dirty}", readonly=False).close()
         for again in (*replaying.prefixes(2), *replaying.states(rng, 4 * THOROUGH)):
             again.write({dirty: copy})
             assert content_of(copy) == want, f"{state}, then {again}"

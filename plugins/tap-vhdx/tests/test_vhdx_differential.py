@@ -42,7 +42,7 @@ def _place(model: bytearray, rng: random.Random, unit: int) -> tuple[int, int]:
 
 
 def _mine(image: Path, model: bytearray, rng: random.Random) -> None:
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         for _ in range(20):
             at, length = _place(model, rng, rng.choice((1, 512, 4096, MIB)))
             way = rng.random()
@@ -108,7 +108,7 @@ def test_far_apart(block: str, logical: str, tmp_path: Path, rng: random.Random)
     places = {0, size - 4096, *(rng.randrange(size // 4096) * 4096 for _ in range(30))}
     for chunk in range(0, size, int(logical) << 23):
         places |= {chunk, chunk + (int(logical) << 23) - 4096}  # the first sectors and the last
-    with tapcore.open(f"vhdx:{image}", metadata_cache=1) as disk:
+    with tapcore.open(f"vhdx:{image}", metadata_cache=1, readonly=False) as disk:
         for at in sorted(place for place in places if place < size):
             model[at] = rng.randrange(1, 256)
             disk.pwrite(at, bytes([model[at]]) * 4096)
@@ -131,7 +131,7 @@ def test_any_size_is_that_which_was_asked_for(size: int, kind: str, tmp_path: Pa
     image = tmp_path / "disk.vhdx"
     make(image, size, subformat=kind, block_size="256M" if size > 1 << 40 else "1M")
     assert size_by_qemu(image) == size
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(size - 512, b"e" * 512)
         assert len([each for each in disk.extents() if each.kind != "data"]) < 4
     qemu_io(image, [f"read -P 101 {size - 512} 512"])
@@ -162,7 +162,7 @@ def test_a_larger_disk(tmp_path: Path, rng: random.Random) -> None:
         file.seek(-512, os.SEEK_END)
         file.write(rng.randbytes(512))
     for size in (2 * MIB, 7 * MIB + 512, 20 * MIB):
-        with tapcore.open(f"vhdx:{image}") as disk:
+        with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
             disk.resize(size)
             disk.pwrite(size - 512, b"e" * 512)
         model.extend(bytes(size - len(model)))

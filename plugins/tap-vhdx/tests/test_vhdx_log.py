@@ -109,7 +109,7 @@ def test_qemu_killed_in_mid_write(tmp_path: Path, rng: random.Random) -> None:
         assert is_dirty(image) == found  # nothing was written
         qemu_io(theirs, ["read 0 512"])
         assert qemu_content(theirs) == over
-        tapcore.open(f"vhdx:{image}").close()
+        tapcore.open(f"vhdx:{image}", readonly=False).close()
         assert not is_dirty(image)
         assert content_of(image) == over == qemu_content(image)
     assert dirty
@@ -177,7 +177,7 @@ class Dirty:
         shutil.copyfile(self.path, theirs)
         qemu_io(theirs, ["read 0 512"])
         assert qemu_content(theirs) == want
-        tapcore.open(f"vhdx:{self.path}").close()
+        tapcore.open(f"vhdx:{self.path}", readonly=False).close()
         assert not is_dirty(self.path)
         assert content_of(self.path) == want
 
@@ -246,7 +246,7 @@ def test_a_sequence_whose_beginning_is_gone_does_not_count(dirty: Dirty) -> None
     dirty.put(10 * SECTOR, dirty.entry(10 * SECTOR, 3, 2))
     want = bytes(2 * MIB) + dirty.content[2] + bytes(5 * MIB)
     assert content_of(dirty.path) == want
-    tapcore.open(f"vhdx:{dirty.path}").close()
+    tapcore.open(f"vhdx:{dirty.path}", readonly=False).close()
     assert content_of(dirty.path) == want
 
 
@@ -310,7 +310,7 @@ def test_a_log_that_changes_content_has_to_be_written(dirty: Dirty) -> None:
     with pytest.raises(NotSupportedError, match="changes what its disk holds"):
         tapcore.open(f"vhdx:{dirty.path}", readonly=True)
     dirty.content[1] = dirty.content[1][:SECTOR] + b"n" * SECTOR + dirty.content[1][2 * SECTOR :]
-    tapcore.open(f"vhdx:{dirty.path}").close()
+    tapcore.open(f"vhdx:{dirty.path}", readonly=False).close()
     assert content_of(dirty.path)[MIB : 2 * MIB] == dirty.content[1]
 
 

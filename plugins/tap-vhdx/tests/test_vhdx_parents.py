@@ -37,7 +37,7 @@ def family(folder: Path, rng: random.Random, size: int = SIZE, **options: str) -
     """`base.vhdx` with content, and `child.vhdx` without any."""
     content = some_content(rng, size)
     make(folder / "base.vhdx", size, **options)
-    with tapcore.open(f"vhdx:{folder}/base.vhdx") as disk:
+    with tapcore.open(f"vhdx:{folder}/base.vhdx", readonly=False) as disk:
         disk.pwrite(0, content)
     block = {"block_size": options.get("block_size", "1M")}
     make(folder / "child.vhdx", size, "base.vhdx", **block)
@@ -63,7 +63,7 @@ def test_blocks_that_are_stored_in_part(logical: int, tmp_path: Path, rng: rando
     assert dissect_content(child) == want
     assert libvhdi_content(child, base) == want
     assert check_image(f"vhdx:{child}").corruptions == 0
-    with tapcore.open(f"vhdx:{child}") as disk:
+    with tapcore.open(f"vhdx:{child}", readonly=False) as disk:
         for _ in range(8):
             at, length = rng.randrange(SIZE), rng.choice((1, 512, 5000, 300 * KIB))
             want[at : at + length] = rng.randbytes(length)
@@ -90,7 +90,7 @@ def test_a_chain(tmp_path: Path, rng: random.Random) -> None:
     for name in (tmp_path / "child.vhdx", leaf):
         if name == leaf:
             make(leaf, SIZE, "child.vhdx")
-        with tapcore.open(f"vhdx:{name}") as disk:
+        with tapcore.open(f"vhdx:{name}", readonly=False) as disk:
             for _ in range(6):
                 at = rng.randrange(disk.size // 512) * 512
                 disk.pwrite(at, rng.randbytes(min(30 * KIB, disk.size - at)))
@@ -104,10 +104,10 @@ def test_a_chain(tmp_path: Path, rng: random.Random) -> None:
 
 def test_a_parent_that_was_changed_is_refused(tmp_path: Path, rng: random.Random) -> None:
     below = family(tmp_path, rng)
-    tapcore.open(f"vhdx:{tmp_path}/base.vhdx").close()  # nothing was written
+    tapcore.open(f"vhdx:{tmp_path}/base.vhdx", readonly=False).close()  # nothing was written
     check_image(f"vhdx:{tmp_path}/base.vhdx", repair="leaks")
     assert content_of(tmp_path / "child.vhdx") == below
-    with tapcore.open(f"vhdx:{tmp_path}/base.vhdx") as disk:
+    with tapcore.open(f"vhdx:{tmp_path}/base.vhdx", readonly=False) as disk:
         disk.pwrite(0, b"x")
     with pytest.raises(ImageFormatError, match="another image, or was changed after"):
         content_of(tmp_path / "child.vhdx")
@@ -243,7 +243,7 @@ def test_blocks_that_are_too_large_to_be_copied_are_only_read(
     child = tmp_path / "child.vhdx"
     assert content_of(child) == below
     with (
-        tapcore.open(f"vhdx:{child}") as disk,
+        tapcore.open(f"vhdx:{child}", readonly=False) as disk,
         pytest.raises(TapError, match="blocks of 64 MiB, which would be copied whole"),
     ):
         disk.pwrite(0, b"x")
@@ -252,7 +252,7 @@ def test_blocks_that_are_too_large_to_be_copied_are_only_read(
 def test_a_child_keeps_its_size(tmp_path: Path, rng: random.Random) -> None:
     family(tmp_path, rng)
     with (
-        tapcore.open(f"vhdx:{tmp_path}/child.vhdx") as disk,
+        tapcore.open(f"vhdx:{tmp_path}/child.vhdx", readonly=False) as disk,
         pytest.raises(NotSupportedError, match="keeps its size"),
     ):
         disk.resize(SIZE + MIB)

@@ -140,7 +140,7 @@ def test_what_need_not_be_known_is_left_alone(tmp_path: Path, rng: random.Random
     poke(image, metadata_of(whole) + 32 + 5 * 32, entry)
     poke(image, len(whole), b"theirs" * 1000 + bytes(MIB - 6000))
     content = rng.randbytes(3 * MIB)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
         disk.discard(0, length=MIB)
     poke(image, 256 * KIB, b"?")
@@ -156,7 +156,7 @@ def _read(image: Path) -> None:
 
 
 def _write(image: Path) -> None:
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(disk.size - 512, b"x" * 512)
         disk.zero(0, length=min(disk.size, MIB))
 
@@ -173,7 +173,7 @@ def test_damage_anywhere_is_an_error_or_content(tmp_path: Path, rng: random.Rand
     """Of every field, with the checksums made right again, and of the block table."""
     image = tmp_path / "disk.vhdx"
     make(image, 4 * MIB)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(2 * MIB))
     good, said = image.read_bytes(), list[str]()
     values = (0, 1, 7, 512, MIB, 3 * MIB, 1 << 31, (1 << 32) - 1, (1 << 64) - 1)
@@ -202,7 +202,7 @@ def test_a_huge_table_in_a_hole_costs_little(tmp_path: Path) -> None:
     image = tmp_path / "disk.vhdx"
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     make(image, 64 << 40)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         assert disk.pread(1 << 44, length=4096) == bytes(4096)
         disk.pwrite(1 << 45, b"content")
         assert len(list(disk.extents())) <= 4
@@ -224,7 +224,7 @@ def test_blocks_that_share_one_place(tmp_path: Path) -> None:
         with pytest.raises(ImageFormatError, match="many more blocks than there is room for"):
             list(disk.extents())
     with (
-        tapcore.open(f"vhdx:{image}") as disk,
+        tapcore.open(f"vhdx:{image}", readonly=False) as disk,
         pytest.raises(TapError, match="lies where another block lies"),
     ):
         disk.pwrite(0, b"x")
@@ -234,7 +234,7 @@ def test_blocks_that_share_one_place(tmp_path: Path) -> None:
 def test_a_tebibyte_of_nothing_is_converted_at_once(tmp_path: Path) -> None:
     image, copy = tmp_path / "disk.vhdx", tmp_path / "copy.vhdx"
     tapcore.create_image(f"vhdx:{image}", 1 << 40)
-    with tapcore.open(f"vhdx:{image}") as disk:
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(1 << 39, b"in the middle")
     began = time.process_time()
     tapcore.convert_image(f"vhdx:{image}", f"vhdx:{copy}")
@@ -265,9 +265,9 @@ def test_one_header_is_enough(tmp_path: Path, rng: random.Random) -> None:
 def test_locks_are_those_of_qemu(tmp_path: Path) -> None:
     image = tmp_path / "disk.vhdx"
     tapcore.create_image(f"vhdx:{image}", MIB)
-    with tapcore.open(f"vhdx:{image}"):
+    with tapcore.open(f"vhdx:{image}", readonly=False):
         with pytest.raises(ImageLockedError):
-            tapcore.open(f"vhdx:{image}")
+            tapcore.open(f"vhdx:{image}", readonly=False)
         words = [peer("qemu-io"), "-f", "vhdx", "-c", "write 0 512", str(image)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0

@@ -112,7 +112,7 @@ def test_grains_that_overlap_get_places_of_their_own(tmp_path: Path, rng: random
     assert (result.corruptions, result.corruptions_fixed) == (0, 1)
     content[2 * GRAIN : 3 * GRAIN] = content[:GRAIN]
     assert read(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"mine")
         assert disk.pread(2 * GRAIN, length=GRAIN) == content[:GRAIN]
 
@@ -168,14 +168,14 @@ def test_a_directory_outside_the_file_is_made_anew(tmp_path: Path, rng: random.R
     image = tmp_path / "disk.vmdk"
     image.write_bytes(with_descriptor(content, damage_gd=True))
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
     found = check_image(f"vmdk:{image}")
     assert found.corruptions == 1
     assert "directory lies outside" in found.messages[0]
     result = repaired(image)
     assert (result.corruptions, result.corruptions_fixed) == (0, 1)
     assert read(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"new")
     assert read(image) == b"new" + content[3:]
 
@@ -263,7 +263,7 @@ def test_what_we_write_is_clean(tmp_path: Path, rng: random.Random) -> None:
     for kind in ("monolithicSparse", "twoGbMaxExtentSparse", "streamOptimized"):
         image = tmp_path / f"{kind}.vmdk"
         tapcore.create_image(f"vmdk:{image}", 70 << 20, options={"subformat": kind})
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             for at in range(0, 70 << 20, 5 << 20):
                 disk.pwrite(at, rng.randbytes(GRAIN))
         found = check_image(f"vmdk:{image}")

@@ -23,12 +23,12 @@ def _prepare(folder: Path, rng: random.Random, options: dict[str, str], child: b
     if child:
         base = folder / "base.vmdk"
         tapcore.create_image(f"vmdk:{base}", SIZE)
-        with tapcore.open(f"vmdk:{base}") as disk:
+        with tapcore.open(f"vmdk:{base}", readonly=False) as disk:
             disk.pwrite(0, rng.randbytes(SIZE))
         tapcore.create_image(f"vmdk:{image}", None, parent=f"vmdk:{base.name}", options=options)
     else:
         tapcore.create_image(f"vmdk:{image}", SIZE, options=options)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(100_000, rng.randbytes(300_000))
     return image
 
@@ -63,7 +63,10 @@ def test_what_was_flushed_survives_every_crash(
         with tapcore.open(f"vmdk:{tmp_path}/base.vmdk", readonly=True) as disk:
             below = disk.pread(0, length=SIZE)
     files = _files(image)
-    with Recording(*files) as recording, tapcore.open(f"vmdk:{image}", cache=cache) as disk:
+    with (
+        Recording(*files) as recording,
+        tapcore.open(f"vmdk:{image}", cache=cache, readonly=False) as disk,
+    ):
         work = Workload(disk, recording, rng, WINDOWS, below)
         work.run(20)
     crashed = tmp_path / "crashed"
@@ -99,14 +102,14 @@ def test_a_crash_while_growing_or_changing_the_parent_leaves_a_good_disk(
 ) -> None:
     for name in ("base", "other"):
         tapcore.create_image(f"vmdk:{tmp_path}/{name}.vmdk", SIZE)
-        with tapcore.open(f"vmdk:{tmp_path}/{name}.vmdk") as disk:
+        with tapcore.open(f"vmdk:{tmp_path}/{name}.vmdk", readonly=False) as disk:
             disk.pwrite(0, name.encode() * 1000)
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", None, parent="vmdk:base.vmdk")
     content = rng.randbytes(100_000)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(1 << 20, content)
-    with Recording(image) as recording, tapcore.open(f"vmdk:{image}") as disk:
+    with Recording(image) as recording, tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         dd = disk.state.disks
         dd.drv.td_set_parent(dd, tapcore.DiskId("./other.vmdk", "vmdk"))
         dd.drv.td_set_parent(dd, tapcore.DiskId("other.vmdk", "vmdk"))

@@ -89,7 +89,7 @@ def test_no_operation_raises_anything_but_an_error_with_words(
         damage(made, mine)
         write(tmp_path, made, sectors)
         name = f"vmdk:{tmp_path}/disk.vmdk"
-        with contextlib.suppress(tapcore.TapError), tapcore.open(name) as disk:
+        with contextlib.suppress(tapcore.TapError), tapcore.open(name, readonly=False) as disk:
             for _ in range(12):
                 with contextlib.suppress(tapcore.TapError):
                     mine.choice(USES)(disk, mine)

@@ -167,7 +167,7 @@ def test_extent_lines_in_odd_but_clear_forms(
     image = tmp_path / "disk.vmdk"
     image.write_bytes(descriptor("monolithicFlat", lines))
     assert reads(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"new")
     assert reads(image) == b"new" + content[3:]
     resize_image(str(image), "+4K")
@@ -179,7 +179,7 @@ def test_keys_in_any_case_with_spaces_round_the_equals_sign(tmp_path: Path, cont
     text = GOOD.replace(b"createType=", b"CREATETYPE = ").replace(b"parentCID=", b"ParentCid =\t")
     image.write_bytes(text.replace(b"CID=1", b'cid = "1').replace(b"5678\n", b'5678"\n'))
     assert reads(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"new")
     assert reads(image) == b"new" + content[3:]
 
@@ -256,7 +256,7 @@ def test_names_in_every_encoding(tmp_path: Path, encoding: str, key: str) -> Non
     meant, bytewise = tmp_path / f"{word}.vmdk", tmp_path / os.fsdecode(raw + b".vmdk")
     meant.write_bytes(b"m" * 512)
     assert reads(image) == b"m" * 512
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"M")
     assert meant.read_bytes() == b"M" + b"m" * 511
     assert raw + b".vmdk" in image.read_bytes(), "what the descriptor says is kept byte for byte"

@@ -84,13 +84,13 @@ def test_a_first_directory_among_zeroes_gives_way_to_the_redundant_one(
     image.write_bytes(raw + bytes(GRAIN))
     assert reads(image) == content
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
     found = check_image(f"vmdk:{image}")
     assert any("holds nothing, and the redundant" in each for each in found.messages)
     found = check_image(f"vmdk:{image}", repair="all")
     assert (found.corruptions, found.corruptions_fixed) == (0, 1)
     assert reads(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"new")
     assert reads(image) == b"new" + content[3:]
 
@@ -125,9 +125,9 @@ def test_an_empty_disk_is_no_matter_for_words(
     tapcore.create_image(f"vmdk:{image}", 1 << 20, options={"subformat": kind})
     with caplog.at_level(logging.WARNING):
         assert reads(image) == bytes(1 << 20)
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             disk.pwrite(0, b"x" * GRAIN)
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             disk.discard(0, length=1 << 20)
         assert reads(image) == bytes(1 << 20)
         found = check_image(f"vmdk:{image}")

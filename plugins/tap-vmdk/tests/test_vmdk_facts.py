@@ -61,7 +61,7 @@ def test_growing(tmp_path: Path, rng: random.Random, kind: str) -> None:
     size = (3 << 20) + 512
     tapcore.create_image(f"vmdk:{image}", size, options={"subformat": kind})
     content = rng.randbytes(size)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
         for new in (40 << 20, 6 << 30):  # more tables, then a directory that does not fit
             disk.resize(new)
@@ -88,7 +88,7 @@ def test_a_child_of_a_longer_parent_does_not_grow(tmp_path: Path) -> None:
     tapcore.create_image(f"vmdk:{tmp_path}/base.vmdk", 2 << 20)
     tapcore.create_image(f"vmdk:{tmp_path}/child.vmdk", 1 << 20, parent="vmdk:base.vmdk")
     with (
-        tapcore.open(f"vmdk:{tmp_path}/child.vmdk") as disk,
+        tapcore.open(f"vmdk:{tmp_path}/child.vmdk", readonly=False) as disk,
         pytest.raises(tapcore.NotSupportedError, match="longer"),
     ):
         disk.resize(3 << 20)
@@ -103,14 +103,14 @@ def test_measure(tmp_path: Path, rng: random.Random, kind: str) -> None:
     said = drv().td_measure(size, options, iter(data))
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", size, options=options)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for start, length in data:
             disk.pwrite(start, rng.randbytes(length))
     used = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert used <= said.required
     if kind != "streamOptimized":  # of which only the worst case can be told
         assert said.required <= used + 70_000
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(size))
     if kind != "streamOptimized":  # which keeps what was written before
         used = sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_a_large_disk_is_made_and_opened_quickly(tmp_path: Path) -> None:
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 8 << 40)
     assert image.stat().st_blocks * 512 < 10 << 20
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite((8 << 40) - 1000, b"end")
         assert disk.pread((8 << 40) - 1001, length=5) == b"\0end\0"
 
@@ -159,7 +159,7 @@ def test_names_that_are_no_text(tmp_path: Path, rng: random.Random) -> None:
     name = os.fsdecode(b"caf\xe9.vmdk")
     options = {"subformat": "monolithicFlat"}
     tapcore.create_image(f"vmdk:{tmp_path}/{name}", 4096, options=options)
-    with tapcore.open(f"vmdk:{tmp_path}/{name}") as disk:
+    with tapcore.open(f"vmdk:{tmp_path}/{name}", readonly=False) as disk:
         disk.pwrite(0, b"x" * 4096)
     assert (tmp_path / os.fsdecode(b"caf\xe9-flat.vmdk")).read_bytes() == b"x" * 4096
 
@@ -177,7 +177,7 @@ def test_many_writes_into_one_new_grain_at_once(tmp_path: Path, rng: random.Rand
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 1 << 20)
     content = rng.randbytes(65536)
-    with tapcore.open(f"vmdk:{image}", cache="none") as disk:
+    with tapcore.open(f"vmdk:{image}", cache="none", readonly=False) as disk:
         pieces = [memoryview(bytearray(content[at : at + 4096])) for at in range(0, 65536, 4096)]
         requests = [
             Request(WRITE, n * 4096, 4096, piece, lambda _: None) for n, piece in enumerate(pieces)

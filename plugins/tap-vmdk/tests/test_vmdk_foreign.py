@@ -54,7 +54,7 @@ def test_the_true_size_is_the_one_in_the_extent_line(
         found = check_image(f"vmdk:{image}", repair=repair)
         assert not found.corruptions + found.leaks + found.corruptions_fixed, found.messages
         assert image.read_bytes() == before
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(len(content) - 700, b"e" * 700)
         with pytest.raises((tapcore.TapError, ValueError)):
             disk.pwrite(len(content), b"x")
@@ -82,7 +82,7 @@ def test_a_child_of_such_a_disk_is_as_long(tmp_path: Path, rng: random.Random) -
     virtualbox(tmp_path, content)
     child = tmp_path / "child.vmdk"
     tapcore.create_image(f"vmdk:{child}", None, parent="vmdk:vb.vmdk")
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         assert disk.size == len(content)
         disk.pwrite(len(content) - 100, b"c" * 100)
     assert reads(child) == content[:-100] + b"c" * 100
@@ -135,7 +135,7 @@ def test_flat_content_behind_its_own_descriptor(tmp_path: Path, rng: random.Rand
     link = tmp_path / "link.vmdk"
     link.symlink_to(image)
     assert reads(link) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(10, b"new")
     content = content[:10] + b"new" + content[13:]
     assert reads(image) == content
@@ -263,7 +263,7 @@ def test_info_of_a_split_disk_counts_its_extents(
 ) -> None:
     image = tmp_path / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 5 << 30, options={"subformat": kind})
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for at in (0, 3 << 30):
             disk.pwrite(at, rng.randbytes(1 << 20))
     files = list(tmp_path.iterdir())
@@ -337,7 +337,7 @@ def test_a_disk_without_a_content_id_gets_one_with_the_first_write(
     good = descriptor("monolithicFlat", ['RW 1 FLAT "x.vmdk" 0'])
     image.write_bytes(good.replace(b"CID=12345678\n", cid.encode(), 1))
     assert image_info(f"vmdk:{image}")[0].format["cid"] is None
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"new")
     assert reads(image)[:3] == b"new"
     assert len(str(image_info(f"vmdk:{image}")[0].format["cid"])) == 8

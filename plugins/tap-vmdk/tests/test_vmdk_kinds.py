@@ -54,7 +54,7 @@ def test_vmfs_sparse(tmp_path: Path, rng: random.Random, grain: int) -> None:
     assert as_qemu(image) == content
     assert read(tmp_path / "extent.vmdk") == content  # by itself, too
     with pytest.raises(tapcore.NotSupportedError, match=r"vmfsSparse \(COWD\) can only be read"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
 
 
 def test_se_sparse(tmp_path: Path, rng: random.Random) -> None:
@@ -75,7 +75,7 @@ def test_se_sparse(tmp_path: Path, rng: random.Random) -> None:
     ]
     assert as_qemu(image) == content
     with pytest.raises(tapcore.NotSupportedError, match="seSparse can only be read"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
 
 
 def test_an_se_sparse_file_that_needs_its_journal_is_refused(tmp_path: Path) -> None:
@@ -145,7 +145,10 @@ def test_without_a_redundant_directory_damage_is_an_error(
         assert disk.pread(4 * GRAIN, length=GRAIN) == content[4 * GRAIN : 5 * GRAIN]
         with pytest.raises(tapcore.IOFailedError):
             disk.pread(3 * GRAIN, length=512)
-    with tapcore.open(f"vmdk:{image}") as disk, pytest.raises(tapcore.IOFailedError):
+    with (
+        tapcore.open(f"vmdk:{image}", readonly=False) as disk,
+        pytest.raises(tapcore.IOFailedError),
+    ):
         disk.pwrite(3 * GRAIN, b"x" * 512)
     image.write_bytes(hosted(content, damage_gd=True, flags=1))
     with pytest.raises(tapcore.ImageFormatError, match="grain directory"):
@@ -245,7 +248,7 @@ def test_extents_of_every_kind_in_one_disk(tmp_path: Path, rng: random.Random) -
         info = disk.info()
     assert [e["type"] for e in info["extents"]] == [line.split()[2] for line in lines]
     with pytest.raises(tapcore.NotSupportedError, match=r"cowd\.vmdk"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
 
 
 def test_a_flat_file_of_vmfs(tmp_path: Path, rng: random.Random) -> None:
@@ -253,7 +256,7 @@ def test_a_flat_file_of_vmfs(tmp_path: Path, rng: random.Random) -> None:
     image = extent(tmp_path, "vmfs", 'RW 20 VMFS "extent.vmdk"', content)
     assert read(image) == content
     assert as_qemu(image) == content
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(100, b"written")
     assert (tmp_path / "extent.vmdk").read_bytes()[100:107] == b"written"
 
@@ -294,7 +297,7 @@ def test_flat_extents_share_a_file(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "disk.vmdk"
     lines = ['RW 4 FLAT "flat.vmdk" 4', 'RW 4 FLAT "flat.vmdk" 0']
     image.write_bytes(descriptor("custom", lines))
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         assert disk.pread(0, length=4096) == content[2048:] + content[:2048]
         disk.pwrite(2000, b"across the two" * 10)
     assert read(image)[2000:2140] == b"across the two" * 10

@@ -70,7 +70,7 @@ def trial_of(kind: Kind, folder: Path, rng: random.Random) -> Trial:
         size = None if kind.parent else kind.size
         tapcore.create_image(f"vmdk:{image}", size, options=kind.options, **more)
     if kind == KINDS["stream"]:  # one that holds nothing yet cannot be read until the first flush
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             disk.pwrite(0, rng.randbytes(100_000))
     trial = Trial("vmdk", image, rng, kind.size, below, options={"metadata_cache": 0})
     trial.first_alone = kind == KINDS["stream"]

@@ -30,7 +30,7 @@ def written(image: Path, *, parent: str = "", **options: str) -> Path:
     given = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     size = ["-b", parent] if parent else ["4M"]
     tapdisk("create", "-q", f"vmdk:{image}", *size, *given, status=0)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for n, at in enumerate(PLACES):
             disk.pwrite(at * GRAIN, bytes([n + 1]) * GRAIN)
     return image
@@ -76,7 +76,7 @@ def test_no_tool_lets_the_file_grow_over_what_is_lost(damaged: Path) -> None:
     """New grains would lie where the table says that others are."""
     before = digest(damaged)
     with (
-        tapcore.open(f"vmdk:{damaged}") as disk,
+        tapcore.open(f"vmdk:{damaged}", readonly=False) as disk,
         pytest.raises(tapcore.TapError, match=r"2 grains that lie past the end .* not written"),
     ):
         disk.pwrite(40 * GRAIN, b"x" * GRAIN)

@@ -20,7 +20,7 @@ SIZE = 1 << 20
 def make(folder: Path, rng: random.Random, name: str = "base.vmdk") -> tuple[Path, bytes]:
     image, content = folder / name, rng.randbytes(SIZE)
     tapcore.create_image(f"vmdk:{image}", SIZE)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
     return image, content
 
@@ -48,7 +48,7 @@ def call(image: Path, hook: str, *args: object, with_parents: bool = True) -> No
 def test_qemu_sees_our_child(tmp_path: Path, rng: random.Random) -> None:
     base, content = make(tmp_path, rng)
     child = child_of(base)
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         disk.pwrite(1000, b"child" * 100)
     want = bytearray(content)
     want[1000:1500] = b"child" * 100
@@ -89,7 +89,7 @@ def test_the_content_id_changes_once_with_the_first_write_after_open(
     image, _ = make(tmp_path, rng)
     seen = {cids(image)[0]}
     for _ in range(2):
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             assert cids(image)[0] in seen  # only opened
             disk.pwrite(0, b"1")
             seen.add(cids(image)[0])
@@ -106,7 +106,7 @@ def test_a_content_id_of_seven_digits_stays_as_long(tmp_path: Path, rng: random.
     image, content = make(tmp_path, rng)
     raw = image.read_bytes()
     image.write_bytes(re.sub(rb"\nCID=\w+\n", b"\nCID=fde996b\n\n", raw))
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content[:512])
     assert re.fullmatch("[0-9a-f]{7}", cids(image)[0])
     assert cids(image)[0] != "fde996b"
@@ -119,7 +119,7 @@ def test_a_parent_that_was_changed_since_is_an_error_that_says_so(
 ) -> None:
     base, _ = make(tmp_path, rng)
     child = child_of(base)
-    with tapcore.open(f"vmdk:{base}") as disk:
+    with tapcore.open(f"vmdk:{base}", readonly=False) as disk:
         disk.pwrite(0, b"changed")
     with pytest.raises(tapcore.ImageFormatError, match="parent was changed after it was made"):
         tapcore.open(f"vmdk:{child}", readonly=True)
@@ -144,7 +144,7 @@ def test_kinds_that_cannot_have_a_parent(tmp_path: Path, rng: random.Random, kin
 def test_a_split_child(tmp_path: Path, rng: random.Random) -> None:
     base, content = make(tmp_path, rng)
     child = child_of(base, subformat="twoGbMaxExtentSparse")
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         assert disk.pread(0, length=SIZE) == content
         disk.pwrite(70_000, b"x")
         assert (
@@ -173,12 +173,12 @@ def test_a_child_is_emptied_and_follows_its_parents_content_id(
 ) -> None:
     base, content = make(tmp_path, rng)
     child = child_of(base)
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(SIZE))
     length = child.stat().st_size
     call(child, "td_make_empty")
     assert child.stat().st_size < length - SIZE // 2
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         assert disk.pread(0, length=SIZE) == content
         disk.pwrite(65536, b"again")
     with tapcore.open(f"vmdk:{child}", readonly=True) as disk:

@@ -99,7 +99,7 @@ def test_both_write_in_turns(tmp_path: Path, rng: random.Random, kind: str, zero
     tapcore.create_image(f"vmdk:{image}", SIZE, options=options)
     model = bytearray(SIZE)
     for _ in range(3):
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             for _ in range(8):
                 offset, count = _place(rng)
                 if rng.random() < 0.3:
@@ -142,7 +142,7 @@ def test_sizes_around_the_split(tmp_path: Path, rng: random.Random, kind: str, m
             tapcore.create_image(f"vmdk:{image}", size, options={"subformat": kind})
         places = [0, split - 1024, size - 4096 - 512] + [split - 512] * (size > split)
         content = {}
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             assert disk.size == size
             for at in places:
                 content[at] = rng.randbytes(min(4096, size - at))
@@ -193,7 +193,7 @@ def test_map_agrees(tmp_path: Path, rng: random.Random, child: bool) -> None:
     for path, kwargs in ((base, {}), (image, {"parent": parent, "options": options})):
         if path == image:
             tapcore.create_image(f"vmdk:{path}", size, **kwargs)  # type: ignore[arg-type]
-        with tapcore.open(f"vmdk:{path}") as disk:
+        with tapcore.open(f"vmdk:{path}", readonly=False) as disk:
             for number in rng.sample(range(70), 25):
                 disk.pwrite(number * grain, rng.randbytes(grain))
     qemu_io(image, f"write -z -u {3 * grain} {2 * grain}")

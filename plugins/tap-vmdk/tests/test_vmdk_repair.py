@@ -66,7 +66,7 @@ def two_places(folder: Path, rng: random.Random) -> tuple[Path, list[bytes]]:
     image = folder / "disk.vmdk"
     tapcore.create_image(f"vmdk:{image}", 64 << 20)
     grains = [rng.randbytes(65536), rng.randbytes(65536)]
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, grains[0])
         disk.pwrite(40 << 20, grains[1])
     return image, grains
@@ -109,7 +109,7 @@ def test_a_redundant_directory_that_lies_over_the_descriptor(
     poke(image, 48, struct.pack("<Q", place))
     assert held(image) == grains
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
     result = check_image(f"vmdk:{image}", repair="all")
     assert (result.corruptions, result.corruptions_fixed) == (0, 1)
     assert image.read_bytes()[512 : 21 * 512] == descriptor_before
@@ -182,7 +182,7 @@ def test_ordinary_writes_keep_off_what_a_damaged_entry_names(
     named = {"metadata": places[1 - which], "grain": 128, "nowhere": 1 << 30}[where]
     poke(image, places[which] * 512 + 4, struct.pack("<I", named))
     before = held_or_not(image)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for at in (50 << 20, 30 << 20, 45 << 20, 100):
             with contextlib.suppress(tapcore.TapError):
                 disk.pwrite(at, b"new" if at > 65536 else grains[0][100:103])
@@ -206,7 +206,7 @@ def test_nothing_is_written_through_an_entry_that_names_metadata(
         (table,) = struct.unpack_from("<I", raw, directory * 512)
         poke(image, table * 512, struct.pack("<I", 22))
     damaged = image.read_bytes()
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for change in (
             lambda: disk.pwrite(0, b"x" * 65536),
             lambda: disk.zero(0, length=65536),
@@ -218,7 +218,7 @@ def test_nothing_is_written_through_an_entry_that_names_metadata(
     before = held(image)
     assert check_image(f"vmdk:{image}", repair="all").corruptions == 0
     assert held(image) == before
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * 65536)
     in_order(image)
 

@@ -49,7 +49,7 @@ def test_what_only_a_stranger_calls_an_extent_stays() -> None:
 
 def test_an_extent_in_use_keeps_the_disk_from_being_replaced() -> None:
     make("monolithicFlat")
-    with tapcore.open("aio:disk-flat.vmdk"):
+    with tapcore.open("aio:disk-flat.vmdk", readonly=False):
         for new in ("monolithicFlat", "streamOptimized"):
             with pytest.raises(tapcore.ImageLockedError, match="in use"):
                 make(new)
@@ -64,5 +64,5 @@ def test_through_a_link_all_lies_where_the_link_leads() -> None:
     assert sorted(os.listdir("there")) == ["disk-flat.vmdk", "disk.vmdk"]
     assert sorted(os.listdir()) == ["link.vmdk", "there"]
     assert os.path.islink("link.vmdk")
-    with tapcore.open("vmdk:link.vmdk") as disk:
+    with tapcore.open("vmdk:link.vmdk", readonly=False) as disk:
         assert disk.size == 3 << 30

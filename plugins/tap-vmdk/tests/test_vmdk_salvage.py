@@ -36,7 +36,7 @@ def refused(image: Path, words: str) -> None:
         tapcore.open(f"vmdk:{image}", readonly=True)
     assert "convert --salvage copies what is left" in str(caught.value)
     with pytest.raises(tapcore.TapError, match=words):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
 
 
 # ---- extents -------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_an_extent_that_is_lost_costs_no_other(tmp_path: Path, what: str) -> Non
     image = tmp_path / "a.vmdk"
     options = {"subformat": "twoGbMaxExtentSparse"}
     tapcore.create_image(f"vmdk:{image}", 5 << 30, options=options)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for number in range(3):
             disk.pwrite(number * EXTENT + MIB, bytes([number + 1]) * GRAIN)
     harm, said = SPLIT[what]
@@ -147,7 +147,7 @@ def test_a_stream_of_several_tables(tmp_path: Path, rng: random.Random) -> None:
     image = tmp_path / "a.vmdk"
     piece = rng.randbytes(GRAIN)
     tapcore.create_image(f"vmdk:{image}", 128 * MIB, options={"subformat": "streamOptimized"})
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for at in (0, 5 * MIB, 40 * MIB, 70 * MIB, 100 * MIB):
             disk.write_compressed(at, piece)
     content = image.read_bytes()
@@ -167,7 +167,7 @@ def test_a_stream_that_was_changed_and_cut_is_read_as_before(
 ) -> None:
     image = tmp_path / "a.vmdk"
     want = stream(image, rng)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.write_compressed(0, b"new" * 20480 + bytes(4096))
         disk.zero(GRAIN, length=GRAIN)
     os.truncate(image, image.stat().st_size - 3000)

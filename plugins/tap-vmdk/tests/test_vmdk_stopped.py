@@ -51,7 +51,7 @@ def read_by_qemu(image: Path) -> bytes | None:
 
 
 def fill(image: Path, *pieces: tuple[int, bytes]) -> None:
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         for at, content in pieces:
             disk.pwrite(at, content)
 
@@ -201,7 +201,7 @@ def test_a_disk_that_was_growing_has_the_old_size_or_the_new(
             sizes.add(disk.size)
             assert disk.pread(0, length=SIZE) == content, folder.name
             assert not any(disk.pread(disk.size - 512, length=512)) or disk.size == SIZE
-        with tapcore.open(f"vmdk:{folder}/disk.vmdk") as disk:
+        with tapcore.open(f"vmdk:{folder}/disk.vmdk", readonly=False) as disk:
             disk.pwrite(0, content[:4096])
         resize_image(f"vmdk:{folder}/disk.vmdk", "70M")
     assert sizes <= {SIZE, 70 << 20}

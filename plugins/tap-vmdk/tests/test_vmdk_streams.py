@@ -199,7 +199,7 @@ def test_a_finished_stream_can_be_written_again(
     else:
         image.write_bytes(streamed(bytes(content)))
     for _ in range(3):
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             for _ in range(4):
                 at, piece = rng.randrange(len(content) - 5000), rng.randbytes(5000)
                 disk.pwrite(at, piece)
@@ -229,7 +229,7 @@ def test_writing_takes_nothing_away_but_the_footer(
     content, raw = small(rng, footer_marker=marked)
     image, copy = tmp_path / "disk.vmdk", tmp_path / "copy.vmdk"
     image.write_bytes(raw)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(5 * GRAIN, b"x" * 512)
         copy.write_bytes(image.read_bytes())
         with tapcore.open(f"vmdk:{copy}", readonly=True) as crashed:
@@ -258,7 +258,7 @@ def test_a_stream_with_something_behind_its_footer_is_not_written(
     image = tmp_path / "disk.vmdk"
     image.write_bytes(moved)
     with pytest.raises(tapcore.NotSupportedError, match="behind its footer"):
-        tapcore.open(f"vmdk:{image}")
+        tapcore.open(f"vmdk:{image}", readonly=False)
     assert image.read_bytes() == moved
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
         assert disk.pread(0, length=len(content)) == content
@@ -268,7 +268,7 @@ def test_padding_behind_a_footer_may_go(tmp_path: Path, rng: random.Random) -> N
     content, raw = small(rng)
     image = tmp_path / "disk.vmdk"
     image.write_bytes(raw + bytes(9000))
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content[:512])
     assert as_qemu(image) == content
 
@@ -288,7 +288,7 @@ def test_a_wrong_overhead_does_no_harm(
         content = bytes(len(content))
     image = tmp_path / "disk.vmdk"
     image.write_bytes(raw)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(5 * GRAIN, b"x" * GRAIN)
     wanted = content[: 5 * GRAIN] + b"x" * GRAIN + content[6 * GRAIN :]
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
@@ -301,7 +301,7 @@ def test_a_wrong_overhead_does_no_harm(
 def test_a_new_stream_that_only_zeroes_were_written_to(tmp_path: Path) -> None:
     image, size = tmp_path / "disk.vmdk", 1 << 20
     tapcore.create_image(f"vmdk:{image}", size, options={"subformat": "streamOptimized"})
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, bytes(GRAIN))
     with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
         assert disk.pread(0, length=size) == bytes(size)

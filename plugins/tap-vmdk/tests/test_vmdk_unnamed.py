@@ -59,7 +59,7 @@ def test_its_parent_is_read_and_the_header_is_mended(
     ]
     before = child.read_bytes()
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
-        tapcore.open(f"vmdk:{child}")
+        tapcore.open(f"vmdk:{child}", readonly=False)
     with pytest.raises(tapcore.ImageFormatError, match="check --repair all"):
         rebase_image(f"vmdk:{child}", "vmdk:base.vmdk", unsafe=True)
     assert check_image(f"vmdk:{child}", repair="leaks").corruptions == 1
@@ -69,7 +69,7 @@ def test_its_parent_is_read_and_the_header_is_mended(
     assert struct.unpack_from("<QQ", child.read_bytes(), PLACE) == (1, 20)
     assert not check_image(f"vmdk:{child}").corruptions
     assert reads(child) == content
-    with tapcore.open(f"vmdk:{child}") as disk:
+    with tapcore.open(f"vmdk:{child}", readonly=False) as disk:
         disk.pwrite(SIZE - 512, b"n" * 512)
     assert reads(child) == content[:-512] + b"n" * 512
 

@@ -30,7 +30,7 @@ def make(folder: Path, rng: random.Random, options: dict[str, str], child: bool)
     if child:
         base = folder / "base.vmdk"
         tapcore.create_image(f"vmdk:{base}", SIZE)
-        with tapcore.open(f"vmdk:{base}") as disk:
+        with tapcore.open(f"vmdk:{base}", readonly=False) as disk:
             disk.pwrite(0, rng.randbytes(WINDOW))
             disk.pwrite(SIZE - WINDOW, rng.randbytes(WINDOW))
         tapcore.create_image(f"vmdk:{image}", None, parent="vmdk:base.vmdk", options=options)
@@ -55,7 +55,7 @@ def test_batches_of_requests(
 ) -> None:
     image = make(tmp_path, rng, options, child)
     for _ in range(3):
-        with tapcore.open(f"vmdk:{image}") as disk:
+        with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
             model = bytearray(disk.pread(0, length=SIZE))
             for _ in range(12):
                 batch(disk, model, rng)
@@ -106,7 +106,7 @@ def test_a_write_that_fails_changes_nothing_else(
         return -errno.ENOSPC if full else write_now(self, offset, buf)
 
     monkeypatch.setattr(ImageFile, "write_now", failing)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
         full = True
         for _ in range(2):
@@ -126,7 +126,7 @@ def test_a_flush_that_fails_is_done_again_by_the_next(
 ) -> None:
     image = make(tmp_path, rng, options, child=False)
     content = rng.randbytes(200_000)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, content)
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, "flush_blocking", lambda self: -errno.EIO)
@@ -171,7 +171,7 @@ def test_after_a_failed_flush_a_new_table_is_changed_in_order(
         steps.append("flush")
         return -errno.EIO if steps.count("flush") == failing else 0
 
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * 4096)
         monkeypatch.setattr(ImageFile, "write_metadata", write)
         monkeypatch.setattr(ImageFile, "flush_blocking", flush)
@@ -189,7 +189,7 @@ def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = make(tmp_path, rng, {}, child=False)
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         with monkeypatch.context() as patch:
 
             def failing(self: ImageFile, offset: int, data: Any) -> None:
@@ -221,7 +221,7 @@ def test_a_flush_fails_where_one_file_of_several_does(
             raise OSError(errno.EIO, "no")
         return -errno.EIO
 
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * 512)
         disk.pwrite(2 << 30, b"b" * 512)
         with monkeypatch.context() as patch:

@@ -102,7 +102,7 @@ def test_our_own_streams_are_whole_until_they_are_written_again(
     source.write_bytes(content)
     convert_image(f"aio:{source}", f"vmdk:{image}", options={"subformat": "streamOptimized"})
     assert leaks(image) == 0
-    with tapcore.open(f"vmdk:{image}") as disk:
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
         disk.pwrite(0, rng.randbytes(65536))
     assert leaks(image) == 1
 

@@ -90,7 +90,7 @@ def test_a_raw_disk_must_not_become_one(tmp_path: Path) -> None:
 def test_it_is_only_read(tmp_path: Path) -> None:
     tapcore.create_image(tmp_path / "disk.raw.zst", MIB)
     with pytest.raises(tapcore.NotWritableError, match="can only be read"):
-        tapcore.open(f"zraw:{tmp_path / 'disk.raw.zst'}")
+        tapcore.open(f"zraw:{tmp_path / 'disk.raw.zst'}", readonly=False)
 
 
 def test_what_is_missing_is_said_in_one_line(
