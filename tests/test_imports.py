@@ -18,7 +18,7 @@ PACKAGES = [
 
 LAYERS = (
     {"errors", "constants"},
-    {"buffers", "sizes", "process"},
+    {"buffers", "oldnames", "sizes", "process"},
     {"interface"},
     {"files"},
     {"formats", "engine"},

@@ -123,9 +123,7 @@ def test_a_data_file_may_be_a_device_and_reads_as_zeroes(
         disk.pwrite(MIB + 100, b"own")
     assert all_read(name) == (bytes(MIB + 100) + b"own").ljust(8 * MIB, b"\0")
     (tmp_path / "source").write_bytes(os.urandom(MIB) + bytes(MIB))
-    tapcore.convert_image(
-        f"aio:{tmp_path}/source", name, options=options, references=ANY, force=True
-    )
+    tapcore.convert_image(f"aio:{tmp_path}/source", name, options=options, parents=ANY, force=True)
     assert all_read(name) == (tmp_path / "source").read_bytes()
     if raw == "on":
         assert all_read(f"aio:{used_device}")[: 2 * MIB] == all_read(name)

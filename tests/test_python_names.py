@@ -191,3 +191,73 @@ def test_other_arguments_are_not_taken_for_something_else(tmp_path: Path) -> Non
         with pytest.raises(kind):
             tapcore.open(path, readonly=True, **arguments)
     tapcore.open(path, readonly=True, parents=[tmp_path, "any"]).close()
+
+
+# ---- one word for each thing ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Path:
+    """A child whose parent lies in another directory than its own."""
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "vm").mkdir()
+    tapcore.create_image(tmp_path / "pool" / "base.qcow2", SIZE)
+    path = tmp_path / "vm" / "child.qcow2"
+    tapcore.create_image(path, parent=tmp_path / "pool" / "base.qcow2")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["text", "path", "several", "any", "policy"])
+def test_parents_are_said_in_one_way(kind: str, child: Path) -> None:
+    pool = child.parent.parent / "pool"
+    parents: dict[str, Any] = {
+        "text": str(pool),
+        "path": pool,
+        "several": ["/nowhere", pool],
+        "any": "any",
+        "policy": tapcore.ReferencePolicy(directories=(pool,)),
+    }
+    given = parents[kind]
+    with tapcore.open(child, parents=given) as disk:
+        assert disk.size == SIZE
+    tapcore.convert_image(child, child.parent / "copy.img", parents=given)
+    assert inspect_image(child, parents=given).verdict == "harmless"
+    tapcore.create_image(child.parent / "second.qcow2", parent=child, parents=given)
+    server = tapcore.nbd_server(
+        [child], tapcore.UnixAddress(child.parent / "socket"), parents=given, readonly=True
+    )
+    server.stop()
+    server.run()
+    tapcore.Template(child, parents=given).close()
+
+
+def test_nothing_said_of_parents_allows_none_outside(child: Path) -> None:
+    with pytest.raises(tapcore.ReferencePolicyError):
+        tapcore.open(child)
+    with pytest.raises(tapcore.ReferencePolicyError):
+        tapcore.convert_image(child, child.parent / "copy.img", parents=())
+    assert inspect_image(child).verdict == "danger"
+
+
+def test_the_words_of_earlier_releases_work_with_a_warning(child: Path) -> None:
+    policy, before = tapcore.ReferencePolicy(any=True), dict[str, Any]
+    with pytest.warns(DeprecationWarning, match="'references' is called 'parents' now") as seen:
+        tapcore.convert_image(child, child.parent / "copy.img", **before(references=policy))
+    assert [warning.filename for warning in seen] == [__file__]
+    with pytest.warns(DeprecationWarning, match="parents"):
+        assert inspect_image(child, **before(references=policy)).verdict == "harmless"
+    with pytest.warns(DeprecationWarning, match="parents"):
+        tapcore.create_image(
+            child.parent / "second.qcow2", parent=child, **before(references=policy)
+        )
+    with pytest.warns(DeprecationWarning, match="'read_only' is called 'readonly' now"):
+        server = tapcore.nbd_server(
+            [child],
+            tapcore.UnixAddress(child.parent / "socket"),
+            parents="any",
+            **before(read_only=True),
+        )
+    server.stop()
+    server.run()
+    with pytest.raises(TypeError, match="both 'parents' and 'references'"):
+        tapcore.convert_image(child, "x.img", parents="any", **before(references=policy))

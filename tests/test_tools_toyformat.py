@@ -209,7 +209,7 @@ def test_inspect_judges_names_without_looking_for_the_files(
     toys: Path, parent: str, danger: str
 ) -> None:
     stranger(parent=parent, parent_handle="toy")
-    found = inspect_image("stranger.toy", references=ReferencePolicy.from_words(("sub",)))
+    found = inspect_image("stranger.toy", parents=ReferencePolicy.from_words(("sub",)))
     assert found.handle == "toy"
     assert found.references == (("parent", parent),)
     assert found.dangerous == bool(danger)
@@ -228,7 +228,7 @@ def test_inspect_and_the_policy(toys: Path) -> None:
     ):
         stranger(parent=parent, parent_handle="")
         policy = ReferencePolicy.from_words(words)
-        assert inspect_image("stranger.toy", references=policy).dangerous == dangerous
+        assert inspect_image("stranger.toy", parents=policy).dangerous == dangerous
     assert inspect_image("stranger.toy").dangerous
     assert main(["inspect", "stranger.toy"]) == 2
     assert main(["inspect", "--parents", ".", "stranger.toy"]) == 0
@@ -241,7 +241,7 @@ def test_what_a_name_is_judged_by_holds_through_links_to_the_image(toys: Path) -
     Path("elsewhere/link.toy").symlink_to("../stranger.toy")
     for words, dangerous in (((".",), False), (("elsewhere",), True)):
         policy = ReferencePolicy.from_words(words)
-        assert inspect_image("elsewhere/link.toy", references=policy).dangerous == dangerous
+        assert inspect_image("elsewhere/link.toy", parents=policy).dangerous == dangerous
 
 
 def test_inspect_of_a_disguise(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:

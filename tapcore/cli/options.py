@@ -301,7 +301,6 @@ def image_argument(name: str = "image", **settings: Any) -> Callable[[F], F]:
 def _parents_option(policy: Callable[..., ReferencePolicy]) -> Callable[[F], F]:
     return click.option(
         "--parents",
-        "references",
         multiple=True,
         callback=policy,
         shell_complete=completes("parents"),
@@ -330,10 +329,10 @@ def opening_options(function: F) -> F:
     """What every command takes that opens an image; the function gets it as `access`."""
 
     @functools.wraps(function)
-    def with_access(*args: Any, references: Any, keys: Any, **others: Any) -> Any:
+    def with_access(*args: Any, parents: Any, keys: Any, **others: Any) -> Any:
         from tapcore.interface.access import Access
 
-        return function(*args, access=Access(references, keys), **others)
+        return function(*args, access=Access(parents, keys), **others)
 
     return cast("F", parents_option(key_file_option(with_access)))
 

@@ -98,8 +98,13 @@ class Disk(DiskFile):
         return self._engine.cluster_size
 
     @property
-    def read_only(self) -> bool:
+    def readonly(self) -> bool:
         """Whether it was opened for reading only."""
+        return self._engine.read_only
+
+    @property
+    def read_only(self) -> bool:
+        """`readonly`, by its name of earlier releases."""
         return self._engine.read_only
 
     @property

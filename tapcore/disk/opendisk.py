@@ -20,7 +20,7 @@ from tapcore.interface.access import Access
 from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode, DiskId
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents, ReferencePolicy
 from tapcore.interface.registry import Registry
 from tapcore.opening.chain import abandon_disk
 from tapcore.opening.door import open_with
@@ -40,7 +40,7 @@ def open(
     *,
     readonly: bool | None = None,
     probe: bool = False,
-    parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    parents: Parents = (),
     cache: CacheMode = "writeback",
     lock: bool = True,
     filters: Sequence[str | Filter] = (),
@@ -61,8 +61,8 @@ def open(
         readonly: the same, as a truth; False to write.
         probe: let the drivers recognise the format of a name without a handle for writing too; what
             is then taken for a raw disk refuses writes that would make it look like another format.
-        parents: directories (or "any", "none") in which files named by the image may lie, besides
-            its own directory tree.
+        parents: directories (or "any", "none", or a `ReferencePolicy`) in which files named by the
+            image may lie, besides its own directory tree.
         cache: "writeback" through the page cache, "none" with O_DIRECT.
         lock: take QEMU-compatible locks; may be False only with `readonly`.
         filters: to wrap the drivers in, the first outermost: of each `NAME[:KEY=VALUE,...]`, for an
@@ -87,7 +87,6 @@ def open(
     name = os.fsdecode(name)
     readonly = _readonly(mode, readonly, name)
     _check_words(cache, filters, name)
-    words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
     if metadata_cache is not None and index(metadata_cache) < 0:
         raise UsageError("a cache cannot have less than 0 bytes", image=name)
     if not lock and not readonly:
@@ -99,7 +98,7 @@ def open(
     if copy_on_read and readonly:
         raise UsageError("what is read is copied only with readonly=False", image=name)
     access = Access(
-        ReferencePolicy.from_words(words),
+        parents,
         keys if isinstance(keys, Keys) else Keys.of(keys),
         metadata_cache,
         registry,
@@ -126,8 +125,8 @@ def open(
         opened = Disk(disk, _new_salvage() if salvage else None)
         if readonly and registry is None and not (keys or private or filters):
             how = {"cache": cache, "lock": lock, "snapshot": snapshot, "salvage": salvage}
-            again = _absolute(disk.image), [_absolute_word(os.fsdecode(word)) for word in words]
-            opened.opened_again_by(partial(_open_again, *again, metadata_cache, how))
+            again = _absolute(disk.image), access.references, metadata_cache
+            opened.opened_again_by(partial(_open_again, *again, how))
         return opened
     except BaseException:  # Ctrl-C, while nobody has it yet
         abandon_disk(disk)
@@ -159,12 +158,8 @@ def _absolute(image: DiskId) -> str:
     return f"{image.drivertype}:{os.path.abspath(name) if os.path.lexists(name) else name}"
 
 
-def _absolute_word(word: str) -> str:
-    return word if word in ("any", "none") else os.path.abspath(word)
-
-
 def _open_again(
-    name: str, parents: Sequence[str], metadata_cache: int | None, how: dict[str, Any]
+    name: str, parents: ReferencePolicy, metadata_cache: int | None, how: dict[str, Any]
 ) -> Disk:
     return open(name, "rb", parents=parents, metadata_cache=metadata_cache, **how)
 

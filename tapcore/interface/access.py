@@ -6,12 +6,12 @@ import attrs
 
 from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents, ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
 
 
-def _policy(given: ReferencePolicy | None) -> ReferencePolicy:
-    return ReferencePolicy() if given is None else given
+def _policy(given: Parents | None) -> ReferencePolicy:
+    return ReferencePolicy.of(given)
 
 
 def _keys(given: Keys | None) -> Keys:
@@ -27,7 +27,7 @@ class Access:
     """With what an image, its parents and its files are opened.
 
     Attributes:
-        references: which files an image may name; None: the default policy.
+        references: which files an image may name, as a policy or as `Parents`.
         keys: passphrases of encrypted images; None: none.
         metadata_cache: bytes for the tables of each image; None: the driver's own default.
         registry: the drivers; None: the installed ones.

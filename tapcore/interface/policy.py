@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import attrs
 
@@ -84,6 +85,15 @@ class ReferencePolicy:
     any: bool = False
     none: bool = False
     handles: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, parents: Parents | None) -> ReferencePolicy:
+        """As functions take it (`parents=`); None and nothing: the default."""
+        if isinstance(parents, ReferencePolicy):
+            return parents
+        if isinstance(parents, (str, bytes, os.PathLike)):
+            parents = (parents,)
+        return cls.from_words(parents or ())
 
     @classmethod
     def from_words(cls, words: Iterable[str | os.PathLike[str]]) -> ReferencePolicy:
@@ -168,6 +178,10 @@ class ReferencePolicy:
                 f"names '{printable(named)}', which is not a plain file name; it is never followed",
                 image=image.name,
             )
+
+
+Parents: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | ReferencePolicy
+"""What may be said of the files that an image names: directories, "any", "none", or a policy."""
 
 
 def _inside(path: str, tree: str) -> bool:

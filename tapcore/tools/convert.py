@@ -19,8 +19,9 @@ from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
+from tapcore.oldnames import renamed
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import guard_of
 from tapcore.tools.bitmaps import copy_bitmaps
@@ -61,6 +62,7 @@ class _Wish:
     bitmaps: bool
 
 
+@renamed(references="parents")
 def convert_image(
     source: ImageName,
     target: ImageName,
@@ -72,7 +74,7 @@ def convert_image(
     force: bool = False,
     keep_partial: bool = False,
     sync: bool = False,
-    references: ReferencePolicy | None = None,
+    parents: Parents = (),
     keys: Keys | None = None,
     filters: Sequence[str | Filter] = (),
     metadata_cache: int | None = None,
@@ -95,7 +97,7 @@ def convert_image(
         force: replace what is there.
         keep_partial: leave what was copied as `NAME.partial` when the work is stopped.
         sync: return when the copy is on disk, not only with the kernel.
-        references: which files the source may name.
+        parents: which files the source may name, as of `tapcore.open`.
         keys: passphrases of encrypted images, of the new one too.
         filters: around the drivers of the source, `NAME[:KEY=VALUE,...]`, the first outermost.
         metadata_cache: bytes for the tables of each image; None: the driver's default.
@@ -120,7 +122,7 @@ def convert_image(
         force=force,
         keep_partial=keep_partial,
         sync=sync,
-        access=Access(references, keys, metadata_cache, registry),
+        access=Access(parents, keys, metadata_cache, registry),
         filters=tuple(filters),
         progress=progress,
         salvage=salvage,

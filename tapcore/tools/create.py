@@ -21,8 +21,9 @@ from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
+from tapcore.oldnames import renamed
 from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, recorded_name, split_name
 from tapcore.opening.ondisk import names_disk
 from tapcore.sizes import checked_size, format_size
@@ -34,6 +35,7 @@ from tapcore.tools.openimage import open_image
 log = logging.getLogger(__name__)
 
 
+@renamed(references="parents")
 def create_image(
     name: ImageName,
     size: int | str | None = None,
@@ -41,7 +43,7 @@ def create_image(
     parent: ImageName = "",
     options: Mapping[str, str | os.PathLike[str]] | None = None,
     force: bool = False,
-    references: ReferencePolicy | None = None,
+    parents: Parents = (),
     keys: Keys | None = None,
     registry: Registry | None = None,
 ) -> DiskId:
@@ -54,7 +56,7 @@ def create_image(
             counts from the new image's directory, since it is recorded as it is given.
         options: the format's own (`-o`).
         force: replace what is there.
-        references: which files the parent may name in turn.
+        parents: which files the parent may name in turn, as of `tapcore.open`.
         keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
 
@@ -64,7 +66,7 @@ def create_image(
     Raises:
         TapError: with the image's name; nothing was made.
     """
-    access = Access(references, keys, registry=registry)
+    access = Access(parents, keys, registry=registry)
     parent = os.fsdecode(parent)
     count = None if size is None else checked_size(size, os.fsdecode(name))
     with new_image(

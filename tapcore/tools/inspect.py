@@ -20,9 +20,10 @@ from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
 from tapcore.interface.distrust import expected
 from tapcore.interface.options import DiskId
-from tapcore.interface.policy import ReferencePolicy, has_protocol
+from tapcore.interface.policy import Parents, ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Finding, Inspection
+from tapcore.oldnames import renamed
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import odd_name, recognise, refusal
 
@@ -91,15 +92,16 @@ class InspectedImage:
         }
 
 
+@renamed(references="parents")
 def inspect_image(
-    name: ImageName, *, references: ReferencePolicy | None = None, registry: Registry | None = None
+    name: ImageName, *, parents: Parents = (), registry: Registry | None = None
 ) -> InspectedImage:
     """Look at one file.
 
     Args:
         name: `[HANDLE:]PATH`; without a handle the content decides.
-        references: which directories it may name files in without that being a danger; its own is
-            not among them, and None allows nothing: beside it lie other strangers' images.
+        parents: which directories it may name files in without that being a danger, as of
+            `tapcore.open`; its own is not among them: beside it lie other strangers' images.
         registry: drivers to use instead of the installed ones.
 
     Raises:
@@ -114,7 +116,7 @@ def inspect_image(
     except (TapError, OSError) as exc:
         raise open_error(exc, os.fsdecode(name)) from None
     try:
-        return _inspect(fd, disk_id, references or ReferencePolicy(none=True), registry)
+        return _inspect(fd, disk_id, ReferencePolicy.of(parents or "none"), registry)
     except (TapError, OSError) as exc:
         raise open_error(exc, disk_id.name) from None
     finally:

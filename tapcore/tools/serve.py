@@ -16,7 +16,7 @@ from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.nbd.budget import BUDGET
 from tapcore.nbd.constants import MAX_STRING
@@ -24,6 +24,7 @@ from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import Address
 from tapcore.nbd.server import MAX_CONNECTIONS, Encryption, NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
+from tapcore.oldnames import renamed
 from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName
 from tapcore.tools.givennames import given_image
@@ -33,15 +34,16 @@ from tapcore.views.store import Room
 log = logging.getLogger(__name__)
 
 
+@renamed(references="parents", read_only="readonly")
 def nbd_server(
     images: Sequence[ImageName],
     address: Address,
     *,
     names: Sequence[str] = (),
-    read_only: bool = False,
+    readonly: bool = False,
     cache: CacheMode = "writeback",
     metadata_cache: int | None = None,
-    references: ReferencePolicy | None = None,
+    parents: Parents = (),
     keys: Keys | None = None,
     filters: Sequence[str | Filter] = (),
     signals: Iterable[int] = (),
@@ -59,10 +61,10 @@ def nbd_server(
         address: where to listen.
         names: of the exports, one for each image; without them a single image is the default
             export, and several are named as their files are.
-        read_only: open and offer them for reading only.
+        readonly: open and offer them for reading only.
         cache: "writeback" or "none".
         metadata_cache: bytes for the tables of each image; None: the driver's default.
-        references: which files the images may name.
+        parents: which files the images may name, as of `tapcore.open`.
         keys: passphrases of encrypted images.
         filters: around the drivers of each image, `NAME[:KEY=VALUE,...]`, the first outermost.
         signals: that stop the server cleanly from the moment on when it listens, as by
@@ -79,7 +81,7 @@ def nbd_server(
             nothing is left open.
     """
     encryption = None if tls is None else _encryption(tls)
-    access = Access(references, keys, metadata_cache, registry, tuple(filters))
+    access = Access(parents, keys, metadata_cache, registry, tuple(filters))
     names = _export_names(images, names, access.registry)
     opened = partial(
         open_chain,
@@ -90,7 +92,7 @@ def nbd_server(
     disks: list[TdState] = []
     try:
         for image in images:
-            disks.append(_open(image, opened, read_only=read_only or overlay is not None))
+            disks.append(_open(image, opened, readonly=readonly or overlay is not None))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         return NbdServer(
             Exports(exports) if overlay is None else _views(exports, overlay, access),
@@ -146,9 +148,9 @@ def _encryption(options: TlsOptions) -> Encryption:
     return Encryption(Credentials(options))
 
 
-def _open(image: ImageName, opened: Callable[..., TdState], *, read_only: bool) -> TdState:
+def _open(image: ImageName, opened: Callable[..., TdState], *, readonly: bool) -> TdState:
     """For writing, unless that is not wanted or the device cannot be written."""
-    if not read_only:
+    if not readonly:
         try:
             return opened(image, writing=True)
         except ReadOnlyDeviceError as exc:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Literal
 
@@ -12,7 +12,7 @@ from tapcore.errors import ClosedError, ReadOnlyError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode, DiskId
-from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import ImageName
 from tapcore.tools.commit import grow
@@ -53,15 +53,14 @@ class Template:
         directory: str | os.PathLike[str] = "",
         limit: int | None = None,
         writable: bool = False,
-        parents: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        parents: Parents = (),
         cache: CacheMode = "writeback",
         keys: bytes | Mapping[str, bytes] | Mapping[os.PathLike[str], bytes] | Keys | None = None,
         metadata_cache: int | None = None,
         registry: Registry | None = None,
     ) -> None:
-        words = (parents,) if isinstance(parents, (str, bytes, os.PathLike)) else parents
         self.access = Access(
-            ReferencePolicy.from_words(words),
+            parents,
             keys if isinstance(keys, Keys) else Keys.of(keys),
             metadata_cache,
             registry,

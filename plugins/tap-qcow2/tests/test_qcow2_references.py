@@ -179,7 +179,7 @@ def test_a_file_beside_it_is_another_tenants(tmp_path: Path) -> None:
         assert [f.code for f in inspect_image(image).findings if f.severity == "danger"] == [
             "names-file"
         ]
-        assert inspect_image(image, references=here).verdict == "harmless"
+        assert inspect_image(image, parents=here).verdict == "harmless"
 
 
 def test_info_counts_the_external_data_file(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_partitioned_device_over_plain_files(tmp_path: Path, content: bytes) -
     image.write_bytes(descriptor("partitionedDevice", ['RW 1 FLAT "/dev/sda" 63']))
     with pytest.raises(tapcore.ReferencePolicyError, match="/dev/sda"):
         reads(image)
-    assert inspect_image(str(image), references=home(tmp_path)).dangerous
+    assert inspect_image(str(image), parents=home(tmp_path)).dangerous
 
 
 ENCODINGS = {
@@ -260,7 +260,7 @@ def test_names_in_every_encoding(tmp_path: Path, encoding: str, key: str) -> Non
         disk.pwrite(0, b"M")
     assert meant.read_bytes() == b"M" + b"m" * 511
     assert raw + b".vmdk" in image.read_bytes(), "what the descriptor says is kept byte for byte"
-    seen = inspect_image(str(image), references=tapcore.ReferencePolicy(("/",)))
+    seen = inspect_image(str(image), parents=tapcore.ReferencePolicy(("/",)))
     assert seen.references == (("extent", f"{word}.vmdk"),)
     assert not seen.dangerous, seen.findings
     extents = image_info(str(image))[0].format["extents"]
@@ -323,7 +323,7 @@ def test_inspect_shows_every_parent_that_some_program_would_open(
             b"# Extent", HINTS[hint].encode() + b"\n# Extent"
         )
     )
-    seen = inspect_image(str(image), references=home(tmp_path))
+    seen = inspect_image(str(image), parents=home(tmp_path))
     assert ("parent", "/etc/passwd") in seen.references
     assert seen.dangerous
 
@@ -349,7 +349,7 @@ def test_inspect_looks_where_qemu_looks_for_a_parent(tmp_path: Path, kind: str) 
         check=True,
     )
     assert json.loads(done.stdout)["backing-filename"] == "/etc/passwd"
-    seen = inspect_image(f"vmdk:{image}", references=home(tmp_path))
+    seen = inspect_image(f"vmdk:{image}", parents=home(tmp_path))
     assert ("parent", "/etc/passwd") in seen.references
     assert seen.dangerous
 

@@ -93,7 +93,7 @@ def test_inspect_shows_what_qemu_would_follow(tmp_path: Path, rng: random.Random
         outside = [each for each in (*extents(text), parent(text)) if each.startswith(b"/")]
         image.write_bytes(raw)
         try:
-            seen = inspect_image(f"vmdk:{image}", references=home)
+            seen = inspect_image(f"vmdk:{image}", parents=home)
         except tapcore.TapError:
             continue
         if outside:

@@ -48,7 +48,7 @@ def test_the_true_size_is_the_one_in_the_extent_line(
     image = virtualbox(tmp_path, content)
     assert reads(image) == content
     assert image_info(f"vmdk:{image}")[0].virtual_size == len(content)
-    assert inspect_image(f"vmdk:{image}", references=NONE).virtual_size == len(content)
+    assert inspect_image(f"vmdk:{image}", parents=NONE).virtual_size == len(content)
     before = image.read_bytes()
     for repair in ("", "leaks", "all"):
         found = check_image(f"vmdk:{image}", repair=repair)
@@ -128,7 +128,7 @@ def test_flat_content_behind_its_own_descriptor(tmp_path: Path, rng: random.Rand
     image = flat_inside(tmp_path, content)
     assert reads(image) == content
     assert check_image(f"vmdk:{image}").corruptions == 0
-    seen = inspect_image(f"vmdk:{image}", references=NONE)
+    seen = inspect_image(f"vmdk:{image}", parents=NONE)
     assert not seen.dangerous
     assert not seen.references, "it names no other file"
     assert image_info(f"vmdk:{image}")[0].disk_size >= len(content)
@@ -155,7 +155,7 @@ def test_flat_content_in_a_renamed_file_is_not_taken_from_another(tmp_path: Path
     image.rename(tmp_path / "other.vmdk")
     with pytest.raises(tapcore.TapError, match=r"inside\.vmdk' does not exist"):
         reads(tmp_path / "other.vmdk")
-    assert inspect_image(f"vmdk:{tmp_path}/other.vmdk", references=NONE).dangerous
+    assert inspect_image(f"vmdk:{tmp_path}/other.vmdk", parents=NONE).dangerous
 
 
 # ---- parents that have moved ---------------------------------------------------------------------
@@ -359,4 +359,4 @@ def test_paths_of_windows_are_judged_as_windows_follows_them(
     image = tmp_path / "disk.vmdk"
     image.write_bytes(descriptor("monolithicFlat", [f'RW 1 FLAT "{name}" 0']))
     policy = tapcore.ReferencePolicy((str(tmp_path),))
-    assert inspect_image(f"vmdk:{image}", references=policy).dangerous is not fine
+    assert inspect_image(f"vmdk:{image}", parents=policy).dangerous is not fine

@@ -127,7 +127,7 @@ def command(
                 keep_partial=keep_partial,
                 sync=sync,
                 metadata_cache=metadata_cache,
-                references=access.references,
+                parents=access.references,
                 keys=access.keys,
                 filters=filters,
                 progress=tell,

@@ -60,7 +60,7 @@ def command(
         parent=parent,
         options=options,
         force=force,
-        references=access.references,
+        parents=access.references,
         keys=access.keys,
     )
     if not quiet:

@@ -59,7 +59,7 @@ def command(
     formats: str,
     time_limit: float | None,
     as_json: bool,
-    references: ReferencePolicy,
+    parents: ReferencePolicy,
 ) -> int:
     """Look at an IMAGE from a stranger, or at several.
 
@@ -72,7 +72,7 @@ def command(
 
     def look(image: str) -> Answer:
         with ended_after(time_limit, image):
-            found = admission.judge(inspect_image(image, references=references))
+            found = admission.judge(inspect_image(image, parents=parents))
         if not as_json:
             _print(found)
         if found.verdict != "unknown":
