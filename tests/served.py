@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -148,6 +148,7 @@ def served(
     slow: float | None = None,
     quiet: bool = True,
     cwd: Path | None = None,
+    program: Sequence[object] = (TAPDISK,),
 ) -> Iterator[Served]:
     """A server, ready; stopped at the end.
 
@@ -158,8 +159,9 @@ def served(
         slow: the driver `slow:` is there, and takes so many seconds for everything; so is `stuck:`.
         quiet: it may say nothing on standard error.
         cwd: where it runs.
+        program: what is run instead of `tapdisk`, with these first arguments.
     """
-    command: list[object] = [TAPDISK]
+    command = [*program]
     environment = dict(os.environ)
     if changes or slow is not None:
         listed = " ".join(f"{name}={value}" for name, value in (changes or {}).items())

@@ -126,20 +126,23 @@ class SocketFile:
 
     Args:
         path: of the socket that was just made; "" where there is none.
+
+    Attributes:
+        path: as given.
     """
 
-    __slots__ = ("_identity", "_path")
+    __slots__ = ("_identity", "path")
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._identity = identity_of(path, follow=False) if path else None
 
     def remove(self) -> None:
         """Nobody shall come any more."""
         ours, self._identity = self._identity, None
-        if ours is not None and identity_of(self._path, follow=False) == ours:
+        if ours is not None and identity_of(self.path, follow=False) == ours:
             with suppress(OSError):
-                os.unlink(self._path)
+                os.unlink(self.path)
 
 
 def address_of(sock: socket.socket) -> UnixAddress | TcpAddress | VsockAddress:

@@ -141,6 +141,16 @@ class NbdServer:
             self._loop.add(hangups.fileno(), lambda _: hangups.heard())
         self._signals = StopSignals(self._stop_soon, numbers)
 
+    def renew_threads(self) -> None:
+        """Let the thread that waits for signals be a new one, with the caller's rights by now."""
+        if self._signals is not None:
+            self._signals.renew_thread()
+
+    @property
+    def socket_files(self) -> tuple[str, ...]:
+        """Paths of the sockets that it removes at its end."""
+        return (self._place.path,) if self._place.path else ()
+
     def stop_when(self, fd: int) -> None:
         """Stop cleanly as soon as a descriptor is readable."""
 

@@ -70,18 +70,21 @@ class PidFile:
     Args:
         path: where; what is there is replaced.
 
+    Attributes:
+        path: absolute.
+
     Raises:
         UsageError: it cannot be written.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(path)
+        self.path = os.path.abspath(path)
         self._content = f"{os.getpid()}\n"
-        beside = f"{self._path}.{os.getpid()}"
+        beside = f"{self.path}.{os.getpid()}"
         try:
             with open(beside, "x", encoding="ascii") as file:
                 file.write(self._content)
-            os.replace(beside, self._path)  # never half of a number
+            os.replace(beside, self.path)  # never half of a number
         except OSError as exc:
             with suppress(OSError):
                 os.unlink(beside)
@@ -90,7 +93,7 @@ class PidFile:
     def remove(self) -> None:
         """At the end, unless another has its own there by now."""
         with suppress(OSError, ValueError):
-            with open(self._path, encoding="ascii") as file:
+            with open(self.path, encoding="ascii") as file:
                 ours = file.read() == self._content
             if ours:
-                os.unlink(self._path)
+                os.unlink(self.path)

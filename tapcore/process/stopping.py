@@ -12,6 +12,12 @@ from typing import Any, Final
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+_RELIEF: Final = signal.SIGRTMAX
+"""Tells the thread that waits that another one does so from now on."""
+
+_LOOK_SECONDS: Final = 0.02
+"""Between two looks whether it has ended, or has heard a signal before."""
+
 
 class StopSignals:
     """From now on these signals are waited for by a thread, until `close` (main thread only).
@@ -38,19 +44,46 @@ class StopSignals:
         self._heard = self._closed = False
         self._waiting = True
         self._over = threading.Event()
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._numbers, _RELIEF})
         self._before: dict[int, Any] = {n: signal.getsignal(n) for n in self._numbers}
         for number in self._numbers:
             signal.signal(number, self._handle)
-        self._thread = threading.Thread(target=self._wait, name="tapcore-stop", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError as exc:
+            self._thread = self._new_thread()
+        except OSError:
             self._restore()
+            raise
+
+    def _new_thread(self) -> threading.Thread:
+        thread = threading.Thread(target=self._wait, name="tapcore-stop", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
             raise OSError(errno.EAGAIN, str(exc)) from None
+        return thread
+
+    def renew_thread(self) -> None:
+        """Let a new thread wait: it has the rights that its caller, the main thread, has by now.
+
+        No signal is missed meanwhile, since none is let in. One that was heard before has its way.
+
+        Raises:
+            OSError: EAGAIN, no thread can be started: no signal is heard any more.
+        """
+        old = self._thread
+        if self._heard:
+            return
+        signal.pthread_kill(old.ident or 0, _RELIEF)
+        while old.is_alive() and self._waiting:
+            old.join(_LOOK_SECONDS)
+        if self._waiting:
+            self._thread = self._new_thread()
 
     def _wait(self) -> None:
-        signal.sigwait(self._numbers)
+        # the main thread may have let them in, after one that it has heard itself
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*self._numbers, _RELIEF})
+        if signal.sigwait({*self._numbers, _RELIEF}) == _RELIEF:
+            return
         with self._changing:
             self._waiting = False
         self._first()

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import SimpleQueue
 from time import sleep
 from typing import Any, Final
@@ -24,6 +24,11 @@ _IDLE_THREADS: Final = 8
 
 _ABANDONED_SECONDS: Final = 0.001
 """Between two looks whether threads have ended with what is abandoned."""
+
+_THREAD_NAME: Final = "tapcore-io"
+
+_END_SECONDS: Final = 1.0
+"""How long a thread is waited for that is to end: a disk may never let it go."""
 
 Task = tuple[Callable[..., int], tuple[Any, ...], "Completions | None", Any]
 
@@ -97,24 +102,43 @@ class WorkerPool:
 
     def _start_thread(self) -> None:
         try:
-            threading.Thread(target=self._run, name="tapcore-io", daemon=True).start()
+            threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True).start()
         except RuntimeError as exc:  # no more threads: those that there are must do
             if not self._threads:
                 raise OSError(errno.EAGAIN, str(exc)) from None
         else:
             self._threads += 1
 
+    def end_threads(self) -> None:
+        """Let all threads end when they have done what was put before, and wait for that."""
+        with self._lock:
+            begun, self._threads = self._threads, 0
+        for _ in range(begun):
+            self._tasks.put((_end_this_thread, (), None, None))
+        for thread in threading.enumerate():
+            if thread.name == _THREAD_NAME:
+                thread.join(_END_SECONDS)
+
     def _run(self) -> None:
         # they are for a thread that looks after them; this one may wait for a disk for ever
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         get = self._tasks.get
-        while True:
-            do_task(*get())  # holds no buffer while idle
-            with self._lock:
-                self._unfinished -= 1
-                if self._threads - self._unfinished > _IDLE_THREADS:
-                    self._threads -= 1
-                    return
+        with suppress(_EndOfThread):
+            while True:
+                do_task(*get())  # holds no buffer while idle
+                with self._lock:
+                    self._unfinished -= 1
+                    if self._threads - self._unfinished > _IDLE_THREADS:
+                        self._threads -= 1
+                        return
+
+
+class _EndOfThread(BaseException):
+    """Of a worker, asked for by a task."""
+
+
+def _end_this_thread() -> int:
+    raise _EndOfThread
 
 
 def do_task(
@@ -207,3 +231,15 @@ def shared_pool() -> WorkerPool:
     if _pool is None or _pool[0] != os.getpid():
         _pool = (os.getpid(), WorkerPool())
     return _pool[1]
+
+
+def end_idle_threads() -> None:
+    """Let the pool's threads end, and new ones do what comes next: they have the caller's rights.
+
+    Called where no work is under way that never ends; a thread that stays is left to itself.
+    """
+    global _pool
+    if _pool is None or _pool[0] != os.getpid():
+        return
+    pool, _pool = _pool[1], None
+    pool.end_threads()

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import attrs
 
@@ -98,6 +98,8 @@ class Stats(Filter):
 
     def __init__(self, *, file: str = "") -> None:
         self._file = file
+        self._out: TextIO | None = None
+        self._open = 0
         self.images: dict[str, dict[str, Tally]] = {}
         if file:
             open(file, "a", encoding="utf-8").close()
@@ -128,15 +130,25 @@ class Stats(Filter):
             for name, tallies in self.images.items()
         }
 
+    def opened(self, dd: DiskDriver[Any]) -> None:
+        """From now on the file stays open: a process that is confined opens none any more."""
+        self._open += 1
+        if self._file and self._out is None:
+            self._out = open(self._file, "a", encoding="utf-8")  # noqa: SIM115
+
     def closed(self, dd: DiskDriver[Any]) -> None:
         """Tell of the image."""
+        self._open -= 1
         found = self.as_dict().get(dd.name, {})
-        if not self._file:
+        if self._out is None:
             for op, row in found.items():
                 print(_line(dd.name, op, row), file=sys.stderr)
             return
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"image": dd.name, "operations": found}) + "\n")
+        self._out.write(json.dumps({"image": dd.name, "operations": found}) + "\n")
+        self._out.flush()
+        if not self._open:
+            self._out.close()
+            self._out = None
 
 
 def _line(image: str, op: str, row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import click
 
@@ -40,6 +41,10 @@ from tapcore.process.captive import Captive
 from tapcore.process.parent import end_with_parent
 from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.tools.serve import Overlay, nbd_server
+
+if TYPE_CHECKING:
+    from tapcore.process.confinement import User
+    from tapcore.tools.confined import ConfinedServer
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +165,17 @@ LEAST_MEMORY = 64 << 20
     shell_complete=completes("file"),
     help="Pre-shared keys instead of certificates, NAME:KEY a line, as psktool writes them.",
 )
+@click.option(
+    "--confine",
+    is_flag=True,
+    help="Once it is ready, give up all other files, new programs, sockets and processes: Landlock "
+    "and seccomp, as far as the kernel has them.",
+)
+@click.option(
+    "--user",
+    metavar="NAME",
+    help="With --confine, as root: go on as this user, who has to be able to read the files again.",
+)
 @filter_option
 @cache_option
 @metadata_cache_option
@@ -187,6 +203,8 @@ def command(
     tls_verify_peer: bool,
     subjects: tuple[str, ...],
     tls_psk: str | None,
+    confine: bool,
+    user: str | None,
     filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
@@ -201,6 +219,12 @@ def command(
         raise click.UsageError("--fork does not go with --run and --exit-with-parent")
     if max_memory < LEAST_MEMORY:
         raise click.UsageError("--max-memory has to be 64M at least: one request may have 32M")
+    if confine and captive is not None:
+        raise click.UsageError("--confine does not go with --run: the command could not be ended")
+    if user is not None and not confine:
+        raise click.UsageError("--user needs --confine")
+    whose = None if user is None else _user(user)
+    encryption = _tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk)
     views = _overlay(overlay, overlay_dir, overlay_limit, keep, read_only=read_only)
     if exit_with_parent:
         end_with_parent()
@@ -218,17 +242,22 @@ def command(
             keys=access.keys,
             filters=filters,
             signals=STOP_SIGNALS,
-            tls=_tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk),
+            tls=encryption,
             max_connections=max_connections,
             idle_seconds=idle_timeout,
             overlay=views,
             max_memory=max_memory,
         )
-        return _serve(server, captive, ready, pid_file)
+        confined = _confined(server, views, encryption, whose) if confine else None
+        return _serve(server, captive, ready, pid_file, confined)
 
 
 def _serve(
-    server: NbdServer, command: str | None, ready: Callable[[], None] | None, pid_file: str | None
+    server: NbdServer,
+    command: str | None,
+    ready: Callable[[], None] | None,
+    pid_file: str | None,
+    confined: ConfinedServer | None,
 ) -> int:
     """Tell where it is, and serve; returns the exit status."""
     captive: Captive | None = None
@@ -250,14 +279,32 @@ def _serve(
         _end(server, captive, written)
         raise
     try:
-        return _end(server, captive, written)
+        if confined is not None:
+            confined.files = [] if written is None else [written.path]
+        return _end(confined or server, captive, written)
     except TapError as exc:
         if ready is not None:  # who would print it has no terminal any more
             log.error("%s", exc)
         raise
 
 
-def _end(server: NbdServer, captive: Captive | None, written: PidFile | None) -> int:
+def _user(name: str) -> User:
+    from tapcore.process.confinement import User  # costs an import of ctypes
+
+    return User.named(name)
+
+
+def _confined(
+    server: NbdServer, views: Overlay | None, encryption: TlsOptions | None, user: User | None
+) -> ConfinedServer:
+    from tapcore.tools.confined import ConfinedServer
+
+    return ConfinedServer(server, views, encryption, user)
+
+
+def _end(
+    server: NbdServer | ConfinedServer, captive: Captive | None, written: PidFile | None
+) -> int:
     try:
         server.run()
     finally:
