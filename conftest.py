@@ -5,9 +5,11 @@ Run again with ``TAPCORE_SEED=<the seed printed>`` to see the same again.
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from warmstart import WarmStarts
 
 SEED = pytest.StashKey[int]()
 
@@ -26,6 +28,22 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TAPCORE_SEED"] = str(seed)  # for the test kit, and for pytest run by a test
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
+    """What the tests start as `tapdisk` starts warm."""
+    if os.environ.get("TAPCORE_COLD") or _runs_none(session.config):
+        return (yield)
+    warm = WarmStarts()
+    try:
+        return (yield)
+    finally:
+        warm.end()
+
+
+def _runs_none(config: pytest.Config) -> bool:
+    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
