@@ -5,11 +5,16 @@ Run again with ``TAPCORE_SEED=<the seed printed>`` to see the same again.
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 from warmstart import WarmStarts
+
+# Else each of the hundreds of processes of a run would compile everything anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 SEED = pytest.StashKey[int]()
 
