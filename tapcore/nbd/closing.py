@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tapcore.engine.loop import Deadline, Loop
@@ -26,7 +26,7 @@ class Closing:
     """Closes disks, each as soon as it has answered all, whatever the others do.
 
     Args:
-        loop: in which they are polled; nothing else may be.
+        loop: in which they are polled.
         disks: what is to be closed.
         views: of these disks: none of those is closed before all of these are.
     """
@@ -38,9 +38,12 @@ class Closing:
         self._views = list(views)
         self._disks = list(disks)
         self._errors: dict[PolledDisk, TapError] = {}
+        self._patience = Deadline(0.0)
+        self._named = False
+        self._done: Callable[[list[TapError]], object] | None = None
 
     def run(self, named_after: float) -> list[TapError]:
-        """Close them; a disk that was broken off at once.
+        """Close them, where nothing else is served by the loop; a disk that was broken off at once.
 
         Args:
             named_after: seconds after which those are named that have not answered.
@@ -48,38 +51,63 @@ class Closing:
         Returns:
             What went wrong, at most once for each disk. One that never answers is one of them.
         """
+        ended: list[list[TapError]] = []
+        self._loop.after_batch = []
+        self.begin(named_after, ended.append)
+        while not ended:
+            self._loop.run_once()
+        return ended[0]
+
+    def begin(self, named_after: float, done: Callable[[list[TapError]], object]) -> None:
+        """As `run`, while the loop goes on for others; `done` is called once, with the errors."""
         for disk in self._left():
             if disk.engine.broken_off:
                 self._close(disk)
         for disk in self._left():
             disk.flush(self._errors.setdefault)
-        self._loop.after_batch = [self._turn]
-        if not self._wait(named_after):
-            for disk in self._left():
-                if disk.engine.in_flight:
-                    log.warning(_LATE, disk.name, disk.engine.in_flight)
-            if not self._wait(GIVE_UP_SECONDS):
-                self._give_up()
-        return list(self._errors.values())
+        self._patience, self._done = Deadline(named_after), done
+        self._loop.timeouts = [*self._loop.timeouts, self._next_look]
+        self._loop.after_batch = [*self._loop.after_batch, self._step]
+        self._look()
 
     def _left(self) -> list[PolledDisk]:
         return self._views + self._disks
 
-    def _turn(self) -> None:
+    def _next_look(self) -> float:
+        return self._patience.left
+
+    def _step(self) -> None:
         for disk in self._left():
             disk.engine.turn()
+        self._look()
 
-    def _wait(self, seconds: float) -> bool:
-        """Close what has answered, for so long at most; returns whether that is all."""
-        patience = Deadline(seconds)
-        while True:
-            for some in (self._views, self._disks):
-                if some is self._views or not self._views:
-                    for disk in [each for each in some if not each.engine.in_flight]:
-                        self._close(disk)
-            if not self._left() or patience.passed:
-                return not self._left()
-            self._loop.run_once(patience.left)
+    def _look(self) -> None:
+        """Close what has answered; the others are named, and after more time given up."""
+        for some in (self._views, self._disks):
+            if some is self._views or not self._views:
+                for disk in [each for each in some if not each.engine.in_flight]:
+                    self._close(disk)
+        if self._left() and self._patience.passed:
+            if self._named:
+                self._give_up()
+            else:
+                self._name_them()
+        if not self._left():
+            self._end()
+
+    def _name_them(self) -> None:
+        self._named, self._patience = True, Deadline(GIVE_UP_SECONDS)
+        for disk in self._left():
+            if disk.engine.in_flight:
+                log.warning(_LATE, disk.name, disk.engine.in_flight)
+
+    def _end(self) -> None:
+        done, self._done = self._done, None
+        if done is None:  # an answer that came while it ended
+            return
+        self._loop.timeouts = [each for each in self._loop.timeouts if each != self._next_look]
+        self._loop.after_batch = [each for each in self._loop.after_batch if each != self._step]
+        done(list(self._errors.values()))
 
     def _close(self, disk: PolledDisk) -> None:
         (self._views if disk in self._views else self._disks).remove(disk)
@@ -94,3 +122,4 @@ class Closing:
             disk.unpoll()
             error = IOFailedError(_GIVEN_UP, image=disk.name, errno=errno.ETIMEDOUT)
             self._errors.setdefault(disk, error)
+        self._views, self._disks = [], []

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -32,7 +32,7 @@ from tapcore.nbd.listening import (
 )
 from tapcore.nbd.polled import PolledDisk
 from tapcore.nbd.startstls import StartsTls
-from tapcore.process.hangups import HangUps
+from tapcore.process.heard import HeardSignals
 from tapcore.process.stopping import STOP_SIGNALS, StopSignals
 from tapcore.process.watchdog import Watchdog
 
@@ -68,6 +68,10 @@ class NbdServer:
         max_connections: clients at a time.
         idle_seconds: it stops when nobody was connected for so long; None: it does not.
         max_memory: bytes for the requests of all clients together.
+        loop: of somebody else, who runs it, and in which others may be at work too; such a server
+            has no `run` and no signals. None: one of its own.
+        ended: told once when a server in somebody's loop has ended, after `stop`, and what went
+            wrong then.
 
     Raises:
         TapError: the address cannot be used.
@@ -83,18 +87,22 @@ class NbdServer:
         max_connections: int = MAX_CONNECTIONS,
         idle_seconds: float | None = None,
         max_memory: int = BUDGET,
+        loop: Loop | None = None,
+        ended: Callable[[list[TapError]], object] | None = None,
     ) -> None:
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
         self._disks: list[PolledDisk] = []
         self._clients = Clients(Budget(max_memory))
-        self._loop = Loop()
+        self._own_loop = loop is None
+        self._loop = Loop() if loop is None else loop
+        self._ended = ended
         self._place = SocketFile("")
         self._signals: StopSignals | None = None
         self._watchdog = Watchdog(self._busy_disks, STOP_SECONDS, GIVE_UP_SECONDS)
         self._asked = -1
         self._encryption = encryption
-        self._hangups: HangUps | None = None
+        self._hangups: HeardSignals | None = None
         if signals:
             self.stop_on_signals(signals)
         try:
@@ -102,7 +110,7 @@ class NbdServer:
             self.addresses = [address_of(each) for each in self._listeners]
         except BaseException:
             self._forget_signals()
-            self._loop.close()
+            self._close_loop()
             raise
         if isinstance(address, UnixAddress):
             self.addresses = [address]
@@ -117,10 +125,20 @@ class NbdServer:
         for listener in self._listeners:
             self._loop.add(listener.fileno(), partial(self._accept, listener))
         self._disks += [PolledDisk(self._loop, engine) for engine in self._engines]
-        self._loop.timeouts += [partial(_timeout, engine) for engine in self._engines]
+        self._timeouts = [partial(_timeout, engine) for engine in self._engines]
         exports.begin(self._loop)
-        self._loop.timeouts.append(self._next_deadline)
+        self._loop.timeouts += [*self._timeouts, self._next_deadline]
         self._loop.after_batch.append(self._after_batch)
+
+    @property
+    def exports(self) -> Exports:
+        """What it serves."""
+        return self._exports
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients.all)
 
     def uris(self) -> list[str]:
         """The NBD URI of each export, of each socket."""
@@ -137,7 +155,8 @@ class NbdServer:
         self._loop.add(self._asked, lambda _: self.stop())
         if self._encryption is not None:
             numbers = set(numbers) - {signal.SIGHUP}
-            self._hangups = hangups = HangUps(self._encryption.reload)
+            hangups = HeardSignals({signal.SIGHUP: self._encryption.reload})
+            self._hangups = hangups
             self._loop.add(hangups.fileno(), lambda _: hangups.heard())
         self._signals = StopSignals(self._stop_soon, numbers)
 
@@ -288,7 +307,7 @@ class NbdServer:
         if self._stopping is None:
             self._listen_again()
         elif self._stopping.passed or not any(c.busy for c in clients.all):
-            self._loop.stop()
+            self._loop.stop() if self._own_loop else self._leave()
 
     def _next_deadline(self) -> float | None:
         if self._clients.unfinished:
@@ -305,20 +324,41 @@ class NbdServer:
 
     # ---- the end ----------------------------------------------------------------------------
 
-    def _release(self) -> list[TapError]:
-        """Close everything; returns what went wrong."""
+    def _let_go(self) -> Closing:
+        """Nobody is served any more."""
         self._stopping = self._stopping or Deadline(0.0)
         for connection in list(self._clients.all):
             connection.drop()
-        self._loop.timeouts.remove(self._next_deadline)
+        loop = self._loop
+        loop.timeouts = [each for each in loop.timeouts if each != self._next_deadline]
+        loop.after_batch = [each for each in loop.after_batch if each != self._after_batch]
         for listener in self._listeners:
             listener.close()
         self._place.remove()
-        errors = Closing(self._loop, self._disks, self._exports.views()).run(STOP_SECONDS)
+        return Closing(loop, self._disks, self._exports.views())
+
+    def _release(self) -> list[TapError]:
+        """Close everything; returns what went wrong."""
+        errors = self._let_go().run(STOP_SECONDS)
         errors += self._exports.finish()
-        self._loop.close()
+        self._close_loop()
         self._forget_signals()
         return errors
+
+    def _leave(self) -> None:
+        """As `_release`, while the loop goes on for others."""
+        self._let_go().begin(STOP_SECONDS, self._left)
+
+    def _left(self, errors: list[TapError]) -> None:
+        timeouts = [each for each in self._loop.timeouts if each not in self._timeouts]
+        self._loop.timeouts = timeouts
+        errors = errors + self._exports.finish()
+        if self._ended is not None:
+            self._ended(errors)
+
+    def _close_loop(self) -> None:
+        if self._own_loop:
+            self._loop.close()
 
     def _forget_signals(self) -> None:
         if self._hangups is not None:

@@ -207,6 +207,8 @@ class Views(Exports):
 
     def finish(self) -> list[TapError]:
         """Wait for what is being kept."""
+        if self._loop is not None:
+            self._loop.timeouts = [t for t in self._loop.timeouts if t != self._timeout]
         return [] if self._keeper is None else self._keeper.finish()
 
 

@@ -10,7 +10,8 @@ from functools import partial
 
 import attrs
 
-from tapcore.errors import NotWritableError, ReadOnlyDeviceError, UsageError
+from tapcore.engine.loop import Loop
+from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
@@ -53,6 +54,8 @@ def nbd_server(
     idle_seconds: float | None = None,
     overlay: Overlay | None = None,
     max_memory: int = BUDGET,
+    loop: Loop | None = None,
+    ended: Callable[[list[TapError]], object] | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -75,6 +78,8 @@ def nbd_server(
         idle_seconds: it stops when nobody was connected for so long; None: it does not.
         overlay: the images are opened for reading, and clients write into views; None: they do not.
         max_memory: bytes for the requests of all clients together.
+        loop: of somebody else, who runs it; None: the server's own.
+        ended: told when a server in somebody's loop has ended; see `NbdServer`.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -102,6 +107,8 @@ def nbd_server(
             max_connections=max_connections,
             idle_seconds=idle_seconds,
             max_memory=max_memory,
+            loop=loop,
+            ended=ended,
         )
     except BaseException as exc:
         for disk in disks:
