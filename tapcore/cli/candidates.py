@@ -129,3 +129,20 @@ def format_option_items(
         for name, option in options.items()
         if name.startswith(last)
     ]
+
+
+def disk_items(incomplete: str, run_dir: str | None) -> list[CompletionItem[str]]:
+    """Names of disks that are attached; none where no daemon answers at once."""
+    from tapcore.daemon.client import DaemonClient
+    from tapcore.errors import TapError
+
+    try:
+        with DaemonClient(run_dir, timeout=1.0) as client:
+            rows = client.disks()
+    except TapError:
+        return []
+    return [
+        CompletionItem(row["name"], help=row["image"])
+        for row in rows
+        if row["name"].startswith(incomplete)
+    ]

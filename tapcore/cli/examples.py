@@ -149,6 +149,30 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
             "tapdisk serve secret.qcow2 --key-file passphrase.txt --socket /tmp/disk.sock",
         ),
     ),
+    "daemon": _examples(
+        (
+            "Until Ctrl-C, with its sockets in a directory of its own",
+            "tapdisk daemon --run-dir run",
+        ),
+        (
+            "In the background, with the disks of last time",
+            "tapdisk daemon --fork --restore --state /var/lib/tapcore/state.json",
+        ),
+        ("Another version takes over, and disks go on", "tapdisk daemon --stop --keep-disks"),
+    ),
+    "attach": _examples(
+        ("A disk for a virtual machine; prints the URI", "tapdisk attach disk.qcow2 --name vm1"),
+        ("On a Unix socket of one's own", "tapdisk attach disk.qcow2 --nbd /run/vm1.sock"),
+        ("On a TCP port of this machine, for reading", "tapdisk attach base.vmdk -r --nbd 10810"),
+    ),
+    "detach": _examples(
+        ("When nobody uses it any more", "tapdisk detach vm1"),
+        ("Whoever uses it", "tapdisk detach vm1 --force"),
+    ),
+    "list": _examples(
+        ("Which disks there are, and how they are", "tapdisk list"),
+        ("For a program", "tapdisk list --json"),
+    ),
     "bench": _examples(
         ("4 KiB reads at random places, 32 in flight", "tapdisk bench disk.qcow2"),
         (

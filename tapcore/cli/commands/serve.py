@@ -134,7 +134,7 @@ LEAST_MEMORY = 64 << 20
     "--pid-file",
     metavar="FILE",
     shell_complete=completes("file"),
-    help="Write the server's process number here once all is ready.",
+    help="Write the process number here once all is ready.",
 )
 @click.option("--exit-with-parent", is_flag=True, help="Stop when the process that began it ends.")
 @click.option(

@@ -1,0 +1,98 @@
+"""`tapdisk daemon`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import click
+
+from tapcore.cli.ofdaemon import daemon_client, run_dir_option
+from tapcore.cli.options import completes, tap_command
+from tapcore.daemon.control import ControlDaemon
+from tapcore.daemon.rundir import RunDirectory, default_run_directory
+from tapcore.process.activation import tell_ready
+from tapcore.process.background import PidFile, in_background
+
+log = logging.getLogger(__name__)
+
+
+@tap_command("daemon")
+@run_dir_option
+@click.option(
+    "--restore",
+    is_flag=True,
+    help="Attach those disks again that were attached when the daemon ended, and are lost.",
+)
+@click.option(
+    "--state",
+    metavar="FILE",
+    shell_complete=completes("file"),
+    help="Remember attached disks here.  [default: in the run directory, which a restart of the "
+    "machine empties]",
+)
+@click.option("--fork", is_flag=True, help="Go on in the background once all is ready.")
+@click.option(
+    "--pid-file",
+    metavar="FILE",
+    shell_complete=completes("file"),
+    help="Write the process number here once all is ready.",
+)
+@click.option("--stop", is_flag=True, help="End the daemon that runs, and wait until it has ended.")
+@click.option("--keep-disks", is_flag=True, help="With --stop: disks go on without the daemon.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    run_dir: str | None,
+    restore: bool,
+    state: str | None,
+    fork: bool,
+    pid_file: str | None,
+    stop: bool,
+    keep_disks: bool,
+) -> int:
+    """Run disks, each in a process of its own, until SIGTERM or Ctrl-C; SIGHUP finds new drivers.
+
+    Other commands tell it which: attach, detach, list, stats. When it ends, disks are flushed and
+    closed; when it is killed they go on, and the next daemon finds them again.
+    """
+    if keep_disks and not stop:
+        raise click.UsageError("--keep-disks goes with --stop")
+    if stop:
+        with daemon_client(run_dir) as client:
+            client.stop(keep_disks=keep_disks)
+        return 0
+    place = RunDirectory(run_dir or default_run_directory())
+    ready = in_background() if fork else None
+    daemon = ControlDaemon(
+        place,
+        state=state,
+        restore=restore,
+        level=ctx.find_root().meta.get("tapcore.log_level", "warning"),
+        without=ctx.find_root().meta.get("tapcore.no_plugin", []),
+    )
+    _run(daemon, place, ready, pid_file)
+    return 0
+
+
+def _run(
+    daemon: ControlDaemon,
+    place: RunDirectory,
+    ready: Callable[[], None] | None,
+    pid_file: str | None,
+) -> None:
+    written: list[PidFile] = []
+
+    def tell() -> None:
+        if pid_file is not None:
+            written.append(PidFile(pid_file))
+        click.echo(place.control)
+        tell_ready()
+        if ready is not None:
+            ready()
+
+    try:
+        daemon.run(tell)
+    finally:
+        for each in written:
+            each.remove()

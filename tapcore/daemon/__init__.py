@@ -1,0 +1,1 @@
+"""The control daemon, the processes of its disks, and the client of both."""

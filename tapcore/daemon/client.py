@@ -1,0 +1,214 @@
+"""A client of the daemon, or of a disk process: one call after the other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+from tapcore import errors
+from tapcore.daemon.jsonrpc import (
+    MAX_ANSWER,
+    Call,
+    Lines,
+    RpcError,
+    call_line,
+    parse_answer,
+)
+from tapcore.daemon.rundir import RunDirectory, default_run_directory
+from tapcore.errors import IOFailedError, TapError, UsageError, describe
+
+_RECEIVE = 64 << 10
+
+
+class DaemonClient:
+    """Asks a daemon; a context manager.
+
+    Args:
+        run_dir: the daemon's run directory; None: the user's.
+        path: of a control socket, instead of that of the run directory's daemon.
+        timeout: seconds for each call; None: as long as it takes.
+
+    Raises:
+        TapError: no daemon can be reached there.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str] | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        if path is None:
+            folder = default_run_directory() if run_dir is None else os.fsdecode(run_dir)
+            path = RunDirectory(folder).control
+        self._path = os.fsdecode(path)
+        self._timeout = timeout
+        self._ids = count(1)
+        self._socket: socket.socket | None = None
+        self._lines = Lines(MAX_ANSWER)
+        self._connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; another call makes a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._lines = Lines(MAX_ANSWER)
+
+    # ---- what can be asked for --------------------------------------------------------------
+
+    def attach(
+        self, image: str | os.PathLike[str], *, name: str | None = None, **how: Any
+    ) -> dict[str, Any]:
+        """Attach an image.
+
+        Args:
+            image: `[HANDLE:]PATH`; a relative path counts from this process's directory.
+            name: of the disk; None: the daemon makes one of the image's name.
+            how: `nbd`, `read_only`, `filters`, `cache`, `metadata_cache`, `parents`, `key_files`:
+                as the options of `tapdisk attach`.
+
+        Returns:
+            The disk, as `list` has it: `uri` is for NBD clients.
+
+        Raises:
+            TapError: it cannot be opened, as opening it here would say.
+        """
+        params = {"image": os.fsdecode(image), "directory": os.getcwd(), "name": name, **how}
+        return dict(self.call("attach", **params))
+
+    def detach(self, name: str, *, force: bool = False) -> None:
+        """Flush and close a disk.
+
+        Args:
+            name: of it.
+            force: also where clients are connected, whose connections end then.
+        """
+        self.call("detach", name=name, force=force)
+
+    def disks(self) -> list[dict[str, Any]]:
+        """All disks, how each is, and where clients find it."""
+        return list(self.call("list")["disks"])
+
+    def stats(self, name: str | None = None) -> list[dict[str, Any]]:
+        """What disks have done: one, or all."""
+        return list(self.call("stats", name=name)["disks"])
+
+    def reload(self) -> dict[str, Any]:
+        """Let the daemon look for drivers again."""
+        return dict(self.call("reload"))
+
+    def log_level(self, level: str, name: str | None = None) -> None:
+        """What the daemon tells from now on, or the process of a disk."""
+        self.call("log-level", level=level, name=name)
+
+    def stop(self, *, keep_disks: bool = False) -> None:
+        """End the daemon; disks are closed, or go on without it. Returns when it has ended."""
+        self.call("stop", keep_disks=keep_disks)
+        self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        assert self._socket is not None
+        self._socket.settimeout(self._timeout)
+        while self._socket.recv(_RECEIVE):
+            pass
+        self.close()
+
+    # ---- asking -----------------------------------------------------------------------------
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Ask for anything.
+
+        Args:
+            method: of the daemon or, with a disk's `name`, of its process.
+            params: of the method.
+
+        Returns:
+            What JSON gives for the result.
+
+        Raises:
+            TapError: what went wrong there, as it would have been raised here.
+        """
+        known = next(self._ids)
+        line = call_line(Call(method, params, known))
+        try:
+            self._send(line)
+            return self._answer_to(known)
+        except TapError:
+            raise
+        except OSError as exc:
+            self.close()
+            if isinstance(exc, TimeoutError):
+                raise IOFailedError(
+                    "the daemon does not answer", image=self._path, errno=errno.ETIMEDOUT
+                ) from None
+            raise IOFailedError(describe(exc), image=self._path, errno=exc.errno) from None
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._timeout)
+        try:
+            sock.connect(self._path)
+        except OSError as exc:
+            sock.close()
+            if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+                text = "no daemon runs here ('tapdisk daemon' starts one)"
+                raise UsageError(text, image=self._path, errno=exc.errno) from None
+            raise UsageError(describe(exc), image=self._path, errno=exc.errno) from None
+        self._socket = sock
+        return sock
+
+    def _send(self, line: bytes) -> None:
+        if self._socket is not None and _has_ended(self._socket):
+            self.close()  # it was idle for long, or the daemon is another
+        sock = self._socket or self._connect()
+        sock.sendall(line)
+
+    def _answer_to(self, known: int) -> Any:
+        assert self._socket is not None
+        while True:
+            line = self._lines.next_line()
+            if line is None:
+                data = self._socket.recv(_RECEIVE)
+                if not data:
+                    raise ConnectionResetError(errno.ECONNRESET, "the daemon ended")
+                self._lines.receive(data)
+                continue
+            answer = parse_answer(line)
+            if answer.error is not None and answer.id in (known, None):
+                raise _raised_there(answer.error)
+            if answer.id == known:
+                return answer.result
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the other side has closed it: between calls nothing else can be there."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _raised_there(error: RpcError) -> TapError:
+    """The exception of the other side, where it is one of ours."""
+    kind = getattr(errors, error.kind, None)
+    if isinstance(kind, type) and issubclass(kind, TapError):
+        found: TapError = kind(error.message, image=error.image, errno=error.errno)
+        return found
+    return error

@@ -1,0 +1,118 @@
+"""The daemon as a process: its directory, its signals, and when it is ready."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import resource
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from tapcore.daemon.daemon import Daemon
+from tapcore.daemon.daemonverbs import dispatch
+from tapcore.daemon.recovery import Recovery
+from tapcore.daemon.rundir import RunDirectory
+from tapcore.daemon.state import StateFile
+from tapcore.errors import describe
+from tapcore.process.heard import HeardSignals
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+class ControlDaemon:
+    """A daemon that has its directory to itself.
+
+    Args:
+        place: the run directory.
+        state: file where disks are remembered; None: in the run directory.
+        restore: attach lost disks again.
+        level: of the logs of disk processes.
+        without: drivers that are left out.
+
+    Raises:
+        TapError: the directory is in use, or of no use.
+    """
+
+    def __init__(
+        self,
+        place: RunDirectory,
+        *,
+        state: str | None = None,
+        restore: bool = False,
+        level: str = "warning",
+        without: Sequence[str] = (),
+    ) -> None:
+        place.take()
+        _adopt_orphans()
+        _allow_many_files()
+        self._restore = restore
+        where = StateFile(state or place.state)
+        self._daemon = Daemon(place, dispatch, state=where, level=level, without=without)
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Until it is stopped.
+
+        Args:
+            ready: called once people can ask, and running disks are found again.
+
+        Raises:
+            TapError: the control socket cannot be made.
+            OSError: `ready` raised it.
+        """
+        daemon = self._daemon
+        wishes: dict[int, Callable[[], object]] = {
+            signal.SIGTERM: daemon.stop,
+            signal.SIGINT: daemon.stop,
+            signal.SIGHUP: self._look_for_drivers,
+        }
+        signals = HeardSignals(wishes)
+        daemon.loop.add(signals.fileno(), lambda _: signals.heard())
+        failed: list[BaseException] = []
+
+        def found() -> None:
+            try:
+                daemon.listen()
+                daemon.nursery.when_ready(lambda: self._tell(ready, failed))
+            except Exception as exc:
+                failed.append(exc)
+                daemon.stop(keep_disks=True)
+
+        Recovery(daemon, restore=self._restore, done=found).begin()
+        try:
+            daemon.run()
+        finally:
+            signals.close()
+        for exc in failed:
+            raise exc
+
+    def _tell(self, ready: Callable[[], None], failed: list[BaseException]) -> None:
+        if self._daemon.stopping:
+            return
+        try:
+            ready()
+        except Exception as exc:  # nobody can know of it
+            failed.append(exc)
+            self._daemon.stop(keep_disks=True)
+
+    def _look_for_drivers(self) -> None:
+        def told(drivers: object, error: BaseException | None) -> None:
+            if error is not None:
+                log.error("drivers could not be looked for: %s", describe(error))
+
+        self._daemon.nursery.renew().then(told)
+
+
+def _adopt_orphans() -> None:
+    """Disk processes become children of this one, which then learns how each ended (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _allow_many_files() -> None:
+    """A disk takes four descriptors here."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,389 @@
+"""The control process: which disks there are, which process has which, and what becomes of them.
+
+It is blktap's `blktapctrl`. It opens no image and parses nothing of one: whatever is wrong with an
+image is the matter of its disk process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import signal
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+from tapcore.daemon.controlsocket import ControlClient, ControlSocket
+from tapcore.daemon.disks import CLOSING, FAILED, RESTARTING, SERVING, STARTING, Disk
+from tapcore.daemon.jsonrpc import Call, RpcError
+from tapcore.daemon.nursery import Nursery
+from tapcore.daemon.processes import End, Process, Processes
+from tapcore.daemon.rundir import RunDirectory
+from tapcore.daemon.spec import DiskSpec
+from tapcore.daemon.state import Remembered, StateFile
+from tapcore.daemon.verbs import Later
+from tapcore.engine.loop import Loop
+from tapcore.errors import IOFailedError, UsageError, describe
+from tapcore.nbd.listening import SocketFile, UnixAddress, listen
+from tapcore.process.timer import Timer
+
+log = logging.getLogger(__name__)
+
+DEATHS: Final = 5
+DEATHS_SECONDS: Final = 60.0
+"""A disk whose process dies more often than that in so long is given up."""
+
+PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before a process is started again, after its first death, its second, and so on."""
+
+STOP_SECONDS: Final = 45.0
+"""How long the end waits for disk processes, which give up themselves before that."""
+
+_HANDLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?=:)", re.ASCII)
+_ELSEWHERE: Final = "BelongsElsewhereError"
+
+
+class NoSuchDiskError(UsageError):
+    """No disk of this name is attached."""
+
+    default_errno = errno.ENOENT
+
+
+Dispatch = Callable[["Daemon", Call], Any]
+
+
+class Daemon:
+    """The disks of one run directory.
+
+    Args:
+        place: the run directory, which this process has to itself.
+        dispatch: does what is asked for at the control socket.
+        state: the file where disks are remembered; None: in the run directory.
+        level: of the logs of its processes.
+        without: drivers that are left out.
+
+    Attributes:
+        loop: in which all of it happens.
+        timer: of that loop.
+        disks: by name.
+    """
+
+    def __init__(
+        self,
+        place: RunDirectory,
+        dispatch: Dispatch,
+        *,
+        state: StateFile | None = None,
+        level: str = "warning",
+        without: Sequence[str] = (),
+    ) -> None:
+        self.place = place
+        self.loop = Loop()
+        self.timer = Timer()
+        self.loop.add(self.timer.fd, lambda _: self.timer.run_due())
+        self.disks: dict[str, Disk] = {}
+        self.nursery = Nursery(
+            self.loop, self.timer, f"{place.path}/warm-parent.log", level, without
+        )
+        self.processes = Processes(self.loop, self.timer, place, self.nursery, self._died)
+        self._state = state or StateFile(place.state)
+        self._dispatch = dispatch
+        self._control: ControlSocket | None = None
+        self._file = SocketFile("")
+        self.stopping = False
+        self._kept = False
+
+    # ---- its life ---------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Let people ask.
+
+        Raises:
+            UsageError: the control socket cannot be made.
+        """
+        listener = listen(UnixAddress(self.place.control))
+        self._file = SocketFile(self.place.control)
+        self._control = ControlSocket(self.loop, self.timer, listener, self._run)
+
+    def run(self) -> None:
+        """Until it is stopped."""
+        self.loop.run()
+        self._file.remove()
+        if self._control is not None:
+            self._control.close()
+        for process in list(self.processes.all.values()):
+            self.processes.forget(process)
+        for disk in self.disks.values():
+            if self._kept:
+                disk.let_go()
+            else:
+                disk.turn_away()
+        self.nursery.close()
+        self.timer.abandon()
+        self.loop.close()
+        self.place.leave()
+
+    def stop(self, *, keep_disks: bool = False) -> None:
+        """End; disks are closed cleanly, unless they are to go on."""
+        if self.stopping:
+            return
+        self.stopping, self._kept = True, keep_disks
+        if keep_disks or not self.processes.all:
+            self.timer.put(0.0, self.loop.stop)
+            return
+        for process in self.processes.all.values():
+            process.signal(signal.SIGTERM)
+        self.timer.put(STOP_SECONDS, self._kill_the_rest)
+
+    def _kill_the_rest(self) -> None:
+        for process in self.processes.all.values():
+            log.error("%s: its process does not end, and is killed", process.name)
+            process.signal(signal.SIGKILL)
+
+    def _run(self, call: Call, client: ControlClient) -> Any:
+        if self.stopping:
+            raise UsageError("the daemon ends", errno=errno.ESHUTDOWN)
+        return self._dispatch(self, call)
+
+    def remember(self) -> None:
+        """Write down which disks there are.
+
+        Raises:
+            OSError: that does not go.
+        """
+        self._state.write(
+            [
+                Remembered(disk.spec, disk.process.name if disk.process else disk.name)
+                for disk in self.disks.values()
+                if disk.state != STARTING
+            ]
+        )
+
+    def remembered(self) -> list[Remembered]:
+        """What another daemon has written down."""
+        return self._state.read()
+
+    # ---- attach -----------------------------------------------------------------------------
+
+    def disk(self, name: str) -> Disk:
+        """The disk of a name.
+
+        Raises:
+            NoSuchDiskError: there is none.
+        """
+        found = self.disks.get(name)
+        if found is None:
+            raise NoSuchDiskError("no disk of this name is attached", image=name)
+        return found
+
+    def attach(self, spec: DiskSpec) -> Later:
+        """Open an image in a process, and serve it; gives the `Disk`.
+
+        Raises:
+            UsageError: the name is taken, or the address cannot be used.
+        """
+        if spec.name in self.disks:
+            text = f"is attached already ({self.disks[spec.name].state})"
+            raise UsageError(text, image=spec.name, errno=errno.EEXIST)
+        disk = Disk(spec, spec.address(self.place.nbd_socket(spec.name)))
+        disk.listen()
+        self.disks[spec.name] = disk
+        later = Later()
+        self.start(disk).then(lambda result, error: self._attached(disk, later, error))
+        return later
+
+    def _attached(self, disk: Disk, later: Later, error: BaseException | None) -> None:
+        if error is None:
+            try:
+                self.remember()
+            except OSError as exc:
+                error = exc
+        if error is None:
+            later.answer(disk)
+            return
+        self.forget(disk)
+        later.fail(error)
+
+    def forget(self, disk: Disk) -> None:
+        """It is attached no more."""
+        self.disks.pop(disk.name, None)
+        disk.turn_away()
+        process, disk.process = disk.process, None
+        if process is not None:
+            process.disks.discard(disk.name)
+            if not process.disks:
+                process.ending = True
+                process.signal(signal.SIGTERM)
+
+    def start(self, disk: Disk) -> Later:
+        """Let a process serve it; gives the disk."""
+        later = Later()
+        disk.state = RESTARTING if disk.state == RESTARTING else STARTING
+        self.nursery.when_ready(lambda: self._start(disk, self._process_name(disk), later))
+        return later
+
+    def _process_name(self, disk: Disk) -> str:
+        named = _HANDLE.match(disk.spec.image)
+        handle = "" if named is None else named.group()
+        return f"@{handle}" if self.nursery.is_single_handler(handle) else disk.name
+
+    def _start(self, disk: Disk, name: str, later: Later) -> None:
+        def begun(process: Process | None, error: BaseException | None) -> None:
+            if process is None or error is not None:
+                later.fail(error or IOFailedError("no process"))
+            elif self.disks.get(disk.name) is not disk:
+                later.fail(UsageError("was detached meanwhile", image=disk.name))
+            else:
+                self._open(disk, process, later)
+
+        self.processes.get(name).then(begun)
+
+    def _open(self, disk: Disk, process: Process, later: Later) -> None:
+        disk.process = process
+        process.disks.add(disk.name)
+        params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}
+
+        def opened(facts: Any, error: BaseException | None) -> None:
+            if isinstance(error, RpcError) and error.kind == _ELSEWHERE:
+                self._move(disk, process, error.image, later)
+            elif error is not None:
+                later.fail(self._why(process, error))
+            else:
+                disk.facts, disk.state, disk.reason = facts, SERVING, ""
+                later.answer(disk)
+
+        process.remote.call("open", params, descriptors=disk.sockets).then(opened)
+
+    def _move(self, disk: Disk, process: Process, handle: str, later: Later) -> None:
+        """Its driver has one process for all its disks."""
+        process.disks.discard(disk.name)
+        process.ending = True
+        process.signal(signal.SIGTERM)
+        self._start(disk, f"@{handle}", later)
+
+    def _why(self, process: Process, error: BaseException) -> BaseException:
+        """A connection that was lost says nothing: the process does."""
+        if isinstance(error, RpcError):
+            return error
+        lines = self.processes.last_lines(process.name)
+        text = f"its process died while it opened the image: {lines[-1] if lines else error}"
+        return IOFailedError(text)
+
+    # ---- death ------------------------------------------------------------------------------
+
+    def _died(self, process: Process, end: End) -> None:
+        """A process is gone; what it had not been told to close is started again."""
+        disks = [disk for disk in self.disks.values() if disk.process is process]
+        for disk in disks:
+            disk.process, disk.last_lines = None, end.lines
+        if self.stopping:
+            if not self.processes.all:
+                self.loop.stop()
+            return
+        for disk in disks:
+            if disk.state in (SERVING, RESTARTING):
+                log.error("%s: its process %d %s", disk.name, process.pid, end.text)
+                for line in end.lines:
+                    log.error("%s: its log: %s", disk.name, line)
+                self._start_again(disk, f"its process {end.text}")
+
+    def bring_back(self, disk: Disk) -> None:
+        """A disk that is listening already, and has no process."""
+        disk.state = RESTARTING
+        self._try_again(disk)
+
+    def _start_again(self, disk: Disk, reason: str) -> None:
+        now = monotonic()
+        disk.deaths = [each for each in disk.deaths if now - each < DEATHS_SECONDS] + [now]
+        disk.reason, disk.state = reason, RESTARTING
+        if len(disk.deaths) > DEATHS:
+            self._give_up(disk)
+            return
+        pause = PAUSES[min(len(disk.deaths), len(PAUSES)) - 1]
+        self.timer.put(pause, lambda: self._try_again(disk))
+
+    def _try_again(self, disk: Disk) -> None:
+        if self.stopping or self.disks.get(disk.name) is not disk or disk.state != RESTARTING:
+            return
+
+        def tried(result: Any, error: BaseException | None) -> None:
+            if self.stopping or self.disks.get(disk.name) is not disk:
+                return
+            if error is not None:
+                self._failed_again(disk, error)
+                return
+            disk.restarts += 1
+            log.warning("%s: is served again, by process %s", disk.name, disk.facts.get("pid"))
+
+        self.start(disk).then(tried)
+
+    def _failed_again(self, disk: Disk, error: BaseException) -> None:
+        log.error("%s: could not be started again: %s", disk.name, describe(error))
+        process, disk.process = disk.process, None
+        if process is not None:
+            process.disks.discard(disk.name)
+            if not process.disks:
+                process.ending = True
+                process.signal(signal.SIGTERM)
+        self._start_again(disk, describe(error))
+
+    def _give_up(self, disk: Disk) -> None:
+        disk.state = FAILED
+        disk.reason = f"given up after {len(disk.deaths)} attempts: {disk.reason}"
+        disk.turn_away()
+        log.error("%s: %s", disk.name, disk.reason)
+
+    # ---- detach -----------------------------------------------------------------------------
+
+    def detach(self, disk: Disk, *, force: bool) -> Later:
+        """Answer what is in flight, flush, close, and forget a disk.
+
+        Raises:
+            UsageError: it is just being started or closed.
+        """
+        if disk.state in (STARTING, CLOSING):
+            raise UsageError(f"is {disk.state}", image=disk.name, errno=errno.EBUSY)
+        later = Later()
+        process = disk.process
+        if process is None or disk.state != SERVING:
+            self.forget(disk)
+            self.remember()
+            later.answer(None)
+            return later
+        disk.state = CLOSING
+
+        def closed(result: Any, error: BaseException | None) -> None:
+            if isinstance(error, RpcError) and error.errno == errno.EBUSY:
+                disk.state = SERVING
+                later.fail(error)
+                return
+            self._detached(disk, process, later, error)
+
+        process.remote.call("close", {"name": disk.name, "force": force}).then(closed)
+        return later
+
+    def _detached(
+        self, disk: Disk, process: Process, later: Later, error: BaseException | None
+    ) -> None:
+        self.forget(disk)
+        try:
+            self.remember()
+        except OSError as exc:
+            error = error or exc
+
+        def tell(result: Any = None, ignored: BaseException | None = None) -> None:
+            if error is None:
+                later.answer(None)
+            else:
+                later.fail(self._why_not_closed(error))
+
+        if process.ending and process.name in self.processes.all:
+            process.gone.then(tell)  # only then is its name free again
+        else:
+            tell()
+
+    def _why_not_closed(self, error: BaseException) -> BaseException:
+        if isinstance(error, RpcError):
+            return error
+        return IOFailedError("its process died before it had closed the image")

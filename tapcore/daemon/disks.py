@@ -1,0 +1,112 @@
+"""A disk as the daemon sees it: what was asked for, where clients come, and how it is with it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import attrs
+
+from tapcore.daemon.processes import Process
+from tapcore.daemon.spec import DiskSpec
+from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
+
+STARTING: Final = "starting"
+SERVING: Final = "serving"
+RESTARTING: Final = "restarting"
+CLOSING: Final = "closing"
+FAILED: Final = "failed"
+LOST: Final = "lost"
+
+
+@attrs.define(eq=False)
+class Disk:
+    """One disk.
+
+    Attributes:
+        spec: with what it was attached.
+        address: where clients find it.
+        state: one of those above.
+        process: that serves it; None: none does now.
+        sockets: that listen there; they outlive its process.
+        place: the file of a Unix socket.
+        reason: why it is not served.
+        deaths: when its process died or could not begin, on the monotonic clock.
+        restarts: how often it came back.
+        last_lines: of the log of its process when that died last.
+        facts: what its process told when it opened the image.
+    """
+
+    spec: DiskSpec
+    address: UnixAddress | TcpAddress
+    state: str = STARTING
+    process: Process | None = None
+    sockets: tuple[int, ...] = ()
+    place: SocketFile = attrs.field(factory=lambda: SocketFile(""))
+    reason: str = ""
+    deaths: list[float] = attrs.field(factory=list)
+    restarts: int = 0
+    last_lines: tuple[str, ...] = ()
+    facts: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of it."""
+        return self.spec.name
+
+    @property
+    def uri(self) -> str:
+        """For NBD clients."""
+        return self.address.uri(self.name)
+
+    def listen(self) -> None:
+        """Let clients come; they wait until somebody serves them.
+
+        Raises:
+            UsageError: the address cannot be used.
+        """
+        sock = listen(self.address)
+        if isinstance(self.address, UnixAddress):
+            self.place = SocketFile(self.address.path)
+        else:
+            port = sock.getsockname()[1]
+            self.address = attrs.evolve(self.address, port=port)
+            self.spec = attrs.evolve(self.spec, nbd=f"{self.address.host}:{port}")
+        self.sockets = (sock.detach(),)
+
+    def adopt(self, sockets: tuple[int, ...]) -> None:
+        """Sockets that listen there already."""
+        self.sockets = sockets
+        if isinstance(self.address, UnixAddress):
+            self.place = SocketFile(self.address.path)
+
+    def let_go(self) -> None:
+        """The daemon ends; who serves it goes on."""
+        for each in self.sockets:
+            os.close(each)
+        self.sockets = ()
+
+    def turn_away(self) -> None:
+        """No more clients."""
+        self.let_go()
+        self.place.remove()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What there is to tell of it."""
+        process = self.process
+        return {
+            "name": self.name,
+            "image": self.spec.image,
+            "directory": self.spec.directory,
+            "handle": self.facts.get("handle"),
+            "state": self.state,
+            "reason": self.reason or None,
+            "uri": self.uri,
+            "pid": None if process is None else process.pid,
+            "process": None if process is None else process.name,
+            "read_only": self.facts.get("read_only", self.spec.read_only),
+            "virtual_size": self.facts.get("virtual_size"),
+            "clients": None,
+            "restarts": self.restarts,
+            "last_log": list(self.last_lines),
+        }

@@ -1,0 +1,134 @@
+"""What a disk process can be asked for, over its control socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Final
+
+from tapcore.daemon.controlsocket import WithDescriptors
+from tapcore.daemon.diskprocess import DiskProcess, ServedDisk
+from tapcore.daemon.spec import DiskSpec
+from tapcore.daemon.verbs import Later, VerbTable
+from tapcore.errors import UsageError
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def open_disk(
+    process: DiskProcess,
+    *,
+    name: str,
+    image: str,
+    directory: str = "/",
+    nbd: str = "",
+    read_only: bool = False,
+    filters: tuple[str, ...] = (),
+    cache: str = "writeback",
+    metadata_cache: int | None = None,
+    parents: tuple[str, ...] = (),
+    key_files: tuple[str, ...] = (),
+    sockets: int = 0,
+    shared: bool = False,
+) -> dict[str, Any]:
+    """Open an image and serve it on the listening sockets that come with the call."""
+    spec = DiskSpec(
+        name=name,
+        image=image,
+        directory=directory,
+        nbd=nbd,
+        read_only=read_only,
+        filters=filters,
+        cache=cache,
+        metadata_cache=metadata_cache,
+        parents=parents,
+        key_files=key_files,
+    ).checked()
+    taken = process.take_descriptors(sockets)
+    return disk_as_dict(process.open(spec, taken, shared=shared))
+
+
+def close_disk(process: DiskProcess, *, name: str, force: bool = False) -> Later:
+    """Answer what is in flight, flush and close a disk; with clients only where that is forced."""
+    return process.close(name, force=force)
+
+
+def list_disks(process: DiskProcess) -> dict[str, Any]:
+    """The disks of the process, with what each was attached with."""
+    disks = [disk_as_dict(disk) for disk in process.disks.values()]
+    return {"pid": os.getpid(), "disks": disks}
+
+
+def disk_as_dict(disk: ServedDisk) -> dict[str, Any]:
+    """What there is to tell of a disk that is served."""
+    engine = disk.export.engine
+    return {
+        "name": disk.spec.name,
+        "state": disk.state,
+        "handle": disk.handle,
+        "virtual_size": engine.size,
+        "read_only": engine.read_only,
+        "clients": disk.server.clients,
+        "pid": os.getpid(),
+        "spec": disk.spec.as_dict(),
+    }
+
+
+def stats(process: DiskProcess, *, name: str) -> dict[str, Any]:
+    """What a disk has done so far."""
+    disk = process.disk(name)
+    return {
+        "name": name,
+        "uptime": monotonic() - disk.since,
+        "clients": disk.server.clients,
+        "in_flight": disk.export.engine.in_flight,
+    }
+
+
+def sockets_of(process: DiskProcess, *, name: str) -> WithDescriptors:
+    """The sockets where a disk is served come with the answer: for a daemon that has none."""
+    disk = process.disk(name)
+    return WithDescriptors({"sockets": len(disk.sockets)}, disk.sockets)
+
+
+def control_of(process: DiskProcess) -> WithDescriptors:
+    """The listening control socket comes with the answer: for a daemon that has none."""
+    return WithDescriptors({"sockets": 1}, (process.control_descriptor,))
+
+
+def log_level(process: DiskProcess, *, level: str) -> None:
+    """What the process tells in its log from now on: debug, info, warning or error."""
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """For the whole process.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    if level not in LEVELS:
+        raise UsageError(f"'level' is one of {', '.join(LEVELS)}")
+    logging.getLogger().setLevel(level.upper())
+
+
+def stop(process: DiskProcess) -> None:
+    """Close all disks cleanly, and end."""
+    process.stop()
+
+
+_VERBS: Final[Mapping[str, Callable[..., Any]]] = {
+    "open": open_disk,
+    "close": close_disk,
+    "list": list_disks,
+    "stats": stats,
+    "sockets": sockets_of,
+    "control": control_of,
+    "log-level": log_level,
+    "stop": stop,
+}
+
+DISK_VERBS: Final[VerbTable[DiskProcess]] = VerbTable(_VERBS)
+"""All of them. What else can be done to a disk that is served is added here."""

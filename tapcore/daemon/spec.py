@@ -1,0 +1,127 @@
+"""What a disk is attached with: kept, so that its process can be started again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from tapcore.daemon.rundir import check_name
+from tapcore.errors import UsageError, describe
+from tapcore.interface.access import Access
+from tapcore.interface.keys import Keys
+from tapcore.interface.options import CacheMode
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.nbd.listening import TcpAddress, UnixAddress
+
+_LOCAL: Final = "127.0.0.1"
+_CACHES: Final[Mapping[str, CacheMode]] = {"writeback": "writeback", "none": "none"}
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    return tuple(given)
+
+
+@attrs.frozen
+class DiskSpec:
+    """One disk, as somebody wants it.
+
+    Attributes:
+        name: of it, and of its export.
+        image: `[HANDLE:]PATH`.
+        directory: from which relative paths count.
+        nbd: where it is served: a path, a port, or ADDRESS:PORT; empty: in the run directory.
+        read_only: open it for reading.
+        filters: around its drivers.
+        cache: "writeback" or "none".
+        metadata_cache: bytes for the tables of each image; None: the driver's default.
+        parents: words of `--parents`.
+        key_files: words of `--key-file`; the files are read when the disk is opened.
+    """
+
+    name: str
+    image: str
+    directory: str = "/"
+    nbd: str = ""
+    read_only: bool = False
+    filters: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    cache: str = "writeback"
+    metadata_cache: int | None = None
+    parents: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    key_files: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+
+    def checked(self) -> DiskSpec:
+        """The same.
+
+        Raises:
+            UsageError: it cannot be meant.
+        """
+        check_name(self.name)
+        if not self.image or "\0" in self.image:
+            raise UsageError("an image needs a name")
+        if not os.path.isabs(self.directory) or "\0" in self.directory:
+            raise UsageError("'directory' has to be an absolute path")
+        if self.cache not in _CACHES:
+            raise UsageError("'cache' is writeback or none")
+        if self.metadata_cache is not None and self.metadata_cache < 0:
+            raise UsageError("'metadata_cache' is a number of bytes")
+        return self
+
+    @property
+    def cache_mode(self) -> CacheMode:
+        """`cache`, as opening wants it."""
+        return _CACHES[self.cache]
+
+    def address(self, default: str) -> UnixAddress | TcpAddress:
+        """Where it is served.
+
+        Args:
+            default: path of a Unix socket, where nothing else is said.
+
+        Raises:
+            UsageError: that is no address.
+        """
+        if not self.nbd:
+            return UnixAddress(default)
+        host, _, port = self.nbd.rpartition(":")
+        if port.isdecimal() and "/" not in self.nbd:
+            if int(port) > 65535:
+                raise UsageError(f"'{port}' is not a port")
+            return TcpAddress(host.strip("[]") or _LOCAL, int(port))
+        return UnixAddress(os.path.join(self.directory, self.nbd))
+
+    def access(self) -> Access:
+        """With what it is opened. Paths count from the process's directory; key files are read.
+
+        Raises:
+            UsageError: a key file cannot be read.
+        """
+        keys = Keys.from_words(self.key_files) if self.key_files else None
+        return Access(ReferencePolicy.from_words(self.parents), keys, self.metadata_cache)
+
+    def enter_directory(self) -> None:
+        """Relative paths mean what they mean to who attached it; for the whole process.
+
+        Raises:
+            UsageError: the directory is not there, or not to be entered.
+        """
+        try:
+            os.chdir(self.directory)
+        except OSError as exc:
+            raise UsageError(describe(exc), image=self.directory, errno=exc.errno) from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As parameters of `attach`, and in the state."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in attrs.asdict(self).items()
+        }
+
+
+def default_name(image: str) -> str:
+    """A name for a disk, from its image's."""
+    stem = os.path.splitext(os.path.basename(image.rpartition(":")[2]))[0]
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
+    return safe.lstrip("._-")[:56] or "disk"

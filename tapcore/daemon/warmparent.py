@@ -1,0 +1,167 @@
+"""The warm parent: a process of one thread that has everything imported, and forks disk processes.
+
+It is started anew for each change of what is installed, so that drivers that were added, changed or
+removed are seen by every disk process that begins afterwards. What it forks is no child of it for
+long: that is adopted by the daemon, which hears of its end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any, Final, NoReturn
+
+from tapcore.daemon.diskprocess import DiskProcess
+from tapcore.daemon.diskverbs import DISK_VERBS
+from tapcore.errors import describe
+from tapcore.interface.registry import Registry, default_registry, set_default_registry
+from tapcore.interface.selection import Selection
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 256 << 10
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_MAX_LOG: Final = 1 << 20
+"""Bytes of a process's log, which lies in memory, most often; then it begins anew."""
+
+
+def main(arguments: list[str]) -> None:
+    """Serve orders until whoever gives them is gone.
+
+    Args:
+        arguments: number of the socket, level of the log, and handles that are left out.
+    """
+    orders, level, *without = arguments
+    sock = socket.socket(fileno=int(orders))
+    sock.set_inheritable(False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, handlers=[BoundedLog()])
+    set_default_registry(Registry(selection=Selection.of_environment(without)))
+    _send(sock, {"event": "ready", "drivers": _load_all(), "pid": os.getpid()})
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # nothing here makes garbage, and a look at it would copy pages
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 2)
+        if not data:
+            return
+        _obey(sock, json.loads(data), descriptors)
+
+
+class BoundedLog(logging.StreamHandler[Any]):
+    """To standard error; where that is a file, it does not grow without end."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            if os.fstat(2).st_size > _MAX_LOG:
+                os.ftruncate(2, 0)
+        except OSError:
+            pass
+        super().emit(record)
+
+
+def _load_all() -> list[dict[str, Any]]:
+    """Import every driver and filter; what cannot be loaded is told of."""
+    registry = default_registry()
+    for info in registry.drivers():
+        try:
+            registry.load(info.handle)
+        except Exception as exc:
+            log.warning("%s", exc)
+    registry.filters()
+    return [
+        {
+            "handle": info.handle,
+            "distribution": info.distribution,
+            "version": info.version,
+            "single_handler": info.single_handler,
+            "error": info.error or None,
+        }
+        for info in registry.table()
+    ]
+
+
+def _obey(sock: socket.socket, order: dict[str, Any], descriptors: list[int]) -> None:
+    """Fork a disk process: twice, so that it is nobody's child here."""
+    number = order["number"]
+    try:
+        middle = os.fork()
+    except OSError as exc:
+        _send(sock, {"event": "failed", "number": number, "error": describe(exc)})
+    else:
+        if not middle:
+            _fork_again(sock, number, descriptors)
+        os.waitpid(middle, 0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _fork_again(sock: socket.socket, number: int, descriptors: list[int]) -> NoReturn:
+    status = 1
+    try:
+        child = os.fork()
+        if not child:
+            sock.close()
+            _be_a_disk_process(*descriptors)
+        # nobody has waited for it yet, so that the number is its own
+        pidfd = os.pidfd_open(child)
+        _send(sock, {"event": "born", "number": number, "pid": child}, pidfd)
+        status = 0
+    except OSError as exc:
+        _send(sock, {"event": "failed", "number": number, "error": describe(exc)})
+    finally:
+        os._exit(status)
+
+
+def _send(sock: socket.socket, message: dict[str, Any], *descriptors: int) -> None:
+    data = json.dumps(message).encode()
+    if descriptors:
+        socket.send_fds(sock, [data], descriptors)
+    else:
+        sock.send(data)
+
+
+def _be_a_disk_process(listener: int, log_file: int) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        sock = socket.socket(fileno=_only_these(listener, log_file))
+        sock.setblocking(False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        gc.enable()
+        process = DiskProcess(sock, DISK_VERBS)
+        process.stop_on_signals()
+        process.run()
+        status = 0
+    except BaseException:
+        log.exception("the process ends")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _only_these(listener: int, log_file: int) -> int:
+    """Close every other descriptor; returns the new number of the first."""
+    null = os.open(os.devnull, os.O_RDWR)
+    kept = os.dup2(listener, _above(listener, log_file, null), inheritable=False)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(log_file, 2)
+    os.dup2(kept, 3, inheritable=False)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    return 3
+
+
+def _above(*descriptors: int) -> int:
+    return max(*descriptors, 3) + 1
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
