@@ -29,6 +29,7 @@ from tapcore.interface.results import Extent
 log = logging.getLogger(__name__)
 
 _SHRUNK: Final = "has become shorter while it was open"
+_NO_PLACE: Final = "it names a place that no file has"
 
 
 class BlockingFile:
@@ -80,6 +81,8 @@ class BlockingFile:
                 count = os.preadv(self.fd, (buf,), offset)
             except OSError as exc:
                 return -errno_of(exc)
+            except OverflowError:  # a damaged table names a place that no file has
+                return -errno.EIO
             if count == 0:
                 return self._read_past_end(offset, buf, size)
             offset += count
@@ -105,6 +108,8 @@ class BlockingFile:
                 count = os.pwritev(self.fd, (buf,), offset)
             except OSError as exc:
                 return -errno_of(exc)
+            except OverflowError:
+                return -errno.EFBIG
             offset += count
             buf = buf[count:]
         if end > self.size:
@@ -172,7 +177,10 @@ class BlockingFile:
         left = length
         while left:
             size = self.size  # before the read: a write beside it may make the file longer
-            part = os.pread(self.meta_fd, left, offset)
+            try:
+                part = os.pread(self.meta_fd, left, offset)
+            except OverflowError:
+                raise OSError(errno.EIO, _NO_PLACE) from None
             if not part and offset < size:
                 raise OSError(errno.EIO, _SHRUNK)
             if not part:
@@ -194,7 +202,10 @@ class BlockingFile:
         if self._lost_by(end):
             raise OSError(errno.EIO, _SHRUNK)
         while len(view):
-            count = os.pwritev(self.meta_fd, (view,), offset)
+            try:
+                count = os.pwritev(self.meta_fd, (view,), offset)
+            except OverflowError:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from None
             offset += count
             view = view[count:]
         self._reaches(end)

@@ -19,6 +19,9 @@ ENGINE_GROUP: Final = "tapcore.io_engines"
 QUEUE_DEPTH: Final = 256
 """Operations under way for one file; more are refused with -EBUSY and come again."""
 
+_NO_PLACE: Final = 1 << 63
+"""A damaged table may name a place (bytes) that no file has, and no struct iocb can hold."""
+
 
 class IoEngine(Protocol):
     """What a plugin registers in the group `tapcore.io_engines`.
@@ -101,6 +104,8 @@ class DirectFile(ImageFile):
         io = self._io
         if not io.free:
             return self._full(self.queue_read, offset, buf, then)
+        if offset >= _NO_PLACE:
+            return self._refuse(-errno.EIO, then)
         length = len(buf)
         address = io.address(buf)
         self.in_flight += 1
@@ -121,10 +126,10 @@ class DirectFile(ImageFile):
         io = self._io
         if not io.free:
             return self._full(self.queue_write, offset, buf, then)
+        if offset >= _NO_PLACE:
+            return self._refuse(-errno.EFBIG, then)
         if self._lost_by(offset + len(buf)):
-            self.in_flight += 1
-            self._completions.add(-errno.EIO, then)
-            return 0
+            return self._refuse(-errno.EIO, then)
         if (offset | len(buf)) & (self.alignment - 1):
             self._put(self._write_through_cache, (self._through_cache(), offset, buf), then)
             return 0
@@ -137,6 +142,11 @@ class DirectFile(ImageFile):
         source = bounce[: len(buf)]
         source[:] = buf
         io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, then))
+        return 0
+
+    def _refuse(self, res: int, then: Then) -> int:
+        self.in_flight += 1
+        self._completions.add(res, then)
         return 0
 
     def _full(self, queue: Callable[..., int], offset: int, buf: memoryview, then: Then) -> int:

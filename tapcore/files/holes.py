@@ -47,6 +47,8 @@ class HoleMap:
             hole = os.lseek(self._fd, offset, os.SEEK_HOLE)
             if hole <= offset:  # punched between the two questions
                 return self.run(offset, end)
+        except OverflowError:  # no file reaches there
+            return end, False
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # no data up to the end of the file
                 return end, False

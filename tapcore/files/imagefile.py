@@ -76,6 +76,8 @@ class ImageFile(BlockingFile):
                 self._learn_nowait()
                 return self.read_now(offset, buf)
             return -errno_of(exc)
+        except OverflowError:  # a damaged table names a place that no file has
+            return -errno.EIO
         return 0 if count == len(buf) else None
 
     def _learn_nowait(self) -> None:
@@ -102,6 +104,8 @@ class ImageFile(BlockingFile):
             count = os.pwritev(self.fd, (buf,), offset)
         except OSError as exc:
             return -errno_of(exc)
+        except OverflowError:
+            return -errno.EFBIG
         if monotonic() - started > _SLOW_WRITE_SECONDS:
             self._throttled = True
         if count != len(buf):
@@ -146,6 +150,8 @@ class ImageFile(BlockingFile):
                 return None
             self._learn_nowait()
             return self.metadata_now(offset, length) if self._nowait else None
+        except OverflowError:  # `read_metadata` says so
+            return None
         if count < length and offset + count < self.size:
             return None
         return bytes(buf)

@@ -12,7 +12,7 @@ import pytest
 
 import tapcore
 from peers import peer
-from tapcore import ImageFormatError, ImageLockedError, NotSupportedError, TapError
+from tapcore import CacheMode, ImageFormatError, ImageLockedError, NotSupportedError, TapError
 from tapcore.tools.check import check_image
 from tapcore.tools.inspect import inspect_image
 from vhdxtools import (
@@ -195,6 +195,18 @@ def test_damage_anywhere_is_an_error_or_content(tmp_path: Path, rng: random.Rand
                 said.append(exc.message)
     assert len(set(said)) >= 8
     assert not any("\n" in text for text in said)
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_a_block_at_a_place_that_no_file_has(tmp_path: Path, cache: CacheMode) -> None:
+    image = tmp_path / "disk.vhdx"
+    make(image, 4 * MIB)
+    poke(image, 3 * MIB, ((1 << 64) - MIB | 6).to_bytes(8, "little"))
+    with (
+        tapcore.open(f"vhdx:{image}", readonly=True, cache=cache) as disk,
+        pytest.raises(TapError, match="at offset 0xfffffffffff00000, lies past the end"),
+    ):
+        disk.pread(0, length=4096)
 
 
 def test_a_huge_table_in_a_hole_costs_little(tmp_path: Path) -> None:
