@@ -14,11 +14,12 @@ import pytest
 from planted.bugs import BUGS, Bug
 from planted.subjects import BASES, loaded, subject
 
-from tapcore.testkit import run_checks
+from tapcore.testkit import run_checks, running
 from tapcore.testkit.running import checks_of
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 0)
 FEW = 10
+TRIES = 6
 AT_LEAST = 0.95
 
 
@@ -50,9 +51,18 @@ def test_no_false_alarm(base: str) -> None:
     assert len(results) >= 12
 
 
-def test_a_few_bugs_are_found_by_the_check_that_is_for_them(rng: random.Random) -> None:
-    few = rng.sample(BUGS, FEW)  # where chance has missed one, the other checks may have it
-    missed = [bug.what for bug in few if not (_found(bug, (bug.by,)) or _found(bug))]
+def test_a_few_bugs_are_found_by_the_check_that_is_for_them(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance a check may miss its bug: it gets some more, and then the others theirs."""
+    missed = []
+    for bug in rng.sample(BUGS, FEW):
+        for _ in range(TRIES):
+            if _found(bug, (bug.by,)):
+                break
+            monkeypatch.setattr(running, "SEED", rng.getrandbits(32))
+        else:
+            missed += [] if _found(bug) else [bug.what]
     assert len(missed) <= 1, missed
 
 

@@ -89,7 +89,7 @@ def _killed_in_mid_write(image: Path, rng: random.Random) -> None:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and image.stat().st_mtime_ns == before:
             time.sleep(0.001)
-        time.sleep(rng.random() * 0.05)
+        time.sleep(rng.random() ** 2 * 0.05)  # a fast machine is soon done
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
@@ -97,8 +97,10 @@ def _killed_in_mid_write(image: Path, rng: random.Random) -> None:
 
 def test_qemu_killed_in_mid_write(tmp_path: Path, rng: random.Random) -> None:
     """What is read over the log is what QEMU reads once it has replayed it."""
-    dirty = 0
-    for _ in range(2 * THOROUGH):
+    dirty, tries = 0, 0
+    while tries < 2 * THOROUGH or not dirty:  # how far it gets is not ours to say
+        tries += 1
+        assert tries < 100, "QEMU was never killed with something in its log"
         image, theirs = tmp_path / "disk.vhdx", tmp_path / "theirs.vhdx"
         run("qemu-img", "create", "-q", "-f", "vhdx", "-o", "block_size=1M", image, "200M")
         _killed_in_mid_write(image, rng)
@@ -112,7 +114,6 @@ def test_qemu_killed_in_mid_write(tmp_path: Path, rng: random.Random) -> None:
         tapcore.open(f"vhdx:{image}", readonly=False).close()
         assert not is_dirty(image)
         assert content_of(image) == over == qemu_content(image)
-    assert dirty
 
 
 # ---- made by hand ----------------------------------------------------------------------------
