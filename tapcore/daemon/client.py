@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,7 @@ from tapcore.daemon.jsonrpc import (
 )
 from tapcore.daemon.rundir import RunDirectory, default_run_directory
 from tapcore.errors import IOFailedError, TapError, UsageError, describe
+from tapcore.interface.options import CacheMode
 
 _RECEIVE = 64 << 10
 
@@ -75,24 +77,52 @@ class DaemonClient:
     # ---- what can be asked for --------------------------------------------------------------
 
     def attach(
-        self, image: str | os.PathLike[str], *, name: str | None = None, **how: Any
+        self,
+        image: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        nbd: str = "",
+        readonly: bool = False,
+        filters: Sequence[str] = (),
+        cache: CacheMode = "writeback",
+        metadata_cache: int | None = None,
+        parents: Sequence[str] = (),
+        key_files: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Attach an image.
+        """Attach an image; relative paths count from this process's directory.
 
         Args:
-            image: `[HANDLE:]PATH`; a relative path counts from this process's directory.
+            image: `[HANDLE:]PATH`.
             name: of the disk; None: the daemon makes one of the image's name.
-            how: `nbd`, `read_only`, `filters`, `cache`, `metadata_cache`, `parents`, `key_files`:
-                as the options of `tapdisk attach`.
+            nbd: where it is served: path of a Unix socket, port, or ADDRESS:PORT; empty: on a
+                socket in the run directory.
+            readonly: open and offer it for reading only.
+            filters: around the image's drivers, `NAME[:KEY=VALUE,...]`, the first outermost.
+            cache: "writeback" or "none".
+            metadata_cache: bytes for the tables of each image; None: the driver's default.
+            parents: which files the image may name: `DIR`, `any`, `none`.
+            key_files: `FILE` or `IMAGE=FILE` with passphrases, which the disk's process reads.
 
         Returns:
-            The disk, as `list` has it: `uri` is for NBD clients.
+            The disk, as `disks` has it: `uri` is for NBD clients.
 
         Raises:
             TapError: it cannot be opened, as opening it here would say.
         """
-        params = {"image": os.fsdecode(image), "directory": os.getcwd(), "name": name, **how}
-        return dict(self.call("attach", **params))
+        disk = self.call(
+            "attach",
+            image=os.fsdecode(image),
+            directory=os.getcwd(),
+            name=name,
+            nbd=nbd,
+            read_only=readonly,
+            filters=list(filters),
+            cache=cache,
+            metadata_cache=metadata_cache,
+            parents=list(parents),
+            key_files=list(key_files),
+        )
+        return dict(disk)
 
     def detach(self, name: str, *, force: bool = False) -> None:
         """Flush and close a disk.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import click
 
 from tapcore.cli.ofdaemon import daemon_client, run_dir_option
@@ -18,6 +15,7 @@ from tapcore.cli.options import (
     tap_command,
 )
 from tapcore.cli.output import print_json
+from tapcore.interface.options import CacheMode
 
 
 @tap_command("attach")
@@ -62,7 +60,7 @@ def command(
     read_only: bool,
     nbd: str,
     filters: tuple[str, ...],
-    cache: str,
+    cache: CacheMode,
     metadata_cache: int | None,
     parents: tuple[str, ...],
     key_files: tuple[str, ...],
@@ -72,17 +70,18 @@ def command(
     """Let the daemon serve an image over NBD, in a process of its own; prints the NBD URI."""
     from tapcore.cli.settings import parents_set
 
-    how: dict[str, Any] = {
-        "nbd": nbd,
-        "read_only": read_only,
-        "filters": list(filters),
-        "cache": cache,
-        "metadata_cache": metadata_cache,
-        "parents": list(parents or parents_set()),
-        "key_files": list(key_files),
-    }
     with daemon_client(run_dir) as client:
-        disk = client.attach(os.fsdecode(image), name=name, **how)
+        disk = client.attach(
+            image,
+            name=name,
+            nbd=nbd,
+            readonly=read_only,
+            filters=filters,
+            cache=cache,
+            metadata_cache=metadata_cache,
+            parents=parents or parents_set(),
+            key_files=key_files,
+        )
     if as_json:
         print_json(disk)
     else:
