@@ -173,6 +173,18 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("Which disks there are, and how they are", "tapdisk list"),
         ("For a program", "tapdisk list --json"),
     ),
+    "stats": _examples(
+        ("Of all disks", "tapdisk stats"),
+        ("Of one, for a program", "tapdisk stats vm1 --json"),
+    ),
+    "reload": _examples(
+        ("After pip install tap-...", "tapdisk reload"),
+        ("And all drivers, for a program", "tapdisk reload --json"),
+    ),
+    "log-level": _examples(
+        ("Tell more", "tapdisk log-level info"),
+        ("Only one disk", "tapdisk log-level debug vm1"),
+    ),
     "bench": _examples(
         ("4 KiB reads at random places, 32 in flight", "tapdisk bench disk.qcow2"),
         (

@@ -53,8 +53,8 @@ class ControlDaemon:
         where = StateFile(state or place.state)
         self._daemon = Daemon(place, dispatch, state=where, level=level, without=without)
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Until it is stopped.
+    def run(self, ready: Callable[[], None]) -> bool:
+        """Until it is stopped; returns whether all disks were closed as they should.
 
         Args:
             ready: called once people can ask, and running disks are found again.
@@ -88,6 +88,7 @@ class ControlDaemon:
             signals.close()
         for exc in failed:
             raise exc
+        return not daemon.failed
 
     def _tell(self, ready: Callable[[], None], failed: list[BaseException]) -> None:
         if self._daemon.stopping:

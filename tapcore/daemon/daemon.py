@@ -11,31 +11,24 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, Final
 
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
-from tapcore.daemon.disks import CLOSING, FAILED, RESTARTING, SERVING, STARTING, Disk
+from tapcore.daemon.disks import CLOSING, RESTARTING, SERVING, STARTING, Disk
 from tapcore.daemon.jsonrpc import Call, RpcError
 from tapcore.daemon.nursery import Nursery
 from tapcore.daemon.processes import End, Process, Processes
+from tapcore.daemon.restarts import Restarts
 from tapcore.daemon.rundir import RunDirectory
 from tapcore.daemon.spec import DiskSpec
 from tapcore.daemon.state import Remembered, StateFile
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import Loop
-from tapcore.errors import IOFailedError, UsageError, describe
+from tapcore.errors import IOFailedError, UsageError
 from tapcore.nbd.listening import SocketFile, UnixAddress, listen
 from tapcore.process.timer import Timer
 
 log = logging.getLogger(__name__)
-
-DEATHS: Final = 5
-DEATHS_SECONDS: Final = 60.0
-"""A disk whose process dies more often than that in so long is given up."""
-
-PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before a process is started again, after its first death, its second, and so on."""
 
 STOP_SECONDS: Final = 45.0
 """How long the end waits for disk processes, which give up themselves before that."""
@@ -67,6 +60,8 @@ class Daemon:
         loop: in which all of it happens.
         timer: of that loop.
         disks: by name.
+        restarts: of those whose process died.
+        failed: a disk could not be closed as it should.
     """
 
     def __init__(
@@ -87,11 +82,12 @@ class Daemon:
             self.loop, self.timer, f"{place.path}/warm-parent.log", level, without
         )
         self.processes = Processes(self.loop, self.timer, place, self.nursery, self._died)
+        self.restarts = Restarts(self.timer, self.start, self._let_go, self._wants)
         self._state = state or StateFile(place.state)
         self._dispatch = dispatch
         self._control: ControlSocket | None = None
         self._file = SocketFile("")
-        self.stopping = False
+        self.stopping = self.failed = False
         self._kept = False
 
     # ---- its life ---------------------------------------------------------------------------
@@ -129,12 +125,17 @@ class Daemon:
         if self.stopping:
             return
         self.stopping, self._kept = True, keep_disks
-        if keep_disks or not self.processes.all:
+        if keep_disks:
             self.timer.put(0.0, self.loop.stop)
             return
+        self.timer.put(0.0, self._end_if_over)
         for process in self.processes.all.values():
             process.signal(signal.SIGTERM)
         self.timer.put(STOP_SECONDS, self._kill_the_rest)
+
+    def _end_if_over(self) -> None:
+        if self.processes.none:
+            self.loop.stop()
 
     def _kill_the_rest(self) -> None:
         for process in self.processes.all.values():
@@ -205,10 +206,17 @@ class Daemon:
         self.forget(disk)
         later.fail(error)
 
+    def _wants(self, disk: Disk) -> bool:
+        return not self.stopping and self.disks.get(disk.name) is disk
+
     def forget(self, disk: Disk) -> None:
         """It is attached no more."""
         self.disks.pop(disk.name, None)
         disk.turn_away()
+        self._let_go(disk)
+
+    def _let_go(self, disk: Disk) -> None:
+        """Its process need not have it; one without disks ends."""
         process, disk.process = disk.process, None
         if process is not None:
             process.disks.discard(disk.name)
@@ -230,7 +238,12 @@ class Daemon:
 
     def _start(self, disk: Disk, name: str, later: Later) -> None:
         def begun(process: Process | None, error: BaseException | None) -> None:
-            if process is None or error is not None:
+            if self.stopping:
+                later.fail(UsageError("the daemon ends", errno=errno.ESHUTDOWN))
+                if process is not None and not self._kept:
+                    process.signal(signal.SIGTERM)
+                self._end_if_over()
+            elif process is None or error is not None:
                 later.fail(error or IOFailedError("no process"))
             elif self.disks.get(disk.name) is not disk:
                 later.fail(UsageError("was detached meanwhile", image=disk.name))
@@ -278,61 +291,23 @@ class Daemon:
         for disk in disks:
             disk.process, disk.last_lines = None, end.lines
         if self.stopping:
-            if not self.processes.all:
-                self.loop.stop()
+            self._end_of(process, end)
             return
         for disk in disks:
             if disk.state in (SERVING, RESTARTING):
                 log.error("%s: its process %d %s", disk.name, process.pid, end.text)
                 for line in end.lines:
                     log.error("%s: its log: %s", disk.name, line)
-                self._start_again(disk, f"its process {end.text}")
+                self.restarts.after_death(disk, f"its process {end.text}")
 
-    def bring_back(self, disk: Disk) -> None:
-        """A disk that is listening already, and has no process."""
-        disk.state = RESTARTING
-        self._try_again(disk)
-
-    def _start_again(self, disk: Disk, reason: str) -> None:
-        now = monotonic()
-        disk.deaths = [each for each in disk.deaths if now - each < DEATHS_SECONDS] + [now]
-        disk.reason, disk.state = reason, RESTARTING
-        if len(disk.deaths) > DEATHS:
-            self._give_up(disk)
-            return
-        pause = PAUSES[min(len(disk.deaths), len(PAUSES)) - 1]
-        self.timer.put(pause, lambda: self._try_again(disk))
-
-    def _try_again(self, disk: Disk) -> None:
-        if self.stopping or self.disks.get(disk.name) is not disk or disk.state != RESTARTING:
-            return
-
-        def tried(result: Any, error: BaseException | None) -> None:
-            if self.stopping or self.disks.get(disk.name) is not disk:
-                return
-            if error is not None:
-                self._failed_again(disk, error)
-                return
-            disk.restarts += 1
-            log.warning("%s: is served again, by process %s", disk.name, disk.facts.get("pid"))
-
-        self.start(disk).then(tried)
-
-    def _failed_again(self, disk: Disk, error: BaseException) -> None:
-        log.error("%s: could not be started again: %s", disk.name, describe(error))
-        process, disk.process = disk.process, None
-        if process is not None:
-            process.disks.discard(disk.name)
-            if not process.disks:
-                process.ending = True
-                process.signal(signal.SIGTERM)
-        self._start_again(disk, describe(error))
-
-    def _give_up(self, disk: Disk) -> None:
-        disk.state = FAILED
-        disk.reason = f"given up after {len(disk.deaths)} attempts: {disk.reason}"
-        disk.turn_away()
-        log.error("%s: %s", disk.name, disk.reason)
+    def _end_of(self, process: Process, end: End) -> None:
+        """One of the last."""
+        if not end.clean and not self._kept:
+            self.failed = True
+            log.error("%s: its process %d %s", process.name, process.pid, end.text)
+            for line in end.lines:
+                log.error("%s: its log: %s", process.name, line)
+        self._end_if_over()
 
     # ---- detach -----------------------------------------------------------------------------
 
@@ -354,13 +329,17 @@ class Daemon:
         disk.state = CLOSING
 
         def closed(result: Any, error: BaseException | None) -> None:
-            if isinstance(error, RpcError) and error.errno == errno.EBUSY:
+            late = isinstance(error, IOFailedError) and error.errno == errno.ETIMEDOUT
+            if late and force and not process.shared:
+                process.signal(signal.SIGKILL)
+            elif late or (isinstance(error, RpcError) and error.errno == errno.EBUSY):
                 disk.state = SERVING
-                later.fail(error)
+                later.fail(error or IOFailedError("is not closed"))
                 return
             self._detached(disk, process, later, error)
 
-        process.remote.call("close", {"name": disk.name, "force": force}).then(closed)
+        params = {"name": disk.name, "force": force}
+        process.remote.call("close", params, seconds=STOP_SECONDS).then(closed)
         return later
 
     def _detached(
@@ -384,6 +363,6 @@ class Daemon:
             tell()
 
     def _why_not_closed(self, error: BaseException) -> BaseException:
-        if isinstance(error, RpcError):
+        if isinstance(error, RpcError | IOFailedError):
             return error
         return IOFailedError("its process died before it had closed the image")

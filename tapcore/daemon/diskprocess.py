@@ -91,6 +91,7 @@ class DiskProcess:
         timer: of that loop.
         disks: by name.
         caller: who asks, while a verb begins.
+        failed: a disk could not be closed as it should.
     """
 
     def __init__(self, listener: socket.socket, verbs: VerbTable[DiskProcess]) -> None:
@@ -104,7 +105,7 @@ class DiskProcess:
         self._control = ControlSocket(
             self.loop, self.timer, listener, self._dispatch, takes_descriptors=True
         )
-        self._stopping = self._shared = False
+        self._stopping = self._shared = self.failed = False
         self._signals: HeardSignals | None = None
         self.timer.put(UNUSED_SECONDS, self._end_if_unused)
 
@@ -237,6 +238,7 @@ class DiskProcess:
             _close(descriptor)
         for error in errors:
             log.error("%s", error)
+        self.failed |= bool(errors)
         if disk.closing is not None:
             if errors:
                 disk.closing.fail(errors[0])

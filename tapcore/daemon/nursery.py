@@ -43,8 +43,9 @@ class Born:
 
 @attrs.define(eq=False)
 class _Order:
-    """Descriptors of a process that is to be, and who waits for it."""
+    """Name and descriptors of a process that is to be, and who waits for it."""
 
+    name: str
     descriptors: tuple[int, ...]
     later: Later
 
@@ -109,16 +110,17 @@ class Nursery:
         self._told.append(later)
         later.then(lambda result, error: do())
 
-    def fork(self, descriptors: Sequence[int]) -> Later:
+    def fork(self, name: str, descriptors: Sequence[int]) -> Later:
         """A new disk process.
 
         Args:
+            name: for people who look at processes.
             descriptors: its control socket, which listens, and its log; they stay open here.
 
         Returns:
             What gives a `Born`.
         """
-        order = _Order(tuple(map(os.dup, descriptors)), Later())
+        order = _Order(name, tuple(map(os.dup, descriptors)), Later())
         if self._ready is None:
             self._waiting.append(order)
         else:
@@ -162,7 +164,7 @@ class Nursery:
     def _give(self, parent: _Parent, order: _Order) -> None:
         number = next(self._numbers)
         parent.orders[number] = order
-        message = json.dumps({"number": number}).encode()
+        message = json.dumps({"number": number, "name": order.name}).encode()
         try:
             socket.send_fds(parent.socket, [message], order.descriptors)
         except OSError as exc:
@@ -196,6 +198,8 @@ class Nursery:
             _settle(order, error=IOFailedError(f"no process can be started: {message['error']}"))
 
     def _is_ready(self, parent: _Parent, drivers: list[dict[str, Any]]) -> None:
+        if parent is not self._coming:  # another was started since
+            return
         if self._ready is not None:
             self._retire(self._ready)
         parent.drivers = drivers
@@ -219,17 +223,28 @@ class Nursery:
             return
         for order in parent.orders.values():
             _settle(order, error=IOFailedError("the warm parent died; another attempt may do"))
-        if parent is not self._ready and parent is not self._coming:
+        if parent is self._ready:
+            self._ready = None
+        elif parent is self._coming:
+            self._coming = None
+            self._fail(status)
+        else:  # it was retired
             return
         log.error("the warm parent ended with status %d (%s)", status, self._log_path)
-        self._ready = None if parent is self._ready else self._ready
-        if parent is self._coming or self._coming is None:
-            self._coming = None
-            told, self._told = (self._told, []) if self._ready is not None else ([], self._told)
-            for later in told:
-                later.fail(IOFailedError(f"drivers cannot be looked for ({self._log_path})"))
-            if self._ready is None:
-                self._timer.put(AGAIN_SECONDS, self._start_again)
+        if self._ready is None and self._coming is None:
+            self._fail(status)
+            self._timer.put(AGAIN_SECONDS, self._start_again)
+
+    def _fail(self, status: int) -> None:
+        """Who waits for drivers, or for a process that nobody can fork, waits in vain."""
+        text = f"the warm parent ended with status {status} ({self._log_path})"
+        told, self._told = self._told, []
+        for later in told:
+            later.fail(IOFailedError(text))
+        if self._ready is None:
+            waiting, self._waiting = self._waiting, []
+            for order in waiting:
+                _settle(order, error=IOFailedError(text))
 
     def _start_again(self) -> None:
         if not self._closed and self._ready is None and self._coming is None:

@@ -67,10 +67,12 @@ class End:
 
     Attributes:
         text: for people.
+        clean: nothing went wrong, as far as can be known.
         lines: the last of its log.
     """
 
     text: str
+    clean: bool
     lines: tuple[str, ...]
 
 
@@ -117,6 +119,11 @@ class Processes:
                 self._begin(name)
         return later
 
+    @property
+    def none(self) -> bool:
+        """Whether none runs, nor is about to."""
+        return not self.all and not self._beginning
+
     def _begin(self, name: str) -> None:
         try:
             listener = listen(UnixAddress(self._place.process_socket(name)))
@@ -124,7 +131,7 @@ class Processes:
         except OSError as exc:
             self._tell(name, None, exc)
             return
-        born = self._nursery.fork((listener.fileno(), log_file))
+        born = self._nursery.fork(name, (listener.fileno(), log_file))
         os.close(log_file)
         kept = listener.detach()
         born.then(lambda result, error: self._born(name, kept, result, error))
@@ -156,11 +163,14 @@ class Processes:
                 later.answer(process)
 
     def _ended(self, process: Process) -> None:
-        end = End(_how(process.pidfd), self.last_lines(process.name))
+        end = End(*_how(process.pidfd), self.last_lines(process.name))
         self.forget(process)
         with suppress(OSError):
             os.unlink(self._place.process_socket(process.name))
         self._died(process, end)
+        if process.ending:
+            with suppress(OSError):
+                os.unlink(self._place.process_log(process.name))
         process.gone.answer(None)
 
     def forget(self, process: Process) -> None:
@@ -184,14 +194,17 @@ class Processes:
         return tuple(text.splitlines()[-LAST_LINES:])
 
 
-def _how(pidfd: int) -> str:
-    """Words for the end of a process; a stranger's child tells nobody else."""
+def _how(pidfd: int) -> tuple[str, bool]:
+    """Words for the end of a process, and whether it was a good one.
+
+    That of a process that a former daemon began is not known.
+    """
     try:
         found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
-        return "ended"
+        found = None
     if found is None:
-        return "ended"
+        return "ended", True
     if found.si_code == os.CLD_EXITED:
-        return f"ended with status {found.si_status}"
-    return f"was ended by {signal.Signals(found.si_status).name}"
+        return f"ended with status {found.si_status}", not found.si_status
+    return f"was ended by {signal.Signals(found.si_status).name}", False

@@ -156,4 +156,4 @@ class Recovery:
             disk.reason = describe(exc)
             log.error("%s: cannot be attached again: %s", disk.name, exc)
             return
-        self._daemon.bring_back(disk)
+        self._daemon.restarts.bring_back(disk)

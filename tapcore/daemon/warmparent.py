@@ -18,9 +18,11 @@ from typing import Any, Final, NoReturn
 
 from tapcore.daemon.diskprocess import DiskProcess
 from tapcore.daemon.diskverbs import DISK_VERBS
+from tapcore.daemon.warmup import warm_up
 from tapcore.errors import describe
 from tapcore.interface.registry import Registry, default_registry, set_default_registry
 from tapcore.interface.selection import Selection
+from tapcore.process.naming import name_process
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def main(arguments: list[str]) -> None:
     orders, level, *without = arguments
     sock = socket.socket(fileno=int(orders))
     sock.set_inheritable(False)
+    name_process("tapdisk warm")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, handlers=[BoundedLog()])
@@ -68,14 +71,9 @@ class BoundedLog(logging.StreamHandler[Any]):
 
 
 def _load_all() -> list[dict[str, Any]]:
-    """Import every driver and filter; what cannot be loaded is told of."""
+    """Import all that disk processes need; returns what there is to tell of each driver."""
     registry = default_registry()
-    for info in registry.drivers():
-        try:
-            registry.load(info.handle)
-        except Exception as exc:
-            log.warning("%s", exc)
-    registry.filters()
+    warm_up(registry)
     return [
         {
             "handle": info.handle,
@@ -97,18 +95,19 @@ def _obey(sock: socket.socket, order: dict[str, Any], descriptors: list[int]) ->
         _send(sock, {"event": "failed", "number": number, "error": describe(exc)})
     else:
         if not middle:
-            _fork_again(sock, number, descriptors)
+            _fork_again(sock, order, descriptors)
         os.waitpid(middle, 0)
     for descriptor in descriptors:
         os.close(descriptor)
 
 
-def _fork_again(sock: socket.socket, number: int, descriptors: list[int]) -> NoReturn:
-    status = 1
+def _fork_again(sock: socket.socket, order: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    number, status = order["number"], 1
     try:
         child = os.fork()
         if not child:
             sock.close()
+            name_process(f"tapdisk {order['name']}")
             _be_a_disk_process(*descriptors)
         # nobody has waited for it yet, so that the number is its own
         pidfd = os.pidfd_open(child)
@@ -139,7 +138,7 @@ def _be_a_disk_process(listener: int, log_file: int) -> NoReturn:
         process = DiskProcess(sock, DISK_VERBS)
         process.stop_on_signals()
         process.run()
-        status = 0
+        status = int(process.failed)
     except BaseException:
         log.exception("the process ends")
     finally:

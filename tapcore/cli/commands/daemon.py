@@ -71,8 +71,7 @@ def command(
         level=ctx.find_root().meta.get("tapcore.log_level", "warning"),
         without=ctx.find_root().meta.get("tapcore.no_plugin", []),
     )
-    _run(daemon, place, ready, pid_file)
-    return 0
+    return 0 if _run(daemon, place, ready, pid_file) else 1
 
 
 def _run(
@@ -80,7 +79,7 @@ def _run(
     place: RunDirectory,
     ready: Callable[[], None] | None,
     pid_file: str | None,
-) -> None:
+) -> bool:
     written: list[PidFile] = []
 
     def tell() -> None:
@@ -92,7 +91,7 @@ def _run(
             ready()
 
     try:
-        daemon.run(tell)
+        return daemon.run(tell)
     finally:
         for each in written:
             each.remove()
