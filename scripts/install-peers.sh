@@ -23,6 +23,7 @@ need zstd zstd
 need xz xz-utils
 need sfdisk fdisk
 need cryptsetup cryptsetup-bin
+need systemd-analyze systemd
 
 # libaio.so.1, of `--cache none` (Debian 13 has it as libaio1t64, and knows this name too).
 has_libaio() {

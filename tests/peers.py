@@ -31,6 +31,8 @@ PACKAGES = {  # command: Debian package
     "qemu-storage-daemon": "qemu-system-common",
     "xz": "xz-utils",
     "sfdisk": "fdisk",
+    "systemd-analyze": "systemd",
+    "systemd-sysusers": "systemd",
     "zsh": "zsh",
     "zstd": "zstd",
 }
