@@ -88,6 +88,7 @@ class DaemonClient:
         metadata_cache: int | None = None,
         parents: Sequence[str] = (),
         key_files: Sequence[str] = (),
+        fixed: bool = False,
     ) -> dict[str, Any]:
         """Attach an image; relative paths count from this process's directory.
 
@@ -102,6 +103,7 @@ class DaemonClient:
             metadata_cache: bytes for the tables of each image; None: the driver's default.
             parents: which files the image may name: `DIR`, `any`, `none`.
             key_files: `FILE` or `IMAGE=FILE` with passphrases, which the disk's process reads.
+            fixed: no other image takes its place while it is served, and none is made.
 
         Returns:
             The disk, as `disks` has it: `uri` is for NBD clients.
@@ -121,6 +123,7 @@ class DaemonClient:
             metadata_cache=metadata_cache,
             parents=list(parents),
             key_files=list(key_files),
+            fixed=fixed,
         )
         return dict(disk)
 

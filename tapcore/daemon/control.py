@@ -32,6 +32,8 @@ class ControlDaemon:
         restore: attach lost disks again.
         level: of the logs of disk processes.
         without: drivers that are left out.
+        confined: disk processes are confined.
+        user: name of who they go on as; empty: who they are.
 
     Raises:
         TapError: the directory is in use, or of no use.
@@ -45,13 +47,23 @@ class ControlDaemon:
         restore: bool = False,
         level: str = "warning",
         without: Sequence[str] = (),
+        confined: bool = True,
+        user: str = "",
     ) -> None:
         place.take()
         _adopt_orphans()
         _allow_many_files()
         self._restore = restore
         where = StateFile(state or place.state)
-        self._daemon = Daemon(place, dispatch, state=where, level=level, without=without)
+        self._daemon = Daemon(
+            place,
+            dispatch,
+            state=where,
+            level=level,
+            without=without,
+            confined=confined,
+            user=user,
+        )
 
     def run(self, ready: Callable[[], None]) -> bool:
         """Until it is stopped; returns whether all disks were closed as they should.

@@ -55,6 +55,8 @@ class Daemon:
         state: the file where disks are remembered; None: in the run directory.
         level: of the logs of its processes.
         without: drivers that are left out.
+        confined: disk processes give up what they do not need, once their images are open.
+        user: name of who they go on as then; empty: who they are.
 
     Attributes:
         loop: in which all of it happens.
@@ -72,8 +74,11 @@ class Daemon:
         state: StateFile | None = None,
         level: str = "warning",
         without: Sequence[str] = (),
+        confined: bool = True,
+        user: str = "",
     ) -> None:
         self.place = place
+        self._confinement = {"confined": confined, "user": user}
         self.loop = Loop()
         self.timer = Timer()
         self.loop.add(self.timer.fd, lambda _: self.timer.run_due())
@@ -256,6 +261,7 @@ class Daemon:
         disk.process = process
         process.disks.add(disk.name)
         params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}
+        params |= self._confinement
 
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:

@@ -37,6 +37,7 @@ def attach(
     metadata_cache: int | None = None,
     parents: tuple[str, ...] = (),
     key_files: tuple[str, ...] = (),
+    fixed: bool = False,
 ) -> Later:
     """Open an image in a process of its own and serve it; answers once clients are served."""
     spec = DiskSpec(
@@ -50,6 +51,7 @@ def attach(
         metadata_cache=metadata_cache,
         parents=parents,
         key_files=key_files,
+        fixed=fixed,
     ).checked()
     later = Later()
 

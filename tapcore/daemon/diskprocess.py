@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.confining import confine_to
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.jsonrpc import Call
 from tapcore.daemon.spec import DiskSpec
@@ -105,7 +106,7 @@ class DiskProcess:
         self._control = ControlSocket(
             self.loop, self.timer, listener, self._dispatch, takes_descriptors=True
         )
-        self._stopping = self._shared = self.failed = False
+        self._stopping = self._shared = self.failed = self._confined = False
         self._signals: HeardSignals | None = None
         self.timer.put(UNUSED_SECONDS, self._end_if_unused)
 
@@ -171,6 +172,25 @@ class DiskProcess:
         self.disks[spec.name] = disk
         self._shared = shared
         return disk
+
+    def confine(self, disk: ServedDisk, user: str = "") -> None:
+        """Give up what this process has no use for any more, with its first disk.
+
+        Args:
+            disk: that was just opened.
+            user: name of who the process goes on as; empty: who it is.
+
+        Raises:
+            TapError: that does not go; the disk is closed again.
+        """
+        if self._confined:
+            return
+        try:
+            confine_to(disk.export.disk, disk.spec, shared=self._shared, user=user)
+        except BaseException:
+            disk.server.stop()
+            raise
+        self._confined = True
 
     def _opened(
         self, spec: DiskSpec, listening: tuple[int, ...], kept: tuple[int, ...], *, shared: bool

@@ -30,8 +30,11 @@ def open_disk(
     metadata_cache: int | None = None,
     parents: tuple[str, ...] = (),
     key_files: tuple[str, ...] = (),
+    fixed: bool = False,
     sockets: int = 0,
     shared: bool = False,
+    confined: bool = True,
+    user: str = "",
 ) -> dict[str, Any]:
     """Open an image and serve it on the listening sockets that come with the call."""
     spec = DiskSpec(
@@ -45,9 +48,13 @@ def open_disk(
         metadata_cache=metadata_cache,
         parents=parents,
         key_files=key_files,
+        fixed=fixed,
     ).checked()
     taken = process.take_descriptors(sockets)
-    return disk_as_dict(process.open(spec, taken, shared=shared))
+    disk = process.open(spec, taken, shared=shared)
+    if confined:
+        process.confine(disk, user)
+    return disk_as_dict(disk)
 
 
 def close_disk(process: DiskProcess, *, name: str, force: bool = False) -> Later:

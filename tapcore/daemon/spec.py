@@ -39,6 +39,7 @@ class DiskSpec:
         metadata_cache: bytes for the tables of each image; None: the driver's default.
         parents: words of `--parents`.
         key_files: words of `--key-file`; the files are read when the disk is opened.
+        fixed: no other image takes its place while it is served, and none is made.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DiskSpec:
     metadata_cache: int | None = None
     parents: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     key_files: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    fixed: bool = False
 
     def checked(self) -> DiskSpec:
         """The same.

@@ -204,6 +204,9 @@ class Hostile:
         dd.private.close()
 
 
+driver = Hostile()
+
+
 class Threaded(Hostile):
     """One that begins a thread before anything is given up."""
 

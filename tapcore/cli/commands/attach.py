@@ -52,6 +52,12 @@ from tapcore.interface.options import CacheMode
     help="The passphrase of encrypted images, or of one IMAGE of the chain: the content of FILE "
     "without a newline at its end. Repeatable.",
 )
+@click.option(
+    "--fixed",
+    is_flag=True,
+    help="Make and open no other image while it is served: the disk's process keeps its own files, "
+    "not their directory.",
+)
 @run_dir_option
 @json_option
 def command(
@@ -64,6 +70,7 @@ def command(
     metadata_cache: int | None,
     parents: tuple[str, ...],
     key_files: tuple[str, ...],
+    fixed: bool,
     run_dir: str | None,
     as_json: bool,
 ) -> None:
@@ -81,6 +88,7 @@ def command(
             metadata_cache=metadata_cache,
             parents=parents or parents_set(),
             key_files=key_files,
+            fixed=fixed,
         )
     if as_json:
         print_json(disk)

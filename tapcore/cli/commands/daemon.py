@@ -38,6 +38,15 @@ log = logging.getLogger(__name__)
     shell_complete=completes("file"),
     help="Write the process number here once all is ready.",
 )
+@click.option(
+    "--no-confinement",
+    is_flag=True,
+    help="Disk processes keep the rights that they begin with; without this they give up what they "
+    "do not need, once their images are open.",
+)
+@click.option(
+    "--user", metavar="NAME", default="", help="As root: disk processes go on as this user."
+)
 @click.option("--stop", is_flag=True, help="End the daemon that runs, and wait until it has ended.")
 @click.option("--keep-disks", is_flag=True, help="With --stop: disks go on without the daemon.")
 @click.pass_context
@@ -48,6 +57,8 @@ def command(
     state: str | None,
     fork: bool,
     pid_file: str | None,
+    no_confinement: bool,
+    user: str,
     stop: bool,
     keep_disks: bool,
 ) -> int:
@@ -58,6 +69,8 @@ def command(
     """
     if keep_disks and not stop:
         raise click.UsageError("--keep-disks goes with --stop")
+    if user and no_confinement:
+        raise click.UsageError("--user is a part of confinement")
     if stop:
         with daemon_client(run_dir) as client:
             client.stop(keep_disks=keep_disks)
@@ -70,6 +83,8 @@ def command(
         restore=restore,
         level=ctx.find_root().meta.get("tapcore.log_level", "warning"),
         without=ctx.find_root().meta.get("tapcore.no_plugin", []),
+        confined=not no_confinement,
+        user=user,
     )
     return 0 if _run(daemon, place, ready, pid_file) else 1
 

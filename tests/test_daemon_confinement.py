@@ -1,0 +1,88 @@
+"""The disk processes of a daemon: confined, unless somebody does not want that."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aims import aims, done, kept_from, tried
+from daemons import RunningDaemon, daemon_in
+from drivers import hostile
+from nbd_client import Client
+
+from tapcore.process.confinement import landlock
+from tapcore.testkit import ThrowAway
+
+MIB = 1 << 20
+BESIDE = {
+    "read a file beside the image",
+    "write a file beside the image",
+    "cut off a file beside the image",
+    "make a file beside the image",
+    "make a link",
+    "rename a file",
+    "remove a file",
+}
+"""What changes under a disk that is served need, in the directory of its image."""
+
+pytestmark = pytest.mark.skipif(
+    landlock.version() < 6, reason="the kernel has no Landlock that knows signals"
+)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    where = tmp_path / "images"
+    where.mkdir()
+    for name in ("disk.img", "other", "unwanted", "useless"):
+        (where / name).write_bytes(bytes(MIB))
+    return where / "disk.img"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDaemon]:
+    """In which the hostile driver is installed."""
+    source = {"hostile_driver.py": Path(hostile.__file__).read_text()}
+    ThrowAway(tmp_path / "site").install("hostile", "hostile_driver:driver", source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with aims() as found, daemon_in(tmp_path) as daemon:
+        monkeypatch.setenv("HOSTILE", found)
+        yield daemon
+
+
+def results(daemon: RunningDaemon, image: Path, *options: str, fixed: bool) -> dict[str, str]:
+    with daemon.start(*options) as client:
+        disk = client.attach(f"hostile:{image}", name="d", fixed=fixed)
+        with Client(disk["uri"]) as guest:
+            return tried(guest)
+
+
+def test_a_fixed_disk_is_all_that_its_process_reaches(daemon: RunningDaemon, image: Path) -> None:
+    found = results(daemon, image, fixed=True)
+    assert (done(found), kept_from(found)) == (set(), {})
+    assert sorted(os.listdir(image.parent)) == ["disk.img", "other", "unwanted", "useless"]
+
+
+def test_others_may_have_new_images_beside_theirs(daemon: RunningDaemon, image: Path) -> None:
+    found = results(daemon, image, fixed=False)
+    assert (done(found) - BESIDE, kept_from(found)) == (set(), {})
+
+
+def test_without_confinement_they_reach_what_their_user_does(
+    daemon: RunningDaemon, image: Path
+) -> None:
+    found = results(daemon, image, "--no-confinement", fixed=True)
+    assert done(found) == set(hostile.ATTACKS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_disk_processes_go_on_as_another_user(tmp_path: Path, image: Path) -> None:
+    with daemon_in(tmp_path) as daemon, daemon.start("--user", "nobody") as client:
+        disk = client.attach(image)
+        with Client(disk["uri"]) as guest:
+            guest.write(0, b"nobody's" * 64)
+        status = Path(f"/proc/{disk['pid']}/status").read_text()
+        client.detach(disk["name"], force=True)
+    assert re.search(r"^Uid:(\t65534){4}$", status, re.MULTILINE)
+    assert image.read_bytes()[:512] == b"nobody's" * 64
