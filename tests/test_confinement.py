@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -152,6 +153,35 @@ def test_a_chain_under_a_filter(tmp_path: Path) -> None:
         assert client.read(4 * MIB, 5000) == b"below" * 1000
     lines = stats.read_text().splitlines()
     assert {Path(json.loads(line)["image"]).name for line in lines} == {"child", "parent"}
+
+
+MAKE_ALL = """
+import sys
+import tapcore
+from tapcore.interface.registry import default_registry
+from tapcore.process.confinement import Confinement, confine
+
+where = sys.argv[1]
+infos = [each for each in default_registry().drivers() if "create" in each.capabilities]
+confine(Confinement(writable=[where]))
+for info in infos:
+    name = f"{info.handle}:{where}/{info.handle}"
+    for size in (1 << 20, 2 << 20):
+        tapcore.create_image(name, size, force=True)
+    if "parents" in info.capabilities:
+        tapcore.create_image(f"{name}.child", parent=name)
+        with tapcore.open(f"{name}.child", readonly=False) as disk:
+            disk.pwrite(4096, b"child")
+            assert disk.size == 2 << 20
+"""
+
+
+def test_images_of_all_formats_are_made_where_that_is_allowed(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", MAKE_ALL, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    assert {"qcow2", "qcow2.child", "vdi", "vdi.child", "vmdk.child"} <= {*os.listdir(tmp_path)}
 
 
 def test_views_are_made_and_kept(image: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tapcore.errors import UsageError
@@ -64,26 +64,31 @@ def _settle(made: NewFile, mode_limit: int) -> None:
         status = os.fstat(made.fd)
         if stat.S_ISREG(status.st_mode) and status.st_mode & 0o777 & ~mode_limit:
             with contextlib.suppress(OSError):  # of somebody else's file
-                os.chmod(made.fd, status.st_mode & 0o777 & mode_limit)
+                os.fchmod(made.fd, status.st_mode & 0o777 & mode_limit)
         return
-    if made.old_fd is None:
-        os.chmod(made.handle, _NEW_MODE & ~_umask() & mode_limit)
-        return
-    old, own = os.fstat(made.old_fd), os.stat(made.handle)
+    with _as_descriptor(made.handle) as fd:  # a confined process changes no file by its name
+        if made.old_fd is None:
+            os.fchmod(fd, _NEW_MODE & ~_umask() & mode_limit)
+        else:
+            _settle_as(fd, made.old_fd, mode_limit)
+
+
+def _settle_as(fd: int, old_fd: int, mode_limit: int) -> None:
+    old, own = os.fstat(old_fd), os.fstat(fd)
     mode = old.st_mode & 0o777
     if (old.st_uid, old.st_gid) != (own.st_uid, own.st_gid):
-        mode = _keep_owner(made, old, mode)
-    for name in os.listxattr(made.old_fd):
+        mode = _keep_owner(fd, old, mode)
+    for name in os.listxattr(old_fd):
         with contextlib.suppress(OSError):
-            os.setxattr(made.handle, name, os.getxattr(made.old_fd, name))
-    os.chmod(made.handle, mode & mode_limit)
+            os.setxattr(fd, name, os.getxattr(old_fd, name))
+    os.fchmod(fd, mode & mode_limit)
 
 
-def _keep_owner(made: NewFile, old: os.stat_result, mode: int) -> int:
+def _keep_owner(fd: int, old: os.stat_result, mode: int) -> int:
     """Returns the permissions: without the group's where that cannot be kept."""
     for uid in (old.st_uid, -1):
         with contextlib.suppress(OSError):
-            os.chown(made.handle, uid, old.st_gid)
+            os.fchown(fd, uid, old.st_gid)
             return mode
     return mode & ~0o070
 
@@ -99,13 +104,19 @@ def _umask() -> int:
     return mask
 
 
-def _sync(handle: int | str) -> None:
+@contextlib.contextmanager
+def _as_descriptor(handle: int | str) -> Iterator[int]:
     fd = handle if isinstance(handle, int) else os.open(handle, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         if fd is not handle:
             os.close(fd)
+
+
+def _sync(handle: int | str) -> None:
+    with _as_descriptor(handle) as fd:
+        os.fsync(fd)
 
 
 def _refuse_newcomer(made: NewFile) -> None:
