@@ -115,7 +115,7 @@ class DaemonClient:
             "attach",
             image=os.fsdecode(image),
             directory=os.getcwd(),
-            name=name,
+            name=name or "",
             nbd=nbd,
             read_only=readonly,
             filters=list(filters),

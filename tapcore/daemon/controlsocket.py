@@ -70,14 +70,14 @@ class ControlClient:
         self._socket = sock
         self._served = served
         self._lines = Lines(MAX_REQUEST)
-        self._unsent: deque[tuple[bytearray, tuple[int, ...]]] = deque()
+        self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._size = 0
         self._events = IN
         self._in_flight = 0
         self._ending = False
         self._more = self._halted = False
         self.open = True
-        self.heard = monotonic()
+        self.heard = self._since = monotonic()
         self.descriptors: deque[int] = deque()
         served.loop.add(sock.fileno(), self._ready)
 
@@ -88,14 +88,14 @@ class ControlClient:
 
     @property
     def late(self) -> bool:
-        """Whether it keeps others waiting: half of a line, or answers that it does not take."""
-        waited = monotonic() - self.heard
-        return (self._lines.begun or bool(self._unsent)) and waited >= PATIENCE_SECONDS
+        """Whether it is waited for too long: for the rest of a line, or to take an answer."""
+        return self.pending and monotonic() - self._since >= PATIENCE_SECONDS
 
     @property
     def pending(self) -> bool:
         """Whether it can become late."""
-        return self.open and (self._lines.begun or bool(self._unsent))
+        half = self._lines.begun and not self._halted and not self._more
+        return self.open and (half or bool(self._unsent))
 
     # ---- in ---------------------------------------------------------------------------------
 
@@ -119,6 +119,8 @@ class ControlClient:
             self._ending = True
             return
         self.heard = monotonic()
+        if not self.pending:
+            self._since = self.heard
         self._lines.receive(data)
 
     def _recv(self) -> bytes:
@@ -155,6 +157,7 @@ class ControlClient:
                 break
             if line is None:
                 break
+            self._since = monotonic()
             self._take(line)
         self._go_on()
 
@@ -188,9 +191,9 @@ class ControlClient:
             self._go_on()
 
     def _send_line(self, line: bytes, descriptors: tuple[int, ...] = ()) -> None:
-        if not self._unsent:
-            self.heard = monotonic()
-        self._unsent.append((bytearray(line), descriptors))
+        if not self.pending:
+            self._since = monotonic()
+        self._unsent.append((memoryview(line), descriptors))
         self._size += len(line)
         self._send()
 
@@ -199,10 +202,10 @@ class ControlClient:
             while self._unsent:
                 line, descriptors = self._unsent[0]
                 sent = _sendmsg(self._socket, line, descriptors)
-                self.heard = monotonic()
                 self._size -= sent
                 if sent == len(line):
                     self._unsent.popleft()
+                    self.heard = self._since = monotonic()
                 else:
                     self._unsent[0] = line[sent:], ()
         except BlockingIOError:
@@ -215,13 +218,14 @@ class ControlClient:
         if not self.open:
             return
         # after a halt a whole line may lie here already, of which no event tells: OUT comes at once
-        again = self._more or (self._halted and not self._blocked and self._lines.begun)
+        if self._halted and not self._blocked:
+            self._more, self._since = self._lines.begun, monotonic()
         self._halted = self._blocked
-        if self._ending and self.idle and not again:
+        if self._ending and self.idle and not self._more:
             self.close()
             return
         reading = not self._blocked and not self._ending
-        events = (IN if reading else 0) | (OUT if self._unsent or again else 0)
+        events = (IN if reading else 0) | (OUT if self._unsent or self._more else 0)
         if events != self._events:
             self._events = events
             self._served.loop.modify(self._socket.fileno(), events)
@@ -240,7 +244,7 @@ class ControlClient:
             os.close(self.descriptors.pop())
 
 
-def _sendmsg(sock: socket.socket, data: bytearray, descriptors: Sequence[int]) -> int:
+def _sendmsg(sock: socket.socket, data: memoryview, descriptors: Sequence[int]) -> int:
     if not descriptors:
         return sock.send(data)
     return socket.send_fds(sock, [data], list(descriptors))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+import attrs
+
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
 from tapcore.daemon.diskverbs import DISK_VERBS, set_level
@@ -24,35 +26,11 @@ _OWN: Final = {"open", "close", "list", "stats", "sockets", "control", "log-leve
 """Verbs of a disk process that only the daemon calls."""
 
 
-def attach(
-    daemon: Daemon,
-    *,
-    image: str,
-    name: str | None = None,
-    directory: str = "/",
-    nbd: str = "",
-    read_only: bool = False,
-    filters: tuple[str, ...] = (),
-    cache: str = "writeback",
-    metadata_cache: int | None = None,
-    parents: tuple[str, ...] = (),
-    key_files: tuple[str, ...] = (),
-    fixed: bool = False,
-) -> Later:
+def attach(daemon: Daemon, *, spec: DiskSpec) -> Later:
     """Open an image in a process of its own and serve it; answers once clients are served."""
-    spec = DiskSpec(
-        name=name or _free_name(daemon, image),
-        image=image,
-        directory=directory,
-        nbd=nbd,
-        read_only=read_only,
-        filters=filters,
-        cache=cache,
-        metadata_cache=metadata_cache,
-        parents=parents,
-        key_files=key_files,
-        fixed=fixed,
-    ).checked()
+    if not spec.name:
+        spec = attrs.evolve(spec, name=_free_name(daemon, spec.image))
+    spec = spec.checked()
     later = Later()
 
     def attached(disk: Disk | None, error: BaseException | None) -> None:

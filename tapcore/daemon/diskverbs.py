@@ -20,38 +20,15 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 def open_disk(
     process: DiskProcess,
     *,
-    name: str,
-    image: str,
-    directory: str = "/",
-    nbd: str = "",
-    read_only: bool = False,
-    filters: tuple[str, ...] = (),
-    cache: str = "writeback",
-    metadata_cache: int | None = None,
-    parents: tuple[str, ...] = (),
-    key_files: tuple[str, ...] = (),
-    fixed: bool = False,
+    spec: DiskSpec,
     sockets: int = 0,
     shared: bool = False,
     confined: bool = True,
     user: str = "",
 ) -> dict[str, Any]:
     """Open an image and serve it on the listening sockets that come with the call."""
-    spec = DiskSpec(
-        name=name,
-        image=image,
-        directory=directory,
-        nbd=nbd,
-        read_only=read_only,
-        filters=filters,
-        cache=cache,
-        metadata_cache=metadata_cache,
-        parents=parents,
-        key_files=key_files,
-        fixed=fixed,
-    ).checked()
     taken = process.take_descriptors(sockets)
-    disk = process.open(spec, taken, shared=shared)
+    disk = process.open(spec.checked(), taken, shared=shared)
     if confined:
         process.confine(disk, user)
     return disk_as_dict(disk)

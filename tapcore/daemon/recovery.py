@@ -122,7 +122,7 @@ class Recovery:
         process.remote.call("sockets", {"name": row["name"]}, seconds=_SECONDS).then(told)
 
     def _adopt_disk(self, process: Process, row: dict[str, Any], sockets: int) -> None:
-        spec = DiskSpec(**row["spec"])
+        spec = DiskSpec.of(row["spec"])
         taken = process.remote.descriptors[:sockets]
         del process.remote.descriptors[:sockets]
         disk = Disk(spec, spec.address(self._daemon.place.nbd_socket(spec.name)), SERVING, process)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from tapcore.daemon.rundir import check_name
+from tapcore.daemon.verbs import parameters_of, taken
 from tapcore.errors import UsageError, describe
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
@@ -20,17 +21,13 @@ _LOCAL: Final = "127.0.0.1"
 _CACHES: Final[Mapping[str, CacheMode]] = {"writeback": "writeback", "none": "none"}
 
 
-def _texts(given: Any) -> tuple[str, ...]:
-    return tuple(given)
-
-
 @attrs.frozen
 class DiskSpec:
     """One disk, as somebody wants it.
 
     Attributes:
-        name: of it, and of its export.
         image: `[HANDLE:]PATH`.
+        name: of it, and of its export; empty: the daemon makes one of the image's.
         directory: from which relative paths count.
         nbd: where it is served: a path, a port, or ADDRESS:PORT; empty: in the run directory.
         read_only: open it for reading.
@@ -42,17 +39,28 @@ class DiskSpec:
         fixed: no other image takes its place while it is served, and none is made.
     """
 
-    name: str
     image: str
+    name: str = ""
     directory: str = "/"
     nbd: str = ""
     read_only: bool = False
-    filters: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    filters: tuple[str, ...] = ()
     cache: str = "writeback"
     metadata_cache: int | None = None
-    parents: tuple[str, ...] = attrs.field(default=(), converter=_texts)
-    key_files: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    parents: tuple[str, ...] = ()
+    key_files: tuple[str, ...] = ()
     fixed: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> DiskSpec:
+        """From what `as_dict` gave, perhaps of another version: what is unknown is left out.
+
+        Raises:
+            TapError: it cannot be meant.
+        """
+        takes = parameters_of(cls)
+        known = {each.name for each in takes} & given.keys()
+        return cls(**taken(takes, {name: given[name] for name in known}, "a disk")).checked()
 
     def checked(self) -> DiskSpec:
         """The same.

@@ -92,9 +92,7 @@ class StateFile:
 
 def _understood(row: Any) -> Remembered | None:
     try:
-        known = {each.name for each in attrs.fields(DiskSpec)}
-        given = {name: value for name, value in row["spec"].items() if name in known}
-        spec = DiskSpec(**given).checked()
+        spec = DiskSpec.of(row["spec"])
         process = row["process"]
         if not isinstance(process, str):
             raise TypeError("its process has no name")

@@ -1,8 +1,8 @@
 """Verbs: what can be asked for over a control socket, with parameters checked in one place.
 
-A verb is a function whose parameters after the first are given by name; their annotations are what
-a caller may give: `str`, `int`, `float`, `bool`, `tuple[str, ...]`, each `| None`. One without a
-default has to be given. The first line of its docstring says what it does.
+A verb is a function whose keyword parameters are what a caller gives; their annotations say what
+that may be: `str`, `int`, `float`, `bool`, `tuple[str, ...]`, each `| None`, or an attrs class of
+those. One without a default has to be given. The first line of the docstring says what it does.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
 from tapcore.daemon.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
+from tapcore.errors import printable
 
 MAX_WORDS: Final = 256
 """Of one parameter that is a list."""
@@ -134,6 +135,57 @@ _WORDS: Final[Mapping[type, str]] = {
 }
 
 
+def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """What a function, or the making of an attrs class, takes by name.
+
+    A parameter that is an attrs class itself stands for all that this takes.
+    """
+    found: list[Parameter] = []
+    for each, hint in _given(function):
+        found += parameters_of(hint) if attrs.has(hint) else [_parameter(each, hint)]
+    return tuple(found)
+
+
+def _given(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+    hints = typing.get_type_hints(function)
+    given = inspect.signature(function).parameters.values()
+    named = [each for each in given if inspect.isclass(function) or each.kind is each.KEYWORD_ONLY]
+    return [(each, hints[each.name]) for each in named]
+
+
+def _parameter(given: inspect.Parameter, hint: Any) -> Parameter:
+    kinds, nullable = [hint], False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [each for each in typing.get_args(hint) if each is not types.NoneType]
+        nullable = len(kinds) < len(typing.get_args(hint))
+    (kind,) = kinds
+    kind = typing.get_origin(kind) or kind
+    if kind not in _CHECKS:
+        raise TypeError(f"a verb cannot take a {kind}")
+    return Parameter(given.name, kind, given.default, nullable)
+
+
+def taken(takes: Iterable[Parameter], params: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """What was given of these parameters, each checked; those that have defaults can be missing.
+
+    Args:
+        takes: the parameters.
+        params: as they came.
+        what: it is that takes them, for messages.
+
+    Raises:
+        RpcError: one is missing, unknown, or has the wrong type.
+    """
+    known = {each.name: each for each in takes}
+    for name in params:
+        if name not in known:
+            raise RpcError(INVALID_PARAMS, f"'{what}' has no parameter '{printable(name)}'")
+    for each in known.values():
+        if each.required and each.name not in params:
+            raise RpcError(INVALID_PARAMS, f"'{what}' needs '{each.name}'")
+    return {name: known[name].checked(value) for name, value in params.items()}
+
+
 @attrs.frozen
 class Verb(Generic[Host]):
     """One thing that can be asked for.
@@ -142,21 +194,22 @@ class Verb(Generic[Host]):
         name: the method's name.
         function: that does it.
         takes: its parameters.
+        made: of those, what one parameter of the function is made of: its name, and its class.
         does: one line for the documentation.
     """
 
     name: str
     function: Callable[..., Any]
     takes: tuple[Parameter, ...]
+    made: tuple[tuple[str, type], ...]
     does: str
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any]) -> Verb[Host]:
         """From a function, by its signature."""
-        given = list(inspect.signature(function).parameters.values())[1:]
-        hints = typing.get_type_hints(function)
-        takes = tuple(_parameter(each, hints[each.name]) for each in given)
-        return cls(name, function, takes, (inspect.getdoc(function) or "").partition("\n")[0])
+        made = tuple((each.name, hint) for each, hint in _given(function) if attrs.has(hint))
+        does = (inspect.getdoc(function) or "").partition("\n")[0]
+        return cls(name, function, parameters_of(function), made, does)
 
     def __call__(self, host: Host, params: Mapping[str, Any]) -> Any:
         """Do it.
@@ -171,29 +224,12 @@ class Verb(Generic[Host]):
         Raises:
             RpcError: a parameter is missing, unknown, or has the wrong type.
         """
-        known = {each.name for each in self.takes}
-        for name in params:
-            if name not in known:
-                raise RpcError(INVALID_PARAMS, f"'{self.name}' has no parameter '{name}'")
-        given = {}
-        for each in self.takes:
-            if each.name in params:
-                given[each.name] = each.checked(params[each.name])
-            elif each.required:
-                raise RpcError(INVALID_PARAMS, f"'{self.name}' needs '{each.name}'")
+        given = taken(self.takes, params, self.name)
+        for name, kind in self.made:
+            inside = {each.name for each in parameters_of(kind)}
+            parts = {key: given.pop(key) for key in inside & given.keys()}
+            given[name] = kind(**parts)
         return self.function(host, **given)
-
-
-def _parameter(given: inspect.Parameter, hint: Any) -> Parameter:
-    kinds, nullable = [hint], False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = [each for each in typing.get_args(hint) if each is not types.NoneType]
-        nullable = len(kinds) < len(typing.get_args(hint))
-    (kind,) = kinds
-    kind = typing.get_origin(kind) or kind
-    if kind not in _CHECKS:
-        raise TypeError(f"a verb cannot take a {kind}")
-    return Parameter(given.name, kind, given.default, nullable)
 
 
 class VerbTable(Generic[Host]):
