@@ -37,7 +37,7 @@ run: install ## serve IMAGE=, or a demo disk, over NBD on a Unix socket
 	@bash scripts/demo.sh "$$IMAGE" $(ARGS)
 
 test: install peers ## run every test, with the real clients where apt can install them
-	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 peers:
 	@sh scripts/install-peers.sh

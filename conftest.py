@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from rewriting import compile_share
 from warmstart import WarmStarts
 
 # Else each of the hundreds of processes of a run would compile everything anew.
@@ -35,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(seed)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None:
+        part = int(worker["workerid"].removeprefix("gw")) % worker["workercount"]
+        compile_share(session.config, part, worker["workercount"])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
     """What the tests start as `tapdisk` starts warm."""
@@ -48,7 +56,8 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
 
 
 def _runs_none(config: pytest.Config) -> bool:
-    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    controls = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    return controls or config.option.collectonly
 
 
 def pytest_report_header(config: pytest.Config) -> str:

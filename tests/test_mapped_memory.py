@@ -7,6 +7,7 @@ it. Functions that hand such views on are sources themselves.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent / "tapcore"
 
 SOURCES = {"to_read", "data_to_read", "to_write", "next_buffers"}
 """Methods whose result may be mapped memory; and `view`, of a mapping or window."""
+
+_SOURCE = re.compile(rf"\.\s*({'|'.join(sorted(SOURCES))})\b")
 
 TAKERS = {
     "len",
@@ -39,9 +42,8 @@ def modules() -> list[Path]:
 
 
 def uses(text: str) -> bool:
-    """Whether a module can have mapped memory at all."""
-    names = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
-    return bool(names & SOURCES) or "files.mapping" in text
+    """Whether a module can have mapped memory at all: it names one of the sources."""
+    return _SOURCE.search(text) is not None or "files.mapping" in text
 
 
 def called(node: ast.AST) -> str:
