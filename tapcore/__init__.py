@@ -68,11 +68,13 @@ if TYPE_CHECKING:
     from tapcore.interface.answer import Answer, Then, answer_over
     from tapcore.interface.below import Below
     from tapcore.interface.damage import content_damaged, content_missing
-    from tapcore.interface.filters import Call as FilterCall
-    from tapcore.interface.filters import Filter, TextForm
-    from tapcore.interface.filters import Rate as FilterRate
-    from tapcore.interface.filters import Seconds as FilterSeconds
-    from tapcore.interface.filters import Size as FilterSize
+    from tapcore.interface.extent import Extent
+    from tapcore.interface.filters.call import Call as FilterCall
+    from tapcore.interface.filters.filter import Filter
+    from tapcore.interface.filters.parameters import Rate as FilterRate
+    from tapcore.interface.filters.parameters import Seconds as FilterSeconds
+    from tapcore.interface.filters.parameters import Size as FilterSize
+    from tapcore.interface.filters.parameters import TextForm
     from tapcore.interface.hooks import hookimpl, implements
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
@@ -85,7 +87,6 @@ if TYPE_CHECKING:
     from tapcore.interface.results import (
         Bitmap,
         CheckResult,
-        Extent,
         Finding,
         Inspection,
         Measurement,
@@ -122,7 +123,8 @@ _HOMES = {
         "OutOfRangeError ReadOnlyError ReferencePolicyError TapError UnknownHandleError "
         "UsageError printable"
     ),
-    "interface.filters": "Filter TextForm",
+    "interface.filters.filter": "Filter",
+    "interface.filters.parameters": "TextForm",
     "interface.hooks": "hookimpl implements",
     "files": (
         "ImageFile create_host_file describe_host_file host_file_size open_host_file "
@@ -133,7 +135,8 @@ _HOMES = {
     "interface.magic": "Magic",
     "interface.models": "DiskDriver DiskInfo Hooks TdCallback TdState",
     "interface.options": "CacheMode DiskId FormatOption OpenOptions",
-    "interface.results": "Bitmap CheckResult Extent Finding Inspection Measurement Snapshot",
+    "interface.extent": "Extent",
+    "interface.results": "Bitmap CheckResult Finding Inspection Measurement Snapshot",
     "opening.namedfiles": "open_named_file",
     "opening.names": "plain_name",
     "nbd.handshake": "TlsMode",
@@ -153,10 +156,10 @@ _HOMES = {
     "tools.template": "Template View",
 }
 _HOME_OF = {name: (home, name) for home, names in _HOMES.items() for name in names.split()} | {
-    "FilterCall": ("interface.filters", "Call"),
-    "FilterRate": ("interface.filters", "Rate"),
-    "FilterSeconds": ("interface.filters", "Seconds"),
-    "FilterSize": ("interface.filters", "Size"),
+    "FilterCall": ("interface.filters.call", "Call"),
+    "FilterRate": ("interface.filters.parameters", "Rate"),
+    "FilterSeconds": ("interface.filters.parameters", "Seconds"),
+    "FilterSize": ("interface.filters.parameters", "Size"),
     "describe_error": ("errors", "describe"),
     "fallocate_punch_hole": ("files.hostfile", "punch_hole"),
     "passphrase_readings": ("interface.keys", "readings"),

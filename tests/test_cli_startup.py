@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import tapcore
+from tapcore.cli.main import main
+
 SCRIPT = """
 import sys
 from tapcore.cli.main import main
@@ -27,17 +30,30 @@ def modules_of(*arguments: object) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("argument", ["--version", "-V", "--help"])
-def test_version_and_help_need_nearly_nothing(argument: str) -> None:
-    modules = modules_of(argument)
+def test_the_version_needs_nothing() -> None:
+    script = "import sys; sys.argv[1:] = ['-V']; from tapcore.cli.entry import run\n"
+    script += "try: run()\nfinally: print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"tapdisk {tapcore.__version__}\n")
+    assert {name for name in done.stderr.split() if name.startswith("tapcore")} == {
+        "tapcore",
+        "tapcore.cli",
+        "tapcore.cli.entry",
+    }
+
+
+def test_help_needs_nearly_nothing() -> None:
+    modules = modules_of("--help")
     assert not modules & (HEAVY | {"attr", "pluggy", "logging", "json", "importlib.metadata"})
     ours = {name for name in modules if name.startswith("tapcore.")}
     assert ours - {"tapcore.cli.examples"} == {
         "tapcore.cli",
+        "tapcore.cli.commandline",
         "tapcore.cli.failures",
         "tapcore.cli.group",
         "tapcore.cli.main",
         "tapcore.cli.options",
+        "tapcore.cli.plain",
         "tapcore.cli.signals",
         "tapcore.cli.standardstreams",
     }
@@ -45,18 +61,44 @@ def test_version_and_help_need_nearly_nothing(argument: str) -> None:
 
 def test_formats_needs_neither_drivers_nor_their_records() -> None:
     modules = modules_of("formats")
-    assert not modules & (HEAVY | SLOW | {"tapcore.clusters", "tapcore.files.direct"})
+    assert not modules & (HEAVY | SLOW | {"click", "tapcore.clusters", "tapcore.files.direct"})
     assert not [name for name in modules if name.startswith("tap_")]
 
 
 def test_info_needs_no_more_than_it_shows(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     modules = modules_of("info", tmp_path / "disk")
-    assert not modules & (HEAVY | SLOW)
-    assert "tapcore.nbd" not in modules
-    assert {name for name in modules if name.startswith("tapcore.cli.commands.")} == {
-        "tapcore.cli.commands.info"
-    }
+    assert not modules & (HEAVY | SLOW | {"click"})
+    assert not modules & {"tapcore.nbd", "tapcore.interface.results"}
+    assert not {name for name in modules if name.startswith("tapcore.cli.commands")}
+
+
+@pytest.mark.parametrize("words", ["info disk", "info ram:1M", "info nowhere", "formats"])
+def test_a_plain_command_says_what_the_parsed_one_says(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(512))
+    monkeypatch.chdir(tmp_path)
+    plain = main(words.split()), capsys.readouterr()
+    assert (main([*words.split(), "--log-level", "warning"]), capsys.readouterr()) == plain
+
+
+def test_what_is_set_once_counts_for_plain_commands_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "vm").mkdir()
+    tapcore.create_image(tmp_path / "pool" / "base.qcow2", "1M")
+    child = tmp_path / "vm" / "child.qcow2"
+    tapcore.create_image(child, parent=tmp_path / "pool" / "base.qcow2")
+    assert main(["info", str(child)]) == 0
+    assert "would not be opened" in capsys.readouterr().out
+    monkeypatch.setenv("TAPCORE_PARENTS", str(tmp_path / "pool"))
+    assert main(["info", str(child)]) == 0
+    assert "would not be opened" not in capsys.readouterr().out
+    monkeypatch.setenv("TAPCORE_PARENTS", "pool")
+    assert main(["info", str(child)]) == 1
+    assert "TAPCORE_PARENTS" in capsys.readouterr().err
 
 
 def test_a_progress_bar_is_imported_on_a_terminal_only(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tapcore.interface.results import Bitmap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Bitmap
 
 
 def state_of(bitmap: Bitmap) -> str:

@@ -8,11 +8,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
+    from typing import TypeGuard
+
+    import click
 
 _MAX_LINE = 3000
 _REMEMBERED = 1000
@@ -74,7 +75,7 @@ def report(exc: BaseException, session: Session) -> int:
     if isinstance(exc, BrokenPipeError):
         _forget_output()
         return session.error_status
-    if isinstance(exc, click.UsageError):
+    if _is_usage_error(exc):
         return _wrong_command_line(exc)
     if session.debug:
         print_traceback(exc)
@@ -109,7 +110,7 @@ def one_line(exc: BaseException) -> str:
         return f"{exc} (convert --salvage copies what is left)"
     if isinstance(exc, TapError):
         return str(exc)
-    if isinstance(exc, click.ClickException):
+    if _is_clicks(exc):
         return exc.format_message()
     if isinstance(exc, OSError) and exc.errno is not None:
         return f"{exc.filename}: {describe(exc)}" if exc.filename is not None else describe(exc)
@@ -118,8 +119,21 @@ def one_line(exc: BaseException) -> str:
     return f"unexpected error: {describe(exc)} (--debug shows where)"
 
 
+def _is_clicks(exc: BaseException) -> TypeGuard[click.ClickException]:
+    """Whether it is of click, which need not have been imported."""
+    parser = sys.modules.get("click")
+    return parser is not None and isinstance(exc, parser.ClickException)
+
+
+def _is_usage_error(exc: BaseException) -> TypeGuard[click.UsageError]:
+    parser = sys.modules.get("click")
+    return parser is not None and isinstance(exc, parser.UsageError)
+
+
 def _wrong_command_line(exc: click.UsageError) -> int:
     """click's own text on one line; the help that click gives instead of a command stays whole."""
+    import click
+
     message = exc.format_message()
     if isinstance(exc, click.MissingParameter):  # which lists choices one below the other
         message = " ".join(message.split())

@@ -9,15 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import click
-
 from tapcore.cli.failures import Session, end_logging, report
-from tapcore.cli.group import tapdisk
+from tapcore.cli.plain import SELDOM_USED, plain_command
 from tapcore.cli.signals import stopped_by_signals
 from tapcore.cli.standardstreams import named_output, open_standard_streams
 
-PROGRAM = "tapdisk"
-_COMPLETE = "_TAPDISK_COMPLETE"
 _OBJECTS_BEFORE_COLLECTING = 50_000
 
 
@@ -50,6 +46,10 @@ def run() -> NoReturn:
     """
     # importing makes many objects and no garbage; looking for it would take a tenth of a command
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTING, *gc.get_threshold()[1:])
+    if plain_command(sys.argv[1:]) is not None:
+        from tapcore.cli.later import load_later
+
+        load_later(SELDOM_USED)
     status = main()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
@@ -57,15 +57,9 @@ def run() -> NoReturn:
 
 
 def _run(arguments: list[str], session: Session) -> int:
-    if _COMPLETE in os.environ:
-        from tapcore.cli.completion import complete
-
-        sys.stdout.write(complete(tapdisk, os.environ))
+    if (plain := plain_command(arguments)) is not None:
+        plain(session)
         return 0
-    # not through click's own main(), which would report errors in its way
-    try:
-        with tapdisk.make_context(PROGRAM, arguments, obj=session) as context:
-            status = tapdisk.invoke(context)
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
-    return status if isinstance(status, int) else 0
+    from tapcore.cli.commandline import run_command
+
+    return run_command(arguments, session)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tapcore.interface.results import Snapshot
 from tapcore.sizes import format_size
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Snapshot
 
 COLUMNS: Final = ("ID", "NAME", "VM STATE", "DATE", "VM CLOCK")
 

@@ -8,7 +8,7 @@ from tapcore.clusters.mapped import MappedDisk
 from tapcore.clusters.runs import DATA, HOLE, NOWHERE, ZERO, Run
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.files import ImageFile
-from tapcore.interface.results import Extent
+from tapcore.interface.extent import Extent
 
 
 def extents(disk: MappedDisk, sector: int, nb_sectors: int) -> Iterator[Extent]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tapcore.constants import BLK_NOT_ALLOCATED
 from tapcore.interface.answer import Answer, answer_over
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks, TdCallback
 from tapcore.interface.places import ASK, NOWHERE, Places
-from tapcore.interface.results import Extent
 
 if TYPE_CHECKING:
     from tapcore.clusters.machine import Mapped, WritableMapped

@@ -22,8 +22,8 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import NotSupportedError, TapError
 from tapcore.files import ImageFile, open_image_file
 from tapcore.interface.answer import Then
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver
-from tapcore.interface.results import Extent
 
 log = logging.getLogger(__name__)
 

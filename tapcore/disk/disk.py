@@ -34,13 +34,13 @@ from tapcore.errors import (
 )
 from tapcore.interface.distrust import format_info
 from tapcore.interface.models import DiskDriver, TdState
-from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.chain import abandon_disk, close_disk
 from tapcore.process.forks import forks
 from tapcore.sizes import checked_size
 
 if TYPE_CHECKING:
     from tapcore.engine.salvage import Salvage
+    from tapcore.interface.results import Bitmap, Snapshot
 
 log = logging.getLogger(__name__)
 

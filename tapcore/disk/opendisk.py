@@ -17,7 +17,7 @@ from tapcore.errors import (
     UsageError,
 )
 from tapcore.interface.access import Access
-from tapcore.interface.filters import Filter
+from tapcore.interface.filters.filter import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode, DiskId
 from tapcore.interface.policy import Parents, ReferencePolicy

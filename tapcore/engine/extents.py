@@ -10,8 +10,8 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import DriverError
 from tapcore.interface.distrust import untrue
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver
-from tapcore.interface.results import Extent
 
 _KINDS: Final = frozenset({"data", "zero", "unallocated", "compressed"})
 

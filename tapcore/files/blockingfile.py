@@ -24,7 +24,7 @@ from tapcore.files.hostfile import (
 )
 from tapcore.files.linux import all_in_page_cache
 from tapcore.files.reserving import BlockReserver
-from tapcore.interface.results import Extent
+from tapcore.interface.extent import Extent
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,20 @@ They expect `dd.private` to be the open `ImageFile`. How the bytes are moved is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tapcore.buffers import ZEROES
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks
 from tapcore.interface.options import DiskId, FormatOption
 from tapcore.interface.places import Places
-from tapcore.interface.results import Extent, Inspection, Measurement
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Inspection, Measurement
 
 CREATE_OPTIONS: Final = (
     FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
@@ -80,6 +83,8 @@ def td_info(dd: DiskDriver[ImageFile]) -> dict[str, Any]:
 @implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """Any file is a raw image; nothing in it is looked at."""
+    from tapcore.interface.results import Inspection
+
     return Inspection(virtual_size=-(-size // DEFAULT_SECTOR_SIZE) * DEFAULT_SECTOR_SIZE)
 
 
@@ -88,6 +93,8 @@ def td_measure(
     size: int, options: Mapping[str, str], data: Iterable[tuple[int, int]]
 ) -> Measurement:
     """The disk itself: what is sparse on this file system need not be on another."""
+    from tapcore.interface.results import Measurement
+
     return Measurement(required=size, fully_allocated=size)
 
 

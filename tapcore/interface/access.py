@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import attrs
 
-from tapcore.interface.filters import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.policy import Parents, ReferencePolicy
 from tapcore.interface.registry import Registry, default_registry
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.filter import Filter
 
 
 def _policy(given: Parents | None) -> ReferencePolicy:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from tapcore.interface.results import Extent
+if TYPE_CHECKING:
+    from tapcore.interface.extent import Extent
+
 
 Then: TypeAlias = Callable[[int], object]
 """`then(res)`: what was queued has finished, with 0 or -errno."""

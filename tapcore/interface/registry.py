@@ -11,16 +11,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from tapcore.errors import UnknownHandleError, describe
 from tapcore.interface import knownbad
 from tapcore.interface.callers import REQUIRED_HOOKS, HookCallers, caller_of, implemented
-from tapcore.interface.filters import Filter
-from tapcore.interface.filters.parameters import FilterInfo
-from tapcore.interface.filters.table import FilterTable
 from tapcore.interface.hooks import HOOKS, capabilities
 from tapcore.interface.installed import EntryPoint, entry_points, release_of
 from tapcore.interface.manifest import Manifest, differences, manifest_at
@@ -33,6 +30,10 @@ from tapcore.interface.misfits import (
 )
 from tapcore.interface.models import DiskInfo, Hooks, LateTapDisk, TapDisk
 from tapcore.interface.selection import Selection
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.parameters import FilterInfo
+    from tapcore.interface.filters.table import FilterTable
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,6 @@ class Registry:
         self._selection = Selection.of_environment() if selection is None else selection
         self._rows: dict[str, Row] = {}
         self._refused: list[Row] = []
-        self._filters = FilterTable(lambda: entry_points(group=FILTER_GROUP))
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
         if discover:
             self.discover()
@@ -321,9 +321,9 @@ class Registry:
         key = (handle, tuple(filters))
         found = self._operations.get(key)
         if found is None:
-            plugins = self._filters.make(filters)
+            plugins = self.make_filters(filters)
             found = self._resolve(handle, plugins)
-            if not any(isinstance(plugin, Filter) for plugin in plugins):  # which are one disk's
+            if not self._are_of_one_disk(plugins):
                 self._operations[key] = found
         return found
 
@@ -342,6 +342,21 @@ class Registry:
 
     # ---- filters ----------------------------------------------------------------------------
 
+    @cached_property
+    def _filters(self) -> FilterTable:
+        """Imported when there are filters to look for: without any a disk pays nothing for them."""
+        from tapcore.interface.filters.table import FilterTable
+
+        return FilterTable(lambda: entry_points(group=FILTER_GROUP))
+
+    @staticmethod
+    def _are_of_one_disk(plugins: Sequence[Any]) -> bool:
+        if not plugins:
+            return False
+        from tapcore.interface.filters.filter import Filter
+
+        return any(isinstance(plugin, Filter) for plugin in plugins)
+
     def register_filter(self, name: str, plugin: Any) -> None:
         """Make a filter, or what makes one, known under a name without an entry point."""
         self._filters.known[name] = plugin
@@ -356,7 +371,8 @@ class Registry:
         Raises:
             UsageError: there is no such filter, it cannot be used, or not with these values.
         """
-        return self._filters.make(chosen)
+        chosen = tuple(chosen)
+        return self._filters.make(chosen) if chosen else ()
 
     def filters(self, *, load: bool = True) -> list[FilterInfo]:
         """The filters that are installed or registered, by name.

@@ -28,10 +28,10 @@ from tapcore.engine.drive import EngineLoop
 from tapcore.errors import ImageOpenError, TapError, open_error
 from tapcore.interface.below import Then
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
-from tapcore.interface.results import Extent
 from tapcore.opening.binding import bind
 from tapcore.opening.namedfiles import find_named_file
 from tapcore.opening.names import as_handles, split_name

@@ -17,9 +17,9 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import IOFailedError, TapError, errno_of
 from tapcore.files import ImageFile
 from tapcore.files.beingmade import is_being_made
+from tapcore.interface.extent import Extent
 from tapcore.interface.options import OpenOptions
 from tapcore.interface.registry import Registry
-from tapcore.interface.results import Extent
 from tapcore.opening.below import ImageBelow, Opening, below_of, open_given
 from tapcore.process.workers import Completions, Lane
 

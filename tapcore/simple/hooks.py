@@ -20,11 +20,12 @@ from tapcore.files import open_image_file
 from tapcore.interface.answer import Answer
 from tapcore.interface.damage import content_damaged
 from tapcore.interface.distrust import show_where
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import hookimpl
 from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskDriver, DiskInfo, TdCallback
 from tapcore.interface.options import DiskId
-from tapcore.interface.results import CheckResult, Extent
+from tapcore.interface.results import CheckResult
 from tapcore.process.workers import Completions, Lane
 from tapcore.simple.methods import SimpleMethods
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 
 from tapcore.errors import TapError
-from tapcore.interface.results import Extent
+from tapcore.interface.extent import Extent
 from tapcore.testkit.subject import Subject
 
 WORD = 8

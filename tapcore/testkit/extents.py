@@ -7,9 +7,9 @@ import os
 import random
 from collections.abc import Iterable
 
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import CacheMode
-from tapcore.interface.results import Extent
 from tapcore.testkit.failing import broken, compare, run_of
 from tapcore.testkit.needs import needs
 from tapcore.testkit.session import Session

@@ -14,7 +14,7 @@ from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError, UsageError, open_error
 from tapcore.files.byname import open_host_file
 from tapcore.interface.access import Access
-from tapcore.interface.filters import Filter
+from tapcore.interface.filters.filter import Filter
 from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
 from tapcore.interface.models import DiskInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -19,10 +19,12 @@ from tapcore.interface.distrust import format_info, show_where
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.interface.results import Bitmap, Snapshot
 from tapcore.opening.names import ImageName, as_handles
 from tapcore.opening.parents import recorded_parent
 from tapcore.tools.openimage import open_image
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Bitmap, Snapshot
 
 log = logging.getLogger(__name__)
 

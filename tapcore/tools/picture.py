@@ -15,8 +15,8 @@ import attrs
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import MappedExtent
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver
-from tapcore.interface.results import Extent
 from tapcore.tools.progress import Progress
 
 HOLE: Final = 0

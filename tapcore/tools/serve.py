@@ -13,7 +13,7 @@ import attrs
 from tapcore.engine.loop import Loop
 from tapcore.errors import NotWritableError, ReadOnlyDeviceError, TapError, UsageError
 from tapcore.interface.access import Access
-from tapcore.interface.filters import Filter
+from tapcore.interface.filters.filter import Filter
 from tapcore.interface.keys import Keys
 from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode

@@ -11,11 +11,11 @@ from functools import cache
 from typing import Any
 
 from tapcore.constants import BLK_NOT_ALLOCATED, HOOKS_VERSION, SECTOR_SHIFT
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TapDisk, TdCallback
 from tapcore.interface.places import ASK, NOWHERE, PlacedFile, Places
 from tapcore.interface.registry import Registry
-from tapcore.interface.results import Extent
 from tapcore.views.store import Store
 
 disk_info = DiskInfo(

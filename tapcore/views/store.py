@@ -19,7 +19,7 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import UsageError, describe
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.imagefile import ImageFile
-from tapcore.interface.results import Extent
+from tapcore.interface.extent import Extent
 from tapcore.views.space import BLOCK, Space, Total
 from tapcore.views.written import Written
 

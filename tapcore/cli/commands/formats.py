@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from tapcore.cli.formatstable import package_of, print_formats
 from tapcore.cli.options import completes, json_option, session_of, tap_command
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.interface.filters.parameters import FilterInfo
-from tapcore.interface.models import DiskInfo
 from tapcore.tools.formats import filter_as_dict, format_as_dict, list_filters, list_formats
 
 
@@ -49,25 +49,9 @@ def command(
     elif filters:
         _print_filters(list_filters())
     else:
-        _print_formats(list_formats())
-        if found := list_filters(load=False):
-            print_table(("FILTER", "PACKAGE"), [(info.name, _package(info)) for info in found])
+        print_formats()
     if session_of(ctx).debug:
         _print_tracebacks()
-
-
-def _print_formats(found: list[DiskInfo]) -> None:
-    if found:
-        print_table(("HANDLE", "NAME", "PACKAGE", "CAN"), [_row(info) for info in found])
-    else:
-        print_line("no driver is installed: pip install tap-aio, or another tap-* package")
-
-
-def _row(info: DiskInfo) -> tuple[str, str, str, str]:
-    package = _package(info)
-    if info.error:
-        return info.handle, "(cannot be used)", package, f"error: {info.error}"
-    return info.handle, info.name, package, ", ".join(info.capabilities)
 
 
 def _print_filters(found: list[FilterInfo]) -> None:
@@ -78,12 +62,8 @@ def _print_filters(found: list[FilterInfo]) -> None:
         print_line("no filter is installed: pip install tap-filters")
 
 
-def _package(info: DiskInfo | FilterInfo) -> str:
-    return f"{info.distribution} {info.version}".strip() or "-"
-
-
 def _filter_row(info: FilterInfo) -> tuple[str, str, str, str]:
-    package = _package(info)
+    package = package_of(info)
     if info.error:
         return info.name, "(cannot be used)", package, f"error: {info.error}"
     return info.name, info.title, package, ", ".join(map(str, info.parameters)) or "-"

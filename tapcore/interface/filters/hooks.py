@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 import attrs
 import pluggy
 
+from tapcore.interface.extent import Extent
 from tapcore.interface.filters.around import FilterAround
 from tapcore.interface.filters.filter import Filter
 from tapcore.interface.hooks import HOOKS, PROJECT, hookimpl
 from tapcore.interface.models import DiskDriver, Hooks
-from tapcore.interface.results import Extent
 
 Calls: TypeAlias = dict[str, Callable[..., Any]]
 """A function for each hook, with the hook's positional arguments."""

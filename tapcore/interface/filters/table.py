@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tapcore.errors import UsageError, describe
 from tapcore.interface.filters.filter import Filter
-from tapcore.interface.filters.hooks import Calls, around, without_bypass
 from tapcore.interface.filters.parameters import (
     FilterInfo,
     is_factory,
@@ -17,6 +16,9 @@ from tapcore.interface.filters.parameters import (
 )
 from tapcore.interface.installed import release_of
 from tapcore.interface.misfits import describe_misfit, marked, unknown_hooks
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.hooks import Calls
 
 
 class FilterTable:
@@ -86,6 +88,8 @@ class FilterTable:
         Raises:
             UsageError: one does not fit.
         """
+        from tapcore.interface.filters.hooks import around, without_bypass
+
         for plugin in reversed(plugins):
             try:
                 unknown = unknown_hooks({hook for hook, _ in marked(plugin)})

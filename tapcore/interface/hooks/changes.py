@@ -6,11 +6,13 @@ Nothing is in flight when they are called, and they may block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Generic
+from typing import TYPE_CHECKING, Final, Generic
 
 from tapcore.interface.hooks.table import D, hook, not_supported
 from tapcore.interface.options import DiskId
-from tapcore.interface.results import Bitmap, CheckResult, Snapshot
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Bitmap, CheckResult, Snapshot
 
 _NO_SNAPSHOTS: Final = "{format} has no internal snapshots"
 _NO_BITMAPS: Final = "{format} has no bitmaps"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from tapcore.constants import TD_NO_PARENT
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks.table import D, hook, not_supported
 from tapcore.interface.options import DiskId
-from tapcore.interface.results import Extent, Inspection, Measurement
+
+if TYPE_CHECKING:
+    from tapcore.interface.results import Inspection, Measurement
 
 
 class ImageHooks(Generic[D]):

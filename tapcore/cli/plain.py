@@ -1,0 +1,65 @@
+"""Commands as they are typed most, without options: done without the parser of the command line.
+
+To import click and to declare options takes longer than what these do. Whatever else is said goes
+the way of every command, which does the same there: both print by the same functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from tapcore.cli.failures import Session, set_up_logging
+
+COMPLETE: Final = "_TAPDISK_COMPLETE"
+"""Set in the environment by a shell that asks for completions."""
+
+
+def plain_command(arguments: Sequence[str]) -> Callable[[Session], None] | None:
+    """What does it; None where the command line has to be parsed.
+
+    Args:
+        arguments: without the program's name.
+    """
+    if not arguments or COMPLETE in os.environ:
+        return None
+    command, *rest = arguments
+    known = _COMMANDS.get(command)
+    if known is None or len(rest) != known[0] or not all(map(_is_plain, rest)):
+        return None
+
+    def run(session: Session) -> None:
+        set_up_logging("warning", session)
+        known[1](*rest)
+
+    return run
+
+
+def _is_plain(word: str) -> bool:
+    return bool(word) and not word.startswith("-")
+
+
+def _formats() -> None:
+    from tapcore.cli.formatstable import print_formats
+
+    print_formats()
+
+
+def _info(image: str) -> None:
+    from tapcore.cli.imagefacts import print_images
+    from tapcore.cli.settings import parents_set
+    from tapcore.interface.access import Access
+    from tapcore.tools.info import image_info
+
+    print_images(image_info(image, access=Access(parents_set())))
+
+
+_COMMANDS: Final[Mapping[str, tuple[int, Callable[..., None]]]] = {
+    "formats": (0, _formats),
+    "info": (1, _info),
+}
+"""How many words each takes."""
+
+SELDOM_USED: Final = ("inspect", "traceback", "attr.validators", "attrs.validators")
+"""What attrs, logging and pluggy import, each for a case that does not come in these."""
