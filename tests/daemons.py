@@ -38,6 +38,10 @@ class RunningDaemon:
         with self.process.stdout as stdout:
             line = stdout.readline()
         assert line.strip() == str(self.run_dir / "control.sock"), self.log
+        return self.client()
+
+    def client(self) -> DaemonClient:
+        """One more."""
         return DaemonClient(self.run_dir, timeout=60)
 
     @property
