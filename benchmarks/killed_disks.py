@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,10 @@ class Writer(threading.Thread):
                         self._round(client)
             except (OSError, EOFError, AssertionError):  # its connection has ended
                 self.reconnects += 1
+
+    def has_flushed(self, often: int) -> bool:
+        """Whether it goes on, or is over."""
+        return self.flushes >= often or bool(self.wrong)
 
     def _round(self, client: Client) -> None:
         written = {}
@@ -126,7 +131,8 @@ def main() -> int:
         job += "".join(f"[{h}]\nuri={uris[h]}\n" for h in HANDLES if h != "qcow2")
         (folder / "job.fio").write_text(job)
         fio = subprocess.Popen(["fio", "job.fio"], cwd=folder, stdout=subprocess.PIPE, text=True)
-        writer, lies, over = Writer(uris["qcow2"], chosen.seed), [], threading.Event()
+        lies: list[str] = []
+        writer, over = Writer(uris["qcow2"], chosen.seed), threading.Event()
         writer.start()
         watcher = threading.Thread(target=look, args=(looker, {*HANDLES}, lies, over))
         watcher.start()
@@ -135,9 +141,9 @@ def main() -> int:
             pause = chosen.seconds / (chosen.kills + 1)
             while time.monotonic() < begun + (number + 1) * pause + chance.random():
                 time.sleep(0.01)
-            flushes = writer.flushes
+            enough = writer.flushes + 2
             os.kill(next(r["pid"] for r in client.disks() if r["name"] == "qcow2"), signal.SIGKILL)
-            until(lambda flushes=flushes: writer.flushes > flushes + 1 or writer.wrong)
+            until(partial(writer.has_flushed, enough))
         out = fio.communicate()[0]
         over.set()
         watcher.join()

@@ -2,8 +2,8 @@
 
     python benchmarks/replaced_daemon.py [--disks 20] [--rounds 6] [--pause 1.5]
 
-Each second round is a SIGKILL, the others are `tapdisk daemon --stop --keep-disks`. Exit status 1 if
-a client had an error, a disk's process was another afterwards, or the next daemon lost one.
+Each second round is a SIGKILL, the others are `tapdisk daemon --stop --keep-disks`. Exit status 1
+if a client had an error, a disk's process was another afterwards, or the next daemon lost one.
 """
 
 from __future__ import annotations
