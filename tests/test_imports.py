@@ -27,6 +27,7 @@ LAYERS = (
     {"views"},
     {"disk", "nbd"},
     {"tools"},
+    {"live"},
     {"daemon"},
     {"the names of tapcore itself"},
     {"cli", "testkit", "fsspecdisk"},

@@ -45,7 +45,15 @@ class Accounts:
         copy_on_read: reads of the child that are to be copied note what came from below.
     """
 
-    __slots__ = ("_image", "_leaf", "copy_on_read", "dispatcher", "in_flight", "order")
+    __slots__ = (
+        "_copies",
+        "_image",
+        "_leaf",
+        "copy_on_read",
+        "dispatcher",
+        "in_flight",
+        "order",
+    )
 
     def __init__(self, image: DiskId, layers: list[Layer]) -> None:
         self._image = image
@@ -53,7 +61,19 @@ class Accounts:
         self.dispatcher = Dispatcher(layers, self)
         self.order = WriteOrder()
         self.in_flight = 0
-        self.copy_on_read = False
+        self.copy_on_read = self._copies = False
+
+    def enable_copy_on_read(self) -> None:
+        """Of a child that can be written; of others it means nothing."""
+        self._copies = True
+        self.copy_on_read = self._leaf.next is not None and not self._leaf.dd.read_only
+
+    def follow(self, layers: list[Layer]) -> None:
+        """Other images take the place of these, which have nothing in hand."""
+        self._leaf = layers[0]
+        self.dispatcher.follow(layers)
+        if self._copies:
+            self.enable_copy_on_read()
 
     # ---- parts of other requests ------------------------------------------------------------
 

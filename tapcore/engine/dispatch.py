@@ -111,6 +111,13 @@ class Dispatcher:
         self.progress = False
         self.serial = 0
 
+    def follow(self, layers: list[Layer]) -> None:
+        """Other images take the place of these, which have nothing in hand."""
+        self._layers = layers
+        self._leaf = layers[0]
+        self.layer_of = {layer.dd: layer for layer in layers}
+        self._busy = False
+
     # ---- others that use the same images ----------------------------------------------------
 
     def share_with(self, other: Dispatcher) -> None:

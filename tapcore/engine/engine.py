@@ -53,6 +53,9 @@ class Engine:
         cluster_size: the child's unit of allocation (bytes).
         giving_up: called when places in the images' host files are about to be given up, and may
             hold other content soon.
+        held: front ends take no new requests; those taken are answered. See `hold`.
+        on_hold: each front end's, called when `held` has changed.
+        lane_writes: a front end may write in place by itself, past the engine.
         broken_off: an exception has left it, or a driver, in the middle of something: some requests
             may never be answered, and nothing may be asked of it, or saved, any more.
     """
@@ -68,8 +71,11 @@ class Engine:
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
         self.giving_up: list[Callable[[], object]] = []
-        self.broken_off = False
+        self.on_hold: list[Callable[[], object]] = []
+        self.held = self.broken_off = False
+        self.lane_writes = True
         self._changes = 0
+        self._coming: set[Request] = set()
         self.refresh()
         disk.blkif = self
 
@@ -101,12 +107,14 @@ class Engine:
 
     def _tell(self, lane: Lane) -> None:
         writable = (self._head_end, self._tail_start) if self.guard is not None else (0, self.size)
+        if not self.lane_writes:
+            writable = 0, 0
         parents = not self._accounts.copy_on_read
         lane.refresh(self._leaf.dd, unit=self.mask + 1, writable=writable, parents=parents)
 
     def enable_copy_on_read(self) -> None:
         """From now on, what a read finds in a parent is written into the child as well."""
-        self._accounts.copy_on_read = self._leaf.next is not None and not self.read_only
+        self._accounts.enable_copy_on_read()
         self._refresh_lane()
 
     # ---- taking requests --------------------------------------------------------------------
@@ -221,6 +229,7 @@ class Engine:
         self._changes += 1
         self._accounts.in_flight += 1
         req.layer = self._leaf
+        self._coming.add(req)
         return True
 
     def write_piece(self, req: Request, sector: int, buf: memoryview) -> Piece:
@@ -235,7 +244,13 @@ class Engine:
         piece = Piece(WRITE, sector, len(buf) >> SECTOR_SHIFT, buf, req, self._leaf)
         piece.written = _nothing
         req.forwarded += piece.nb_sectors
-        self._start_piece(piece)
+        end = sector + piece.nb_sectors
+        if end == req.sector + req.nb_sectors:
+            self._coming.discard(req)
+        if end > self.disk.size:  # it was cut off while the client was sending
+            self._accounts.fail(piece, piece.nb_sectors, errno.ENOSPC)
+        else:
+            self._start_piece(piece)
         return piece
 
     def _start_piece(self, piece: Piece) -> None:
@@ -249,7 +264,53 @@ class Engine:
 
     def cut_short(self, req: Request, nb_sectors: int) -> None:
         """The rest of a request that `begin_write` took will never come (its client has gone)."""
+        self._coming.discard(req)
         self._accounts.fail(req, nb_sectors, errno.ESHUTDOWN)
+
+    # ---- changes of the chain ---------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Have front ends take no new requests, until `release`.
+
+        They keep their clients, and what those send meanwhile waits where it is.
+        """
+        self.held = True
+        self._tell_front_ends()
+
+    def release(self) -> None:
+        """Have front ends go on, with what has waited first."""
+        self.held = False
+        self._tell_front_ends()
+
+    def _tell_front_ends(self) -> None:
+        for call in self.on_hold:
+            call()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no image has anything in hand.
+
+        Writes may be under way all the same of which the next piece has not come from the client.
+        """
+        waiting = sum(not req.forwarded for req in self._coming)
+        return self._accounts.in_flight == waiting
+
+    def follow(self, guard: Guard | None = None) -> None:
+        """Go on with what `disk.disks` is now; the engine is `idle`.
+
+        Args:
+            guard: as at first.
+        """
+        self.guard = guard
+        self._head_end = self._tail_start = 0
+        self.layers = layers_of(self.disk.disks)
+        self._leaf = self.layers[0]
+        self._accounts.follow(self.layers)
+        self._overdue = Overdue(self.layers)
+        self._changes += 1
+        for req in self._coming:
+            req.layer = self._leaf
+        self.refresh()
 
     # ---- others that use the same images ----------------------------------------------------
 

@@ -45,6 +45,12 @@ class Client(Protocol):
     def check_deadline(self) -> None:
         """Close the connection if its moment has passed."""
 
+    def hold_changed(self) -> None:
+        """Its engine takes requests no more, or again: `Engine.held`."""
+
+    def let_go_of_files(self) -> None:
+        """Its engine's files are closed next; it is dropped where replies still lie in them."""
+
     def finish(self) -> None:
         """The server stops: take no more requests, answer those that were taken."""
 
@@ -81,6 +87,19 @@ class Clients:
         self.dirty.discard(client)
         self.deadlines.discard(client)
         self.unfinished.discard(client)
+
+    def hold_changed(self, engine: Engine) -> None:
+        """It takes requests no more, or again."""
+        for client in self._of(engine):
+            client.hold_changed()
+
+    def let_go_of_files(self, engine: Engine) -> None:
+        """Its files are closed next."""
+        for client in self._of(engine):
+            client.let_go_of_files()
+
+    def _of(self, engine: Engine) -> list[Client]:
+        return [client for client in self.all if client.engine is engine]
 
     def go_on(self) -> None:
         """A batch begins: each may begin the next piece of what it has unfinished."""

@@ -45,6 +45,7 @@ class Commands:
     """
 
     __slots__ = (
+        "_chosen_names",
         "_contexts",
         "_engine",
         "_export",
@@ -77,12 +78,16 @@ class Commands:
             self._offered.add(nbd.CMD_WRITE_ZEROES)
         replies = outstanding.replies
         self._statuses = replies if isinstance(replies, StructuredReplies) else None
-        self._contexts: dict[int, Context] = {}
-        if self._statuses is not None and negotiated.contexts:
+        self._chosen_names = negotiated.contexts if self._statuses is not None else {}
+        if self._chosen_names:
             self._offered.add(nbd.CMD_BLOCK_STATUS)
-            self._contexts = {
-                number: export.context(name) for number, name in negotiated.contexts.items()
-            }
+        self._contexts: dict[int, Context] = {}
+        self.follow()
+
+    def follow(self) -> None:
+        """What contexts say is of the images that there are now."""
+        context = self._export.context
+        self._contexts = {number: context(name) for number, name in self._chosen_names.items()}
 
     def wants_payload(self, asked: Command) -> bool:
         """Whether a request with extended headers takes a payload of `asked.length` bytes."""

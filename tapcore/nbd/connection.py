@@ -331,6 +331,18 @@ class Connection:
         else:
             self._set_deadline(LINGER_SECONDS)
 
+    def hold_changed(self) -> None:
+        """See `Client`."""
+        if self._transmission is not None:
+            self._transmission.hold_changed()
+            self._mark()
+
+    def let_go_of_files(self) -> None:
+        """See `Client`."""
+        transmission = self._transmission
+        if transmission is not None and not transmission.let_go_of_files():
+            self._lose(_SHRUNK)
+
     @property
     def busy(self) -> bool:
         """Whether the client is owed anything."""

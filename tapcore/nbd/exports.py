@@ -55,21 +55,17 @@ class Export:
             name: the export's name; "" is the default export.
         """
         engine = engine_of(disk)
-        leaf = disk.disks
-        info = ExportInfo(
-            name=name,
-            size=engine.size,
-            transmission_flags=_flags(engine),
-            description=_description(disk),
-            block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
-            contexts=context_names(leaf),
+        filters = bool(disk.disks.options.filters)
+        export = (FilteredExport if filters else cls)(
+            disk, engine, _info(disk, engine, name), _file_spans(disk)
         )
-        # a filter must see every read, and O_DIRECT must not go round the disk
-        filters = bool(leaf.options.filters)
-        spans = not filters and leaf.options.cache == "writeback"
-        export = (FilteredExport if filters else cls)(disk, engine, info, spans)
         engine.giving_up.append(export.before_giving_up)
         return export
+
+    def follow(self) -> None:
+        """What is told of it from now on is of the images that its disk has now."""
+        self.info = _info(self.disk, self.engine, self.info.name)
+        self.file_spans = _file_spans(self.disk)
 
     def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
         """The runs of a range (bytes); None where they are unknown, or too many to be worth it."""
@@ -138,6 +134,25 @@ def _holds(fd: int, end: int) -> bool:
     return status.st_size >= end or not stat.S_ISREG(status.st_mode)
 
 
+def _info(disk: TdState, engine: Engine, name: str) -> ExportInfo:
+    """What the handshake tells."""
+    leaf = disk.disks
+    return ExportInfo(
+        name=name,
+        size=engine.size,
+        transmission_flags=_flags(engine),
+        description=_description(disk),
+        block_preferred=max(nbd.DEFAULT_BLOCK_PREFERRED, leaf.sector_size),
+        contexts=context_names(leaf),
+    )
+
+
+def _file_spans(disk: TdState) -> bool:
+    """A filter must see every read, and O_DIRECT must not go round the disk."""
+    options = disk.disks.options
+    return not options.filters and options.cache == "writeback"
+
+
 def _description(disk: TdState) -> str:
     """For clients: what it is, but not where; cut to what the protocol allows."""
     text = f"{disk.image.drivertype}:{os.path.basename(disk.image.name)}"
@@ -159,10 +174,15 @@ class Exports:
 
     Args:
         exports: at least one, with distinct names. A single one is the default export too.
+
+    Attributes:
+        all: as given.
+        lie_below_views: what clients write goes elsewhere, over these disks.
     """
 
     def __init__(self, exports: Sequence[Export]) -> None:
         self.all = list(exports)
+        self.lie_below_views = False
         self._by_name = {export.info.name: export for export in exports}
 
     def list_exports(self) -> list[ExportInfo]:

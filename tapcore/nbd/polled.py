@@ -34,10 +34,8 @@ class PolledDisk:
         self.engine = engine
         self._loop = loop
         self._close: Callable[[], None] = partial(close_disk, engine.disk)
-        self._fds = []
-        for fd, dd, sid in engine.poll_fds() if sources is None else sources:
-            loop.add(fd, partial(_readable, engine, dd, sid))
-            self._fds.append(fd)
+        self._fds: list[int] = []
+        self.poll(sources)
 
     @property
     def name(self) -> str:
@@ -55,6 +53,13 @@ class PolledDisk:
         if not self.engine.read_only:
             self.engine.submit(Request(FLUSH, 0, 0, None, flushed))
         self.engine.turn()
+
+    def poll(self, sources: Sequence[tuple[int, DiskDriver, int]] | None = None) -> None:
+        """Have descriptors polled, where none are: arguments as at first."""
+        engine = self.engine
+        for fd, dd, sid in engine.poll_fds() if sources is None else sources:
+            self._loop.add(fd, partial(_readable, engine, dd, sid))
+            self._fds.append(fd)
 
     def on_close(self, close: Callable[[], None]) -> None:
         """Let `close` do this, instead of closing the images."""

@@ -218,6 +218,11 @@ class Replies(ABC):
         return any(is_mapped(item) for item in self.queue)
 
     @property
+    def lies_in_files(self) -> bool:
+        """Whether something that is to be sent is a part of a host file, in any way."""
+        return any(isinstance(item, FileSpan) or is_mapped(item) for item in self.queue)
+
+    @property
     def unsent(self) -> int:
         """Bytes that wait for the client."""
         return self.queued - self.sent

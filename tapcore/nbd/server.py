@@ -45,6 +45,9 @@ ACCEPT_AT_ONCE: Final = 64
 DEAF_SECONDS: Final = 1.0
 """How long nobody is accepted after that failed (there are no descriptors left, say)."""
 
+ASK_AGAIN_SECONDS: Final = 0.02
+"""When who is asked may be busy with something of which no event tells."""
+
 STOP_SECONDS: Final = 10.0
 """How long a stopping server waits for clients to take their replies."""
 
@@ -72,6 +75,11 @@ class NbdServer:
             has no `run` and no signals. None: one of its own.
         ended: told once when a server in somebody's loop has ended, after `stop`, and what went
             wrong then.
+
+    Attributes:
+        addresses: where it listens.
+        may_close: asked, when it has stopped and nobody is owed anything, whether the disks may be
+            closed; they are when all say so.
 
     Raises:
         TapError: the address cannot be used.
@@ -121,11 +129,14 @@ class NbdServer:
         self._idle_seconds = idle_seconds
         self._idle = None if idle_seconds is None else Deadline(idle_seconds)
         self._stopping: Deadline | None = None
+        self.may_close: list[Callable[[], bool]] = []
         self._deaf: Deadline | None = None
         for listener in self._listeners:
             self._loop.add(listener.fileno(), partial(self._accept, listener))
         self._disks += [PolledDisk(self._loop, engine) for engine in self._engines]
         self._timeouts = [partial(_timeout, engine) for engine in self._engines]
+        for engine in self._engines:
+            engine.on_hold.append(partial(self._clients.hold_changed, engine))
         exports.begin(self._loop)
         self._loop.timeouts += [*self._timeouts, self._next_deadline]
         self._loop.after_batch.append(self._after_batch)
@@ -145,6 +156,20 @@ class NbdServer:
         tls = self._encryption is not None
         names = [export.info.name for export in self._exports.all]
         return [address.uri(name, tls=tls) for address in self.addresses for name in names]
+
+    @property
+    def loop(self) -> Loop:
+        """The poll set in which all of it runs."""
+        return self._loop
+
+    def polled(self, engine: Engine) -> PolledDisk:
+        """The place of a disk in the poll set."""
+        return next(each for each in self._disks if each.engine is engine)
+
+    def let_go_of_files(self, engine: Engine) -> None:
+        """The files of a disk are closed next: what lies in them is read out, or not sent."""
+        engine.before_giving_up()
+        self._clients.let_go_of_files(engine)
 
     def stop_on_signals(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
         """Stop cleanly at the first of these signals; a second one ends the process at once.
@@ -307,6 +332,10 @@ class NbdServer:
         if self._stopping is None:
             self._listen_again()
         elif self._stopping.passed or not any(c.busy for c in clients.all):
+            self._end_if_allowed()
+
+    def _end_if_allowed(self) -> None:
+        if all(asked() for asked in self.may_close):
             self._loop.stop() if self._own_loop else self._leave()
 
     def _next_deadline(self) -> float | None:
@@ -319,7 +348,7 @@ class NbdServer:
         if not any(deadlines):
             return None
         if stopping is not None and not any(c.busy for c in self._clients.all):
-            return 0.0
+            return ASK_AGAIN_SECONDS if self.may_close else 0.0
         return min((each.left for each in deadlines if each is not None), default=None)
 
     # ---- the end ----------------------------------------------------------------------------

@@ -115,10 +115,10 @@ class Transmission:
         self._lane_max = LANE_MAX
         self._losses = self._lane.losses
         self._wanted = 0  # bytes of memory, that there were not
-        self.stalled = False
+        self.stalled = self.engine.held
         self.finished = False
         self.error = ""
-        if initial:
+        if initial and not self.stalled:
             self._parse()
 
     def only_copies(self) -> None:
@@ -176,16 +176,34 @@ class Transmission:
     @property
     def unfinished(self) -> bool:
         """Whether `go_on` has something to do."""
-        return bool(self._commands.unfinished)
+        return bool(self._commands.unfinished) and not self.engine.held
 
     def go_on(self) -> None:
         """Begin the next piece of each request that is too long for one go.
 
         Everybody else has his turn before the one after that, so the engine is asked once a batch.
         """
-        self._commands.go_on()
+        if not self.engine.held:
+            self._commands.go_on()
+
+    def hold_changed(self) -> None:
+        """The engine is held, or not any more: then its images may be others."""
+        if self.engine.held:
+            self.stalled = True
+            return
+        self._writes.follow()
+        self._commands.follow()
+
+    def let_go_of_files(self) -> bool:
+        """Files are closed next: whether nothing that is to be sent lies in them any more.
+
+        It was read out before, but for what its file has become too short for.
+        """
+        return not self.replies.lies_in_files
 
     def _over_limit(self) -> bool:
+        if self.engine.held:
+            return True
         owed = self.outstanding
         if self.amid_a_write:
             return owed.held > MAX_HELD
@@ -342,6 +360,8 @@ class Transmission:
         """Take no more requests; those taken are still answered."""
         self.finished = True
         self._writes.abort_stream()  # the rest of its data will not be waited for
+        if self.engine.held:
+            self._commands.give_up()
 
     def gone(self) -> None:
         """The connection is lost: nothing more comes, and nothing more can be sent."""

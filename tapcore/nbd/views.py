@@ -77,6 +77,7 @@ class Views(Exports):
         keeper: Keeper | None = None,
     ) -> None:
         super().__init__(exports)
+        self.lie_below_views = True
         if named and (clash := [each.info.name for each in exports if "@" in each.info.name]):
             text = f"the export '{clash[0]}' has an @ in its name, as views have; name it otherwise"
             raise UsageError(text)

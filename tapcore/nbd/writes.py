@@ -71,10 +71,15 @@ class Writes:
         self._received = parser.received
         self._read_only = read_only
         self._freed = freed
-        lane = export.engine.lane
-        self._lane_write = lane.write if lane.writes else None
+        self._lane_write: Callable[[int, memoryview], int | None] | None = None
         self._out_of_lane = 0
         self.stream: StreamedWrite | None = None
+        self.follow()
+
+    def follow(self) -> None:
+        """Take over whether the images can be written in place; they may be others now."""
+        lane = self._engine.lane
+        self._lane_write = lane.write if lane.writes else None
 
     def take(self, flags: int, cookie: int, offset: int, length: int) -> bool:
         """A WRITE whose header was taken; returns False where more of its data has to come first.

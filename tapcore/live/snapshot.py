@@ -1,0 +1,107 @@
+"""A new child under a disk that is served: what it held until now is kept in the old image."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+
+from tapcore.constants import TD_RDONLY
+from tapcore.files import remove_host_file
+from tapcore.interface.access import Access
+from tapcore.interface.models import TdState
+from tapcore.interface.options import DiskId, OpenOptions
+from tapcore.interface.policy import ReferencePolicy
+from tapcore.interface.registry import Registry
+from tapcore.live.pausing import close_old, told_of
+from tapcore.live.serveddisk import ServedDisk, check_place
+from tapcore.live.tasks import Steps
+from tapcore.opening.chain import close_disk, open_disk
+from tapcore.tools.create import new_image, new_image_target, refuse_to_replace
+
+
+def snapshot(
+    disk: ServedDisk, child: str, options: Mapping[str, str] | None = None
+) -> Steps[dict[str, Any]]:
+    """Make a new child of what is served, and serve that: the old image is only read from now on.
+
+    Whatever moment the process dies: the old image holds what was flushed before, and the child,
+    once it is there, what was flushed afterwards.
+
+    Args:
+        disk: running, open for writing.
+        child: `[HANDLE:]PATH` of an image that is not there.
+        options: of its format.
+
+    Raises:
+        TapError: the disk goes on as before, and there is no new image.
+    """
+    disk.must_run()
+    disk.must_last()
+    disk.must_be_writable()
+    old = disk.image
+    target, info = new_image_target(child, disk.registry)
+    disk.registry.operations(info.handle).require("td_get_parent_id", target.name, option="-b")
+    refuse_to_replace(target.name, force=False)
+    parent = _as_parent(old, target.name, disk.registry)
+    how = disk.engine.disk.disks.options
+    home = disk.engine.disk.home or ""
+    yield from disk.come_to_rest()
+    yield from close_old(disk)
+    making = partial(_make, disk, child, parent, dict(options or {}), how, home)
+    made = False
+    try:
+        target = yield from disk.tasks.in_thread(making)
+        made = True
+        new = yield from disk.open(target)
+        yield from _take(disk, new)
+    except Exception:
+        if made:
+            with contextlib.suppress(OSError):
+                remove_host_file(target.name)
+        yield from disk.open_again(old)
+        raise
+    disk.go_on()
+    return told_of(disk) | {"parent": str(old)}
+
+
+def _take(disk: ServedDisk, new: TdState) -> Steps[None]:
+    try:
+        check_place(disk.engine, new)
+        yield from disk.announce(new.image)
+    except BaseException:
+        close_disk(new)
+        raise
+    disk.attach(new)
+
+
+def _as_parent(old: DiskId, child: str, registry: Registry) -> str:
+    """As it is to be recorded: by its place beside the child where it lies there, or below."""
+    if not registry.get(old.drivertype).file_backed:
+        return str(old)
+    home = os.path.dirname(os.path.realpath(child))
+    path = os.path.realpath(old.name)
+    near = os.path.relpath(path, home)
+    return str(DiskId(path if near.startswith("../") else near, old.drivertype))
+
+
+def _make(
+    disk: ServedDisk,
+    child: str,
+    parent: str,
+    options: Mapping[str, str],
+    how: OpenOptions,
+    home: str,
+) -> DiskId:
+    """In a thread: it is there only if it can be opened as the disk was."""
+    policy = (how.references or ReferencePolicy()).and_tree(home)
+    access = Access(policy, how.keys, how.metadata_cache, disk.registry)
+    with new_image(child, None, parent=parent, options=options, force=False, access=access) as made:
+        trial = attrs.evolve(how, bound=None, named_by=None, probed=False)
+        close_disk(open_disk(made.working, disk.registry, flags=TD_RDONLY, options=trial))
+        made.files.publish()
+        return made.target
