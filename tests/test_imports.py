@@ -25,7 +25,7 @@ LAYERS = (
     {"clusters", "simple"},
     {"rawfile", "deflate", "luks", "sectorcipher", "opening"},
     {"views"},
-    {"disk", "nbd"},
+    {"disk", "nbd", "ring"},
     {"tools"},
     {"live"},
     {"daemon"},

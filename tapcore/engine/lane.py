@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-from tapcore.buffers import ZEROES
+from tapcore.buffers import ZEROES, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine.ordering import WriteOrder
 from tapcore.files.windows import MOST_WRITTEN
@@ -46,6 +46,7 @@ class Lane:
     Attributes:
         now: the time of the batch; see `begin`.
         losses: how often a file was found to have shrunk.
+        plain_reads: what is read goes to who asked, and nobody uses the buffer for anything else.
     """
 
     __slots__ = (
@@ -55,6 +56,8 @@ class Lane:
         "_last",
         "_mask",
         "_order",
+        "_plain",
+        "_sector_mask",
         "_size",
         "_stop",
         "_used",
@@ -62,14 +65,15 @@ class Lane:
         "changes",
         "losses",
         "now",
+        "plain_reads",
     )
 
     def __init__(self, order: WriteOrder) -> None:
         self._order = order
         self._images: list[_Image] = []
-        self._whole = False
+        self._whole = self._plain = self.plain_reads = False
         self._child: Places | None = None
-        self._size = self._mask = 0
+        self._size = self._mask = self._sector_mask = 0
         self._first = self._stop = 0
         self._used: set[PlacedWindows] = set()
         self._last: PlacedWindows | None = None
@@ -91,6 +95,7 @@ class Lane:
         self._used.clear()
         self._last = None
         self._size, self._mask = dd.size << SECTOR_SHIFT, unit - 1
+        self._sector_mask = self._mask >> SECTOR_SHIFT
         chain = list(dd.chain()) if parents else [dd]
         self._images = []
         for image in chain:
@@ -101,6 +106,8 @@ class Lane:
         self._whole = len(self._images) == len(list(dd.chain()))
         self._child = self._images[0].places if self._images and not dd.read_only else None
         self._first, self._stop = writable
+        self._plain = not _is_looked_at(dd) and dd.drv.td_places(dd) is not None
+        self.plain_reads = self._plain and parents
 
     @property
     def reads(self) -> bool:
@@ -151,6 +158,32 @@ class Lane:
                 return None
         return ZEROES[:length] if self._whole and length < LONG else None
 
+    def read(self, sector: int, nb_sectors: int, buf: memoryview) -> bool:
+        """Read a range of the disk, at once.
+
+        Args:
+            sector: first sector.
+            nb_sectors: how many, at least one.
+            buf: to be filled.
+
+        Returns:
+            Whether it was. If not, ask the engine, which also finds out what is wrong.
+        """
+        if (sector | nb_sectors) & self._sector_mask:
+            return False
+        for image in self._images:
+            if sector + nb_sectors > image.sectors:
+                return False
+            places = image.places
+            where = places.place(sector, nb_sectors)
+            if where >= 0:
+                return places.data.read_now(where, buf) == 0
+            if where != NOWHERE:
+                return False
+        if self._whole:
+            fill_zeroes(buf)
+        return self._whole
+
     def write(self, offset: int, content: memoryview) -> int | None:
         """Overwrite a range of the disk in place, at once.
 
@@ -182,6 +215,10 @@ class Lane:
         if length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
             return 0
         return 0 if file.write_now(where, content) == 0 else None
+
+    def plain_write(self, offset: int, length: int) -> bool:
+        """Whether content of a range (bytes) is stored as it is given, and looked at by nobody."""
+        return self._plain and self._first <= offset and offset + length <= self._stop
 
     def _note(self, windows: PlacedWindows) -> None:
         self._last = windows
@@ -215,7 +252,11 @@ def _places_of(dd: DiskDriver) -> Places | None:
     A filter must see each request, O_DIRECT must not go round the disk, and of a damaged disk
     somebody notes what is lost.
     """
-    options = dd.options
-    if options.filters or options.cache != "writeback" or options.salvage or options.metadata_only:
+    if _is_looked_at(dd) or dd.options.cache != "writeback":
         return None
     return dd.drv.td_places(dd)
+
+
+def _is_looked_at(dd: DiskDriver) -> bool:
+    options = dd.options
+    return bool(options.filters or options.salvage or options.metadata_only)

@@ -1,0 +1,269 @@
+"""The back end of one ring: requests are taken, done by lane or engine, and answered once each."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from tapcore.engine import Engine
+from tapcore.ring.backring import BackRing
+from tapcore.ring.flight import Flight
+from tapcore.ring.grants import Grants
+from tapcore.ring.requests import SHIFT, Limits, RefusedError, asked
+from tapcore.ring.shared import MASK
+from tapcore.ring.wire import PAGE, SECTORS_PER_PAGE, Op, Status
+
+MAX_INDIRECT: Final = 256
+"""Segments of an indirect request: 1 MiB, what blkback allows."""
+
+MAX_HELD: Final = 32 << 20
+"""Bytes of private buffers of one front end. Beyond it, what it asks for waits in the ring."""
+
+ROUNDS: Final = 4
+"""So often the ring is looked at for new requests before others have their turn."""
+
+LAST_SECTOR: Final = SECTORS_PER_PAGE - 1
+
+OUT_OF_LANE: Final = 7
+"""So many writes go to the engine behind one that was not in the lane."""
+
+
+class BackEnd:
+    """The requests of one front end.
+
+    Args:
+        engine: of the disk.
+        ring: as the front end has initialised it.
+        grants: its pages.
+        read_only: it may not write, even where the disk can be written.
+        max_indirect: segments of an indirect request; 0: it was not told of those.
+        ready: called when there is something for `work` to do.
+
+    Attributes:
+        engine: as given; another one may take its place while nothing is in flight.
+        ring: as given.
+        memory: of the grants.
+        held: bytes of private buffers.
+        flights: requests that the engine has, by the ring's index.
+        waiting: index and entry of requests that were taken and wait for a barrier, or for memory.
+        unfinished: requests whose next part is to be begun.
+        refused: requests that were answered without asking anybody.
+        why: of the last of them.
+        paused: nothing is taken.
+    """
+
+    __slots__ = (
+        "_barrier",
+        "_blocked",
+        "_grants",
+        "_max_indirect",
+        "_out_of_lane",
+        "_pages",
+        "_read_only",
+        "_ready",
+        "engine",
+        "flights",
+        "gone",
+        "held",
+        "memory",
+        "paused",
+        "refused",
+        "ring",
+        "unfinished",
+        "waiting",
+        "why",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        ring: BackRing,
+        grants: Grants,
+        *,
+        read_only: bool = False,
+        max_indirect: int = MAX_INDIRECT,
+        ready: Callable[[], object] = bool,
+    ) -> None:
+        self.engine = engine
+        self.ring = ring
+        self.memory = grants.memory
+        self.held = 0
+        self.flights: dict[int, Flight] = {}
+        self.waiting: deque[tuple[int, bytes]] = deque()
+        self.unfinished: list[Flight] = []
+        self.refused = 0
+        self.why = ""
+        self.paused = False
+        self.gone = False
+        self._grants = grants
+        self._read_only = read_only
+        self._max_indirect = max_indirect
+        self._pages: dict[int, memoryview] = {}
+        self._barrier = self._blocked = False
+        self._out_of_lane = 0
+        self._ready = ready
+
+    # ---- turns ------------------------------------------------------------------------------
+
+    def work(self, tell: Callable[[], object]) -> bool:
+        """Take and answer as much as can be now; to be called after a kick, and when ready.
+
+        Args:
+            tell: called when the front end wants to be told of answers.
+
+        Returns:
+            Whether there may be more to do at once, when others have had their turn.
+
+        Raises:
+            RingBrokenError: the front end is not to be believed any more.
+        """
+        ring = self.ring
+        for _ in range(ROUNDS):
+            if self.unfinished or self.waiting:
+                self._go_on()
+            first = ring.req_cons
+            taken = b"" if self.paused or self.waiting else ring.take()
+            if taken:
+                self._carry_out(first, taken)
+            if self.flights:
+                self.engine.turn()
+            if ring.push():
+                tell()
+            if self.unfinished:
+                return True
+            if self.paused or self.waiting or not ring.final_check():
+                return False
+        return True
+
+    def _go_on(self) -> None:
+        """Begin the next part of long requests, and what has waited, as far as it goes."""
+        unfinished, self.unfinished = self.unfinished, []
+        for flight in unfinished:
+            flight.begin_stage()
+        waiting = self.waiting
+        while waiting and not self._must_wait(waiting[0][1]):
+            self._begin(*waiting.popleft())
+        self._blocked = self._barrier or bool(waiting)
+
+    # ---- the fast way -----------------------------------------------------------------------
+
+    def _carry_out(self, first: int, taken: bytes) -> None:
+        """Requests of one page that lie in the lane are done here, at once; others elsewhere.
+
+        This is done for each request, so it calls as little as can be.
+        """
+        ring, pages, lane = self.ring, self._pages, self.engine.lane
+        pack, memory, places, mask = ring.for_answers
+        lane.begin()
+        read, written = lane.read, self._written
+        entry = len(taken) // ((ring.req_cons - first) & MASK)
+        at, index = 0, ring.rsp_prod_pvt
+        for op, number, id, sector, gref, start, last in ring.shared.protocol.one.iter_unpack(
+            taken
+        ):
+            if number == 1 and op < 2 and start <= last < SECTORS_PER_PAGE and not self._blocked:
+                page = pages.get(gref) or self._page(gref)
+                if page is not None:
+                    if start or last != LAST_SECTOR:
+                        page = page[start << SHIFT : (last + 1) << SHIFT]
+                    if written(sector, page) if op else read(sector, last - start + 1, page):
+                        pack(memory, places[index & mask], id, op, 0)
+                        index += 1
+                        at += entry
+                        continue
+            ring.rsp_prod_pvt = index & MASK
+            self._other((first + at // entry) & MASK, taken[at : at + entry])
+            index = ring.rsp_prod_pvt
+            at += entry
+        ring.rsp_prod_pvt = index & MASK
+
+    def _page(self, gref: int) -> memoryview | None:
+        """A page that is granted; remembered, since it stays so."""
+        place = self._grants.place(gref)
+        if place < 0:
+            return None
+        self._pages[gref] = page = self.memory[place : place + PAGE]
+        return page
+
+    def _written(self, sector: int, content: memoryview) -> bool:
+        """Whether a write was done in the lane; it is not tried again at once where it was not."""
+        if self._out_of_lane:
+            self._out_of_lane -= 1
+            return False
+        if not self._read_only and self.engine.lane.write(sector << SHIFT, content) == 0:
+            return True
+        self._out_of_lane = OUT_OF_LANE
+        return False
+
+    # ---- all others -------------------------------------------------------------------------
+
+    def _other(self, index: int, entry: bytes) -> None:
+        if self.waiting or self._must_wait(entry):
+            self.waiting.append((index, entry))
+            self._blocked = True
+        else:
+            self._begin(index, entry)
+
+    def _must_wait(self, entry: bytes) -> bool:
+        """For a barrier's end; a barrier for the end of all before it; anybody for memory."""
+        if self._barrier or self.held > MAX_HELD:
+            return True
+        return entry[0] == Op.WRITE_BARRIER and bool(self.flights)
+
+    def _begin(self, index: int, entry: bytes) -> None:
+        protocol = self.ring.shared.protocol
+        engine = self.engine
+        read_only = self._read_only or engine.read_only
+        limits = Limits(engine.size, read_only, self._max_indirect)
+        try:
+            what = asked(entry, protocol, self._grants, limits)
+        except RefusedError as exc:
+            _, _, id, _ = protocol.head.unpack_from(entry)
+            self.refused += 1
+            self.why = str(exc)
+            self.ring.respond(id, exc.operation, exc.status)
+            return
+        self._barrier = self._blocked = what.operation == Op.WRITE_BARRIER
+        self.flights[index] = flight = Flight(index, what, self)
+        flight.begin_stage()
+
+    def later(self, flight: Flight) -> None:
+        """See `Owner`."""
+        self.unfinished.append(flight)
+        self._ready()
+
+    def ended(self, flight: Flight) -> None:
+        """See `Owner`."""
+        del self.flights[flight.index]
+        what = flight.what
+        if what.operation == Op.WRITE_BARRIER:
+            self._barrier = False
+            self._blocked = bool(self.waiting)
+        if not flight.gone:
+            self.ring.respond(what.id, what.operation, _status(flight.status))
+            self._ready()
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """The front end has gone: nothing is taken or answered any more."""
+        self.gone = self.paused = True
+        self.waiting.clear()
+        for flight in self.flights.values():
+            flight.gone = True
+        self._go_on()
+        self._ready = bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether the front end is owed anything that was taken."""
+        return bool(self.flights or self.waiting or self.unfinished)
+
+
+def _status(status: int) -> Status:
+    """What a front end is told of 0 or -errno."""
+    if not status:
+        return Status.OKAY
+    return Status.EOPNOTSUPP if status == -errno.EOPNOTSUPP else Status.ERROR
