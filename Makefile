@@ -17,7 +17,7 @@ PREFIX ?=
 # one more than there are processors: some of a test's time is waiting for the disk
 WORKERS ?= $(shell echo $$((1 + $$(nproc))))
 
-.PHONY: help install tool run test peers lint format bench bench-formats man dist clean
+.PHONY: help install tool run test peers lint format bench bench-formats man docs dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,6 +57,9 @@ bench-formats: install peers ## qcow2 and VMDK images, side by side with QEMU's 
 
 man: install ## man pages of every command, into build/man/
 	@$(VENV)/bin/tapdisk man --write build/man
+
+docs: install ## the documentation as a site, into build/docs/
+	@sh scripts/docs.sh
 
 dist: install ## wheels of everything, into dist/
 	@sh scripts/dist.sh

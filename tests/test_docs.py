@@ -33,9 +33,28 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def test_every_page_is_in_the_index() -> None:
+def anchors_of(path: Path) -> set[str]:
+    """What a link may say behind a `#`: as GitHub and the site make it of a heading."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_into_a_page_find_their_heading(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for page, anchor in re.findall(r"\]\((?!https:)([^)#]*)#([^)]+)\)", text):
+        assert anchor in anchors_of(path.parent / page if page else path), f"{page}#{anchor}"
+
+
+def test_every_page_is_in_a_table_of_the_index_once() -> None:
+    """Of which the site makes its navigation."""
     index = (DOCS / "README.md").read_text()
-    assert [page for page in PAGES if f"]({page})" not in index] == ["README.md"]
+    rows = re.findall(r"^\| \[([\w.-]+)\]\(\1\) \|", index, re.MULTILINE)
+    assert sorted(rows) == [page for page in PAGES if page != "README.md"]
+    told = re.findall(r"^## (.+)$", index, re.MULTILINE)
+    assert [told.index(first) for first in ("With the command line", "From Python")] == [0, 2]
+    assert told[-1] == "How it is built"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
