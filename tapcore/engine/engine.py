@@ -253,6 +253,13 @@ class Engine:
             self._start_piece(piece)
         return piece
 
+    def pieces_written(self, req: Request, offset: int, length: int) -> None:
+        """So much of such a request (bytes, whole sectors) was written in its place.
+
+        By `Lane.write`, past this engine, which has looked each time whether that may be.
+        """
+        self._accounts.succeed(req, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
+
     def _start_piece(self, piece: Piece) -> None:
         # ordered piece by piece: a client that stops in the middle keeps nobody waiting
         start, end = piece.sector, piece.sector + piece.nb_sectors

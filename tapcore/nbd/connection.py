@@ -31,6 +31,9 @@ _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
 
+_MOST_AT_ONCE: Final = 1 << 20
+"""Bytes that are received in a turn of a write whose data is on its way."""
+
 
 class Connection:
     """Moves bytes between a socket and the two state machines; keeps its poll events right.
@@ -89,6 +92,9 @@ class Connection:
     # ---- events -----------------------------------------------------------------------------
 
     def _ready(self, events: int) -> None:
+        transmission = self._transmission
+        if events == IN and transmission is not None and self._receive_more(transmission):
+            return  # nobody has to look after it before the rest has come
         self._clients.dirty.add(self)
         try:
             if events & ~OUT:
@@ -100,6 +106,32 @@ class Connection:
 
     def _mark(self) -> None:
         self._clients.dirty.add(self)
+
+    def _receive_more(self, transmission: Transmission) -> bool:
+        """In the middle of a write: take what there is of its data, without a turn for each part.
+
+        Returns:
+            Whether all that there is to do is to wait for more of it.
+        """
+        stream, most = transmission.stream, _MOST_AT_ONCE
+        if stream is None or transmission.stalled or transmission.replies.queue:
+            return False
+        recv_into = self._socket.recv_into
+        try:
+            while most > 0:
+                count = recv_into(stream.space())
+                if not count:
+                    return False
+                if transmission.came(stream, count):
+                    return False
+                most -= count
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False  # whoever tries again hears the same
+        except Exception:
+            self._fail()
+        return True
 
     def _receive(self, events: int) -> None:
         transmission = self._transmission

@@ -22,6 +22,7 @@ from tapcore.nbd.outstanding import Outstanding
 from tapcore.nbd.reads import Reads
 from tapcore.nbd.replystyles import replies_for
 from tapcore.nbd.requestparser import Command, RequestParser
+from tapcore.nbd.streaming import StreamedWrite
 from tapcore.nbd.writes import Writes
 
 MAX_HELD: Final = 32 << 20
@@ -138,6 +139,11 @@ class Transmission:
         return self.outstanding.held
 
     @property
+    def stream(self) -> StreamedWrite | None:
+        """The write that was begun and whose data is still on its way."""
+        return self._writes.stream
+
+    @property
     def amid_a_write(self) -> bool:
         """Whether a write was begun whose data is still on its way."""
         return self._writes.stream is not None
@@ -153,11 +159,20 @@ class Transmission:
         """`count` bytes have come into `space()`."""
         stream = self._writes.stream
         if stream is not None:
-            self._writes.came(stream, count)
-            self.stalled = self._over_limit()
+            self.came(stream, count)
             return
         self._received.end += count
         self._parse()
+
+    def came(self, stream: StreamedWrite, count: int) -> bool:
+        """So many bytes have come into the space of `stream`.
+
+        Returns:
+            Whether there is more to do than to wait for the rest of that write.
+        """
+        over = self._writes.came(stream, count)
+        self.stalled = self._over_limit()
+        return over or self.stalled
 
     def resume(self) -> bool:
         """Something has finished: go on where a limit stopped the parsing, if it may.

@@ -188,7 +188,7 @@ class Writes:
         req.fua = bool(flags & nbd.CMD_FLAG_FUA)
         req.chunk = None
         req.lease = None
-        self.stream = stream = StreamedWrite(self._engine, req, self._hold)
+        self.stream = stream = StreamedWrite(self._engine, req, self._hold, self._lane_write)
         owed.in_flight += 1
         body, rx.start = rx.start, rx.end
         stream.begin(rx.view[body : rx.end])
@@ -199,10 +199,12 @@ class Writes:
         if size < 0:
             self._freed()
 
-    def came(self, stream: StreamedWrite, count: int) -> None:
-        """`count` bytes have come into the stream's space."""
-        if stream.received(count):
+    def came(self, stream: StreamedWrite, count: int) -> bool:
+        """`count` bytes have come into the stream's space; returns True at the end of its data."""
+        over = stream.received(count)
+        if over:
             self.stream = None
+        return over
 
     def abort_stream(self) -> None:
         """The rest of its data will not come."""

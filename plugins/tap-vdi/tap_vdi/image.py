@@ -133,9 +133,11 @@ class Image(WritableTableMap[Page]):
         return NOWHERE if entry == FREE else ASK
 
     def place_to_write(self, sector: int, nb_sectors: int) -> int:
-        """The same."""
+        """The same; also in several blocks side by side."""
         place = self.place(sector, nb_sectors)
-        return ASK if place == NOWHERE else place
+        if place >= 0:
+            return place
+        return ASK if place == NOWHERE else super().place_to_write(sector, nb_sectors)
 
     def adopt(self, header: Header) -> None:
         """Take another size, and other places of the map and the blocks; all of it is on disk."""

@@ -195,9 +195,11 @@ class Image(WritableTableMap[Page]):
         return NOWHERE if entry & STATE == NOT_PRESENT else ASK
 
     def place_to_write(self, sector: int, nb_sectors: int) -> int:
-        """The same."""
+        """The same; also in several blocks side by side."""
         place = self.place(sector, nb_sectors)
-        return ASK if place == NOWHERE else place
+        if place >= 0:
+            return place
+        return ASK if place == NOWHERE else super().place_to_write(sector, nb_sectors)
 
     # ---- what changes -----------------------------------------------------------------------
 

@@ -72,7 +72,9 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         """As `place`, of grains that there are."""
         table = self._young.get(sector >> self.table_shift)
         skip = sector & self.grain_mask
-        if table is not None and table.whole and skip + nb_sectors <= self.grain_mask + 1:
+        if table is not None and table.whole:
+            if skip + nb_sectors > self.grain_mask + 1:
+                return super().place_to_write(sector, nb_sectors)
             place = table.entries[(sector >> self.grain_shift) & self.entry_mask]
             if place > ZERO:
                 return (place + skip) << 9
