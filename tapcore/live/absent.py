@@ -13,10 +13,10 @@ from typing import Any
 
 from tapcore.constants import HOOKS_VERSION
 from tapcore.errors import IOFailedError
+from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TapDisk, TdCallback, TdState
 from tapcore.interface.registry import Registry
-from tapcore.interface.results import Extent
 
 disk_info = DiskInfo(
     handle="absent", name="images that are closed", api=HOOKS_VERSION, file_backed=False

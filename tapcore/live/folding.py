@@ -18,8 +18,8 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import READ, WRITE, ZERO, Engine, Request
 from tapcore.engine.ordering import Hold
 from tapcore.errors import IOFailedError, LostContentError, TapError, open_error
+from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver, TdCallback
-from tapcore.interface.results import Extent
 from tapcore.live.dirtymap import DirtyMap
 
 PIECE: Final = 1 << 20
