@@ -34,6 +34,7 @@ class ControlDaemon:
         without: drivers that are left out.
         confined: disk processes are confined.
         user: name of who they go on as; empty: who they are.
+        control: a socket that listens already; None: one is made in the run directory.
 
     Raises:
         TapError: the directory is in use, or of no use.
@@ -49,11 +50,13 @@ class ControlDaemon:
         without: Sequence[str] = (),
         confined: bool = True,
         user: str = "",
+        control: int | None = None,
     ) -> None:
         place.take()
         _adopt_orphans()
         _allow_many_files()
         self._restore = restore
+        self._control = control
         where = StateFile(state or place.state)
         self._daemon = Daemon(
             place,
@@ -87,7 +90,7 @@ class ControlDaemon:
 
         def found() -> None:
             try:
-                daemon.listen()
+                daemon.listen(self._control)
                 daemon.nursery.when_ready(lambda: self._tell(ready, failed))
             except Exception as exc:
                 failed.append(exc)

@@ -25,7 +25,7 @@ from tapcore.daemon.state import Remembered, StateFile
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import Loop
 from tapcore.errors import IOFailedError, UsageError
-from tapcore.nbd.listening import SocketFile, UnixAddress, listen
+from tapcore.nbd.listening import OpenSockets, SocketFile, UnixAddress, listen, listeners
 from tapcore.process.timer import Timer
 
 log = logging.getLogger(__name__)
@@ -97,14 +97,20 @@ class Daemon:
 
     # ---- its life ---------------------------------------------------------------------------
 
-    def listen(self) -> None:
+    def listen(self, opened: int | None = None) -> None:
         """Let people ask.
 
+        Args:
+            opened: a socket that listens already, and whose file stays at the end; None: a new one.
+
         Raises:
-            UsageError: the control socket cannot be made.
+            UsageError: the control socket cannot be made, or that is none.
         """
-        listener = listen(UnixAddress(self.place.control))
-        self._file = SocketFile(self.place.control)
+        if opened is None:
+            listener = listen(UnixAddress(self.place.control))
+            self._file = SocketFile(self.place.control)
+        else:
+            (listener,) = listeners(OpenSockets((opened,)))
         self._control = ControlSocket(self.loop, self.timer, listener, self._run)
 
     def run(self) -> None:

@@ -11,7 +11,7 @@ from tapcore.cli.ofdaemon import daemon_client, run_dir_option
 from tapcore.cli.options import completes, tap_command
 from tapcore.daemon.control import ControlDaemon
 from tapcore.daemon.rundir import RunDirectory, default_run_directory
-from tapcore.process.activation import tell_ready
+from tapcore.process.activation import activated, tell_ready
 from tapcore.process.background import PidFile, in_background
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def command(
             client.stop(keep_disks=keep_disks)
         return 0
     place = RunDirectory(run_dir or default_run_directory())
+    control = _opened_socket()
     ready = in_background() if fork else None
     daemon = ControlDaemon(
         place,
@@ -85,8 +86,19 @@ def command(
         without=ctx.find_root().meta.get("tapcore.no_plugin", []),
         confined=not no_confinement,
         user=user,
+        control=control,
     )
     return 0 if _run(daemon, place, ready, pid_file) else 1
+
+
+def _opened_socket() -> int | None:
+    """The control socket, where systemd has opened it."""
+    sockets = activated()
+    if len(sockets) > 1:
+        raise click.UsageError(
+            f"the daemon has one control socket, and LISTEN_FDS is {len(sockets)}"
+        )
+    return sockets[0] if sockets else None
 
 
 def _run(
