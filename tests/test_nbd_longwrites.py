@@ -94,6 +94,7 @@ def test_they_go_to_their_places(handle: str, tmp_path: Path, placed: Lengths) -
             flags = FUA if number % 3 == 0 else 0
             in_parts(wire, wire.make(WRITE, offset, flags=flags, payload=payload), rng)
             assert not wire.answer().error
+        assert wire.side.engine.idle
         assert wire.content() == model
         wire.end()
     with tapcore.open(name) as plain:
@@ -167,8 +168,10 @@ def test_a_client_that_goes_away(handle: str, tmp_path: Path, placed: Lengths) -
         other, wire = prepared(Wire(disk)), prepared(Wire(disk))
         placed.clear()
         begun(wire, MIB, payload, sent := MIB + 12_345)
+        assert wire.side.engine.idle
         wire.end()
         assert wire.side.engine.in_flight == 0
+        assert wire.side.engine.idle
         now, written = other.content(), placed.bytes
         assert sent - 64 * KIB <= written <= sent
         assert now == content[:MIB] + payload[:written] + content[MIB + written :]

@@ -258,6 +258,8 @@ class Engine:
 
         By `Lane.write`, past this engine, which has looked each time whether that may be.
         """
+        if offset + length == req.offset + req.length:
+            self._coming.discard(req)
         self._accounts.succeed(req, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
 
     def _start_piece(self, piece: Piece) -> None:
