@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         VDISK_READONLY,
         VDISK_REMOVABLE,
     )
+    from tapcore.daemon.client import DaemonClient
     from tapcore.disk import Disk, open
     from tapcore.disk.asyncdisk import AsyncDisk, aopen
     from tapcore.engine import MappedExtent
@@ -114,6 +115,7 @@ _HOMES = {
         "BLK_NOT_ALLOCATED DEFAULT_SECTOR_SIZE HOOKS_VERSION MAX_IOFD MAX_SEGMENTS_PER_REQ "
         "SECTOR_SHIFT TD_NO_PARENT TD_RDONLY VDISK_CDROM VDISK_READONLY VDISK_REMOVABLE"
     ),
+    "daemon.client": "DaemonClient",
     "disk": "Disk open",
     "disk.asyncdisk": "AsyncDisk aopen",
     "engine": "MappedExtent",
@@ -185,6 +187,7 @@ __all__ = [
     "CacheMode",
     "CheckResult",
     "ClosedError",
+    "DaemonClient",
     "Disk",
     "DiskDriver",
     "DiskId",

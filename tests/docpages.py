@@ -8,7 +8,8 @@ in a folder of its own; PEERS are the programs that it needs besides tapdisk ("n
 `<!-- setup ... -->` has commands that are not shown, run at that place.
 
 `<!-- hooks -->`: before the table of hooks, which follows from the core's; `<!-- names -->`: before
-all public names; `<!-- hook reference -->` to `<!-- end -->`: each hook with its contract.
+all public names; `<!-- hook reference -->` to `<!-- end -->`: each hook with its contract;
+`<!-- verbs: daemon -->` and `<!-- verbs: disk -->`: the tables of what can be asked for.
 
 `python tests/docpages.py [PAGE]...` fills all of that in anew.
 """
@@ -44,6 +45,7 @@ _STEP = re.compile(
 )
 _HOOKS = re.compile(r"^<!-- hooks -->\n(?:\|.*\n)*", re.MULTILINE)
 _REFERENCE = re.compile(r"^<!-- hook reference -->\n.*?^<!-- end -->\n", re.MULTILINE | re.DOTALL)
+_VERBS = re.compile(r"^<!-- verbs: (\w+) -->\n(?:\|.*\n)*", re.MULTILINE)
 _NAMES = re.compile(r"^<!-- names -->\n(?:`.*\n|\n(?=`))*", re.MULTILINE)
 _MARK = "\x1e"
 
@@ -72,8 +74,22 @@ def filled(page: str) -> str:
 
     text = _BLOCK.sub(fill, (DOCS / page).read_text())
     text = _NAMES.sub(lambda _: name_list(), text)
+    text = _VERBS.sub(lambda match: verb_table(match[1]), text)
     text = _REFERENCE.sub(lambda _: hook_reference(), text)
     return _HOOKS.sub(lambda _: hook_table(), text)
+
+
+def verb_table(of: str) -> str:
+    """What the daemon, or a disk's process, can be asked for."""
+    from tapcore.daemon.daemonverbs import DAEMON_VERBS
+    from tapcore.daemon.diskverbs import DISK_VERBS
+
+    rows = [f"<!-- verbs: {of} -->", "| method | parameters | does |", "| --- | --- | --- |"]
+    for verb in DAEMON_VERBS if of == "daemon" else DISK_VERBS:
+        takes = ", ".join(map(str, verb.takes)) or "none"
+        does = verb.does[0].lower() + verb.does[1:].rstrip(".")
+        rows.append(f"| `{verb.name}` | {takes} | {does} |")
+    return "\n".join(rows) + "\n"
 
 
 def name_list() -> str:

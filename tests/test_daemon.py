@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from daemons import RunningDaemon, daemon_in, until
 from nbd_client import IS_READ_ONLY, Client
 
 import tapcore
+from docpages import DOCS
 from tapcore import TapError, UnknownHandleError
 from tapcore.cli.completion import LINE, complete
 from tapcore.cli.group import tapdisk as group
@@ -20,6 +22,10 @@ from tapcore.daemon.client import DaemonClient
 from tapcore.testkit import ThrowAway
 
 MIB = 1 << 20
+PAGE = (DOCS / "daemon.md").read_text().partition("<!-- fields: list -->")[2].partition("\n\n")[0]
+FIELDS = {
+    name for row in PAGE.splitlines()[3:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+}
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +229,7 @@ def test_the_commands_say_what_the_client_says(
     assert tapdisk("stats", *where, status=0)[0] == "no disk is served\n"
     uri, _ = tapdisk("attach", "ram:1M", "--name", "vm1", *where, status=0)
     (row,) = client.disks()
+    assert {*row} == FIELDS
     assert uri == row["uri"] + "\n"
     header, shown = tapdisk("list", *where, status=0)[0].splitlines()
     assert header.split() == ["NAME", "STATE", "HANDLE", "PID", "CLIENTS", "URI"]

@@ -8,6 +8,7 @@ those. One without a default has to be given. The first line of the docstring sa
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,6 +81,13 @@ class Parameter:
     def required(self) -> bool:
         """Whether it has to be given."""
         return self.default is inspect.Parameter.empty
+
+    def __str__(self) -> str:
+        """As documentation writes it: with its default, where that says something."""
+        if self.required:
+            return f"`{self.name}`"
+        said = "" if self.default in ("", None, ()) else f"={json.dumps(self.default)}"
+        return f"[`{self.name}{said}`]"
 
     def checked(self, value: Any) -> Any:
         """The value, as the verb wants it.
