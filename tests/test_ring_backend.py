@@ -454,14 +454,14 @@ def test_a_pause_takes_nothing_and_answers_what_was_taken() -> None:
         rig = Rig(disk)
         first = rig.front.read(0, 4096)
         rig.kick()
-        rig.back.paused = True
+        disk.engine.hold()
         second = rig.front.read(0, 4096)
         assert rig.finish(first) == Status.OKAY
         for _ in range(20):
             rig.step()
         assert not rig.front.answered()
         assert not disk.engine.in_flight
-        rig.back.paused = False
+        disk.engine.release()
         assert rig.finish(second) == Status.OKAY
 
 

@@ -518,24 +518,24 @@ def test_a_bell_rings_each_time_and_wakes_who_sleeps() -> None:
 def test_a_pause_is_a_time_without_answers(here: Here) -> None:
     with RingClient(here.path, timeout=0.1) as client:
         assert client.read(0, 512) == here.content[:512]
-        here.call(here.server.pause)
+        here.call(here.engine.hold)
         made = client.front.read(0, 512)
         with pytest.raises(IOFailedError, match="does not answer"):
             client.finish(made)
         assert not here.call(lambda: here.server.busy)
         client._timeout = 30
-        here.call(here.server.resume)
+        here.call(here.engine.release)
         assert client.finish(made) == here.content[:512]
 
 
 def test_who_connects_in_a_pause_is_answered_after_it(here: Here) -> None:
-    here.call(here.server.pause)
+    here.call(here.engine.hold)
     with RingClient(here.path) as client:
         made = client.front.read(0, 512)
         client.kick()
         here.call(bool)
         assert not client.front.answered()
-        here.call(here.server.resume)
+        here.call(here.engine.release)
         assert client.finish(made) == here.content[:512]
 
 
@@ -561,12 +561,12 @@ def test_debug_fe_ring_prints_what_its_name_promises(
     with RingClient(here.path) as client:
         client.read(0, 4096)
         client.front.write(0, bytes(512), Op.WRITE)
-        here.call(here.server.pause)
+        here.call(here.engine.hold)
         client.kick()
         here.call(lambda: debug_fe_ring(here.engine.disk))
         event = client.ring.shared.indices[3]  # 2 where it had to sleep
         assert capsys.readouterr().err.splitlines()[1:] == [
-            "ring 0: x86_64-abi, 32 slots, 352 data pages, paused",
+            "ring 0: x86_64-abi, 32 slots, 352 data pages, held",
             f"  shared:  req_prod 2, req_event 2, rsp_prod 1, rsp_event {event}",
             "  private: req_cons 1, rsp_prod_pvt 1",
             "  0 busy, 0 bytes of private buffers",

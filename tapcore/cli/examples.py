@@ -177,6 +177,10 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("Of all disks", "tapdisk stats"),
         ("Of one, for a program", "tapdisk stats vm1 --json"),
     ),
+    "dump-ring": _examples(
+        ("Indices, events, slots in use", "tapdisk dump-ring vm1"),
+        ("For a program", "tapdisk dump-ring vm1 --json"),
+    ),
     "reload": _examples(
         ("After pip install tap-...", "tapdisk reload"),
         ("And all drivers, for a program", "tapdisk reload --json"),

@@ -40,6 +40,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "detach": "flush and close an image that the daemon serves",
     "list": "the images that the daemon serves",
     "stats": "what the images that the daemon serves have done",
+    "dump-ring": "the state of the shared rings of an image that the daemon serves",
     "reload": "let the daemon look for new drivers",
     "log-level": "what the daemon, or one disk's process, tells in its log",
     "bench": "drive an image in-process: IOPS, MB/s, latency",

@@ -344,6 +344,15 @@ metadata_cache_option = click.option(
     help="Memory for the tables of each image.  [default: the format's own]",
 )
 
+ring_option = click.option(
+    "--ring",
+    metavar="SOCKET",
+    default="",
+    shell_complete=completes("file"),
+    help="Serve one image through Xen's ring of shared memory as well, to front ends that come to "
+    "this Unix socket (mode 0600).",
+)
+
 cache_option = click.option(
     "--cache",
     type=click.Choice(("writeback", "none")),

@@ -82,6 +82,7 @@ class DaemonClient:
         *,
         name: str | None = None,
         nbd: str = "",
+        ring: str = "",
         readonly: bool = False,
         filters: Sequence[str] = (),
         cache: CacheMode = "writeback",
@@ -97,6 +98,7 @@ class DaemonClient:
             name: of the disk; None: the daemon makes one of the image's name.
             nbd: where it is served: path of a Unix socket, port, or ADDRESS:PORT; empty: on a
                 socket in the run directory.
+            ring: path of a Unix socket for front ends of shared rings; empty: there is none.
             readonly: open and offer it for reading only.
             filters: around the image's drivers, `NAME[:KEY=VALUE,...]`, the first outermost.
             cache: "writeback" or "none".
@@ -117,6 +119,7 @@ class DaemonClient:
             directory=os.getcwd(),
             name=name or "",
             nbd=nbd,
+            ring=ring,
             read_only=readonly,
             filters=list(filters),
             cache=cache,
@@ -147,6 +150,10 @@ class DaemonClient:
     def reload(self) -> dict[str, Any]:
         """Let the daemon look for drivers again."""
         return dict(self.call("reload"))
+
+    def dump_ring(self, name: str) -> list[dict[str, Any]]:
+        """The rings of a disk: shared and private indices, events, slots in use."""
+        return list(self.call("dump-ring", name=name)["rings"])
 
     def log_level(self, level: str, name: str | None = None) -> None:
         """What the daemon tells from now on, or the process of a disk."""

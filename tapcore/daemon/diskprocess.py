@@ -31,6 +31,7 @@ from tapcore.nbd.server import NbdServer
 from tapcore.process.heard import HeardSignals
 from tapcore.process.timer import Timer
 from tapcore.tools.givennames import given_image
+from tapcore.tools.ring import serve_ring
 from tapcore.tools.serve import nbd_server
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class DiskProcess:
             _check_may_be_alone(named, access.registry)
         server = nbd_server(
             [spec.image],
-            OpenSockets(listening),
+            OpenSockets(listening[:1]),
             names=[spec.name],
             readonly=spec.read_only,
             cache=spec.cache_mode,
@@ -217,6 +218,12 @@ class DiskProcess:
             loop=self.loop,
             ended=lambda errors: self._ended(spec.name, errors),
         )
+        try:
+            if spec.ring:
+                serve_ring(server, OpenSockets(listening[1:]))
+        except BaseException:
+            server.stop()
+            raise
         disk = ServedDisk(spec, server, kept)
         if not named and not shared:
             try:

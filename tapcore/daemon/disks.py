@@ -9,6 +9,7 @@ import attrs
 
 from tapcore.daemon.processes import Process
 from tapcore.daemon.spec import DiskSpec
+from tapcore.errors import UsageError
 from tapcore.nbd.listening import SocketFile, TcpAddress, UnixAddress, listen
 
 STARTING: Final = "starting"
@@ -29,7 +30,7 @@ class Disk:
         state: one of those above.
         process: that serves it; None: none does now.
         sockets: that listen there; they outlive its process.
-        place: the file of a Unix socket.
+        places: the files of those that are Unix sockets.
         reason: why it is not served.
         deaths: when its process died or could not begin, on the monotonic clock.
         restarts: how often it came back.
@@ -42,7 +43,7 @@ class Disk:
     state: str = STARTING
     process: Process | None = None
     sockets: tuple[int, ...] = ()
-    place: SocketFile = attrs.field(factory=lambda: SocketFile(""))
+    places: list[SocketFile] = attrs.field(factory=list)
     reason: str = ""
     deaths: list[float] = attrs.field(factory=list)
     restarts: int = 0
@@ -66,19 +67,24 @@ class Disk:
             UsageError: the address cannot be used.
         """
         sock = listen(self.address)
-        if isinstance(self.address, UnixAddress):
-            self.place = SocketFile(self.address.path)
-        else:
+        if not isinstance(self.address, UnixAddress):
             port = sock.getsockname()[1]
             self.address = attrs.evolve(self.address, port=port)
             self.spec = attrs.evolve(self.spec, nbd=f"{self.address.host}:{port}")
-        self.sockets = (sock.detach(),)
+        self.adopt((sock.detach(),))
+        if self.spec.ring_address is not None:
+            try:
+                ring = listen(self.spec.ring_address)
+            except UsageError:
+                self.turn_away()
+                raise
+            self.adopt((*self.sockets, ring.detach()))
 
     def adopt(self, sockets: tuple[int, ...]) -> None:
         """Sockets that listen there already."""
         self.sockets = sockets
-        if isinstance(self.address, UnixAddress):
-            self.place = SocketFile(self.address.path)
+        addresses = (self.address, self.spec.ring_address)[: len(sockets)]
+        self.places = [SocketFile(a.path) for a in addresses if isinstance(a, UnixAddress)]
 
     def let_go(self) -> None:
         """The daemon ends; who serves it goes on."""
@@ -89,7 +95,8 @@ class Disk:
     def turn_away(self) -> None:
         """No more clients."""
         self.let_go()
-        self.place.remove()
+        for place in self.places:
+            place.remove()
 
     def as_dict(self) -> dict[str, Any]:
         """What there is to tell of it."""
@@ -102,6 +109,7 @@ class Disk:
             "state": self.state,
             "reason": self.reason or None,
             "uri": self.uri,
+            "ring": None if self.spec.ring_address is None else self.spec.ring_address.path,
             "pid": None if process is None else process.pid,
             "process": None if process is None else process.name,
             "read_only": self.facts.get("read_only", self.spec.read_only),

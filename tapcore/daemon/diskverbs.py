@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final
 
+import attrs
+
 from tapcore.daemon.controlsocket import WithDescriptors
 from tapcore.daemon.diskprocess import DiskProcess, ServedDisk
 from tapcore.daemon.spec import DiskSpec
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.errors import UsageError
+from tapcore.ring.dump import states_of
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -71,6 +74,12 @@ def stats(process: DiskProcess, *, name: str) -> dict[str, Any]:
     }
 
 
+def dump_ring(process: DiskProcess, *, name: str) -> dict[str, Any]:
+    """The rings of a disk: shared and private indices, events, slots in use."""
+    rings = states_of(process.disk(name).export.disk)
+    return {"name": name, "rings": [attrs.asdict(each) for each in rings]}
+
+
 def sockets_of(process: DiskProcess, *, name: str) -> WithDescriptors:
     """The sockets where a disk is served come with the answer: for a daemon that has none."""
     disk = process.disk(name)
@@ -108,6 +117,7 @@ _VERBS: Final[Mapping[str, Callable[..., Any]]] = {
     "close": close_disk,
     "list": list_disks,
     "stats": stats,
+    "dump-ring": dump_ring,
     "sockets": sockets_of,
     "control": control_of,
     "log-level": log_level,

@@ -30,6 +30,7 @@ class DiskSpec:
         name: of it, and of its export; empty: the daemon makes one of the image's.
         directory: from which relative paths count.
         nbd: where it is served: a path, a port, or ADDRESS:PORT; empty: in the run directory.
+        ring: path of a Unix socket for front ends of shared rings; empty: there is none.
         read_only: open it for reading.
         filters: around its drivers.
         cache: "writeback" or "none".
@@ -43,6 +44,7 @@ class DiskSpec:
     name: str = ""
     directory: str = "/"
     nbd: str = ""
+    ring: str = ""
     read_only: bool = False
     filters: tuple[str, ...] = ()
     cache: str = "writeback"
@@ -101,6 +103,11 @@ class DiskSpec:
                 raise UsageError(f"'{port}' is not a port")
             return TcpAddress(host.strip("[]") or _LOCAL, int(port))
         return UnixAddress(os.path.join(self.directory, self.nbd))
+
+    @property
+    def ring_address(self) -> UnixAddress | None:
+        """Where front ends of shared rings come."""
+        return UnixAddress(os.path.join(self.directory, self.ring)) if self.ring else None
 
     def access(self) -> Access:
         """With what it is opened. Paths count from the process's directory; key files are read.

@@ -17,7 +17,17 @@ from tapcore.interface.registry import Registry
 
 log = logging.getLogger(__name__)
 
-_ROOMS: Final = ("clusters", "engine", "files", "interface", "nbd", "opening", "process", "simple")
+_ROOMS: Final = (
+    "clusters",
+    "engine",
+    "files",
+    "interface",
+    "nbd",
+    "opening",
+    "process",
+    "ring",
+    "simple",
+)
 """Of the core: those that are at work while a disk is served."""
 
 _ELSEWHERE: Final = ("tls", "fsspec", "manifest", "test", "conftest", "_")

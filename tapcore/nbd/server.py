@@ -17,6 +17,7 @@ import attrs
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
+from tapcore.nbd.beside import Beside
 from tapcore.nbd.budget import BUDGET, Budget
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
@@ -78,6 +79,7 @@ class NbdServer:
 
     Attributes:
         addresses: where it listens.
+        beside: other front ends of its disks.
         may_close: asked, when it has stopped and nobody is owed anything, whether the disks may be
             closed; they are when all say so.
 
@@ -129,6 +131,7 @@ class NbdServer:
         self._idle_seconds = idle_seconds
         self._idle = None if idle_seconds is None else Deadline(idle_seconds)
         self._stopping: Deadline | None = None
+        self.beside: list[Beside] = []
         self.may_close: list[Callable[[], bool]] = []
         self._deaf: Deadline | None = None
         for listener in self._listeners:
@@ -148,8 +151,8 @@ class NbdServer:
 
     @property
     def clients(self) -> int:
-        """How many are connected."""
-        return len(self._clients.all)
+        """How many are connected, here or beside."""
+        return len(self._clients.all) + sum(each.clients for each in self.beside)
 
     def uris(self) -> list[str]:
         """The NBD URI of each export, of each socket."""
@@ -193,7 +196,8 @@ class NbdServer:
     @property
     def socket_files(self) -> tuple[str, ...]:
         """Paths of the sockets that it removes at its end."""
-        return (self._place.path,) if self._place.path else ()
+        own = [self._place.path] if self._place.path else []
+        return (*own, *(path for each in self.beside for path in each.socket_files))
 
     def stop_when(self, fd: int) -> None:
         """Stop cleanly as soon as a descriptor is readable."""
@@ -250,6 +254,8 @@ class NbdServer:
         self._place.remove()
         for connection in list(self._clients.all):
             connection.finish()
+        for each in self.beside:
+            each.stop()
 
     # ---- events -----------------------------------------------------------------------------
 
@@ -301,7 +307,7 @@ class NbdServer:
 
     def _check_idle(self, seconds: float) -> None:
         """Stop where nobody was there for so long."""
-        if self._clients.all:
+        if self.clients:
             self._idle = None
         elif self._idle is None:
             self._idle = Deadline(seconds)
@@ -331,8 +337,13 @@ class NbdServer:
             self._check_idle(self._idle_seconds)
         if self._stopping is None:
             self._listen_again()
-        elif self._stopping.passed or not any(c.busy for c in clients.all):
+        elif self._stopping.passed or not self._busy:
             self._end_if_allowed()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether anybody is owed an answer."""
+        return any(c.busy for c in self._clients.all) or any(each.busy for each in self.beside)
 
     def _end_if_allowed(self) -> None:
         if all(asked() for asked in self.may_close):
@@ -347,7 +358,7 @@ class NbdServer:
         deadlines = (soonest, stopping, deaf, idle, patience)
         if not any(deadlines):
             return None
-        if stopping is not None and not any(c.busy for c in self._clients.all):
+        if stopping is not None and not self._busy:
             return ASK_AGAIN_SECONDS if self.may_close else 0.0
         return min((each.left for each in deadlines if each is not None), default=None)
 
@@ -358,6 +369,8 @@ class NbdServer:
         self._stopping = self._stopping or Deadline(0.0)
         for connection in list(self._clients.all):
             connection.drop()
+        for each in self.beside:
+            each.close()
         loop = self._loop
         loop.timeouts = [each for each in loop.timeouts if each != self._next_deadline]
         loop.after_batch = [each for each in loop.after_batch if each != self._after_batch]

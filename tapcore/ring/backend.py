@@ -42,7 +42,7 @@ class BackEnd:
         ready: called when there is something for `work` to do.
 
     Attributes:
-        engine: as given; another one may take its place while nothing is in flight.
+        engine: as given; while it is held, nothing is taken.
         ring: as given.
         memory: of the grants.
         held: bytes of private buffers.
@@ -51,7 +51,7 @@ class BackEnd:
         unfinished: requests whose next part is to be begun.
         refused: requests that were answered without asking anybody.
         why: of the last of them.
-        paused: nothing is taken.
+        stopped: nothing more is taken.
     """
 
     __slots__ = (
@@ -68,9 +68,9 @@ class BackEnd:
         "gone",
         "held",
         "memory",
-        "paused",
         "refused",
         "ring",
+        "stopped",
         "unfinished",
         "waiting",
         "why",
@@ -95,7 +95,7 @@ class BackEnd:
         self.unfinished: list[Flight] = []
         self.refused = 0
         self.why = ""
-        self.paused = False
+        self.stopped = False
         self.gone = False
         self._grants = grants
         self._read_only = read_only
@@ -121,19 +121,22 @@ class BackEnd:
         """
         ring = self.ring
         for _ in range(ROUNDS):
-            if self.unfinished or self.waiting:
+            held = self.engine.held
+            if (self.unfinished or self.waiting) and not held:
                 self._go_on()
             first = ring.req_cons
-            taken = b"" if self.paused or self.waiting else ring.take()
+            taken = b"" if held or self.stopped or self.waiting else ring.take()
             if taken:
                 self._carry_out(first, taken)
             if self.flights:
                 self.engine.turn()
             if ring.push():
                 tell()
+            if held:
+                return False
             if self.unfinished:
                 return True
-            if self.paused or self.waiting or not ring.final_check():
+            if self.stopped or self.waiting or not ring.final_check():
                 return False
         return True
 
@@ -249,7 +252,7 @@ class BackEnd:
 
     def leave(self) -> None:
         """The front end has gone: nothing is taken or answered any more."""
-        self.gone = self.paused = True
+        self.gone = self.stopped = True
         self.waiting.clear()
         for flight in self.flights.values():
             flight.gone = True

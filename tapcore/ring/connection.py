@@ -48,9 +48,6 @@ class Owner(Protocol):
     @property
     def engine(self) -> Engine: ...
 
-    @property
-    def paused(self) -> bool: ...
-
     def offer(self) -> Offer:
         """What a new front end is told of the disk."""
 
@@ -159,7 +156,6 @@ class Connection:
             max_indirect=offer.max_indirect,
             ready=self._mark,
         )
-        self.back.paused = self._owner.paused
         self._fds = []
         os.close(memory)
         self._kick, self._call = kick, call
@@ -210,21 +206,13 @@ class Connection:
         """Whether the front end is owed anything."""
         return self.back is not None and self.back.busy
 
-    def pause(self, *, paused: bool) -> None:
-        """Take nothing from the ring, or go on, by the server's engine."""
-        back = self.back
-        if back is None or self._finishing:
-            return
-        back.paused, back.engine = paused, self._owner.engine
-        self._mark()
-
     def finish(self) -> None:
         """Take nothing more; answer what was taken, and go."""
         back = self.back
         if back is None or not back.busy:
             self.drop()
             return
-        back.paused = self._finishing = True
+        back.stopped = self._finishing = True
         self._mark()
 
     def drop(self, why: str = "") -> None:

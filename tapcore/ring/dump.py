@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import attrs
 
@@ -56,8 +56,8 @@ class RingState:
         rsp_event: in the shared page: the front end wants to be told of the answer before this one.
         req_cons: the back end's own: the next request to be taken.
         rsp_prod_pvt: the back end's own: the next answer to be written.
-        paused: nothing is taken.
-        held: bytes of private buffers.
+        held: nothing is taken, since the disk is being changed.
+        private: bytes of private buffers.
         refused: requests that were answered without asking the disk.
         why: of the last of them.
         busy: slots whose requests are under way.
@@ -72,8 +72,8 @@ class RingState:
     rsp_event: int
     req_cons: int
     rsp_prod_pvt: int
-    paused: bool
-    held: int
+    held: bool
+    private: int
     refused: int
     why: str
     busy: list[Slot]
@@ -94,8 +94,8 @@ def state_of(back: BackEnd) -> RingState:
         rsp_event=indices[RSP_EVENT],
         req_cons=ring.req_cons,
         rsp_prod_pvt=ring.rsp_prod_pvt,
-        paused=back.paused,
-        held=back.held,
+        held=back.engine.held,
+        private=back.held,
         refused=back.refused,
         why=back.why,
         busy=sorted(_slots(back), key=lambda slot: slot.slot),
@@ -138,6 +138,11 @@ def states_of(td_state: TdState) -> list[RingState]:
     return [state_of(each.back) for each in server.connections if each.back is not None]
 
 
+def state_from(told: dict[str, Any]) -> RingState:
+    """What was told as JSON, as `attrs.asdict` made it."""
+    return RingState(**{**told, "busy": [Slot(**slot) for slot in told["busy"]]})
+
+
 def debug_fe_ring(td_state: TdState, file: TextIO | None = None) -> None:
     """Print the rings of a disk: shared and private indices, events, and each busy slot.
 
@@ -156,14 +161,14 @@ def lines_of(number: int, state: RingState) -> Iterator[str]:
     """One ring as text."""
     yield (
         f"ring {number}: {state.protocol}, {state.slots} slots, {state.data_pages} data pages"
-        f"{', paused' if state.paused else ''}"
+        f"{', held' if state.held else ''}"
     )
     yield (
         f"  shared:  req_prod {state.req_prod}, req_event {state.req_event}, "
         f"rsp_prod {state.rsp_prod}, rsp_event {state.rsp_event}"
     )
     yield f"  private: req_cons {state.req_cons}, rsp_prod_pvt {state.rsp_prod_pvt}"
-    yield f"  {len(state.busy)} busy, {state.held} bytes of private buffers"
+    yield f"  {len(state.busy)} busy, {state.private} bytes of private buffers"
     if state.refused:
         yield f"  {state.refused} refused, the last one since {state.why}"
     for slot in state.busy:

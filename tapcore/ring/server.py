@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Final
+from typing import Final, Protocol
 
 from tapcore.constants import VDISK_READONLY
 from tapcore.engine import Engine
@@ -24,20 +24,31 @@ DEAF_SECONDS: Final = 1.0
 """How long nobody is accepted after that failed (there are no descriptors left, say)."""
 
 
+class SocketFile(Protocol):
+    """The file of the listening socket."""
+
+    @property
+    def path(self) -> str: ...
+
+    def remove(self) -> None: ...
+
+
 class RingServer:
     """Serves an open disk to front ends, in a loop in which its descriptors are polled, too.
+
+    While the engine is held (`Engine.hold`) nothing is taken from the rings.
 
     Args:
         engine: of the disk.
         loop: the poll set.
         listener: a Unix stream socket that listens; closed at the end.
+        place: the listener's file, removed when nobody may come any more; None: it is not ours.
         read_only: front ends may not write, even where the disk can be written.
         max_rings: front ends at a time.
 
     Attributes:
         engine: as given.
         connections: front ends.
-        paused: nothing is taken from them.
 
     Raises:
         NotSupportedError: the kernel lacks what is needed; the listener stays the caller's.
@@ -49,6 +60,7 @@ class RingServer:
         loop: Loop,
         listener: socket.socket,
         *,
+        place: SocketFile | None = None,
         read_only: bool = False,
         max_rings: int = MAX_RINGS,
     ) -> None:
@@ -59,8 +71,8 @@ class RingServer:
             raise NotSupportedError(text) from None
         self.engine = engine
         self.connections: list[Connection] = []
-        self.paused = False
         self._loop = loop
+        self._place = place
         self._listener = listener
         self._read_only = read_only
         self._max_rings = max_rings
@@ -71,6 +83,7 @@ class RingServer:
         loop.add(listener.fileno(), self._accept)
         loop.after_batch.append(self._after_batch)
         loop.timeouts.append(self._next_deadline)
+        engine.on_hold.append(self._hold_changed)
         engine.disk.ring_info = self
 
     # ---- for connections --------------------------------------------------------------------
@@ -136,22 +149,20 @@ class RingServer:
         deadlines = [each.deadline for each in self.connections] + [self._deaf]
         return min((each.left for each in deadlines if each is not None), default=None)
 
-    # ---- pause, and the end -----------------------------------------------------------------
+    def _hold_changed(self) -> None:
+        self._dirty.update(self.connections)
 
-    def pause(self) -> None:
-        """Take no more requests until `resume`; those that were taken are still answered."""
-        self.paused = True
-        for connection in self.connections:
-            connection.pause(paused=True)
+    # ---- the end ----------------------------------------------------------------------------
 
-    def resume(self, engine: Engine | None = None) -> None:
-        """Go on, perhaps with another engine; nothing may be in flight then."""
-        self.paused = False
-        if engine is not None:
-            self.engine = engine
-            engine.disk.ring_info = self
-        for connection in self.connections:
-            connection.pause(paused=False)
+    @property
+    def clients(self) -> int:
+        """How many front ends are connected."""
+        return len(self.connections)
+
+    @property
+    def socket_files(self) -> tuple[str, ...]:
+        """Paths of the sockets that are removed at the end."""
+        return (self._place.path,) if self._place is not None and self._place.path else ()
 
     @property
     def busy(self) -> bool:
@@ -165,6 +176,8 @@ class RingServer:
         self._stopped = True
         self._loop.remove(self._listener.fileno())
         self._listener.close()
+        if self._place is not None:
+            self._place.remove()
         for connection in list(self.connections):
             connection.finish()
 
@@ -179,5 +192,6 @@ class RingServer:
         loop = self._loop
         loop.after_batch = [each for each in loop.after_batch if each != self._after_batch]
         loop.timeouts = [each for each in loop.timeouts if each != self._next_deadline]
+        self.engine.on_hold.remove(self._hold_changed)
         self.engine.disk.ring_info = None
         self._notifier.close()

@@ -12,6 +12,7 @@ from tapcore.cli.options import (
     image_argument,
     json_option,
     metadata_cache_option,
+    ring_option,
     tap_command,
 )
 from tapcore.cli.output import print_json
@@ -32,6 +33,7 @@ from tapcore.interface.options import CacheMode
     help="Serve it on this Unix socket, or on this TCP port ([ADDR:]PORT; of 127.0.0.1, if nothing "
     "else is said).  [default: a socket in the run directory]",
 )
+@ring_option
 @filter_option
 @cache_option
 @metadata_cache_option
@@ -65,6 +67,7 @@ def command(
     name: str | None,
     read_only: bool,
     nbd: str,
+    ring: str,
     filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
@@ -82,6 +85,7 @@ def command(
             image,
             name=name,
             nbd=nbd,
+            ring=ring,
             readonly=read_only,
             filters=filters,
             cache=cache,

@@ -19,6 +19,7 @@ from tapcore.cli.options import (
     image_argument,
     metadata_cache_option,
     opening_options,
+    ring_option,
     tap_command,
 )
 from tapcore.errors import TapError
@@ -68,6 +69,7 @@ LEAST_MEMORY = 64 << 20
     type=click.IntRange(0, 65535),
     help=f"TCP port; 0 takes any free one.  [default: {DEFAULT_PORT}]",
 )
+@ring_option
 @click.option("--read-only", "-r", is_flag=True, help="Refuse writes.")
 @click.option(
     "--export",
@@ -185,6 +187,7 @@ def command(
     socket: str | None,
     bind: str | None,
     port: int | None,
+    ring: str,
     read_only: bool,
     names: tuple[str, ...],
     overlay: str | None,
@@ -223,6 +226,8 @@ def command(
         raise click.UsageError("--confine does not go with --run: the command could not be ended")
     if user is not None and not confine:
         raise click.UsageError("--user needs --confine")
+    if ring and (len(images) > 1 or overlay is not None):
+        raise click.UsageError("--ring is for a single IMAGE, and goes without --overlay")
     whose = None if user is None else _user(user)
     encryption = _tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk)
     views = _overlay(overlay, overlay_dir, overlay_limit, keep, read_only=read_only)
@@ -248,8 +253,21 @@ def command(
             overlay=views,
             max_memory=max_memory,
         )
+        if ring:
+            _serve_ring(server, ring)
         confined = _confined(server, views, encryption, whose) if confine else None
         return _serve(server, captive, ready, pid_file, confined)
+
+
+def _serve_ring(server: NbdServer, path: str) -> None:
+    from tapcore.tools.ring import serve_ring  # costs an import of json and ctypes
+
+    try:
+        serve_ring(server, _address(path, None, None, None))
+    except BaseException:
+        server.stop()
+        server.run()
+        raise
 
 
 def _serve(
