@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from tapcore import TapError, UnixAddress, UsageError
+from tapcore import TapError, TcpAddress, UnixAddress, UsageError
 from tapcore.daemon import controlsocket, peers
 from tapcore.daemon.client import DaemonClient
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket, WithDescriptors
+from tapcore.daemon.facts import facts_of, has_open, listens_at, rows_of
 from tapcore.daemon.jsonrpc import MAX_REQUEST, Call
 from tapcore.daemon.remote import Remote
+from tapcore.daemon.spec import DiskSpec
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import Loop
 from tapcore.nbd.listening import listen
@@ -217,7 +219,7 @@ def test_another_user_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) ->
 def test_descriptors_go_both_ways_and_do_not_stay_open(host: Host) -> None:
     loop, timer = Loop(), Timer()
     loop.add(timer.fd, lambda _: timer.run_due())
-    remote = Remote(loop, timer, host.path)
+    remote = Remote(loop, timer, host.path, takes_descriptors=True)
     reader, writer = os.pipe()
     os.write(writer, b"hello")
     told: list[Any] = []
@@ -229,6 +231,7 @@ def test_descriptors_go_both_ways_and_do_not_stay_open(host: Host) -> None:
     assert told == [(None, None), ("here", None), ({"x": 1}, None)]
     assert host.got == [b"hello"]
     assert len(remote.descriptors) == 1
+    assert remote.sender == os.getpid()
     remote.close()
     for each in (reader, writer):
         os.close(each)
@@ -254,6 +257,81 @@ def test_a_call_that_is_not_answered_ends_and_so_does_one_whose_other_side_is_go
     assert told[2:] == [ConnectionResetError]
     timer.abandon()
     loop.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\n",
+        b"[]\n",
+        b'{"jsonrpc":"2.0","id":77,"result":1}\n',
+        b'{"jsonrpc":"2.0","id":[],"result":1}\n',
+        b'{"jsonrpc":"2.0","id":1,"error":{"code":"x","message":7,"data":[]}}\n',
+        b'{"jsonrpc":"2.0","id":1}\n',
+        b"",
+    ],
+)
+def test_a_process_that_answers_nonsense_harms_only_who_asked_it(
+    answer: bytes, tmp_path: Path
+) -> None:
+    loop, timer = Loop(), Timer()
+    loop.add(timer.fd, lambda _: timer.run_due())
+    with listen(UnixAddress(str(tmp_path / "s"))) as listener:
+        remote = Remote(loop, timer, str(tmp_path / "s"), takes_descriptors=True)
+        told: list[BaseException | None] = []
+        remote.call("list", {}).then(lambda result, error: told.append(error))
+        with listener.accept()[0] as sock:
+            junk = os.open("/dev/null", os.O_RDONLY)
+            socket.send_fds(sock, [answer or b" "], [junk] * 9)
+            os.close(junk)
+            if not answer:
+                sock.close()
+            while not told:
+                loop.run_once(60)
+    assert isinstance(told[0], OSError)
+    assert len(remote.descriptors) <= 8
+    remote.close()
+    timer.abandon()
+    loop.close()
+
+
+@pytest.mark.parametrize("told", [None, 7, [], {}, {"disks": 7}, {"disks": [7, {}, {"name": 7}]}])
+def test_what_a_process_says_of_no_disk_is_not_heard(told: Any) -> None:
+    assert rows_of(told) == {}
+    assert facts_of(told) == {}
+
+
+def test_what_a_process_says_of_its_disk_has_to_be_of_the_right_type() -> None:
+    good = {"handle": "ram", "virtual_size": 1, "read_only": False, "clients": 0, "state": "paused"}
+    assert facts_of({**good, "pid": 1, "uri": "x"}) == good
+    assert facts_of(dict.fromkeys(good, ())) == {}
+    assert facts_of({"clients": True, "virtual_size": 1.0}) == {}
+
+
+def test_a_socket_is_taken_over_only_where_it_has_to_listen(tmp_path: Path) -> None:
+    where, other = UnixAddress(str(tmp_path / "s")), UnixAddress(str(tmp_path / "t"))
+    with listen(where) as sock, listen(TcpAddress("127.0.0.1", 0)) as tcp:
+        port = tcp.getsockname()[1]
+        assert listens_at(sock.fileno(), where)
+        assert not listens_at(sock.fileno(), other)
+        assert not listens_at(sock.fileno(), TcpAddress("127.0.0.1", port))
+        assert listens_at(tcp.fileno(), TcpAddress("127.0.0.1", port))
+        assert not listens_at(tcp.fileno(), where)
+        with open("/dev/null") as file:
+            assert not listens_at(file.fileno(), where)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(where.path)
+            assert not listens_at(client.fileno(), where)
+
+
+def test_a_file_is_believed_to_be_served_where_it_is_open(tmp_path: Path) -> None:
+    (tmp_path / "d.img").touch()
+    (tmp_path / "link").symlink_to("d.img")
+    named = [DiskSpec("aio:d.img", "d", str(tmp_path)), DiskSpec("link", "d", str(tmp_path))]
+    assert not any(has_open(os.getpid(), spec) for spec in named)
+    with open(tmp_path / "d.img"):
+        assert all(has_open(os.getpid(), spec) for spec in named)
+    assert not has_open(0, named[0])
 
 
 def _answer(some: list[Later]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.disks import CLOSING, RESTARTING, SERVING, STARTING, Disk
+from tapcore.daemon.facts import facts_of
 from tapcore.daemon.jsonrpc import Call, RpcError
 from tapcore.daemon.nursery import Nursery
 from tapcore.daemon.processes import End, Process, Processes
@@ -172,6 +173,11 @@ class Daemon:
             ]
         )
 
+    @property
+    def state_is_lost(self) -> bool:
+        """Whether what another daemon has written down cannot be read."""
+        return self._state.damaged
+
     def remembered(self) -> list[Remembered]:
         """What another daemon has written down."""
         return self._state.read()
@@ -275,7 +281,7 @@ class Daemon:
             elif error is not None:
                 later.fail(self._why(process, error))
             else:
-                disk.facts, disk.state, disk.reason = facts, SERVING, ""
+                disk.facts, disk.state, disk.reason = facts_of(facts), SERVING, ""
                 later.answer(disk)
 
         process.remote.call("open", params, descriptors=disk.sockets).then(opened)

@@ -13,6 +13,7 @@ import attrs
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
 from tapcore.daemon.diskverbs import DISK_VERBS, set_level
+from tapcore.daemon.facts import facts_of, rows_of
 from tapcore.daemon.jsonrpc import INVALID_PARAMS, Call, RpcError
 from tapcore.daemon.processes import Process
 from tapcore.daemon.spec import DiskSpec, default_name
@@ -61,24 +62,23 @@ def list_disks(daemon: Daemon, *, name: str | None = None) -> Later:
         daemon.disk(name)
     processes = [p for p in daemon.processes.all.values() if name is None or name in p.disks]
 
-    def told(found: list[Any]) -> Any:
-        rows = {row["name"]: row for each in found if each for row in each["disks"]}
+    def told(found: dict[str, Any]) -> Any:
+        rows = {process: rows_of(answer) for process, answer in found.items()}
         chosen = [each for each in daemon.disks.values() if name in (None, each.name)]
-        return {"disks": [_row(each, rows.get(each.name)) for each in chosen]}
+        return {"disks": [_row(each, rows) for each in chosen]}
 
-    return _ask_all(processes, "list", {}, told)
+    return _ask_all(processes, "list", told)
 
 
-def _row(disk: Disk, found: dict[str, Any] | None) -> dict[str, Any]:
+def _row(disk: Disk, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the daemon knows, and what the disk's process says of it now."""
     row = disk.as_dict()
-    if found is not None and disk.process is not None and found["pid"] == disk.process.pid:
-        row.update({key: value for key, value in found.items() if key not in ("spec", "state")})
-        if disk.state == "serving":
-            row["state"] = found["state"]
-    elif disk.state == "serving":
-        row["state"], row["reason"] = "silent", "its process does not answer"
-    return row
+    if disk.process is None or disk.state != "serving":
+        return row
+    found = facts_of(rows.get(disk.process.name, {}).get(disk.name))
+    if not found:
+        found = {"state": "silent", "reason": "its process does not answer"}
+    return {**row, **found}
 
 
 def stats(daemon: Daemon, *, name: str | None = None) -> Later:
@@ -106,22 +106,21 @@ def stats(daemon: Daemon, *, name: str | None = None) -> Later:
     return later
 
 
-def _ask_all(
-    processes: list[Process], verb: str, params: Mapping[str, Any], then: Callable[[list[Any]], Any]
-) -> Later:
-    """Ask several processes at once; `then` makes the result of their answers, None for none."""
-    later, found, left = Later(), [], [len(processes) + 1]
+def _ask_all(processes: list[Process], verb: str, then: Callable[[dict[str, Any]], Any]) -> Later:
+    """Ask several processes at once; `then` makes the result of the answers, by their names."""
+    later, left = Later(), [len(processes) + 1]
+    found: dict[str, Any] = {}
 
-    def one(answer: Any) -> None:
-        found.append(answer)
+    def one(process: Process | None, answer: Any, error: BaseException | None) -> None:
+        if process is not None and error is None:
+            found[process.name] = answer
         left[0] -= 1
         if not left[0]:
             later.answer(then(found))
 
     for process in processes:
-        asked = process.remote.call(verb, params, seconds=ASK_SECONDS)
-        asked.then(lambda answer, error: one(answer if error is None else None))
-    one(None)
+        process.remote.call(verb, {}, seconds=ASK_SECONDS).then(partial(one, process))
+    one(None, None, None)
     return later
 
 

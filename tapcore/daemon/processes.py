@@ -16,6 +16,7 @@ from tapcore.daemon.remote import Remote
 from tapcore.daemon.rundir import RunDirectory
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import Loop
+from tapcore.errors import printable
 from tapcore.nbd.listening import UnixAddress, listen
 from tapcore.process.timer import Timer
 
@@ -191,7 +192,7 @@ class Processes:
                 text = file.read().decode(errors="replace")
         except OSError:
             return ()
-        return tuple(text.splitlines()[-LAST_LINES:])
+        return tuple(printable(line) for line in text.splitlines()[-LAST_LINES:])
 
 
 def _how(pidfd: int) -> tuple[str, bool]:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import logging
 import os
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
 
 from tapcore.daemon.jsonrpc import (
+    INVALID_REQUEST,
     MAX_ANSWER,
     Call,
     CallId,
     Lines,
+    RpcError,
     call_line,
     parse_answer,
 )
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import IN, OUT, Loop
-from tapcore.errors import IOFailedError
+from tapcore.errors import IOFailedError, describe
 from tapcore.process.timer import Timer
+
+log = logging.getLogger(__name__)
 
 _RECEIVE: Final = 64 << 10
 _DESCRIPTORS: Final = 8
+_CREDENTIALS: Final = struct.Struct("3i")
+_ROOM: Final = socket.CMSG_SPACE(4 * _DESCRIPTORS) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 class Remote:
@@ -34,9 +43,18 @@ class Remote:
         loop: in which answers come.
         timer: of the same loop.
         path: of the control socket.
+        takes_descriptors: answers may bring some.
+
+    Attributes:
+        path: as given.
+        sender: number of the process that has sent what came last, as the kernel says; 0: nothing
+            came, or descriptors are not taken.
+        descriptors: that came, and nobody took.
     """
 
-    def __init__(self, loop: Loop, timer: Timer, path: str) -> None:
+    def __init__(
+        self, loop: Loop, timer: Timer, path: str, *, takes_descriptors: bool = False
+    ) -> None:
         self.path = path
         self._loop = loop
         self._timer = timer
@@ -44,7 +62,10 @@ class Remote:
         self._lines = Lines(MAX_ANSWER)
         self._unsent = bytearray()
         self._waiting: dict[CallId, Later] = {}
+        self._given_up: set[CallId] = set()
         self._ids = count(1)
+        self._takes_descriptors = takes_descriptors
+        self.sender = 0
         self.descriptors: list[int] = []
 
     def call(
@@ -78,6 +99,7 @@ class Remote:
     def _give_up(self, known: CallId) -> None:
         later = self._waiting.pop(known, None)
         if later is not None:
+            self._given_up.add(known)
             text = "the disk's process does not answer"
             later.fail(IOFailedError(text, errno=errno.ETIMEDOUT))
 
@@ -86,6 +108,8 @@ class Remote:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
+                if self._takes_descriptors:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 sock.connect(self.path)
             except OSError:
                 sock.close()
@@ -121,25 +145,45 @@ class Remote:
             pass
         except OSError as exc:
             self._lose(exc)
+        except Exception as exc:  # what came was not what it should have been
+            log.exception("%s: its answer is not understood", self.path)
+            self._lose(IOFailedError(f"its answer is not understood: {describe(exc)}"))
 
     def _receive(self) -> None:
-        assert self._socket is not None
-        data, found, _, _ = socket.recv_fds(self._socket, _RECEIVE, _DESCRIPTORS)
-        for descriptor in found:
-            os.set_inheritable(descriptor, False)
-        self.descriptors += found
+        data = self._recv()
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self._lines.receive(data)
-        while (line := self._lines.next_line()) is not None:
-            answer = parse_answer(line)
-            later = self._waiting.pop(answer.id, None)
-            if later is None:
-                continue  # nobody waits for it any more
-            if answer.error is not None:
-                later.fail(answer.error)
-            else:
-                later.answer(answer.result)
+        while self._socket is not None and (line := self._lines.next_line()) is not None:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        answer = parse_answer(line)
+        later = self._waiting.pop(answer.id, None)
+        if later is None:
+            if answer.id not in self._given_up:
+                raise RpcError(INVALID_REQUEST, "an answer came that nobody waits for")
+            self._given_up.discard(answer.id)
+        elif answer.error is not None:
+            later.fail(answer.error)
+        else:
+            later.answer(answer.result)
+
+    def _recv(self) -> bytes:
+        assert self._socket is not None
+        if not self._takes_descriptors:
+            return self._socket.recv(_RECEIVE)
+        data, ancillary, _, _ = self._socket.recvmsg(_RECEIVE, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found = array.array("i")
+                found.frombytes(content[: len(content) - len(content) % found.itemsize])
+                self.descriptors += found
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                self.sender = _CREDENTIALS.unpack(content)[0]
+        while len(self.descriptors) > _DESCRIPTORS:
+            os.close(self.descriptors.pop())
+        return data
 
     def _lose(self, exc: OSError) -> None:
         """What was asked for may have been done or not."""
@@ -148,6 +192,7 @@ class Remote:
             self._socket.close()
             self._socket = None
         self._lines, self._unsent = Lines(MAX_ANSWER), bytearray()
+        self._given_up.clear()
         waiting, self._waiting = self._waiting, {}
         for later in waiting.values():
             later.fail(exc)

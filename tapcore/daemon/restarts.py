@@ -73,7 +73,8 @@ class Restarts:
                 self.after_death(disk, describe(error))
                 return
             disk.restarts += 1
-            log.warning("%s: is served again, by process %s", disk.name, disk.facts.get("pid"))
+            pid = None if disk.process is None else disk.process.pid
+            log.warning("%s: is served again, by process %s", disk.name, pid)
 
         self._start(disk).then(tried)
 

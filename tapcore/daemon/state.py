@@ -38,10 +38,15 @@ class StateFile:
 
     Args:
         path: of it.
+
+    Attributes:
+        path: as given.
+        damaged: what was there could not be read.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.damaged = False
 
     def read(self) -> list[Remembered]:
         """What was remembered; what of it cannot be understood is told of, and left out.
@@ -85,6 +90,7 @@ class StateFile:
             os.close(folder)
 
     def _set_aside(self, why: str) -> None:
+        self.damaged = True
         log.error("%s: %s; it is kept as %s.damaged", self.path, why, self.path)
         with suppress(OSError):
             os.replace(self.path, f"{self.path}.damaged")

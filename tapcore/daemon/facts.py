@@ -1,0 +1,71 @@
+"""What a disk process tells of its disks, as far as it can be believed.
+
+It may be in the hands of whoever made an image. So it is heard about its own disks only, and a file
+that it says it serves has to be one that it has open: confined, it could open no other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tapcore.daemon.spec import DiskSpec
+from tapcore.nbd.listening import TcpAddress, UnixAddress
+
+_HANDLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
+
+_FACTS: Final[Mapping[str, type]] = {
+    "handle": str,
+    "virtual_size": int,
+    "read_only": bool,
+    "clients": int,
+    "state": str,
+}
+
+
+def facts_of(told: Any) -> dict[str, Any]:
+    """What there is to know of a disk, of what its process told."""
+    if not isinstance(told, dict):
+        return {}
+    return {name: told[name] for name, kind in _FACTS.items() if type(told.get(name)) is kind}
+
+
+def rows_of(answer: Any) -> dict[str, dict[str, Any]]:
+    """By name: what the answer to `list` says of each disk."""
+    rows = answer.get("disks") if isinstance(answer, dict) else None
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {row["name"]: row for row in found if isinstance(row.get("name"), str)}
+
+
+def listens_at(descriptor: int, address: UnixAddress | TcpAddress) -> bool:
+    """Whether it is a socket that listens there."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return False
+            name = sock.getsockname()
+    except OSError:
+        return False
+    if isinstance(address, UnixAddress):
+        return bool(name == os.path.abspath(address.path) or name == address.path)
+    return not isinstance(name, str) and bool(name[1] == address.port)
+
+
+def has_open(pid: int, spec: DiskSpec) -> bool:
+    """Whether a process has an image's file open.
+
+    Args:
+        pid: of a process that runs.
+        spec: names the image.
+    """
+    handle = _HANDLE.match(spec.image)
+    names = {spec.image, spec.image[handle.end() :] if handle else spec.image}
+    wanted = {os.path.realpath(os.path.join(spec.directory, name)) for name in names}
+    folder = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{folder}/{each}") in wanted for each in os.listdir(folder))
+    except OSError:
+        return False
