@@ -1,10 +1,12 @@
 """The commands in this process: what they print, and the status that they end with."""
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,28 @@ def test_a_program_may_run_the_group_itself(image: Path) -> None:
     done = CliRunner().invoke(tapdisk, ["info", "--json", str(image)])
     assert done.exit_code == 0
     assert json.loads(done.output)["virtual_size"] == MIB
+
+
+# ---- narrow terminals --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_formats_has_two_lines_for_each_on_a_narrow_terminal(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tapcore.cli import formatstable
+
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(formatstable, "terminal_columns", lambda: 60)
+    assert main(["formats"]) == 0
+    output.flush()
+    lines = output.buffer.getvalue().decode(encoding).splitlines()
+    drivers = lines[: lines.index("")]
+    assert all(len(line) <= 60 for line in drivers)
+    heads, abilities = drivers[::2], drivers[1::2]
+    assert not [line for line in heads if line.startswith(" ")]
+    assert all(line.startswith("       read") for line in abilities)
+    dots = "..." if encoding == "ascii" else "\N{HORIZONTAL ELLIPSIS}"
+    (qcow2,) = (can for head, can in zip(heads, abilities, strict=True) if "tap-qcow2 " in head)
+    assert qcow2.endswith(f", {dots}")

@@ -306,3 +306,29 @@ def test_a_pid_file_of_another_is_left(image: Path) -> None:
 def test_what_does_not_go_together(image: Path) -> None:
     assert "--fork does not go with" in refused(image, "--fork", "--run", "true")
     assert "--fork does not go with" in refused(image, "--fork", "--exit-with-parent")
+
+
+def test_on_every_address_with_a_warning_and_a_line_for_each_client(image: Path) -> None:
+    words = ["--bind", "0.0.0.0", "--port", "0", "--read-only", "--log-level", "info"]
+    command = [str(TAPDISK), "serve", str(image), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        uri = server.stdout.readline().strip()
+        assert "0.0.0.0" not in uri
+        with Client(uri) as client:
+            assert client.read(0, 4) == b"xxxx"
+        server.terminate()
+        _, told = server.communicate(timeout=60)
+    warning, *lines = told.splitlines()
+    assert "0.0.0.0: whoever reaches this machine may read;" in warning
+    assert all(re.match(r"tapdisk: \d\d:\d\d:\d\d\.\d{3} ", line) for line in lines)
+    texts = [line[len("tapdisk: 00:00:00.000 ") :] for line in lines]
+    assert texts[0] == f"serving {uri}"
+    assert re.fullmatch(r"client 1 \(127\.\S+ port \d+\) uses the export ''", texts[1])
+    assert texts[-1] == "stopped"
+    assert sorted(texts[2:-1]) == [  # both may be heard at once
+        "client 1 has gone",
+        "stopping: clients get the answers that they are owed",
+    ]

@@ -194,7 +194,8 @@ def set_up_logging(level: str, session: Session) -> None:
     root = logging.getLogger()
     handler = logging.StreamHandler()
     handler.of_tapdisk = True  # type: ignore[attr-defined]
-    handler.setFormatter(_one_line_formatter(session))
+    timed = level in ("debug", "info")
+    handler.setFormatter(_one_line_formatter(session, timed=timed))
     handler.addFilter(_once())
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -238,7 +239,8 @@ def _once() -> Callable[[logging.LogRecord], bool]:
     return is_new
 
 
-def _one_line_formatter(session: Session) -> logging.Formatter:
+def _one_line_formatter(session: Session, *, timed: bool) -> logging.Formatter:
+    """Lines as those of errors; `timed`: what happens while clients read and write has its time."""
     import logging
 
     from tapcore.errors import describe, printable, shortened
@@ -250,6 +252,9 @@ def _one_line_formatter(session: Session) -> logging.Formatter:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 text = f"{text}: {describe(record.exc_info[1])}"
-            return f"tapdisk: {printable(shortened(text, _MAX_LINE), _MAX_LINE)}"
+            when = ""
+            if timed and record.name.startswith(_IN_USE):
+                when = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03} "
+            return f"tapdisk: {when}{printable(shortened(text, _MAX_LINE), _MAX_LINE)}"
 
     return OneLine()

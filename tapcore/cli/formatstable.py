@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from tapcore.cli.output import print_line, print_table
+from typing import Final
+
+from tapcore.cli.output import begun_list, print_line, print_table, terminal_columns
 from tapcore.interface.filters.parameters import FilterInfo
 from tapcore.interface.models import DiskInfo
 from tapcore.tools.formats import list_filters, list_formats
+
+TABLE_COLUMNS: Final = 100
+"""A terminal with fewer has no room for the table."""
 
 
 def print_formats() -> None:
@@ -16,10 +21,24 @@ def print_formats() -> None:
 
 
 def _print_drivers(found: list[DiskInfo]) -> None:
-    if found:
-        print_table(("HANDLE", "NAME", "PACKAGE", "CAN"), [_row(info) for info in found])
-    else:
+    columns = terminal_columns()
+    if not found:
         print_line("no driver is installed: pip install tap-aio, or another tap-* package")
+    elif columns is not None and columns < TABLE_COLUMNS:
+        _print_in_two_lines(found, columns)
+    else:
+        print_table(("HANDLE", "NAME", "PACKAGE", "CAN"), [_row(info) for info in found])
+
+
+def _print_in_two_lines(found: list[DiskInfo], columns: int) -> None:
+    """For a terminal that has no room for the table; `formats HANDLE` tells the rest."""
+    indent = max(len(info.handle) for info in found) + 2
+    for info in found:
+        handle, name, package, can = _row(info)
+        print_line(f"{handle:{indent}}{name}  {package}")
+        words = can if info.error else begun_list(info.capabilities, columns - indent - 1)
+        print_line(f"{'':{indent}}{words}")
+    print_line()
 
 
 def _row(info: DiskInfo) -> tuple[str, str, str, str]:

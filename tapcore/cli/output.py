@@ -127,6 +127,33 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print(line)
 
 
+def terminal_columns() -> int | None:
+    """The width of the terminal that standard output is; None where it is none."""
+    if not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def begun_list(words: Sequence[str], columns: int) -> str:
+    """As many words of a list as have room, and dots where there are more."""
+    whole = ", ".join(words)
+    if len(whole) <= columns:
+        return whole
+    dots = "\N{HORIZONTAL ELLIPSIS}" if _can_show("\N{HORIZONTAL ELLIPSIS}") else "..."
+    kept = whole[: columns - len(dots) + 1].rpartition(" ")[0]
+    return f"{kept} {dots}" if kept else dots
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in plain columns."""
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -142,7 +169,9 @@ def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table: Any = Table(*headers, box=SIMPLE_HEAD, pad_edge=False)
+    table: Any = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")  # else the end of a long word would not be shown
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: an image's name is no markup
     Console().print(table)

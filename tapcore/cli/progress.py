@@ -17,6 +17,8 @@ Style: TypeAlias = Literal["auto", "plain", "json", "none"]
 _LineOf = Callable[[str, tuple[int, int], float, bool], str]
 
 _SECONDS: Final = 1.0  # between two lines
+_NARROW: Final = 100
+"""Columns of a terminal that a whole line with speed and bytes has no room in."""
 
 
 @contextlib.contextmanager
@@ -118,7 +120,9 @@ def _bar(what: str, quiet: bool, in_bytes: bool) -> Iterator[Progress | None]:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    with RichProgress(*_columns(in_bytes), console=Console(stderr=True), transient=True) as rich:
+    console = Console(stderr=True)
+    columns = _columns(in_bytes, narrow=console.width < _NARROW)
+    with RichProgress(*columns, console=console, transient=True) as rich:
         task = rich.add_task(what, total=None)
 
         def show(done: int, total: int) -> None:
@@ -127,7 +131,8 @@ def _bar(what: str, quiet: bool, in_bytes: bool) -> Iterator[Progress | None]:
         yield show
 
 
-def _columns(in_bytes: bool) -> list[Any]:
+def _columns(in_bytes: bool, *, narrow: bool) -> list[Any]:
+    """What the bar's line shows; on a narrow terminal what has room in one line."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -138,6 +143,8 @@ def _columns(in_bytes: bool) -> list[Any]:
     )
 
     start = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
+    if narrow:
+        return [start[0], BarColumn(None), start[2], TimeRemainingColumn()]
     if not in_bytes:
         return [*start, TimeRemainingColumn()]
     return [*start, DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn()]

@@ -10,6 +10,7 @@ from typing import Final
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
+from tapcore.nbd.clientlog import ClientLog
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.filespan import FileSpan
@@ -78,6 +79,7 @@ class Connection:
         self.deadline: Deadline | None = None
         self.engine: Engine | None = None
         self.open = True
+        self._told = ClientLog()
         if isinstance(sock, socket.socket):
             set_up(sock)
         loop.add(sock.fileno(), self._ready)
@@ -199,6 +201,7 @@ class Connection:
                 return
             self._transmission = transmission
             self.engine = transmission.engine
+            self._told.chose(handshake, self._socket)
             self._poll(IN)
             self._mark()
         elif handshake.state is HandshakeState.STARTING_TLS:
@@ -418,8 +421,7 @@ class Connection:
         if not self.open:
             return
         self.open = False
-        if why:
-            log.info("client dropped: %s", why)
+        self._told.left(why)
         self._loop.remove(self._socket.fileno())
         self._clients.forget(self)
         self._socket.close()

@@ -38,6 +38,19 @@ _MAX_PATH: Final = 107
 """Bytes of `sun_path` (unix(7)), less the NUL that ends it."""
 
 
+EVERYWHERE: Final = ("", "0.0.0.0", "::")
+"""Hosts that stand for every address of this machine; none of them can be connected to."""
+
+
+def own_name() -> str:
+    """A name of this machine that leads to it from here; from elsewhere too, where it is known."""
+    with suppress(OSError):
+        name = socket.gethostname()
+        socket.getaddrinfo(name, None)
+        return name
+    return "localhost"
+
+
 def _as_text(path: str | os.PathLike[str]) -> str:
     return os.fsdecode(path)
 
@@ -73,7 +86,8 @@ class TcpAddress:
 
     def uri(self, export: str, *, tls: bool = False) -> str:
         """The NBD URI of an export; `tls`: for clients that shall insist on it."""
-        host = f"[{quote(self.host, safe=':')}]" if ":" in self.host else self.host
+        host = own_name() if self.host in EVERYWHERE else self.host
+        host = f"[{quote(host, safe=':')}]" if ":" in host else host
         port = "" if self.port == DEFAULT_PORT else f":{self.port}"
         return f"{'nbds' if tls else 'nbd'}://{host}{port}/{quote(export, safe='')}"
 

@@ -225,6 +225,8 @@ class NbdServer:
         Raises:
             TapError: the last flush, or closing, failed.
         """
+        for uri in self.uris():
+            log.info("serving %s", uri)
         try:
             self._loop.run()
         except BaseException:
@@ -234,6 +236,7 @@ class NbdServer:
                 log.error("%s", error)
             raise
         errors = self._release()
+        log.info("stopped")
         for error in errors[1:]:
             log.error("%s", error)
         if errors:
@@ -247,6 +250,7 @@ class NbdServer:
         if self._stopping is not None:
             return
         self._watchdog.end_has_begun()
+        log.info("stopping: clients get the answers that they are owed")
         self._stopping, self._deaf = Deadline(STOP_SECONDS), None
         for listener in self._listeners:
             self._loop.remove(listener.fileno())

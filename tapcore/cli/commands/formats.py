@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.formatstable import package_of, print_formats
+from tapcore.cli.formatstable import TABLE_COLUMNS, package_of, print_formats
 from tapcore.cli.options import completes, json_option, session_of, tap_command
-from tapcore.cli.output import print_json, print_line, print_table
+from tapcore.cli.output import print_json, print_line, print_table, terminal_columns
 from tapcore.interface.filters.parameters import FilterInfo
 from tapcore.tools.formats import filter_as_dict, format_as_dict, list_filters, list_formats
 
@@ -55,7 +55,16 @@ def command(
 
 
 def _print_filters(found: list[FilterInfo]) -> None:
-    if found:
+    columns = terminal_columns()
+    if found and columns is not None and columns < TABLE_COLUMNS:
+        import textwrap
+
+        for info in found:
+            name, does, package, takes = _filter_row(info)
+            print_line(f"{name}: {does}  {package}")
+            for line in textwrap.wrap(takes, columns - 4, break_on_hyphens=False):
+                print_line(f"    {line}")
+    elif found:
         header = ("FILTER", "DOES", "PACKAGE", "TAKES")
         print_table(header, [_filter_row(info) for info in found])
     else:

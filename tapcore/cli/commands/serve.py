@@ -28,6 +28,7 @@ from tapcore.interface.options import CacheMode
 from tapcore.nbd.handshake import TlsMode
 from tapcore.nbd.listening import (
     DEFAULT_PORT,
+    EVERYWHERE,
     Address,
     OpenSockets,
     TcpAddress,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
+_OPEN_TO_ALL = "%s: whoever reaches this machine may %s; TLS keeps others out (--tls-certificates)"
 MOST_CONNECTIONS = 4096
 LEAST_MEMORY = 64 << 20
 
@@ -235,6 +237,8 @@ def command(
         end_with_parent()
     with ExitStack() as stack:
         address = _address(socket, bind, port, stack if captive is not None else None)
+        if encryption is None and isinstance(address, TcpAddress) and address.host in EVERYWHERE:
+            log.warning(_OPEN_TO_ALL, address.host, "read" if read_only else "read and write")
         ready = in_background() if fork else None
         server = nbd_server(
             images,
