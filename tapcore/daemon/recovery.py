@@ -134,7 +134,8 @@ class Recovery:
             if spec.name in self._daemon.disks:
                 raise UsageError("another process has a disk of this name")
             address = spec.address(self._daemon.place.nbd_socket(spec.name))
-            if not taken or not all(listens_at(each, address) for each in taken):
+            wanted = [address] if spec.ring_address is None else [address, spec.ring_address]
+            if len(taken) != len(wanted) or not all(map(listens_at, taken, wanted)):
                 raise UsageError("its process does not listen where it should")
         except BaseException:
             for each in taken:
