@@ -230,10 +230,11 @@ def test_the_socket_and_the_pid_file_go_whatever_ends_it(image: Path, signum: in
     where = image.parent / "run"
     where.mkdir()
     options = ("--confine", "--socket", where / "s", "--pid-file", where / "pid")
+    options = (*options, "--ring", where / "ring")
     with served(f"aio:{image}", *options) as server:
         with server.client() as client:  # it is confined
             client.read(0, 512)
-        assert sorted(os.listdir(where)) == ["pid", "s"]
+        assert sorted(os.listdir(where)) == ["pid", "ring", "s"]
         if signum == signal.SIGKILL:
             server.ends(signum)
             server.process.wait()

@@ -44,7 +44,9 @@ def image(tmp_path: Path) -> Path:
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDaemon]:
     """In which the hostile driver is installed."""
     source = {"hostile_driver.py": Path(hostile.__file__).read_text()}
-    ThrowAway(tmp_path / "site").install("hostile", "hostile_driver:driver", source)
+    site = ThrowAway(tmp_path / "site")
+    site.install("hostile", "hostile_driver:driver", source)
+    site.install("crowd", "hostile_driver:crowd", source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     with aims() as found, daemon_in(tmp_path) as daemon:
         monkeypatch.setenv("HOSTILE", found)
@@ -74,6 +76,25 @@ def test_without_confinement_they_reach_what_their_user_does(
 ) -> None:
     found = results(daemon, image, "--no-confinement", fixed=True)
     assert done(found) == set(hostile.ATTACKS)
+
+
+def test_a_process_of_several_disks_reaches_the_directories_of_images(
+    daemon: RunningDaemon, image: Path
+) -> None:
+    other = image.parent.parent / "more" / "disk.img"
+    other.parent.mkdir()
+    other.write_bytes(bytes(MIB))
+    with daemon.start("--images", str(other.parent)) as client:
+        first = client.attach(f"crowd:{image}", name="a")
+        second = client.attach(f"crowd:{other}", name="b")
+        assert first["pid"] == second["pid"]
+        with Client(first["uri"]) as guest:
+            found = tried(guest)
+        outside = image.parent.parent / "disk.img"
+        outside.write_bytes(bytes(MIB))
+        with pytest.raises(PermissionError):
+            client.attach(f"crowd:{outside}", name="c")
+    assert (done(found) - BESIDE, kept_from(found)) == (set(), {})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from tapcore.daemon.confining import Confining
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.daemonverbs import dispatch
 from tapcore.daemon.recovery import Recovery
@@ -32,8 +33,7 @@ class ControlDaemon:
         restore: attach lost disks again.
         level: of the logs of disk processes.
         without: drivers that are left out.
-        confined: disk processes are confined.
-        user: name of who they go on as; empty: who they are.
+        confining: what disk processes give up; None: all but their images.
         control: a socket that listens already; None: one is made in the run directory.
 
     Raises:
@@ -48,8 +48,7 @@ class ControlDaemon:
         restore: bool = False,
         level: str = "warning",
         without: Sequence[str] = (),
-        confined: bool = True,
-        user: str = "",
+        confining: Confining | None = None,
         control: int | None = None,
     ) -> None:
         place.take()
@@ -64,8 +63,7 @@ class ControlDaemon:
             state=where,
             level=level,
             without=without,
-            confined=confined,
-            user=user,
+            confining=confining,
         )
 
     def run(self, ready: Callable[[], None]) -> bool:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.disks import CLOSING, RESTARTING, SERVING, STARTING, Disk
 from tapcore.daemon.facts import facts_of
@@ -56,8 +57,7 @@ class Daemon:
         state: the file where disks are remembered; None: in the run directory.
         level: of the logs of its processes.
         without: drivers that are left out.
-        confined: disk processes give up what they do not need, once their images are open.
-        user: name of who they go on as then; empty: who they are.
+        confining: what disk processes give up once their images are open.
 
     Attributes:
         loop: in which all of it happens.
@@ -75,11 +75,10 @@ class Daemon:
         state: StateFile | None = None,
         level: str = "warning",
         without: Sequence[str] = (),
-        confined: bool = True,
-        user: str = "",
+        confining: Confining | None = None,
     ) -> None:
         self.place = place
-        self._confinement = {"confined": confined, "user": user}
+        self._confining = confining or Confining()
         self.loop = Loop()
         self.timer = Timer()
         self.loop.add(self.timer.fd, lambda _: self.timer.run_due())
@@ -273,7 +272,7 @@ class Daemon:
         disk.process = process
         process.disks.add(disk.name)
         params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}
-        params |= self._confinement
+        params |= self._confining.as_params()
 
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 
-from tapcore.daemon.confining import confine_to
+from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.jsonrpc import Call
 from tapcore.daemon.spec import DiskSpec
@@ -174,20 +174,20 @@ class DiskProcess:
         self._shared = shared
         return disk
 
-    def confine(self, disk: ServedDisk, user: str = "") -> None:
+    def confine(self, disk: ServedDisk, how: Confining) -> None:
         """Give up what this process has no use for any more, with its first disk.
 
         Args:
             disk: that was just opened.
-            user: name of who the process goes on as; empty: who it is.
+            how: as the daemon wants it.
 
         Raises:
             TapError: that does not go; the disk is closed again.
         """
-        if self._confined:
+        if self._confined or not how.wanted:
             return
         try:
-            confine_to(disk.export.disk, disk.spec, shared=self._shared, user=user)
+            how.apply(disk.export.disk, disk.spec, shared=self._shared)
         except BaseException:
             disk.server.stop()
             raise

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import WithDescriptors
 from tapcore.daemon.diskprocess import DiskProcess, ServedDisk
 from tapcore.daemon.spec import DiskSpec
@@ -28,12 +29,12 @@ def open_disk(
     shared: bool = False,
     confined: bool = True,
     user: str = "",
+    images: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Open an image and serve it on the listening sockets that come with the call."""
     taken = process.take_descriptors(sockets)
     disk = process.open(spec.checked(), taken, shared=shared)
-    if confined:
-        process.confine(disk, user)
+    process.confine(disk, Confining(confined, user, images))
     return disk_as_dict(disk)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import attrs
 
 from tapcore.nbd.server import NbdServer
@@ -29,7 +27,7 @@ class ConfinedServer:
     overlay: Overlay | None = None
     tls: TlsOptions | None = None
     user: User | None = None
-    files: Iterable[str] = ()
+    files: list[str] = attrs.field(factory=list)
 
     def run(self) -> None:
         """Confine this process, for good, and serve until stopped (main thread only).

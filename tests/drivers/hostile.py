@@ -204,7 +204,14 @@ class Hostile:
         dd.private.close()
 
 
+class Crowd(Hostile):
+    """One whose disks share a process."""
+
+    disk_info = DiskInfo(handle="crowd", name="crowd", api=1, single_handler=True)
+
+
 driver = Hostile()
+crowd = Crowd()
 
 
 class Threaded(Hostile):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 
 import click
 
 from tapcore.cli.ofdaemon import daemon_client, run_dir_option
 from tapcore.cli.options import completes, tap_command
+from tapcore.daemon.confining import Confining
 from tapcore.daemon.control import ControlDaemon
 from tapcore.daemon.rundir import RunDirectory, default_run_directory
 from tapcore.process.activation import activated, tell_ready
 from tapcore.process.background import PidFile, in_background
+from tapcore.process.confinement import User
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,14 @@ log = logging.getLogger(__name__)
 @click.option(
     "--user", metavar="NAME", default="", help="As root: disk processes go on as this user."
 )
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="DIR",
+    shell_complete=completes("directory"),
+    help="Images lie here: a process that several disks share (VMDK, ram:) reaches no files "
+    "elsewhere. Repeatable.  [default: anywhere]",
+)
 @click.option("--stop", is_flag=True, help="End the daemon that runs, and wait until it has ended.")
 @click.option("--keep-disks", is_flag=True, help="With --stop: disks go on without the daemon.")
 @click.pass_context
@@ -59,6 +70,7 @@ def command(
     pid_file: str | None,
     no_confinement: bool,
     user: str,
+    images: tuple[str, ...],
     stop: bool,
     keep_disks: bool,
 ) -> int:
@@ -71,10 +83,14 @@ def command(
         raise click.UsageError("--keep-disks goes with --stop")
     if user and no_confinement:
         raise click.UsageError("--user is a part of confinement")
+    if images and no_confinement:
+        raise click.UsageError("--images is a part of confinement")
     if stop:
         with daemon_client(run_dir) as client:
             client.stop(keep_disks=keep_disks)
         return 0
+    if user:
+        User.named(user)  # now, and not with each disk
     place = RunDirectory(run_dir or default_run_directory())
     control = _opened_socket()
     ready = in_background() if fork else None
@@ -84,8 +100,9 @@ def command(
         restore=restore,
         level=ctx.find_root().meta.get("tapcore.log_level", "warning"),
         without=ctx.find_root().meta.get("tapcore.no_plugin", []),
-        confined=not no_confinement,
-        user=user,
+        confining=Confining(
+            wanted=not no_confinement, user=user, images=tuple(map(os.path.abspath, images))
+        ),
         control=control,
     )
     return 0 if _run(daemon, place, ready, pid_file) else 1

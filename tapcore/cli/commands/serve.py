@@ -257,21 +257,23 @@ def command(
             overlay=views,
             max_memory=max_memory,
         )
-        if ring:
-            _serve_ring(server, ring)
-        confined = _confined(server, views, encryption, whose) if confine else None
+        files = _serve_ring(server, ring) if ring else []
+        confined = _confined(server, views, encryption, whose, files) if confine else None
         return _serve(server, captive, ready, pid_file, confined)
 
 
-def _serve_ring(server: NbdServer, path: str) -> None:
+def _serve_ring(server: NbdServer, path: str) -> list[str]:
+    """Returns the file of its socket."""
     from tapcore.tools.ring import serve_ring  # costs an import of json and ctypes
 
     try:
-        serve_ring(server, _address(path, None, None, None))
+        address = _address(path, None, None, None)
+        serve_ring(server, address)
     except BaseException:
         server.stop()
         server.run()
         raise
+    return [address.path] if isinstance(address, UnixAddress) else []
 
 
 def _serve(
@@ -302,7 +304,7 @@ def _serve(
         raise
     try:
         if confined is not None:
-            confined.files = [] if written is None else [written.path]
+            confined.files += [] if written is None else [written.path]
         return _end(confined or server, captive, written)
     except TapError as exc:
         if ready is not None:  # who would print it has no terminal any more
@@ -317,11 +319,15 @@ def _user(name: str) -> User:
 
 
 def _confined(
-    server: NbdServer, views: Overlay | None, encryption: TlsOptions | None, user: User | None
+    server: NbdServer,
+    views: Overlay | None,
+    encryption: TlsOptions | None,
+    user: User | None,
+    files: list[str],
 ) -> ConfinedServer:
     from tapcore.tools.confined import ConfinedServer
 
-    return ConfinedServer(server, views, encryption, user)
+    return ConfinedServer(server, views, encryption, user, files)
 
 
 def _end(
