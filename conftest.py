@@ -5,6 +5,7 @@ Run again with ``TAPCORE_SEED=<the seed printed>`` to see the same again.
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -45,8 +46,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
-    """What the tests start as `tapdisk` starts warm."""
-    if os.environ.get("TAPCORE_COLD") or _runs_none(session.config):
+    """What the tests start as `tapdisk` starts warm, and hears signals."""
+    if _runs_none(session.config):
+        return (yield)
+    for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_IGN:  # as in the background of a script
+            usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, usual)
+    if os.environ.get("TAPCORE_COLD"):
         return (yield)
     warm = WarmStarts()
     try:

@@ -193,7 +193,7 @@ def run(found: list[Step], folder: Path, binaries: Path | None = None) -> list[s
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=110,
+        timeout=300,
     )
     text = done.stdout.decode().replace(str(folder), SHOWN_FOLDER)
     assert done.returncode == 0, text

@@ -39,7 +39,7 @@ class Installed:
             env={**os.environ, "PYTHONPATH": str(self.target)},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
         )
         assert done.returncode == status, f"{words}\n{done.stdout}{done.stderr}"
         return done
@@ -56,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     where = ["--no-deps", "--no-build-isolation", "--target", str(target)]
     subprocess.run(
-        [*pip, *where, *(str(sources / name) for name in EXAMPLES)], check=True, timeout=100
+        [*pip, *where, *(str(sources / name) for name in EXAMPLES)], check=True, timeout=300
     )
     return Installed(target)
 
@@ -111,7 +111,7 @@ def test_the_driver_that_is_thrown_away(tmp_path: Path) -> None:
     shutil.copytree(DOCS / "examples" / "tap-chunk" / "tap_chunk", tmp_path / "tap_chunk")
     (tmp_path / "test_found.py").write_text(block("part", "throw_away"))
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_found.py"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 

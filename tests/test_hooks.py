@@ -171,7 +171,7 @@ def test_a_type_checker_finds_slips_in_hooks_and_in_calls(tmp_path: Path) -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert "good.py" not in done.stdout
     for number, (_, _, code) in enumerate(SLIPS):

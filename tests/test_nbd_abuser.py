@@ -73,7 +73,7 @@ def p99(waited: list[float]) -> float:
     return statistics.quantiles(waited, n=100)[98]
 
 
-@pytest.mark.timeout(120 + 20 * THOROUGH)
+@pytest.mark.timeout(400 + 20 * THOROUGH)
 def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_path: Path) -> None:
     """No traceback (`served` sees to it), no error, and no memory or descriptor that stays."""
     bad = tmp_path / "bad.img"
@@ -105,8 +105,10 @@ def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_p
         alone, beside = p99(honest.waited[False]), p99(honest.waited[True])
         told = f"{CONVERSATIONS} conversations; an honest request waits {alone * 1e6:.0f} us alone"
         print(f"{told}, {beside * 1e6:.0f} us beside them (p99), {server.peak / MIB:.0f} MiB peak")
-        # of a few seconds, on whatever machine, a percentile says little: only what is out of all
-        # proportion is an error there
-        assert beside < (2.0 if THOROUGH > 1 else 50.0) * alone + 0.01
+        if THOROUGH > 1:
+            assert beside < 2.0 * alone + 0.01
+        else:  # of a second, beside whatever the machine does, a percentile says nothing
+            usual = {abused: statistics.median(each) for abused, each in honest.waited.items()}
+            assert usual[True] < 50.0 * usual[False] + 0.05
         with server.client() as client:
             assert client.size == 64 * MIB

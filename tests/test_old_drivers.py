@@ -41,7 +41,7 @@ def run(old: Path, *words: str | Path, cwd: Path) -> str:
         env={**os.environ, "PYTHONPATH": str(old)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
     )
     assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
     return done.stdout

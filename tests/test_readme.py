@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=CLEAN,
         stdin=subprocess.DEVNULL,
         check=True,
-        timeout=110,
+        timeout=300,
     )
     return prefix / "bin"
 

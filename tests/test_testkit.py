@@ -76,7 +76,7 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=FAULTS.parent.parent,
         capture_output=True,
         text=True,
-        timeout=115,
+        timeout=300,
     )
 
 

@@ -250,7 +250,7 @@ def bounded(image: Path, seconds: float, mebibytes: int) -> tapcore.CheckResult:
         [sys.executable, "-c", f"{code}\n{_PEAK}", str(image)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

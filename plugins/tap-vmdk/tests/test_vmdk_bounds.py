@@ -6,6 +6,7 @@ Everything is tried in a process of its own, with limits for both.
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import struct
 import subprocess
@@ -19,6 +20,9 @@ from vmdkwriters import descriptor, kdmv_header, stream
 TABLES = 1 << 21
 SECTORS = TABLES * 512 * 128
 """64 TiB."""
+THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
+EXTENTS = 1 << (15 if THOROUGH > 1 else 13)
+"""The most that a descriptor may have, or a quarter: the work grows with them, and no faster."""
 CPU_SECONDS = 20
 MEMORY = 640 << 20
 WORK = """
@@ -98,14 +102,14 @@ def test_64_tib_with_all_tables_there_and_empty(tmp_path: Path) -> None:
     assert (tmp_path / "disk.vmdk.qcow2").exists()
 
 
-def test_as_many_extents_as_a_descriptor_may_have(tmp_path: Path) -> None:
+def test_very_many_extents(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"x" * 512)
     image = tmp_path / "disk.vmdk"
-    image.write_bytes(descriptor("custom", ['RW 1 FLAT "part" 0'] * (1 << 15)))
+    image.write_bytes(descriptor("custom", ['RW 1 FLAT "part" 0'] * EXTENTS))
     said = limited(image)
     assert said[0] == "corruptions 0"
     assert "cannot grow" in said[-1]
-    assert (tmp_path / "disk.vmdk.qcow2").stat().st_size > 512 << 15
+    assert (tmp_path / "disk.vmdk.qcow2").stat().st_size > 512 * EXTENTS
 
 
 def test_a_directory_that_names_one_table_over_and_over_is_refused(tmp_path: Path) -> None:
