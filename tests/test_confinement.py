@@ -26,6 +26,7 @@ from tapcore.interface.registry import default_registry
 from tapcore.process.confinement import calls, landlock, seccomp
 from tapcore.process.stopping import StopSignals
 from tapcore.process.workers import end_idle_threads, shared_pool
+from tapcore.ring.client import RingClient
 
 MIB = 1 << 20
 ATTACKED = (sys.executable, hostile.__file__)
@@ -141,6 +142,17 @@ def test_disks_of_all_formats_do_all_their_work(tmp_path: Path, cache: str) -> N
     assert not (tmp_path / "s").exists()
 
 
+def test_a_ring_is_served(image: Path, tmp_path: Path) -> None:
+    where = ("--socket", tmp_path / "s", "--ring", tmp_path / "ring")
+    with served(f"aio:{image}", "--confine", *where):
+        for _ in range(2):  # front ends come and go
+            with RingClient(tmp_path / "ring") as ring:
+                ring.write(4096, b"ring" * 1024)
+                ring.flush()
+                assert ring.read(4096, 4096) == b"ring" * 1024
+    assert image.read_bytes()[4096:8192] == b"ring" * 1024
+
+
 def test_a_chain_under_a_filter(tmp_path: Path) -> None:
     tapcore.create_image(f"qcow2:{tmp_path}/parent", 16 * MIB)
     with tapcore.open(f"qcow2:{tmp_path}/parent", readonly=False) as disk:
@@ -229,9 +241,8 @@ def gone_when_empty(where: Path) -> None:
 def test_the_socket_and_the_pid_file_go_whatever_ends_it(image: Path, signum: int) -> None:
     where = image.parent / "run"
     where.mkdir()
-    options = ("--confine", "--socket", where / "s", "--pid-file", where / "pid")
-    options = (*options, "--ring", where / "ring")
-    with served(f"aio:{image}", *options) as server:
+    sockets = ("--socket", where / "s", "--ring", where / "ring")
+    with served(f"aio:{image}", "--confine", *sockets, "--pid-file", where / "pid") as server:
         with server.client() as client:  # it is confined
             client.read(0, 512)
         assert sorted(os.listdir(where)) == ["pid", "ring", "s"]

@@ -6,11 +6,11 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
+from tapcore.cli.listening import LOCAL, listening_address
 from tapcore.cli.options import (
     Size,
     cache_option,
@@ -26,18 +26,10 @@ from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
 from tapcore.nbd.handshake import TlsMode
-from tapcore.nbd.listening import (
-    DEFAULT_PORT,
-    EVERYWHERE,
-    Address,
-    OpenSockets,
-    TcpAddress,
-    UnixAddress,
-    VsockAddress,
-)
+from tapcore.nbd.listening import DEFAULT_PORT, EVERYWHERE, TcpAddress, UnixAddress
 from tapcore.nbd.server import MAX_CONNECTIONS, NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
-from tapcore.process.activation import activated, tell_ready
+from tapcore.process.activation import tell_ready
 from tapcore.process.background import PidFile, in_background
 from tapcore.process.captive import Captive
 from tapcore.process.parent import end_with_parent
@@ -50,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCAL = "127.0.0.1"
 _OPEN_TO_ALL = "%s: whoever reaches this machine may %s; TLS keeps others out (--tls-certificates)"
 MOST_CONNECTIONS = 4096
 LEAST_MEMORY = 64 << 20
@@ -236,7 +227,7 @@ def command(
     if exit_with_parent:
         end_with_parent()
     with ExitStack() as stack:
-        address = _address(socket, bind, port, stack if captive is not None else None)
+        address = listening_address(socket, bind, port, stack if captive is not None else None)
         if encryption is None and isinstance(address, TcpAddress) and address.host in EVERYWHERE:
             log.warning(_OPEN_TO_ALL, address.host, "read" if read_only else "read and write")
         ready = in_background() if fork else None
@@ -267,7 +258,7 @@ def _serve_ring(server: NbdServer, path: str) -> list[str]:
     from tapcore.tools.ring import serve_ring  # costs an import of json and ctypes
 
     try:
-        address = _address(path, None, None, None)
+        address = listening_address(path, None, None, None)
         serve_ring(server, address)
     except BaseException:
         server.stop()
@@ -351,46 +342,6 @@ def _variables(server: NbdServer) -> dict[str, str]:
     else:
         found["port"] = str(place.port)
     return found
-
-
-def _address(
-    path: str | None, bind: str | None, port: int | None, stack: ExitStack | None
-) -> Address:
-    """Where to listen; with a stack, in a folder of its own if nothing else is said."""
-    name = path.removeprefix("fd:") if path is not None and path.startswith("fd:") else ""
-    named = name if name and not name.isdecimal() else ""
-    sockets = activated(named)
-    if named:
-        if not sockets:
-            raise click.UsageError(f"LISTEN_FDS is not set; a file of this name is ./{path}")
-        return OpenSockets(sockets)
-    if path == "":
-        raise click.UsageError("--socket needs a path")
-    if path is not None and (bind is not None or port is not None):
-        raise click.UsageError("--socket is one way to listen, --bind and --port are another")
-    given = path is not None or bind is not None or port is not None
-    if sockets and given:
-        raise click.UsageError("LISTEN_FDS is set: the sockets are there, and no other is opened")
-    if sockets:
-        return OpenSockets(sockets)
-    if not given and stack is not None:
-        folder = stack.enter_context(TemporaryDirectory(prefix="tapdisk-"))
-        return UnixAddress(f"{folder}/nbd.sock")
-    if path is None:
-        return TcpAddress(bind or LOCAL, DEFAULT_PORT if port is None else port)
-    number = path.removeprefix("fd:")
-    if number != path and number.isdecimal() and len(number) < 6:
-        return OpenSockets((int(number),))
-    port_of_vsock = path.removeprefix("vsock:")
-    if port_of_vsock != path:
-        return VsockAddress(_vsock_port(port_of_vsock))
-    return UnixAddress(path)
-
-
-def _vsock_port(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 32:
-        raise click.UsageError("--socket vsock:PORT needs a number; 0 takes any free one")
-    return int(text)
 
 
 def _overlay(
