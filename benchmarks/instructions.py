@@ -242,12 +242,22 @@ class Strace:
         return sum("resumed>" not in line for line in lines)
 
 
-def _cost(case: Case, load: Load, tapdisk: Path, image: Path, counter: Callgrind | Strace) -> float:
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What is compared: the command of a tree, perhaps with more options of `serve`."""
+
+    tapdisk: Path
+    options: tuple[str, ...] = ()
+
+
+def _cost(case: Case, load: Load, tree: Tree, image: Path, counter: Callgrind | Strace) -> float:
     """Of one request of a load on a copy of an image, with its part of the flush at the end."""
+    tapdisk = tree.tapdisk
     python = str(tapdisk.with_name("python"))
 
     def argv(command: str, sock: Path, file: Path) -> list[str]:
-        served = ["serve", "--socket", str(sock), *case.options, f"{case.handle}:{file}"]
+        options = [*case.options, *(each.replace("%", str(sock.parent)) for each in tree.options)]
+        served = ["serve", "--socket", str(sock), *options, f"{case.handle}:{file}"]
         return [*counter.words, python, "-c", START, *served]
 
     places = load.places()
@@ -286,11 +296,21 @@ def _show(name: str, costs: list[float], digits: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count what a request costs tapdisk's server.")
     parser.add_argument("--tapdisk", metavar="PATH", type=Path, action="append", help="a tree's")
+    parser.add_argument(
+        "--options",
+        metavar="OPTIONS",
+        type=str.split,
+        action="append",
+        default=[],
+        help="the first tree once more, with these options of serve; %% is a folder",
+    )
     parser.add_argument("--rows", metavar="REGEX", type=re.compile, default=re.compile(""))
     parser.add_argument("--calls", action="store_true", help="calls into the kernel as well")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the disks lie")
     args = parser.parse_args()
     commands = args.tapdisk or [REPOSITORY / ".venv" / "bin" / "tapdisk"]
+    trees = [Tree(command.absolute()) for command in commands]
+    trees += [Tree(trees[0].tapdisk, tuple(words)) for words in args.options]
     counters: list[type[Callgrind] | type[Strace]] = [Callgrind, *[Strace] * args.calls]
     servers.START_SECONDS = 120.0
     for case, rows in _rows(args.rows):
@@ -301,10 +321,10 @@ def main() -> int:
                 line = f"{row:32s}"
                 for kind in counters:
                     costs = []
-                    for command in commands:
+                    for tree in trees:
                         with tempfile.TemporaryDirectory() as scratch:
                             counter = kind(Path(scratch))
-                            costs.append(_cost(case, load, command.absolute(), image, counter))
+                            costs.append(_cost(case, load, tree, image, counter))
                     line += _show(row, costs, 0 if kind is Callgrind else 2)
                 print(line, flush=True)
     return 0

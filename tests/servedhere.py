@@ -14,6 +14,7 @@ from nbd_client import Client
 from nbdwire import opened
 
 from tapcore.engine import Engine
+from tapcore.metrics.publishing import Metrics
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
 from tapcore.nbd.server import NbdServer
@@ -36,13 +37,22 @@ class Here:
 
 
 @contextlib.contextmanager
-def served_here(*names: str, flags: int = 0, filters: tuple[Any, ...] = ()) -> Iterator[Here]:
+def served_here(
+    *names: str,
+    flags: int = 0,
+    filters: tuple[Any, ...] = (),
+    metrics: Metrics | None = None,
+) -> Iterator[Here]:
     """Serve images (HANDLE:PATH); stopped at the end, as by a signal."""
     folder = tempfile.TemporaryDirectory(prefix="tapcore-here-")
     with folder as where, ExitStack() as stack:
         states = [stack.enter_context(opened(name, flags, filters=filters)) for name in names]
         exports = [Export.of(state, str(number)) for number, state in enumerate(states)]
-        server = NbdServer(Exports(exports), UnixAddress(str(Path(where) / "s")))
+        if metrics is not None:
+            for export in exports:
+                export.count(metrics)
+        address = UnixAddress(str(Path(where) / "s"))
+        server = NbdServer(Exports(exports), address, metrics=metrics)
         with running(server):
             yield Here(server, [export.engine for export in exports])
 

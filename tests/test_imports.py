@@ -24,7 +24,7 @@ LAYERS = (
     {"formats", "engine"},
     {"clusters", "simple"},
     {"rawfile", "deflate", "luks", "sectorcipher", "opening"},
-    {"views"},
+    {"views", "metrics"},
     {"disk", "nbd", "ring"},
     {"tools"},
     {"live"},

@@ -20,6 +20,7 @@ from tapcore.engine.requests import (
     WRITE,
     WRITE_COMPRESSED,
     Layer,
+    Request,
     Segment,
     cluster_of,
 )
@@ -277,13 +278,17 @@ class Dispatcher:
 
     def _retry_parked(self) -> None:
         """Of each image on its own: a child may be full with what waits for its parent."""
+        now = monotonic()
         for layer in self._layers:
             if not layer.parked:
                 continue
             parked, layer.parked = layer.parked, deque()
             try:
                 while parked:  # after the first that is refused again, `issue` only queues
-                    self.issue(parked.popleft())
+                    seg = parked.popleft()
+                    if isinstance(seg, Request):
+                        seg.queued = now
+                    self.issue(seg)
             finally:
                 layer.parked.extend(parked)
         self._busy = any(layer.parked for layer in self._layers)
@@ -332,6 +337,11 @@ class Dispatcher:
         if not self._busy:
             return None
         return max(self._retry_at - monotonic(), 0.0)
+
+    @property
+    def waiting(self) -> int:
+        """Segments that no driver has taken yet."""
+        return sum(len(layer.parked) for layer in self._layers)
 
     def poll_fds(self) -> list[tuple[int, DiskDriver, int]]:
         """What is to be polled: (descriptor, image, sid), of the whole chain."""

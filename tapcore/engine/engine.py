@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
@@ -175,10 +176,15 @@ class Engine:
             return
         start, end = req.sector, req.sector + req.nb_sectors
         if self.order.strict and self.order.must_wait(start, end):
-            self.order.wait(start, end, lambda: self.submit_write(req))
+            self.order.wait(start, end, lambda: self._submit_late(req))
             return
         self.order.writing.add(req)  # before the driver's call: others may start inside it
         self._dispatcher.issue(req)
+
+    def _submit_late(self, req: Request) -> None:
+        """It has waited for what holds its range."""
+        req.queued = monotonic()
+        self.submit_write(req)
 
     # ---- parts of other requests ------------------------------------------------------------
 
@@ -340,6 +346,11 @@ class Engine:
     def in_flight(self) -> int:
         """Requests taken and not finished."""
         return self._accounts.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Parts of requests that no driver has taken yet: it was full, or others hold the range."""
+        return self._dispatcher.waiting + self.order.waiting
 
     @property
     def content_mark(self) -> int | None:

@@ -53,6 +53,11 @@ class WriteOrder:
         self._waiting.append(_Waiting(start, end, run))
         self.strict = True
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     def can_hold(self, start: int, end: int) -> bool:
         """Whether [start, end) can be held now."""
         if any(start < r.sector + r.nb_sectors and r.sector < end for r in self.writing):

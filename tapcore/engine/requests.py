@@ -99,6 +99,7 @@ class Request(Segment):
         fua: the data must be on disk before the answer.
         may_unmap: for ZERO: space may be given back.
         fast: for ZERO: fail with -EOPNOTSUPP rather than write zeroes.
+        queued: when it went to its driver (`time.monotonic`), where that was not at once; else 0.0.
         tag: the front end's own.
     """
 
@@ -109,6 +110,7 @@ class Request(Segment):
         "length",
         "may_unmap",
         "offset",
+        "queued",
         "status",
         "tag",
     )
@@ -139,6 +141,7 @@ class Request(Segment):
         self.fua = fua
         self.may_unmap = True
         self.fast = False
+        self.queued = 0.0
 
 
 class CopyingRead(Request):

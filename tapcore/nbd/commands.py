@@ -10,6 +10,7 @@ from typing import Final
 from tapcore.engine import DISCARD, FLUSH, ZERO
 from tapcore.engine.loop import Deadline
 from tapcore.errors import TapError, errno_of
+from tapcore.metrics.operations import CACHE, OTHER, STATUS
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
@@ -26,6 +27,14 @@ _KNOWN_FLAGS: Final = {
     nbd.CMD_CACHE: nbd.CMD_FLAG_FUA,
     nbd.CMD_WRITE_ZEROES: nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FAST_ZERO,
     nbd.CMD_BLOCK_STATUS: nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_REQ_ONE,
+}
+
+_OPERATIONS: Final = {
+    nbd.CMD_FLUSH: FLUSH,
+    nbd.CMD_TRIM: DISCARD,
+    nbd.CMD_CACHE: CACHE,
+    nbd.CMD_WRITE_ZEROES: ZERO,
+    nbd.CMD_BLOCK_STATUS: STATUS,
 }
 
 _ALWAYS: Final = (nbd.CMD_FLUSH, nbd.CMD_CACHE)
@@ -99,27 +108,31 @@ class Commands:
         """Any request but READ, WRITE and DISC; with a payload where it wants one."""
         command, length = asked.number, asked.length
         if command not in self._offered or asked.flags & ~_KNOWN_FLAGS[command]:
-            self._refuse(asked, *self._why_not(command, asked.flags))
+            self.refuse(asked, *self._why_not(command, asked.flags))
             return
         if asked.payload is not None:
             (length,) = nbd.U64.unpack_from(asked.payload)
         if command != nbd.CMD_FLUSH and asked.offset + length > self._engine.size:
             # the specification wants ENOSPC of what writes, EINVAL of what does not
             code = errno.ENOSPC if command == nbd.CMD_WRITE_ZEROES else errno.EINVAL
-            self._refuse(asked, code, self._outstanding.past_end(asked.offset, length))
+            self.refuse(asked, code, self._outstanding.past_end(asked.offset, length))
             return
         if command == nbd.CMD_BLOCK_STATUS:
             self._block_status(asked, length)
         elif command == nbd.CMD_CACHE:
             self._export.prefetch(asked.offset, min(length, PIECE))
+            self._outstanding.told(CACHE, length)
             self._outstanding.replies.done(asked.cookie, asked.offset)
         elif command == nbd.CMD_FLUSH:
             self._flush(asked)
         else:
             self._queue(asked)
 
-    def _refuse(self, asked: Command, code: int, reason: str) -> None:
-        self._outstanding.refuse(asked.cookie, asked.offset, code, reason)
+    def refuse(self, asked: Command, code: int, reason: str) -> None:
+        """Answer with an error, without asking a driver; `code` is a positive errno."""
+        operation = _OPERATIONS.get(asked.number, OTHER)
+        refuse = self._outstanding.refuse_at_once
+        refuse(operation, asked.length, asked.cookie, asked.offset, code, reason)
 
     def _why_not(self, command: int, flags: int) -> tuple[int, str]:
         """The errno and the reason for a request that cannot be, whatever its range."""
@@ -138,13 +151,16 @@ class Commands:
 
         def flushed(req: NbdRequest) -> None:
             owed.in_flight -= 1
+            owed.driven(req)
             if not req.status:
                 owed.replies.done(asked.cookie, asked.offset)
             elif not owed.gone:
                 owed.refuse_failed(req, asked.cookie, asked.offset)
 
         owed.in_flight += 1
-        self._engine.submit(NbdRequest(FLUSH, 0, 0, None, flushed))
+        req = NbdRequest(FLUSH, 0, 0, None, flushed)
+        req.taken = owed.taken
+        self._engine.submit(req)
 
     def _queue(self, asked: Command) -> None:
         op = DISCARD if asked.number == nbd.CMD_TRIM else ZERO
@@ -173,7 +189,7 @@ class Commands:
         chosen = self._chosen(asked.payload)
         if not length or chosen is None:
             why = "a context is named twice, or was not chosen" if length else "of no bytes"
-            self._refuse(asked, errno.EINVAL, f"block status: {why}")
+            self.refuse(asked, errno.EINVAL, f"block status: {why}")
             return
         only_one = bool(asked.flags & nbd.CMD_FLAG_REQ_ONE)
         patience = Deadline(STATUS_SECONDS)
@@ -183,8 +199,9 @@ class Commands:
                 (number, look(context, asked.offset, length)) for number, context in chosen.items()
             ]
         except (OSError, TapError) as exc:
-            self._refuse(asked, errno_of(exc), _reason(exc))
+            self.refuse(asked, errno_of(exc), _reason(exc))
             return
+        self._outstanding.told(STATUS, length)
         self._statuses.block_status(asked.cookie, asked.offset, answers)
 
     def _chosen(self, payload: bytes | None) -> Mapping[int, Context] | None:

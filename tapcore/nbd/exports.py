@@ -15,6 +15,8 @@ from tapcore.engine.loop import Loop
 from tapcore.errors import TapError, printable
 from tapcore.files.linux import all_in_page_cache
 from tapcore.interface.models import TdState
+from tapcore.metrics.meter import Meter
+from tapcore.metrics.publishing import Metrics
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exportinfo import ExportInfo
 from tapcore.nbd.filespan import FileSpan
@@ -37,6 +39,7 @@ class Export:
         file_spans: replies may be sent straight from host files.
         senders: the outgoing sides of all connections, which may have such replies waiting.
         left: called when the last of them has gone.
+        meter: counts its requests; None: nobody does.
     """
 
     disk: TdState
@@ -45,6 +48,7 @@ class Export:
     file_spans: bool
     senders: set[Replies] = attrs.field(factory=set)
     left: Callable[[], object] | None = None
+    meter: Meter | None = None
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
@@ -66,6 +70,22 @@ class Export:
         """What is told of it from now on is of the images that its disk has now."""
         self.info = _info(self.disk, self.engine, self.info.name)
         self.file_spans = _file_spans(self.disk)
+        meter = self.meter
+        if meter is not None:
+            image = self.disk.image
+            meter.image, meter.driver, meter.size = image.name, image.drivertype, self.info.size
+
+    def count(self, metrics: Metrics) -> None:
+        """Count its requests from now on.
+
+        Raises:
+            TapError: there can be no page for them.
+        """
+        image = self.disk.image
+        self.meter = metrics.meter(
+            self.info.name, image=image.name, driver=image.drivertype, size=self.info.size
+        )
+        self.meter.waiting = lambda: self.engine.waiting
 
     def extents(self, offset: int, length: int) -> list[MappedExtent] | None:
         """The runs of a range (bytes); None where they are unknown, or too many to be worth it."""

@@ -43,6 +43,7 @@ class LongRequest:
         self._asked = asked
         self._later = later
         self._at = asked.offset
+        self._taken = outstanding.taken
         outstanding.in_flight += 1
 
     def go_on(self) -> None:
@@ -67,6 +68,8 @@ class LongRequest:
         owed.in_flight -= 1
         if owed.gone:
             return
+        req.length, req.taken = asked.length, self._taken
+        owed.driven(req)
         if req.status:
             owed.refuse_failed(req, asked.cookie, asked.offset)
         else:
@@ -74,4 +77,4 @@ class LongRequest:
 
     def give_up(self) -> None:
         """The client has gone, between two pieces."""
-        self._outstanding.in_flight -= 1
+        self._outstanding.given_up()

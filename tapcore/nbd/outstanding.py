@@ -9,6 +9,7 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import MappedExtent, Request
 from tapcore.errors import printable
 from tapcore.interface.models import TdState
+from tapcore.metrics.meter import Meter
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.receive import Chunk
 from tapcore.nbd.replies import Replies
@@ -31,14 +32,16 @@ class NbdRequest(Request):
 
     Attributes:
         cookie: the client's name for it.
+        taken: when that was, where the disk has a meter (`time.monotonic`).
         lease: the pool's buffer of a read.
         chunk: the receive buffer that holds a write's content.
         parts: the runs of a read that has holes.
     """
 
-    __slots__ = ("chunk", "cookie", "lease", "parts")
+    __slots__ = ("chunk", "cookie", "lease", "parts", "taken")
 
     cookie: int
+    taken: float
     lease: memoryview | None
     chunk: Chunk | None
     parts: list[MappedExtent] | None
@@ -50,6 +53,7 @@ class Outstanding:
     Args:
         replies: where the answers go.
         disk: whose requests they are.
+        meter: counts them; None: nobody does.
 
     Attributes:
         replies: as given.
@@ -57,21 +61,62 @@ class Outstanding:
         held: bytes of buffers in use.
         budget: what is left of the memory of all clients.
         gone: the client takes no answer any more.
+        meter: as given.
+        taken: when requests were taken last, where there is a meter.
     """
 
-    __slots__ = ("_disk", "budget", "gone", "held", "in_flight", "replies")
+    __slots__ = ("_disk", "budget", "gone", "held", "in_flight", "meter", "replies", "taken")
 
-    def __init__(self, replies: Replies, disk: TdState) -> None:
+    def __init__(self, replies: Replies, disk: TdState, meter: Meter | None = None) -> None:
         self.replies = replies
         self._disk = disk
         self.in_flight = 0
         self.held = 0
         self.budget = replies.budget
         self.gone = False
+        self.meter = meter
+        self.taken = 0.0
+        if meter is not None:
+            meter.arrived(self)
+
+    # ---- for the meter ----------------------------------------------------------------------
+
+    def time_batch(self, now: float) -> None:
+        """It is time to look how long a batch takes, of which requests were taken `now`."""
+        if self.meter is not None:
+            self.meter.time_batch(now)
+
+    def driven(self, req: NbdRequest) -> None:
+        """The drivers are done with a request."""
+        meter = self.meter
+        if meter is not None:
+            failed = bool(req.status)
+            meter.driven.append((meter, req.op, req.length, req.taken, req.queued, failed))
+
+    def told(self, operation: int, length: int, *, failed: bool = False) -> None:
+        """A request is answered for which no driver was asked."""
+        meter = self.meter
+        if meter is not None:
+            meter.told.append((meter, operation, length, self.taken, failed))
+
+    def given_up(self) -> None:
+        """A request in flight will not be answered."""
+        self.in_flight -= 1
+        if self.meter is not None:
+            self.meter.gone += 1
+
+    def leave(self) -> None:
+        """The client has gone: what is in flight will not be answered."""
+        meter, self.meter = self.meter, None
+        if meter is not None:
+            meter.left(self)
+
+    # ---- answers ----------------------------------------------------------------------------
 
     def finished(self, req: NbdRequest) -> None:
         """A request that returns no data, and holds no buffer, is over."""
         self.in_flight -= 1
+        self.driven(req)
         if req.status:
             self.failed(req)
         else:
@@ -108,6 +153,15 @@ class Outstanding:
     def past_end(self, offset: int, length: int) -> str:
         """For a client that asks for what the disk does not have: in bytes."""
         return f"{length} bytes at {offset} end behind the disk, which has {self._size}"
+
+    def refuse_at_once(
+        self, operation: int, length: int, cookie: int, offset: int, code: int, reason: str
+    ) -> None:
+        """The same of a request that no driver hears of: `operation` is its number for the meter,
+        `length` in bytes.
+        """
+        self.told(operation, length, failed=True)
+        self.refuse(cookie, offset, code, reason)
 
     def refuse(self, cookie: int, offset: int, code: int, reason: str = "") -> None:
         """Answer with an error.

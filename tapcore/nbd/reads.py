@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from tapcore.buffers import POOL
@@ -29,12 +29,14 @@ class Reads:
         outstanding: what the client is owed.
     """
 
-    __slots__ = ("_chunks", "_engine", "_export", "_outstanding", "_replies")
+    __slots__ = ("_chunks", "_engine", "_export", "_moved", "_outstanding", "_replies")
 
     def __init__(self, export: Export, outstanding: Outstanding) -> None:
         self._export = export
         self._engine = export.engine
         self._outstanding = outstanding
+        meter = outstanding.meter
+        self._moved = None if meter is None else meter.reads.append
         self._replies = replies = outstanding.replies
         self._chunks = replies if isinstance(replies, StructuredReplies) else None
 
@@ -42,11 +44,13 @@ class Reads:
         """A READ of a client: offset and length in bytes."""
         if flags or length >= SPAN_MIN:
             if flags & ~_KNOWN_FLAGS or length > nbd.DEFAULT_BLOCK_MAX:
-                self._outstanding.refuse(cookie, offset, errno.EINVAL, _why_not(flags))
+                self._refuse(cookie, offset, length, _why_not(flags))
                 return
             if not flags & nbd.CMD_FLAG_DF and offset + length <= self._engine.size:
                 parts = self._export.extents(offset, length)
                 if parts is not None and self._answer_without_reading(cookie, offset, parts):
+                    if self._moved is not None:
+                        self._moved(length)
                     return
                 self._queue_read(cookie, offset, length, parts)
                 return
@@ -55,10 +59,19 @@ class Reads:
     def answer_again(self, reads: Iterable[LaneRead]) -> None:
         """Reads that the lane could not answer after all: the engine finds out why."""
         for _, cookie, offset, length in reads:
-            self._queue_read(cookie, offset, length, None)
+            self._queue_read(cookie, offset, length, None, self._done_again)
+
+    def _refuse(self, cookie: int, offset: int, length: int, reason: str) -> None:
+        refuse = self._outstanding.refuse_at_once
+        refuse(READ, length, cookie, offset, errno.EINVAL, reason)
 
     def _queue_read(
-        self, cookie: int, offset: int, length: int, parts: list[MappedExtent] | None
+        self,
+        cookie: int,
+        offset: int,
+        length: int,
+        parts: list[MappedExtent] | None,
+        done: Callable[[NbdRequest], object] | None = None,
     ) -> None:
         if not length:
             self._read_nothing(cookie, offset)
@@ -69,8 +82,9 @@ class Reads:
         outstanding.budget.room -= len(lease)  # until the replies, which get it, give it back
         outstanding.in_flight += 1
         buf = lease if len(lease) == length else lease[:length]
-        req = NbdRequest(READ, offset, length, buf, self._done)
+        req = NbdRequest(READ, offset, length, buf, done or self._done)
         req.cookie = cookie
+        req.taken = outstanding.taken
         req.lease = lease
         req.parts = parts
         self._engine.submit(req)
@@ -78,9 +92,9 @@ class Reads:
     def _read_nothing(self, cookie: int, offset: int) -> None:
         """A data chunk may not be empty, so a read of no bytes is answered without one."""
         if offset > self._engine.size:
-            reason = self._outstanding.past_end(offset, 0)
-            self._outstanding.refuse(cookie, offset, errno.EINVAL, reason)
+            self._refuse(cookie, offset, 0, self._outstanding.past_end(offset, 0))
         else:
+            self._outstanding.told(READ, 0)
             self._replies.done(cookie, offset)
 
     def _answer_without_reading(self, cookie: int, offset: int, parts: list[MappedExtent]) -> bool:
@@ -105,9 +119,22 @@ class Reads:
         self._chunks.pieces(cookie, contents)
         return True
 
+    def _done_again(self, req: NbdRequest) -> None:
+        """It was counted when the lane had it; that it has failed was not."""
+        outstanding = self._outstanding
+        meter, outstanding.meter = outstanding.meter, None
+        if meter is not None and req.status:
+            meter.cell(READ, req.length).errors += 1
+        self._done(req)
+        outstanding.meter = meter
+
     def _done(self, req: NbdRequest) -> None:
         outstanding = self._outstanding
         outstanding.in_flight -= 1
+        meter = outstanding.meter
+        if meter is not None:  # as `Outstanding.driven`, without a call
+            failed = bool(req.status)
+            meter.driven.append((meter, READ, req.length, req.taken, req.queued, failed))
         lease = req.lease
         assert lease is not None
         assert req.buf is not None

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Final, Protocol
 
 import attrs
@@ -17,6 +18,7 @@ import attrs
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
+from tapcore.metrics.publishing import PUBLISH_SECONDS, Metrics
 from tapcore.nbd.beside import Beside
 from tapcore.nbd.budget import BUDGET, Budget
 from tapcore.nbd.clients import Clients
@@ -76,6 +78,7 @@ class NbdServer:
             has no `run` and no signals. None: one of its own.
         ended: told once when a server in somebody's loop has ended, after `stop`, and what went
             wrong then.
+        metrics: of the exports that have meters; closed at the end. None: nothing is counted.
 
     Attributes:
         addresses: where it listens.
@@ -99,7 +102,10 @@ class NbdServer:
         max_memory: int = BUDGET,
         loop: Loop | None = None,
         ended: Callable[[list[TapError]], object] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics
+        self._batch = None if metrics is None else metrics.batch
         self._exports = exports
         self._engines = list({id(e.engine): e.engine for e in exports.all}.values())
         self._disks: list[PolledDisk] = []
@@ -321,22 +327,29 @@ class NbdServer:
 
     def _after_batch(self) -> None:
         """The end of a batch: engines submit, clients are answered, until nothing is left."""
-        clients = self._clients
+        clients, batch = self._clients, self._batch
         clients.go_on()
-        again = True
+        again, counted = True, not clients.dirty
         while again:
             for engine in self._engines:
                 engine.turn()
             self._exports.turn()
+            if batch is not None and batch.driven:
+                batch.done = monotonic()
             dirty, clients.dirty = clients.dirty, set()
             for connection in dirty:
                 if connection.open and connection.service():
                     clients.dirty.add(connection)
+            if batch is not None and (batch.timed or batch.driven or batch.told):
+                batch.count()
+                counted = True
             if not clients.dirty:
                 clients.check_deadlines()
                 clients.check_memory()
             # one client's request, or its end, may be what another waits for
             again = bool(clients.dirty)
+        if counted and self._metrics is not None:
+            self._metrics.publish_if_due()
         if self._idle_seconds is not None and self._stopping is None:
             self._check_idle(self._idle_seconds)
         if self._stopping is None:
@@ -360,11 +373,13 @@ class NbdServer:
         idle = self._idle
         patience = self._clients.budget.patience
         deadlines = (soonest, stopping, deaf, idle, patience)
+        unseen = self._batch is not None and self._batch.armed
         if not any(deadlines):
-            return None
+            return PUBLISH_SECONDS if unseen else None
         if stopping is not None and not self._busy:
             return ASK_AGAIN_SECONDS if self.may_close else 0.0
-        return min((each.left for each in deadlines if each is not None), default=None)
+        left = [each.left for each in deadlines if each is not None]
+        return min(left + [PUBLISH_SECONDS] * unseen)
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -388,6 +403,7 @@ class NbdServer:
         errors = self._let_go().run(STOP_SECONDS)
         errors += self._exports.finish()
         self._close_loop()
+        self._close_metrics()
         self._forget_signals()
         return errors
 
@@ -399,8 +415,13 @@ class NbdServer:
         timeouts = [each for each in self._loop.timeouts if each not in self._timeouts]
         self._loop.timeouts = timeouts
         errors = errors + self._exports.finish()
+        self._close_metrics()
         if self._ended is not None:
             self._ended(errors)
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _close_loop(self) -> None:
         if self._own_loop:

@@ -13,6 +13,7 @@ from typing import Final
 
 import attrs
 
+from tapcore.metrics.meter import NO_BATCH
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.budget import SMALL, Budget
 from tapcore.nbd.commands import Commands
@@ -64,11 +65,13 @@ class Transmission:
     """
 
     __slots__ = (
+        "_batch",
         "_commands",
         "_export",
         "_lane",
         "_lane_max",
         "_losses",
+        "_moved",
         "_parser",
         "_read",
         "_reads",
@@ -100,7 +103,9 @@ class Transmission:
         self.replies = replies_for(structured=structured, extended=extended, ready=ready)
         if budget is not None:
             self.replies.budget = budget
-        self.outstanding = Outstanding(self.replies, export.disk)
+        self.outstanding = Outstanding(self.replies, export.disk, meter := export.meter)
+        self._moved = None if meter is None else meter.reads.append
+        self._batch = NO_BATCH if meter is None else meter.batch
         self._parser = RequestParser(extended=extended, initial=initial)
         self._received = self._parser.received
         flags = negotiated.transmission_flags
@@ -240,6 +245,11 @@ class Transmission:
         budget = owed.budget
         read, write, lane = self._read, self._write, self._lane
         lane.begin()
+        moved = self._moved
+        if moved is not None:
+            owed.taken = now = lane.now
+            if now >= self._batch.next:
+                owed.time_batch(now)
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         known = parser.known_flags
@@ -247,6 +257,8 @@ class Transmission:
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
                     replies.mapped(cookie, offset, content, length)
+                    if moved is not None:
+                        moved(length)
                 elif length > budget.room and not self._room_for(command, offset, length):
                     return
                 else:
@@ -337,8 +349,8 @@ class Transmission:
         asked = attrs.evolve(asked, flags=asked.flags ^ parser.payload_flag)
         if not self._commands.wants_payload(asked):
             why = f"command {asked.number} takes no payload of {length} bytes"
-            refuse, cookie = self.outstanding.refuse, asked.cookie
-            parser.pass_over(length, partial(refuse, cookie, asked.offset, errno.EINVAL, why))
+            refuse = partial(self._commands.refuse, asked, errno.EINVAL, why)
+            parser.pass_over(length, refuse)
             return True
         payload = parser.payload(length)
         if payload is None:
@@ -381,6 +393,7 @@ class Transmission:
     def gone(self) -> None:
         """The connection is lost: nothing more comes, and nothing more can be sent."""
         self.outstanding.gone = True
+        self.outstanding.leave()
         self.finished = True
         self._writes.abort_stream()
         self._commands.give_up()

@@ -155,7 +155,7 @@ class Views(Exports):
         assert self._loop is not None
         view = self._templates[base.info.name].view(self._room)
         info = _of_view(base.info, full, shared=self._named)
-        export = Export(view.disk, view.engine, info, base.file_spans)
+        export = Export(view.disk, view.engine, info, base.file_spans, meter=base.meter)
         view.engine.giving_up.append(export.before_giving_up)
         polled = PolledDisk(self._loop, view.engine, view.own_fds())
         served = _Served(view, export, polled)

@@ -46,6 +46,7 @@ class Writes:
         "_engine",
         "_freed",
         "_lane_write",
+        "_moved",
         "_out_of_lane",
         "_outstanding",
         "_parser",
@@ -72,6 +73,8 @@ class Writes:
         self._read_only = read_only
         self._freed = freed
         self._lane_write: Callable[[int, memoryview], int | None] | None = None
+        meter = outstanding.meter
+        self._moved = None if meter is None else meter.writes.append
         self._out_of_lane = 0
         self.stream: StreamedWrite | None = None
         self.follow()
@@ -109,15 +112,19 @@ class Writes:
         content = rx.view[body : rx.start]
         if self._lane_write is not None and length and not flags and self._written(offset, content):
             self._replies.done(cookie, offset)
+            moved = self._moved
+            if moved is not None:
+                moved(length)
             return True
+        owed = self._outstanding
         req = NbdRequest(WRITE, offset, length, content, self._done)
         req.cookie = cookie
+        req.taken = owed.taken
         req.lease = None
         if flags:
             req.fua = bool(flags & nbd.CMD_FLAG_FUA)
         req.chunk = chunk = rx.chunk
         chunk.holds += 1
-        owed = self._outstanding
         owed.held += length
         owed.budget.room -= length
         owed.in_flight += 1
@@ -144,6 +151,10 @@ class Writes:
     def _done(self, req: NbdRequest) -> None:
         owed = self._outstanding
         owed.in_flight -= 1
+        meter = owed.meter
+        if meter is not None:  # as `Outstanding.driven`, without a call
+            failed = bool(req.status)
+            meter.driven.append((meter, WRITE, req.length, req.taken, req.queued, failed))
         owed.held -= req.length
         owed.budget.give_back(req.length)
         chunk = req.chunk
@@ -166,7 +177,8 @@ class Writes:
             parser.error = f"sent a write that is longer than {most}"
             return False
         code, reason = self._why_not(flags, offset, length)
-        parser.pass_over(length, partial(self._outstanding.refuse, cookie, offset, code, reason))
+        refuse = partial(self._outstanding.refuse_at_once, WRITE, length)
+        parser.pass_over(length, partial(refuse, cookie, offset, code, reason))
         return True
 
     def _why_not(self, flags: int, offset: int, length: int) -> tuple[int, str]:
@@ -185,6 +197,7 @@ class Writes:
         rx, owed = self._received, self._outstanding
         req = NbdRequest(WRITE, offset, length, None, owed.finished)
         req.cookie = cookie
+        req.taken = owed.taken
         req.fua = bool(flags & nbd.CMD_FLAG_FUA)
         req.chunk = None
         req.lease = None
@@ -210,4 +223,4 @@ class Writes:
         """The rest of its data will not come."""
         stream, self.stream = self.stream, None
         if stream is not None and not stream.abort():
-            self._outstanding.in_flight -= 1
+            self._outstanding.given_up()

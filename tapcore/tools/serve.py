@@ -19,6 +19,7 @@ from tapcore.interface.models import TdState
 from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
+from tapcore.metrics.publishing import Metrics
 from tapcore.nbd.budget import BUDGET
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
@@ -56,6 +57,7 @@ def nbd_server(
     max_memory: int = BUDGET,
     loop: Loop | None = None,
     ended: Callable[[list[TapError]], object] | None = None,
+    metrics: str | None = None,
 ) -> NbdServer:
     """Open images, and a server for them that listens but does not run yet.
 
@@ -80,6 +82,8 @@ def nbd_server(
         max_memory: bytes for the requests of all clients together.
         loop: of somebody else, who runs it; None: the server's own.
         ended: told when a server in somebody's loop has ended; see `NbdServer`.
+        metrics: where requests are counted: a directory that gets a page for each export, or the
+            file of the only one's; None: they are not.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -94,11 +98,15 @@ def nbd_server(
         cache=cache,
         missing="zeroes",  # a guest must be able to start after a power loss
     )
+    counting = None if metrics is None else _metrics(metrics, names)
     disks: list[TdState] = []
     try:
         for image in images:
             disks.append(_open(image, opened, readonly=readonly or overlay is not None))
         exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
+        for export in exports:
+            if counting is not None:
+                export.count(counting)
         return NbdServer(
             Exports(exports) if overlay is None else _views(exports, overlay, access),
             address,
@@ -109,13 +117,22 @@ def nbd_server(
             max_memory=max_memory,
             loop=loop,
             ended=ended,
+            metrics=counting,
         )
     except BaseException as exc:
+        if counting is not None:
+            counting.close()
         for disk in disks:
             close_disk(disk)
         if isinstance(exc, NotWritableError):
             exc.message += " (--read-only would open it)"
         raise
+
+
+def _metrics(place: str, names: Sequence[str]) -> Metrics:
+    if len(names) > 1 and not os.path.isdir(place):
+        raise UsageError(f"there are {len(names)} exports, and '{place}' is not a directory")
+    return Metrics(place)
 
 
 @attrs.frozen

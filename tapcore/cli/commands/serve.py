@@ -171,6 +171,12 @@ LEAST_MEMORY = 64 << 20
     metavar="NAME",
     help="With --confine, as root: go on as this user, who has to be able to read the files again.",
 )
+@click.option(
+    "--metrics",
+    metavar="FILE|DIR",
+    shell_complete=completes("file"),
+    help="Count requests, and show that in this file, or in one for each export in a directory.",
+)
 @filter_option
 @cache_option
 @metadata_cache_option
@@ -201,6 +207,7 @@ def command(
     tls_psk: str | None,
     confine: bool,
     user: str | None,
+    metrics: str | None,
     filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
@@ -247,6 +254,7 @@ def command(
             idle_seconds=idle_timeout,
             overlay=views,
             max_memory=max_memory,
+            metrics=metrics,
         )
         files = _serve_ring(server, ring) if ring else []
         confined = _confined(server, views, encryption, whose, files) if confine else None
