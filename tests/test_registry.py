@@ -1,9 +1,12 @@
 """The table of drivers: what is refused and why, and what a call of a hook really calls."""
 
 import importlib.metadata
+import threading
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from drivers.broken import (
     info,
 )
 
+import tapcore
 from peers import missing
 from tapcore import (
     DiskId,
@@ -475,3 +479,34 @@ def test_the_row_of_a_driver_says_what_it_can_do() -> None:
     assert row.idnum == 0
     assert registry.register(Tiny("tiny")).idnum == 1
     assert registry.get("terse").drv is registry.operations("terse")
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+
+def test_threads_may_want_a_driver_for_the_first_time_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tapcore.create_image(tmp_path / "disk.qcow2", 1 << 20)
+    registry, both = tapcore.Registry(), threading.Barrier(2)
+    entry_point = registry._rows["qcow2"].entry_point
+    assert entry_point is not None
+    load, asked = type(entry_point).load, []
+
+    def load_slowly(self: Any) -> Any:
+        asked.append(self.name)
+        both_came.wait(1)  # the other one, if it may come in
+        return load(self)
+
+    both_came = threading.Event()
+
+    def open_it() -> int:
+        both.wait(60)
+        with tapcore.open(tmp_path / "disk.qcow2", registry=registry) as disk:
+            return disk.size
+
+    monkeypatch.setattr(type(entry_point), "load", load_slowly)
+    with ThreadPoolExecutor(2) as threads:
+        sizes = [threads.submit(open_it) for _ in range(2)]
+        assert [size.result(60) for size in sizes] == [1 << 20, 1 << 20]
+    assert asked == ["qcow2"]

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -88,6 +89,7 @@ class Registry:
         self._rows: dict[str, Row] = {}
         self._refused: list[Row] = []
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
+        self._loading = RLock()
         if discover:
             self.discover()
 
@@ -201,10 +203,18 @@ class Registry:
         Raises:
             UnknownHandleError: none has the handle, or it cannot be used.
         """
+        if self._is_loaded(handle):
+            return self.get(handle)
+        with self._loading:  # two threads may want their first disks of a format at once
+            return self.get(handle) if self._is_loaded(handle) else self._load(handle)
+
+    def _is_loaded(self, handle: str) -> bool:
+        self.get(handle)
+        return self._rows[handle].plugin is not None
+
+    def _load(self, handle: str) -> DiskInfo:
         info = self.get(handle)
         row = self._rows[handle]
-        if row.plugin is not None:
-            return info
         assert row.entry_point is not None
         assert row.manifest is not None
         problem, cause = "", None
