@@ -299,3 +299,28 @@ def test_fsspec_reads_a_disk_by_its_url(image: str, content: bytes) -> None:
     assert files.cat_file(image, 0, 3) == b"new"
     with pytest.raises(NotImplementedError):
         files.open(image, "ab")
+
+
+def test_what_fsspec_makes_of_a_file_system_works_with_disks(
+    image: str, content: bytes, tmp_path: Path
+) -> None:
+    """Of fsspec's abstract tests those for copying out and opening; the others make files."""
+    files = fsspec.filesystem("tapdisk")
+    files.get(image, str(tmp_path / "got"))
+    assert (tmp_path / "got").read_bytes() == content
+    files.get_file(f"tapdisk://{image}", str(tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == content
+    assert (files.isfile(image), files.isdir(image), files.size(image)) == (True, False, SIZE)
+    assert (files.head(image, 10), files.tail(image, 10)) == (content[:10], content[-10:])
+    assert files.read_block(image, 1000, 24) == content[1000:1024]
+    ranges = [(0, 5), (MIB - 2, MIB + 2), (-7, None)]
+    starts, ends = map(list, zip(*ranges, strict=True))
+    found = files.cat_ranges([image] * 3, starts, ends)
+    assert found == [content[first:last] for first, last in ranges]
+    assert files.checksum(image) == files.checksum(image)
+    assert fsspec.get_mapper(f"tapdisk://{image}", check=False).fs == files
+    for mode in ("wb", "xb"):
+        with pytest.raises(NotImplementedError):
+            files.open(image, mode)
+    with fsspec.open_files([f"tapdisk://{image}"] * 2)[1] as file:
+        assert hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(content).digest()
