@@ -160,7 +160,8 @@ def test_an_answer_that_comes_later_is_told_once() -> None:
     early.answer(1)
     early.fail(OSError())
     early.then(lambda result, error: told.append((result, error)))
+    late.then(lambda result, error: told.append("first"))
     late.then(lambda result, error: told.append((result, error)))
     late.answer(2)
     late.answer(3)
-    assert told == [(1, None), (2, None)]
+    assert told == [(1, None), "first", (2, None)]

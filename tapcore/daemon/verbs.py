@@ -12,6 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -36,7 +37,7 @@ class Later:
     __slots__ = ("_settled", "_then")
 
     def __init__(self) -> None:
-        self._then: Callable[[Any, BaseException | None], object] | None = None
+        self._then: list[Callable[[Any, BaseException | None], object]] = []
         self._settled: tuple[Any, BaseException | None] | None = None
 
     def answer(self, result: Any) -> None:
@@ -48,17 +49,19 @@ class Later:
         self._settle(None, exc)
 
     def then(self, tell: Callable[[Any, BaseException | None], object]) -> None:
-        """Call `tell(result, error)` once that is known, perhaps now."""
-        self._then = tell
+        """Call `tell(result, error)` once that is known, perhaps now; several can be told."""
         if self._settled is not None:
             tell(*self._settled)
+        else:
+            self._then.append(tell)
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
         if self._settled is not None:
             return
         self._settled = result, error
-        if self._then is not None:
-            self._then(result, error)
+        then, self._then = self._then, []
+        for tell in then:
+            tell(result, error)
 
 
 @attrs.frozen
@@ -148,6 +151,12 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
 
     A parameter that is an attrs class itself stands for all that this takes.
     """
+    takes: tuple[Parameter, ...] = _parameters_of(function)
+    return takes
+
+
+@cache
+def _parameters_of(function: Any) -> tuple[Parameter, ...]:
     found: list[Parameter] = []
     for each, hint in _given(function):
         found += parameters_of(hint) if attrs.has(hint) else [_parameter(each, hint)]

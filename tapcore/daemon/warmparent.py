@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE: Final = 256 << 10
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_BYTES_HEAD: Final = sys.getsizeof(b"")
+_HOLES: Final = 100
+"""Of each size of objects."""
+
+_filling: Final[list[bytes]] = []
+
 _MAX_LOG: Final = 1 << 20
 """Bytes of a process's log, which lies in memory, most often; then it begins anew."""
 
@@ -48,6 +54,7 @@ def main(arguments: list[str]) -> None:
     set_default_registry(Registry(selection=Selection.of_environment(without)))
     _send(sock, {"event": "ready", "drivers": _load_all(), "pid": os.getpid()})
     gc.collect()
+    _fill_holes()
     gc.freeze()
     gc.disable()  # nothing here makes garbage, and a look at it would copy pages
     while True:
@@ -55,6 +62,15 @@ def main(arguments: list[str]) -> None:
         if not data:
             return
         _obey(sock, json.loads(data), descriptors)
+
+
+def _fill_holes() -> None:
+    """Fill the holes between objects: a forked process would put its own there, one in each page.
+
+    Each of those pages would be its own then. With the holes full, its objects lie together.
+    """
+    for size in range(48, 513, 16):
+        _filling.extend(bytes(size - _BYTES_HEAD) for _ in range(_HOLES))
 
 
 class BoundedLog(logging.StreamHandler[Any]):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Final
+
+from tapcore.process.libc import libc
 
 _PR_SET_NAME: Final = 15
 
 
 def name_process(name: str) -> None:
     """Call it so: 15 bytes of it are shown (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+    libc().prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)

@@ -11,6 +11,8 @@ from itertools import count
 from time import CLOCK_MONOTONIC, monotonic
 from typing import Final
 
+from tapcore.process.libc import libc
+
 _CLOEXEC: Final = os.O_CLOEXEC
 _NONBLOCK: Final = os.O_NONBLOCK
 
@@ -31,7 +33,7 @@ class Timer:
     """
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc = libc()
         self.fd = self._libc.timerfd_create(CLOCK_MONOTONIC, _CLOEXEC | _NONBLOCK)
         if self.fd < 0:
             code = ctypes.get_errno()
