@@ -181,6 +181,34 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
         ("Indices, events, slots in use", "tapdisk dump-ring vm1"),
         ("For a program", "tapdisk dump-ring vm1 --json"),
     ),
+    "pause": _examples(
+        ("Clients wait from now on", "tapdisk pause vm1"),
+        ("For a program", "tapdisk pause vm1 --json"),
+    ),
+    "resume-io": _examples(
+        ("And go on", "tapdisk resume-io vm1"),
+        ("For a program", "tapdisk resume-io vm1 --json"),
+    ),
+    "snapshot-live": _examples(
+        ("What it holds now stays in the old image", "tapdisk snapshot-live vm1 monday.qcow2"),
+        (
+            "Of a format, with an option of it",
+            "tapdisk snapshot-live vm1 qcow2:monday.img -o cluster_size=128K",
+        ),
+    ),
+    "commit-live": _examples(
+        ("Into the parent, which is served then", "tapdisk commit-live vm1"),
+        ("How far it is, for a program", "tapdisk commit-live vm1 --status --json"),
+        ("Rather not", "tapdisk commit-live vm1 --cancel"),
+    ),
+    "swap": _examples(
+        ("A copy of it, made while it was paused", "tapdisk swap vm1 copy.qcow2"),
+        ("For a program", "tapdisk swap vm1 qcow2:copy.img --json"),
+    ),
+    "resize-live": _examples(
+        ("10 GiB more", "tapdisk resize-live vm1 +10G"),
+        ("Smaller, which cuts its end off", "tapdisk resize-live vm1 5G --shrink"),
+    ),
     "reload": _examples(
         ("After pip install tap-...", "tapdisk reload"),
         ("And all drivers, for a program", "tapdisk reload --json"),

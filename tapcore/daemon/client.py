@@ -6,7 +6,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -142,6 +142,73 @@ class DaemonClient:
     def disks(self) -> list[dict[str, Any]]:
         """All disks, how each is, and where clients find it."""
         return list(self.call("list")["disks"])
+
+    # ---- changes of a disk while it is served -------------------------------------------------
+
+    def pause(self, name: str) -> dict[str, Any]:
+        """Have what was asked answered and flushed, and the images closed; clients wait.
+
+        Returns:
+            As of the others here: `image`, `state` and `virtual_size` of the disk.
+        """
+        return dict(self.call("pause", name=name))
+
+    def resume_io(self, name: str) -> dict[str, Any]:
+        """Have the images of a paused disk opened again, and answered what has waited.
+
+        Raises:
+            TapError: they cannot be; requests fail until this is tried again.
+        """
+        return dict(self.call("resume-io", name=name))
+
+    def snapshot_live(
+        self,
+        name: str,
+        child: str | os.PathLike[str],
+        *,
+        options: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Make a new child under a disk, and serve that.
+
+        Args:
+            name: of the disk.
+            child: `[HANDLE:]PATH` of the new image.
+            options: of its format.
+        """
+        words = [f"{key}={value}" for key, value in (options or {}).items()]
+        return dict(
+            self.call(
+                "snapshot-live",
+                name=name,
+                child=os.fsdecode(child),
+                directory=os.getcwd(),
+                options=words,
+            )
+        )
+
+    def swap(self, name: str, image: str | os.PathLike[str]) -> dict[str, Any]:
+        """Serve another image of the same size in a disk's place."""
+        return dict(self.call("swap", name=name, image=os.fsdecode(image), directory=os.getcwd()))
+
+    def commit_live(self, name: str) -> dict[str, Any]:
+        """Begin to fold a disk into its parent; `commit_status` tells of it."""
+        return dict(self.call("commit-live", name=name))
+
+    def commit_status(self, name: str) -> dict[str, Any]:
+        """How far that is: `phase` ("copying", "finishing", "done", "cancelled", "failed"), bytes
+        `done` of `total`, bytes `copied`, and `rate` in bytes a second."""
+        return dict(self.call("commit-status", name=name))
+
+    def commit_cancel(self, name: str) -> dict[str, Any]:
+        """Let that end; the disk is served on as before."""
+        return dict(self.call("commit-cancel", name=name))
+
+    def resize_live(self, name: str, size: str, *, shrink: bool = False) -> dict[str, Any]:
+        """Change the size of a disk: `SIZE`, `+N` or `-N`.
+
+        Clients see it when they connect again: NBD has no way to tell those that are there.
+        """
+        return dict(self.call("resize-live", name=name, size=size, shrink=shrink))
 
     def stats(self, name: str | None = None) -> list[dict[str, Any]]:
         """What disks have done: one, or all."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.changes import change, forward
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
 from tapcore.daemon.diskverbs import DISK_VERBS, set_level
@@ -23,7 +24,7 @@ from tapcore.errors import UsageError
 ASK_SECONDS: Final = 2.0
 """How long `list` and `stats` wait for a disk process; one that does not answer is said so."""
 
-_OWN: Final = {"open", "close", "list", "stats", "sockets", "control", "log-level", "stop"}
+_OWN: Final = {"open", "close", "list", "stats", "sockets", "control", "log-level", "stop", "noted"}
 """Verbs of a disk process that only the daemon calls."""
 
 
@@ -173,17 +174,6 @@ def stop(daemon: Daemon, *, keep_disks: bool = False) -> None:
     daemon.stop(keep_disks=keep_disks)
 
 
-def forward(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
-    """Let the process of a disk do something.
-
-    Raises:
-        UsageError: it has none now.
-    """
-    if disk.process is None:
-        raise UsageError(f"is {disk.state}: {disk.reason}", image=disk.name)
-    return disk.process.remote.call(verb, params)
-
-
 _VERBS: Final[Mapping[str, Callable[..., Any]]] = {
     "attach": attach,
     "detach": detach,
@@ -205,5 +195,5 @@ def dispatch(daemon: Daemon, call: Call) -> Any:
         name = call.params.get("name")
         if not isinstance(name, str):
             raise RpcError(INVALID_PARAMS, f"'{call.method}' needs 'name'")
-        return forward(daemon, call.method, daemon.disk(name), call.params)
+        return change(daemon, call.method, daemon.disk(name), call.params)
     return DAEMON_VERBS.find(call.method)(daemon, call.params)

@@ -51,6 +51,7 @@ class ServedDisk:
         since: when it was opened, on the monotonic clock.
         closing: who waits for its end; None: nobody has asked for that.
         state: "serving"; a verb that changes it says so here.
+        live: what changes its images, once that was asked for.
     """
 
     spec: DiskSpec
@@ -59,6 +60,7 @@ class ServedDisk:
     since: float = attrs.field(factory=monotonic)
     closing: Later | None = None
     state: str = "serving"
+    live: Any = None
 
     @property
     def export(self) -> Export:
@@ -192,6 +194,11 @@ class DiskProcess:
             disk.server.stop()
             raise
         self._confined = True
+
+    def opens_nothing(self, disk: ServedDisk) -> bool:
+        """Whether this process can open no image any more: it has confined itself to its files."""
+        alone = disk.spec.fixed or disk.spec.read_only
+        return self._confined and alone and not self._shared
 
     def _opened(
         self, spec: DiskSpec, listening: tuple[int, ...], kept: tuple[int, ...], *, shared: bool

@@ -13,6 +13,7 @@ import attrs
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import WithDescriptors
 from tapcore.daemon.diskprocess import DiskProcess, ServedDisk
+from tapcore.daemon.liveverbs import LIVE_VERBS
 from tapcore.daemon.spec import DiskSpec
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.errors import UsageError
@@ -123,6 +124,7 @@ _VERBS: Final[Mapping[str, Callable[..., Any]]] = {
     "control": control_of,
     "log-level": log_level,
     "stop": stop,
+    **LIVE_VERBS,
 }
 
 DISK_VERBS: Final[VerbTable[DiskProcess]] = VerbTable(_VERBS)

@@ -22,6 +22,7 @@ _ROOMS: Final = (
     "engine",
     "files",
     "interface",
+    "live",
     "nbd",
     "opening",
     "process",

@@ -228,20 +228,16 @@ def run(commit: Commit) -> Steps[dict[str, Any]]:
     """
     disk, folding = commit.disk, commit.folding
     yield from _copy(commit, lambda: _few_are_left(folding))
-    failure = folding.failure
-    if commit.cancelled or failure is not None:
-        folding.give_up()
-    else:
+    if not commit.cancelled and folding.failure is None:
         commit.phase = "finishing"
     disk.engine.hold()
-    yield Until(lambda: disk.engine.idle and not folding.under_way)
+    yield from _copy(commit, lambda: folding.done and disk.engine.idle)
+    if commit.cancelled or folding.failure is not None:
+        folding.give_up()
+    yield Until(lambda: disk.engine.idle and commit.engine.idle and not folding.under_way)
+    failure: TapError | None = None
     try:
-        yield from _copy(commit, lambda: folding.done)
-        if commit.cancelled:
-            folding.give_up()
-        yield Until(lambda: disk.engine.idle and commit.engine.idle and not folding.under_way)
-        if folding.failure is None:
-            yield from flush(commit.engine)
+        yield from flush(commit.engine)
     except TapError as exc:
         failure = exc
     failure = folding.failure or failure

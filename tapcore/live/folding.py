@@ -103,7 +103,9 @@ class Folding:
     @property
     def can_go_on(self) -> bool:
         """Whether `go_on` would do something."""
-        return self.failure is not None or self.under_way < AT_ONCE or bool(self._held)
+        if self.failure is not None or self._held:
+            return True
+        return self.under_way < AT_ONCE and self.marks.count > 0
 
     @property
     def done(self) -> bool:

@@ -43,6 +43,7 @@ class Live:
 
     Attributes:
         loop: of the server.
+        registry: as given.
         at_end: called when nothing more can be done.
     """
 
@@ -54,7 +55,7 @@ class Live:
         renamed: Callable[[str, DiskId], Callable[[], bool] | None] | None = None,
     ) -> None:
         self._server = server
-        self._registry = registry or default_registry()
+        self.registry = registry or default_registry()
         self._renamed = renamed
         self.loop = server.loop
         self._tasks = Tasks(self.loop)
@@ -87,7 +88,7 @@ class Live:
                 engine,
                 own,
                 self._server.polled(engine),
-                self._registry,
+                self.registry,
                 self._tasks,
                 self._server.let_go_of_files,
                 self._tell_of_name,
@@ -136,7 +137,7 @@ class Live:
         """Serve another image of the same size in the place of this one."""
 
         def steps(disk: ServedDisk) -> Steps[Any]:
-            return swap(disk, split_name(image, self._registry))
+            return swap(disk, split_name(image, self.registry))
 
         self._start(name, "swap", steps, done)
 

@@ -1,0 +1,110 @@
+"""The daemon's part in changes of a served disk: it knows what to attach after a crash."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import attrs
+
+from tapcore.daemon.daemon import Daemon
+from tapcore.daemon.disks import Disk
+from tapcore.daemon.verbs import Later
+from tapcore.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 0.5
+"""Between two looks whether a commit is over."""
+
+ASK_SECONDS: Final = 2.0
+
+_OTHER_IMAGE: Final = {"snapshot-live", "swap"}
+"""Verbs after which a disk is another image."""
+
+_GOES_ON: Final = {"beginning", "copying", "finishing"}
+
+
+def forward(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
+    """Let the process of a disk do something.
+
+    Raises:
+        UsageError: it has none now.
+    """
+    if disk.process is None:
+        raise UsageError(f"is {disk.state}: {disk.reason}", image=disk.name)
+    return disk.process.remote.call(verb, params)
+
+
+def change(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
+    """As `forward`, where the disk may be another image afterwards."""
+    if verb in _OTHER_IMAGE:
+        return _serve_other_image(daemon, verb, disk, params)
+    later = Later()
+
+    def done(result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            later.fail(error)
+            return
+        if verb == "commit-live":
+            daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
+        elif verb == "commit-status":
+            follow(daemon, disk, result["image"])
+        later.answer(result)
+
+    forward(daemon, verb, disk, params).then(done)
+    return later
+
+
+def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
+    """The image's name is written down before any request gets to the image."""
+    later = Later()
+
+    def announced(result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            later.fail(error)
+            return
+        follow(daemon, disk, result["image"])
+        if disk.process is not None:
+            disk.process.remote.call("noted", {"name": disk.name}).then(_ignore)
+        later.answer(result)
+
+    forward(daemon, verb, disk, {**params, "announced": True}).then(announced)
+    return later
+
+
+def follow(daemon: Daemon, disk: Disk, image: str) -> None:
+    """What its process says that a disk is: it is attached with that after a crash."""
+    if image == disk.spec.image or daemon.disks.get(disk.name) is not disk:
+        return
+    disk.spec = attrs.evolve(disk.spec, image=image)
+    try:
+        daemon.remember()
+    except OSError as exc:
+        log.error("%s: the new name of its image cannot be kept: %s", disk.name, exc)
+
+
+def _look_at_commit(daemon: Daemon, disk: Disk) -> None:
+    """Until it is over: where nobody asks, the parent's name has to be written down all the same.
+
+    As long as it is not, the child's is right too: it is emptied before the parent is written.
+    """
+    if daemon.disks.get(disk.name) is not disk or disk.process is None:
+        return
+
+    def told(result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            return
+        if result["phase"] in _GOES_ON:
+            daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
+        else:
+            follow(daemon, disk, result["image"])
+
+    asked = disk.process.remote.call("commit-status", {"name": disk.name}, seconds=ASK_SECONDS)
+    asked.then(told)
+
+
+def _ignore(result: Any, error: BaseException | None) -> None:
+    """Who does not hear it goes on by himself."""
