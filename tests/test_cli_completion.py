@@ -47,7 +47,7 @@ def test_commands_with_what_they_do() -> None:
     for name, what in COMMANDS.items():
         assert f"plain\t{name}\t{what}\n" in text
     assert offered("tapdisk ins") == ["inspect"]
-    assert offered("tapdisk --log-level debug res") == ["resize"]
+    assert offered("tapdisk --log-level debug resi") == ["resize", "resize-live"]
 
 
 def test_options_and_their_values() -> None:

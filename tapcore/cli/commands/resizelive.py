@@ -13,7 +13,7 @@ from tapcore.sizes import format_size
 @tap_command("resize-live")
 @disk_argument()
 @click.argument("size", metavar="SIZE|+N|-N")
-@click.option("--shrink", is_flag=True, help="Making it smaller, which cuts its end off, is meant.")
+@click.option("--shrink", is_flag=True, help="Allow to cut the end off.")
 @run_dir_option
 @json_option
 def command(name: str, size: str, shrink: bool, run_dir: str | None, as_json: bool) -> None:
