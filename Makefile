@@ -61,7 +61,7 @@ man: install ## man pages of every command, into build/man/
 docs: install ## the documentation as a site, into build/docs/
 	@sh scripts/docs.sh
 
-dist: install ## wheels of everything, into dist/
+dist: install ## wheels and source distributions of everything, checked, into dist/
 	@sh scripts/dist.sh
 
 clean: ## remove everything that make made

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Wheels of tapcore and of every plugin, into dist/.
+# Wheels and source distributions of tapcore and of every plugin, into dist/, looked at as a registry does.
 set -eu
 cd "$(dirname "$0")/.."
+python=.venv/bin/python
+"$python" -c 'import build, twine' 2>/dev/null ||
+    "$python" -m pip install --quiet --no-build-isolation --editable '.[dist]'
 rm -rf dist
-set -- .
-for project in plugins/*/pyproject.toml; do
-    set -- "$@" "./${project%/pyproject.toml}"
+for project in pyproject.toml plugins/*/pyproject.toml; do
+    "$python" -m build --no-isolation --outdir dist "$(dirname "$project")" >/dev/null
 done
-.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist "$@"
+"$python" -m twine check --strict dist/*
 ls dist/*.whl

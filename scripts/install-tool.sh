@@ -12,6 +12,7 @@ pip() {
     "$venv/bin/python" -m pip --disable-pip-version-check "$@"
 }
 tools="hatchling setuptools wheel" # once, instead of once for each package; gone afterwards
+needed="attrs click pluggy rich"    # by the wheel's man pages too
 set -- '.[all]'
 for project in plugins/*/pyproject.toml; do
     set -- "$@" "./${project%/pyproject.toml}"
@@ -20,7 +21,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 echo "setup: installing tapdisk and all plugins"
 # shellcheck disable=SC2086  # a list of words
-if ! { pip install $tools && pip install --no-build-isolation --upgrade "$@" &&
+if ! { pip install $tools $needed && pip install --no-build-isolation --upgrade "$@" &&
     pip uninstall --yes $tools; } >"$log" 2>&1; then
     cat "$log" >&2
     echo "setup: failed" >&2

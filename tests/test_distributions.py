@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_string
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tapcore.cli.group import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
@@ -73,6 +77,31 @@ def test_all_distributions_are_built(wheels: dict[str, Path]) -> None:
     assert set(wheels) >= {"tap-aio", "tap-ram", "tap-sync"}
 
 
+def test_the_wheel_has_the_man_pages(wheels: dict[str, Path]) -> None:
+    with zipfile.ZipFile(wheels["tapcore"]) as wheel:
+        pages = {Path(name).name for name in wheel.namelist() if "/data/share/man/man1/" in name}
+        (convert,) = (name for name in wheel.namelist() if name.endswith("tapdisk-convert.1"))
+        text = wheel.read(convert).decode()
+    assert pages == {"tapdisk.1", *(f"tapdisk-{name}.1" for name in COMMANDS)}
+    assert ".SH EXIT STATUS" in text
+
+
+@pytest.mark.parametrize("name", ["tapcore", *PLUGINS])
+def test_a_registry_can_show_what_a_distribution_says(name: str, wheels: dict[str, Path]) -> None:
+    """`make dist` has twine look at it as well; links within the repository lead nowhere there."""
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        (path,) = (each for each in wheel.namelist() if each.endswith(".dist-info/METADATA"))
+        facts = message_from_string(wheel.read(path).decode())
+    assert facts["Summary"]
+    assert facts["License-Expression"] == "LGPL-2.1-or-later"
+    assert facts["Description-Content-Type"] == "text/markdown"
+    assert "Topic :: System :: Filesystems" in facts.get_all("Classifier", [])
+    if name != "tapcore":
+        text = str(facts.get_payload())
+        assert re.search(rf"pip install '?{name}\b", text)
+        assert not re.search(r"\]\((?!https:)", text)
+
+
 def modules(name: str) -> set[str]:
     """The modules of a distribution, those of its sub-packages too, as a wheel names them."""
     source = ROOT if name == "tapcore" else ROOT / "plugins" / name
@@ -86,7 +115,8 @@ def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], nam
     with zipfile.ZipFile(wheels[name]) as wheel:
         names = wheel.namelist()
     info = f"{package}-0.1.0.dist-info"
-    assert {path.split("/")[0] for path in names} == {package, info}
+    pages = {f"{package}-0.1.0.data"} if name == "tapcore" else set()
+    assert {path.split("/")[0] for path in names} == {package, info, *pages}
     assert f"{package}/py.typed" in names
     assert {path for path in names if path.endswith(".py")} == modules(name)
     assert f"{info}/licenses/LICENSE" in names
