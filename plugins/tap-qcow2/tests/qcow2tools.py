@@ -62,7 +62,9 @@ def create(
     form: str = "qcow2",
     **options: object,
 ) -> Path:
-    """`qemu-img create`.
+    """`qemu-img create`, or a copy of what it made for the same words.
+
+    For a LUKS header it measures a second long how fast the processor is, whatever it is told.
 
     Args:
         image: the new file.
@@ -74,8 +76,22 @@ def create(
     words: list[object] = ["create", "-q", "-f", "qcow2", *_options(options)]
     if parent:
         words += ["-b", parent, "-F", form]
+    what = (*words, size)
+    if what in _LUKS and not image.exists():
+        image.write_bytes(_LUKS[what])
+        return image
     qemu_img(*words, image, *([] if size is None else [size]))
+    if (
+        options.get("encrypt_format") == "luks"
+        and "data_file" not in options
+        and image.stat().st_size <= 8 * MIB
+    ):
+        _LUKS[what] = image.read_bytes()
     return image
+
+
+_LUKS: dict[tuple[object, ...], bytes] = {}
+"""Images by the words that they were made for."""
 
 
 def convert(

@@ -18,14 +18,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@pytest.fixture(scope="module", params=[b"", b"\n", b"\r\n"])
+def qemus(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bytes, Path]:
+    """How the line ends in QEMU's key file, and the image that it made with it."""
+    end: bytes = request.param
+    folder = tmp_path_factory.mktemp("qemus")
+    (folder / "key").write_bytes(b"a secret" + end)
+    secret = f"secret,id=s,file={folder / 'key'}"
+    qemu_img("create", "--object", secret, "-fqcow2", "-o", LIGHT, folder / "d", "1M")
+    return end, folder / "d"
+
+
 @pytest.mark.parametrize("asked", [b"", b"\n", b"\r\n"])
 def test_an_image_opens_with_the_file_that_qemu_took_and_with_the_bare_word(
-    asked: bytes, end: bytes, capfd: pytest.CaptureFixture[str]
+    asked: bytes, qemus: tuple[bytes, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    Path("qemus").write_bytes(b"a secret" + end)
+    end, image = qemus
+    Path("d").symlink_to(image)
     Path("ours").write_bytes(b"a secret" + asked)
-    qemu_img("create", "--object", "secret,id=s,file=qemus", "-fqcow2", "-o", LIGHT, "d", "1M")
     status = main(["convert", "-q", "qcow2:d", "aio:copy.img", "--key-file", "ours"])
     said = capfd.readouterr().err
     if asked == end or not end:  # the same file, or a line end that is none of the passphrase
