@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Final, Protocol
@@ -34,9 +31,9 @@ from tapcore.nbd.listening import (
     listeners,
 )
 from tapcore.nbd.polled import PolledDisk
+from tapcore.nbd.signals import ServerSignals
 from tapcore.nbd.startstls import StartsTls
-from tapcore.process.heard import HeardSignals
-from tapcore.process.stopping import STOP_SIGNALS, StopSignals
+from tapcore.process.stopping import STOP_SIGNALS
 from tapcore.process.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -114,11 +111,9 @@ class NbdServer:
         self._loop = Loop() if loop is None else loop
         self._ended = ended
         self._place = SocketFile("")
-        self._signals: StopSignals | None = None
+        self._signals: ServerSignals | None = None
         self._watchdog = Watchdog(self._busy_disks, STOP_SECONDS, GIVE_UP_SECONDS)
-        self._asked = -1
         self._encryption = encryption
-        self._hangups: HeardSignals | None = None
         if signals:
             self.stop_on_signals(signals)
         try:
@@ -185,14 +180,10 @@ class NbdServer:
 
         From now on until `run` ends (main thread only).
         """
-        self._asked = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._loop.add(self._asked, lambda _: self.stop())
-        if self._encryption is not None:
-            numbers = set(numbers) - {signal.SIGHUP}
-            hangups = HeardSignals({signal.SIGHUP: self._encryption.reload})
-            self._hangups = hangups
-            self._loop.add(hangups.fileno(), lambda _: hangups.heard())
-        self._signals = StopSignals(self._stop_soon, numbers)
+        reload = None if self._encryption is None else self._encryption.reload
+        self._signals = ServerSignals(
+            numbers, self._loop, stop=self.stop, soon=self._stop_soon, reload=reload
+        )
 
     def renew_threads(self) -> None:
         """Let the thread that waits for signals be a new one, with the caller's rights by now."""
@@ -217,7 +208,6 @@ class NbdServer:
     def _stop_soon(self) -> None:
         """In whatever thread a signal was found, while the loop may be held up by a disk."""
         self._place.remove()
-        os.eventfd_write(self._asked, 1)
         self._watchdog.start()
 
     def _busy_disks(self) -> str:
@@ -250,9 +240,8 @@ class NbdServer:
 
     def stop(self) -> None:
         """Take no more clients and requests; `run` returns when all is answered."""
-        if self._asked >= 0:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._asked)
+        if self._signals is not None:
+            self._signals.taken()
         if self._stopping is not None:
             return
         self._watchdog.end_has_begun()
@@ -428,12 +417,8 @@ class NbdServer:
             self._loop.close()
 
     def _forget_signals(self) -> None:
-        if self._hangups is not None:
-            self._hangups.close()
-        if self._signals is None:
-            return
-        self._signals.close()
-        os.close(self._asked)
+        if self._signals is not None:
+            self._signals.close()
 
 
 def _timeout(engine: Engine) -> float | None:

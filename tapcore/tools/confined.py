@@ -27,7 +27,7 @@ class ConfinedServer:
     overlay: Overlay | None = None
     tls: TlsOptions | None = None
     user: User | None = None
-    files: list[str] = attrs.field(factory=list)
+    files: tuple[str, ...] = ()
 
     def run(self) -> None:
         """Confine this process, for good, and serve until stopped (main thread only).

@@ -222,10 +222,8 @@ class Threaded(Hostile):
     @hookimpl
     def td_open(self, dd: DiskDriver[ImageFile], name: str, flags: int) -> None:
         super().td_open(dd, name, flags)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         waiting = threading.Event().wait
         threading.Thread(target=waiting, name="driver's own", daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main() -> int:

@@ -256,23 +256,21 @@ def command(
             max_memory=max_memory,
             metrics=metrics,
         )
-        files = _serve_ring(server, ring) if ring else []
-        confined = _confined(server, views, encryption, whose, files) if confine else None
+        if ring:
+            _serve_ring(server, ring)
+        confined = _confined(server, views, encryption, whose) if confine else None
         return _serve(server, captive, ready, pid_file, confined)
 
 
-def _serve_ring(server: NbdServer, path: str) -> list[str]:
-    """Returns the file of its socket."""
+def _serve_ring(server: NbdServer, path: str) -> None:
     from tapcore.tools.ring import serve_ring  # costs an import of json and ctypes
 
     try:
-        address = listening_address(path, None, None, None)
-        serve_ring(server, address)
+        serve_ring(server, listening_address(path, None, None, None))
     except BaseException:
         server.stop()
         server.run()
         raise
-    return [address.path] if isinstance(address, UnixAddress) else []
 
 
 def _serve(
@@ -303,7 +301,7 @@ def _serve(
         raise
     try:
         if confined is not None:
-            confined.files += [] if written is None else [written.path]
+            confined.files = () if written is None else (written.path,)
         return _end(confined or server, captive, written)
     except TapError as exc:
         if ready is not None:  # who would print it has no terminal any more
@@ -318,15 +316,11 @@ def _user(name: str) -> User:
 
 
 def _confined(
-    server: NbdServer,
-    views: Overlay | None,
-    encryption: TlsOptions | None,
-    user: User | None,
-    files: list[str],
+    server: NbdServer, views: Overlay | None, encryption: TlsOptions | None, user: User | None
 ) -> ConfinedServer:
     from tapcore.tools.confined import ConfinedServer
 
-    return ConfinedServer(server, views, encryption, user, files)
+    return ConfinedServer(server, views, encryption, user)
 
 
 def _end(
