@@ -69,6 +69,24 @@ def test_a_disk_with_partitions_shows_them(folder: Path) -> None:
     assert tapdisk("ls", "disk.qcow2", "/p1/etc", status=0)[0].startswith("hostname\n")
 
 
+def test_info_lists_partitions(folder: Path) -> None:
+    shown, _ = tapdisk("info", "--partitions", "disk.qcow2", status=0)
+    assert shown.splitlines()[-4:] == [
+        "partitions:",
+        "    NUMBER  SIZE   FORMAT  LABEL",
+        "    1       4 MiB  ext4    -",
+        "    2       4 MiB  -       -",
+    ]
+    found = json.loads(tapdisk("info", "--partitions", "--json", "disk.qcow2", status=0)[0])
+    assert found["partitions"] == [
+        {"number": 1, "size": 4 * MIB, "format": "ext4", "label": None},
+        {"number": 2, "size": 4 * MIB, "format": None, "label": None},
+    ]
+    for image in ("fs.img", "ram:1M"):
+        assert tapdisk("info", "--partitions", image, status=0)[0].endswith("partitions:   none\n")
+    assert "partitions" not in tapdisk("info", "disk.qcow2", status=0)[0]
+
+
 def test_as_json_paths_are_whole(folder: Path) -> None:
     found = json.loads(tapdisk("ls", "--json", "-R", "disk.qcow2:1", status=0)[0])
     sizes = {item["path"]: item["size"] for item in found if item["type"] == "file"}

@@ -252,6 +252,28 @@ def open_file_systems(image: str, access: Access) -> Iterator[FileSystems]:
             found.close()
 
 
+def list_volumes(image: str, access: Access) -> tuple[Volume, ...]:
+    """The partitions of a disk; none where it has none, or nothing that is known. Takes no lock.
+
+    Args:
+        image: `[HANDLE:]PATH`.
+        access: with what it is opened.
+
+    Raises:
+        TapError: with the image's name.
+    """
+    with open_image(image, access=access, locking=False) as disk:
+        _require_library(image)
+        try:
+            found = FileSystems(disk)
+        except ImageFormatError:
+            return ()
+        try:
+            return tuple(found.volumes)
+        finally:
+            found.close()
+
+
 def split_partition(image: str, registry: Registry) -> tuple[str, int | None]:
     """`IMAGE:2` into the image and the partition's number; a file of that name comes first."""
     name, colon, number = image.rpartition(":")
