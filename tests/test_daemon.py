@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from commandline import tapdisk
-from daemons import RunningDaemon, daemon_in, until
+from daemons import TAPDISK, RunningDaemon, daemon_in, until
 from nbd_client import IS_READ_ONLY, Client
 
 import tapcore
@@ -246,6 +248,74 @@ def test_the_commands_say_what_the_client_says(
     )
     gone = Path("nowhere").absolute()
     assert "no daemon runs here" in tapdisk("list", "--run-dir", gone, status=1)[1]
+
+
+def test_what_users_of_qemu_nbd_type_is_understood(
+    running: tuple[RunningDaemon, DaemonClient], client: DaemonClient, tmp_path: Path
+) -> None:
+    tapcore.create_image("qcow2:d.img", MIB)
+    where = ("--run-dir", running[0].run_dir)
+    words = ("-f", "qcow2", "d.img", "-k", "s", "-x", "vm1", "--output=json")
+    disk = json.loads(tapdisk("attach", *words, *where, status=0)[0])
+    assert disk["uri"] == f"nbd+unix:///vm1?socket={tmp_path / 's'}"
+    (row,) = json.loads(tapdisk("list", "--output=json", *where, status=0)[0])
+    assert (row["name"], row["handle"]) == ("vm1", "qcow2")
+    assert client.stats("vm1")
+
+
+def test_a_daemon_goes_on_in_the_background_and_says_as_what(tmp_path: Path) -> None:
+    with daemon_in(tmp_path) as daemon:
+        words = ["daemon", "--run-dir", str(daemon.run_dir), "--fork", "--pid-file", "pid"]
+        done = subprocess.run(
+            [TAPDISK, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert (done.stdout, done.stderr) == (f"{daemon.run_dir / 'control.sock'}\n", "")
+        pid = int((tmp_path / "pid").read_text())
+        with daemon.client() as client:
+            assert client.call("version")["pid"] == pid
+            client.stop()
+        until(lambda: not runs(pid))
+        assert not (tmp_path / "pid").exists()
+
+
+def test_a_daemon_that_can_remember_nothing_does_not_begin(tmp_path: Path) -> None:
+    words = ("daemon", "--run-dir", tmp_path / "run", "--state", tmp_path / "gone" / "state.json")
+    done = subprocess.run(
+        [TAPDISK, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("No such file or directory\n")
+    assert not (tmp_path / "run" / "control.sock").exists()
+
+
+# ---- several ---------------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_is_its_own_disks_matter(client: DaemonClient) -> None:
+    handles = ("aio", "sync", "qcow", "vmdk", "vdi", "vhd", "vhdx", "qcow2")
+    for handle in handles:
+        tapcore.create_image(f"{handle}:{handle}.disk", MIB)
+    disks = {each: client.attach(f"{each}:{each}.disk", name=each) for each in handles}
+    with ExitStack() as stack:
+        guests = {each: stack.enter_context(Client(disks[each]["uri"])) for each in handles}
+        for number, guest in enumerate(guests.values()):
+            guest.write(0, bytes([number]) * 4096)
+            guest.flush()
+        os.kill(disks["qcow2"]["pid"], signal.SIGKILL)
+        for number, handle in enumerate(handles[:-1]):
+            guests[handle].write(4096, bytes([number]) * 4096)
+            assert guests[handle].read(0, 8192) == bytes([number]) * 8192
+        assert guests["qcow2"].sock.recv(1) == b""
+        again = stack.enter_context(Client(disks["qcow2"]["uri"]))
+        assert again.read(0, 4096) == bytes([7]) * 4096
+        until(lambda: {row["state"] for row in client.disks()} == {"serving"})
+        rows = {row["name"]: row for row in client.disks()}
+        assert {each: rows[each]["restarts"] for each in handles} == {
+            **dict.fromkeys(handles, 0),
+            "qcow2": 1,
+        }
+        for handle in handles[:-1]:
+            assert rows[handle]["pid"] == disks[handle]["pid"]
 
 
 # ---- drivers ---------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """JSON-RPC 2.0 without I/O, and verbs with their parameters."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapcore import UsageError
 from tapcore.daemon import jsonrpc
@@ -92,6 +95,19 @@ def test_a_line_without_end_is_refused_before_it_fills_memory(end: bytes) -> Non
     lines.receive(b"x" * 11 + end)
     with pytest.raises(LineTooLongError):
         lines.next_line()
+
+
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([b"{", b"\n", b'"jsonrpc":"2.0",'])))
+def test_whatever_comes_is_a_call_or_an_error_with_a_code(parts: list[bytes]) -> None:
+    lines = Lines(64)
+    with suppress(LineTooLongError):
+        for part in parts:
+            lines.receive(part)
+            while (line := lines.next_line()) is not None:
+                with suppress(RpcError):
+                    parse_call(line)
+                with suppress(RpcError):
+                    parse_answer(line)
 
 
 # ---- verbs -----------------------------------------------------------------------------------

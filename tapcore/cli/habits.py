@@ -327,6 +327,15 @@ HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
         Habit(("-t", "--persistent"), _nothing),
         Habit(("-A", "--allocation-depth"), _nothing),
     ),
+    "attach": (
+        _IMAGE,
+        _JSON,
+        Habit(("-k", "--socket"), _same_as("nbd"), takes=True),
+        Habit(("-p", "--port"), _same_as("nbd"), takes=True),
+        Habit(("-x", "--export-name"), _same_as("name"), takes=True),
+    ),
+    "list": (_JSON,),
+    "stats": (_JSON,),
 }
 """By command. Its own options come first: what it has itself is no habit."""
 

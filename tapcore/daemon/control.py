@@ -88,6 +88,7 @@ class ControlDaemon:
 
         def found() -> None:
             try:
+                daemon.remember()  # where that does not go, no disk could be attached
                 daemon.listen(self._control)
                 daemon.nursery.when_ready(lambda: self._tell(ready, failed))
             except Exception as exc:

@@ -179,8 +179,6 @@ class Recovery:
             log.warning("%s: its process is not there any more", spec.name)
             if self._restore:
                 self._attach_again(disk)
-        with suppress(OSError):
-            daemon.remember()
 
     def _attach_again(self, disk: Disk) -> None:
         try:
