@@ -1,10 +1,14 @@
 """How far a command is: a bar on a terminal, plain lines where they are asked for, else nothing."""
 
+import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
+import tapcore
 from tapcore.cli.main import main
 from tapcore.cli.progress import progress
 
@@ -55,3 +59,41 @@ def test_a_size_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("reading", quiet=False, style="plain") as tell:
         tell(3 * MIB, 0)
     assert re.fullmatch(r"tapdisk: reading: 3 MiB, .*/s\n", capsys.readouterr().err)
+
+
+# ---- space that is taken -----------------------------------------------------------------------
+
+
+def test_taking_space_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A host that is slow to take it: the second half comes when the first one has been told."""
+    from tapcore.files import byname
+    from tapcore.tools import progress as told
+
+    first_half = threading.Event()
+    steps: list[tuple[int, int]] = []
+
+    def slowly(fd: int, size: int, preallocation: str) -> None:
+        os.posix_fallocate(fd, 0, size // 2)
+        assert first_half.wait(60)
+        os.posix_fallocate(fd, 0, size)
+
+    def tell(done: int, total: int) -> None:
+        steps.append((done, total))
+        if done:
+            first_half.set()
+
+    monkeypatch.setattr(byname, "_make_anew", slowly)
+    monkeypatch.setattr(told, "_SECONDS", 0.01)
+    name, full = f"aio:{tmp_path}/disk", {"preallocation": "full"}
+    tapcore.create_image(name, 8 << 20, options=full, progress=tell)
+    assert any(4 << 20 <= done < 8 << 20 for done, _ in steps)
+    assert steps[-1] == (8 << 20, 8 << 20)
+    monkeypatch.undo()
+    create = ["create", "--force", name, "1M", "--progress", "json"]
+    assert main([*create, "-o", "preallocation=full"]) == 0
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (line["phase"], line["bytes"], line["total"]) == ("preallocating", 1 << 20, 1 << 20)
+    assert main(create) == 0
+    assert capsys.readouterr().err == ""

@@ -38,7 +38,7 @@ def progress(
         in_bytes: what is counted; else milliseconds.
     """
     quiet = quiet or style == "none"
-    with asking_to_stop() as check, _shown(what, quiet, style, in_bytes) as show:
+    with asking_to_stop() as check, shown(what, quiet, style, in_bytes) as show:
 
         def tell(done: int, total: int) -> None:
             check()
@@ -48,9 +48,10 @@ def progress(
         yield tell
 
 
-def _shown(
-    what: str, quiet: bool, style: Style, in_bytes: bool
+def shown(
+    what: str, quiet: bool, style: Style, in_bytes: bool = True
 ) -> contextlib.AbstractContextManager[Progress | None]:
+    """As `progress`, for work that a signal may end at any moment; None: nothing is shown."""
     if quiet or style in ("auto", "none"):
         return _bar(what, quiet, in_bytes)
     return _lines(what, in_bytes, _json_line if style == "json" else _plain_line)

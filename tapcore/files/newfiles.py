@@ -112,6 +112,14 @@ class NewFiles:
         if old_fd is not None:
             self._superseded[real] = old_fd
 
+    def occupied(self) -> int:
+        """Bytes that the new files take so far; for another thread while they are written."""
+        total = 0
+        for made in list(self._files.values()):
+            with contextlib.suppress(OSError):
+                total += os.stat(made.handle).st_blocks * 512
+        return total
+
     def is_main(self, name: str) -> bool:
         """Whether an error that names a file means the main one."""
         return name in (self.working, self.path, self._main)

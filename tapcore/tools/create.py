@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import attrs
 
@@ -31,8 +32,12 @@ from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.givennames import files_below, given_parent
 from tapcore.tools.imagefiles import files_of, warn_of_refused_files
 from tapcore.tools.openimage import open_image
+from tapcore.tools.progress import Progress, watched
 
 log = logging.getLogger(__name__)
+
+TAKE_SPACE: Final = ("full", "falloc")
+"""Values of `preallocation` with which a new image may take long."""
 
 
 @renamed(references="parents")
@@ -46,6 +51,7 @@ def create_image(
     parents: Parents = (),
     keys: Keys | None = None,
     registry: Registry | None = None,
+    progress: Progress | None = None,
 ) -> DiskId:
     """Make a new image.
 
@@ -59,6 +65,8 @@ def create_image(
         parents: which files the parent may name in turn, as of `tapcore.open`.
         keys: passphrases of encrypted images.
         registry: drivers to use instead of the installed ones.
+        progress: told from another thread how much space is taken, while `preallocation=full` or
+            `falloc` takes it; must not raise.
 
     Returns:
         The image that was made.
@@ -76,6 +84,7 @@ def create_image(
         options=as_texts(options),
         force=force,
         access=access,
+        progress=progress,
     ) as made:
         made.files.publish()
         full = made.options.get("preallocation") == "full"
@@ -118,6 +127,7 @@ def new_image(
     force: bool,
     access: Access,
     source: Disk | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[NewImage]:
     """A new image that takes its place, and that of an old one, only when it is published.
 
@@ -129,6 +139,7 @@ def new_image(
         force: as there.
         access: with what the parent is opened, and the drivers.
         source: the disk that it is to be a copy of; none of its files may be replaced.
+        progress: as of `create_image`.
     """
     target, info = new_image_target(name, access.registry)
     options = dict(options)
@@ -153,10 +164,19 @@ def new_image(
             files.limit_mode((0o600,))
             warn_of_line_end(options[KEY_FILE_OPTION])
         try:
-            info.drv.td_create(files.working, size, recorded, options)
+            with _told(progress, files, size, options):
+                info.drv.td_create(files.working, size, recorded, options)
         except (TapError, OSError) as exc:
             raise open_error(exc, target.name) from exc
         yield NewImage(target, DiskId(files.working, info.handle), files, size, options)
+
+
+def _told(
+    progress: Progress | None, files: NewFiles, size: int, options: Mapping[str, str]
+) -> contextlib.AbstractContextManager[None]:
+    if progress is None or options.get("preallocation") not in TAKE_SPACE:
+        return contextlib.nullcontext()
+    return watched(progress, files.occupied, size)
 
 
 def warn_of_device(made: NewImage, start: int) -> None:

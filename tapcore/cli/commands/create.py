@@ -12,6 +12,7 @@ from tapcore.cli.options import (
     image_argument,
     opening_options,
     parent_option,
+    progress_option,
     quiet_option,
     tap_command,
 )
@@ -21,9 +22,10 @@ from tapcore.cli.optionshelp import (
     print_format_options,
 )
 from tapcore.cli.output import format_word, print_line
+from tapcore.cli.progress import Style, shown
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size
-from tapcore.tools.create import create_image
+from tapcore.tools.create import TAKE_SPACE, create_image
 
 
 @tap_command("create")
@@ -34,6 +36,7 @@ from tapcore.tools.create import create_image
 @force_option
 @opening_options
 @quiet_option
+@progress_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -44,6 +47,7 @@ def command(
     force: bool,
     access: Access,
     quiet: bool,
+    progress_style: Style,
 ) -> None:
     """Make a new IMAGE of SIZE (10G, 512M, ...; with -b it may be left out: the parent's).
 
@@ -54,15 +58,18 @@ def command(
         return
     if image is None:
         raise click.UsageError("Missing argument 'IMAGE'.", ctx)
-    made = create_image(
-        image,
-        size,
-        parent=parent,
-        options=options,
-        force=force,
-        parents=access.references,
-        keys=access.keys,
-    )
+    quick = options.get("preallocation", "off") not in TAKE_SPACE
+    with shown("preallocating", quiet or quick, progress_style) as tell:
+        made = create_image(
+            image,
+            size,
+            parent=parent,
+            options=options,
+            force=force,
+            parents=access.references,
+            keys=access.keys,
+            progress=tell,
+        )
     if not quiet:
         what = f", {format_size(size)}" if size is not None else ""
         print_line(f"created {made.name}: {format_word(made.drivertype)}{what}")
