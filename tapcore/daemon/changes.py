@@ -11,6 +11,7 @@ import attrs
 
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
+from tapcore.daemon.facts import has_open
 from tapcore.daemon.verbs import Later
 from tapcore.errors import UsageError
 
@@ -51,7 +52,7 @@ def change(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> 
         if verb == "commit-live":
             daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
         elif verb == "commit-status":
-            follow(daemon, disk, result["image"])
+            follow(daemon, disk, result)
         later.answer(result)
 
     forward(daemon, verb, disk, params).then(done)
@@ -66,7 +67,7 @@ def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[st
         if error is not None:
             later.fail(error)
             return
-        follow(daemon, disk, result["image"])
+        follow(daemon, disk, result)
         if disk.process is not None:
             disk.process.remote.call("noted", {"name": disk.name}).then(_ignore)
         later.answer(result)
@@ -75,11 +76,19 @@ def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[st
     return later
 
 
-def follow(daemon: Daemon, disk: Disk, image: str) -> None:
-    """What its process says that a disk is: it is attached with that after a crash."""
+def follow(daemon: Daemon, disk: Disk, told: Any) -> None:
+    """What its process says that a disk is: it is attached with that after a crash.
+
+    Where the process has that open: else it could have any file of the host opened for it.
+    """
+    image = told.get("image") if isinstance(told, dict) else None
     if image == disk.spec.image or daemon.disks.get(disk.name) is not disk:
         return
-    disk.spec = attrs.evolve(disk.spec, image=image)
+    spec = attrs.evolve(disk.spec, image=str(image))
+    if disk.process is None or not has_open(disk.process.pid, spec):
+        log.error("%s: its process does not have open what it says it is", disk.name)
+        return
+    disk.spec = spec
     try:
         daemon.remember()
     except OSError as exc:
@@ -97,10 +106,10 @@ def _look_at_commit(daemon: Daemon, disk: Disk) -> None:
     def told(result: Any, error: BaseException | None) -> None:
         if error is not None:
             return
-        if result["phase"] in _GOES_ON:
+        if isinstance(result, dict) and result.get("phase") in _GOES_ON:
             daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
         else:
-            follow(daemon, disk, result["image"])
+            follow(daemon, disk, result)
 
     asked = disk.process.remote.call("commit-status", {"name": disk.name}, seconds=ASK_SECONDS)
     asked.then(told)

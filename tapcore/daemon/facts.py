@@ -7,15 +7,12 @@ that it says it serves has to be one that it has open: confined, it could open n
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from typing import Any, Final
 
 from tapcore.daemon.spec import DiskSpec
 from tapcore.nbd.listening import TcpAddress, UnixAddress
-
-_HANDLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
 
 _FACTS: Final[Mapping[str, type]] = {
     "handle": str,
@@ -61,9 +58,9 @@ def has_open(pid: int, spec: DiskSpec) -> bool:
         pid: of a process that runs.
         spec: names the image.
     """
-    handle = _HANDLE.match(spec.image)
-    names = {spec.image, spec.image[handle.end() :] if handle else spec.image}
-    wanted = {os.path.realpath(os.path.join(spec.directory, name)) for name in names}
+    parts = spec.image.split(":")  # of a disk on an image: `part:1:qcow2:PATH`
+    names = [":".join(parts[front:]) for front in range(len(parts))]
+    wanted = {os.path.realpath(os.path.join(spec.directory, name)) for name in names if name}
     folder = f"/proc/{pid}/fd"
     try:
         return any(os.readlink(f"{folder}/{each}") in wanted for each in os.listdir(folder))
