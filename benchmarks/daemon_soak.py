@@ -136,7 +136,7 @@ class Ledger(threading.Thread):
 
 
 class Watch(threading.Thread):
-    """Asks for the list all the time, and compares it with what there is.
+    """Asks for the list and the statistics all the time, and compares them with what there is.
 
     Attributes:
         states: how often each disk was told to be in each state.
@@ -150,6 +150,7 @@ class Watch(threading.Thread):
         self.states: Counter[tuple[str, str]] = Counter()
         self.asked = 0
         self.error = ""
+        self._uptimes: dict[str, float] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -157,6 +158,7 @@ class Watch(threading.Thread):
             with DaemonClient(self._run_dir, timeout=60) as client:
                 while not self._over.wait(0.02):
                     self._look(client)
+                    self._look_at_stats(client)
         except BaseException as exc:
             self.error = repr(exc)
 
@@ -174,6 +176,19 @@ class Watch(threading.Thread):
             check(state == "serving", f"list: {name} is {state}, and nobody has touched it")
             check(is_alive(row["pid"]), f"list: {name} is served by {row['pid']}, which is gone")
             check(row["clients"] >= 1, f"list: {name} has no client")
+
+    def _look_at_stats(self, client: DaemonClient) -> None:
+        dying = set(self.dying)
+        rows = {row["name"]: row for row in client.stats()}
+        dying |= self.dying
+        for name in dying:
+            self._uptimes.pop(name, None)
+        for name in set(FORMATS) - dying:
+            check(name in rows, f"stats: {name} is missing")
+            uptime, before = rows[name]["uptime"], self._uptimes.get(name, 0.0)
+            check(uptime > before, f"stats: {name} was up for {before} s, and now for {uptime}")
+            check(rows[name]["clients"] >= 1, f"stats: {name} has no client")
+            self._uptimes[name] = uptime
 
     def stop(self) -> None:
         self._over.set()
@@ -309,6 +324,8 @@ def _round(
     while ledger.number < number + 50 and not ledger.error:  # it has verified, and goes on
         time.sleep(0.01)
     check(not ledger.error, f"{victim}: {ledger.error}")
+    (stats,) = client.stats(victim)
+    check(stats["uptime"] < time.monotonic() - killed, f"stats: {victim}: {stats}")
     ledger.may_end = False
     watch.dying.discard(victim)
     died = load.pop(victim)

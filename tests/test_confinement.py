@@ -98,6 +98,49 @@ def test_a_thread_that_was_there_before_is_told_of(image: Path) -> None:
     assert "no hold on threads that are older: driver's own" in " ".join(server.messages)
 
 
+# ---- kernels that have less ------------------------------------------------------------------
+
+OLD_VERSIONS = """
+import os, sys
+from tapcore.process.confinement import kernel, landlock
+
+for version in range(1, landlock.version() + 1):
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, version
+        continue
+    room = landlock.Room(sys.argv[1], landlock.Right.READ_FILE | landlock.Right.WRITE_FILE)
+    kernel.give_up_new_privileges()
+    landlock.restrict([room, landlock.Room("/no/such/file", room.rights)], version)
+    open(sys.argv[1], "r+b").close()
+    try:
+        open("/etc/passwd")
+    except PermissionError:
+        os._exit(0)
+    os._exit(1)
+"""
+
+
+def test_each_version_of_landlock_is_used_as_it_is(image: Path) -> None:
+    subprocess.run([sys.executable, "-c", OLD_VERSIONS, image], check=True)
+    assert [len(landlock.missing(version)) for version in range(1, 9)] == [4, 4, 3, 2, 1, 0, 0, 0]
+    assert landlock.handled_rights(1) == landlock.Right((1 << 13) - 1)
+    assert landlock.handled_rights(5) == landlock.Right((1 << 16) - 1)
+
+
+def test_what_the_kernel_lacks_is_said_once_and_the_rest_is_done(image: Path) -> None:
+    where = "tapcore.process.confinement."
+    changes = {f"{where}landlock._CREATE_RULESET": 9999, f"{where}seccomp._SET_MODE_FILTER": 99}
+    options = ("--confine", "--socket", image.parent / "s")
+    with served(f"aio:{image}", *options, changes=changes, quiet=False) as server:
+        with server.client() as client:
+            assert client.read(0, 512) == bytes(512)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+    assert "NoNewPrivs:\t1\n" in status
+    (line,) = server.messages
+    assert "no Landlock, so that all files of this user can be reached" in line
+    assert "no filter of system calls (Invalid argument)" in line
+
+
 # ---- what goes on as before --------------------------------------------------------------------
 
 
