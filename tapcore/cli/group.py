@@ -40,7 +40,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "detach": "flush and close an image that the daemon serves",
     "list": "the images that the daemon serves",
     "stats": "what the images that the daemon serves have done",
-    "dump-ring": "the state of the shared rings of an image that the daemon serves",
+    "dump-ring": "the state of the shared rings of an attached image",
     "pause": "let the clients of an attached image wait, and close it",
     "resume-io": "open a paused image again, and go on",
     "snapshot-live": "make a new child under an attached image",
