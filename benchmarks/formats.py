@@ -114,7 +114,7 @@ CASES = [
         "qcow2",
         "qcow2",
         full("qcow2"),
-        (("4k", "randread", 32), ("4k", "randwrite", 32), ("64k", "read", 16), ("1m", "read", 8)),
+        (*_READS_AND_WRITES, ("64k", "read", 16)),
     ),
     Case(
         "qcow2-new",
@@ -124,7 +124,7 @@ CASES = [
         fresh=True,
     ),
     Case("qcow2-chain4", "qcow2", chain(4), (("4k", "randread", 32), ("1m", "read", 8))),
-    Case("vmdk", "vmdk", full("vmdk"), (("4k", "randread", 32), ("1m", "read", 8))),
+    Case("vmdk", "vmdk", full("vmdk"), _READS_AND_WRITES),
     Case("vhdx", "vhdx", full("vhdx"), _READS_AND_WRITES),
     Case("vhd", "vhd", full("vpc"), _READS_AND_WRITES),
     Case("vdi", "vdi", full("vdi"), _READS_AND_WRITES),

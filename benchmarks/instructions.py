@@ -138,6 +138,9 @@ CASES = [
     Case("qcow-new", "qcow", empty("qcow"), NEW),
     Case("vmdk", "vmdk", full("vmdk"), RAW),
     Case("vmdk-new", "vmdk", empty("vmdk"), NEW),
+    Case("vdi", "vdi", full("vdi"), RAW),
+    Case("vhd", "vhd", full("vpc"), RAW),
+    Case("vhdx", "vhdx", full("vhdx"), RAW),
 ]
 
 

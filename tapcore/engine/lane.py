@@ -232,9 +232,12 @@ class Lane:
         What was handed out must not be sent otherwise: the end of a file's last page reads as
         zeroes. Each file that has shrunk is told once, and counted in `losses`.
         """
-        shrunk = [windows for windows in self._used if windows.shrunk()]
-        if not shrunk:
+        for windows in self._used:
+            if windows.shrunk():
+                break
+        else:
             return True
+        shrunk = [each for each in self._used if each is windows or each.shrunk()]
         self._used.difference_update(shrunk)
         self._last = None
         self.losses += 1

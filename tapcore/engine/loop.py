@@ -14,6 +14,9 @@ GONE: Final = select.EPOLLHUP | select.EPOLLERR
 
 _MAX_EVENTS: Final = 64  # of one batch; memory for as many is taken at each poll
 
+NOTHING_TO_DO: Final = object()
+"""What a handler returns after which nobody has to do anything at the end of the batch."""
+
 Handler = Callable[[int], object]
 
 
@@ -70,11 +73,15 @@ class Loop:
                 timeout = seconds
         handlers = self._handlers
         ready = self._epoll.poll(timeout, _MAX_EVENTS)
+        quiet = bool(ready) and (timeout is None or timeout > 0)  # nobody wants it now
         try:
             for fd, events in ready:
                 handler = handlers.get(fd)
-                if handler is not None:  # one handled before it in this batch may have removed it
-                    handler(events)
+                # one handled before it in this batch may have removed it
+                if handler is not None and handler(events) is not NOTHING_TO_DO:
+                    quiet = False
+            if quiet:
+                return
             for call in self.after_batch:
                 call()
         except BaseException:

@@ -81,6 +81,11 @@ class Clients:
         self.unfinished: set[Client] = set()
         self.soonest: Deadline | None = None
 
+    @property
+    def impatient(self) -> bool:
+        """Whether there is a deadline, or somebody waits for memory."""
+        return self.soonest is not None or self.budget.patience is not None
+
     def forget(self, client: Client) -> None:
         """It is closed."""
         self.all.discard(client)

@@ -9,7 +9,7 @@ import socket
 from typing import Final
 
 from tapcore.engine import Engine
-from tapcore.engine.loop import GONE, IN, OUT, Deadline, Loop
+from tapcore.engine.loop import GONE, IN, NOTHING_TO_DO, OUT, Deadline, Loop
 from tapcore.nbd.clientlog import ClientLog
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.exports import Exports
@@ -18,7 +18,9 @@ from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.startstls import StartsTls
 from tapcore.nbd.stream import Stream, set_up
+from tapcore.nbd.streaming import StreamedWrite
 from tapcore.nbd.transmission import Transmission
+from tapcore.nbd.writes import Writes
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +33,6 @@ LINGER_SECONDS: Final = 10.0
 _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
-
-_MOST_AT_ONCE: Final = 1 << 20
-"""Bytes that are received in a turn of a write whose data is on its way."""
 
 
 class Connection:
@@ -73,6 +72,7 @@ class Connection:
         tls = TlsMode.OFF if encryption is None else encryption.mode
         self._handshake: Handshake | None = handshake or Handshake(exports, tls=tls)
         self._transmission: Transmission | None = None
+        self._writes: Writes | None = None  # its, which is asked at each event
         self._sending = b""  # of the handshake
         self._events = IN
         self._took = -1, 0
@@ -93,10 +93,14 @@ class Connection:
 
     # ---- events -----------------------------------------------------------------------------
 
-    def _ready(self, events: int) -> None:
-        transmission = self._transmission
-        if events == IN and transmission is not None and self._receive_more(transmission):
-            return  # nobody has to look after it before the rest has come
+    def _ready(self, events: int) -> object:
+        writes = self._writes
+        if events == IN and writes is not None and writes.stream is not None:
+            placed = self._receive_more(writes.stream)
+            if placed:
+                return NOTHING_TO_DO
+            if placed is not None and writes.stream is not None:
+                events = 0  # that was all there is
         self._clients.dirty.add(self)
         try:
             if events & ~OUT:
@@ -105,35 +109,31 @@ class Connection:
                 self._send_handshake()
         except Exception:
             self._fail()
+        return None
 
     def _mark(self) -> None:
         self._clients.dirty.add(self)
 
-    def _receive_more(self, transmission: Transmission) -> bool:
-        """In the middle of a write: take what there is of its data, without a turn for each part.
+    def _receive_more(self, stream: StreamedWrite) -> bool | None:
+        """In the middle of a write: take what there is of its data.
 
         Returns:
-            Whether all that there is to do is to wait for more of it.
+            Whether there is nothing to do but to wait for the rest; None: nothing was received.
         """
-        stream, most = transmission.stream, _MOST_AT_ONCE
-        if stream is None or transmission.stalled or transmission.replies.queue:
-            return False
-        recv_into = self._socket.recv_into
+        transmission = self._transmission
+        assert transmission is not None
+        if transmission.stalled or transmission.replies.queue:
+            return None
         try:
-            while most > 0:
-                count = recv_into(stream.space())
-                if not count:
-                    return False
-                if transmission.came(stream, count):
-                    return False
-                most -= count
-        except (BlockingIOError, InterruptedError):
-            return True
+            count = self._socket.recv_into(stream.space())
+            if count:
+                return transmission.came(stream, count)
         except OSError:
-            return False  # whoever tries again hears the same
+            pass  # whoever tries again hears the same
         except Exception:
             self._fail()
-        return True
+            return True
+        return None
 
     def _receive(self, events: int) -> None:
         transmission = self._transmission
@@ -199,7 +199,7 @@ class Connection:
             if transmission is None:
                 self._lose("its export is not there any more")
                 return
-            self._transmission = transmission
+            self._transmission, self._writes = transmission, transmission.writes
             self.engine = transmission.engine
             self._told.chose(handshake, self._socket)
             self._poll(IN)
@@ -353,7 +353,10 @@ class Connection:
 
     def _clear_deadline(self) -> None:
         self.deadline = None
-        self._clients.deadlines.discard(self)
+        clients = self._clients
+        clients.deadlines.discard(self)
+        if not clients.deadlines:
+            clients.soonest = None
 
     def check_deadline(self) -> None:
         """Close the connection if its moment has passed."""
@@ -427,6 +430,7 @@ class Connection:
         self._socket.close()
         # each knows the other: let go, so that they are freed now and not by some later collection
         transmission, self._transmission, self._handshake = self._transmission, None, None
+        self._writes = None
         if transmission is not None:
             try:
                 transmission.gone()

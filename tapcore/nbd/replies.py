@@ -138,7 +138,7 @@ class Replies(ABC):
     def next_buffers(self) -> list[bytes | memoryview]:
         """What one sendmsg should take: everything up to the next file span."""
         queue = self.queue
-        if len(queue) <= _MAX_BUFFERS and not any(type(item) is FileSpan for item in queue):
+        if len(queue) <= _MAX_BUFFERS and FileSpan not in map(type, queue):
             return list(queue)  # type: ignore[arg-type]
         found: list[bytes | memoryview] = []
         for item in queue:

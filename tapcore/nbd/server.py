@@ -317,7 +317,8 @@ class NbdServer:
     def _after_batch(self) -> None:
         """The end of a batch: engines submit, clients are answered, until nothing is left."""
         clients, batch = self._clients, self._batch
-        clients.go_on()
+        if clients.unfinished:
+            clients.go_on()
         again, counted = True, not clients.dirty
         while again:
             for engine in self._engines:
@@ -332,7 +333,7 @@ class NbdServer:
             if batch is not None and (batch.timed or batch.driven or batch.told):
                 batch.count()
                 counted = True
-            if not clients.dirty:
+            if not clients.dirty and clients.impatient:
                 clients.check_deadlines()
                 clients.check_memory()
             # one client's request, or its end, may be what another waits for
@@ -342,7 +343,8 @@ class NbdServer:
         if self._idle_seconds is not None and self._stopping is None:
             self._check_idle(self._idle_seconds)
         if self._stopping is None:
-            self._listen_again()
+            if self._deaf is not None:
+                self._listen_again()
         elif self._stopping.passed or not self._busy:
             self._end_if_allowed()
 
@@ -356,17 +358,15 @@ class NbdServer:
             self._loop.stop() if self._own_loop else self._leave()
 
     def _next_deadline(self) -> float | None:
-        if self._clients.unfinished:
+        clients, stopping, deaf, idle = self._clients, self._stopping, self._deaf, self._idle
+        if clients.unfinished:
             return 0.0
-        soonest, stopping, deaf = self._clients.soonest, self._stopping, self._deaf
-        idle = self._idle
-        patience = self._clients.budget.patience
-        deadlines = (soonest, stopping, deaf, idle, patience)
         unseen = self._batch is not None and self._batch.armed
-        if not any(deadlines):
-            return PUBLISH_SECONDS if unseen else None
+        if stopping is None and deaf is None and idle is None and not clients.impatient:
+            return PUBLISH_SECONDS if unseen else None  # nearly always
         if stopping is not None and not self._busy:
             return ASK_AGAIN_SECONDS if self.may_close else 0.0
+        deadlines = (clients.soonest, stopping, deaf, idle, clients.budget.patience)
         left = [each.left for each in deadlines if each is not None]
         return min(left + [PUBLISH_SECONDS] * unseen)
 

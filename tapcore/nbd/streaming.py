@@ -32,13 +32,15 @@ class StreamedWrite:
         req: the request, without a buffer.
         account: told of memory taken (bytes) and given back (negative).
         lane_write: writes a piece in its place, as `Lane.write`; None: that is not to be tried.
+
+    Attributes:
+        placed: bytes that went to their place, last of all, and that the engine was not told of.
     """
 
     __slots__ = (
         "_account",
         "_engine",
         "_fill",
-        "_in_place",
         "_lane_write",
         "_left",
         "_mask",
@@ -47,6 +49,7 @@ class StreamedWrite:
         "_req",
         "_size",
         "_whole",
+        "placed",
     )
 
     def __init__(
@@ -62,7 +65,7 @@ class StreamedWrite:
         self._left = req.length
         self._offset = req.offset
         self._fill = 0
-        self._in_place = 0  # bytes that the engine was not told of yet
+        self.placed = 0
         self._whole = not engine.begin_write(req)
         self._lane_write = None if self._whole else lane_write
         # A page is not cut, since the half of one that is not in the page cache would have to be
@@ -142,7 +145,7 @@ class StreamedWrite:
         """
         assert self._lane_write is not None
         if self._lane_write(self._offset, content[:size]) is None:
-            if not self._in_place:
+            if not self.placed:
                 self._lane_write = None
             self._tell_in_place()
             cluster = self._engine.cluster_size
@@ -151,12 +154,12 @@ class StreamedWrite:
             return 0
         self._offset += size
         self._left -= size
-        self._in_place += size
+        self.placed += size
         return size
 
     def _tell_in_place(self) -> None:
         """The engine counts what it has not seen."""
-        done, self._in_place = self._in_place, 0
+        done, self.placed = self.placed, 0
         if done:
             self._engine.pieces_written(self._req, self._offset - done, done)
 

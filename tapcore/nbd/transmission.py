@@ -59,6 +59,7 @@ class Transmission:
         engine: of the disk.
         replies: what is to be sent.
         outstanding: requests taken and not answered.
+        writes: carries out those of them.
         stalled: parsing stopped because of a limit; call `resume` after something finished.
         finished: the client said goodbye, or broke the protocol: close when nothing is in flight.
         error: why, where it broke the protocol.
@@ -79,13 +80,13 @@ class Transmission:
         "_received",
         "_wanted",
         "_write",
-        "_writes",
         "engine",
         "error",
         "finished",
         "outstanding",
         "replies",
         "stalled",
+        "writes",
     )
 
     def __init__(
@@ -111,10 +112,10 @@ class Transmission:
         flags = negotiated.transmission_flags
         read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._reads = Reads(export, self.outstanding)
-        self._writes = Writes(
+        self.writes = Writes(
             export, self.outstanding, self._parser, read_only=read_only, freed=self._freed
         )
-        self._read, self._write = self._reads.take, self._writes.take  # bound once
+        self._read, self._write = self._reads.take, self.writes.take  # bound once
         self._commands = Commands(export, negotiated, self.outstanding, ready)
         export.senders.add(self.replies)
         self._lane = export.engine.lane
@@ -144,25 +145,20 @@ class Transmission:
         return self.outstanding.held
 
     @property
-    def stream(self) -> StreamedWrite | None:
-        """The write that was begun and whose data is still on its way."""
-        return self._writes.stream
-
-    @property
     def amid_a_write(self) -> bool:
         """Whether a write was begun whose data is still on its way."""
-        return self._writes.stream is not None
+        return self.writes.stream is not None
 
     # ---- receiving --------------------------------------------------------------------------
 
     def space(self) -> memoryview:
         """Where the next bytes from the client go; tell `received` how many came."""
-        stream = self._writes.stream
+        stream = self.writes.stream
         return self._received.space() if stream is None else stream.space()
 
     def received(self, count: int) -> None:
         """`count` bytes have come into `space()`."""
-        stream = self._writes.stream
+        stream = self.writes.stream
         if stream is not None:
             self.came(stream, count)
             return
@@ -173,11 +169,13 @@ class Transmission:
         """So many bytes have come into the space of `stream`.
 
         Returns:
-            Whether there is more to do than to wait for the rest of that write.
+            Whether there is nothing to do but to wait for the rest: they went to their place.
         """
-        over = self._writes.came(stream, count)
+        over = self.writes.came(stream, count)
+        if stream.placed and not over:
+            return True
         self.stalled = self._over_limit()
-        return over or self.stalled
+        return False
 
     def resume(self) -> bool:
         """Something has finished: go on where a limit stopped the parsing, if it may.
@@ -211,7 +209,7 @@ class Transmission:
         if self.engine.held:
             self.stalled = True
             return
-        self._writes.follow()
+        self.writes.follow()
         self._commands.follow()
 
     def let_go_of_files(self) -> bool:
@@ -286,7 +284,7 @@ class Transmission:
         if length > nbd.DEFAULT_BLOCK_MAX or offset + length > self.engine.size:
             return True  # it is refused
         reads = command == nbd.CMD_READ
-        needed = length if reads else self._writes.memory_for(offset, length)
+        needed = length if reads else self.writes.memory_for(offset, length)
         needed = 1 << max(needed - 1, 0).bit_length()
         self._wanted = needed
         if self._room_now():
@@ -386,7 +384,7 @@ class Transmission:
     def finish(self) -> None:
         """Take no more requests; those taken are still answered."""
         self.finished = True
-        self._writes.abort_stream()  # the rest of its data will not be waited for
+        self.writes.abort_stream()  # the rest of its data will not be waited for
         if self.engine.held:
             self._commands.give_up()
 
@@ -395,7 +393,7 @@ class Transmission:
         self.outstanding.gone = True
         self.outstanding.leave()
         self.finished = True
-        self._writes.abort_stream()
+        self.writes.abort_stream()
         self._commands.give_up()
         self._received.close()
         self._export.leave(self.replies)
