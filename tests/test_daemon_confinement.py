@@ -11,6 +11,7 @@ from daemons import RunningDaemon, daemon_in
 from drivers import hostile
 from nbd_client import Client
 
+from tapcore.daemon.client import DaemonClient
 from tapcore.process.confinement import landlock
 from tapcore.testkit import ThrowAway
 
@@ -40,61 +41,70 @@ def image(tmp_path: Path) -> Path:
     return where / "disk.img"
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDaemon]:
-    """In which the hostile driver is installed."""
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    """In which the hostile drivers are installed; not started."""
+    folder = tmp_path_factory.mktemp("daemon")
+    (folder / "more").mkdir()
     source = {"hostile_driver.py": Path(hostile.__file__).read_text()}
-    site = ThrowAway(tmp_path / "site")
+    site = ThrowAway(folder / "site")
     site.install("hostile", "hostile_driver:driver", source)
     site.install("crowd", "hostile_driver:crowd", source)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    with aims() as found, daemon_in(tmp_path) as daemon:
-        monkeypatch.setenv("HOSTILE", found)
+    with pytest.MonkeyPatch.context() as patch, aims() as found, daemon_in(folder) as daemon:
+        patch.setenv("PYTHONPATH", str(site.site))
+        patch.setenv("HOSTILE", found)
         yield daemon
 
 
-def results(daemon: RunningDaemon, image: Path, *options: str, fixed: bool) -> dict[str, str]:
-    with daemon.start(*options) as client:
-        disk = client.attach(f"hostile:{image}", name="d", fixed=fixed)
-        with Client(disk["uri"]) as guest:
-            return tried(guest)
+@pytest.fixture(scope="module")
+def client(daemon: RunningDaemon) -> Iterator[DaemonClient]:
+    """Of the daemon, which confines its disks' processes."""
+    with daemon.start("--images", str(daemon.cwd / "more")) as client:
+        yield client
+    assert daemon.end() == 0
 
 
-def test_a_fixed_disk_is_all_that_its_process_reaches(daemon: RunningDaemon, image: Path) -> None:
-    found = results(daemon, image, fixed=True)
+def results(client: DaemonClient, image: Path, *, fixed: bool) -> dict[str, str]:
+    disk = client.attach(f"hostile:{image}", name="d", fixed=fixed)
+    with Client(disk["uri"]) as guest:
+        found = tried(guest)
+    client.detach("d", force=True)
+    return found
+
+
+def test_a_fixed_disk_is_all_that_its_process_reaches(client: DaemonClient, image: Path) -> None:
+    found = results(client, image, fixed=True)
     assert (done(found), kept_from(found)) == (set(), {})
     assert sorted(os.listdir(image.parent)) == ["disk.img", "other", "unwanted", "useless"]
 
 
-def test_others_may_have_new_images_beside_theirs(daemon: RunningDaemon, image: Path) -> None:
-    found = results(daemon, image, fixed=False)
+def test_others_may_have_new_images_beside_theirs(client: DaemonClient, image: Path) -> None:
+    found = results(client, image, fixed=False)
+    assert (done(found) - BESIDE, kept_from(found)) == (set(), {})
+
+
+def test_a_process_of_several_disks_reaches_the_directories_of_images(
+    client: DaemonClient, daemon: RunningDaemon, image: Path
+) -> None:
+    second_image = daemon.cwd / "more" / "disk.img"
+    outside = image.parent.parent / "disk.img"
+    for path in (second_image, outside):
+        path.write_bytes(bytes(MIB))
+    first = client.attach(f"crowd:{image}", name="a")
+    second = client.attach(f"crowd:{second_image}", name="b")
+    assert first["pid"] == second["pid"]
+    with Client(first["uri"]) as guest:
+        found = tried(guest)
+    with pytest.raises(PermissionError):
+        client.attach(f"crowd:{outside}", name="c")
     assert (done(found) - BESIDE, kept_from(found)) == (set(), {})
 
 
 def test_without_confinement_they_reach_what_their_user_does(
-    daemon: RunningDaemon, image: Path
+    daemon: RunningDaemon, image: Path, tmp_path: Path
 ) -> None:
-    found = results(daemon, image, "--no-confinement", fixed=True)
-    assert done(found) == set(hostile.ATTACKS)
-
-
-def test_a_process_of_several_disks_reaches_the_directories_of_images(
-    daemon: RunningDaemon, image: Path
-) -> None:
-    other = image.parent.parent / "more" / "disk.img"
-    other.parent.mkdir()
-    other.write_bytes(bytes(MIB))
-    with daemon.start("--images", str(other.parent)) as client:
-        first = client.attach(f"crowd:{image}", name="a")
-        second = client.attach(f"crowd:{other}", name="b")
-        assert first["pid"] == second["pid"]
-        with Client(first["uri"]) as guest:
-            found = tried(guest)
-        outside = image.parent.parent / "disk.img"
-        outside.write_bytes(bytes(MIB))
-        with pytest.raises(PermissionError):
-            client.attach(f"crowd:{outside}", name="c")
-    assert (done(found) - BESIDE, kept_from(found)) == (set(), {})
+    with daemon_in(tmp_path, "--no-confinement") as other, other.start() as client:
+        assert done(results(client, image, fixed=True)) == set(hostile.ATTACKS)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
