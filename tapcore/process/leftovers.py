@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -21,24 +21,26 @@ class Leftovers:
     for an end.
 
     Args:
-        paths: of files that are there; one that was replaced until then stays.
+        paths: of files; one that is not there now, or was replaced until then, is nobody's matter.
 
     Raises:
-        OSError: there can be no more processes, or a file is not there.
+        OSError: there can be no more processes.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        places = [os.path.abspath(path) for path in paths]
-        held = [os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC) for path in places]
+        held: dict[str, int] = {}
+        for path in map(os.path.abspath, paths):
+            with suppress(FileNotFoundError):
+                held[path] = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         end, self._alive = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._child = os.fork()
             if self._child == 0:
-                _remove_afterwards(end, places, held)
+                _remove_afterwards(end, held)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for fd in (end, *held):
+        for fd in (end, *held.values()):
             os.close(fd)
 
     def remove(self) -> None:
@@ -48,12 +50,12 @@ class Leftovers:
             os.waitpid(self._child, 0)
 
 
-def _remove_afterwards(end: int, paths: Sequence[str], held: Sequence[int]) -> None:
+def _remove_afterwards(end: int, held: Mapping[str, int]) -> None:
     """The child. What holds the files keeps their inodes, so that no others have these numbers."""
     try:
-        _close_others({end, *held})
+        _close_others({end, *held.values()})
         os.read(end, 1)
-        for path, fd in zip(paths, held, strict=True):
+        for path, fd in held.items():
             with suppress(OSError):
                 if os.path.samestat(os.lstat(path), os.fstat(fd)):
                     os.unlink(path)

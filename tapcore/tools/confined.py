@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from tapcore.errors import TapError, describe
 from tapcore.nbd.server import NbdServer
 from tapcore.nbd.tlsoptions import TlsOptions
 from tapcore.process.confinement import Confinement, User, confine
@@ -51,7 +52,11 @@ class ConfinedServer:
 
     def _leftovers(self) -> Leftovers | None:
         files = [*self.server.socket_files, *self.files]
-        return Leftovers(files) if files else None
+        try:
+            return Leftovers(files) if files else None
+        except OSError as exc:
+            text = f"the server cannot be confined: {describe(exc)}"
+            raise TapError(text, errno=exc.errno) from None
 
     def _needs(self) -> Confinement:
         written = [self.overlay.directory] if self.overlay and self.overlay.directory else []
