@@ -175,6 +175,7 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
     ),
     "stats": _examples(
         ("Of all disks", "tapdisk stats"),
+        ("Again and again, of one by its operations", "tapdisk stats vm1 --watch"),
         ("Of one, for a program", "tapdisk stats vm1 --json"),
     ),
     "dump-ring": _examples(

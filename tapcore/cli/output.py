@@ -141,12 +141,12 @@ def begun_list(words: Sequence[str], columns: int) -> str:
     whole = ", ".join(words)
     if len(whole) <= columns:
         return whole
-    dots = "\N{HORIZONTAL ELLIPSIS}" if _can_show("\N{HORIZONTAL ELLIPSIS}") else "..."
+    dots = "\N{HORIZONTAL ELLIPSIS}" if can_show("\N{HORIZONTAL ELLIPSIS}") else "..."
     kept = whole[: columns - len(dots) + 1].rpartition(" ")[0]
     return f"{kept} {dots}" if kept else dots
 
 
-def _can_show(text: str) -> bool:
+def can_show(text: str) -> bool:
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from tapcore.daemon.confining import Confining
@@ -228,6 +230,8 @@ class Daemon:
     def forget(self, disk: Disk) -> None:
         """It is attached no more."""
         self.disks.pop(disk.name, None)
+        with suppress(OSError):
+            os.unlink(self.place.page(disk.name))
         disk.turn_away()
         self._let_go(disk)
 
@@ -272,7 +276,7 @@ class Daemon:
         disk.process = process
         process.disks.add(disk.name)
         params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}
-        params |= self._confining.as_params()
+        params |= {"page": self.place.page(disk.name), **self._confining.as_params()}
 
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:

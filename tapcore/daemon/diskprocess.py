@@ -153,13 +153,16 @@ class DiskProcess:
             raise NoSuchDiskError("no disk of this name is attached", image=name)
         return found
 
-    def open(self, spec: DiskSpec, sockets: Sequence[int], *, shared: bool = False) -> ServedDisk:
+    def open(
+        self, spec: DiskSpec, sockets: Sequence[int], *, shared: bool = False, page: str = ""
+    ) -> ServedDisk:
         """Open an image, and serve it; this takes as long as its driver does.
 
         Args:
             spec: what, and how.
             sockets: where it is served; they belong to the process from now on.
             shared: this is the process of all disks of its driver.
+            page: file of its counters; empty: nothing is counted.
 
         Raises:
             TapError: it cannot be opened; nothing is left of it.
@@ -167,7 +170,7 @@ class DiskProcess:
         kept = tuple(sockets)
         listening = tuple(os.dup(each) for each in kept)
         try:
-            disk = self._opened(spec, listening, kept, shared=shared)
+            disk = self._opened(spec, listening, kept, shared=shared, page=page)
         except BaseException:
             for descriptor in (*kept, *listening):
                 _close(descriptor)
@@ -201,7 +204,13 @@ class DiskProcess:
         return self._confined and alone and not self._shared
 
     def _opened(
-        self, spec: DiskSpec, listening: tuple[int, ...], kept: tuple[int, ...], *, shared: bool
+        self,
+        spec: DiskSpec,
+        listening: tuple[int, ...],
+        kept: tuple[int, ...],
+        *,
+        shared: bool,
+        page: str,
     ) -> ServedDisk:
         if self._stopping:
             raise UsageError("the process ends", image=spec.name, errno=errno.ESHUTDOWN)
@@ -223,6 +232,7 @@ class DiskProcess:
             keys=access.keys,
             filters=spec.filters,
             loop=self.loop,
+            metrics=page or None,
             ended=lambda errors: self._ended(spec.name, errors),
         )
         try:

@@ -17,6 +17,7 @@ from tapcore.daemon.liveverbs import LIVE_VERBS
 from tapcore.daemon.spec import DiskSpec
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.errors import UsageError
+from tapcore.metrics.summary import snapshot_as_dict
 from tapcore.ring.dump import states_of
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -31,10 +32,13 @@ def open_disk(
     confined: bool = True,
     user: str = "",
     images: tuple[str, ...] = (),
+    page: str = "",
 ) -> dict[str, Any]:
-    """Open an image and serve it on the listening sockets that come with the call."""
+    """Open an image and serve it on the listening sockets that come with the call; `page` is the
+    file of its counters.
+    """
     taken = process.take_descriptors(sockets)
-    disk = process.open(spec.checked(), taken, shared=shared)
+    disk = process.open(spec.checked(), taken, shared=shared, page=page)
     process.confine(disk, Confining(confined, user, images))
     return disk_as_dict(disk)
 
@@ -68,7 +72,10 @@ def disk_as_dict(disk: ServedDisk) -> dict[str, Any]:
 def stats(process: DiskProcess, *, name: str) -> dict[str, Any]:
     """What a disk has done so far."""
     disk = process.disk(name)
+    seen = disk.server.counts()
+    counted = {} if seen is None else snapshot_as_dict(seen)
     return {
+        **counted,
         "name": name,
         "uptime": monotonic() - disk.since,
         "clients": disk.server.clients,

@@ -168,6 +168,9 @@ class Processes:
         self.forget(process)
         with suppress(OSError):
             os.unlink(self._place.process_socket(process.name))
+        for name in (process.name, *process.disks):
+            with suppress(OSError):
+                os.unlink(self._place.page(name))
         self._died(process, end)
         if process.ending:
             with suppress(OSError):

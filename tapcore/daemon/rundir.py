@@ -70,6 +70,10 @@ class RunDirectory:
         """What a disk process has to tell."""
         return f"{self.path}/disks/{name}.log"
 
+    def page(self, name: str) -> str:
+        """The counters of a disk: see `tapcore.metrics`."""
+        return f"{self.path}/disks/{name}.metrics"
+
     def nbd_socket(self, name: str) -> str:
         """Where a disk is served that was attached without a place."""
         return f"{self.path}/nbd/{name}.sock"

@@ -11,7 +11,7 @@ from tapcore.engine import READ, WRITE
 from tapcore.metrics.cells import MICROSECONDS, Cell
 from tapcore.metrics.operations import OPERATIONS, SIZE_OF, SIZES
 
-_FEW: Final = 3
+_FEW: Final = 6
 TIMED_SECONDS: Final = 0.0005
 """Batches whose requests no driver had are looked at so often at most: a clock that is read at each
 would be a good part of the cost of a request that comes alone."""
@@ -27,9 +27,9 @@ class Client(Protocol):
         """Requests taken and not answered."""
 
 
-Driven: TypeAlias = tuple["Meter", int, int, float, float, bool]
+Driven: TypeAlias = tuple["Meter", int, int, float, float, int]
 """A request whose driver has answered: whose, operation, length (bytes), when it was taken, when it
-was queued to the driver (0.0: at once), whether it failed. A plain tuple: each such request has
+was queued to the driver (0.0: at once), 0 or -errno. A plain tuple: each such request has
 one, and those of a batch that are equal are counted together."""
 
 Told: TypeAlias = tuple["Meter", int, int, float, bool]
@@ -85,13 +85,18 @@ class Batch:
         driven, done = self.driven, self.done or now
         replying = (now - done) * MICROSECONDS // 1.0
         groups: Iterable[tuple[Driven, int]]
-        groups = ((each, 1) for each in driven) if len(driven) <= _FEW else Counter(driven).items()
-        for (meter, operation, length, taken, queued, failed), count in groups:
+        if driven.count(driven[0]) == len(driven):
+            groups = ((driven[0], len(driven)),)
+        elif len(driven) <= _FEW:
+            groups = ((each, 1) for each in driven)
+        else:
+            groups = Counter(driven).items()
+        for (meter, operation, length, taken, queued, status), count in groups:
             waiting = 0.0
             if queued:
                 waiting, taken = (queued - taken) * MICROSECONDS // 1.0, queued
             at_driver = (done - taken) * MICROSECONDS // 1.0
-            meter.driven_tally[operation, length, failed, waiting, at_driver, replying] += count
+            meter.driven_tally[operation, length, status, waiting, at_driver, replying] += count
         driven.clear()
         self.done = 0.0
 
@@ -152,7 +157,7 @@ class Meter:
         self.size = size
         self._cells: list[Cell | None] = [None] * (len(OPERATIONS) * len(SIZES))
         self._duration = 0
-        self.driven_tally: defaultdict[tuple[int, int, bool, float, float, float], int] = (
+        self.driven_tally: defaultdict[tuple[int, int, int, float, float, float], int] = (
             defaultdict(int)
         )
         self.clients: set[Client] = set()
@@ -194,9 +199,9 @@ class Meter:
     def _settle(self) -> None:
         """Bring what batches have noted into the cells."""
         driven, self.driven_tally = self.driven_tally, defaultdict(int)
-        for (operation, length, failed, *durations), count in driven.items():
+        for (operation, length, status, *durations), count in driven.items():
             times = list(map(int, durations))
-            self.cell(operation, length).count_driven(length, times, count, failed=failed)
+            self.cell(operation, length).count_driven(length, times, count, failed=status != 0)
 
     def cell(self, operation: int, length: int) -> Cell:
         """Where requests of an operation and a length (bytes) are counted."""

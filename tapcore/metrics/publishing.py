@@ -11,6 +11,7 @@ from urllib.parse import quote
 from tapcore.errors import TapError, describe
 from tapcore.metrics.meter import Batch, Meter
 from tapcore.metrics.page import Page
+from tapcore.metrics.reading import Snapshot, read_fd
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,11 @@ class Metrics:
                 log.error("%s: no more counters: %s", page.meter.name, describe(exc))
                 self.pages.remove(page)
                 page.close()
+
+    def snapshots(self) -> list[Snapshot]:
+        """Of each disk, as it is now."""
+        self.publish()
+        return [read_fd(page.fileno()) for page in self.pages]
 
     def close(self) -> None:
         """Show the last state, which stays."""

@@ -90,8 +90,7 @@ class Outstanding:
         """The drivers are done with a request."""
         meter = self.meter
         if meter is not None:
-            failed = bool(req.status)
-            meter.driven.append((meter, req.op, req.length, req.taken, req.queued, failed))
+            meter.driven.append((meter, req.op, req.length, req.taken, req.queued, req.status))
 
     def told(self, operation: int, length: int, *, failed: bool = False) -> None:
         """A request is answered for which no driver was asked."""

@@ -133,8 +133,7 @@ class Reads:
         outstanding.in_flight -= 1
         meter = outstanding.meter
         if meter is not None:  # as `Outstanding.driven`, without a call
-            failed = bool(req.status)
-            meter.driven.append((meter, READ, req.length, req.taken, req.queued, failed))
+            meter.driven.append((meter, READ, req.length, req.taken, req.queued, req.status))
         lease = req.lease
         assert lease is not None
         assert req.buf is not None

@@ -16,6 +16,7 @@ from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import TapError
 from tapcore.metrics.publishing import PUBLISH_SECONDS, Metrics
+from tapcore.metrics.reading import Snapshot
 from tapcore.nbd.beside import Beside
 from tapcore.nbd.budget import BUDGET, Budget
 from tapcore.nbd.clients import Clients
@@ -407,6 +408,10 @@ class NbdServer:
         self._close_metrics()
         if self._ended is not None:
             self._ended(errors)
+
+    def counts(self) -> Snapshot | None:
+        """What was counted of its only disk, up to now; None: nothing is."""
+        return None if self._metrics is None else self._metrics.snapshots()[0]
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:

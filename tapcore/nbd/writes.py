@@ -153,8 +153,7 @@ class Writes:
         owed.in_flight -= 1
         meter = owed.meter
         if meter is not None:  # as `Outstanding.driven`, without a call
-            failed = bool(req.status)
-            meter.driven.append((meter, WRITE, req.length, req.taken, req.queued, failed))
+            meter.driven.append((meter, WRITE, req.length, req.taken, req.queued, req.status))
         owed.held -= req.length
         owed.budget.give_back(req.length)
         chunk = req.chunk
