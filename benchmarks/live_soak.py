@@ -30,12 +30,15 @@ from tapcore.live import Live, LiveCalls
 MIB = 1 << 20
 TAPDISK = Path(sys.executable).parent / "tapdisk"
 
-QEMU_NAMES = {"vhd": "vpc", "aio": "raw"}
 CHECKED_BY_QEMU = {"qcow2", "vmdk", "vhdx", "vdi"}
+ALONE_IN_QEMU = {"vdi", "vhdx"}
+"""It opens no differencing images of these."""
+
 MADE_BY_QEMU = {"qcow2", "vmdk", "vdi", "qcow"}
 """Copies of the whole disk that another program can make, for a swap."""
 
 LONGEST_CHAIN = 4
+_AS_LONG_AS_IT_TAKES = 36000
 
 
 class SoakError(Exception):
@@ -52,7 +55,7 @@ class Soak:
         handle: of the images that are made.
         rng: seeded.
         image: what is served at the moment, `HANDLE:PATH`.
-        depth: images in its chain.
+        chain: all its images, child first.
         done: how often each change was made.
         slowest: seconds of the longest change of each kind.
     """
@@ -60,7 +63,6 @@ class Soak:
     calls: LiveCalls
     folder: Path
     handle: str
-    size: int
     rng: random.Random
     image: str
     chain: list[str]
@@ -71,6 +73,7 @@ class Soak:
 
     @property
     def depth(self) -> int:
+        """Images in its chain."""
         return len(self.chain)
 
     # ---- one change -------------------------------------------------------------------------
@@ -82,6 +85,8 @@ class Soak:
             kinds += ["snapshot", "snapshot"]
         if self.depth > 1:
             kinds += ["commit", "commit", "cancel"]
+        if self.handle == "qcow2":
+            kinds.append("grow")
         kind = self.rng.choice(kinds)
         begun = time.monotonic()
         getattr(self, f"_{kind}")()
@@ -100,6 +105,10 @@ class Soak:
         time.sleep(self.rng.random() * 0.05)
         self.calls.resume("")
 
+    def _grow(self) -> None:
+        """Children grow alone; their parents do when they are folded into them."""
+        self.calls.resize("", "+1M")
+
     def _snapshot(self) -> None:
         child = self._new()
         self.image = self.calls.snapshot("", child)["image"]
@@ -111,7 +120,7 @@ class Soak:
         self.image = told["image"]
         if told["image"] != self.chain[0]:
             raise SoakError(f"{told['image']} is served after a commit, not {self.chain[0]}")
-        check_image(gone, self.handle, in_use=True)
+        check_image(gone, self.handle, child=True, in_use=True)
         Path(path_of(gone)).unlink()
 
     def _cancel(self) -> None:
@@ -137,9 +146,10 @@ class Soak:
         self.calls.pause("")
         copy = self._new()
         old = self.image
-        if self.handle in MADE_BY_QEMU and self.rng.random() < 0.5:
-            source, name = path_of(old), QEMU_NAMES.get(self.handle, self.handle)
-            run("qemu-img", "convert", "-f", name, "-O", name, source, path_of(copy))
+        alone = self.depth == 1 or self.handle not in ALONE_IN_QEMU
+        if self.handle in MADE_BY_QEMU and alone and self.rng.random() < 0.5:
+            form = ["-f", self.handle, "-O", self.handle]
+            run("qemu-img", "convert", *form, path_of(old), path_of(copy))
         else:
             run(str(TAPDISK), "convert", "-q", old, copy)
         check_image(copy, self.handle)
@@ -153,7 +163,7 @@ class Soak:
     def check(self) -> None:
         """All images of the chain, which nobody has open."""
         for image in self.chain:
-            check_image(image, self.handle)
+            check_image(image, self.handle, child=image != self.chain[-1])
             self.checks += 1
 
 
@@ -161,13 +171,19 @@ def path_of(image: str) -> str:
     return image.partition(":")[2]
 
 
-def check_image(image: str, handle: str, *, in_use: bool = False) -> None:
-    """By tapdisk, and by qemu-img where that can; `in_use`: its parent is."""
+def check_image(image: str, handle: str, *, child: bool = False, in_use: bool = False) -> None:
+    """By tapdisk, and by qemu-img where that can.
+
+    Args:
+        image: `HANDLE:PATH`.
+        handle: of it.
+        child: it has a parent.
+        in_use: which somebody has open.
+    """
     run(str(TAPDISK), "check", "-q", image)
-    if handle in CHECKED_BY_QEMU:
-        name = QEMU_NAMES.get(handle, handle)
+    if handle in CHECKED_BY_QEMU and not (child and handle in ALONE_IN_QEMU):
         shared = ["-U"] if in_use else []
-        run("qemu-img", "check", "-q", *shared, "-f", name, path_of(image))
+        run("qemu-img", "check", "-q", *shared, "-f", handle, path_of(image))
 
 
 def run(*command: str) -> None:
@@ -177,9 +193,7 @@ def run(*command: str) -> None:
         raise SoakError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
 
 
-def fio(
-    uri: str, size: int, jobs: int, seconds: int, seed: int, log: Path
-) -> subprocess.Popen[str]:
+def fio(uri: str, size: int, jobs: int, seed: int, log: Path) -> subprocess.Popen[str]:
     """Writers that verify what they have written, each in a part of the disk of its own."""
     share = size // jobs
     command = [
@@ -187,10 +201,12 @@ def fio(
         "--rw=randrw", "--rwmixread=20", "--bsrange=4k-64k", "--bs_unaligned=0", "--iodepth=8",
         f"--size={share}", f"--offset_increment={share}", f"--randseed={seed}",
         "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_dump=0",
-        "--fsync=200", "--time_based", f"--runtime={seconds}", "--group_reporting",
+        "--fsync=200", "--time_based", f"--runtime={_AS_LONG_AS_IT_TAKES}", "--group_reporting",
         "--output-format=json", f"--output={log}",
     ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=log.parent
+    )
 
 
 def soak(arguments: argparse.Namespace) -> None:
@@ -205,9 +221,9 @@ def soak(arguments: argparse.Namespace) -> None:
         calls = LiveCalls(Live(server))
         thread = threading.Thread(target=server.run)
         thread.start()
-        state = Soak(calls, folder, arguments.format, size, rng, first, [first])
+        state = Soak(calls, folder, arguments.format, rng, first, [first])
         log = folder / "fio.json"
-        load = fio(server.uris()[0], size, arguments.jobs, 36000, arguments.seed, log)
+        load = fio(server.uris()[0], size, arguments.jobs, arguments.seed, log)
         problem = ""
         begun = time.monotonic()
         try:
