@@ -21,8 +21,12 @@ MAX_INDIRECT: Final = 256
 MAX_HELD: Final = 32 << 20
 """Bytes of private buffers of one front end. Beyond it, what it asks for waits in the ring."""
 
-ROUNDS: Final = 4
+ROUNDS: Final = 8
 """So often the ring is looked at for new requests before others have their turn."""
+
+AT_ONCE: Final = 16
+"""Requests that are answered together: a front end with more of them under way works on these
+answers while the next ones are being made."""
 
 LAST_SECTOR: Final = SECTORS_PER_PAGE - 1
 
@@ -125,7 +129,7 @@ class BackEnd:
             if (self.unfinished or self.waiting) and not held:
                 self._go_on()
             first = ring.req_cons
-            taken = b"" if held or self.stopped or self.waiting else ring.take()
+            taken = b"" if held or self.stopped or self.waiting else ring.take(AT_ONCE)
             if taken:
                 self._carry_out(first, taken)
             if self.flights:

@@ -59,8 +59,11 @@ class BackRing:
 
     # ---- requests ---------------------------------------------------------------------------
 
-    def take(self) -> bytes:
-        """All requests that are there.
+    def take(self, most: int = MASK) -> bytes:
+        """Requests that are there.
+
+        Args:
+            most: at most so many.
 
         Returns:
             Private copies of their entries, one after the other; empty: there is none.
@@ -78,7 +81,8 @@ class BackRing:
         if count > size:  # it went back behind what was taken
             raise RingBrokenError(_BROKEN % (count, size))
         self._order()  # their content after the index that covers it
-        self.req_cons = producer
+        count = min(count, most)
+        self.req_cons = (consumer + count) & MASK
         return self.shared.copy(consumer, count)
 
     def final_check(self) -> bool:

@@ -200,7 +200,7 @@ class RingClient:
             if answered:
                 return answered
             if not self.ring.final_check(more):
-                self._sleep()
+                self.sleep()
 
     def finish(self, made: Pending) -> bytes:
         """Wait for one request; returns what a READ has brought.
@@ -218,7 +218,12 @@ class RingClient:
             raise IOFailedError(f"{name} has failed ({made.status})", errno=code)
         return content
 
-    def _sleep(self) -> None:
+    def sleep(self) -> None:
+        """Until the back end tells of an answer.
+
+        Raises:
+            IOFailedError: it has gone, or does not answer.
+        """
         poll = select.poll()
         poll.register(self._call, select.POLLIN)
         poll.register(self._socket.fileno(), select.POLLIN)
