@@ -11,9 +11,13 @@ import attrs
 from nbd_client import Client
 from servedhere import running
 
+import tapcore
 from tapcore import DiskId, UnixAddress, nbd_server
 from tapcore.live import Live, LiveCalls
 from tapcore.nbd.server import NbdServer
+
+MIB = 1 << 20
+PAGE = 4096
 
 
 @attrs.define(eq=False)
@@ -48,3 +52,26 @@ def live_here(
         calls = LiveCalls(live)
         stack.enter_context(running(server))
         yield LiveHere(server, live, calls)
+
+
+def made(name: str, size: int = MIB, **how: Any) -> str:
+    tapcore.create_image(name, size, **how)
+    return name
+
+
+def filled(name: str, byte: bytes, **how: Any) -> str:
+    made(name, **how)
+    with tapcore.open(name, readonly=False) as disk:
+        disk.pwrite(0, byte * PAGE)
+    return name
+
+
+def first_page(name: str) -> bytes:
+    with tapcore.open(name) as disk:
+        return disk.pread(0, length=PAGE)
+
+
+def first_page_of_files(name: str) -> bytes:
+    """Whoever has them open."""
+    with tapcore.open(name, lock=False) as disk:
+        return disk.pread(0, length=PAGE)

@@ -13,6 +13,7 @@ from tapcore.engine.accounting import Accounts
 from tapcore.engine.copyonread import submit_copy_on_read
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
+from tapcore.engine.holding import Holding
 from tapcore.engine.overdue import Overdue
 from tapcore.engine.requests import (
     FLUSH,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tapcore.engine.lane import Lane
 
 
-class Engine:
+class Engine(Holding):
     """All requests of one open disk.
 
     Use: `submit` any number of requests, then `turn` once; poll `dd.io_fd` of every image and call
@@ -54,8 +55,6 @@ class Engine:
         cluster_size: the child's unit of allocation (bytes).
         giving_up: called when places in the images' host files are about to be given up, and may
             hold other content soon.
-        held: front ends take no new requests; those taken are answered. See `hold`.
-        on_hold: each front end's, called when `held` has changed.
         lane_writes: a front end may write in place by itself, past the engine.
         broken_off: an exception has left it, or a driver, in the middle of something: some requests
             may never be answered, and nothing may be asked of it, or saved, any more.
@@ -283,23 +282,6 @@ class Engine:
         self._accounts.fail(req, nb_sectors, errno.ESHUTDOWN)
 
     # ---- changes of the chain ---------------------------------------------------------------
-
-    def hold(self) -> None:
-        """Have front ends take no new requests, until `release`.
-
-        They keep their clients, and what those send meanwhile waits where it is.
-        """
-        self.held = True
-        self._tell_front_ends()
-
-    def release(self) -> None:
-        """Have front ends go on, with what has waited first."""
-        self.held = False
-        self._tell_front_ends()
-
-    def _tell_front_ends(self) -> None:
-        for call in self.on_hold:
-            call()
 
     @property
     def idle(self) -> bool:
