@@ -11,18 +11,24 @@ sh scripts/make-venv.sh "$venv"
 pip() {
     "$venv/bin/python" -m pip --disable-pip-version-check "$@"
 }
-tools="hatchling setuptools wheel" # once, instead of once for each package; gone afterwards
-needed="attrs click pluggy rich"    # by the wheel's man pages too
-set -- '.[all]'
-for project in plugins/*/pyproject.toml; do
-    set -- "$@" "./${project%/pyproject.toml}"
-done
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+wheels=$(mktemp -d)
+trap 'rm -rf "$log" "$wheels"' EXIT
+remove_old() { # pip would leave what has the same version as it is
+    old=$(cd "$wheels" && ls | sed 's/-.*//')
+    # shellcheck disable=SC2086  # a list of words
+    [ ! -e "$venv/bin/tapdisk" ] || pip uninstall --yes $old
+}
+install() {
+    # hatchling and the rest build the wheels, setuptools what has none; all of them go again
+    pip install hatchling setuptools wheel attrs click pluggy rich &&
+        "$venv/bin/python" scripts/wheels.py "$wheels" . plugins/*/ &&
+        remove_old &&
+        pip install --no-build-isolation --upgrade --find-links "$wheels" 'tapcore[all]' "$wheels"/*.whl &&
+        pip uninstall --yes hatchling setuptools wheel
+}
 echo "setup: installing tapdisk and all plugins"
-# shellcheck disable=SC2086  # a list of words
-if ! { pip install $tools $needed && pip install --no-build-isolation --upgrade "$@" &&
-    pip uninstall --yes $tools; } >"$log" 2>&1; then
+if ! install >"$log" 2>&1; then
     cat "$log" >&2
     echo "setup: failed" >&2
     exit 1
