@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -461,5 +462,34 @@ def runs(pid: int) -> bool:
     """Whether a process does; one that nobody has collected does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_an_image_that_never_opens_keeps_nobody_else_and_can_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = NEW_DRIVER.replace("self.size = 1 << 20", "import os; os.read(os.pipe()[0], 1)")
+    ThrowAway(tmp_path / "site").install("new", "new_driver:New", {"new_driver.py": source})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    (tmp_path / "x").write_bytes(bytes(MIB))
+    errors: list[TapError] = []
+
+    def attach() -> None:
+        with daemon.client() as other, pytest.raises(TapError) as found:
+            other.attach(f"new:{tmp_path / 'x'}", name="stuck", readonly=True)
+        errors.append(found.value)
+
+    with daemon_in(tmp_path) as daemon, daemon.start() as client:
+        waiting = threading.Thread(target=attach)
+        waiting.start()
+        row = until(lambda: [each for each in client.disks() if each["pid"]])[0]
+        assert row["state"] == "starting"
+        client.attach("ram:1M", name="a")
+        with pytest.raises(TapError, match="stuck: is starting"):
+            client.detach("stuck")
+        client.detach("stuck", force=True)
+        waiting.join(60)
+        assert [str(each) for each in errors] == ["stuck: was detached meanwhile"]
+        until(lambda: not runs(row["pid"]))
+        assert [each["name"] for each in client.disks()] == ["a"]

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
-from tapcore.daemon.disks import CLOSING, RESTARTING, SERVING, STARTING, Disk
+from tapcore.daemon.disks import RESTARTING, SERVING, STARTING, Disk
 from tapcore.daemon.facts import facts_of
 from tapcore.daemon.jsonrpc import Call, RpcError
 from tapcore.daemon.nursery import Nursery
@@ -229,10 +229,13 @@ class Daemon:
 
     def forget(self, disk: Disk) -> None:
         """It is attached no more."""
-        self.disks.pop(disk.name, None)
-        with suppress(OSError):
-            os.unlink(self.place.page(disk.name))
+        if self.disks.get(disk.name) is disk:
+            del self.disks[disk.name]
+            with suppress(OSError):
+                os.unlink(self.place.page(disk.name))
         disk.turn_away()
+        if disk.process is None:
+            self.processes.forget_log(disk.name)
         self._let_go(disk)
 
     def _let_go(self, disk: Disk) -> None:
@@ -240,9 +243,12 @@ class Daemon:
         process, disk.process = disk.process, None
         if process is not None:
             process.disks.discard(disk.name)
-            if not process.disks:
-                process.ending = True
-                process.signal(signal.SIGTERM)
+            self._end_if_unused(process)
+
+    def _end_if_unused(self, process: Process) -> None:
+        if not process.disks:
+            process.ending = True
+            process.signal(signal.SIGTERM)
 
     def start(self, disk: Disk) -> Later:
         """Let a process serve it; gives the disk."""
@@ -267,6 +273,8 @@ class Daemon:
                 later.fail(error or IOFailedError("no process"))
             elif self.disks.get(disk.name) is not disk:
                 later.fail(UsageError("was detached meanwhile", image=disk.name))
+                # another disk may be about to use it
+                self.timer.put(0.0, lambda: self._end_if_unused(process))
             else:
                 self._open(disk, process, later)
 
@@ -281,6 +289,8 @@ class Daemon:
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:
                 self._move(disk, process, error.image, later)
+            elif self.disks.get(disk.name) is not disk:
+                self._opened_in_vain(disk, process, later)
             elif error is not None:
                 later.fail(self._why(process, error))
             else:
@@ -289,11 +299,16 @@ class Daemon:
 
         process.remote.call("open", params, descriptors=disk.sockets).then(opened)
 
+    def _opened_in_vain(self, disk: Disk, process: Process, later: Later) -> None:
+        """It was detached meanwhile; other disks may go on in the process."""
+        if process.disks and process.name in self.processes.all:
+            process.remote.call("close", {"name": disk.name, "force": True})
+        later.fail(UsageError("was detached meanwhile", image=disk.name))
+
     def _move(self, disk: Disk, process: Process, handle: str, later: Later) -> None:
         """Its driver has one process for all its disks."""
         process.disks.discard(disk.name)
-        process.ending = True
-        process.signal(signal.SIGTERM)
+        self._end_if_unused(process)
         self._start(disk, f"@{handle}", later)
 
     def _why(self, process: Process, error: BaseException) -> BaseException:
@@ -329,61 +344,3 @@ class Daemon:
             for line in end.lines:
                 log.error("%s: its log: %s", process.name, line)
         self._end_if_over()
-
-    # ---- detach -----------------------------------------------------------------------------
-
-    def detach(self, disk: Disk, *, force: bool) -> Later:
-        """Answer what is in flight, flush, close, and forget a disk.
-
-        Raises:
-            UsageError: it is just being started or closed.
-        """
-        if disk.state in (STARTING, CLOSING):
-            raise UsageError(f"is {disk.state}", image=disk.name, errno=errno.EBUSY)
-        later = Later()
-        process = disk.process
-        if process is None or disk.state != SERVING:
-            self.forget(disk)
-            self.remember()
-            later.answer(None)
-            return later
-        disk.state = CLOSING
-
-        def closed(result: Any, error: BaseException | None) -> None:
-            late = isinstance(error, IOFailedError) and error.errno == errno.ETIMEDOUT
-            if late and force and not process.shared:
-                process.signal(signal.SIGKILL)
-            elif late or (isinstance(error, RpcError) and error.errno == errno.EBUSY):
-                disk.state = SERVING
-                later.fail(error or IOFailedError("is not closed"))
-                return
-            self._detached(disk, process, later, error)
-
-        params = {"name": disk.name, "force": force}
-        process.remote.call("close", params, seconds=STOP_SECONDS).then(closed)
-        return later
-
-    def _detached(
-        self, disk: Disk, process: Process, later: Later, error: BaseException | None
-    ) -> None:
-        self.forget(disk)
-        try:
-            self.remember()
-        except OSError as exc:
-            error = error or exc
-
-        def tell(result: Any = None, ignored: BaseException | None = None) -> None:
-            if error is None:
-                later.answer(None)
-            else:
-                later.fail(self._why_not_closed(error))
-
-        if process.ending and process.name in self.processes.all:
-            process.gone.then(tell)  # only then is its name free again
-        else:
-            tell()
-
-    def _why_not_closed(self, error: BaseException) -> BaseException:
-        if isinstance(error, RpcError | IOFailedError):
-            return error
-        return IOFailedError("its process died before it had closed the image")

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon import detaching
 from tapcore.daemon.changes import change, forward
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
@@ -54,7 +55,7 @@ def _free_name(daemon: Daemon, image: str) -> str:
 
 def detach(daemon: Daemon, *, name: str, force: bool = False) -> Later:
     """Answer what is in flight, flush and close a disk; with clients only where that is forced."""
-    return daemon.detach(daemon.disk(name), force=force)
+    return detaching.detach(daemon, daemon.disk(name), force=force)
 
 
 def list_disks(daemon: Daemon, *, name: str | None = None) -> Later:

@@ -48,6 +48,7 @@ class _Order:
     name: str
     descriptors: tuple[int, ...]
     later: Later
+    born: Born | None = None
 
 
 @attrs.define(eq=False)
@@ -191,11 +192,18 @@ class Nursery:
         if message["event"] == "ready":
             self._is_ready(parent, message["drivers"])
             return
-        order = parent.orders.pop(message["number"])
         if message["event"] == "born":
-            order.later.answer(Born(message["pid"], descriptors[0]))
+            parent.orders[message["number"]].born = Born(message["pid"], descriptors[0])
+            return
+        order = parent.orders.pop(message["number"], None)
+        if order is None:
+            return
+        if order.born is not None:  # and adopted: its end will be heard of
+            order.later.answer(order.born)
         else:
-            _settle(order, error=IOFailedError(f"no process can be started: {message['error']}"))
+            _settle(
+                order, error=IOFailedError(f"no process can be started: {message.get('error')}")
+            )
 
     def _is_ready(self, parent: _Parent, drivers: list[dict[str, Any]]) -> None:
         if parent is not self._coming:  # another was started since
@@ -261,6 +269,8 @@ class Nursery:
 
 
 def _settle(order: _Order, *, error: BaseException) -> None:
+    if order.born is not None:
+        os.close(order.born.pidfd)
     for descriptor in order.descriptors:
         os.close(descriptor)
     order.later.fail(error)

@@ -34,7 +34,7 @@ class Process:
         name: of its files in the run directory: that of its disk, or `@HANDLE` where disks share
             it.
         pid: its number.
-        pidfd: readable at its end.
+        pidfd: readable at its end; -1: it is looked after no more.
         remote: its control socket.
         listener: where that listens: it outlives the process.
         disks: names of those that it has.
@@ -58,8 +58,9 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing where it has ended."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
 
 @attrs.frozen
@@ -173,8 +174,7 @@ class Processes:
                 os.unlink(self._place.page(name))
         self._died(process, end)
         if process.ending:
-            with suppress(OSError):
-                os.unlink(self._place.process_log(process.name))
+            self.forget_log(process.name)
         process.gone.answer(None)
 
     def forget(self, process: Process) -> None:
@@ -183,8 +183,15 @@ class Processes:
             del self.all[process.name]
         self._loop.remove(process.pidfd)
         os.close(process.pidfd)
+        process.pidfd = -1  # another may get the number
         os.close(process.listener)
         process.remote.close()
+
+    def forget_log(self, name: str) -> None:
+        """Nobody will ask for what a process has told, if none of that name runs."""
+        if name not in self.all:
+            with suppress(OSError):
+                os.unlink(self._place.process_log(name))
 
     def last_lines(self, name: str) -> tuple[str, ...]:
         """Of a process's log."""

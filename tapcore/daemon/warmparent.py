@@ -113,6 +113,7 @@ def _obey(sock: socket.socket, order: dict[str, Any], descriptors: list[int]) ->
         if not middle:
             _fork_again(sock, order, descriptors)
         os.waitpid(middle, 0)
+        _send(sock, {"event": "adopted", "number": number})
     for descriptor in descriptors:
         os.close(descriptor)
 
