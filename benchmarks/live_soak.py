@@ -31,6 +31,7 @@ MIB = 1 << 20
 TAPDISK = Path(sys.executable).parent / "tapdisk"
 
 CHECKED_BY_QEMU = {"qcow2", "vmdk", "vhdx", "vdi"}
+NOTHING_TO_CHECK = {"qcow"}
 ALONE_IN_QEMU = {"vdi", "vhdx"}
 """It opens no differencing images of these."""
 
@@ -180,7 +181,8 @@ def check_image(image: str, handle: str, *, child: bool = False, in_use: bool = 
         child: it has a parent.
         in_use: which somebody has open.
     """
-    run(str(TAPDISK), "check", "-q", image)
+    if handle not in NOTHING_TO_CHECK:
+        run(str(TAPDISK), "check", "-q", image)
     if handle in CHECKED_BY_QEMU and not (child and handle in ALONE_IN_QEMU):
         shared = ["-U"] if in_use else []
         run("qemu-img", "check", "-q", *shared, "-f", handle, path_of(image))
@@ -236,6 +238,7 @@ def soak(arguments: argparse.Namespace) -> None:
                     print(f"{number}: {kind}, {state.depth} images", file=sys.stderr)
         except (SoakError, tapcore.TapError) as exc:
             problem = f"change {number}: {exc}"
+            load.kill()  # its requests may wait for ever now
         finally:
             took = time.monotonic() - begun
             problem += end_load(load)
