@@ -110,6 +110,7 @@ def test_without_confinement_they_reach_what_their_user_does(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_disk_processes_go_on_as_another_user(tmp_path: Path, image: Path) -> None:
     with daemon_in(tmp_path) as daemon, daemon.start("--user", "nobody") as client:
+        assert client.attach("ram:1M", name="a")["pid"] == client.attach("ram:1M", name="b")["pid"]
         disk = client.attach(image)
         with Client(disk["uri"]) as guest:
             guest.write(0, b"nobody's" * 64)

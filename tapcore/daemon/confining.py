@@ -23,11 +23,13 @@ class Confining:
         user: name of who they go on as; empty: who they are.
         images: directories in which images lie, for processes that several disks share; none: they
             lie anywhere.
+        pages: directory in which counters of disks lie, for such a process; empty: there are none.
     """
 
     wanted: bool = True
     user: str = ""
     images: tuple[str, ...] = ()
+    pages: str = ""
 
     def as_params(self) -> dict[str, Any]:
         """For the verb that opens a disk."""
@@ -51,7 +53,8 @@ class Confining:
         user = User.named(self.user) if self.user else None
         home = [disk.home] if disk.home else []
         if shared:
-            within = [*self.images, *home] if self.images else _EVERYTHING
+            pages = [self.pages] if self.pages else []
+            within = [*self.images, *home, *pages] if self.images else _EVERYTHING
             confine(Confinement(writable=within, user=user))
         elif spec.fixed or spec.read_only:
             confine(Confinement(user=user))

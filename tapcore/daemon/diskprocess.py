@@ -109,6 +109,7 @@ class DiskProcess:
         self._control = ControlSocket(
             self.loop, self.timer, listener, self._dispatch, takes_descriptors=True
         )
+        self._is_other = False  # than who may make files where the daemon looks for them
         self._stopping = self._shared = self.failed = self._confined = False
         self._signals: HeardSignals | None = None
         self.timer.put(UNUSED_SECONDS, self._end_if_unused)
@@ -196,7 +197,7 @@ class DiskProcess:
         except BaseException:
             disk.server.stop()
             raise
-        self._confined = True
+        self._confined, self._is_other = True, bool(how.user)
 
     def opens_nothing(self, disk: ServedDisk) -> bool:
         """Whether this process can open no image any more: it has confined itself to its files."""
@@ -232,7 +233,7 @@ class DiskProcess:
             keys=access.keys,
             filters=spec.filters,
             loop=self.loop,
-            metrics=page or None,
+            metrics=("" if self._is_other else page) if page else None,
             ended=lambda errors: self._ended(spec.name, errors),
         )
         try:

@@ -39,7 +39,7 @@ def open_disk(
     """
     taken = process.take_descriptors(sockets)
     disk = process.open(spec.checked(), taken, shared=shared, page=page)
-    process.confine(disk, Confining(confined, user, images))
+    process.confine(disk, Confining(confined, user, images, os.path.dirname(page)))
     return disk_as_dict(disk)
 
 

@@ -71,8 +71,12 @@ class RunDirectory:
         return f"{self.path}/disks/{name}.log"
 
     def page(self, name: str) -> str:
-        """The counters of a disk: see `tapcore.metrics`."""
-        return f"{self.path}/disks/{name}.metrics"
+        """The counters of a disk: see `tapcore.metrics`.
+
+        They have a directory of their own, since a process of several disks makes some of them when
+        it is confined already.
+        """
+        return f"{self.path}/pages/{name}.metrics"
 
     def nbd_socket(self, name: str) -> str:
         """Where a disk is served that was attached without a place."""
@@ -85,8 +89,8 @@ class RunDirectory:
             UsageError: another daemon has it, or it is not safe.
         """
         try:
-            for folder in (self.path, f"{self.path}/disks", f"{self.path}/nbd"):
-                _make(folder)
+            for folder in ("", "/disks", "/nbd", "/pages"):
+                _make(f"{self.path}{folder}")
             lock = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             if isinstance(exc, UsageError):
