@@ -25,7 +25,7 @@ LAYERS = (
     {"clusters", "simple"},
     {"rawfile", "deflate", "luks", "sectorcipher", "opening"},
     {"views", "metrics"},
-    {"disk", "nbd", "ring"},
+    {"disk", "nbd", "ring", "monitor"},
     {"tools"},
     {"live"},
     {"daemon"},

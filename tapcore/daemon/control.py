@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from tapcore.daemon.recovery import Recovery
 from tapcore.daemon.rundir import RunDirectory
 from tapcore.daemon.state import StateFile
 from tapcore.errors import describe
+from tapcore.metrics.pages import PageSet
+from tapcore.monitor.webserver import WebServer
 from tapcore.process.heard import HeardSignals
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class ControlDaemon:
         without: drivers that are left out.
         confining: what disk processes give up; None: all but their images.
         control: a socket that listens already; None: one is made in the run directory.
+        metrics_port: of loopback, where browsers and Prometheus see what disks do; None: nowhere.
 
     Raises:
         TapError: the directory is in use, or of no use.
@@ -50,12 +54,14 @@ class ControlDaemon:
         without: Sequence[str] = (),
         confining: Confining | None = None,
         control: int | None = None,
+        metrics_port: int | None = None,
     ) -> None:
         place.take()
         _adopt_orphans()
         _allow_many_files()
         self._restore = restore
         self._control = control
+        self._metrics_port = metrics_port
         where = StateFile(state or place.state)
         self._daemon = Daemon(
             place,
@@ -85,6 +91,7 @@ class ControlDaemon:
         signals = HeardSignals(wishes)
         daemon.loop.add(signals.fileno(), lambda _: signals.heard())
         failed: list[BaseException] = []
+        web = None if self._metrics_port is None else self._show_metrics(self._metrics_port)
 
         def found() -> None:
             try:
@@ -96,6 +103,7 @@ class ControlDaemon:
                 daemon.stop(keep_disks=True)
 
         Recovery(daemon, restore=self._restore, done=found).begin()
+        daemon.before_end = web.close if web is not None else lambda: None
         try:
             daemon.run()
         finally:
@@ -103,6 +111,12 @@ class ControlDaemon:
         for exc in failed:
             raise exc
         return not daemon.failed
+
+    def _show_metrics(self, port: int) -> WebServer:
+        from tapcore.monitor.monitor import Monitor  # needs what is installed where it is wanted
+
+        pages = PageSet([os.path.dirname(self._daemon.place.page(""))])
+        return Monitor(lambda: [now for _, now in pages.look()]).listen(self._daemon.loop, port)
 
     def _tell(self, ready: Callable[[], None], failed: list[BaseException]) -> None:
         if self._daemon.stopping:

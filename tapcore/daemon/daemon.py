@@ -66,6 +66,7 @@ class Daemon:
         timer: of that loop.
         disks: by name.
         restarts: of those whose process died.
+        before_end: called before the loop is closed.
         failed: a disk could not be closed as it should.
     """
 
@@ -94,6 +95,7 @@ class Daemon:
         self._dispatch = dispatch
         self._control: ControlSocket | None = None
         self._file = SocketFile("")
+        self.before_end: Callable[[], object] = lambda: None
         self.stopping = self.failed = False
         self._kept = False
 
@@ -118,6 +120,7 @@ class Daemon:
     def run(self) -> None:
         """Until it is stopped."""
         self.loop.run()
+        self.before_end()
         self._file.remove()
         if self._control is not None:
             self._control.close()

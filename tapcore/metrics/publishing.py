@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import quote
 
+from tapcore.engine.loop import Loop
 from tapcore.errors import TapError, describe
 from tapcore.metrics.meter import Batch, Meter
 from tapcore.metrics.page import Page
@@ -21,6 +23,16 @@ PUBLISH_SECONDS: Final = 0.1
 SUFFIX: Final = ".metrics"
 
 
+class Beside(Protocol):
+    """Something that lives in the loop, and shows the pages to others."""
+
+    def close(self) -> None:
+        """It does not any more."""
+
+
+Begun: TypeAlias = Callable[["Metrics", Loop], Beside]
+
+
 class Metrics:
     """Counts what the disks of one loop do, and shows it.
 
@@ -28,13 +40,17 @@ class Metrics:
         place: a directory, in which each disk gets a page with its name; another path: of the page
             of the only disk; empty: pages have no names, and are for this process.
 
+        begun: called with the loop when it is there; what it gives is closed with the pages.
+
     Attributes:
         batch: of the loop.
         pages: of the disks.
     """
 
-    def __init__(self, place: str = "") -> None:
+    def __init__(self, place: str = "", begun: Begun | None = None) -> None:
         self._place = place
+        self._begun = begun
+        self._beside: Beside | None = None
         self.batch = Batch()
         self.pages: list[Page] = []
 
@@ -64,6 +80,11 @@ class Metrics:
             return self._place
         return os.path.join(self._place, page_name(name))
 
+    def begin(self, loop: Loop) -> None:
+        """The disks are served in a loop from now on."""
+        if self._begun is not None:
+            self._beside = self._begun(self, loop)
+
     def publish_if_due(self) -> None:
         """Show what was counted, if there is something, and it is time."""
         if self.batch.armed and monotonic() >= self.batch.due:
@@ -90,6 +111,9 @@ class Metrics:
 
     def close(self) -> None:
         """Show the last state, which stays."""
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
         self.publish()
         for page in self.pages:
             page.close()

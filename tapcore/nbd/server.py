@@ -145,6 +145,8 @@ class NbdServer:
         exports.begin(self._loop)
         self._loop.timeouts += [*self._timeouts, self._next_deadline]
         self._loop.after_batch.append(self._after_batch)
+        if metrics is not None:
+            metrics.begin(self._loop)
 
     @property
     def exports(self) -> Exports:
@@ -392,8 +394,8 @@ class NbdServer:
         """Close everything; returns what went wrong."""
         errors = self._let_go().run(STOP_SECONDS)
         errors += self._exports.finish()
-        self._close_loop()
         self._close_metrics()
+        self._close_loop()
         self._forget_signals()
         return errors
 

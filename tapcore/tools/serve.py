@@ -20,6 +20,7 @@ from tapcore.interface.options import CacheMode
 from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.metrics.publishing import Metrics
+from tapcore.monitor.webserver import WebServer
 from tapcore.nbd.budget import BUDGET
 from tapcore.nbd.constants import MAX_STRING
 from tapcore.nbd.exports import Export, Exports
@@ -83,7 +84,8 @@ def nbd_server(
         loop: of somebody else, who runs it; None: the server's own.
         ended: told when a server in somebody's loop has ended; see `NbdServer`.
         metrics: where requests are counted: a directory that gets a page for each export, or the
-            file of the only one's; None: they are not.
+            file of the only one's, or a port of loopback, where browsers and Prometheus see it;
+            None: they are not.
 
     Raises:
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
@@ -130,9 +132,19 @@ def nbd_server(
 
 
 def _metrics(place: str, names: Sequence[str]) -> Metrics:
+    if place.isdecimal():
+        return Metrics(begun=partial(_on_port, int(place)))
     if len(names) > 1 and not os.path.isdir(place):
         raise UsageError(f"there are {len(names)} exports, and '{place}' is not a directory")
     return Metrics(place)
+
+
+def _on_port(port: int, metrics: Metrics, loop: Loop) -> WebServer:
+    from tapcore.monitor.monitor import Monitor  # needs what is installed only where it is wanted
+
+    if port > 65535:
+        raise UsageError(f"'{port}' is not a port")
+    return Monitor(metrics.snapshots).listen(loop, port)
 
 
 @attrs.frozen

@@ -58,6 +58,13 @@ log = logging.getLogger(__name__)
     help="Images lie here: a process that several disks share (VMDK, ram:) reaches no files "
     "elsewhere. Repeatable.  [default: anywhere]",
 )
+@click.option(
+    "--metrics",
+    "metrics_port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Show what disks do on this port of loopback: / for a browser, /metrics for Prometheus.",
+)
 @click.option("--stop", is_flag=True, help="End the daemon that runs, and wait until it has ended.")
 @click.option("--keep-disks", is_flag=True, help="With --stop: disks go on without the daemon.")
 @click.pass_context
@@ -71,6 +78,7 @@ def command(
     no_confinement: bool,
     user: str,
     images: tuple[str, ...],
+    metrics_port: int | None,
     stop: bool,
     keep_disks: bool,
 ) -> int:
@@ -96,6 +104,7 @@ def command(
     ready = in_background() if fork else None
     daemon = ControlDaemon(
         place,
+        metrics_port=metrics_port,
         state=state,
         restore=restore,
         level=ctx.find_root().meta.get("tapcore.log_level", "warning"),

@@ -173,9 +173,10 @@ LEAST_MEMORY = 64 << 20
 )
 @click.option(
     "--metrics",
-    metavar="FILE|DIR",
+    metavar="FILE|DIR|PORT",
     shell_complete=completes("file"),
-    help="Count requests, and show that in this file, or in one for each export in a directory.",
+    help="Count requests, and show that in this file, in one for each export in a directory, or "
+    "on a port of loopback: / for a browser, /metrics for Prometheus.",
 )
 @filter_option
 @cache_option
