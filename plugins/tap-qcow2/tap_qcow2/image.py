@@ -26,7 +26,7 @@ from tapcore import (
     ImageOpenError,
     TapError,
 )
-from tapcore.clusters import ASK, NOWHERE, WritableClusters
+from tapcore.clusters import ASK, NOWHERE, WritableClusters, rising_until
 
 if TYPE_CHECKING:
     from tap_qcow2.bitmaps.tracker import BitmapTracker
@@ -158,13 +158,19 @@ class Image(DiskMap):
             return ASK
         table = self.young.get(sector >> self.table_shift)
         skip = sector & self.sector_mask
-        if table is None or not self.fast_write or skip + nb_sectors > self.sector_mask + 1:
+        if table is None or not self.fast_write:
             return super().place_to_write(sector, nb_sectors)
-        entry = table.entries[(sector >> self.cluster_shift) & self.entry_mask]
+        at = (sector >> self.cluster_shift) & self.entry_mask
+        entry = table.entries[at]
         host = entry & self.offset_mask
-        if table.checked and host and entry & self.kind_mask == self.single:
-            return host + (skip << SECTOR_SHIFT)
-        return ASK
+        if not table.checked or not host or entry & self.kind_mask != self.single:
+            return ASK
+        if skip + nb_sectors > self.sector_mask + 1:  # in several clusters, side by side
+            stop = at + ((skip + nb_sectors - 1) >> self.cluster_shift) + 1
+            step = (self.sector_mask + 1) << SECTOR_SHIFT
+            if stop > self.entry_mask + 1 or rising_until(table.entries, at, stop, step) < stop:
+                return ASK
+        return host + (skip << SECTOR_SHIFT)
 
     # ---- what they depend on ----------------------------------------------------------------
 

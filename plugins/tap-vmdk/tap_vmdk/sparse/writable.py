@@ -18,7 +18,7 @@ from tap_vmdk.sparse.graintable import Directory, GrainTable
 from tap_vmdk.sparse.header import UNCLEAN_OFFSET, SparseHeader
 from tap_vmdk.sparse.layout import Layout, round_up
 from tapcore import DiskDriver, ImageFile, ImageFormatError, clusters
-from tapcore.clusters import Picture, Place, Run
+from tapcore.clusters import Picture, Place, Run, rising_until
 
 _MOST_HEAD: Final = 1 << 30
 """Bytes past the file's end that are believed to be kept free for metadata."""
@@ -72,13 +72,18 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         """As `place`, of grains that there are."""
         table = self._young.get(sector >> self.table_shift)
         skip = sector & self.grain_mask
-        if table is not None and table.whole:
-            if skip + nb_sectors > self.grain_mask + 1:
-                return super().place_to_write(sector, nb_sectors)
-            place = table.entries[(sector >> self.grain_shift) & self.entry_mask]
-            if place > ZERO:
-                return (place + skip) << 9
-        return clusters.ASK
+        if table is None or not table.whole:
+            return clusters.ASK
+        at = (sector >> self.grain_shift) & self.entry_mask
+        place = table.entries[at]
+        if place <= ZERO:
+            return clusters.ASK
+        if skip + nb_sectors > self.grain_mask + 1:  # in several grains, side by side
+            stop = at + ((skip + nb_sectors - 1) >> self.grain_shift) + 1
+            step = self.grain_mask + 1
+            if stop > self.entry_mask + 1 or rising_until(table.entries, at, stop, step) < stop:
+                return clusters.ASK
+        return (place + skip) << 9
 
     def run_to_write(self, sector: int, stop: int) -> Run | None:
         """Nothing is written over metadata, whatever an entry says."""
