@@ -125,7 +125,7 @@ def test_a_bitmap_by_options_of_its_action(images: Path) -> None:
         ("serve --aio=native d.qcow2", "--cache none"),
         ("serve -v d.qcow2", "--log-level"),
         ("serve --tls-creds tls0 d.qcow2", "--tls-certificates"),
-        ("dd if=d.raw of=new.raw", "no such command 'dd'"),
+        ("dd if=d.raw of=new.raw", "no such command 'dd': tapdisk convert"),
     ],
 )
 def test_or_one_line_says_the_way(line: str, way: str, images: Path) -> None:

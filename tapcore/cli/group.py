@@ -59,6 +59,10 @@ COMMANDS: Final[Mapping[str, str]] = {
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
 
 
+_ELSEWHERE: Final = {"dd": ": tapdisk convert copies a whole disk"}
+"""Commands of qemu-img that are none here, and what is instead."""
+
+
 def _module_of(command: str) -> str:
     return command.replace("-", "")
 
@@ -104,7 +108,7 @@ class LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
+            hint = f", did you mean '{near[0]}'?" if near else _ELSEWHERE.get(args[0], "")
             ctx.fail(f"no such command '{args[0]}'{hint}")
         return super().resolve_command(ctx, args)
 

@@ -147,6 +147,7 @@ def begun_list(words: Sequence[str], columns: int) -> str:
 
 
 def can_show(text: str) -> bool:
+    """Whether standard output has these characters."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

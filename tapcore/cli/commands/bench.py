@@ -17,7 +17,7 @@ from tapcore.cli.options import (
     quiet_option,
     tap_command,
 )
-from tapcore.cli.output import print_json, print_pairs
+from tapcore.cli.output import can_show, print_json, print_pairs
 from tapcore.cli.progress import Style, progress
 from tapcore.errors import UsageError
 from tapcore.interface.access import Access
@@ -123,12 +123,19 @@ def _print(result: BenchResult) -> None:
                 "latency",
                 f"mean {_time(result.mean)}, {percentiles}, max {_time(result.longest)}",
             ),
-            ("CPU", f"{result.cpu_seconds * 1e6 / max(result.requests, 1):.1f} µs a request"),
+            (
+                "CPU",
+                f"{result.cpu_seconds * 1e6 / max(result.requests, 1):.1f} {_unit()} a request",
+            ),
         ]
     )
 
 
 def _time(microseconds: float) -> str:
     if microseconds < 1000:
-        return f"{microseconds:.1f} µs"
+        return f"{microseconds:.1f} {_unit()}"
     return f"{microseconds / 1000:.2f} ms"
+
+
+def _unit() -> str:
+    return "µs" if can_show("µ") else "us"
