@@ -6,6 +6,7 @@ that nobody would have to wait. Whatever is not goes through the engine, which d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -50,6 +51,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_chain",
         "_child",
         "_first",
         "_images",
@@ -71,6 +73,7 @@ class Lane:
     def __init__(self, order: WriteOrder) -> None:
         self._order = order
         self._images: list[_Image] = []
+        self._chain: list[tuple[Places, Callable[[int, int], int], int]] = []  # the same
         self._whole = self._plain = self.plain_reads = False
         self._child: Places | None = None
         self._size = self._mask = self._sector_mask = 0
@@ -103,6 +106,7 @@ class Lane:
             if places is None:
                 break
             self._images.append(_Image(places, image.size))
+        self._chain = [(each.places, each.places.place, each.sectors) for each in self._images]
         self._whole = len(self._images) == len(list(dd.chain()))
         self._child = self._images[0].places if self._images and not dd.read_only else None
         self._first, self._stop = writable
@@ -171,11 +175,10 @@ class Lane:
         """
         if (sector | nb_sectors) & self._sector_mask:
             return False
-        for image in self._images:
-            if sector + nb_sectors > image.sectors:
+        for places, place, sectors in self._chain:
+            if sector + nb_sectors > sectors:
                 return False
-            places = image.places
-            where = places.place(sector, nb_sectors)
+            where = place(sector, nb_sectors)
             if where >= 0:
                 return places.data.read_now(where, buf) == 0
             if where != NOWHERE:

@@ -14,6 +14,7 @@ import functools
 import os
 import platform
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 _IOCB: Final = struct.Struct("<QIIHhIQQqQII")  # struct iocb of linux/aio_abi.h
@@ -28,6 +29,9 @@ _DEPTH: Final = 64
 class Notifier:
     """Tells of something through eventfds of others.
 
+    Attributes:
+        unseen: operations since `forget`, of which there is room for so many.
+
     Raises:
         OSError: the kernel has no asynchronous I/O, or none left (fs.aio-max-nr).
     """
@@ -41,23 +45,17 @@ class Notifier:
         except BaseException:
             os.close(self._memory)
             raise
-        self._unseen = 0
+        self.unseen = 0
 
     def bell(self, eventfd: int) -> Bell:
         """A way to tell through one eventfd, which stays the caller's."""
-        return Bell(self, self._calls.operation(self._memory, eventfd))
+        operation = self._calls.operation(self._memory, eventfd)
+        return Bell(self, self._calls.submitting(self._context, operation))
 
-    def submit(self, operation: Any) -> None:
-        """Have the kernel add 1 to an eventfd.
-
-        Raises:
-            OSError: EINVAL where it is none.
-        """
-        if self._unseen == _DEPTH:
-            self._calls.reap(self._context)
-            self._unseen = 0
-        self._unseen += 1
-        self._calls.submit(self._context, operation)
+    def forget(self) -> None:
+        """What is finished."""
+        self._calls.reap(self._context)
+        self.unseen = 0
 
     def close(self) -> None:
         """Release it; its bells do not ring any more."""
@@ -68,11 +66,11 @@ class Notifier:
 class Bell:
     """One eventfd. Call it to tell."""
 
-    __slots__ = ("_notifier", "_operation")
+    __slots__ = ("_notifier", "_submit")
 
-    def __init__(self, notifier: Notifier, operation: Any) -> None:
+    def __init__(self, notifier: Notifier, submit: Callable[[], int]) -> None:
         self._notifier = notifier
-        self._operation = operation
+        self._submit = submit
 
     def __call__(self) -> None:
         """Add 1, or nothing where the counter is full.
@@ -80,7 +78,12 @@ class Bell:
         Raises:
             OSError: EINVAL where it is not an eventfd.
         """
-        self._notifier.submit(self._operation)
+        notifier = self._notifier
+        if notifier.unseen == _DEPTH:
+            notifier.forget()
+        notifier.unseen += 1
+        if self._submit() < 0:
+            raise _calls().failure()
 
 
 class _Calls:
@@ -104,7 +107,8 @@ class _Calls:
         """io_setup(2); returns the context."""
         ctypes = self._ctypes
         context = ctypes.c_ulong(0)
-        self._checked(self._syscall(self._setup, ctypes.c_long(depth), ctypes.byref(context)))
+        if self._syscall(self._setup, ctypes.c_long(depth), ctypes.byref(context)) < 0:
+            raise self.failure()
         return context
 
     def destroy(self, context: Any) -> None:
@@ -121,18 +125,18 @@ class _Calls:
         listed.block = block  # lives as long
         return listed
 
-    def submit(self, context: Any, operation: Any) -> None:
-        """io_submit(2) of one."""
-        self._checked(self._syscall(self._submit, context, self._one, operation))
+    def submitting(self, context: Any, operation: Any) -> Callable[[], int]:
+        """io_submit(2) of one, to be called; it gives a negative number where it fails."""
+        return functools.partial(self._syscall, self._submit, context, self._one, operation)
 
     def reap(self, context: Any) -> None:
         """io_getevents(2): forget all that is finished."""
         self._syscall(self._reap, context, self._none, self._all, self._events, None)
 
-    def _checked(self, result: int) -> None:
-        if result < 0:
-            code = self._ctypes.get_errno() or errno.EIO
-            raise OSError(code, os.strerror(code))
+    def failure(self) -> OSError:
+        """Of the last call."""
+        code = self._ctypes.get_errno() or errno.EIO
+        return OSError(code, os.strerror(code))
 
 
 @functools.cache

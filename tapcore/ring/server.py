@@ -77,6 +77,7 @@ class RingServer:
         self._read_only = read_only
         self._max_rings = max_rings
         self._dirty: set[Connection] = set()
+        self._greeting: set[Connection] = set()  # those in the handshake, and some past it
         self._deaf: Deadline | None = None
         self._stopped = self._closed = False
         listener.setblocking(False)
@@ -111,6 +112,7 @@ class RingServer:
     def left(self, connection: Connection) -> None:
         """See `Owner`."""
         self._dirty.discard(connection)
+        self._greeting.discard(connection)
         self.connections.remove(connection)
 
     # ---- events -----------------------------------------------------------------------------
@@ -129,24 +131,34 @@ class RingServer:
             log.warning("a front end was refused: there are %d already", self._max_rings)
             sock.close()
             return
-        self.connections.append(Connection(sock, self._loop, self, self._notifier))
+        connection = Connection(sock, self._loop, self, self._notifier)
+        self.connections.append(connection)
+        self._greeting.add(connection)
 
     def _after_batch(self) -> None:
         dirty, self._dirty = self._dirty, set()
         for connection in dirty:
             if connection.work():
                 self._dirty.add(connection)
-        for connection in [each for each in self.connections if each.deadline is not None]:
-            if connection.deadline is not None and connection.deadline.passed:
-                connection.drop("sent no ring in time")
+        if self._greeting:
+            self._drop_silent()
         if self._deaf is not None and self._deaf.passed and not self._stopped:
             self._deaf = None
             self._loop.modify(self._listener.fileno(), IN)
 
+    def _drop_silent(self) -> None:
+        """Whoever takes too long with the handshake."""
+        self._greeting = {each for each in self._greeting if each.deadline is not None}
+        for connection in list(self._greeting):
+            if connection.deadline is not None and connection.deadline.passed:
+                connection.drop("sent no ring in time")
+
     def _next_deadline(self) -> float | None:
         if self._dirty:
             return 0.0
-        deadlines = [each.deadline for each in self.connections] + [self._deaf]
+        if not self._greeting and self._deaf is None:
+            return None
+        deadlines = [each.deadline for each in self._greeting] + [self._deaf]
         return min((each.left for each in deadlines if each is not None), default=None)
 
     def _hold_changed(self) -> None:
