@@ -212,6 +212,7 @@ def end_logging() -> None:
     for old in root.handlers[:]:
         if getattr(old, "of_tapdisk", False):
             root.removeHandler(old)
+            old.close()
             logging.getLogger(_TRACEBACKS).setLevel(logging.NOTSET)  # of `--debug`
 
 

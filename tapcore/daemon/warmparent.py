@@ -22,6 +22,7 @@ from tapcore.daemon.warmup import warm_up
 from tapcore.errors import describe
 from tapcore.interface.registry import Registry, default_registry, set_default_registry
 from tapcore.interface.selection import Selection
+from tapcore.process.logs import LOG, log_handler
 from tapcore.process.naming import name_process
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,11 @@ def main(arguments: list[str]) -> None:
     name_process("tapdisk warm")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, handlers=[BoundedLog()])
+    handlers: list[logging.Handler] = [BoundedLog()]  # the daemon tells its last lines
+    if (place := os.environ.get(LOG, "stderr")) != "stderr":
+        handlers.append(log_handler(place))
+        handlers[-1].setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, handlers=handlers)
     set_default_registry(Registry(selection=Selection.of_environment(without)))
     _send(sock, {"event": "ready", "drivers": _load_all(), "pid": os.getpid()})
     gc.collect()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 
+from tapcore.cli.logplace import log_option, log_to
 from tapcore.cli.ofdaemon import daemon_client, run_dir_option
 from tapcore.cli.options import completes, tap_command
 from tapcore.daemon.confining import Confining
@@ -16,6 +17,7 @@ from tapcore.daemon.rundir import RunDirectory, default_run_directory
 from tapcore.process.activation import activated, tell_ready
 from tapcore.process.background import PidFile, in_background
 from tapcore.process.confinement import User
+from tapcore.process.logs import LOG
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ log = logging.getLogger(__name__)
     type=click.IntRange(0, 65535),
     help="Show what disks do on this port of loopback: / for a browser, /metrics for Prometheus.",
 )
+@log_option
 @click.option("--stop", is_flag=True, help="End the daemon that runs, and wait until it has ended.")
 @click.option("--keep-disks", is_flag=True, help="With --stop: disks go on without the daemon.")
 @click.pass_context
@@ -79,6 +82,7 @@ def command(
     user: str,
     images: tuple[str, ...],
     metrics_port: int | None,
+    log_place: str,
     stop: bool,
     keep_disks: bool,
 ) -> int:
@@ -99,6 +103,8 @@ def command(
         return 0
     if user:
         User.named(user)  # now, and not with each disk
+    log_to(log_place)
+    os.environ[LOG] = log_place  # for disk processes
     place = RunDirectory(run_dir or default_run_directory())
     control = _opened_socket()
     ready = in_background() if fork else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tapcore.cli.listening import LOCAL, listening_address
+from tapcore.cli.logplace import log_option, log_to
 from tapcore.cli.options import (
     Size,
     cache_option,
@@ -178,6 +179,7 @@ LEAST_MEMORY = 64 << 20
     help="Count requests, and show that in this file, in one for each export in a directory, or "
     "on a port of loopback: / for a browser, /metrics for Prometheus.",
 )
+@log_option
 @filter_option
 @cache_option
 @metadata_cache_option
@@ -209,6 +211,7 @@ def command(
     confine: bool,
     user: str | None,
     metrics: str | None,
+    log_place: str,
     filters: tuple[str, ...],
     cache: CacheMode,
     metadata_cache: int | None,
@@ -231,6 +234,7 @@ def command(
         raise click.UsageError("--ring is for a single IMAGE, and goes without --overlay")
     whose = None if user is None else _user(user)
     encryption = _tls(tls, tls_certificates, tls_verify_peer, subjects, tls_psk)
+    log_to(log_place)
     views = _overlay(overlay, overlay_dir, overlay_limit, keep, read_only=read_only)
     if exit_with_parent:
         end_with_parent()
