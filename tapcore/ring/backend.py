@@ -13,7 +13,15 @@ from tapcore.ring.flight import Flight
 from tapcore.ring.grants import Grants
 from tapcore.ring.requests import SHIFT, Limits, RefusedError, asked
 from tapcore.ring.shared import MASK
-from tapcore.ring.wire import PAGE, SECTORS_PER_PAGE, Op, Status
+from tapcore.ring.wire import (
+    PAGE,
+    READ_ONE,
+    SECTORS_PER_PAGE,
+    WHOLE_PAGE,
+    WRITE_ONE,
+    Op,
+    Status,
+)
 
 MAX_INDIRECT: Final = 256
 """Segments of an indirect request: 1 MiB, what blkback allows."""
@@ -27,8 +35,6 @@ ROUNDS: Final = 8
 AT_ONCE: Final = 16
 """Requests that are answered together: a front end with more of them under way works on these
 answers while the next ones are being made."""
-
-LAST_SECTOR: Final = SECTORS_PER_PAGE - 1
 
 OUT_OF_LANE: Final = 7
 """So many writes go to the engine behind one that was not in the lane."""
@@ -159,7 +165,7 @@ class BackEnd:
     def _carry_out(self, first: int, taken: bytes) -> None:
         """Requests of one page that lie in the lane are done here, at once; others elsewhere.
 
-        This is done for each request, so it calls as little as can be.
+        This is done for each request, so it calls, and compares, as little as can be.
         """
         ring, pages, lane = self.ring, self._pages, self.engine.lane
         pack, memory, places, mask = ring.for_answers
@@ -167,24 +173,33 @@ class BackEnd:
         read, written = lane.read, self._written
         entry = len(taken) // ((ring.req_cons - first) & MASK)
         at, index = 0, ring.rsp_prod_pvt
-        for op, number, id, sector, gref, start, last in ring.shared.protocol.one.iter_unpack(
-            taken
-        ):
-            if number == 1 and op < 2 and start <= last < SECTORS_PER_PAGE and not self._blocked:
-                page = pages.get(gref) or self._page(gref)
-                if page is not None:
-                    if start or last != LAST_SECTOR:
-                        page = page[start << SHIFT : (last + 1) << SHIFT]
-                    if written(sector, page) if op else read(sector, last - start + 1, page):
-                        pack(memory, places[index & mask], id, op, 0)
-                        index += 1
-                        at += entry
-                        continue
+        for kind, id, sector, gref, span in ring.shared.protocol.short.iter_unpack(taken):
+            if READ_ONE <= kind <= WRITE_ONE and not self._blocked:
+                page = pages.get(gref)
+                if page is None or span != WHOLE_PAGE:
+                    page = self._part(gref, span)
+                if page is not None and (
+                    read(sector, len(page) >> SHIFT, page)
+                    if kind == READ_ONE
+                    else written(sector, page)
+                ):
+                    pack(memory, places[index & mask], id, kind & 1, 0)
+                    index += 1
+                    at += entry
+                    continue
             ring.rsp_prod_pvt = index & MASK
             self._other((first + at // entry) & MASK, taken[at : at + entry])
             index = ring.rsp_prod_pvt
             at += entry
         ring.rsp_prod_pvt = index & MASK
+
+    def _part(self, gref: int, span: int) -> memoryview | None:
+        """What a segment is about; None where it is malformed, or not granted."""
+        start, last = span & 0xFF, span >> 8
+        page = self._pages.get(gref) or self._page(gref)
+        if page is None or not start <= last < SECTORS_PER_PAGE:
+            return None
+        return page[start << SHIFT : (last + 1) << SHIFT]
 
     def _page(self, gref: int) -> memoryview | None:
         """A page that is granted; remembered, since it stays so."""

@@ -53,6 +53,13 @@ indirect request."""
 
 SEGMENTS_PER_PAGE: Final = PAGE // SEGMENT.size
 
+READ_ONE: Final = 0x0100 | Op.READ
+WRITE_ONE: Final = 0x0100 | Op.WRITE
+"""Of `Protocol.short`: such an operation with one segment."""
+
+WHOLE_PAGE: Final = (SECTORS_PER_PAGE - 1) << 8
+"""Of `Protocol.short`: a segment that is all of its page."""
+
 INDICES: Final = Struct("<4I")
 """The start of a ring: the producers' indices, and at which each side wants to be told."""
 
@@ -70,6 +77,8 @@ class Protocol:
         head: of any request with segments: operation, their number, id, first sector of the disk.
         segments_at: where they follow.
         one: a whole entry, of whose segments the first is of interest: `head`, then `SEGMENT`.
+        short: the same with fewer numbers: operation and number of segments are one, and so are
+            first and last sector.
         indirect: operation, operation meant, number of segments, id, first sector, handle, and
             the grants of the pages that list the segments.
         discard: operation, flag, id, first sector, number of sectors.
@@ -81,6 +90,7 @@ class Protocol:
     head: Struct
     segments_at: int
     one: Struct
+    short: Struct
     indirect: Struct
     discard: Struct
     response: Struct
@@ -97,6 +107,7 @@ X86_64: Final = Protocol(
     head=Struct("<BB6xQQ"),
     segments_at=24,
     one=Struct("<BB6xQQIBB82x"),
+    short=Struct("<H6xQQIH82x"),
     indirect=Struct("<BBH4xQQH2x8I"),
     discard=Struct("<BB6xQQQ"),
     response=Struct("<QBxh4x"),
@@ -108,6 +119,7 @@ X86_32: Final = Protocol(
     head=Struct("<BB2xQQ"),
     segments_at=20,
     one=Struct("<BB2xQQIBB82x"),
+    short=Struct("<H2xQQIH82x"),
     indirect=Struct("<BBHQQH2x8I"),
     discard=Struct("<BB2xQQQ"),
     response=Struct("<QBxh"),
