@@ -46,11 +46,9 @@ def traced(handle: str, calls: Calls, environment: Mapping[str, str]) -> Calls:
     Raises:
         UsageError: the environment asks for something else than there is.
     """
-    words = {word.strip() for word in environment.get(TRACE, "").split(",")} - {""}
+    words = wanted(environment)
     if not words:
         return calls
-    if unknown := sorted(words - _WORDS):
-        raise UsageError(f"{TRACE}: '{unknown[0]}' is neither 'hooks' nor 'requests'")
     calls = without_bypass(calls, ())
     for hook in HOOKS:
         names = tuple(inspect.signature(getattr(Hooks, hook)).parameters)
@@ -61,7 +59,20 @@ def traced(handle: str, calls: Calls, environment: Mapping[str, str]) -> Calls:
     return calls
 
 
-def _say(text: str) -> None:
+def wanted(environment: Mapping[str, str]) -> set[str]:
+    """The words of `TRACE`.
+
+    Raises:
+        UsageError: one of them means nothing.
+    """
+    words = {word.strip() for word in environment.get(TRACE, "").split(",")} - {""}
+    if unknown := sorted(words - _WORDS):
+        raise UsageError(f"{TRACE}: '{unknown[0]}' is neither 'hooks' nor 'requests'")
+    return words
+
+
+def say(text: str) -> None:
+    """A line on standard error, with the seconds since this was imported."""
     with contextlib.suppress(OSError, ValueError):  # standard error may be closed
         sys.stderr.write(f"trace {monotonic() - _begun:.6f} {text}\n")
 
@@ -75,9 +86,9 @@ def _call(
         try:
             result = call(*args)
         except BaseException as exc:
-            _say(f"{handle} {hook}({said}) raised {describe(exc)}, {_since(start)}")
+            say(f"{handle} {hook}({said}) raised {describe(exc)}, {_since(start)}")
             raise
-        _say(f"{handle} {hook}({said}) = {_short(result)}, {_since(start)}")
+        say(f"{handle} {hook}({said}) = {_short(result)}, {_since(start)}")
         return result
 
     return hook_with_a_line
@@ -109,18 +120,18 @@ def _request(
         number, start = next(_numbers), perf_counter_ns()
         dd, *_ = args
         where = f" {args[1] * 512}+{args[2] * 512}" if "sector" in names else ""
-        _say(f"#{number} {op}{where} of {dd.name!r} by {handle}")
+        say(f"#{number} {op}{where} of {dd.name!r} by {handle}")
         cb = args[answered_by]
 
         def answered(dd: Any, res: int, sector: int, nb_sectors: int, id: int, prv: Any) -> int:
             part = f" {sector * 512}+{nb_sectors * 512}" if nb_sectors else ""
-            _say(f"#{number}{part} = {_result(res)}, {_since(start)}")
+            say(f"#{number}{part} = {_result(res)}, {_since(start)}")
             finished: int = cb(dd, res, sector, nb_sectors, id, prv)
             return finished
 
         result = call(*args[:answered_by], answered, *args[answered_by + 1 :])
         if isinstance(result, int) and result < 0:
-            _say(f"#{number} was refused: {_result(result)}")
+            say(f"#{number} was refused: {_result(result)}")
         return result
 
     return queue_with_lines

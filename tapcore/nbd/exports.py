@@ -23,6 +23,7 @@ from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.polled import PolledDisk
 from tapcore.nbd.replies import Replies
 from tapcore.nbd.status import Context, context_names, context_of
+from tapcore.nbd.tracing import trace_requests
 
 MAX_READ_EXTENTS: Final = 64
 """A read that is scattered more widely than this is answered as one run of data."""
@@ -49,6 +50,9 @@ class Export:
     senders: set[Replies] = attrs.field(factory=set)
     left: Callable[[], object] | None = None
     meter: Meter | None = None
+
+    def __attrs_post_init__(self) -> None:
+        trace_requests(self.engine, os.environ)
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
