@@ -12,6 +12,7 @@ import attrs
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
 from tapcore.daemon.facts import has_open
+from tapcore.daemon.jsonrpc import RpcError
 from tapcore.daemon.verbs import Later
 from tapcore.errors import UsageError
 
@@ -68,9 +69,11 @@ def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[st
             later.fail(error)
             return
         follow(daemon, disk, result)
-        if disk.process is not None:
-            disk.process.remote.call("noted", {"name": disk.name}).then(_ignore)
-        later.answer(result)
+        if disk.process is None:  # it died meanwhile, and comes back
+            later.answer(result)
+            return
+        served = disk.process.remote.call("noted", {"name": disk.name})
+        served.then(partial(_served, later, result))
 
     forward(daemon, verb, disk, {**params, "announced": True}).then(announced)
     return later
@@ -115,5 +118,8 @@ def _look_at_commit(daemon: Daemon, disk: Disk) -> None:
     asked.then(told)
 
 
-def _ignore(result: Any, error: BaseException | None) -> None:
-    """Who does not hear it goes on by himself."""
+def _served(later: Later, told: Any, result: Any, error: BaseException | None) -> None:
+    if isinstance(error, RpcError):  # else the process has died, and comes back
+        later.fail(error)
+    else:
+        later.answer(told)

@@ -35,12 +35,14 @@ class LiveDisk:
         live: what makes them.
         announced: who hears of a new image first; None: nobody does.
         noted: the new image's name is written down.
+        end: who waits for the end of a change that was announced.
     """
 
     disk: ServedDisk
     live: Live = attrs.field(init=False)
     announced: Later | None = None
     noted: bool = True
+    end: Later | None = None
 
     def __attrs_post_init__(self) -> None:
         self.live = Live(self.disk.server, renamed=self._renamed)
@@ -65,20 +67,32 @@ class LiveDisk:
     def do(self, begin: Callable[[Done], object], *, announce: bool = False) -> Later:
         """Begin a change; its end is the answer."""
         later = Later()
+        announce = announce and self.announced is None  # else it is refused
         if announce:
             self.announced = later
 
         def done(result: Any, error: TapError | None) -> None:
+            self._look()
+            waiting = [later]
             if announce:
                 self.announced = None
-            self._look()
-            if error is not None:
-                later.fail(error)
-            else:
-                later.answer(_told(result))
+                waiting += [self.end] if self.end is not None else []
+                self.end = None
+            for each in waiting:
+                if error is not None:
+                    each.fail(error)
+                else:
+                    each.answer(_told(result))
 
         begin(done)
         return later
+
+    def note(self) -> Later | None:
+        """The name is written down; gives the end of the change."""
+        self.noted = True
+        if self.announced is not None:
+            self.end = Later()
+        return self.end
 
     def _look(self) -> None:
         if self.disk.closing is None:
@@ -180,9 +194,9 @@ def resize_live(process: DiskProcess, *, name: str, size: str, shrink: bool = Fa
     return found.do(lambda done: found.live.resize(name, size, done, shrink=shrink))
 
 
-def noted(process: DiskProcess, *, name: str) -> None:
-    """The name of an image that was announced is written down."""
-    _live(process, name).noted = True
+def noted(process: DiskProcess, *, name: str) -> Later | None:
+    """The name of an image that was announced is written down; answers when it is served."""
+    return _live(process, name).note()
 
 
 def _absolute(image: str, directory: str, live: Live) -> str:
