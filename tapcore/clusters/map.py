@@ -217,6 +217,10 @@ class WritableMap(ClusterMap):
         """As `run`, before a change: what must not be written through is an error."""
         return self.run(sector, stop)
 
+    def run_to_clear(self, sector: int, stop: int) -> Run | None:
+        """As `run_to_write`, before `clear`; of what that leaves as it is, all at once."""
+        return self.run_to_write(sector, stop)
+
     def begin_writing(self) -> None:
         """Once, before the first change; may wait for the disk.
 

@@ -65,7 +65,7 @@ class Zeroing:
             return 0, self._busy.wait(claim, stop, partial(self._again, sector))
         disk = self._disk
         try:
-            run = self._map.run_to_write(sector, stop)
+            run = self._map.run_to_clear(sector, stop)
             if run is None:
                 until = disk.table_end(sector, stop)
                 disk.load(sector, until, self._again(sector, until), self._answer)

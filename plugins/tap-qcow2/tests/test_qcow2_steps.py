@@ -8,6 +8,7 @@ import pytest
 
 import tapcore
 from qcow2tools import MIB, create, qemu_img
+from tap_qcow2.data.diskmap import DiskMap
 from tap_qcow2.tables.l2tables import L2Table
 from tap_qcow2.tables.mapping import L2Map
 from tapcore.clusters import Run
@@ -88,3 +89,32 @@ def test_a_flag_that_changes_with_each_cluster_is_no_reason_to_look_at_all(
         looks = Looks(monkeypatch)
         disk.discard(0, length=disk.size)
         assert looks.clusters <= 1024 * CLUSTERS
+
+
+@pytest.mark.parametrize("way", ["zero", "discard"])
+@pytest.mark.parametrize("parent", [{}, {"parent": "parent.raw", "form": "raw"}], ids=len)
+def test_what_has_no_tables_is_passed_over_at_once(
+    parent: dict[str, Any], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables map 512 KiB each; but what a parent shows has to be hidden, table by table."""
+    size = 64 << 20 if parent else 64 << 30
+    (tmp_path / "parent.raw").write_bytes(b"p" * MIB)
+    image = create(tmp_path / "disk.qcow2", size, cluster_size=2048, **parent)
+    steps = 0
+    honest = DiskMap.run_to_clear
+
+    def counted(map: DiskMap, sector: int, stop: int) -> Run | None:
+        nonlocal steps
+        steps += 1
+        return honest(map, sector, stop)
+
+    monkeypatch.setattr(DiskMap, "run_to_clear", counted)
+    places = [0, size // 2 - 4096, size - 4096]
+    with tapcore.open(f"qcow2:{image}", readonly=False, parents=str(tmp_path)) as disk:
+        for place in places:
+            disk.pwrite(place, b"a" * 4096)
+        (disk.zero if way == "zero" else disk.discard)(0, length=size)
+        for place in (*places, 8192, MIB - 4096):
+            assert disk.pread(place, length=4096) == bytes(4096)
+    assert steps < 400
+    qemu_img("check", "-q", image)

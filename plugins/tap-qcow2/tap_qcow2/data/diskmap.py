@@ -33,6 +33,7 @@ from tapcore import (
 )
 from tapcore.clusters import (
     DATA,
+    HOLE,
     PACKED,
     DamagedTable,
     DeflatedClusters,
@@ -41,6 +42,7 @@ from tapcore.clusters import (
     Place,
     Run,
     WritableTableMap,
+    same_until,
 )
 
 if TYPE_CHECKING:
@@ -120,6 +122,16 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
             return self._extended_run_to_write(table, sector, stop)
         run = self.run_in(table, sector, stop)
         return run if run.where < 0 or run.kind == PACKED else self._flagged(table, run)
+
+    def run_to_clear(self, sector: int, stop: int) -> Run | None:
+        """As `run_to_write`; without a parent all that has no tables is one hole."""
+        index = sector >> self.table_shift
+        l1 = self.tables.l1
+        if self.dd.next is None and index < len(l1) and not l1[index]:
+            last = min(len(l1), ((stop - 1) >> self.table_shift) + 1)
+            end = same_until(l1, index, last) << self.table_shift
+            return Run(HOLE, sector, min(stop, end) - sector)
+        return self.run_to_write(sector, stop)
 
     def _check(self, table: L2Table) -> None:
         try:

@@ -64,6 +64,8 @@ def set_flags(
     """
     file, header, geometry = metadata.file, metadata.header, metadata.geometry
     for offset, content in bigendian.parts(file, header.l1_table_offset, header.l1_size):
+        if content.count(0) == len(content):  # most of the table, of a large disk with little on it
+            continue
         entries = bigendian.from_bytes(content)
         for index, entry in enumerate(entries):
             cluster = offset_of(entry) >> geometry.cluster_bits
