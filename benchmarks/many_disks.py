@@ -2,7 +2,8 @@
 
     python benchmarks/many_disks.py [--disks 100] [--idle 10]
 
-Prints the median and the largest of each. Of the machine's load only the times depend.
+Prints the median and the largest of each. Only the times depend on the machine's load, and on how
+long an fsync takes where the run directory lies: with TMPDIR=/dev/shm it is as in /run.
 """
 
 from __future__ import annotations
