@@ -73,7 +73,7 @@ def _import_everything() -> None:
 
     for module in pkgutil.walk_packages(tapcore.__path__, "tapcore."):
         if "testkit" not in module.name and not module.name.endswith("__main__"):
-            with contextlib.suppress(ImportError):  # what is optional
+            with contextlib.suppress(Exception):  # what is optional says so in its own way
                 importlib.import_module(module.name)
     for entry in entry_points(group="tapcore"):
         with contextlib.suppress(Exception):
