@@ -89,7 +89,7 @@ def test_what_a_command_does_is_said_in_sentences(name: str) -> None:
 
 def test_an_option_means_the_same_everywhere() -> None:
     """Or it says what it means there."""
-    own = {"--force", "--size", "--snapshot", "--parent", "--json", "--user"}
+    own = {"--force", "--size", "--snapshot", "--parent", "--json", "--user", "--metrics"}
     told: dict[str, set[str]] = {}
     for name in COMMANDS:
         for option in options_of(name):
