@@ -235,8 +235,8 @@ def test_the_commands_say_what_the_client_says(
     assert {*row} == FIELDS
     assert uri == row["uri"] + "\n"
     header, shown = tapdisk("list", *where, status=0)[0].splitlines()
-    assert header.split() == ["NAME", "STATE", "HANDLE", "PID", "CLIENTS", "URI"]
-    assert shown.split() == ["vm1", "serving", "ram", str(row["pid"]), "0", row["uri"]]
+    assert header.split() == ["NAME", "STATE", "HANDLE", "PID", "CLIENTS", "IMAGE", "URI"]
+    assert shown.split() == ["vm1", "serving", "ram", str(row["pid"]), "0", "1M", row["uri"]]
     assert json.loads(tapdisk("list", "--json", *where, status=0)[0]) == [row]
     (stats,) = json.loads(tapdisk("stats", "vm1", "--json", *where, status=0)[0])
     assert stats["name"] == "vm1"

@@ -24,7 +24,7 @@ from tapcore.daemon.nursery import Nursery
 from tapcore.daemon.processes import End, Process, Processes
 from tapcore.daemon.restarts import Restarts
 from tapcore.daemon.rundir import RunDirectory
-from tapcore.daemon.spec import DiskSpec
+from tapcore.daemon.spec import DiskSpec, NoSuchDiskError
 from tapcore.daemon.state import Remembered, StateFile
 from tapcore.daemon.verbs import Later
 from tapcore.engine.loop import Loop
@@ -39,12 +39,6 @@ STOP_SECONDS: Final = 45.0
 
 _HANDLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?=:)", re.ASCII)
 _ELSEWHERE: Final = "BelongsElsewhereError"
-
-
-class NoSuchDiskError(UsageError):
-    """No disk of this name is attached."""
-
-    default_errno = errno.ENOENT
 
 
 Dispatch = Callable[["Daemon", Call], Any]
@@ -196,7 +190,7 @@ class Daemon:
         """
         found = self.disks.get(name)
         if found is None:
-            raise NoSuchDiskError("no disk of this name is attached", image=name)
+            raise NoSuchDiskError.of(name)
         return found
 
     def attach(self, spec: DiskSpec) -> Later:

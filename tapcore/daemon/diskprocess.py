@@ -20,7 +20,7 @@ import attrs
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.jsonrpc import Call
-from tapcore.daemon.spec import DiskSpec
+from tapcore.daemon.spec import DiskSpec, NoSuchDiskError
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.engine.loop import Loop
 from tapcore.errors import IOFailedError, TapError, UsageError
@@ -71,12 +71,6 @@ class ServedDisk:
     def handle(self) -> str:
         """Of its driver."""
         return self.export.disk.image.drivertype
-
-
-class NoSuchDiskError(UsageError):
-    """No disk of this name is attached."""
-
-    default_errno = errno.ENOENT
 
 
 class BelongsElsewhereError(UsageError):
@@ -151,7 +145,7 @@ class DiskProcess:
         """
         found = self.disks.get(name)
         if found is None:
-            raise NoSuchDiskError("no disk of this name is attached", image=name)
+            raise NoSuchDiskError.of(name)
         return found
 
     def open(

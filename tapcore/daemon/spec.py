@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from typing import Any, Final
@@ -135,6 +136,17 @@ class DiskSpec:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in attrs.asdict(self).items()
         }
+
+
+class NoSuchDiskError(UsageError):
+    """No disk of this name is attached."""
+
+    default_errno = errno.ENOENT
+
+    @classmethod
+    def of(cls, name: str) -> NoSuchDiskError:
+        """For a name."""
+        return cls("no disk of this name is attached", image=name)
 
 
 def default_name(image: str) -> str:

@@ -22,7 +22,7 @@ def command(run_dir: str | None, as_json: bool) -> None:
     if not rows:
         print_line("no disk is attached")
         return
-    header = ("NAME", "STATE", "HANDLE", "PID", "CLIENTS", "URI")
+    header = ("NAME", "STATE", "HANDLE", "PID", "CLIENTS", "IMAGE", "URI")
     print_table(header, [_row(row) for row in rows])
     for row in rows:
         if row["reason"]:
@@ -30,5 +30,6 @@ def command(run_dir: str | None, as_json: bool) -> None:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    shown = (row[key] for key in ("name", "state", "handle", "pid", "clients", "uri"))
+    shown = [row[key] for key in ("name", "state", "handle", "pid", "clients", "image", "uri")]
+    shown[5] = shown[5].removeprefix(f"{row['handle']}:")
     return tuple("-" if each is None else str(each) for each in shown)
