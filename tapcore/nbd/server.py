@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Callable, Iterable
@@ -10,10 +9,8 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-import attrs
-
 from tapcore.engine import Engine
-from tapcore.engine.loop import IN, Deadline, Loop
+from tapcore.engine.loop import Deadline, Loop
 from tapcore.errors import TapError
 from tapcore.metrics.publishing import PUBLISH_SECONDS, Metrics
 from tapcore.metrics.reading import Snapshot
@@ -23,15 +20,9 @@ from tapcore.nbd.clients import Clients
 from tapcore.nbd.closing import GIVE_UP_SECONDS, Closing
 from tapcore.nbd.connection import Connection
 from tapcore.nbd.exports import Exports
-from tapcore.nbd.listening import (
-    Address,
-    SocketFile,
-    TcpAddress,
-    UnixAddress,
-    address_of,
-    listeners,
-)
+from tapcore.nbd.listening import Address
 from tapcore.nbd.polled import PolledDisk
+from tapcore.nbd.reception import Reception
 from tapcore.nbd.signals import ServerSignals
 from tapcore.nbd.startstls import StartsTls
 from tapcore.process.stopping import STOP_SIGNALS
@@ -40,11 +31,6 @@ from tapcore.process.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 256
-ACCEPT_AT_ONCE: Final = 64
-"""New clients in one batch, so that a flood of them leaves time for those that are there."""
-
-DEAF_SECONDS: Final = 1.0
-"""How long nobody is accepted after that failed (there are no descriptors left, say)."""
 
 ASK_AGAIN_SECONDS: Final = 0.02
 """When who is asked may be busy with something of which no event tells."""
@@ -111,33 +97,25 @@ class NbdServer:
         self._own_loop = loop is None
         self._loop = Loop() if loop is None else loop
         self._ended = ended
-        self._place = SocketFile("")
+        self._reception = Reception()
         self._signals: ServerSignals | None = None
         self._watchdog = Watchdog(self._busy_disks, STOP_SECONDS, GIVE_UP_SECONDS)
         self._encryption = encryption
         if signals:
             self.stop_on_signals(signals)
         try:
-            self._listeners = listeners(address)
-            self.addresses = [address_of(each) for each in self._listeners]
+            self._reception.listen(address)
         except BaseException:
             self._forget_signals()
             self._close_loop()
             raise
-        if isinstance(address, UnixAddress):
-            self.addresses = [address]
-            self._place = SocketFile(address.path)
-        elif isinstance(address, TcpAddress):  # by the name that was given
-            self.addresses = [attrs.evolve(address, port=self._listeners[0].getsockname()[1])]
-        self._max_connections = max_connections
+        self.addresses = self._reception.addresses
         self._idle_seconds = idle_seconds
         self._idle = None if idle_seconds is None else Deadline(idle_seconds)
         self._stopping: Deadline | None = None
         self.beside: list[Beside] = []
         self.may_close: list[Callable[[], bool]] = []
-        self._deaf: Deadline | None = None
-        for listener in self._listeners:
-            self._loop.add(listener.fileno(), partial(self._accept, listener))
+        self._reception.open(self._loop, self._clients, max_connections, self._welcome)
         self._disks += [PolledDisk(self._loop, engine) for engine in self._engines]
         self._timeouts = [partial(_timeout, engine) for engine in self._engines]
         for engine in self._engines:
@@ -196,7 +174,7 @@ class NbdServer:
     @property
     def socket_files(self) -> tuple[str, ...]:
         """Paths of the sockets that it removes at its end."""
-        own = [self._place.path] if self._place.path else []
+        own = [self._reception.place.path] if self._reception.place.path else []
         return (*own, *(path for each in self.beside for path in each.socket_files))
 
     def stop_when(self, fd: int) -> None:
@@ -210,7 +188,7 @@ class NbdServer:
 
     def _stop_soon(self) -> None:
         """In whatever thread a signal was found, while the loop may be held up by a disk."""
-        self._place.remove()
+        self._reception.place.remove()
         self._watchdog.start()
 
     def _busy_disks(self) -> str:
@@ -249,11 +227,8 @@ class NbdServer:
             return
         self._watchdog.end_has_begun()
         log.info("stopping: clients get the answers that they are owed")
-        self._stopping, self._deaf = Deadline(STOP_SECONDS), None
-        for listener in self._listeners:
-            self._loop.remove(listener.fileno())
-            listener.close()
-        self._place.remove()
+        self._stopping = Deadline(STOP_SECONDS)
+        self._reception.leave()
         for connection in list(self._clients.all):
             connection.finish()
         for each in self.beside:
@@ -261,51 +236,8 @@ class NbdServer:
 
     # ---- events -----------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, _: int) -> None:
-        accepted = 0
-        while accepted < ACCEPT_AT_ONCE:
-            try:
-                sock, _peer = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as exc:
-                if accepted:  # without a free descriptor it fails even if nobody waits
-                    return
-                if exc.errno in (errno.EMFILE, errno.ENFILE) and self._drop_an_idle_handshake():
-                    continue
-                log.warning("a client could not be accepted: %s", exc.strerror)
-                self._deaf = Deadline(DEAF_SECONDS)
-                self._hear(0)
-                return
-            accepted += 1
-            most = self._max_connections
-            if len(self._clients.all) >= most and not self._drop_an_idle_handshake():
-                log.warning("a client was refused: there are %d already", most)
-                sock.close()
-                continue
-            try:
-                Connection(
-                    sock, self._exports, self._loop, self._clients, encryption=self._encryption
-                )
-            except OSError as exc:
-                log.warning("a client could not be served: %s", exc.strerror)
-                sock.close()
-
-    def _drop_an_idle_handshake(self) -> bool:
-        """There is no room: the client that takes longest to choose an export has to go, if any."""
-        idle = [client for client in self._clients.deadlines if client.engine is None]
-        if idle:
-            min(idle, key=lambda client: client.deadline.left if client.deadline else 0.0).drop()
-        return bool(idle)
-
-    def _listen_again(self) -> None:
-        if self._deaf is not None and self._deaf.passed:
-            self._deaf = None
-            self._hear(IN)
-
-    def _hear(self, events: int) -> None:
-        for listener in self._listeners:
-            self._loop.modify(listener.fileno(), events)
+    def _welcome(self, sock: socket.socket) -> None:
+        Connection(sock, self._exports, self._loop, self._clients, encryption=self._encryption)
 
     def _check_idle(self, seconds: float) -> None:
         """Stop where nobody was there for so long."""
@@ -346,8 +278,8 @@ class NbdServer:
         if self._idle_seconds is not None and self._stopping is None:
             self._check_idle(self._idle_seconds)
         if self._stopping is None:
-            if self._deaf is not None:
-                self._listen_again()
+            if self._reception.deaf is not None:
+                self._reception.listen_again()
         elif self._stopping.passed or not self._busy:
             self._end_if_allowed()
 
@@ -361,7 +293,8 @@ class NbdServer:
             self._loop.stop() if self._own_loop else self._leave()
 
     def _next_deadline(self) -> float | None:
-        clients, stopping, deaf, idle = self._clients, self._stopping, self._deaf, self._idle
+        clients, stopping, idle = self._clients, self._stopping, self._idle
+        deaf = self._reception.deaf
         if clients.unfinished:
             return 0.0
         unseen = self._batch is not None and self._batch.armed
@@ -385,9 +318,7 @@ class NbdServer:
         loop = self._loop
         loop.timeouts = [each for each in loop.timeouts if each != self._next_deadline]
         loop.after_batch = [each for each in loop.after_batch if each != self._after_batch]
-        for listener in self._listeners:
-            listener.close()
-        self._place.remove()
+        self._reception.close()
         return Closing(loop, self._disks, self._exports.views())
 
     def _release(self) -> list[TapError]:
