@@ -52,7 +52,8 @@ class Export:
     meter: Meter | None = None
 
     def __attrs_post_init__(self) -> None:
-        trace_requests(self.engine, os.environ)
+        if trace_requests(self.engine, os.environ):
+            self.file_spans = False  # what is sent straight from files passes no station
 
     @classmethod
     def of(cls, disk: TdState, name: str) -> Export:
@@ -229,6 +230,11 @@ class Exports:
 
     def turn(self) -> None:
         """The end of a batch."""
+
+    @property
+    def restless(self) -> bool:
+        """Whether another `turn` has something to do, of which no event will tell."""
+        return False
 
     def views(self) -> list[PolledDisk]:
         """What is to be closed before the disks of the exports, when all clients have gone."""

@@ -272,7 +272,7 @@ class NbdServer:
                 clients.check_deadlines()
                 clients.check_memory()
             # one client's request, or its end, may be what another waits for
-            again = bool(clients.dirty)
+            again = bool(clients.dirty) or self._exports.restless
         if counted and self._metrics is not None:
             self._metrics.publish_if_due()
         if self._idle_seconds is not None and self._stopping is None:

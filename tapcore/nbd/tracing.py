@@ -16,15 +16,20 @@ from tapcore.engine.requests import OP_NAMES
 from tapcore.interface.tracing import say, wanted
 
 
-def trace_requests(engine: Engine, environment: Mapping[str, str]) -> None:
+def trace_requests(engine: Engine, environment: Mapping[str, str]) -> bool:
     """Write them down from now on, where the environment wants it.
 
     Args:
         engine: of the disk.
         environment: of the process.
+
+    Returns:
+        Whether it does.
     """
-    if "requests" not in wanted(environment) or "submit" in vars(engine):
-        return
+    if "requests" not in wanted(environment):
+        return False
+    if "submit" in vars(engine):
+        return True
     submit, begin_write = engine.submit, engine.begin_write
 
     def traced_submit(req: Request) -> None:
@@ -40,6 +45,7 @@ def trace_requests(engine: Engine, environment: Mapping[str, str]) -> None:
         return False
 
     vars(engine).update(submit=traced_submit, begin_write=traced_begin)
+    return True
 
 
 def _watch(engine: Engine, req: Request) -> None:

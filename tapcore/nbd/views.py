@@ -185,6 +185,11 @@ class Views(Exports):
                 self._leaving.remove(served)
                 self._end(served)
 
+    @property
+    def restless(self) -> bool:
+        """Whether a client has gone since, so that its view comes to its end."""
+        return any(not each.view.engine.in_flight for each in self._leaving)
+
     def _end(self, served: _Served) -> None:
         try:
             served.polled.close()
