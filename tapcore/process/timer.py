@@ -9,9 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from time import CLOCK_MONOTONIC, monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from tapcore.process.libc import libc
+
+Put: TypeAlias = Callable[[float, Callable[[], object]], object]
+"""`Timer.put`, or what does the same."""
 
 _CLOEXEC: Final = os.O_CLOEXEC
 _NONBLOCK: Final = os.O_NONBLOCK

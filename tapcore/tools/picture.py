@@ -35,7 +35,7 @@ _TELL_EVERY: Final = 4096
 Slot: TypeAlias = int
 """Kind and depth in one number: `depth * KINDS + kind`. A hole has depth 0: no image holds it."""
 
-_Bytes: TypeAlias = tuple[int, int, Slot, str, int]
+RunFacts: TypeAlias = tuple[int, int, Slot, str, int]
 """A run: start, length, slot, host file and offset in it. No class: there can be millions."""
 
 
@@ -182,6 +182,26 @@ class Row:
         return Face(ZERO if 2 * zero >= self.length_of(index) else HOLE, 0)
 
 
+@attrs.frozen
+class ImageFacts:
+    """What a picture tells of an image.
+
+    Attributes:
+        name: of it.
+        handle: of its driver.
+        size: bytes.
+    """
+
+    name: str
+    handle: str
+    size: int
+
+    @classmethod
+    def of(cls, dd: DiskDriver) -> ImageFacts:
+        """Of one that is open."""
+        return cls(dd.name, dd.drv.disk_type, dd.size << SECTOR_SHIFT)
+
+
 def cell_size(size: int, cells: int) -> int:
     """Bytes of a cell, a power of two, so that a disk has no more than so many of them.
 
@@ -205,7 +225,7 @@ def disk_row(disk: Disk, cell: int, *, max_runs: int = 0, progress: Progress | N
     leaf = disk.state.disks
     row = Row(leaf.name, disk.handle, None, disk.size, cell, max_runs)
     alone = leaf.next is None  # then its own extents say all, for half of the time
-    _fill(row, _of_image(leaf, 0) if alone else map(_of_disk, disk.extents()), progress)
+    _fill(row, runs_of_image(leaf, 0) if alone else map(run_of_disk, disk.extents()), progress)
     return row
 
 
@@ -222,11 +242,11 @@ def image_row(
         progress: told how far it is.
     """
     row = Row(dd.name, dd.drv.disk_type, depth, dd.size << SECTOR_SHIFT, cell, max_runs)
-    _fill(row, _of_image(dd, depth), progress)
+    _fill(row, runs_of_image(dd, depth), progress)
     return row
 
 
-def _fill(row: Row, runs: Iterator[_Bytes], progress: Progress | None) -> None:
+def _fill(row: Row, runs: Iterator[RunFacts], progress: Progress | None) -> None:
     add = row.add
     for number, run in enumerate(runs):
         add(*run)
@@ -237,11 +257,23 @@ def _fill(row: Row, runs: Iterator[_Bytes], progress: Progress | None) -> None:
 _KIND_OF_EXTENT: Final = {"unallocated": HOLE, "zero": ZERO, "data": DATA, "compressed": COMPRESSED}
 
 
-def _of_image(dd: DiskDriver, depth: int) -> Iterator[_Bytes]:
-    if not dd.size:
+def runs_of_image(
+    dd: DiskDriver, depth: int, sector: int = 0, count: int | None = None
+) -> Iterator[RunFacts]:
+    """What an image says itself.
+
+    Args:
+        dd: the image.
+        depth: in its chain.
+        sector: the first one that is asked for.
+        count: sectors; None: all that follow.
+    """
+    if count is None:
+        count = dd.size - sector
+    if not count:
         return
     extent: Extent
-    for extent in dd.drv.td_extents(dd, 0, dd.size):
+    for extent in dd.drv.td_extents(dd, sector, count):
         kind = _KIND_OF_EXTENT[extent.kind]
         yield (
             extent.sector << SECTOR_SHIFT,
@@ -252,7 +284,8 @@ def _of_image(dd: DiskDriver, depth: int) -> Iterator[_Bytes]:
         )
 
 
-def _of_disk(extent: MappedExtent) -> _Bytes:
+def run_of_disk(extent: MappedExtent) -> RunFacts:
+    """The same of what a whole chain shows."""
     kind = _KIND_OF_EXTENT[extent.kind] if extent.present else HOLE
     return (
         extent.start,

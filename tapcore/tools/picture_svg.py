@@ -6,16 +6,14 @@ a row with few runs is drawn exactly, one with more as cells, neighbours that lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from xml.sax.saxutils import escape
 
 import attrs
 
-from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.errors import printable
-from tapcore.interface.models import DiskDriver
 from tapcore.sizes import format_size
 from tapcore.tools.picture import (
     COMPRESSED,
@@ -24,6 +22,7 @@ from tapcore.tools.picture import (
     KINDS,
     SEVERAL_FILES,
     ZERO,
+    ImageFacts,
     Row,
     Slot,
     cell_size,
@@ -103,7 +102,7 @@ def svg_picture(disk: Disk, *, progress: Progress | None = None) -> str:
         A complete SVG document, in ASCII; less than 20 MB.
     """
     images = list(disk.state.disks.chain())
-    drawing = _Drawing(images)
+    drawing = _Drawing([ImageFacts.of(dd) for dd in images])
     cell, most = drawing.cell, drawing.parts
     if len(images) == 1:  # it is what the disk shows
         drawing.add(disk_row(disk, cell, max_runs=most, progress=progress))
@@ -114,8 +113,20 @@ def svg_picture(disk: Disk, *, progress: Progress | None = None) -> str:
             drawing.add(image_row(dd, depth, cell, max_runs=most, progress=tell))
         tell = _part_of(progress, rows - 1, rows)
         drawing.add(disk_row(disk, cell, max_runs=most, progress=tell))
-    text = "\n".join(drawing.document())
-    return text.encode("ascii", "xmlcharrefreplace").decode()
+    return drawing.text()
+
+
+def svg_of_rows(images: Sequence[ImageFacts], rows: Iterable[Row]) -> str:
+    """The same of rows that are there already.
+
+    Args:
+        images: the chain, child first.
+        rows: of the images, then of the disk; only this one, where the image is alone.
+    """
+    drawing = _Drawing(images)
+    for row in rows:
+        drawing.add(row)
+    return drawing.text()
 
 
 def _part_of(progress: Progress | None, number: int, count: int) -> Progress | None:
@@ -132,10 +143,10 @@ class _Drawing:
         images: the chain, child first.
     """
 
-    def __init__(self, images: list[DiskDriver]) -> None:
+    def __init__(self, images: Sequence[ImageFacts]) -> None:
         rows = len(images) + 1
         self.parts = min(max(_MAX_PARTS // rows, _PARTS_OF_A_ROW[0]), _PARTS_OF_A_ROW[-1])
-        self._size = max(dd.size for dd in images) << SECTOR_SHIFT
+        self._size = max(image.size for image in images)
         self.cell = cell_size(self._size, self.parts)
         self._images = images
         self._y = _TOP
@@ -156,13 +167,16 @@ class _Drawing:
         )
         self._y += _ROW
 
-    def document(self) -> Iterator[str]:
-        """All of it, in lines."""
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(self._document()).encode("ascii", "xmlcharrefreplace").decode()
+
+    def _document(self) -> Iterator[str]:
         self._ticks()
         self._legend()
         height = self._y + _MARGIN
         child = self._images[0]
-        title = f"{short_name(child.name)}: {format_size(child.size << SECTOR_SHIFT)}"
+        title = f"{short_name(child.name)}: {format_size(child.size)}"
         yield '<?xml version="1.0" encoding="UTF-8"?>'
         yield (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
@@ -171,7 +185,7 @@ class _Drawing:
         yield f"<title>{_safe(title)}</title>"
         yield f"<style>\n{_STYLE}{self._colours()}</style>"
         yield f"<defs>{self._hatches()}</defs>"
-        yield f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>'
+        yield f'<rect class="paper" width="{_WIDTH}" height="{height}" fill="#fff"/>'
         yield f'<text class="h" x="{_MARGIN}" y="36">{_safe(title, _NAME)}</text>'
         yield f'<text class="s" x="{_MARGIN}" y="57">{_safe(self._subtitle())}</text>'
         yield from self._body
@@ -182,8 +196,8 @@ class _Drawing:
     def _subtitle(self) -> str:
         count = len(self._images)
         if count == 1:
-            return f"{self._images[0].drv.disk_type}, stands alone"
-        return f"{self._images[0].drv.disk_type}, a chain of {count} images, child on top"
+            return f"{self._images[0].handle}, stands alone"
+        return f"{self._images[0].handle}, a chain of {count} images, child on top"
 
     def _label(self, row: Row) -> str:
         if row.depth is None:
