@@ -23,6 +23,8 @@ from tapcore.cli.completion import LINE, complete
 from tapcore.cli.group import tapdisk as group
 from tapcore.daemon.client import DaemonClient
 from tapcore.testkit import ThrowAway
+from tapcore.tools.picture import DATA, HOLE
+from tapcore.tools.sketch import Sketch
 
 MIB = 1 << 20
 PAGE = (DOCS / "daemon.md").read_text().partition("<!-- fields: list -->")[2].partition("\n\n")[0]
@@ -75,6 +77,21 @@ def test_an_image_that_cannot_be_opened_is_told_of_as_here(client: DaemonClient)
     with pytest.raises(tapcore.ImageFormatError):
         client.attach("other.img")
     assert client.disks() == []
+
+
+def test_the_map_of_a_disk_comes_from_its_process(client: DaemonClient) -> None:
+    tapcore.create_image("qcow2:d.qcow2", 8 * MIB)
+    disk = client.attach("d.qcow2", name="vm1")
+    with Client(disk["uri"]) as guest:
+        guest.write(MIB, b"x" * MIB)
+        (row,) = Sketch.from_dict(client.call("map", name="vm1")).rows
+        assert row.size == 8 * MIB
+        assert row.totals == {HOLE: 7 * MIB, DATA: MIB}
+        client.call("pause", name="vm1")
+        with pytest.raises(TapError, match="is paused"):
+            client.call("map", name="vm1")
+        client.call("resume-io", name="vm1")
+    until(lambda: client.disks()[0]["clients"] == 0)
 
 
 def test_a_disk_whose_process_dies_is_served_again(client: DaemonClient) -> None:

@@ -1,21 +1,17 @@
 """Disks over HTTP: for Prometheus, whose own parser has to agree, and for a browser."""
 
 import socket
-import time
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import attrs
 import pytest
+from monitored import Checked, get_page, snapshot
 from nbd_client import Client
 from servedhere import served_here
 
 from tapcore.engine.loop import Loop
-from tapcore.metrics.meter import Batch, Meter
-from tapcore.metrics.page import Page
 from tapcore.metrics.publishing import Metrics
-from tapcore.metrics.reading import Snapshot, read_fd
 from tapcore.monitor import http
 from tapcore.monitor.monitor import Monitor
 from tapcore.monitor.webpage import webpage
@@ -107,19 +103,6 @@ def test_who_waits_keeps_nobody_out(server: tuple[Loop, WebServer]) -> None:
 # ---- the pages ----------------------------------------------------------------------------------
 
 
-def snapshot(name: str = "vm1") -> Snapshot:
-    meter = Meter(Batch(), name, image="/vm/<b>&disk.qcow2", driver="qcow2", size=1 << 30)
-    meter.reads += [4096] * 90 + [65536] * 10
-    meter.count_moved(30e-6)
-    meter.driven_tally[1, 4096, 0, 5, 2000, 20] += 7
-    meter.driven_tally[1, 4096, -5, 0, 100, 20] += 1
-    page = Page.in_memory(meter)
-    page.publish()
-    seen = read_fd(page.fileno())
-    page.close()
-    return seen
-
-
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
 def test_prometheus_parses_it(accept: str) -> None:
     monitor = Monitor(lambda: [snapshot(), snapshot('na"me\\\n')])
@@ -153,32 +136,6 @@ def test_prometheus_parses_it(accept: str) -> None:
     assert any("na" in dict(key[1:]).get("disk", "") for key in values)
 
 
-class Checked(HTMLParser):
-    """Tags that end where they have to; what would be loaded."""
-
-    void = frozenset(("meta", "line", "rect"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.loaded: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        self.loaded += [f"{k}={v}" for k, v in attributes if k in ("src", "href", "xlink:href")]
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.void:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_for_a_browser() -> None:
     now = snapshot()
     before = attrs.evolve(now, updated=now.updated - 2, cells={})
@@ -187,7 +144,7 @@ def test_the_page_for_a_browser() -> None:
     page = Checked()
     page.feed(body.decode())
     assert page.open == []
-    assert page.loaded == ["href=/metrics"]
+    assert page.loaded == ["href=/disk/vm1", "href=/disk/vm1", "href=/metrics"]
     assert "script" not in page.seen
     assert page.seen.count("svg") == 4
     assert "<b>&disk.qcow2" in page.text  # escaped in the source, shown as it is
@@ -207,18 +164,6 @@ def test_a_server_that_counts_shows_it(tmp_path: Path) -> None:
     with served_here(f"aio:{tmp_path / 'disk'}", metrics=metrics) as here:
         with Client(here.server.uris()[0]) as client:
             client.write(0, b"x" * 4096)
-            text = _get(found[0].port, "/metrics")
+            text = get_page(found[0].port, "/metrics")
         assert 'operation="write",size="4k"} 1.0' in text
-        assert "<h2>0</h2>" in _get(found[0].port, "/")
-
-
-def _get(port: int, path: str) -> str:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-        data = b""
-        ended = time.monotonic() + 30
-        while (piece := sock.recv(65536)) and time.monotonic() < ended:
-            data += piece
-    head, _, body = data.decode().partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 200")
-    return body
+        assert "<h2>0</h2>" in get_page(found[0].port, "/")

@@ -29,15 +29,29 @@ _OTHER_IMAGE: Final = {"snapshot-live", "swap"}
 _GOES_ON: Final = {"beginning", "copying", "finishing"}
 
 
-def forward(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
+def forward(
+    daemon: Daemon,
+    verb: str,
+    disk: Disk,
+    params: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+) -> Later:
     """Let the process of a disk do something.
+
+    Args:
+        daemon: whose disk it is.
+        verb: of the process.
+        disk: of the process.
+        params: of the verb.
+        seconds: as of `Remote.call`.
 
     Raises:
         UsageError: it has none now.
     """
     if disk.process is None:
         raise UsageError(f"is {disk.state}: {disk.reason}", image=disk.name)
-    return disk.process.remote.call(verb, params)
+    return disk.process.remote.call(verb, params, seconds=seconds)
 
 
 def change(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:

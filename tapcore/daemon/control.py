@@ -113,10 +113,12 @@ class ControlDaemon:
         return not daemon.failed
 
     def _show_metrics(self, port: int) -> WebServer:
+        from tapcore.daemon.maps import draw_disks
         from tapcore.monitor.monitor import Monitor  # needs what is installed where it is wanted
 
         pages = PageSet([os.path.dirname(self._daemon.place.page(""))])
-        return Monitor(lambda: [now for _, now in pages.look()]).listen(self._daemon.loop, port)
+        monitor = Monitor(lambda: [now for _, now in pages.look()], draw_disks(self._daemon))
+        return monitor.listen(self._daemon.loop, port)
 
     def _tell(self, ready: Callable[[], None], failed: list[BaseException]) -> None:
         if self._daemon.stopping:

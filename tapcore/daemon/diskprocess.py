@@ -33,6 +33,7 @@ from tapcore.process.timer import Timer
 from tapcore.tools.givennames import given_image
 from tapcore.tools.ring import serve_ring
 from tapcore.tools.serve import nbd_server
+from tapcore.tools.sketcher import Sketcher
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class DiskProcess:
         loop: in which all of it happens.
         timer: of that loop.
         disks: by name.
+        sketcher: makes maps of them.
         caller: who asks, while a verb begins.
         failed: a disk could not be closed as it should.
     """
@@ -97,6 +99,7 @@ class DiskProcess:
         self.timer = Timer()
         self.loop.add(self.timer.fd, lambda _: self.timer.run_due())
         self.disks: dict[str, ServedDisk] = {}
+        self.sketcher = Sketcher(self.timer.put)
         self.caller: ControlClient | None = None
         self._verbs = verbs
         self._listener = listener

@@ -19,6 +19,7 @@ from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.errors import UsageError
 from tapcore.metrics.summary import snapshot_as_dict
 from tapcore.ring.dump import states_of
+from tapcore.tools.sketch import Sketch
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -89,6 +90,23 @@ def dump_ring(process: DiskProcess, *, name: str) -> dict[str, Any]:
     return {"name": name, "rings": [attrs.asdict(each) for each in rings]}
 
 
+def map_of(process: DiskProcess, *, name: str) -> Later:
+    """What lies where, in cells: bytes of each kind; clients are served meanwhile."""
+    disk = process.disk(name)
+    if disk.state != "serving":
+        raise UsageError(f"is {disk.state}", image=name)
+    later = Later()
+
+    def told(found: Sketch | Exception) -> None:
+        if isinstance(found, Sketch):
+            later.answer({"name": name, **found.as_dict()})
+        else:
+            later.fail(found)
+
+    process.sketcher.begin(disk.export.disk, told)
+    return later
+
+
 def sockets_of(process: DiskProcess, *, name: str) -> WithDescriptors:
     """The sockets where a disk is served come with the answer: for a daemon that has none."""
     disk = process.disk(name)
@@ -127,6 +145,7 @@ _VERBS: Final[Mapping[str, Callable[..., Any]]] = {
     "list": list_disks,
     "stats": stats,
     "dump-ring": dump_ring,
+    "map": map_of,
     "sockets": sockets_of,
     "control": control_of,
     "log-level": log_level,

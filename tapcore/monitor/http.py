@@ -7,7 +7,7 @@ names of this machine's loopback are answered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 MOST_HEAD: Final = 8192
 """Bytes of a request; there is no body."""
@@ -34,7 +34,14 @@ _ALWAYS: Final = (
 )
 
 Page: TypeAlias = Callable[[str], tuple[str, bytes]]
-"""Makes a page: takes the header Accept, returns its type and content."""
+"""Makes a page: takes the header Accept, returns its type and content; raises `Refused`."""
+
+
+class Pages(Protocol):
+    """Pages by their paths."""
+
+    def get(self, path: str, /) -> Page | None:
+        """The page of a path; None: there is none."""
 
 
 class Refused(Exception):
@@ -54,7 +61,7 @@ def whole(received: bytes) -> bool:
     return _END in received or len(received) > MOST_HEAD
 
 
-def answer(received: bytes, pages: Mapping[str, Page]) -> bytes:
+def answer(received: bytes, pages: Pages) -> bytes:
     """The answer to a request that is `whole`.
 
     Args:
@@ -111,7 +118,7 @@ def _parse(received: bytes) -> tuple[str, str, dict[str, str]]:
     return words[0], words[1], headers
 
 
-def _page(method: str, path: str, headers: Mapping[str, str], pages: Mapping[str, Page]) -> Page:
+def _page(method: str, path: str, headers: Mapping[str, str], pages: Pages) -> Page:
     host = headers.get("host", "").lower()
     name, colon, port = host.rpartition(":")
     if not colon or not port.isdecimal():

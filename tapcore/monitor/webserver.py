@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -36,6 +36,7 @@ class WebServer:
         loop: where it lives.
         port: of TCP on loopback; 0: any that is free.
         pages: by their paths.
+        closed: called when it has been closed.
 
     Attributes:
         port: where it listens.
@@ -44,9 +45,12 @@ class WebServer:
         IOFailedError: the port cannot be had.
     """
 
-    def __init__(self, loop: Loop, port: int, pages: Mapping[str, http.Page]) -> None:
+    def __init__(
+        self, loop: Loop, port: int, pages: http.Pages, closed: Callable[[], object] = lambda: None
+    ) -> None:
         self._loop = loop
         self._pages = pages
+        self._closed = closed
         self._clients: list[_Client] = []
         self._listener = listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -120,3 +124,4 @@ class WebServer:
             self._drop(client)
         self._loop.remove(self._listener.fileno())
         self._listener.close()
+        self._closed()

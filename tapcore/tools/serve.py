@@ -100,12 +100,13 @@ def nbd_server(
         cache=cache,
         missing="zeroes",  # a guest must be able to start after a power loss
     )
-    counting = None if metrics is None else _metrics(metrics, names)
+    exports: list[Export] = []
+    counting = None if metrics is None else _metrics(metrics, names, exports)
     disks: list[TdState] = []
     try:
         for image in images:
             disks.append(_open(image, opened, readonly=readonly or overlay is not None))
-        exports = [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
+        exports += [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         for export in exports:
             if counting is not None:
                 export.count(counting)
@@ -131,20 +132,22 @@ def nbd_server(
         raise
 
 
-def _metrics(place: str, names: Sequence[str]) -> Metrics:
+def _metrics(place: str, names: Sequence[str], exports: Sequence[Export]) -> Metrics:
     if place.isdecimal():
-        return Metrics(begun=partial(_on_port, int(place)))
+        return Metrics(begun=partial(_on_port, int(place), exports))
     if len(names) > 1 and not os.path.isdir(place):
         raise UsageError(f"there are {len(names)} exports, and '{place}' is not a directory")
     return Metrics(place)
 
 
-def _on_port(port: int, metrics: Metrics, loop: Loop) -> WebServer:
+def _on_port(port: int, exports: Sequence[Export], metrics: Metrics, loop: Loop) -> WebServer:
     from tapcore.monitor.monitor import Monitor  # needs what is installed only where it is wanted
+    from tapcore.tools.webmap import draw_exports
 
     if port > 65535:
         raise UsageError(f"'{port}' is not a port")
-    return Monitor(metrics.snapshots).listen(loop, port)
+    by_name = {export.info.name: export for export in exports}
+    return Monitor(metrics.snapshots, draw_exports(by_name.get)).listen(loop, port)
 
 
 @attrs.frozen
