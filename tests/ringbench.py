@@ -8,6 +8,7 @@ import attrs
 from enginebench import Bench
 
 from tapcore.engine import Engine
+from tapcore.metrics.meter import Meter
 from tapcore.ring.backend import MAX_INDIRECT, BackEnd
 from tapcore.ring.backring import BackRing
 from tapcore.ring.frontend import FrontEnd, Pending
@@ -31,6 +32,7 @@ class Rig:
         pages: that the front end lends.
         start: the first index.
         read_only: for the front end.
+        meter: counts its requests.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Rig:
         start: int = 0,
         read_only: bool = False,
         max_indirect: int = MAX_INDIRECT,
+        meter: Meter | None = None,
     ) -> None:
         self.bench = disk if isinstance(disk, Bench) else None
         engine = disk.engine if isinstance(disk, Bench) else disk
@@ -60,6 +63,7 @@ class Rig:
             DataPages(self.pages),
             read_only=read_only,
             max_indirect=max_indirect,
+            meter=meter,
             ready=self._mark,
         )
 

@@ -18,6 +18,7 @@ from tapcore.metrics.publishing import Metrics
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
 from tapcore.nbd.server import NbdServer
+from tapcore.tools.ring import serve_ring
 
 
 @attrs.define(eq=False)
@@ -42,8 +43,17 @@ def served_here(
     flags: int = 0,
     filters: tuple[Any, ...] = (),
     metrics: Metrics | None = None,
+    ring: Path | None = None,
 ) -> Iterator[Here]:
-    """Serve images (HANDLE:PATH); stopped at the end, as by a signal."""
+    """Serve images (HANDLE:PATH); stopped at the end, as by a signal.
+
+    Args:
+        names: of the images.
+        flags: to open them with.
+        filters: over each.
+        metrics: counts what clients do.
+        ring: a socket at which the only image is served through rings, too.
+    """
     folder = tempfile.TemporaryDirectory(prefix="tapcore-here-")
     with folder as where, ExitStack() as stack:
         states = [stack.enter_context(opened(name, flags, filters=filters)) for name in names]
@@ -53,6 +63,8 @@ def served_here(
                 export.count(metrics)
         address = UnixAddress(str(Path(where) / "s"))
         server = NbdServer(Exports(exports), address, metrics=metrics)
+        if ring is not None:
+            serve_ring(server, UnixAddress(str(ring)))
         with running(server):
             yield Here(server, [export.engine for export in exports])
 

@@ -26,6 +26,9 @@ from tapcore.metrics.operations import SIZES, size_class
 from tapcore.metrics.page import Page
 from tapcore.metrics.publishing import Metrics
 from tapcore.metrics.reading import Snapshot, read_fd
+from tapcore.ring.client import RingClient
+from tapcore.ring.frontend import Pending
+from tapcore.ring.wire import DISCARD_SECURE, Op
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 8 * MIB
@@ -49,8 +52,8 @@ class Did:
         self.errors: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
 
-    def note(self, command: int, length: int, *, failed: bool) -> None:
-        place = NAMES[command], SIZES[size_class(length)]
+    def note(self, name: str, length: int, *, failed: bool) -> None:
+        place = name, SIZES[size_class(length)]
         self.answered[place] += 1
         self.errors[place] += failed
         self.bytes[place] += 0 if failed else length
@@ -67,16 +70,18 @@ class Did:
             assert driven + counts.moved <= counts.answered
 
 
-def settled(page: Page) -> Snapshot:
-    """What is shown when all clients have gone."""
+def settled(page: Page, did: Did) -> Snapshot:
+    """What is shown when all clients have gone, and not what was before the last of them came."""
+    awaited = did.answered.total()
     for _ in range(3000):
         seen = read_fd(page.fileno())
-        if not seen.clients:
+        shown = sum(counts.answered for counts in seen.cells.values())
+        if not seen.clients and shown >= awaited:
             assert not seen.torn
             assert not seen.in_flight
             return seen
         time.sleep(0.01)
-    raise AssertionError("the clients stay")
+    raise AssertionError("the clients stay, or something was not counted")
 
 
 def do(client: Client, did: Did, wanted: list[tuple[int, int, int]], rng: random.Random) -> None:
@@ -89,7 +94,7 @@ def do(client: Client, did: Did, wanted: list[tuple[int, int, int]], rng: random
         cookie = client.send(command, offset, size, flags=flags, payload=payload)
         asked.append((cookie, command, length))
     for cookie, command, length in asked:
-        did.note(command, length, failed=bool(client.answer(cookie).error))
+        did.note(NAMES[command], length, failed=bool(client.answer(cookie).error))
 
 
 def mixed(rng: random.Random, count: int) -> Iterator[tuple[int, int, int]]:
@@ -125,4 +130,101 @@ def test_what_clients_did_is_what_was_counted(
                 wanted = list(mixed(rng, 100))
                 for start in range(0, len(wanted), depth):
                     do(client, did, wanted[start : start + depth], rng)
-        did.compare(settled(page))
+        did.compare(settled(page, did))
+
+
+def test_what_comes_when_all_was_shown_is_looked_at_and_so_shown_too() -> None:
+    metrics = Metrics()
+    metrics.meter("a", image="", driver="", size=SIZE)
+    batch = metrics.batch
+    batch.count()
+    assert batch.next > 0
+    armed = []
+    for _ in range(2):
+        metrics.publish()
+        armed.append(batch.armed)
+    assert armed == [True, False]
+    assert batch.next == 0
+    metrics.close()
+
+
+# ---- through a ring ----------------------------------------------------------------------------
+
+RING_SIZES = [512, 4 * KIB, 4 * KIB, 4 * KIB, 5 * 512, 16 * KIB, 44 * KIB, 64 * KIB, 200 * KIB, MIB]
+RING_NAMES = ["read"] * 5 + ["write"] * 5 + ["flush", "barrier", "discard", "other"]
+
+
+def put(client: RingClient, name: str, length: int, rng: random.Random) -> tuple[str, int, Pending]:
+    """Put a request, which perhaps cannot be; returns as what it counts, and its bytes."""
+    front = client.front
+    offset = rng.randrange(SIZE - length + (4 * KIB if rng.random() < 0.1 else 0)) & -512
+    if rng.random() < 0.8:
+        offset &= -4096
+    if name == "read":
+        return name, length, front.read(offset, length)
+    if name == "write":
+        return name, length, front.write(offset, os.urandom(length))
+    if name == "discard":
+        flag = DISCARD_SECURE if rng.random() < 0.3 else 0
+        return name, length, front.discard(offset, length, flag)
+    if name == "other":
+        return name, 0, front.write(0, b"", 9)
+    operation = Op.WRITE_BARRIER if name == "barrier" else Op.FLUSH_DISKCACHE
+    length = min(length, 44 * KIB) if rng.random() < 0.5 else 0
+    made = front.write(offset, os.urandom(length), operation)
+    return ("write" if length else "flush"), length, made
+
+
+def do_through(client: RingClient, did: Did, depth: int, rng: random.Random) -> None:
+    """Put up to so many requests all at once, take the answers."""
+    made = []
+    for _ in range(depth):
+        name, length = rng.choice(RING_NAMES), rng.choice(RING_SIZES)
+        if client.front.room_for(length):
+            made.append(put(client, name, length, rng))
+    while client.front.pending:
+        for each in client.wait():
+            client.front.done(each)
+    for name, length, pending in made:
+        did.note(name, length, failed=pending.status != 0)
+
+
+@pytest.mark.parametrize("handle", ["aio", "sync", "qcow2", "ram"])
+def test_what_front_ends_did_is_what_was_counted(handle: str, tmp_path: Path) -> None:
+    name = f"{handle}:{SIZE}" if handle == "ram" else f"{handle}:{tmp_path / 'disk'}"
+    if handle in ("aio", "sync"):
+        (tmp_path / "disk").write_bytes(os.urandom(SIZE))
+    elif handle != "ram":
+        tapcore.create_image(name, SIZE)
+    rng, did, metrics = random.Random(handle), Did(), Metrics()
+    with served_here(name, metrics=metrics, ring=tmp_path / "ring") as here:
+        (page,) = metrics.pages
+        for depth in (1, 30, 7):
+            with RingClient(tmp_path / "ring") as client, here.client() as beside:
+                for _ in range(100 // depth):
+                    do_through(client, did, depth, rng)
+                    do(beside, did, list(mixed(rng, 3)), rng)
+        seen = settled(page, did)
+        did.compare(seen)
+        assert not seen.gone
+        moved = sum(counts.moved for counts in seen.cells.values())
+        driven = sum(counts.driver.count for counts in seen.cells.values())
+        assert driven
+        assert moved
+
+
+def test_a_ring_that_keeps_its_server_busy_is_counted_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(os.urandom(SIZE))
+    metrics, done, deadline = Metrics(), 0, time.monotonic() + 30
+    with (
+        served_here(f"sync:{tmp_path / 'disk'}", metrics=metrics, ring=tmp_path / "ring"),
+        RingClient(tmp_path / "ring") as client,
+    ):
+        (page,) = metrics.pages
+        for goal in (1, 200, 400):  # each later than the one before was shown
+            goal = max(goal, done)
+            while sum(each.answered for each in read_fd(page.fileno()).cells.values()) < goal:
+                assert time.monotonic() < deadline
+                for _ in range(20):
+                    client.read(4096 * (done % 2048), 4096)
+                    done += 1

@@ -21,7 +21,7 @@ from nbdwire import opened
 from ringbench import content
 
 from tapcore.engine import Engine, engine_of
-from tapcore.engine.loop import Loop
+from tapcore.engine.loop import NOTHING_TO_DO, Loop
 from tapcore.errors import IOFailedError, NotSupportedError
 from tapcore.nbd.listening import UnixAddress, listen
 from tapcore.nbd.polled import PolledDisk
@@ -571,3 +571,32 @@ def test_debug_fe_ring_prints_what_its_name_promises(
             "  private: req_cons 1, rsp_prod_pvt 1",
             "  0 busy, 0 bytes of private buffers",
         ]
+
+
+# ---- what a batch is spared --------------------------------------------------------------------
+
+
+def test_what_the_lane_did_alone_needs_no_end_of_the_batch(here: Here) -> None:
+    with RingClient(here.path) as client:
+        client.read(0, 512)
+
+        def kicked() -> object:
+            client.ring.push()  # nobody is told but here
+            (connection,) = here.server.connections
+            return connection._kicked(0)
+
+        made = client.front.read(4096, 4096)
+        assert here.call(kicked) is NOTHING_TO_DO
+        assert client.finish(made) == here.content[4096:8192]
+        made = client.front.write(4096, b"a" * 4096)
+        assert here.call(kicked) is NOTHING_TO_DO
+        client.finish(made)
+        made = client.front.flush()  # the engine's
+        assert here.call(kicked) is None
+        client.finish(made)
+        here.call(here.engine.hold)
+        made = client.front.read(4096, 4096)
+        assert here.call(kicked) is None
+        assert made.status is None
+        here.call(here.engine.release)
+        assert client.finish(made) == b"a" * 4096

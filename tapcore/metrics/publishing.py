@@ -96,6 +96,8 @@ class Metrics:
         found = [page.meter.count_moved() for page in self.pages]
         batch.armed = batch.now != batch.shown or any(found)
         batch.shown, batch.due = batch.now, monotonic() + PUBLISH_SECONDS
+        if not batch.armed:
+            batch.next = 0.0  # whatever comes next is looked at, which arms it
         for page in list(self.pages):
             try:
                 page.publish()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from tapcore.engine import Engine
+from tapcore.metrics.meter import Meter
 from tapcore.ring.backring import BackRing
+from tapcore.ring.counting import Counting
 from tapcore.ring.flight import Flight
 from tapcore.ring.grants import Grants
 from tapcore.ring.requests import SHIFT, Limits, RefusedError, asked
@@ -49,6 +52,7 @@ class BackEnd:
         grants: its pages.
         read_only: it may not write, even where the disk can be written.
         max_indirect: segments of an indirect request; 0: it was not told of those.
+        meter: counts its requests; None: nobody does.
         ready: called when there is something for `work` to do.
 
     Attributes:
@@ -57,22 +61,26 @@ class BackEnd:
         memory: of the grants.
         held: bytes of private buffers.
         flights: requests that the engine has, by the ring's index.
-        waiting: index and entry of requests that were taken and wait for a barrier, or for memory.
+        waiting: requests that wait for a barrier, or for memory: index, entry, and when it was
+            taken.
         unfinished: requests whose next part is to be begun.
         refused: requests that were answered without asking anybody.
         why: of the last of them.
         stopped: nothing more is taken.
+        asked: the last `work` has asked the engine for something.
     """
 
     __slots__ = (
         "_barrier",
         "_blocked",
+        "_counting",
         "_grants",
         "_max_indirect",
         "_out_of_lane",
         "_pages",
         "_read_only",
         "_ready",
+        "asked",
         "engine",
         "flights",
         "gone",
@@ -94,6 +102,7 @@ class BackEnd:
         *,
         read_only: bool = False,
         max_indirect: int = MAX_INDIRECT,
+        meter: Meter | None = None,
         ready: Callable[[], object] = bool,
     ) -> None:
         self.engine = engine
@@ -101,12 +110,12 @@ class BackEnd:
         self.memory = grants.memory
         self.held = 0
         self.flights: dict[int, Flight] = {}
-        self.waiting: deque[tuple[int, bytes]] = deque()
+        self.waiting: deque[tuple[int, bytes, float]] = deque()
         self.unfinished: list[Flight] = []
         self.refused = 0
         self.why = ""
         self.stopped = False
-        self.gone = False
+        self.gone = self.asked = False
         self._grants = grants
         self._read_only = read_only
         self._max_indirect = max_indirect
@@ -114,6 +123,7 @@ class BackEnd:
         self._barrier = self._blocked = False
         self._out_of_lane = 0
         self._ready = ready
+        self._counting = None if meter is None else Counting(meter, self)
 
     # ---- turns ------------------------------------------------------------------------------
 
@@ -129,7 +139,8 @@ class BackEnd:
         Raises:
             RingBrokenError: the front end is not to be believed any more.
         """
-        ring = self.ring
+        ring, counting = self.ring, self._counting
+        self.asked = False
         for _ in range(ROUNDS):
             held = self.engine.held
             if (self.unfinished or self.waiting) and not held:
@@ -142,6 +153,8 @@ class BackEnd:
                 self.engine.turn()
             if ring.push():
                 tell()
+            if counting is not None and counting.noted:
+                counting.answered()
             if held:
                 return False
             if self.unfinished:
@@ -170,19 +183,23 @@ class BackEnd:
         ring, pages, lane = self.ring, self._pages, self.engine.lane
         pack, memory, places, mask = ring.for_answers
         lane.begin()
+        counting = self._counting
+        if counting is not None and lane.now >= counting.batch.next:
+            counting.begin(lane.now)
         read, written = lane.read, self._written
         entry = len(taken) // ((ring.req_cons - first) & MASK)
-        at, index = 0, ring.rsp_prod_pvt
+        at, index, read_whole = 0, ring.rsp_prod_pvt, 0
         for kind, id, sector, gref, span in ring.shared.protocol.short.iter_unpack(taken):
             if READ_ONE <= kind <= WRITE_ONE and not self._blocked:
                 page = pages.get(gref)
                 if page is None or span != WHOLE_PAGE:
-                    page = self._part(gref, span)
-                if page is not None and (
-                    read(sector, len(page) >> SHIFT, page)
-                    if kind == READ_ONE
-                    else written(sector, page)
-                ):
+                    done = self._part_done(kind, sector, gref, span)
+                elif kind == READ_ONE:
+                    done = read(sector, SECTORS_PER_PAGE, page)
+                    read_whole += done
+                else:
+                    done = written(sector, page)
+                if done:
                     pack(memory, places[index & mask], id, kind & 1, 0)
                     index += 1
                     at += entry
@@ -192,6 +209,21 @@ class BackEnd:
             index = ring.rsp_prod_pvt
             at += entry
         ring.rsp_prod_pvt = index & MASK
+        if read_whole and counting is not None:
+            counting.reads += [PAGE] * read_whole
+
+    def _part_done(self, kind: int, sector: int, gref: int, span: int) -> bool:
+        """The same for a part of a page, or one not seen before: whether the lane has done it."""
+        page = self._part(gref, span)
+        if page is None:
+            return False
+        if kind != READ_ONE:
+            return self._written(sector, page)
+        if not self.engine.lane.read(sector, len(page) >> SHIFT, page):
+            return False
+        if self._counting is not None:
+            self._counting.reads.append(len(page))
+        return True
 
     def _part(self, gref: int, span: int) -> memoryview | None:
         """What a segment is about; None where it is malformed, or not granted."""
@@ -215,6 +247,8 @@ class BackEnd:
             self._out_of_lane -= 1
             return False
         if not self._read_only and self.engine.lane.write(sector << SHIFT, content) == 0:
+            if self._counting is not None:
+                self._counting.writes.append(len(content))
             return True
         self._out_of_lane = OUT_OF_LANE
         return False
@@ -223,10 +257,10 @@ class BackEnd:
 
     def _other(self, index: int, entry: bytes) -> None:
         if self.waiting or self._must_wait(entry):
-            self.waiting.append((index, entry))
+            self.waiting.append((index, entry, self.engine.lane.now))
             self._blocked = True
         else:
-            self._begin(index, entry)
+            self._begin(index, entry, self.engine.lane.now)
 
     def _must_wait(self, entry: bytes) -> bool:
         """For a barrier's end; a barrier for the end of all before it; anybody for memory."""
@@ -234,7 +268,7 @@ class BackEnd:
             return True
         return entry[0] == Op.WRITE_BARRIER and bool(self.flights)
 
-    def _begin(self, index: int, entry: bytes) -> None:
+    def _begin(self, index: int, entry: bytes, taken: float) -> None:
         protocol = self.ring.shared.protocol
         engine = self.engine
         read_only = self._read_only or engine.read_only
@@ -245,10 +279,13 @@ class BackEnd:
             _, _, id, _ = protocol.head.unpack_from(entry)
             self.refused += 1
             self.why = str(exc)
+            if self._counting is not None:
+                self._counting.refused(exc.operation, exc.length, taken)
             self.ring.respond(id, exc.operation, exc.status)
             return
+        self.asked = True
         self._barrier = self._blocked = what.operation == Op.WRITE_BARRIER
-        self.flights[index] = flight = Flight(index, what, self)
+        self.flights[index] = flight = Flight(index, what, self, taken)
         flight.begin_stage()
 
     def later(self, flight: Flight) -> None:
@@ -264,6 +301,10 @@ class BackEnd:
             self._barrier = False
             self._blocked = bool(self.waiting)
         if not flight.gone:
+            if self._counting is not None:
+                self._counting.driven(
+                    what.operation, what.length, flight.taken, flight.queued, flight.status
+                )
             self.ring.respond(what.id, what.operation, _status(flight.status))
             self._ready()
 
@@ -271,12 +312,27 @@ class BackEnd:
 
     def leave(self) -> None:
         """The front end has gone: nothing is taken or answered any more."""
+        if self._counting is not None:
+            self._counting.leave()
         self.gone = self.stopped = True
         self.waiting.clear()
         for flight in self.flights.values():
             flight.gone = True
         self._go_on()
         self._ready = bool
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not answered."""
+        return self.ring.in_flight
+
+    @property
+    def concerns_nobody(self) -> bool:
+        """Whether the lane alone did the last `work`, and its counters need not be shown yet."""
+        if self.asked:
+            return False
+        counting = self._counting
+        return counting is None or monotonic() < counting.batch.due
 
     @property
     def busy(self) -> bool:

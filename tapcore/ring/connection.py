@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from tapcore.engine import Engine
-from tapcore.engine.loop import IN, Deadline, Loop
+from tapcore.engine.loop import IN, NOTHING_TO_DO, Deadline, Loop
 from tapcore.errors import printable
+from tapcore.metrics.meter import Meter
 from tapcore.ring.backend import BackEnd
 from tapcore.ring.backring import BackRing
 from tapcore.ring.descriptors import UnusableError, close_strangers, map_memory
@@ -47,6 +48,9 @@ class Owner(Protocol):
 
     @property
     def engine(self) -> Engine: ...
+
+    @property
+    def meter(self) -> Meter | None: ...
 
     def offer(self) -> Offer:
         """What a new front end is told of the disk."""
@@ -154,6 +158,7 @@ class Connection:
             DataPages(view[choice.ring_bytes :]),
             read_only=offer.read_only,
             max_indirect=offer.max_indirect,
+            meter=self._owner.meter,
             ready=self._mark,
         )
         self._fds = []
@@ -173,8 +178,13 @@ class Connection:
             raise UnusableError("the second and the third descriptor are eventfds") from None
         return bell
 
-    def _kicked(self, _: int) -> None:
-        self._owner.ready(self)
+    def _kicked(self, _: int) -> object:
+        """What the lane can do is done here; where that was all, the batch needs no end."""
+        back = self.back
+        if back is None or back.busy or back.engine.held or self._finishing or self.work():
+            self._mark()
+            return None
+        return NOTHING_TO_DO if self.back is back and back.concerns_nobody else None
 
     def _mark(self) -> None:
         self._owner.ready(self)

@@ -116,7 +116,7 @@ def _slots(back: BackEnd) -> Iterator[Slot]:
             status=flight.status or min((part.status for part in flight.parts), default=0),
             waits=False,
         )
-    for index, entry in back.waiting:
+    for index, entry, _ in back.waiting:
         operation, _, id, sector = shared.protocol.head.unpack_from(entry)
         yield Slot(
             slot=index & (shared.size - 1),

@@ -43,6 +43,7 @@ class Flight:
         index: of the ring, at which it was taken.
         what: is asked for.
         owner: is told of its end.
+        taken: when it was taken (`time.monotonic`).
 
     Attributes:
         index: as given.
@@ -50,14 +51,29 @@ class Flight:
         status: 0, or the -errno of the first part that failed.
         parts: the requests of this stage.
         gone: nobody wants its answer, or its content, any more.
+        taken: as given.
+        queued: when the first of its parts that had to wait went to its driver; 0.0: none had to.
     """
 
-    __slots__ = ("_left", "_owner", "_stages", "gone", "index", "parts", "status", "what")
+    __slots__ = (
+        "_left",
+        "_owner",
+        "_stages",
+        "gone",
+        "index",
+        "parts",
+        "queued",
+        "status",
+        "taken",
+        "what",
+    )
 
-    def __init__(self, index: int, what: Asked, owner: Owner) -> None:
+    def __init__(self, index: int, what: Asked, owner: Owner, taken: float = 0.0) -> None:
         self.index = index
         self.what = what
         self.status = 0
+        self.taken = taken
+        self.queued = 0.0
         self.parts: list[Request] = []
         self.gone = False
         self._owner = owner
@@ -96,6 +112,7 @@ class Flight:
 
     def _finished(self, part: Request) -> None:
         self.status = self.status or part.status
+        self.queued = self.queued or part.queued
         # the engine remembers requests for a while, and the memory is to go with its front end
         part.buf, part.done = None, _nothing
         self._left -= 1

@@ -32,12 +32,14 @@ class RefusedError(Exception):
     Attributes:
         operation: of the answer.
         status: of the answer.
+        length: bytes that it asked for, where that is known; else 0.
     """
 
-    def __init__(self, operation: int, status: Status, why: str) -> None:
+    def __init__(self, operation: int, status: Status, why: str, length: int = 0) -> None:
         super().__init__(why)
         self.operation = operation
         self.status = status
+        self.length = length
 
 
 @attrs.frozen
@@ -149,7 +151,8 @@ def _listed(
 def _discard(entry: bytes, protocol: Protocol, limits: Limits) -> Asked:
     operation, flag, id, sector, count = protocol.discard.unpack_from(entry)
     if flag & DISCARD_SECURE:
-        raise RefusedError(operation, Status.EOPNOTSUPP, "content cannot be discarded securely")
+        why = "content cannot be discarded securely"
+        raise RefusedError(operation, Status.EOPNOTSUPP, why, count << SHIFT)
     _check_range(operation, sector, count, limits)
     return Asked(id, operation, sector << SHIFT, count << SHIFT)
 
@@ -203,7 +206,7 @@ def _joined(offset: int, parts: Iterable[tuple[int, int]]) -> tuple[Run, ...]:
 def _check_range(operation: int, sector: int, count: int, limits: Limits) -> None:
     writes = operation in _WRITES or (operation == Op.FLUSH_DISKCACHE and count)
     if writes and limits.read_only:
-        raise RefusedError(operation, Status.ERROR, "the disk is read-only")
+        raise RefusedError(operation, Status.ERROR, "the disk is read-only", count << SHIFT)
     if (sector + count) << SHIFT > limits.size:
         text = f"{count} sectors from {sector} on end behind the disk"
-        raise RefusedError(operation, Status.ERROR, text)
+        raise RefusedError(operation, Status.ERROR, text, count << SHIFT)

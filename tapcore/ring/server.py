@@ -10,6 +10,7 @@ from tapcore.constants import VDISK_READONLY
 from tapcore.engine import Engine
 from tapcore.engine.loop import IN, Deadline, Loop
 from tapcore.errors import NotSupportedError
+from tapcore.metrics.meter import Meter
 from tapcore.ring.backend import MAX_INDIRECT
 from tapcore.ring.connection import Connection
 from tapcore.ring.handshake import Offer
@@ -45,9 +46,11 @@ class RingServer:
         place: the listener's file, removed when nobody may come any more; None: it is not ours.
         read_only: front ends may not write, even where the disk can be written.
         max_rings: front ends at a time.
+        meter: counts their requests; None: nobody does.
 
     Attributes:
         engine: as given.
+        meter: as given.
         connections: front ends.
 
     Raises:
@@ -63,6 +66,7 @@ class RingServer:
         place: SocketFile | None = None,
         read_only: bool = False,
         max_rings: int = MAX_RINGS,
+        meter: Meter | None = None,
     ) -> None:
         try:
             self._notifier = Notifier()
@@ -70,6 +74,7 @@ class RingServer:
             text = f"a ring needs the kernel's asynchronous I/O: {exc.strerror}"
             raise NotSupportedError(text) from None
         self.engine = engine
+        self.meter = meter
         self.connections: list[Connection] = []
         self._loop = loop
         self._place = place

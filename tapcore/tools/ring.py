@@ -28,7 +28,8 @@ def serve_ring(server: NbdServer, address: Address) -> RingServer:
     try:
         if listener.family != socket.AF_UNIX:
             raise UsageError("a ring needs a Unix socket, for descriptors")
-        ring = RingServer(exports[0].engine, server.loop, listener, place=place)
+        export = exports[0]
+        ring = RingServer(export.engine, server.loop, listener, place=place, meter=export.meter)
     except BaseException:
         listener.close()
         if place is not None:
