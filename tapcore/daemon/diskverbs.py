@@ -35,8 +35,9 @@ def open_disk(
     images: tuple[str, ...] = (),
     page: str = "",
 ) -> dict[str, Any]:
-    """Open an image and serve it on the listening sockets that come with the call; `page` is the
-    file of its counters.
+    """Open an image and serve it on the listening sockets that come with the call.
+
+    `page` is the file of its counters.
     """
     taken = process.take_descriptors(sockets)
     disk = process.open(spec.checked(), taken, shared=shared, page=page)
