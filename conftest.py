@@ -62,6 +62,14 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
         warm.end()
 
 
+def pytest_runtest_teardown() -> None:
+    """An image that a test has left half made is its failure, and not that of all after it."""
+    module = sys.modules.get("tapcore.files.beingmade")
+    if module is not None and module.new_files() is not None:
+        module.CURRENT.set(None)
+        pytest.fail("files of a new image are still being made")
+
+
 def _runs_none(config: pytest.Config) -> bool:
     controls = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     return controls or config.option.collectonly

@@ -1,5 +1,6 @@
 """New files beside old ones: one of the two is there, and whole, whatever happens."""
 
+import dis
 import errno
 import os
 import signal
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file, open_host_file
 from tapcore.files import newfile, placing
+from tapcore.files.beingmade import new_files
 from tapcore.files.newfiles import making
 from tapcore.interface.identity import identity_of
 
@@ -235,6 +239,7 @@ _MAKER = """
 import os, signal, sys
 from tapcore import create_host_file
 from tapcore.files import newfile, placing
+from tapcore.files.beingmade import new_files
 from tapcore.files.newfiles import making
 main, part, stop = sys.argv[1:]
 if stop == "named":
@@ -420,3 +425,49 @@ def test_what_cannot_be_kept_leaves_nothing_and_says_so(
         assert files.keep_partial() == []
     assert os.listdir(tmp_path) == ["new.img.partial"]
     assert "new.img.partial: nothing can be kept there: Is a directory" in caplog.text
+
+
+def _where_signals_are_heard(code: CodeType) -> set[int]:
+    """Offsets of opcodes: those behind a call, and at the beginning of a function or its rest."""
+    found, before = set(), ""
+    for each in dis.get_instructions(code):
+        if before.startswith("CALL") or each.opname == "RESUME":
+            found.add(each.offset)
+        before = each.opname
+    return found
+
+
+def _interrupted_at(moment: int, code: CodeType) -> Callable[[FrameType, str, object], Any]:
+    """A trace function: Ctrl-C at one of the places in a function where it can be heard."""
+    left, places = moment, _where_signals_are_heard(code)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in places:
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_at_any_moment_leaves_no_file_being_made(tmp_path: Path) -> None:
+    """Ctrl-C comes between any two steps of Python, so also right behind a `set`."""
+    code = making.__wrapped__.__code__  # type: ignore[attr-defined]
+    before = sys.gettrace()
+    for moment in range(1, 1000):
+        sys.settrace(_interrupted_at(moment, code))
+        try:
+            with making(str(tmp_path / "new"), replace=False):
+                pass
+        except KeyboardInterrupt:
+            assert new_files() is None, moment
+        else:
+            break
+        finally:
+            sys.settrace(before)
+    assert 5 < moment < 999

@@ -292,16 +292,21 @@ def making(
     files = NewFiles(path, replace=replace, untouchable=untouchable or {})
     if by_name:
         files.use_name()
-    before = CURRENT.set(None if by_name else files)
+    outer = CURRENT.get()
     try:
-        yield files
-    except BaseException as exc:
-        lost = files.discard()
-        if isinstance(exc, TapError):
-            _name(exc, files, path, lost)
-        raise
-    finally:
-        CURRENT.reset(before)
+        try:  # before it is set, as whoever interrupts may do so right after
+            CURRENT.set(None if by_name else files)
+            yield files
+        except BaseException as exc:
+            lost = files.discard()
+            if isinstance(exc, TapError):
+                _name(exc, files, path, lost)
+            raise
+        finally:
+            CURRENT.set(outer)
+            files.discard()
+    finally:  # once more, for one that was interrupted in these lines
+        CURRENT.set(outer)
         files.discard()
 
 
