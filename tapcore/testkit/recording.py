@@ -21,12 +21,13 @@ import operator
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 from unittest.mock import patch
 
 from tapcore.files.imagefile import ImageFile
@@ -40,6 +41,8 @@ from tapcore.testkit.crashstates import (
     way_of_losing,
 )
 from tapcore.testkit.recordedcalls import CALLS, METHODS, OpenFile, call_of, method_of
+
+_PATIENCE_SECONDS: Final = 10.0
 
 
 class UnrecordedError(AssertionError):
@@ -89,9 +92,19 @@ class Recording:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._wait_for_threads()
         self._patches.close()
         if kind is None:
             self._settle()
+
+    def _wait_for_threads(self) -> None:
+        """What they have begun, as a hole that is punched behind a flush, comes to its end."""
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while any(change.done == NEVER for change in list(self.changes)):
+            if time.monotonic() > give_up:
+                return
+            time.sleep(0.001)
 
     def covers(self, file: ImageFile) -> bool:
         """Whether a file is one of those recorded."""

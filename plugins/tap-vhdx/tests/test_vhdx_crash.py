@@ -151,15 +151,14 @@ def test_a_place_is_not_used_again_before_that_is_safe(tmp_path: Path, rng: rand
     make(image, 2 * MIB)
     with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
         disk.pwrite(0, b"a" * MIB)
+    with Recording(image) as recording, tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.discard(0, length=MIB)
+        disk.pwrite(MIB, b"b" * MIB)
         disk.sync()
-        with Recording(image) as recording:
-            disk.discard(0, length=MIB)
-            disk.pwrite(MIB, b"b" * MIB)
-            disk.sync()
-            disk.discard(MIB, length=MIB)
-            disk.pwrite(0, b"c" * MIB)
-            disk.sync()
-            disk.sync()
+        disk.discard(MIB, length=MIB)
+        disk.pwrite(0, b"c" * MIB)
+        disk.sync()
+        disk.sync()
     firsts = {b"a" * MIB, bytes(MIB), b"c" * MIB}
     for state in (*recording.prefixes(), *recording.states(rng, 20 * THOROUGH)):
         state.write({image: copy})
