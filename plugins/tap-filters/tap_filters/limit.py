@@ -68,4 +68,4 @@ class Limit(Filter):
         wait = 0.0 if self._ops is None else self._ops.wait(1, now)
         if self._bytes is not None and call.buf is not None:
             wait = max(wait, self._bytes.wait(call.length, now))
-        call.go_on(after=wait)
+        call.go_on(after=wait, in_order=True)

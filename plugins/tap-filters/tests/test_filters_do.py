@@ -13,9 +13,10 @@ from commandline import tapdisk
 import tapcore
 from tap_filters.limit import Meter
 from tap_filters.stats import Stats, Tally, _class_of
-from tapcore import Filter, TapError, UsageError
+from tapcore import Filter, FilterCall, TapError, UsageError
 from tapcore.engine import READ, WRITE, Request, engine_of
 from tapcore.engine.drive import EngineLoop
+from tapcore.process import timer
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -138,16 +139,45 @@ def test_limit_of_bytes_and_of_operations() -> None:
         statuses(disk, [(WRITE, n * 512, 512) for n in range(400)])  # would be two seconds
 
 
-def test_limit_keeps_the_order() -> None:
-    """Further apart than a processor holds anybody up; reads of memory are answered at once."""
-    order: list[int] = []
-    with ram("limit:ops=25,burst=0s") as disk:
+class Seen(Filter):
+    """Notes which writes come to the driver."""
+
+    title = "notes sectors"
+
+    def __init__(self) -> None:
+        self.sectors: list[int] = []
+
+    def request(self, call: FilterCall) -> None:
+        if call.op == "write":
+            self.sectors.append(call.sector)
+        call.go_on()
+
+
+def _order_behind(limit: str) -> list[int]:
+    """The sectors of 50 writes, as they come through."""
+    seen, left = Seen(), [50]
+
+    def done(_: Request) -> None:
+        left[0] -= 1
+
+    with ram(limit, seen) as disk:
         engine = engine_of(disk.state)
-        for n in range(8):
-            buf = memoryview(bytearray(512))
-            engine.submit(Request(READ, n * 512, 512, buf, lambda req: order.append(req.offset)))
-        EngineLoop(engine).run_until(lambda: len(order) == 8)
-    assert order == sorted(order)
+        for n in range(50):
+            engine.submit(Request(WRITE, n * 512, 512, memoryview(bytearray(512)), done))
+        EngineLoop(engine).run_until(lambda: not left[0])
+    return seen.sectors
+
+
+def test_limit_keeps_the_order() -> None:
+    assert _order_behind("limit:ops=2000,burst=0s") == list(range(50))
+
+
+def test_limit_keeps_the_order_whatever_the_clock_says(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at the clock somebody else may have the processor for a while."""
+    monkeypatch.setattr(timer, "monotonic", lambda: time.monotonic() + rng.random() * 0.005)
+    assert _order_behind("limit:ops=2000,burst=1ms") == list(range(50))
 
 
 # ---- stats, trace ----------------------------------------------------------------------------

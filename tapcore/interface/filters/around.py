@@ -66,6 +66,7 @@ class FilterAround:
         self._taken: dict[Call, None] = {}  # by the driver since the last submit, in order
         self._submitted: dict[Call, None] = {}
         self._waiting: deque[Call] = deque()  # for a driver that is full
+        self._line: deque[Call] = deque()  # in order, with a moment in the timer for each
         self._refused: dict[_Key, Call] = {}  # who asked will ask again
         self.hooks: Calls = {
             "td_open": self._open,
@@ -231,10 +232,17 @@ class FilterAround:
 
     # ---- to the driver ----------------------------------------------------------------------
 
-    def pass_on(self, call: Call, after: float) -> None:
-        """Hand it to the driver, so many seconds from now."""
+    def pass_on(self, call: Call, after: float, in_order: bool) -> None:
+        """Hand it to the driver, so many seconds from now, and behind others that are in order."""
         call.under_way = True
-        if after > 0 and self._timer is not None and not self._closing:
+        if (
+            in_order
+            and self._timer is not None
+            and (self._line or (after > 0 and not self._closing))
+        ):
+            self._line.append(call)
+            self._timer.put(after, self._send_first)  # which may come for one behind it, too
+        elif after > 0 and self._timer is not None and not self._closing:
             self._timer.put(after, partial(self._send_late, call))
         elif call is self._asked:
             if self._send(call):
@@ -242,6 +250,10 @@ class FilterAround:
                 self._asked = None
         else:
             self._send_late(call)
+
+    def _send_first(self) -> None:
+        """It is time for one of those that are in order: the first."""
+        self._send_late(self._line.popleft())
 
     def _send_late(self, call: Call) -> None:
         """Who asked was told that it was taken, so it waits here where the driver is full."""

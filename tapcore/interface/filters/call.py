@@ -14,8 +14,8 @@ Operation: TypeAlias = Literal["read", "write", "flush", "discard", "zero", "com
 class Way(Protocol):
     """Where a call comes from and goes to: one filter around one image."""
 
-    def pass_on(self, call: Call, after: float) -> None:
-        """Hand it to the driver, so many seconds from now."""
+    def pass_on(self, call: Call, after: float, in_order: bool) -> None:
+        """Hand it to the driver, so many seconds from now, and behind others that are in order."""
 
     def give(self, call: Call, res: int, sector: int, nb_sectors: int, after: float) -> None:
         """Hand an answer to who asked, so many seconds from now."""
@@ -85,17 +85,20 @@ class Call:
 
     # ---- what a filter does with it ---------------------------------------------------------
 
-    def go_on(self, *, buf: memoryview | None = None, after: float = 0.0) -> None:
+    def go_on(
+        self, *, buf: memoryview | None = None, after: float = 0.0, in_order: bool = False
+    ) -> None:
         """Let the driver have it: as it is, or with other content.
 
         Args:
             buf: of a write: what is written instead, as long; not to be changed until all is
                 answered. Of a read: where the driver puts the content, which the filter then moves.
             after: seconds from now.
+            in_order: not before those that were to go on in order earlier, whatever the clock says.
         """
         if buf is not None:
             self.sent = buf
-        self._way.pass_on(self, after)
+        self._way.pass_on(self, after, in_order)
 
     def answer(
         self,
