@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,25 +30,6 @@ PAGE = (DOCS / "daemon.md").read_text().partition("<!-- fields: list -->")[2].pa
 FIELDS = {
     name for row in PAGE.splitlines()[3:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
 }
-
-
-@pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[RunningDaemon, DaemonClient]]:
-    with daemon_in(tmp_path_factory.mktemp("daemon")) as daemon, daemon.start() as client:
-        yield daemon, client
-
-
-@pytest.fixture
-def client(
-    running: tuple[RunningDaemon, DaemonClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DaemonClient]:
-    monkeypatch.chdir(tmp_path)
-    _, client = running
-    yield client
-    for disk in client.disks():
-        client.detach(disk["name"], force=True)
 
 
 def test_a_disk_is_attached_used_and_detached(client: DaemonClient) -> None:

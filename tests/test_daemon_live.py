@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,25 +17,6 @@ from tapcore.daemon.client import DaemonClient
 
 MIB = 1 << 20
 PAGE = 4096
-
-
-@pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[RunningDaemon, DaemonClient]]:
-    with daemon_in(tmp_path_factory.mktemp("daemon")) as daemon, daemon.start() as client:
-        yield daemon, client
-
-
-@pytest.fixture
-def client(
-    running: tuple[RunningDaemon, DaemonClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DaemonClient]:
-    monkeypatch.chdir(tmp_path)
-    _, client = running
-    yield client
-    for disk in client.disks():
-        client.detach(disk["name"], force=True)
 
 
 def image_of(client: DaemonClient) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 
+from tapcore.cli.background import background_options
 from tapcore.cli.logplace import log_option, log_to
 from tapcore.cli.ofdaemon import daemon_client, run_dir_option
 from tapcore.cli.options import completes, tap_command
@@ -36,13 +37,7 @@ log = logging.getLogger(__name__)
     help="Remember attached disks here.  [default: in the run directory, which a restart of the "
     "machine empties]",
 )
-@click.option("--fork", is_flag=True, help="Go on in the background once all is ready.")
-@click.option(
-    "--pid-file",
-    metavar="FILE",
-    shell_complete=completes("file"),
-    help="Write the process number here once all is ready.",
-)
+@background_options
 @click.option(
     "--no-confinement",
     is_flag=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tapcore.cli.background import background_options
 from tapcore.cli.listening import LOCAL, listening_address
 from tapcore.cli.logplace import log_option, log_to
 from tapcore.cli.options import (
@@ -125,13 +126,7 @@ LEAST_MEMORY = 64 << 20
     help="Run a command of the shell, in which $uri is the export's, and stop when it ends, with "
     "its exit status. Without an address the socket is a new one.",
 )
-@click.option("--fork", is_flag=True, help="Go on in the background once all is ready.")
-@click.option(
-    "--pid-file",
-    metavar="FILE",
-    shell_complete=completes("file"),
-    help="Write the process number here once all is ready.",
-)
+@background_options
 @click.option("--exit-with-parent", is_flag=True, help="Stop when the process that began it ends.")
 @click.option(
     "--tls",
