@@ -168,7 +168,7 @@ def test_a_snapshot_keeps_what_there_was() -> None:
         assert told["image"] == here.image("0") == "qcow2:b.qcow2"
         client.write(0, b"2" * PAGE)
         client.flush()
-        with pytest.raises(UsageError, match="exists already"):
+        with pytest.raises(UsageError, match="exists already, and a snapshot"):
             here.calls.snapshot("0", "b.qcow2")
     assert (first_page("qcow2:sub/a.qcow2"), first_page("b.qcow2")) == (b"1" * PAGE, b"2" * PAGE)
     with tapcore.open("b.qcow2") as disk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 
 from tapcore.constants import TD_RDONLY
+from tapcore.errors import UsageError
 from tapcore.files import remove_host_file
 from tapcore.interface.access import Access
 from tapcore.interface.models import TdState
@@ -21,7 +23,7 @@ from tapcore.live.pausing import close_old, told_of
 from tapcore.live.serveddisk import ServedDisk, check_place
 from tapcore.live.tasks import Steps
 from tapcore.opening.chain import close_disk, open_disk
-from tapcore.tools.create import new_image, new_image_target, refuse_to_replace
+from tapcore.tools.create import new_image, new_image_target
 
 
 def snapshot(
@@ -46,7 +48,9 @@ def snapshot(
     old = disk.image
     target, info = new_image_target(child, disk.registry)
     disk.registry.operations(info.handle).require("td_get_parent_id", target.name, option="-b")
-    refuse_to_replace(target.name, force=False)
+    if os.path.lexists(target.name):
+        text = "exists already, and a snapshot of a served disk replaces nothing"
+        raise UsageError(text, image=target.name, errno=errno.EEXIST)
     parent = _as_parent(old, target.name, disk.registry)
     how = disk.engine.disk.disks.options
     home = disk.engine.disk.home or ""
