@@ -42,11 +42,16 @@ class NewFile:
         return self.fd if self.fd >= 0 else self.temporary
 
     def close(self) -> None:
-        """Give back the descriptors, and the locks with them."""
-        for fd in {self.fd, self.old_fd}:
-            if fd is not None and fd >= 0:
-                os.close(fd)
-        self.fd, self.old_fd = -1, None
+        """Give back the descriptors, and the locks with them; each once, whoever interrupts.
+
+        Each is forgotten first: nothing is heard between that and its end, but right after it.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        old_fd, self.old_fd = self.old_fd, None
+        if old_fd is not None and old_fd != fd:
+            os.close(old_fd)
 
 
 def new_file(path: str) -> tuple[int, str]:
