@@ -8,18 +8,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from interrupts import Moments
 
 import tapcore
 from hostfs import loop_device
 from tapcore import create_host_file, open_host_file
 from tapcore.files import newfile, placing
 from tapcore.files.beingmade import new_files
-from tapcore.files.newfiles import making
+from tapcore.files.newfiles import NewFiles, making
 from tapcore.interface.identity import identity_of
 
 MIB = 1 << 20
@@ -240,7 +242,7 @@ import os, signal, sys
 from tapcore import create_host_file
 from tapcore.files import newfile, placing
 from tapcore.files.beingmade import new_files
-from tapcore.files.newfiles import making
+from tapcore.files.newfiles import NewFiles, making
 main, part, stop = sys.argv[1:]
 if stop == "named":
     newfile._can_be_unnamed = lambda: False
@@ -471,3 +473,37 @@ def test_an_interrupt_at_any_moment_leaves_no_file_being_made(tmp_path: Path) ->
         finally:
             sys.settrace(before)
     assert 5 < moment < 999
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_who_is_interrupted_in_giving_up_files_closes_none_twice(
+    tmp_path: Path, published: bool
+) -> None:
+    main, part, old_part = (str(tmp_path / name) for name in ("main", "part", "old part"))
+
+    def interrupted(at: int) -> int:
+        for path in (main, part, old_part):
+            Path(path).write_bytes(b"old")
+        before = sorted(os.listdir("/proc/self/fd"))
+        files = NewFiles(main, replace=True, untouchable={})
+        for path in (part, main):
+            files.create(path)
+        files.supersede(old_part)
+        if published:
+            files.publish()
+
+        def give_up() -> None:
+            files.take_back(part)
+            files.discard()
+
+        moments = Moments(at)
+        with suppress(KeyboardInterrupt):
+            moments.run(give_up)
+        files.discard()  # as `making` does
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        left = {"main", "part"} if published else {"main", "part", "old part"}
+        assert set(os.listdir(tmp_path)) == left
+        return moments.count
+
+    for at in range(1, interrupted(0) + 1):
+        interrupted(at)

@@ -94,10 +94,12 @@ class NewFiles:
 
     def take_back(self, path: str) -> None:
         """Make a file no more; what is not being made stays as it is."""
-        made = self._files.pop(os.path.realpath(path), None)
+        real = os.path.realpath(path)
+        made = self._files.get(real)
         if made is not None:
             _take_back(made)
             made.close()
+            del self._files[real]
 
     def supersede(self, path: str) -> None:
         """Remove a file of the old image when the new one is placed, if that has none of its name.
@@ -244,9 +246,9 @@ class NewFiles:
                 lost = _take_back(made) or lost
             made.close()
         self._files.clear()
-        for fd in self._superseded.values():
+        for real, fd in list(self._superseded.items()):
+            del self._superseded[real]  # first: who interrupts does not have it closed twice
             os.close(fd)
-        self._superseded.clear()
         return lost
 
 
@@ -263,7 +265,7 @@ def _take_back(made: NewFile) -> str:
         with contextlib.suppress(OSError):
             os.unlink(made.temporary)
         made.temporary = ""
-    if not made.in_place or not made.begun:
+    if not made.in_place or not made.begun or made.fd < 0:
         return ""
     if stat.S_ISBLK(os.fstat(made.fd).st_mode) and os.pread(made.fd, _HEAD, 0) == made.head:
         return ""

@@ -319,9 +319,9 @@ class Windows:
             return
         self._by_number.clear()
         BUDGET.gone(self)
-        if self._carrier >= 0:
-            os.close(self._carrier)
-            self._carrier = -1
+        carrier, self._carrier = self._carrier, -1
+        if carrier >= 0:
+            os.close(carrier)
 
     @property
     def usable(self) -> bool:

@@ -106,10 +106,11 @@ class RingClient:
             self._view.release()
             self._mapping.close()
             self._mapping = None
-        for fd in (self._kick, self._call):
-            with suppress(OSError):
+        kick, self._kick = self._kick, -1
+        call, self._call = self._call, -1
+        for fd in (kick, call):
+            if fd >= 0:
                 os.close(fd)
-        self._kick = self._call = -1
 
     @property
     def size(self) -> int:
