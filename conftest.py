@@ -1,6 +1,7 @@
 """For every test, the core's and the plugins': one seed, printed, for all that is random.
 
-Run again with ``TAPCORE_SEED=<the seed printed>`` to see the same again.
+It is the same in every run, so that a change fails by what it changes. ``TAPCORE_SEED=random``, or
+``TAPCORE_THOROUGH``, draws another; ``TAPCORE_SEED=<the seed printed>`` shows the same again.
 """
 
 import os
@@ -19,6 +20,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 SEED = pytest.StashKey[int]()
+USUAL_SEED = 2006
 
 settings.register_profile("tapcore", deadline=None, print_blob=True)
 settings.load_profile("tapcore")
@@ -26,15 +28,20 @@ settings.load_profile("tapcore")
 
 @pytest.hookimpl(tryfirst=True)  # before Hypothesis's own plugin reads its option
 def pytest_configure(config: pytest.Config) -> None:
-    given = os.environ.get("TAPCORE_SEED")
+    given = os.environ.get("TAPCORE_SEED") or _usual_seed()
     try:
-        seed = int(given) if given else random.SystemRandom().getrandbits(32)
+        seed = random.SystemRandom().getrandbits(32) if given == "random" else int(given)
     except ValueError:
-        raise pytest.UsageError(f"TAPCORE_SEED is not a number: {given!r}") from None
+        text = f"TAPCORE_SEED is a number, or random, not {given!r}"
+        raise pytest.UsageError(text) from None
     config.stash[SEED] = seed
     os.environ["TAPCORE_SEED"] = str(seed)  # for the test kit, and for pytest run by a test
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(seed)
+
+
+def _usual_seed() -> str:
+    return "random" if os.environ.get("TAPCORE_THOROUGH") else str(USUAL_SEED)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
