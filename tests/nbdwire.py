@@ -175,7 +175,8 @@ class Wire:
             replies.advance(len(piece))
             self.parser.feed(piece)
             self.sent += piece
-        replies.late = bool(replies.queue)
+        if replies.queue:
+            replies.wait()
 
     def call(
         self, command: int, offset: int = 0, length: int = 0, flags: int = 0, payload: bytes = b""

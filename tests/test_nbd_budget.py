@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nbd_client import DF, READ, WRITE, Client, request
-from nbdwire import Wire, every_lease_comes_back, opened
+from nbd_client import BLOCK_STATUS, CACHE, DF, READ, WRITE, Client, request
+from nbdwire import Wire, every_lease_comes_back, opened, ram
 from servedhere import running
 
 from tapcore import NbdServer, UnixAddress, nbd_server
 from tapcore.engine.loop import Deadline
 from tapcore.nbd import budget as module
+from tapcore.nbd import commands, transmission
 from tapcore.nbd.budget import SMALL, Budget
 from tapcore.nbd.clients import Clients
+from tapcore.nbd.replies import SMALL_REPLY
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMIT = 64 * MIB
@@ -47,13 +49,13 @@ def server(tmp_path: Path) -> Iterator[NbdServer]:
         yield served
 
 
-def _slow(server: NbdServer, count: int) -> list[socket.socket]:
-    """Clients that ask for much, and take nothing."""
+def _slow(server: NbdServer, count: int, length: int = 16 * MIB) -> list[socket.socket]:
+    """Clients that ask for 128 MiB each, and take nothing."""
     found = []
     for _ in range(count):
         client = Client(server.uris()[0])
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        asked = b"".join(request(READ, n, 0, 16 * MIB, flags=DF) for n in range(1, 9))
+        asked = b"".join(request(READ, n, 0, length, flags=DF) for n in range(128 * MIB // length))
         client.sock.sendall(asked)
         found.append(client.sock)
     return found
@@ -80,12 +82,21 @@ def test_slow_readers_have_their_share_and_honest_clients_go_on(
 def test_who_takes_nothing_goes_when_others_wait_for_memory(
     server: NbdServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 1.0)
-    slow = _slow(server, 10)
-    with Client(server.uris()[0]) as honest:
-        first = honest.read(0, 4096)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 1000.0)
+    budget = server._clients.budget
+    slow = _slow(server, 3, SMALL)  # so that hardly anything is left
+    with Client(server.uris()[0]) as honest, Client(server.uris()[0]) as other:
+        first = other.read(0, 4096)
+        while budget.room > SMALL:
+            other.read(0, 512)
         length = 2 * SMALL  # which the socket takes at once, so that it cannot be called slow
-        assert honest.read(0, length)[:4096] == first
+        cookie = honest.send(READ, 0, length)
+        while len(budget.waiting) < 2:
+            other.read(0, 512)
+        monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
+        budget.patience = Deadline(0.0)
+        other.read(0, 512)
+        assert honest.answer(cookie).content(0, length)[:4096] == first
     assert "it took no replies while memory was short" in caplog.text
     for sock in slow:
         sock.close()
@@ -125,6 +136,63 @@ def test_a_write_that_comes_whole_waits_for_its_memory(tmp_path: Path) -> None:
         wire.feed(head[64 * KIB :])
         assert wire.answer().error == 0
         assert budget.room == 64 * MIB
+        wire.end()
+
+
+def test_replies_without_a_buffer_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block status of many runs; who has little may ask all the same, and the others wait."""
+    runs = [(512, n % 2) for n in range(2048)]
+    monkeypatch.setattr(commands, "block_status", lambda *_, **__: runs)
+    with ram(reads=False) as wire:
+        budget = wire.side.outstanding.budget
+        room = budget.room
+        for _ in range(30):
+            wire.feed(wire.make(BLOCK_STATUS, 0, MIB))
+        taken = room - budget.room
+        assert taken == wire.side.replies.leased >= 30 * 2048 * 8
+        budget.room = 0
+        wire.feed_once(wire.make(BLOCK_STATUS, 0, MIB))
+        assert wire.side.stalled
+        assert len(budget.waiting) == 1
+        wire.reads = True
+        wire.turn()
+        assert wire.answer().runs == runs
+        assert (wire.side.stalled, budget.room, budget.waiting) == (False, taken, {})
+
+
+def test_many_short_replies_are_bounded_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes more memory than it has bytes."""
+    monkeypatch.setattr(transmission, "MAX_WAITING", 100)
+    with ram(reads=False) as wire:
+        budget = wire.side.outstanding.budget
+        room = budget.room
+        for _ in range(100):
+            wire.feed(wire.make(CACHE, 0, 512))
+        wire.feed_once(wire.make(CACHE, 0, 512) + wire.make(CACHE, 0, 512))
+        wire.turn()
+        assert wire.side.stalled
+        assert room - budget.room == wire.side.replies.leased == 102 * SMALL_REPLY
+        wire.reads = True
+        wire.turn()
+        assert (wire.errors(), budget.room, wire.side.stalled) == ([0] * 102, room, False)
+
+
+def test_what_is_read_out_of_files_for_a_slow_client_counts(tmp_path: Path) -> None:
+    """It was to be sent from the file itself; somebody else is about to change it there."""
+    (tmp_path / "d").write_bytes(b"d" * 2 * MIB)
+    with opened(f"sync:{tmp_path / 'd'}") as disk:
+        wire = Wire(disk, reads=False)
+        budget = wire.side.outstanding.budget
+        room = budget.room
+        for at in (0, MIB):
+            wire.feed(wire.make(READ, at, MIB))
+        assert room - budget.room < 64 * KIB
+        wire.export.before_giving_up()
+        assert room - budget.room >= 2 * MIB
+        wire.reads = True
+        wire.turn()
+        assert wire.answer().content(MIB, MIB) == b"d" * MIB
+        assert budget.room == room
         wire.end()
 
 

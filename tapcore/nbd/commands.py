@@ -18,7 +18,8 @@ from tapcore.nbd.longrequest import PIECE, LongRequest
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replystyles import StructuredReplies
 from tapcore.nbd.requestparser import Command
-from tapcore.nbd.status import STATUS_SECONDS, Context, block_status
+from tapcore.nbd.share import ANY_REQUEST
+from tapcore.nbd.status import MAX_RUNS, STATUS_SECONDS, Context, block_status
 
 _KNOWN_FLAGS: Final = {
     # FUA is taken with every command ("Command flags"), where nothing is written without effect
@@ -103,6 +104,12 @@ class Commands:
         ids, odd = divmod(asked.length - nbd.U64.size, nbd.U32.size)
         fits = not odd and 0 < ids <= len(self._contexts)
         return asked.number == nbd.CMD_BLOCK_STATUS and fits
+
+    def memory_for(self, asked: Command) -> int:
+        """Bytes that its answer takes at most, without its data."""
+        if asked.number != nbd.CMD_BLOCK_STATUS or asked.flags & nbd.CMD_FLAG_REQ_ONE:
+            return ANY_REQUEST
+        return ANY_REQUEST + len(self._contexts) * MAX_RUNS * nbd.STATUS_DESCRIPTOR_EXT.size
 
     def take(self, asked: Command) -> None:
         """Any request but READ, WRITE and DISC; with a payload where it wants one."""

@@ -310,7 +310,7 @@ class Connection:
                 else:
                     replies.advance(count)
         except (BlockingIOError, InterruptedError):
-            replies.late = True
+            replies.wait()
         except OSError as exc:
             if exc.errno == errno.EFAULT:  # a reply that was begun cannot be taken back
                 log.error("client dropped: %s while it was being sent", _SHRUNK)

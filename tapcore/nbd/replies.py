@@ -9,6 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import ClassVar, Final, TypeAlias
 
 from tapcore.buffers import POOL
@@ -16,9 +17,19 @@ from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
 
+COUNTED: Final = 4096
+"""Bytes. A reply that is as long as this, and that nobody has the pool's memory for, counts by
+itself: block status can have a thousand times that."""
+
+SMALL_REPLY: Final = 128
+"""Bytes of memory that a shorter one takes, about: mostly of the objects around it."""
+
 _MAX_BUFFERS: Final = 512  # of one sendmsg; the kernel's limit (IOV_MAX) is 1024
 
 Item = bytes | memoryview | FileSpan
+
+_Held: TypeAlias = tuple[int, memoryview | bytes]
+"""Memory that is free when so many bytes are sent, counted as `queued` is: the pool's, or not."""
 
 
 LaneRead: TypeAlias = tuple[int, int, int, int]
@@ -46,6 +57,7 @@ class Replies(ABC):
         "_leases",
         "_read_to",
         "_ready",
+        "_small",
         "budget",
         "lane_reads",
         "late",
@@ -62,18 +74,20 @@ class Replies(ABC):
         self.queue: deque[Item] = deque()
         self.queued = 0
         self.sent = 0
-        self._leases: deque[tuple[int, memoryview]] = deque()
+        self._leases: deque[_Held] = deque()
+        self._small = 0  # bytes of short replies, as the budget knows them
         self.lane_reads: deque[LaneRead] = deque()
         self.late = False
         self._read_to = 0  # up to here nothing lies in a host file, counted as `queued` is
 
     @property
     def leased(self) -> int:
-        """Bytes of the pool's buffers behind what waits for the client."""
-        return sum(len(lease) for _, lease in self._leases)
+        """Bytes of memory behind what waits for the client."""
+        return self._small + sum(len(lease) for _, lease in self._leases)
 
-    def _give_back(self, lease: memoryview) -> None:
-        POOL.give(lease)
+    def _give_back(self, lease: memoryview | bytes) -> None:
+        if isinstance(lease, memoryview):
+            POOL.give(lease)
         self.budget.give_back(len(lease))
 
     def _lease(self, lease: memoryview | None) -> None:
@@ -86,6 +100,9 @@ class Replies(ABC):
             self._ready()
         self.queue.append(item)
         self.queued += len(item)
+        if len(item) >= COUNTED:
+            self.budget.room -= len(item)
+            self._leases.append((self.queued, item))
 
     # ---- encoding ---------------------------------------------------------------------------
 
@@ -154,7 +171,9 @@ class Replies(ABC):
         if self.sent == self.queued:
             queue.clear()
             self.lane_reads.clear()
-            self.late = False
+            if self.late:
+                self.late = False
+                self._count_small(0)
         else:
             while count:
                 item = queue[0]
@@ -171,15 +190,27 @@ class Replies(ABC):
         while leases and leases[0][0] <= sent:
             self._give_back(leases.popleft()[1])
 
+    def wait(self) -> None:
+        """The client takes no more for now."""
+        self.late = True
+        self._count_small(len(self.queue))
+
+    def _count_small(self, items: int) -> None:
+        """So many are in memory: while replies are sent at once nobody needs to know."""
+        before, self._small = self._small, items * SMALL_REPLY
+        if before != self._small:
+            self.budget.give_back(before - self._small)
+
     def read_out(self) -> None:
         """Read what was to be sent from host files: it is about to be given up there.
 
         It lies in the page cache, or did when it was queued.
         """
         queue, end, place = self.queue, self.queued, len(self.queue)
+        found: list[_Held] = []
         while place and end > self._read_to:
             place -= 1
-            item = queue[place]
+            item, behind = queue[place], end
             end -= _size(item)
             if isinstance(item, FileSpan):
                 content, length = os.pread(item.fd, item.length, item.offset), item.length
@@ -189,7 +220,11 @@ class Replies(ABC):
                 continue
             if len(content) == length:  # else its file has shrunk, as sending will find
                 queue[place] = content
+                found.append((behind, content))
         self._read_to = self.queued
+        if found:
+            self._leases = deque(sorted([*self._leases, *found], key=itemgetter(0)))
+            self.budget.room -= sum(len(content) for _, content in found)
 
     def take_back(self) -> list[LaneRead]:
         """Lane reads of which nothing was sent yet: somebody else has to answer them now."""
@@ -234,6 +269,7 @@ class Replies(ABC):
         leases, self._leases = self._leases, deque()
         for _, lease in leases:
             self._give_back(lease)
+        self._count_small(0)
         self.sent = self.queued
 
 

@@ -15,7 +15,7 @@ import attrs
 
 from tapcore.metrics.meter import NO_BATCH
 from tapcore.nbd import constants as nbd
-from tapcore.nbd.budget import SMALL, Budget
+from tapcore.nbd.budget import Budget
 from tapcore.nbd.commands import Commands
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
@@ -23,6 +23,7 @@ from tapcore.nbd.outstanding import Outstanding
 from tapcore.nbd.reads import Reads
 from tapcore.nbd.replystyles import replies_for
 from tapcore.nbd.requestparser import Command, RequestParser
+from tapcore.nbd.share import Share
 from tapcore.nbd.streaming import StreamedWrite
 from tapcore.nbd.writes import Writes
 
@@ -32,6 +33,10 @@ it, nothing more is read from the client."""
 
 MAX_IN_FLIGHT: Final = 1024
 """Requests of one connection under way."""
+
+MAX_WAITING: Final = 16384
+"""Pieces of replies that may wait for one client, however short: each takes memory of its own.
+Those of what it sends at once, at most as many again, come on top."""
 
 LANE_MAX: Final = 256 << 10
 """Bytes. Longer reads are sent from the file itself, without a copy."""
@@ -78,7 +83,7 @@ class Transmission:
         "_reads",
         "_ready",
         "_received",
-        "_wanted",
+        "_share",
         "_write",
         "engine",
         "error",
@@ -121,7 +126,7 @@ class Transmission:
         self._lane = export.engine.lane
         self._lane_max = LANE_MAX
         self._losses = self._lane.losses
-        self._wanted = 0  # bytes of memory, that there were not
+        self._share = Share(self.outstanding, ready)
         self.stalled = self.engine.held
         self.finished = False
         self.error = ""
@@ -184,7 +189,7 @@ class Transmission:
             Whether the parsing went on, so that the engine has to have another turn. (It may have
             stopped at a limit again, with requests that no driver was told to submit yet.)
         """
-        if not self.stalled or self._over_limit() or not self._room_now():
+        if not self.stalled or self._over_limit() or not self._share.comes():
             return False
         self.stalled = False
         if not self.amid_a_write and not self.finished:  # else there is nothing to be parsed
@@ -229,6 +234,7 @@ class Transmission:
             owed.held > MAX_HELD
             or owed.in_flight >= MAX_IN_FLIGHT
             or self.replies.queued - self.replies.sent > MAX_HELD
+            or len(self.replies.queue) > MAX_WAITING
         )
 
     def _freed(self) -> None:
@@ -275,35 +281,23 @@ class Transmission:
                 return
         if parser.error:
             self._stopped()
+        elif len(replies.queue) > MAX_WAITING:
+            self.stalled = not parser.skipping
 
     def _room_for(self, command: int, offset: int, length: int) -> bool:
-        """Whether a request may take its memory; if not it is put back, and tried again later.
-
-        Who has hardly anything may have a little always: others cannot shut him out.
-        """
+        """Whether a READ or WRITE may take its memory; see `_has_room`."""
         if length > nbd.DEFAULT_BLOCK_MAX or offset + length > self.engine.size:
             return True  # it is refused
         reads = command == nbd.CMD_READ
-        needed = length if reads else self.writes.memory_for(offset, length)
-        needed = 1 << max(needed - 1, 0).bit_length()
-        self._wanted = needed
-        if self._room_now():
+        return self._has_room(length if reads else self.writes.memory_for(offset, length))
+
+    def _has_room(self, needed: int) -> bool:
+        """Whether a request may take so many bytes; else it is put back, and tried again later."""
+        if self._share.has_room(needed):
             return True
         self._parser.put_back()
         self.stalled = True
         return False
-
-    def _room_now(self) -> bool:
-        """Whether there is what it waits for."""
-        wanted, owed = self._wanted, self.outstanding
-        if not wanted:
-            return True
-        if wanted > owed.budget.room and owed.held + self.replies.leased + wanted > SMALL:
-            owed.budget.wait(wanted, self._ready)
-            return False
-        self._wanted = 0
-        owed.budget.forget(self._ready)
-        return True
 
     def _stopped(self) -> None:
         """The parsing did not come to the end of what was received."""
@@ -328,14 +322,13 @@ class Transmission:
         if asked.flags & self._parser.payload_flag:
             return self._take_with_payload(asked)
         if asked.number == nbd.CMD_READ:
-            budget = self.outstanding.budget
-            if asked.length > budget.room and not self._room_for(
-                asked.number, asked.offset, asked.length
-            ):
+            if not self._room_for(asked.number, asked.offset, asked.length):
                 return False
             self._reads.take(asked.flags, asked.cookie, asked.offset, asked.length)
-        else:
-            self._commands.take(asked)
+            return True
+        if not self._has_room(self._commands.memory_for(asked)):
+            return False
+        self._commands.take(asked)
         return True
 
     def _take_with_payload(self, asked: Command) -> bool:
@@ -350,6 +343,8 @@ class Transmission:
             refuse = partial(self._commands.refuse, asked, errno.EINVAL, why)
             parser.pass_over(length, refuse)
             return True
+        if not self._has_room(self._commands.memory_for(asked)):
+            return False
         payload = parser.payload(length)
         if payload is None:
             parser.put_back()
@@ -398,4 +393,4 @@ class Transmission:
         self._received.close()
         self._export.leave(self.replies)
         self.replies.discard()
-        self.outstanding.budget.forget(self._ready)
+        self._share.leave()
