@@ -9,19 +9,20 @@ import socket
 import ssl
 import struct
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nbd_client import BLOCK_STATUS, READ, WRITE_ZEROES, Client, connect, option
+from nbd_client import BLOCK_STATUS, DISC, READ, WRITE_ZEROES, Client, connect, option, request
 from served import TAPDISK, Served, served
 from tlscerts import Authority
 
 from docpages import ROOT
 from peers import peer
+from tapcore import TlsMode, TlsOptions
+from tapcore.nbd.tlsfiles import Credentials
 
 MIB = 1 << 20
 ACK = struct.pack(">QIII", 0x0003E889045565A9, 5, 1, 0)
@@ -354,7 +355,7 @@ def test_many_requests_at_once(
     with tls_served(image, server_dir) as server:
         secure = context(nobody_dir)
         with Client(server.uri, structured=structured, tls=secure) as client:
-            for _ in range(20):
+            for _ in range(6):
                 reads = []
                 for _ in range(30):
                     size = rng.choice([1, 512, 4096, 70_000, 300_000, 2 * MIB])
@@ -375,15 +376,35 @@ def test_many_requests_at_once(
 def test_a_client_that_does_not_read(image: Path, server_dir: Path, nobody_dir: Path) -> None:
     """It holds bounded memory, costs nothing, and has its answers when it wants them."""
     content, secure = image.read_bytes(), context(nobody_dir)
-    with tls_served(image, server_dir) as server, Client(server.uri, tls=secure) as client:
+    changes = {"tapcore.nbd.transmission.MAX_HELD": 2 * MIB}
+    with (
+        tls_served(image, server_dir, changes=changes) as server,
+        Client(server.uri, tls=secure) as client,
+    ):
+        client.read(0, MIB)  # what is needed for one
         before = server.rss
-        cookies = [client.send(READ, 0, 5 * MIB) for _ in range(60)]
-        assert server.idle_for(0.3)
-        assert server.rss - before < 100 * MIB
+        cookies = [client.send(READ, 0, MIB) for _ in range(40)]
+        assert server.idle_for(0.1)
+        assert server.rss - before < 16 * MIB
         with Client(server.uri, tls=secure) as other:
             assert other.read(0, 4096) == content[:4096]
         for cookie in cookies:
-            assert client.answer(cookie).content(0, 5 * MIB) == content
+            assert client.answer(cookie).content(0, MIB) == content[:MIB]
+
+
+def test_goodbye_ends_tls_before_the_connection(
+    image: Path, server_dir: Path, nobody_dir: Path
+) -> None:
+    """So a client knows that nobody has cut it off."""
+    with (
+        tls_served(image, server_dir) as server,
+        Client(server.uri, tls=context(nobody_dir)) as client,
+    ):
+        vars(client.sock)["suppress_ragged_eofs"] = False
+        cookie = client.send(READ, 0, 5 * MIB)
+        client.sock.sendall(request(DISC, 99))
+        assert client.answer(cookie).done
+        assert client.sock.recv(1) == b""
 
 
 def test_half_a_handshake_of_tls(image: Path, server_dir: Path) -> None:
@@ -486,14 +507,6 @@ def test_options_that_do_not_fit(server_dir: Path) -> None:
 # ---- pre-shared keys -------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="what older versions of Python say")
-def test_keys_need_a_newer_python(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("guest:0123\n")
-    words = f"tapdisk: {keys}: pre-shared keys need Python 3.13 or newer\n"
-    assert refused("--tls-psk", keys) == words
-
-
 @pytest.fixture
 def keys(tmp_path: Path, rng: random.Random) -> Path:
     path = tmp_path / "keys.psk"
@@ -501,7 +514,6 @@ def keys(tmp_path: Path, rng: random.Random) -> Path:
     return path
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="ssl has no pre-shared keys before 3.13")
 def test_pre_shared_keys(image: Path, keys: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.psk"
     wrong.write_text(f"guest:{'cd' * 32}\n")
@@ -517,7 +529,13 @@ def test_pre_shared_keys(image: Path, keys: Path, tmp_path: Path) -> None:
         assert run("nbdinfo", f"{stranger}?tls-psk-file={wrong}").returncode == 1
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="ssl has no pre-shared keys before 3.13")
+def test_keys_do_not_go_with_weak_ciphers(keys: Path) -> None:
+    """OpenSSL counts ciphers that hide nothing (PSK-NULL-SHA) among those with keys."""
+    found = Credentials(TlsOptions(TlsMode.REQUIRE, psk=str(keys))).context.get_ciphers()
+    assert {each["protocol"] for each in found} == {"TLSv1.2", "TLSv1.3"}
+    assert all(each["aead"] for each in found)
+
+
 def test_a_file_that_has_no_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     for text in ("", "guest", "guest:", ":00", "guest:0", "guest:xx"):

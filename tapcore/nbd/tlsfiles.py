@@ -13,14 +13,13 @@ import ssl
 from typing import Any, Final, NoReturn
 
 from tapcore.errors import TapError, UsageError, describe
+from tapcore.nbd.tlskeys import KeyContext
 from tapcore.nbd.tlsoptions import TlsOptions
 
 CA: Final = "ca-cert.pem"
 REVOKED: Final = "ca-crl.pem"
 CERTIFICATE: Final = "server-cert.pem"
 KEY: Final = "server-key.pem"
-
-PSK_NEEDS: Final = "pre-shared keys need Python 3.13 or newer"
 
 _SHORT: Final = {
     "commonName": "CN",
@@ -75,7 +74,7 @@ class Credentials:
         return "" if subject in allowed else f"its certificate's subject is {subject}"
 
     def _load(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = KeyContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.num_tickets = 0  # clients of NBD do not resume sessions, and each ticket costs
@@ -137,9 +136,7 @@ def _no_password(path: str) -> Any:
     return refuse
 
 
-def _load_keys(context: ssl.SSLContext, path: str) -> None:
-    if not hasattr(context, "set_psk_server_callback"):
-        raise UsageError(PSK_NEEDS, image=path)
+def _load_keys(context: KeyContext, path: str) -> None:
     keys: dict[str, bytes] = {}
     for number, line in enumerate(_read(path).splitlines(), 1):
         name, colon, digits = line.strip().rpartition(":")
@@ -153,8 +150,7 @@ def _load_keys(context: ssl.SSLContext, path: str) -> None:
             raise UsageError(f"line {number} is not NAME:KEY in hexadecimal digits", image=path)
     if not keys:
         raise UsageError("has no keys", image=path)
-    context.set_ciphers("PSK")
-    context.set_psk_server_callback(lambda name: keys.get(name or "", b""))
+    context.take_keys(lambda name: keys.get(name, b""))
 
 
 def subject_of(certificate: dict[str, Any]) -> str:
