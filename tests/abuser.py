@@ -1,12 +1,13 @@
 """Bad clients, drawn from a random number generator: whole conversations, in each style of headers.
 
 One sends what it likes in what order it likes, and ends as it likes: closes, resets, half-closes,
-or stays and reads nothing.
+or stays and reads nothing. With TLS some break that off, or send in the clear what should not be.
 """
 
 import contextlib
 import random
 import socket
+import ssl
 import struct
 from collections import deque
 
@@ -37,10 +38,14 @@ class Abuser:
         uri: of the export; its content is not spared.
         size: bytes of it.
         rng: decides everything.
+        tls: what they speak TLS with; None: nobody does.
     """
 
-    def __init__(self, uri: str, size: int, rng: random.Random) -> None:
+    def __init__(
+        self, uri: str, size: int, rng: random.Random, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._uri = uri
+        self._tls = tls
         self._name = uri.rpartition("/")[2].partition("?")[0]
         self._size = size
         self._rng = rng
@@ -52,7 +57,11 @@ class Abuser:
         sock = connect(self._uri, timeout=5.0)
         with contextlib.suppress(OSError):
             sock.settimeout(0.2)
-            for piece in self._cut(self._said()):
+            said = self._said()
+            if self._tls is not None and rng.random() < 0.9:
+                sock = self._start_tls(sock, self._tls)
+                said = said[4:]
+            for piece in self._cut(said):
                 sock.sendall(piece)
             if rng.random() < 0.5:
                 sock.recv(rng.choice([1, 100, 1 << 16]))
@@ -78,6 +87,33 @@ class Abuser:
                 self._lingering.popleft().close()
         else:
             sock.close()
+
+    def _start_tls(self, sock: socket.socket, tls: ssl.SSLContext) -> socket.socket:
+        """Up to TLS, or somewhere on the way to it."""
+        rng, how = self._rng, self._rng.random()
+        sock.recv(18, socket.MSG_WAITALL)
+        sock.sendall(struct.pack(">I", 3) + option(5))
+        if how < 0.1:
+            return sock  # and goes on in the clear, perhaps before it is told that it may not
+        sock.recv(20, socket.MSG_WAITALL)
+        if how < 0.2:
+            sock.sendall(b"\x16\x03\x01" + rng.randbytes(rng.randrange(40)))
+            return sock
+        if how < 0.3:
+            sent = ssl.MemoryBIO()
+            begun = tls.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost")
+            with contextlib.suppress(ssl.SSLWantReadError):
+                begun.do_handshake()
+            data = sent.read()
+            sock.sendall(data[: rng.randrange(len(data))])
+            return sock
+        secure = tls.wrap_socket(sock, server_hostname="localhost")
+        if how < 0.4:  # a record that is none, behind good ones
+            secure.sendall(option(rng.randrange(13)))
+            with socket.socket(fileno=secure.detach()) as plain:
+                plain.sendall(b"\x17\x03\x03\x00\x40" + rng.randbytes(rng.randrange(80)))
+                return plain.dup()
+        return secure
 
     def _cut(self, data: bytes) -> list[bytes]:
         """At most a few pieces, and sometimes not all of it."""

@@ -183,13 +183,13 @@ def test_sockets_and_an_address(image: Path) -> None:
 
 def test_idle(image: Path) -> None:
     where = image.parent / "s"
-    with served(image, "--socket", where, "--idle-timeout", "0.5") as server:
+    with served(image, "--socket", where, "--idle-timeout", "0.2") as server:
         with server.client() as client:
-            assert server.idle_for(1.0)
+            assert server.idle_for(0.4)
             assert client.read(0, 1) == b"x"
             left = time.monotonic()
         assert server.process.wait(60) == 0
-        assert time.monotonic() - left >= 0.5
+        assert time.monotonic() - left >= 0.2
     assert not where.exists()
 
 

@@ -1,11 +1,13 @@
 """Hostile conversations on sockets, while an honest client works beside them.
 
-`TAPCORE_THOROUGH=100` has 10,000 of them. The honest client has a disk of its own, of the same
-server: one process, one loop. How long it waits is measured by turns, with abusers and without.
+`TAPCORE_THOROUGH=100` has 10,000 of them, half of them with TLS. The honest client has a disk of
+its own, of the same server: one process, one loop. How long it waits is measured by turns, with
+abusers and without.
 """
 
 import os
 import random
+import ssl
 import statistics
 import threading
 import time
@@ -15,11 +17,12 @@ import pytest
 from abuser import Abuser
 from nbd_client import Client
 from served import served
+from tlscerts import Authority
 
 KIB, MIB = 1 << 10, 1 << 20
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
-CONVERSATIONS = 100 * THOROUGH
-TURN = 25
+CONVERSATIONS = 50 * THOROUGH
+TURN = 10
 """Conversations with abusers before the honest client is alone again for a while."""
 
 A_SECOND = 100
@@ -34,9 +37,9 @@ class Honest(threading.Thread):
         abused: there are some now.
     """
 
-    def __init__(self, uri: str, rng: random.Random) -> None:
+    def __init__(self, uri: str, rng: random.Random, tls: ssl.SSLContext | None) -> None:
         super().__init__()
-        self._client = Client(uri, extended=True)
+        self._client = Client(uri, extended=True, tls=tls)
         self._rng = rng
         self._over = threading.Event()
         self.waited: dict[bool, list[float]] = {True: [], False: []}
@@ -73,15 +76,27 @@ def p99(waited: list[float]) -> float:
     return statistics.quantiles(waited, n=100)[98]
 
 
+def _encryption(where: Path) -> tuple[list[object], ssl.SSLContext]:
+    """Options of a server, and a context for its clients."""
+    authority = Authority()
+    directory = authority.give(where / "server", "server")
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    return ["--tls-certificates", directory, "--tls", "on"], context
+
+
 @pytest.mark.timeout(400 + 20 * THOROUGH)
-def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_hostile_conversations_beside_an_honest_client(
+    tls: bool, rng: random.Random, tmp_path: Path
+) -> None:
     """No traceback (`served` sees to it), no error, and no memory or descriptor that stays."""
+    options, context = _encryption(tmp_path) if tls else ([], None)
     bad = tmp_path / "bad.img"
     bad.write_bytes(bytes(MIB))
     os.truncate(bad, 64 * MIB)
-    with served(bad, "ram:1M", "--socket", tmp_path / "s", uris=2) as server:
-        honest = Honest(server.uris[1], rng)
-        abuser = Abuser(server.uris[0], 64 * MIB, rng)
+    with served(bad, "ram:1M", "--socket", tmp_path / "s", *options, uris=2) as server:
+        honest = Honest(server.uris[1], rng, context)
+        abuser = Abuser(server.uris[0], 64 * MIB, rng, context)
         honest.start()
         grown: list[int] = []
         try:
@@ -95,7 +110,7 @@ def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_p
                 server.until(lambda: server.fds <= server.quiet_fds + 1)
                 honest.abused = False
                 time.sleep(TURN / A_SECOND)
-                if done in range(CONVERSATIONS // 2, CONVERSATIONS, max(CONVERSATIONS // 8, TURN)):
+                if done >= CONVERSATIONS // 2:
                     grown.append(server.rss)
         finally:
             abuser.close()
@@ -103,8 +118,9 @@ def test_hostile_conversations_beside_an_honest_client(rng: random.Random, tmp_p
         assert server.peak < 512 * MIB
         assert grown[-1] - grown[0] < 16 * MIB
         alone, beside = p99(honest.waited[False]), p99(honest.waited[True])
-        told = f"{CONVERSATIONS} conversations; an honest request waits {alone * 1e6:.0f} us alone"
-        print(f"{told}, {beside * 1e6:.0f} us beside them (p99), {server.peak / MIB:.0f} MiB peak")
+        told = f"{CONVERSATIONS} conversations{', TLS' * tls}; an honest request waits (p99)"
+        waited = f"{alone * 1e6:.0f} us alone, {beside * 1e6:.0f} us beside them"
+        print(f"{told} {waited}; {server.peak / MIB:.0f} MiB peak")
         if THOROUGH > 1:
             assert beside < 2.0 * alone + 0.01
         else:  # of a second, beside whatever the machine does, a percentile says nothing

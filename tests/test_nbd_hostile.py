@@ -216,7 +216,7 @@ def test_stopping_at_every_kind_of_place(server: Served) -> None:
         for cut in cuts:
             sock = stack.enter_context(connect(server.uri))
             threading.Thread(target=sock.sendall, args=(conversation[:cut],)).start()
-        assert server.idle_for(0.5)
+        assert server.idle_for(0.1)
 
 
 @pytest.mark.parametrize("structured", [True, False])
@@ -261,7 +261,7 @@ def test_never_reading_replies(server: Served, structured: bool, length: int) ->
         client.sock.settimeout(0.5)
         with pytest.raises(TimeoutError):
             client.sock.sendall(wire)
-        assert server.idle_for(0.4)
+        assert server.idle_for(0.1)
         assert server.rss < before + 120 * MIB
         client.sock.settimeout(60)
         for _ in range(200 if length < MIB else 30):
@@ -285,7 +285,7 @@ def test_half_closing_after_the_last_request(server: Served) -> None:
         cookies = [client.send(READ, n, 3 * MIB) for n in range(30)]
         client.send(FLUSH)
         client.sock.shutdown(socket.SHUT_WR)
-        assert server.idle_for(0.3)  # it waits for its client, and does not spin
+        assert server.idle_for(0.1)  # it waits for its client, and does not spin
         assert len(client.answer(cookies[-1]).content(29, 3 * MIB)) == 3 * MIB
         assert client.at_end()
         assert client.parser.idle
@@ -306,20 +306,20 @@ def test_goodbye_and_nothing_read(server: Served) -> None:
         for n in range(10):
             client.send(READ, n, 3 * MIB)
         client.sock.sendall(request(DISC, 99) + b"anything" * 1000)
-        assert server.idle_for(0.3)
+        assert server.idle_for(0.1)
 
 
 def test_idle_in_the_handshake(tmp_path: Path) -> None:
     name = "tapcore.nbd.connection.HANDSHAKE_SECONDS"
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
-            served("ram:1M", "--socket", "s", cwd=tmp_path, changes={name: 2.0})
+            served("ram:1M", "--socket", "s", cwd=tmp_path, changes={name: 0.8})
         )
         with server.client() as good:
             idle = [stack.enter_context(connect(server.uri)) for _ in range(5)]
             for number, sock in enumerate(idle):
                 sock.sendall(hello()[: number * 9])
-            assert server.idle_for(0.3)
+            assert server.idle_for(0.1)
             assert all(end_of(sock) for sock in idle)
             good.write(0, b"x" * 512)
 
@@ -347,7 +347,7 @@ def test_300_connections(server: Served) -> None:
         assert server.fds <= server.quiet_fds + 256
         with server.client() as client:  # those that have been idle longest made room
             assert client.size == 4 * MIB
-        assert server.idle_for(0.3)
+        assert server.idle_for(0.1)
 
 
 def test_idle_clients_cost_the_others_nothing(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_resets_on_tcp(tmp_path: Path, rng: random.Random) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         server.sees_an_end()
         server.until(lambda: server.fds == fds)
-        assert server.idle_for(0.3)
+        assert server.idle_for(0.1)
         good.write(0, b"good")
         assert good.read(0, 4) == b"good"
 
@@ -427,7 +427,7 @@ def test_requests_in_batches_are_all_submitted(tmp_path: Path) -> None:
 
 def test_gone_while_the_disk_works(tmp_path: Path) -> None:
     """Stalled by its own requests, with more of them unread, and then gone: no reason to spin."""
-    with served("slow:4M", "--socket", "s", cwd=tmp_path, slow=1.5) as server:
+    with served("slow:4M", "--socket", "s", cwd=tmp_path, slow=0.5) as server:
         fds = server.fds
         with ready(server) as sock:
             sock.settimeout(0.2)
@@ -436,7 +436,7 @@ def test_gone_while_the_disk_works(tmp_path: Path) -> None:
                 sock.sendall(wire)
         with ready(server) as sock:
             sock.sendall(request(READ, 1, 0, 512) + request(DISC, 2) + b"unread" * 100)
-        assert server.idle_for(0.6)
+        assert server.idle_for(0.1)
         server.until(lambda: server.fds == fds)
         with server.client() as client:
             assert client.read(0, 5) == bytes(5)
@@ -458,7 +458,7 @@ def test_stopped_with_requests_in_flight(tmp_path: Path) -> None:
     """They are answered; one whose data is still to come is not waited for."""
     with (
         contextlib.ExitStack() as stack,
-        served("slow:4M", "--socket", "s", cwd=tmp_path, slow=0.5) as server,
+        served("slow:4M", "--socket", "s", cwd=tmp_path, slow=0.2) as server,
     ):
         clients = [stack.enter_context(server.client()) for _ in range(3)]
         for client in clients:
@@ -499,7 +499,7 @@ def test_out_of_descriptors(tmp_path: Path) -> None:
             good = [stack.enter_context(server.client()) for _ in range(limit - fds)]
             assert server.fds == limit
             waiting = [stack.enter_context(connect(server.uri)) for _ in range(10)]
-            assert server.idle_for(1.0)
+            assert server.idle_for(0.3)
             for number, client in enumerate(good):
                 client.write(number * 512, b"g" * 512)
             for client in good[:3]:

@@ -35,10 +35,12 @@ from nbdwire import Leases, Wire, every_lease_comes_back, late, opened, ram, set
 
 from tapcore.constants import TD_RDONLY
 from tapcore.interface.damage import content_damaged
+from tapcore.nbd import transmission
 from tapcore.nbd.transmission import MAX_HELD, MAX_IN_FLIGHT
 from tapcore.nbd.writes import STREAM_MIN
 
 KIB, MIB = 1 << 10, 1 << 20
+EDGE = 8 * KIB
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +90,12 @@ def test_it_does_not_matter_how_the_bytes_arrive(structured: bool, rng: random.R
                     count = min(rng.choice([1, 27, 28, 29, 500, 4096, 50_000]), len(data))
                     wire.feed(data[:count])
                     data = data[count:]
+            elif pieces == "bytes":  # but for the middle of a long write
+                wire.feed(data[:EDGE], 1)
+                wire.feed(data[EDGE:-EDGE], 997)
+                wire.feed(data[-EDGE:], 1)
             else:
-                wire.feed(data, 1 if pieces == "bytes" else None)
+                wire.feed(data)
             assert wire.parser.idle
             outcomes.append((bytes(wire.sent), wire.content()))
     assert outcomes == outcomes[:1] * 4
@@ -134,12 +140,13 @@ def test_garbage_is_the_end(garbage: bytes) -> None:
 # ---- limits --------------------------------------------------------------------------------
 
 
-def test_buffers_in_use_are_bounded(leases: Leases) -> None:
-    with late(LateImage(4096, now=0.0)) as (wire, disk):
-        data = b"".join(wire.make(READ, 0, 2 * MIB, DF) for _ in range(60))
+def test_buffers_in_use_are_bounded(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transmission, "MAX_HELD", 4 * MIB)
+    with late(LateImage(512, now=0.0)) as (wire, disk):
+        data = b"".join(wire.make(READ, 0, 256 * KIB, DF) for _ in range(60))
         assert wire.feed_once(data) == len(data)
         assert wire.side.stalled
-        assert leases.bytes <= MAX_HELD + 3 * MIB
+        assert leases.bytes <= 4 * MIB + 3 * 256 * KIB
         assert wire.side.in_flight < 20
         settle(wire, disk)
         assert wire.errors() == [0] * 60
@@ -150,7 +157,7 @@ def test_replies_that_wait_are_bounded(length: int, leases: Leases) -> None:
     """A driver that answers at once fills no queue of requests, but one of replies."""
     with ram("32M", spans=False, structured=False) as wire:
         wire.reads = False
-        count = 9000 if length < MIB else 200
+        count = 9000 if length < MIB else 50
         data = b"".join(wire.make(READ, 0, length) for _ in range(count))
         rest = memoryview(data)
         while len(rest) and not wire.side.stalled:

@@ -161,7 +161,7 @@ def test_a_write_is_taken_to_its_end_whatever_its_client_has_not_read(
 def test_a_client_in_the_middle_of_a_write_is_read_from_again(tmp_path: Path) -> None:
     """Over a socket: that a piece is on disk wakes its connection, though nothing is answered."""
     with (
-        served("slow:34M", "--socket", "s", cwd=tmp_path, slow=0.3) as server,
+        served("slow:34M", "--socket", "s", cwd=tmp_path, slow=0.1) as server,
         server.client(timeout=60) as client,
     ):
         data = random.Random(1).randbytes(MIB) * 32
