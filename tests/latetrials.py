@@ -127,7 +127,7 @@ class Trial:
 def everything_late(trial: Trial) -> None:
     """No request fails, is lost, or damages another."""
     with trial.crowd() as crowd:
-        crowd.run(180 * THOROUGH, 20)
+        crowd.run(100 * THOROUGH, 20)
         assert not any(crowd.statuses)
     trial.judge(crowd)
 
@@ -136,7 +136,7 @@ def everything_late_and_failing(trial: Trial) -> None:
     """What was answered with success is there, and a flush that succeeds keeps it."""
     with trial.crowd() as crowd:
         crowd.host.faults = trial.rng.choice((FAULTS, FAULTS | READ_FAULTS))
-        crowd.run(150 * THOROUGH, 16)
+        crowd.run(90 * THOROUGH, 16)
         assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
         crowd.host.faults = {}
         crowd.flush()  # may tell of a failure that nobody heard of yet
@@ -153,7 +153,7 @@ def crash_when_everything_is_late(trial: Trial, faults: Mapping[str, float]) -> 
         crowd.run(120, 16)
         crowd.host.faults = {}
         crowd.flush()  # may tell of a failure that nobody heard of yet
-    for state in recording.states(trial.rng, 16 * THOROUGH):
+    for state in recording.states(trial.rng, 10 * THOROUGH):
         contents = [state.contents[os.path.realpath(path)] for path in trial.files]
         problems = trial.problems(contents[0])
         assert not problems, f"{state}: {problems[0]}"

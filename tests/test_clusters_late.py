@@ -157,7 +157,7 @@ def test_everything_late(trial: Trial, rng: random.Random) -> None:
             )
             crowd = trial.crowd(disk, host)
             with host:
-                crowd.run(250, 24)
+                crowd.run(150, 24)
             assert not any(crowd.statuses)
             content = disk.pread(0, length=SIZE)
         trial.judge(crowd, content)
@@ -173,7 +173,7 @@ def test_everything_late_and_failing(trial: Trial, reads: bool, rng: random.Rand
             crowd = trial.crowd(disk, host)
             with host:
                 host.faults = FAULTS | READ_FAULTS if reads else FAULTS
-                crowd.run(180, 16)
+                crowd.run(110, 16)
                 assert host.failed
                 assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
                 host.faults = {}
@@ -194,10 +194,10 @@ def test_a_crash_when_everything_is_late_and_failing(trial: Trial, rng: random.R
             crowd.history.now = recording.now
             with host:
                 host.faults = FAULTS
-                crowd.run(150, 16)
+                crowd.run(100, 16)
                 host.faults = {}
                 crowd.flush()
-    for state in recording.states(rng, 20 * THOROUGH):
+    for state in recording.states(rng, 12 * THOROUGH):
         contents = [state.contents[os.path.realpath(trial.image)]]
         assert not inconsistent(contents[0]), state
         wrong = crowd.history.lost(trial.read(contents), state.moment)

@@ -58,7 +58,7 @@ class Variant:
     late: bool = False
     largest: int = 64 * KIB
     batches: int = 30
-    states: int = 30
+    states: int = 18
 
 
 VARIANTS = [
@@ -216,7 +216,7 @@ def test_a_crash_while_compressed_clusters_are_written(tmp_path: Path, rng: rand
             if rng.random() < 0.3:
                 disk.sync()
                 safe[recording.now()] = at + 64 * KIB
-    for state in recording.states(rng, 60 * THOROUGH):
+    for state in recording.states(rng, 36 * THOROUGH):
         assert not walk(crashes.restore(state)).problems, str(state)
         until = max((end for moment, end in safe.items() if moment <= state.moment), default=0)
         with crashes.open(crashes.copy, readonly=True) as disk:
@@ -255,7 +255,7 @@ def test_a_crash_while_the_image_itself_is_changed(
         else:
             disk.resize(new_size)
     below = bytes(crashes.below or b"").ljust(size, b"\0")
-    for state in (*recording.prefixes(), *recording.states(rng, 30 * THOROUGH)):
+    for state in (*recording.prefixes(), *recording.states(rng, 18 * THOROUGH)):
         assert not walk(crashes.restore(state)).problems, str(state)
         with crashes.open(crashes.copy, readonly=True) as disk:
             assert disk.size in (size, new_size), str(state)

@@ -56,7 +56,7 @@ class Variant:
     filled: int = 0
     largest: int = 256 << 10
     batches: int = 50
-    states: int = 36
+    states: int = 20
     cache: tapcore.CacheMode = "writeback"
     late: bool = False
     flags_lag: bool = False

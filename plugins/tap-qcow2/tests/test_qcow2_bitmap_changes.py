@@ -237,9 +237,9 @@ class Bitmaps:
 @pytest.mark.parametrize(
     "variant",
     [
-        small("512", {"cluster_size": 512, "refcount_bits": 8}, size=MIB, batches=50, states=24),
-        small("4096", {"cluster_size": 4096}, batches=50, states=24),
-        small("lazy", {"cluster_size": 4096, "lazy_refcounts": "on"}, batches=50, states=24),
+        small("512", {"cluster_size": 512, "refcount_bits": 8}, size=MIB, batches=50, states=14),
+        small("4096", {"cluster_size": 4096}, batches=50, states=14),
+        small("lazy", {"cluster_size": 4096, "lazy_refcounts": "on"}, batches=50, states=14),
     ],
     ids=lambda variant: variant.name,
 )

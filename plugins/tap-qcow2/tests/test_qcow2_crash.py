@@ -114,11 +114,11 @@ class Snapshots:
 
 
 CHANGED = [
-    small("512", {"cluster_size": 512, "refcount_bits": 8}, size=MIB, batches=60, states=28),
-    small("4096", {"cluster_size": 4096}, batches=60, states=28),
-    small("v2", {"cluster_size": 2048, "compat": "0.10"}, batches=60, states=28),
-    small("extended", {"cluster_size": 16384, "extended_l2": "on"}, batches=60, states=28),
-    small("lazy", {"cluster_size": 4096, "lazy_refcounts": "on"}, batches=60, states=28),
+    small("512", {"cluster_size": 512, "refcount_bits": 8}, size=MIB, batches=60, states=16),
+    small("4096", {"cluster_size": 4096}, batches=60, states=16),
+    small("v2", {"cluster_size": 2048, "compat": "0.10"}, batches=60, states=16),
+    small("extended", {"cluster_size": 16384, "extended_l2": "on"}, batches=60, states=16),
+    small("lazy", {"cluster_size": 4096, "lazy_refcounts": "on"}, batches=60, states=16),
 ]
 
 
@@ -158,7 +158,7 @@ def test_a_crash_while_the_size_changes(
     crashes.look_everywhere(look)
 
 
-NARROW = small("refcount-2", {"cluster_size": 4096, "refcount_bits": 2}, batches=60, states=28)
+NARROW = small("refcount-2", {"cluster_size": 4096, "refcount_bits": 2}, batches=60, states=16)
 
 
 @pytest.mark.parametrize("variant", [*CHANGED, NARROW], ids=lambda variant: variant.name)

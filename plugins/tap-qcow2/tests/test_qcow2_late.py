@@ -247,7 +247,7 @@ def test_everything_late(
         host = LateHost(rng, at_once=rng.choice((0, 0, 0.3, 0.8)), slow=rng.choice((0, 0.05, 0.2)))
         crowd = trial.crowd(disk, host)
         with host:
-            crowd.run(220 * THOROUGH, 24)
+            crowd.run(120 * THOROUGH, 24)
         assert not any(crowd.statuses)
         content = disk.pread(0, length=trial.kind.span)
     assert not walk(trial.image.read_bytes()).leaks
@@ -267,7 +267,7 @@ def test_everything_late_and_failing(
         crowd = trial.crowd(disk, host)
         with host:
             host.faults = FAULTS | READ_FAULTS if reads else FAULTS
-            crowd.run(150 * THOROUGH, 16)
+            crowd.run(90 * THOROUGH, 16)
             assert host.failed
             assert set(crowd.statuses) <= {0, -errno.EIO, -errno.ENOSPC}
             host.faults = {}
@@ -295,7 +295,7 @@ def test_a_crash_when_everything_is_late_and_failing(
                 crowd.run(120, 16)
                 host.faults = {}
                 crowd.flush()  # may tell of a failure that nobody heard of yet
-    for state in recording.states(rng, 12 * THOROUGH):
+    for state in recording.states(rng, 8 * THOROUGH):
         contents = [state.contents[os.path.realpath(path)] for path in trial.files]
         problems = inconsistent(contents[0])
         assert not problems, f"{state}: {problems[0]}"

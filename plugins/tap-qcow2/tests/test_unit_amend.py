@@ -500,7 +500,7 @@ def test_a_crash_while_it_is_amended(kind: str, tmp_path: Path, rng: random.Rand
         change(disk, **after)
     step = max(len(recording.changes) // 40, 1)
     seen = set()
-    for state in (*recording.prefixes(step), *recording.states(rng, 100)):
+    for state in (*recording.prefixes(step), *recording.states(rng, 50)):
         state.write({image: crashed})
         found = walk(crashed.read_bytes())
         problems = found.problems + found.copied_wrong
@@ -538,7 +538,7 @@ def test_a_crash_while_another_parent_is_recorded(
             parent = tapcore.DiskId(name, "aio") if name else None
             dd.drv.td_set_parent(dd, parent)
     seen = set()
-    for state in (*recording.prefixes(), *recording.states(rng, 150)):
+    for state in (*recording.prefixes(), *recording.states(rng, 80)):
         state.write({image: crashed})
         with tapcore.open(f"qcow2:{crashed}", readonly=True) as disk:
             recorded = leaf(disk).private.recorded_parent()

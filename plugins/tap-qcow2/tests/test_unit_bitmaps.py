@@ -674,7 +674,7 @@ def test_after_a_crash_a_bitmap_says_nothing_or_the_truth(
             disk.sync()
         if not rng.randrange(2):
             disk.resize(3 * MIB)
-    states = [*recording.prefixes(2), *recording.states(rng, 80)]
+    states = [*recording.prefixes(2), *recording.states(rng, 50)]
     said = 0
     for state in states:
         state.write({image: crashed})

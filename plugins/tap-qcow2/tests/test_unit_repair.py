@@ -49,7 +49,7 @@ def test_damage_is_repaired(layout: Layout, tmp_path: Path, rng: random.Random) 
     """All of it, even where QEMU's own repair gives up."""
     image = layout.make(tmp_path, rng)
     good = image.read_bytes()
-    for number in range(8 * THOROUGH):
+    for number in range(5 * THOROUGH):
         names = rng.sample(sorted(DAMAGES), 1 + (number % 4 == 3))
         wreck = Wreck(bytearray(good), rng)
         done = [name for name in names if DAMAGES[name](wreck)]
@@ -116,7 +116,7 @@ def test_after_the_repair_of_qemu_nothing_is_found(
 ) -> None:
     image = layout.make(tmp_path, rng)
     good = image.read_bytes()
-    for name in rng.sample(sorted(DAMAGES), min(5 * THOROUGH, len(DAMAGES))):
+    for name in rng.sample(sorted(DAMAGES), min(3 * THOROUGH, len(DAMAGES))):
         wreck = Wreck(bytearray(good), rng)
         if not DAMAGES[name](wreck):
             continue
@@ -416,7 +416,7 @@ def test_a_repair_that_a_crash_interrupts_can_be_done_again(
         assert check_status(repair(image)) == 0
     want = content(image)
     crashed = tmp_path / "crashed.qcow2"
-    for state in _states(recording, rng, 8):
+    for state in _states(recording, rng, 5):
         state.write({image: crashed})
         result = repair(crashed)
         assert check_status(result) == 0, f"{state}: {result}"
@@ -441,7 +441,7 @@ def test_a_snapshot_operation_that_a_crash_interrupts(
         operation(disk.state.disks.private, name)  # type: ignore[operator]
         new = disk.pread(0, length=SIZE)
     crashed = tmp_path / "crashed.qcow2"
-    for state in _states(recording, rng, 10):
+    for state in _states(recording, rng, 6):
         state.write({image: crashed})
         found = walk(crashed.read_bytes())
         assert not found.problems, f"{state}: {found.problems[:3]}"

@@ -79,7 +79,7 @@ def test_no_operation_raises_anything_but_an_error_with_words(
         rng.randbytes(1024 * 512),
         text=descriptor("monolithicSparse", ['RW 1024 SPARSE "base.vmdk"']),
     )
-    for number in range(40 * THOROUGH):
+    for number in range(25 * THOROUGH):
         (tmp_path / "base.vmdk").write_bytes(base)
         kind = KINDS[number % len(KINDS)]
         seed = rng.getrandbits(64)

@@ -22,7 +22,7 @@ from tapcore.tools.check import check_image
 from vmdkwriters import descriptor, hosted
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
-IMAGES = 40 * THOROUGH
+IMAGES = 25 * THOROUGH
 """Damaged images that still open, of all kinds together."""
 BASE_CID = 0x12345678
 

@@ -20,7 +20,7 @@ from tapcore.tools.check import check_image
 from vmdkwriters import descriptor, hosted
 
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
-IMAGES = 40 * THOROUGH
+IMAGES = 25 * THOROUGH
 GRAIN = 65536
 PLACE = 28
 """Of `descriptorOffset` and `descriptorSize` in the header."""
