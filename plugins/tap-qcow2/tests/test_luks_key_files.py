@@ -47,10 +47,12 @@ def test_an_image_opens_with_the_file_that_qemu_took_and_with_the_bare_word(
         assert said == "tapdisk: d: is encrypted with another passphrase than the one given\n"
 
 
-def test_at_most_two_passphrases_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("key").write_bytes(b"a secret\n")
+@pytest.mark.parametrize("qemus", [b"\n"], indirect=True)
+def test_at_most_two_passphrases_are_tried(
+    qemus: tuple[bytes, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("d").symlink_to(qemus[1])
     Path("wrong").write_bytes(b"another\r\n")
-    qemu_img("create", "--object", "secret,id=s,file=key", "-fqcow2", "-o", LIGHT, "d", "1M")
     tried: list[bytes] = []
     derive = keys.derive
 
