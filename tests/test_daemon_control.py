@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from tapcore import TapError, TcpAddress, UnixAddress, UsageError
@@ -330,6 +331,10 @@ def test_a_file_is_believed_to_be_served_where_it_is_open(tmp_path: Path) -> Non
     named = [DiskSpec("aio:d.img", "d", str(tmp_path)), DiskSpec("link", "d", str(tmp_path))]
     assert not any(has_open(os.getpid(), spec) for spec in named)
     with open(tmp_path / "d.img"):
+        assert not any(has_open(os.getpid(), spec) for spec in named)
+        read_only = [attrs.evolve(spec, read_only=True) for spec in named]
+        assert all(has_open(os.getpid(), spec) for spec in read_only)
+    with open(tmp_path / "d.img", "r+b"):
         assert all(has_open(os.getpid(), spec) for spec in named)
     assert not has_open(0, named[0])
 

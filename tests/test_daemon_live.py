@@ -14,6 +14,7 @@ import tapcore
 from tapcore import TapError
 from tapcore.cli.group import LazyGroup
 from tapcore.daemon.client import DaemonClient
+from tapcore.interface.options import CacheMode
 
 MIB = 1 << 20
 PAGE = 4096
@@ -50,6 +51,42 @@ def test_a_disk_goes_through_all_changes_with_one_client(client: DaemonClient) -
         client.swap("vm1", "c.qcow2")
         assert guest.read(0, PAGE) == bytes(PAGE)
         assert (image_of(client), client.disks()[0]["clients"]) == ("c.qcow2", 1)
+
+
+CHANGED: dict[str, CacheMode] = {
+    "qcow": "none",
+    "qcow2": "none",
+    "vdi": "writeback",
+    "vhd": "writeback",
+    "vhdx": "none",
+    "vmdk": "none",
+}
+"""Formats with children, and how their disks are opened."""
+
+
+@pytest.mark.parametrize(("handle", "cache"), CHANGED.items())
+def test_a_process_that_opens_nothing_changes_its_disk(
+    client: DaemonClient, handle: str, cache: CacheMode
+) -> None:
+    first, child, other = (f"{handle}:{name}.{handle}" for name in "abc")
+    for name in (first, other):
+        tapcore.create_image(name, MIB)
+    disk = client.attach(first, name="d", cache=cache)
+    with Client(disk["uri"]) as guest:
+        guest.write(0, b"1" * PAGE)
+        client.snapshot_live("d", child)
+        guest.write(PAGE, b"2" * PAGE)
+        client.pause("d")
+        client.resume_io("d")
+        guest.write(2 * PAGE, b"3" * PAGE)
+        client.commit_live("d")
+        until(lambda: client.commit_status("d")["phase"] == "done")
+        assert guest.read(0, 3 * PAGE) == b"1" * PAGE + b"2" * PAGE + b"3" * PAGE
+        client.swap("d", other)
+        assert guest.read(0, PAGE) == bytes(PAGE)
+    client.detach("d", force=True)
+    with tapcore.open(child) as left:
+        assert left.pread(0, length=PAGE) == b"1" * PAGE
 
 
 def test_after_its_process_died_a_disk_is_the_image_that_it_had_become(

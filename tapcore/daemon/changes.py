@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.brokers import Broker
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
 from tapcore.daemon.facts import has_open
 from tapcore.daemon.jsonrpc import RpcError
+from tapcore.daemon.loan import BY_LOAN, Loan
 from tapcore.daemon.verbs import Later
-from tapcore.errors import UsageError
+from tapcore.errors import IOFailedError, TapError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def forward(
     params: Mapping[str, Any],
     *,
     seconds: float | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Later:
     """Let the process of a disk do something.
 
@@ -45,38 +48,108 @@ def forward(
         disk: of the process.
         params: of the verb.
         seconds: as of `Remote.call`.
+        descriptors: as there.
 
     Raises:
         UsageError: it has none now.
     """
     if disk.process is None:
         raise UsageError(f"is {disk.state}: {disk.reason}", image=disk.name)
-    return disk.process.remote.call(verb, params, seconds=seconds)
+    return disk.process.remote.call(verb, params, seconds=seconds, descriptors=descriptors)
 
 
 def change(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
-    """As `forward`, where the disk may be another image afterwards."""
-    if verb in _OTHER_IMAGE:
-        return _serve_other_image(daemon, verb, disk, params)
+    """As `forward`, where the disk may be another image afterwards, or files have to be opened."""
+    if verb in BY_LOAN:
+        return _change_by_loan(daemon, verb, disk, params)
     later = Later()
 
     def done(result: Any, error: BaseException | None) -> None:
         if error is not None:
             later.fail(error)
             return
-        if verb == "commit-live":
-            daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
-        elif verb == "commit-status":
-            follow(daemon, disk, result)
+        if verb == "commit-status":
+            _look_at(daemon, disk, result)
         later.answer(result)
 
     forward(daemon, verb, disk, params).then(done)
     return later
 
 
-def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
-    """The image's name is written down before any request gets to the image."""
+def _change_by_loan(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> Later:
+    """With a broker, which knows from here which files it may open for the disk's process."""
     later = Later()
+
+    def ordered(broker: Broker | None, error: BaseException | None) -> None:
+        if broker is None:
+            later.fail(error or IOFailedError("no broker"))
+            return
+        try:
+            if daemon.disks.get(disk.name) is not disk:
+                raise UsageError("was detached meanwhile", image=disk.name)
+            _go_on(daemon, verb, disk, params, broker, later)
+        except TapError as exc:
+            broker.end()
+            later.fail(exc)
+
+    def order(*_: Any) -> None:
+        if disk.process is None:
+            later.fail(UsageError(f"is {disk.state}: {disk.reason}", image=disk.name))
+            return
+        try:
+            loan = Loan.for_change(verb, disk.spec, params)
+            daemon.brokers.order(disk.process.name, loan).then(ordered)
+        except OSError as exc:
+            later.fail(exc)
+
+    if not disk.committing:
+        order()
+    else:  # a commit may have ended a moment ago: the loan is to be of what the disk is now
+        _ask_for_commit(daemon, disk).then(order)
+    return later
+
+
+def _go_on(
+    daemon: Daemon,
+    verb: str,
+    disk: Disk,
+    params: Mapping[str, Any],
+    broker: Broker,
+    later: Later,
+) -> None:
+    params = {**params, "lent": True}
+    if verb in _OTHER_IMAGE:
+        _serve_other_image(daemon, verb, disk, params, broker, later)
+    else:
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                later.fail(error)
+                return
+            if verb == "commit-live":
+                disk.broker = broker
+                watch_commit(daemon, disk)
+            later.answer(result)
+
+        forward(daemon, verb, disk, params, descriptors=(broker.socket,)).then(done)
+    broker.give()
+
+    def over(result: Any, error: BaseException | None) -> None:
+        if error is not None or verb != "commit-live":
+            broker.end()
+
+    later.then(over)
+
+
+def _serve_other_image(
+    daemon: Daemon,
+    verb: str,
+    disk: Disk,
+    params: Mapping[str, Any],
+    broker: Broker,
+    later: Later,
+) -> None:
+    """The image's name is written down before any request gets to the image."""
 
     def announced(result: Any, error: BaseException | None) -> None:
         if error is not None:
@@ -89,8 +162,8 @@ def _serve_other_image(daemon: Daemon, verb: str, disk: Disk, params: Mapping[st
         served = disk.process.remote.call("noted", {"name": disk.name})
         served.then(partial(_served, later, result))
 
-    forward(daemon, verb, disk, {**params, "announced": True}).then(announced)
-    return later
+    params = {**params, "announced": True}
+    forward(daemon, verb, disk, params, descriptors=(broker.socket,)).then(announced)
 
 
 def follow(daemon: Daemon, disk: Disk, told: Any) -> None:
@@ -112,24 +185,58 @@ def follow(daemon: Daemon, disk: Disk, told: Any) -> None:
         log.error("%s: the new name of its image cannot be kept: %s", disk.name, exc)
 
 
-def _look_at_commit(daemon: Daemon, disk: Disk) -> None:
+def watch_commit(daemon: Daemon, disk: Disk) -> None:
     """Until it is over: where nobody asks, the parent's name has to be written down all the same.
 
     As long as it is not, the child's is right too: it is emptied before the parent is written.
     """
-    if daemon.disks.get(disk.name) is not disk or disk.process is None:
+    disk.committing = True
+    daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
+
+
+def _look_at_commit(daemon: Daemon, disk: Disk) -> None:
+    if daemon.disks.get(disk.name) is not disk or not disk.committing:
         return
 
     def told(result: Any, error: BaseException | None) -> None:
-        if error is not None:
-            return
-        if isinstance(result, dict) and result.get("phase") in _GOES_ON:
-            daemon.timer.put(LOOK_SECONDS, partial(_look_at_commit, daemon, disk))
-        else:
-            follow(daemon, disk, result)
+        if disk.committing:
+            watch_commit(daemon, disk)
 
-    asked = disk.process.remote.call("commit-status", {"name": disk.name}, seconds=ASK_SECONDS)
-    asked.then(told)
+    _ask_for_commit(daemon, disk).then(told)
+
+
+def _ask_for_commit(daemon: Daemon, disk: Disk) -> Later:
+    """How far it is; answered also where nobody knows."""
+    later = Later()
+
+    def told(result: Any, error: BaseException | None) -> None:
+        if error is None:
+            _look_at(daemon, disk, result)
+        elif disk.process is None or not isinstance(error, IOFailedError):
+            _end_commit(disk)
+        later.answer(None)
+
+    if disk.process is None:
+        _end_commit(disk)
+        later.answer(None)
+    else:
+        remote = disk.process.remote
+        remote.call("commit-status", {"name": disk.name}, seconds=ASK_SECONDS).then(told)
+    return later
+
+
+def _look_at(daemon: Daemon, disk: Disk, result: Any) -> None:
+    """What a commit is at: at its end the disk may be another image."""
+    if not (isinstance(result, dict) and result.get("phase") in _GOES_ON):
+        follow(daemon, disk, result)
+        _end_commit(disk)
+
+
+def _end_commit(disk: Disk) -> None:
+    disk.committing = False
+    broker, disk.broker = disk.broker, None
+    if broker is not None:
+        broker.end()
 
 
 def _served(later: Later, told: Any, result: Any, error: BaseException | None) -> None:

@@ -11,15 +11,14 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from tapcore import errors
 from tapcore.daemon.jsonrpc import (
     MAX_ANSWER,
     Call,
     Lines,
-    RpcError,
     call_line,
     parse_answer,
 )
+from tapcore.daemon.raised import raised_there
 from tapcore.daemon.rundir import RunDirectory, default_run_directory
 from tapcore.errors import IOFailedError, TapError, UsageError, describe
 from tapcore.interface.options import CacheMode
@@ -300,7 +299,7 @@ class DaemonClient:
                 continue
             answer = parse_answer(line)
             if answer.error is not None and answer.id in (known, None):
-                raise _raised_there(answer.error)
+                raise raised_there(answer.error)
             if answer.id == known:
                 return answer.result
 
@@ -310,12 +309,3 @@ def _has_ended(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _raised_there(error: RpcError) -> TapError:
-    """The exception of the other side, where it is one of ours."""
-    kind = getattr(errors, error.kind, None)
-    if isinstance(kind, type) and issubclass(kind, TapError):
-        found: TapError = kind(error.message, image=error.image, errno=error.errno)
-        return found
-    return error

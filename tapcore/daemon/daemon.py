@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from tapcore.daemon.brokers import Broker, Brokers
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.disks import RESTARTING, SERVING, STARTING, Disk
 from tapcore.daemon.facts import facts_of
 from tapcore.daemon.jsonrpc import Call, RpcError
+from tapcore.daemon.loan import Loan
 from tapcore.daemon.nursery import Nursery
 from tapcore.daemon.processes import End, Process, Processes
 from tapcore.daemon.restarts import Restarts
@@ -59,6 +61,7 @@ class Daemon:
         loop: in which all of it happens.
         timer: of that loop.
         disks: by name.
+        brokers: which open files for disk processes.
         restarts: of those whose process died.
         before_end: called before the loop is closed.
         failed: a disk could not be closed as it should.
@@ -83,6 +86,7 @@ class Daemon:
         self.nursery = Nursery(
             self.loop, self.timer, f"{place.path}/warm-parent.log", level, without
         )
+        self.brokers = Brokers(self.loop, place, self.nursery, confined=self._confining.wanted)
         self.processes = Processes(self.loop, self.timer, place, self.nursery, self._died)
         self.restarts = Restarts(self.timer, self.start, self._let_go, self._wants)
         self._state = state or StateFile(place.state)
@@ -120,6 +124,7 @@ class Daemon:
             self._control.close()
         for process in list(self.processes.all.values()):
             self.processes.forget(process)
+        self.brokers.close()
         for disk in self.disks.values():
             if self._kept:
                 disk.let_go()
@@ -280,8 +285,29 @@ class Daemon:
     def _open(self, disk: Disk, process: Process, later: Later) -> None:
         disk.process = process
         process.disks.add(disk.name)
+        if not process.told:
+            process.told = True
+            self._open_by(None, disk, process, later)
+            return
+
+        def ordered(broker: Broker | None, error: BaseException | None) -> None:
+            if error is not None:
+                later.fail(error)
+            elif self.disks.get(disk.name) is not disk or process.name not in self.processes.all:
+                later.fail(UsageError("was detached meanwhile", image=disk.name))
+            else:
+                self._open_by(broker, disk, process, later)
+            if broker is not None:
+                later.then(lambda *_: broker.end())
+
+        self.brokers.order(process.name, Loan(disk.spec)).then(ordered)
+
+    def _open_by(self, broker: Broker | None, disk: Disk, process: Process, later: Later) -> None:
         params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}
         params |= {"page": self.place.page(disk.name), **self._confining.as_params()}
+        descriptors = disk.sockets
+        if broker is not None:
+            params["lent"], descriptors = True, (*descriptors, broker.socket)
 
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:
@@ -294,7 +320,9 @@ class Daemon:
                 disk.facts, disk.state, disk.reason = facts_of(facts), SERVING, ""
                 later.answer(disk)
 
-        process.remote.call("open", params, descriptors=disk.sockets).then(opened)
+        process.remote.call("open", params, descriptors=descriptors).then(opened)
+        if broker is not None:
+            broker.give()
 
     def _opened_in_vain(self, disk: Disk, process: Process, later: Later) -> None:
         """It was detached meanwhile; other disks may go on in the process."""

@@ -11,12 +11,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.borrowing import Borrowing
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.jsonrpc import Call
@@ -190,16 +192,16 @@ class DiskProcess:
         if self._confined or not how.wanted:
             return
         try:
-            how.apply(disk.export.disk, disk.spec, shared=self._shared)
+            how.apply(shared=self._shared)
         except BaseException:
             disk.server.stop()
             raise
         self._confined, self._is_other = True, bool(how.user)
 
-    def opens_nothing(self, disk: ServedDisk) -> bool:
-        """Whether this process can open no image any more: it has confined itself to its files."""
-        alone = disk.spec.fixed or disk.spec.read_only
-        return self._confined and alone and not self._shared
+    @property
+    def confined(self) -> bool:
+        """Whether it can open no image any more by itself."""
+        return self._confined
 
     def _opened(
         self,
@@ -318,6 +320,24 @@ class DiskProcess:
         if caller is None or not 0 <= count <= len(caller.descriptors):
             raise UsageError("the descriptors did not come with the call")
         return [caller.descriptors.popleft() for _ in range(count)]
+
+    def borrow(self, lent: bool) -> Borrowing | None:
+        """Have files opened by the broker whose socket came with the call, if one did.
+
+        Raises:
+            UsageError: it did not come.
+        """
+        return Borrowing(self.take_descriptors(1)[0]) if lent else None
+
+    @contextmanager
+    def borrowing(self, lent: bool) -> Iterator[None]:
+        """As `borrow`, as long as this lasts."""
+        broker = self.borrow(lent)
+        try:
+            yield
+        finally:
+            if broker is not None:
+                broker.close()
 
 
 def _check_may_be_alone(handle: str, registry: Registry) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.brokers import Broker
 from tapcore.daemon.processes import Process
 from tapcore.daemon.spec import DiskSpec
 from tapcore.errors import UsageError
@@ -36,6 +37,8 @@ class Disk:
         restarts: how often it came back.
         last_lines: of the log of its process when that died last.
         facts: what its process told when it opened the image.
+        committing: a commit goes on, as far as is known.
+        broker: that lends to it; None: there is none, or a former daemon's.
     """
 
     spec: DiskSpec
@@ -49,6 +52,8 @@ class Disk:
     restarts: int = 0
     last_lines: tuple[str, ...] = ()
     facts: dict[str, Any] = attrs.field(factory=dict)
+    committing: bool = False
+    broker: Broker | None = None
 
     @property
     def name(self) -> str:

@@ -32,16 +32,17 @@ def open_disk(
     shared: bool = False,
     confined: bool = True,
     user: str = "",
-    images: tuple[str, ...] = (),
     page: str = "",
+    lent: bool = False,
 ) -> dict[str, Any]:
     """Open an image and serve it on the listening sockets that come with the call.
 
     `page` is the file of its counters.
     """
     taken = process.take_descriptors(sockets)
-    disk = process.open(spec.checked(), taken, shared=shared, page=page)
-    process.confine(disk, Confining(confined, user, images, os.path.dirname(page)))
+    with process.borrowing(lent):
+        disk = process.open(spec.checked(), taken, shared=shared, page=page)
+    process.confine(disk, Confining(confined, user, os.path.dirname(page)))
     return disk_as_dict(disk)
 
 

@@ -52,7 +52,7 @@ def listens_at(descriptor: int, address: UnixAddress | TcpAddress) -> bool:
 
 
 def has_open(pid: int, spec: DiskSpec) -> bool:
-    """Whether a process has an image's file open.
+    """Whether a process has an image's file open as the disk's own: others are only read.
 
     Args:
         pid: of a process that runs.
@@ -61,8 +61,20 @@ def has_open(pid: int, spec: DiskSpec) -> bool:
     parts = spec.image.split(":")  # of a disk on an image: `part:1:qcow2:PATH`
     names = [":".join(parts[front:]) for front in range(len(parts))]
     wanted = {os.path.realpath(os.path.join(spec.directory, name)) for name in names if name}
-    folder = f"/proc/{pid}/fd"
     try:
-        return any(os.readlink(f"{folder}/{each}") in wanted for each in os.listdir(folder))
+        numbers = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False
+    return any(_is_own(pid, each, wanted, spec.read_only) for each in numbers)
+
+
+def _is_own(pid: int, descriptor: str, wanted: set[str], read_only: bool) -> bool:
+    """Whether a descriptor is of one of these files, open for as much as a disk's own would be."""
+    try:
+        if os.readlink(f"/proc/{pid}/fd/{descriptor}") not in wanted:
+            return False
+        with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii", errors="replace") as info:
+            flags = next(line for line in info if line.startswith("flags:"))
+    except OSError:  # it is closed by now
+        return False
+    return read_only or bool(int(flags.split()[1], 8) & os.O_ACCMODE)

@@ -8,20 +8,21 @@ it gets the answer before any client's request gets to the new image, writes the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.borrowing import Borrowing
 from tapcore.daemon.diskprocess import DiskProcess, ServedDisk
+from tapcore.daemon.loan import absolute_image, option_pairs
 from tapcore.daemon.verbs import Later
 from tapcore.errors import NotSupportedError, TapError, UsageError
 from tapcore.interface.options import DiskId
 from tapcore.live import Live
 from tapcore.live.pausing import told_of
 from tapcore.live.tasks import Done
-from tapcore.opening.names import split_name
 
 _STATES: Final[Mapping[str, str]] = {"running": "serving", "paused": "paused", "failed": "no image"}
 
@@ -64,9 +65,17 @@ class LiveDisk:
         self.announced.answer(_told(told))
         return lambda: self.noted
 
-    def do(self, begin: Callable[[Done], object], *, announce: bool = False) -> Later:
-        """Begin a change; its end is the answer."""
+    def do(
+        self,
+        begin: Callable[[Done], object],
+        *,
+        announce: bool = False,
+        broker: Borrowing | None = None,
+    ) -> Later:
+        """Begin a change; its end is the answer, and that of borrowing from a broker."""
         later = Later()
+        if broker is not None:
+            later.then(lambda *_: broker.close())
         announce = announce and self.announced is None  # else it is refused
         if announce:
             self.announced = later
@@ -122,13 +131,23 @@ def _live(process: DiskProcess, name: str) -> LiveDisk:
 
 
 def _changeable(process: DiskProcess, name: str) -> LiveDisk:
-    """Raises UsageError where the process has given up opening files."""
-    disk = process.disk(name)
-    if process.opens_nothing(disk):
-        why = "for reading only" if disk.spec.read_only else "with --fixed"
-        text = f"was attached {why}: its process can open no image any more"
-        raise NotSupportedError(text, image=name)
+    """Raises UsageError where the disk is to stay the image that it is."""
+    if process.disk(name).spec.fixed:
+        raise NotSupportedError("was attached with --fixed", image=name)
     return _live(process, name)
+
+
+def _opener(process: DiskProcess, name: str, lent: bool) -> Borrowing | None:
+    """Who opens files for a change; None: this process.
+
+    Raises:
+        NotSupportedError: nobody does.
+    """
+    broker = process.borrow(lent)
+    if broker is None and process.confined:
+        text = "its process can open no image any more: only its daemon can change it"
+        raise NotSupportedError(text, image=name)
+    return broker
 
 
 def pause(process: DiskProcess, *, name: str) -> Later:
@@ -137,10 +156,11 @@ def pause(process: DiskProcess, *, name: str) -> Later:
     return found.do(partial(found.live.pause, name))
 
 
-def resume_io(process: DiskProcess, *, name: str) -> Later:
+def resume_io(process: DiskProcess, *, name: str, lent: bool = False) -> Later:
     """Open a paused disk's images again, and answer what has waited."""
     found = _live(process, name)
-    return found.do(partial(found.live.resume, name))
+    broker = _opener(process, name, lent)
+    return found.do(partial(found.live.resume, name), broker=broker)
 
 
 def snapshot_live(
@@ -151,34 +171,59 @@ def snapshot_live(
     directory: str = "/",
     options: tuple[str, ...] = (),
     announced: bool = False,
+    lent: bool = False,
 ) -> Later:
     """Make a new child under a disk, and serve that; the old image is only read from now on."""
     found = _changeable(process, name)
-    path, chosen = _absolute(child, directory, found.live), _options(options)
+    path = absolute_image(child, directory, found.live.registry)
+    chosen = option_pairs(options)
+    broker = _opener(process, name, lent)
 
     def begin(done: Done) -> None:
-        found.live.snapshot(name, path, done, options=chosen)
+        found.live.snapshot(name, path, done, options=chosen, maker=broker)
 
-    return found.do(begin, announce=announced)
+    return found.do(begin, announce=announced, broker=broker)
 
 
 def swap(
-    process: DiskProcess, *, name: str, image: str, directory: str = "/", announced: bool = False
+    process: DiskProcess,
+    *,
+    name: str,
+    image: str,
+    directory: str = "/",
+    announced: bool = False,
+    lent: bool = False,
 ) -> Later:
     """Serve another image of the same size in a disk's place; a paused one goes on with it."""
     found = _changeable(process, name)
-    path = _absolute(image, directory, found.live)
-    return found.do(lambda done: found.live.swap(name, path, done), announce=announced)
+    path = absolute_image(image, directory, found.live.registry)
+    broker = _opener(process, name, lent)
+
+    def begin(done: Done) -> None:
+        found.live.swap(name, path, done)
+
+    return found.do(begin, announce=announced, broker=broker)
 
 
-def commit_live(process: DiskProcess, *, name: str) -> Later:
+def commit_live(process: DiskProcess, *, name: str, lent: bool = False) -> Later:
     """Begin to fold a disk into its parent, which takes its place at the end."""
     found = _changeable(process, name)
-    return found.do(lambda done: found.live.commit(name, done, lambda *_: found._look()))
+    broker = _opener(process, name, lent)
+
+    def ended(*_: Any) -> None:
+        found._look()
+        if broker is not None:
+            broker.close()
+
+    later = found.do(lambda done: found.live.commit(name, done, ended))
+    later.then(lambda _, error: ended() if error is not None else None)
+    return later
 
 
 def commit_status(process: DiskProcess, *, name: str) -> dict[str, Any]:
     """How far the last commit-live of a disk is."""
+    if process.disk(name).live is None:
+        raise UsageError("there was no commit", image=name)
     told = _live(process, name).live.commit_progress(name)
     return _told(told) | {"image": process.disk(name).spec.image}
 
@@ -197,22 +242,6 @@ def resize_live(process: DiskProcess, *, name: str, size: str, shrink: bool = Fa
 def noted(process: DiskProcess, *, name: str) -> Later | None:
     """The name of an image that was announced is written down; answers when it is served."""
     return _live(process, name).note()
-
-
-def _absolute(image: str, directory: str, live: Live) -> str:
-    if not os.path.isabs(directory):
-        raise UsageError("'directory' has to be an absolute path")
-    found = split_name(image, live.registry)
-    if found.drivertype and not _is_path(found, live):
-        return image
-    return str(attrs.evolve(found, name=os.path.join(directory, found.name)))
-
-
-def _options(words: Sequence[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    if any(not equals or not key for key, equals, _ in pairs):
-        raise UsageError("an option is KEY=VALUE")
-    return {key: value for key, _, value in pairs}
 
 
 LIVE_VERBS: Final[Mapping[str, Callable[..., Any]]] = {

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -43,11 +43,12 @@ class Born:
 
 @attrs.define(eq=False)
 class _Order:
-    """Name and descriptors of a process that is to be, and who waits for it."""
+    """Name and descriptors of a process that is to be, who waits for it, and what it lends."""
 
     name: str
     descriptors: tuple[int, ...]
     later: Later
+    loan: Mapping[str, Any] | None = None
     born: Born | None = None
 
 
@@ -111,17 +112,21 @@ class Nursery:
         self._told.append(later)
         later.then(lambda result, error: do())
 
-    def fork(self, name: str, descriptors: Sequence[int]) -> Later:
-        """A new disk process.
+    def fork(
+        self, name: str, descriptors: Sequence[int], loan: Mapping[str, Any] | None = None
+    ) -> Later:
+        """A new disk process, or a broker.
 
         Args:
             name: for people who look at processes.
-            descriptors: its control socket, which listens, and its log; they stay open here.
+            descriptors: its control socket, which listens (a broker's: to its disk process), and
+                its log; they stay open here.
+            loan: of a broker, with whether it is to be confined; None: a disk process.
 
         Returns:
             What gives a `Born`.
         """
-        order = _Order(name, tuple(map(os.dup, descriptors)), Later())
+        order = _Order(name, tuple(map(os.dup, descriptors)), Later(), loan)
         if self._ready is None:
             self._waiting.append(order)
         else:
@@ -165,7 +170,8 @@ class Nursery:
     def _give(self, parent: _Parent, order: _Order) -> None:
         number = next(self._numbers)
         parent.orders[number] = order
-        message = json.dumps({"number": number, "name": order.name}).encode()
+        told = {"number": number, "name": order.name, "loan": order.loan}
+        message = json.dumps(told).encode()
         try:
             socket.send_fds(parent.socket, [message], order.descriptors)
         except OSError as exc:

@@ -38,6 +38,7 @@ class Process:
         remote: its control socket.
         listener: where that listens: it outlives the process.
         disks: names of those that it has.
+        told: it was told to open a disk, and has confined itself since, perhaps.
         ending: its last disk was closed.
         gone: answered at its end.
     """
@@ -48,6 +49,7 @@ class Process:
     remote: Remote
     listener: int
     disks: set[str] = attrs.field(factory=set)
+    told: bool = False
     ending: bool = False
     gone: Later = attrs.field(factory=Later)
 
@@ -129,7 +131,7 @@ class Processes:
     def _begin(self, name: str) -> None:
         try:
             listener = listen(UnixAddress(self._place.process_socket(name)))
-            log_file = self._new_log(name)
+            log_file = self._place.open_log(name)
         except OSError as exc:
             self._tell(name, None, exc)
             return
@@ -137,10 +139,6 @@ class Processes:
         os.close(log_file)
         kept = listener.detach()
         born.then(lambda result, error: self._born(name, kept, result, error))
-
-    def _new_log(self, name: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._place.process_log(name), flags, 0o600)
 
     def _born(self, name: str, listener: int, born: Born | None, error: Any) -> None:
         if born is None:

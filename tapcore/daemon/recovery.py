@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.daemon.changes import watch_commit
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import LOST, SERVING, Disk
 from tapcore.daemon.facts import facts_of, has_open, listens_at, rows_of
@@ -101,6 +102,7 @@ class Recovery:
                 self._nobody(name, remote, error)
                 return
             process = daemon.processes.watch(name, pid, pidfd, remote.descriptors.pop(0))
+            process.told = True
             self._adopt(process, remote, rows)
 
         remote.call("control", {}, seconds=_SECONDS).then(told)
@@ -146,6 +148,7 @@ class Recovery:
         disk.facts = facts_of(row)
         process.disks.add(spec.name)
         self._daemon.disks[spec.name] = disk
+        watch_commit(self._daemon, disk)
         log.info("%s: found again, in process %d", spec.name, process.pid)
 
     def _believed(self, process: Process, row: dict[str, Any]) -> DiskSpec:

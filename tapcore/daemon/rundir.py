@@ -70,6 +70,15 @@ class RunDirectory:
         """What a disk process has to tell."""
         return f"{self.path}/disks/{name}.log"
 
+    def open_log(self, name: str) -> int:
+        """A descriptor to add to that, the caller's to close.
+
+        Raises:
+            OSError: as the system says.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.process_log(name), flags, 0o600)
+
     def page(self, name: str) -> str:
         """The counters of a disk: see `tapcore.metrics`.
 

@@ -12,6 +12,7 @@ import attrs
 from tapcore.daemon.rundir import check_name
 from tapcore.daemon.verbs import parameters_of, taken
 from tapcore.errors import UsageError, describe
+from tapcore.files.lent import open_or_borrow
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
 from tapcore.interface.options import CacheMode
@@ -116,7 +117,7 @@ class DiskSpec:
         Raises:
             UsageError: a key file cannot be read.
         """
-        keys = Keys.from_words(self.key_files) if self.key_files else None
+        keys = Keys.from_words(self.key_files, open_or_borrow) if self.key_files else None
         return Access(ReferencePolicy.from_words(self.parents), keys, self.metadata_cache)
 
     def enter_directory(self) -> None:

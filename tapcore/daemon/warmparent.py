@@ -16,8 +16,10 @@ import socket
 import sys
 from typing import Any, Final, NoReturn
 
+from tapcore.daemon.broker import be_a_broker
 from tapcore.daemon.diskprocess import DiskProcess
 from tapcore.daemon.diskverbs import DISK_VERBS
+from tapcore.daemon.loan import Loan
 from tapcore.daemon.warmup import warm_up
 from tapcore.errors import describe
 from tapcore.interface.registry import Registry, default_registry, set_default_registry
@@ -130,7 +132,8 @@ def _fork_again(sock: socket.socket, order: dict[str, Any], descriptors: list[in
         if not child:
             sock.close()
             name_process(f"tapdisk {order['name']}")
-            _be_a_disk_process(*descriptors)
+            listener, log_file = descriptors
+            _be(listener, log_file, order["loan"])
         # nobody has waited for it yet, so that the number is its own
         pidfd = os.pidfd_open(child)
         _send(sock, {"event": "born", "number": number, "pid": child}, pidfd)
@@ -149,23 +152,33 @@ def _send(sock: socket.socket, message: dict[str, Any], *descriptors: int) -> No
         sock.send(data)
 
 
-def _be_a_disk_process(listener: int, log_file: int) -> NoReturn:
+def _be(listener: int, log_file: int, loan: dict[str, Any] | None) -> NoReturn:
+    """Be a disk process, or a broker, to the end."""
     status = 1
     try:
         os.setsid()
-        sock = socket.socket(fileno=_only_these(listener, log_file))
-        sock.setblocking(False)
+        descriptor = _only_these(listener, log_file)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         gc.enable()
-        process = DiskProcess(sock, DISK_VERBS)
-        process.stop_on_signals()
-        process.run()
-        status = int(process.failed)
+        if loan is None:
+            status = _be_a_disk_process(descriptor)
+        else:
+            be_a_broker(descriptor, Loan.of(loan["of"]), confined=loan["confined"])
+            status = 0
     except BaseException:
         log.exception("the process ends")
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _be_a_disk_process(listener: int) -> int:
+    sock = socket.socket(fileno=listener)
+    sock.setblocking(False)
+    process = DiskProcess(sock, DISK_VERBS)
+    process.stop_on_signals()
+    process.run()
+    return int(process.failed)
 
 
 def _only_these(listener: int, log_file: int) -> int:

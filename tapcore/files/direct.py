@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
 from tapcore.files.imagefile import ImageFile
+from tapcore.files.lent import open_or_borrow
 from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.interface.installed import entry_points
 from tapcore.process.workers import Lane
@@ -248,7 +249,7 @@ class DirectFile(ImageFile):
         """The file without O_DIRECT; called by the loop's thread only."""
         if self._cached_fd < 0:
             access = os.O_RDONLY if self.read_only else os.O_RDWR
-            self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", access | os.O_CLOEXEC)
+            self._cached_fd = open_or_borrow(f"/proc/self/fd/{self.fd}", access)
         return self._cached_fd
 
     def _around(self, offset: int, length: int) -> tuple[int, int]:

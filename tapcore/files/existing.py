@@ -8,14 +8,17 @@ import stat
 from typing import Final
 
 from tapcore.errors import ImageOpenError, NotWritableError, describe
+from tapcore.files import rehearsal
 from tapcore.files.hostfile import check_kind, kind_error, refuse_read_only_device
+from tapcore.files.lent import borrowed
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.identity import identity_of
 
 _FORBIDDEN: Final = (errno.EACCES, errno.EROFS, errno.EPERM)  # the last: chattr +i
 
 
 def open_existing(path: str, flags: int, bound: BoundFile | None = None) -> int:
-    """Open a regular file or block device.
+    """Open a regular file or block device; or have it opened, where this process may not.
 
     Args:
         path: resolved and allowed.
@@ -28,17 +31,29 @@ def open_existing(path: str, flags: int, bound: BoundFile | None = None) -> int:
     # O_NONBLOCK: opening a pipe that nobody writes to must not hang
     flags |= os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = bound.open(flags) if bound is not None else os.open(path, flags)
+        fd = _opened(path, flags, bound)
     except OSError as exc:
         raise open_refused(exc, path, flags) from None
     try:
         check_kind(fd, path)
         if flags & os.O_RDWR:
             refuse_read_only_device(fd, path)
+        rehearsal.note(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _opened(path: str, flags: int, bound: BoundFile | None) -> int:
+    try:
+        return bound.open(flags) if bound is not None else os.open(path, flags)
+    except OSError as exc:
+        which = bound.identity if bound is not None else identity_of(path)
+        lent = borrowed(exc, which, flags)
+        if lent is None:
+            raise
+        return lent
 
 
 def open_refused(exc: OSError, path: str, flags: int) -> ImageOpenError:

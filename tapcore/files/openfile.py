@@ -8,8 +8,10 @@ import os
 
 from tapcore.constants import TD_RDONLY
 from tapcore.errors import ImageOpenError
+from tapcore.files import rehearsal
 from tapcore.files.byname import open_host_fd
 from tapcore.files.imagefile import ImageFile
+from tapcore.files.lent import is_borrowing
 from tapcore.files.locks import lock_image
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.options import OpenOptions
@@ -50,6 +52,8 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
             lock_image(fd, writing=not read_only, path=path)
         kind = _direct_file() if direct else ImageFile
         file = kind(fd, path, read_only=read_only, workers=options.workers)
+        if options.rehearsal:
+            rehearsal.note(fd, written=True)
         if bound is not None:
             bound.opened = True
     except BaseException:
@@ -57,7 +61,18 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
         raise
     file.durable = options.durable
     options.opened.add(file)
+    if direct and is_borrowing():
+        _prepare(file)
     return file
+
+
+def _prepare(file: ImageFile) -> None:
+    """Open what else it will need, while somebody can be asked for it."""
+    try:
+        assert file.meta_fd >= 0
+    except BaseException:
+        file.close()
+        raise
 
 
 def _direct_file() -> type[ImageFile]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -17,6 +17,9 @@ KEY_FILE_OPTION: Final = "encrypt.key-file"
 
 MAX_KEY_BYTES: Final = 1 << 20
 """A file longer than this is not a passphrase, but some other file named by mistake."""
+
+Opener: TypeAlias = Callable[[str, int], int]
+"""Opens a path with flags (`os.O_*`) for `open`."""
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +88,14 @@ class Keys:
         return cls(by_image=tuple(zip(paths, keys.values(), strict=True)))
 
     @classmethod
-    def from_words(cls, words: tuple[str, ...]) -> Keys:
+    def from_words(cls, words: tuple[str, ...], opener: Opener | None = None) -> Keys:
         """From the values of `--key-file FILE|IMAGE=FILE`; the files are read here.
 
         A later value for the same image replaces an earlier one.
+
+        Args:
+            words: the values.
+            opener: as of `open`.
 
         Raises:
             UsageError: a file cannot be read, is empty, or is too long for a passphrase.
@@ -97,7 +104,7 @@ class Keys:
         by_image: dict[str, bytes] = {}
         for word in words:
             image, path = _split(word)
-            key = read_key_file(path)
+            key = read_key_file(path, opener)
             if image:
                 by_image[_real_path(image)] = key
             else:
@@ -121,14 +128,18 @@ class Keys:
         return self.default
 
 
-def read_key_file(path: str | os.PathLike[str]) -> FilePassphrase:
+def read_key_file(path: str | os.PathLike[str], opener: Opener | None = None) -> FilePassphrase:
     """A passphrase: the file's content (bytes) without one newline (or CR LF) at its end.
+
+    Args:
+        path: of the file.
+        opener: as of `open`.
 
     Raises:
         UsageError: it cannot be read, holds nothing, or is too long.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             content = file.read(MAX_KEY_BYTES + 1)
     except OSError as exc:
         text = f"key file '{path}': {describe(exc)}"

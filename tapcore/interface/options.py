@@ -92,6 +92,8 @@ class OpenOptions:
         file_opener: opens the image's own file where its name is that of another disk; None of it,
             where it is not.
         opener: opens an image below: for `DiskDriver.open_below`.
+        rehearsal: it is opened for reading, to learn which files it would take to open it for
+            writing; parents would be read all the same.
         private: what a test or an embedding program wants to pass to its own driver.
         opened: the files that were opened so, as long as they live; of a whole chain.
     """
@@ -111,6 +113,7 @@ class OpenOptions:
     missing: Missing = "error"
     salvage: bool = False
     workers: Lane = attrs.field(factory=Lane, eq=False, repr=False)
+    rehearsal: bool = False
     private: Mapping[str, Any] = attrs.field(factory=dict)
     named_by: Naming | None = None
     level: int = 0

@@ -15,7 +15,7 @@ from tapcore.live.commit import Commit
 from tapcore.live.pausing import pause, resume, swap, told_of
 from tapcore.live.resizing import resize
 from tapcore.live.serveddisk import ServedDisk
-from tapcore.live.snapshot import snapshot
+from tapcore.live.snapshot import Maker, snapshot
 from tapcore.live.tasks import Done, Steps, Tasks
 from tapcore.nbd.server import NbdServer
 from tapcore.opening.names import split_name
@@ -142,10 +142,20 @@ class Live:
         self._start(name, "swap", steps, done)
 
     def snapshot(
-        self, name: str, child: str, done: Done, *, options: Mapping[str, str] | None = None
+        self,
+        name: str,
+        child: str,
+        done: Done,
+        *,
+        options: Mapping[str, str] | None = None,
+        maker: Maker | None = None,
     ) -> None:
-        """Make a new child, and serve that."""
-        self._start(name, "snapshot-live", lambda disk: snapshot(disk, child, options), done)
+        """Make a new child, or have it made, and serve that."""
+
+        def steps(disk: ServedDisk) -> Steps[Any]:
+            return snapshot(disk, child, options, maker)
+
+        self._start(name, "snapshot-live", steps, done)
 
     def resize(self, name: str, size: str, done: Done, *, shrink: bool = False) -> None:
         """Change the virtual size."""

@@ -223,7 +223,7 @@ def check_place(old: Engine, new: TdState, *, size: bool = True) -> None:
         has, wants = leaf.size << 9, old.disk.size << 9
         text = f"has {format_size(has)}, where the disk that is served has {format_size(wants)}"
         raise UsageError(text, image=str(new.image))
-    if unit_of(leaf) != old.mask + 1:
+    if unit_of(leaf) > old.mask + 1:  # requests are of whole units of what is served now
         text = f"has sectors of {unit_of(leaf)} bytes, where the disk has {old.mask + 1}"
         raise UsageError(text, image=str(new.image))
 

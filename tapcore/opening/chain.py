@@ -244,7 +244,9 @@ def _open_parents(
                     )
                 seen.add(found.bound.identity)
             named_by = naming_of(child) if found.bound is None else None
-            parent_options = attrs.evolve(options, bound=found.bound, named_by=named_by)
+            parent_options = attrs.evolve(
+                options, bound=found.bound, named_by=named_by, rehearsal=False
+            )
             child.next = parent = _open_parent(found.id, child, disk, registry, parent_options)
         finally:
             if found.bound is not None:

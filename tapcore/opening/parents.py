@@ -15,13 +15,14 @@ from tapcore.errors import (
     open_error,
     printable,
 )
+from tapcore.files.lent import parent_told
 from tapcore.formats.foreign import SIGNATURES
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.interface.registry import Registry
-from tapcore.opening.namedfiles import find_named_file
+from tapcore.opening.namedfiles import find_named_file, identity_of_image
 from tapcore.opening.names import as_handles
 from tapcore.opening.probe import probe
 
@@ -52,6 +53,9 @@ def recorded_parent(dd: DiskDriver) -> DiskId | None:
     try:
         res = dd.drv.td_get_parent_id(dd, found)
     except Exception as exc:
+        told = parent_told(identity_of_image(dd))
+        if told is not None:
+            return told
         raise open_error(exc, dd.name) from exc
     if res == TD_NO_PARENT:
         return None

@@ -57,8 +57,7 @@ from tapcore.interface.options import CacheMode
 @click.option(
     "--fixed",
     is_flag=True,
-    help="Make and open no other image while it is served: the disk's process keeps its own files, "
-    "not their directory.",
+    help="No live changes: it is not paused, and no other image takes its place.",
 )
 @run_dir_option
 @json_option

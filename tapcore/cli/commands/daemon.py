@@ -48,14 +48,6 @@ log = logging.getLogger(__name__)
     "--user", metavar="NAME", default="", help="As root: disk processes go on as this user."
 )
 @click.option(
-    "--images",
-    multiple=True,
-    metavar="DIR",
-    shell_complete=completes("directory"),
-    help="Images lie here: a process that several disks share (VMDK, ram:) reaches no files "
-    "elsewhere. Repeatable.  [default: anywhere]",
-)
-@click.option(
     "--metrics",
     "metrics_port",
     metavar="PORT",
@@ -75,7 +67,6 @@ def command(
     pid_file: str | None,
     no_confinement: bool,
     user: str,
-    images: tuple[str, ...],
     metrics_port: int | None,
     log_place: str,
     stop: bool,
@@ -90,8 +81,6 @@ def command(
         raise click.UsageError("--keep-disks goes with --stop")
     if user and no_confinement:
         raise click.UsageError("--user is a part of confinement")
-    if images and no_confinement:
-        raise click.UsageError("--images is a part of confinement")
     if stop:
         with daemon_client(run_dir) as client:
             client.stop(keep_disks=keep_disks)
@@ -110,9 +99,7 @@ def command(
         restore=restore,
         level=ctx.find_root().meta.get("tapcore.log_level", "warning"),
         without=ctx.find_root().meta.get("tapcore.no_plugin", []),
-        confining=Confining(
-            wanted=not no_confinement, user=user, images=tuple(map(os.path.abspath, images))
-        ),
+        confining=Confining(wanted=not no_confinement, user=user),
         control=control,
     )
     return 0 if _run(daemon, place, ready, pid_file) else 1

@@ -1,0 +1,73 @@
+"""Which files it takes to open a disk: found by opening it for reading, with all that it names.
+
+Whoever lends files to a confined process (`lent`) finds out in this way which those are, under the
+policy of the disk, and before the process is heard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import attrs
+
+from tapcore.interface.identity import Identity, identity_of_open
+
+
+@attrs.define
+class Seen:
+    """A file that was opened.
+
+    Attributes:
+        fd: of O_PATH: whatever becomes of its name, this one is meant.
+        written: it would be written, if the disk were opened for that.
+    """
+
+    fd: int
+    written: bool = False
+
+
+@attrs.define
+class Rehearsal:
+    """What was seen.
+
+    Attributes:
+        files: by what they are.
+    """
+
+    files: dict[Identity, Seen] = attrs.field(factory=dict)
+
+    def see(self, fd: int, *, written: bool) -> None:
+        """A file was opened."""
+        which = identity_of_open(fd)
+        seen = self.files.get(which)
+        if seen is None:
+            handle = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+            seen = self.files[which] = Seen(handle)
+        seen.written |= written
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        while self.files:
+            os.close(self.files.popitem()[1].fd)
+
+
+_running: Rehearsal | None = None
+
+
+@contextlib.contextmanager
+def rehearsing(seen: Rehearsal) -> Iterator[None]:
+    """Whatever this process opens by the functions of this layer is noted (one at a time)."""
+    global _running
+    _running = seen
+    try:
+        yield
+    finally:
+        _running = None
+
+
+def note(fd: int, *, written: bool = False) -> None:
+    """A file was opened, perhaps in a rehearsal."""
+    if _running is not None:
+        _running.see(fd, written=written)
