@@ -11,6 +11,7 @@ this folder.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -21,10 +22,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livedaemon import DaemonCalls, daemon_disk
+
 import tapcore
+from tapcore.interface.options import CacheMode
 from tapcore.live import Live, LiveCalls
 
 MIB = 1 << 20
@@ -61,7 +66,7 @@ class Soak:
         slowest: seconds of the longest change of each kind.
     """
 
-    calls: LiveCalls
+    calls: LiveCalls | DaemonCalls
     folder: Path
     handle: str
     rng: random.Random
@@ -219,32 +224,50 @@ def soak(arguments: argparse.Namespace) -> None:
         folder = Path(where)
         first = f"{arguments.format}:{folder / f'0.{arguments.format}'}"
         tapcore.create_image(first, size)
-        server = tapcore.nbd_server([first], tapcore.UnixAddress(str(folder / "s")))
-        calls = LiveCalls(Live(server))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        state = Soak(calls, folder, arguments.format, rng, first, [first])
+        served = daemon_disk if arguments.daemon else served_here
         log = folder / "fio.json"
-        load = fio(server.uris()[0], size, arguments.jobs, arguments.seed, log)
         problem = ""
-        begun = time.monotonic()
-        try:
-            for number in range(arguments.changes):
-                time.sleep(rng.random() * arguments.gap)
-                if load.poll() is not None:
-                    raise SoakError(f"fio ended with {load.returncode}")
-                kind = state.change()
-                if arguments.verbose:
-                    print(f"{number}: {kind}, {state.depth} images", file=sys.stderr)
-        except (SoakError, tapcore.TapError) as exc:
-            problem = f"change {number}: {exc}"
-            load.kill()  # its requests may wait for ever now
-        finally:
-            took = time.monotonic() - begun
-            problem += end_load(load)
-            stop(server, thread)
+        with served(first, folder, arguments.cache) as (calls, uri):
+            state = Soak(calls, folder, arguments.format, rng, first, [first])
+            load = fio(uri, size, arguments.jobs, arguments.seed, log)
+            problem, took = change_under(load, state, arguments)
         report(arguments, state, log, took, problem)
         state.check()
+
+
+@contextlib.contextmanager
+def served_here(image: str, folder: Path, cache: CacheMode) -> Iterator[tuple[LiveCalls, str]]:
+    """Serve it in a thread of this process."""
+    address = tapcore.UnixAddress(str(folder / "s"))
+    server = tapcore.nbd_server([image], address, cache=cache)
+    calls = LiveCalls(Live(server))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield calls, server.uris()[0]
+    finally:
+        stop(server, thread)
+
+
+def change_under(
+    load: subprocess.Popen[str], state: Soak, arguments: argparse.Namespace
+) -> tuple[str, float]:
+    """The changes; returns what went wrong, and how long they took."""
+    rng, problem = state.rng, ""
+    begun = time.monotonic()
+    try:
+        for number in range(arguments.changes):
+            time.sleep(rng.random() * arguments.gap)
+            if load.poll() is not None:
+                raise SoakError(f"fio ended with {load.returncode}")
+            kind = state.change()
+            if arguments.verbose:
+                print(f"{number}: {kind}, {state.depth} images", file=sys.stderr)
+    except (SoakError, tapcore.TapError) as exc:
+        problem = f"change {number}: {exc}"
+        load.kill()  # its requests may wait for ever now
+    took = time.monotonic() - begun
+    return problem + end_load(load), took
 
 
 def end_load(load: subprocess.Popen[str]) -> str:
@@ -296,6 +319,8 @@ def main() -> int:
     parser.add_argument("--gap", type=float, default=0.3, help="seconds between changes, at most")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
     parser.add_argument("--dir", help="where the images lie")
+    parser.add_argument("--cache", choices=("writeback", "none"), default="writeback")
+    parser.add_argument("--daemon", action="store_true", help="in a process of a daemon")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)

@@ -152,7 +152,9 @@ def test_the_page_for_a_browser() -> None:
     assert webpage([])[1]
 
 
-def test_a_server_that_counts_shows_it(tmp_path: Path) -> None:
+def test_a_server_that_counts_shows_it_and_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     found: list[WebServer] = []
 
@@ -167,3 +169,4 @@ def test_a_server_that_counts_shows_it(tmp_path: Path) -> None:
             text = get_page(found[0].port, "/metrics")
         assert 'operation="write",size="4k"} 1.0' in text
         assert "<h2>0</h2>" in get_page(found[0].port, "/")
+    assert f"metrics are shown at http://127.0.0.1:{found[0].port}/" in caplog.text

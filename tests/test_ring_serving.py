@@ -17,6 +17,7 @@ import tapcore
 from tapcore import TapError
 from tapcore.cli.main import main
 from tapcore.errors import IOFailedError, UsageError
+from tapcore.live import Live, LiveCalls
 from tapcore.nbd.listening import OpenSockets, TcpAddress, UnixAddress, listen
 from tapcore.nbd.server import NbdServer
 from tapcore.ring.client import RingClient
@@ -137,3 +138,23 @@ def test_a_disk_of_the_daemon_has_a_ring_that_outlives_its_process(
             client.attach(f"qcow2:{other.name}", name="vm2", ring="no/such/folder/ring")
         assert client.disks() == []
         assert daemon.end() == 0
+
+
+def test_a_front_end_is_told_of_another_size(tmp_path: Path, image: Path) -> None:
+    tapcore.create_image("qcow2:a.qcow2", MIB)
+    server = nbd_server(["qcow2:a.qcow2"], UnixAddress("n"), names=["d"])
+    serve_ring(server, UnixAddress("r"))
+    calls = LiveCalls(Live(server))
+    with running(server), RingClient("r") as ring:
+        assert ring.size == MIB
+        for number in range(2, 20):  # more than one look takes
+            calls.resize("d", f"{number}M")
+        assert ring.size == 19 * MIB
+        ring.write(18 * MIB, b"new!" * 128)
+        assert ring.read(18 * MIB, 512) == b"new!" * 128
+        calls.resize("d", "1M", shrink=True)
+        with pytest.raises(IOFailedError, match="READ has failed"):
+            ring.read(18 * MIB, 512)
+        assert ring.size == MIB
+        with RingClient("r") as other:
+            assert other.size == MIB

@@ -34,7 +34,7 @@ class WebServer:
 
     Args:
         loop: where it lives.
-        port: of TCP on loopback; 0: any that is free.
+        port: of TCP on loopback; 0: any that is free, which the log tells.
         pages: by their paths.
         closed: called when it has been closed.
 
@@ -64,6 +64,8 @@ class WebServer:
                 f"the port {port} cannot be had for metrics: {describe(exc)}", errno=exc.errno
             ) from None
         self.port: int = listener.getsockname()[1]
+        if not port:
+            log.warning("metrics are shown at http://%s:%d/", LOCAL, self.port)
         loop.add(listener.fileno(), lambda _: self._accept())
 
     def _accept(self) -> None:

@@ -43,7 +43,7 @@ class RingClient:
         timeout: seconds.
 
     Attributes:
-        offer: what the back end said of the disk.
+        offer: what the back end said of the disk last.
         ring: the machine that publishes requests.
         front: the machine that makes them; whoever puts them there himself calls `wait`.
 
@@ -69,10 +69,11 @@ class RingClient:
         try:
             self._socket.settimeout(timeout)
             self._socket.connect(os.fspath(path))
-            self._lines = _lines(self._socket)
-            self.offer = offer_of(next(self._lines))
+            self._said = _Said(self._socket)
+            self.offer = offer_of(self._said.wait())
             self.ring, self.front = self._send_ring(Choice(protocol.name, order, data_pages))
-            check_verdict(next(self._lines))
+            check_verdict(self._said.wait())
+            self._socket.setblocking(False)
         except BaseException:
             self.close()
             raise
@@ -114,8 +115,18 @@ class RingClient:
 
     @property
     def size(self) -> int:
-        """Of the disk, in bytes."""
+        """Of the disk, in bytes; as the back end has told by now.
+
+        Raises:
+            HandshakeError: what it has told makes no sense.
+        """
+        self._hear()
         return self.offer.sectors * SECTOR
+
+    def _hear(self) -> None:
+        """What the back end tells while the ring is in use: that the disk is another."""
+        for line in self._said.heard():
+            self.offer = offer_of(line)
 
     # ---- whole ranges -----------------------------------------------------------------------
 
@@ -233,18 +244,62 @@ class RingClient:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._call)
         elif ready:
-            raise IOFailedError("the back end has gone", errno=errno.ESHUTDOWN)
+            self._hear()
+            if self._said.over:
+                raise IOFailedError("the back end has gone", errno=errno.ESHUTDOWN)
         else:
             raise IOFailedError("the back end does not answer", errno=errno.ETIMEDOUT)
 
 
-def _lines(sock: socket.socket) -> Iterator[bytes]:
-    """What the back end says, line by line."""
-    said = b""
-    while True:
-        while b"\n" not in said:
-            if len(said) >= MAX_LINE or not (part := sock.recv(MAX_LINE)):
-                raise HandshakeError("the back end said nothing, or too much")
-            said += part
-        line, _, said = said.partition(b"\n")
-        yield line
+class _Said:
+    """What the back end says, line by line.
+
+    Attributes:
+        over: it says nothing any more.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._rest = b""
+        self.over = False
+
+    def wait(self) -> bytes:
+        """The next line.
+
+        Raises:
+            HandshakeError: there is none.
+            OSError: it does not come in time.
+        """
+        while (line := self._next()) is None:
+            if self.over:
+                raise HandshakeError("the back end said nothing")
+            self._receive()
+        return line
+
+    def heard(self) -> Iterator[bytes]:
+        """The lines that are there; the socket does not block."""
+        while True:
+            while (line := self._next()) is not None:
+                yield line
+            if self.over:
+                return
+            try:
+                self._receive()
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                self.over = True
+
+    def _receive(self) -> None:
+        if len(self._rest) > MAX_LINE:
+            raise HandshakeError("the back end said too much")
+        part = self._socket.recv(MAX_LINE)
+        self.over = not part
+        self._rest += part
+
+    def _next(self) -> bytes | None:
+        line, end, rest = self._rest.partition(b"\n")
+        if not end:
+            return None
+        self._rest = rest
+        return line

@@ -137,10 +137,12 @@ class Connection:
         elif b"\n" in self._line or len(self._line) >= MAX_LINE:
             raise HandshakeError(f"there is one line, of {MAX_LINE} bytes at most")
 
-    def _say(self, line: bytes) -> None:
-        """A line is short: the socket has room for it, unless the front end has gone."""
+    def _say(self, line: bytes) -> bool:
+        """A line is short: the socket has room for it, if the front end is there and hears."""
         with suppress(OSError):
-            self._socket.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self._socket.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return sent == len(line)
+        return False
 
     # ---- the ring ---------------------------------------------------------------------------
 
@@ -167,7 +169,16 @@ class Connection:
         self._loop.add(kick, self._kicked, _KICKS)
         self.deadline = None
         self._say(line_of(CONNECTED))
+        self.tell_of_change()  # since the offer was made
         self._mark()
+
+    def tell_of_change(self) -> None:
+        """The disk may have another size by now: a front end that is connected hears of it."""
+        offer = self._owner.offer()
+        if self.back is not None and offer != self._offer:
+            self._offer = offer
+            if not self._say(line_of(offer)):
+                self.drop("it does not hear that the disk is another")
 
     def _checked_bell(self, fd: int) -> Bell:
         """The kernel is asked whether it is an eventfd by having it told through it."""

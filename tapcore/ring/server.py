@@ -168,6 +168,9 @@ class RingServer:
 
     def _hold_changed(self) -> None:
         self._dirty.update(self.connections)
+        if not self.engine.held:
+            for connection in list(self.connections):
+                connection.tell_of_change()
 
     # ---- the end ----------------------------------------------------------------------------
 
