@@ -392,11 +392,15 @@ class Connection:
     def took_nothing(self, rounds: int) -> bool:
         """See `Client`."""
         transmission, before = self._transmission, self._took
-        if transmission is None or not transmission.replies.leased:
+        if transmission is None:
             return False
-        sent = transmission.replies.sent
+        holds, sent = self._holds_and_sent(transmission.replies)
         self._took = rounds, sent
-        return before == (rounds - 1, sent)
+        return holds and before == (rounds - 1, sent)
+
+    def _holds_and_sent(self, replies: Replies) -> tuple[bool, int]:
+        """Whether memory waits for the client, and how many bytes it has ever taken."""
+        return bool(replies.leased), replies.sent
 
     def finish(self) -> None:
         """The server stops: take no more requests, answer those that were taken."""

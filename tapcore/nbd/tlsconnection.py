@@ -45,7 +45,7 @@ class TlsConnection(Connection):
     ) -> None:
         self._credentials = credentials
         self._long_writes = False
-        secure = TlsSocket(sock, credentials.context)
+        secure = TlsSocket(sock, credentials.context, clients.budget)
         super().__init__(secure, exports, loop, clients, handshake=handshake, deadline=deadline)
 
     # ---- events -----------------------------------------------------------------------------
@@ -112,6 +112,9 @@ class TlsConnection(Connection):
             return again
         try:
             self._receive(IN)
+            begun = transmission is not None and transmission.amid_a_write
+            if begun and not self._socket.starved:
+                self._receive(IN)  # little came with its head: no turn for that alone
         except Exception:
             self._fail()
         return True
@@ -129,7 +132,7 @@ class TlsConnection(Connection):
         return super()._serve(transmission)
 
     def _send_some(self, replies: Replies) -> int:
-        return self._socket.send_items(replies.queue)
+        return self._socket.send_items(replies.queue, replies.unsent)
 
     def _set_events(self, transmission: Transmission) -> None:
         events = 0 if transmission.stalled or transmission.finished else IN
@@ -145,6 +148,10 @@ class TlsConnection(Connection):
             super()._finish(transmission)
         elif self.deadline is None:
             self._set_deadline(LINGER_SECONDS)
+
+    def _holds_and_sent(self, replies: Replies) -> tuple[bool, int]:
+        left = self._socket.left
+        return bool(left or replies.leased), replies.sent - left
 
     @property
     def busy(self) -> bool:

@@ -17,11 +17,15 @@ from typing import Final
 
 from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
+from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
 
 AT_ONCE: Final = 256 << 10
-"""Bytes that are handed over at once: a few records (of 16 KiB) more than a call is worth, and
-memory that stays warm."""
+"""Bytes that go through OpenSSL at once: a few records (of 16 KiB) more than a call is worth."""
+
+TOGETHER: Final = 1 << 20
+"""Bytes of replies that are brought together to be encrypted; one of the usual size (256 KiB) is
+then seldom cut."""
 
 RECORD: Final = 16 << 10
 """Bytes that a record has at most."""
@@ -35,6 +39,7 @@ class TlsSocket:
     Args:
         sock: a client's; nothing was read of what it sent for TLS. This object owns it from now on.
         context: what the server proves itself with.
+        budget: knows of the memory that is taken.
 
     Attributes:
         peer: what OpenSSL knows of the connection.
@@ -43,8 +48,9 @@ class TlsSocket:
         most: bytes that are received at once.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, budget: Budget) -> None:
         sock.setblocking(False)
+        self._budget = budget
         self.peer = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self._buffer: memoryview | None = None
         self._left = memoryview(b"")
@@ -90,15 +96,15 @@ class TlsSocket:
         The memory is written by OpenSSL: it may not be a part of a host file.
         """
         count, size = 0, min(len(buffer), self.most)
-        recv_into = self.peer.recv_into
+        read = self.peer.read  # what `recv_into` calls, for each record of 16 KiB
         try:
             while count < size:
-                got = recv_into(buffer[count:size])
+                got = read(size - count, buffer[count:size])
                 if not got:
                     break
-                count += got
+                count += got  # type: ignore[operator]  # bytes only where no buffer is given
             else:
-                self.starved = not self.peer.pending()
+                self.starved = False  # for all that is known: OpenSSL may have read ahead
                 return count
         except ssl.SSLWantWriteError:
             self._wants_out = True
@@ -122,6 +128,11 @@ class TlsSocket:
         """Whether something waits until the client takes what was sent."""
         return self._buffer is not None or self._wants_out
 
+    @property
+    def left(self) -> int:
+        """Bytes of it, of what was handed over."""
+        return len(self._left)
+
     def flush(self) -> None:
         """Send what was handed over, as far as the socket takes it."""
         if self._wants_out:
@@ -131,21 +142,25 @@ class TlsSocket:
             return
         with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
             while self._left:
-                self._left = self._left[self.peer.send(self._left) :]
+                self._left = self._left[self.peer.send(self._left[:AT_ONCE]) :]
             self._give_back()
 
     def send(self, data: bytes | memoryview) -> int:
         """As a socket's that does not block."""
-        return self.send_items((data,))
+        return self.send_items((data,), len(data))
 
     def sendmsg(
         self, buffers: Sequence[bytes | memoryview], ancillary: Iterable[object], flags: int
     ) -> int:
         """As a socket's; there is no ancillary data, and the flags are advice."""
-        return self.send_items(buffers)
+        return self.send_items(buffers, sum(map(len, buffers)))
 
-    def send_items(self, items: Iterable[bytes | memoryview | FileSpan]) -> int:
+    def send_items(self, items: Iterable[bytes | memoryview | FileSpan], size: int) -> int:
         """The front of what is to be sent, read out of host files where it lies there.
+
+        Args:
+            items: in their order.
+            size: bytes that they have together, at least 1.
 
         Raises:
             OSError: EFAULT, a host file has become shorter; nothing is sent.
@@ -153,9 +168,11 @@ class TlsSocket:
         self.flush()
         if self._buffer is not None:
             raise self._blocked()
-        self._buffer = buffer = POOL.take(AT_ONCE)
+        size = min(size, TOGETHER)
+        self._buffer = buffer = POOL.take(size)
+        self._budget.room -= len(buffer)
         try:
-            taken = _collect(items, buffer[:AT_ONCE])
+            taken = _collect(items, buffer[:size])
         except BaseException:
             self._give_back()
             raise
@@ -167,6 +184,7 @@ class TlsSocket:
         buffer, self._buffer, self._left = self._buffer, None, memoryview(b"")
         if buffer is not None:
             POOL.give(buffer)
+            self._budget.give_back(len(buffer))
 
     # ---- the end ----------------------------------------------------------------------------
 
