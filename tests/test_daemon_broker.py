@@ -1,12 +1,14 @@
 """The broker: it opens what the daemon has told it, whatever a disk process asks for."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 import tapcore
@@ -31,10 +33,10 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def lending(loan: Loan) -> Iterator[Borrowing]:
+def lending(loan: Loan, teller: socket.socket | None = None) -> Iterator[Borrowing]:
     """A broker in a thread."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    thread = threading.Thread(target=Broker(theirs, loan).serve)
+    thread = threading.Thread(target=Broker(theirs, loan, teller=teller).serve)
     thread.start()
     borrowing = Borrowing(ours.detach())
     try:
@@ -86,6 +88,25 @@ def test_it_lends_what_a_change_of_the_disk_needs(
     given = {"spec": disk().as_dict(), "options": [], "directory": os.getcwd(), **loan}
     with lending(Loan.of(given)) as borrowing:
         assert lent(borrowing) == files
+
+
+def test_what_an_image_names_that_was_no_part_of_it_is_only_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = tuple(os.path.realpath(name) for name in ("disk", "old data"))
+    with lending(Loan(attrs.evolve(disk(), own=own))) as borrowing:
+        assert lent(borrowing) == {**CHAIN, "data": "r"}
+    assert "data, which was no part of it" in caplog.text
+
+
+def test_the_daemon_hears_what_each_image_writes() -> None:
+    ear, mouth = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    loan = Loan(disk(), image="qcow2:other", directory=os.getcwd(), parent=True)
+    with ear, mouth, lending(loan, mouth) as borrowing:
+        lent(borrowing)
+        told = json.loads(ear.recv(1 << 16))
+    places = {part: [os.path.basename(path) for path in paths] for part, paths in told.items()}
+    assert places == {"old": ["data", "disk"], "image": ["other"], "parent": ["base"]}
 
 
 def test_it_lends_a_disk_that_is_only_read_for_reading() -> None:

@@ -104,6 +104,23 @@ def test_after_its_process_died_a_disk_is_the_image_that_it_had_become(
     assert image_of(client) == "b.qcow2"
 
 
+def test_a_disk_gets_no_file_that_its_image_names_only_since_it_is_served(
+    client: DaemonClient,
+) -> None:
+    """As a process that was taken over could write it there, and die."""
+    Path("other.img").write_bytes(b"other" * 1000)
+    tapcore.create_image("qcow2:a.qcow2", MIB)
+    options = {"data_file": "other.raw"}
+    tapcore.create_image("qcow2:names", MIB, options=options)
+    Path("other.raw").unlink()
+    disk = client.attach("a.qcow2", name="vm1")
+    named = Path("names").read_bytes().replace(b"other.raw", b"other.img")
+    Path("a.qcow2").write_bytes(named)
+    os.kill(disk["pid"], signal.SIGKILL)
+    until(lambda: "which was no part of it" in (client.disks()[0]["reason"] or ""))
+    assert Path("other.img").read_bytes() == b"other" * 1000
+
+
 def test_another_daemon_knows_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tapcore.create_image("qcow2:a.qcow2", MIB)

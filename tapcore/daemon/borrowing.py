@@ -42,6 +42,7 @@ class Borrowing:
         _, found = self._ask("open", file=_text(file), flags=flags)
         if found is None:
             raise IOFailedError("the broker sent no file", errno=errno.EPROTO)
+        self._ask("closed")  # else it could hold our locks for a moment longer than we do
         return found
 
     def parent_of(self, file: Identity) -> DiskId | None:

@@ -10,9 +10,11 @@ whoever made its image.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -23,18 +25,18 @@ from tapcore.daemon.controlsocket import WithDescriptors
 from tapcore.daemon.jsonrpc import MAX_REQUEST, RpcError, error_line, parse_call, result_line
 from tapcore.daemon.loan import Loan, absolute_image, option_pairs
 from tapcore.daemon.verbs import VerbTable
-from tapcore.errors import TapError, describe
+from tapcore.errors import TapError, describe, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.rehearsal import Rehearsal, rehearsing
 from tapcore.interface.identity import Identity, identity_of
-from tapcore.interface.models import DiskDriver, DiskInfo, TdState
+from tapcore.interface.models import DiskDriver, DiskInfo
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.live.snapshot import make_child
 from tapcore.opening.chain import close_disk, open_disk
 from tapcore.opening.namedfiles import identity_of_image
 from tapcore.opening.names import split_below, split_name
-from tapcore.opening.parents import find_parent, recorded_parent
+from tapcore.opening.parents import recorded_parent
 from tapcore.process.confinement import Confinement, confine
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,20 @@ class Broker:
     Args:
         sock: to it: SOCK_SEQPACKET, one line of JSON-RPC a message.
         loan: of which images.
+        teller: of the same kind, to the daemon, which hears what each image writes; None: nobody.
         registry: the drivers; None: the installed ones.
     """
 
     def __init__(
-        self, sock: socket.socket, loan: Loan, *, registry: Registry | None = None
+        self,
+        sock: socket.socket,
+        loan: Loan,
+        *,
+        teller: socket.socket | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self._socket = sock
+        self._teller = teller
         self._loan = loan
         self._registry = registry or default_registry()
         self._passphrases = Rehearsal()
@@ -62,6 +71,7 @@ class Broker:
         self._parents: dict[Identity, DiskId] = {}
         self._made: tuple[str, Identity] | None = None
         self._old: tuple[DiskId, str] | None = None
+        self._parent: tuple[DiskId, str] | None = None
         loan.spec.enter_directory()
         self._how = self._options()
 
@@ -125,25 +135,50 @@ class Broker:
     # ---- which files ------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Find out which files the images consist of now."""
+        """Find out which files the images consist of now, and tell the daemon."""
         self._seen.close()
         self._parents.clear()
-        loan = self._loan
-        images = [(loan.spec.image, loan.spec.directory)]
+        loan, own = self._loan, {}
+        images = {"old": (loan.spec.image, loan.spec.directory)}
         if loan.image:
-            images.append((loan.image, loan.directory))
+            images["image"] = (loan.image, loan.directory)
         if self._made is not None:
-            images.append((self._made[0], "/"))
-        with rehearsing(self._seen):
-            for number, (image, directory) in enumerate(images):
-                try:
-                    self._open(absolute_image(image, directory, self._registry), number == 0)
-                except TapError as exc:  # whoever opens it is told what is wrong
-                    log.info("%s", exc)
+            images["child"] = (self._made[0], "/")
+        for part, (image, directory) in images.items():
+            try:
+                own[part] = self._rehearse(absolute_image(image, directory, self._registry), part)
+                if part == "old" and loan.parent and self._parent is not None:
+                    own["parent"] = self._rehearse(*self._parent)
+            except TapError as exc:  # whoever opens it is told what is wrong
+                log.info("%s", exc)
+        if self._teller is not None:
+            with suppress(OSError):  # it is told as early as it can be, and need not be again
+                self._teller.send(json.dumps(own).encode(), socket.MSG_DONTWAIT)
 
-    def _open(self, image: str, first: bool) -> None:
+    def _rehearse(self, image: str | DiskId, part: str) -> list[str]:
+        """Open an image for reading; returns paths of the files that it would write."""
+        seen = Rehearsal()
+        try:
+            with rehearsing(seen):
+                self._open(image, part)
+            if part == "old" and self._loan.spec.own is not None:
+                self._take_back(seen, self._loan.spec.own)
+            return seen.own
+        finally:
+            self._seen.join(seen)
+
+    def _take_back(self, seen: Rehearsal, own: Iterable[str]) -> None:
+        """What the image names by now, and did not when it was attached, is not written."""
+        for each in seen.files.values():
+            path = os.readlink(f"/proc/self/fd/{each.fd}")
+            if each.written and path not in own:
+                each.written = False
+                text = "would write %s, which was no part of it when it was attached"
+                log.warning("%s: " + text, self._loan.spec.name, printable(path))
+
+    def _open(self, image: str | DiskId, part: str) -> None:
         spec, registry = self._loan.spec, self._registry
-        given = split_name(image, registry)
+        given = image if isinstance(image, DiskId) else split_name(image, registry)
         if given.drivertype and _only_loads(registry.get(given.drivertype)):
             with suppress(TapError):  # such as the size of a disk in memory
                 os.close(open_host_fd(given.name, os.O_RDONLY))
@@ -151,14 +186,16 @@ class Broker:
         how = attrs.evolve(
             self._how, cache="writeback", locking=False, rehearsal=not spec.read_only
         )
-        disk = open_disk(image, registry, flags=TD_RDONLY, options=how)
+        if part == "parent" and self._old is not None and how.references is not None:
+            how = attrs.evolve(how, references=how.references.and_tree(self._old[1]))
+        disk = open_disk(given, registry, flags=TD_RDONLY, options=how)
         try:
-            if first:
-                self._old = disk.image, disk.home or ""
             for dd in disk.disks.chain():
                 self._note_parent(dd)
-            if first and self._loan.parent and disk.disks.next is not None:
-                self._open_parent(disk, how)
+            if part == "old":
+                below = disk.disks.next
+                self._old = disk.image, disk.home or ""
+                self._parent = None if below is None else (_image_of(below), "parent")
         finally:
             close_disk(disk)
 
@@ -166,18 +203,6 @@ class Broker:
         file, recorded = identity_of_image(dd), recorded_parent(dd)
         if file is not None and recorded is not None:
             self._parents[file] = recorded
-
-    def _open_parent(self, disk: TdState, how: OpenOptions) -> None:
-        """The parent as a disk of its own, which is to be written."""
-        recorded = recorded_parent(disk.disks)
-        assert recorded is not None
-        found = find_parent(recorded, disk.disks, self._registry)
-        policy = how.references
-        assert policy is not None
-        how = attrs.evolve(how, references=policy.and_tree(disk.home or ""))
-        close_disk(
-            open_disk(found.id, self._registry, flags=TD_RDONLY, options=how, bound=found.bound)
-        )
 
     def _lend(self, file: Identity, flags: int) -> int:
         writing = bool(flags & os.O_ACCMODE)
@@ -219,7 +244,7 @@ class Broker:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._look()
         if self._old is None:  # then this says why
-            self._open(absolute_image(loan.spec.image, loan.spec.directory, registry), True)
+            self._open(absolute_image(loan.spec.image, loan.spec.directory, registry), "old")
         assert self._old is not None
         old, home = self._old
         child = absolute_image(loan.child, loan.directory, registry)
@@ -243,6 +268,10 @@ def _only_loads(info: DiskInfo) -> bool:
     return not info.file_backed and info.words_before_image is None
 
 
+def _image_of(dd: DiskDriver) -> DiskId:
+    return DiskId(dd.name, dd.drv.disk_type)
+
+
 def _innermost(name: str, registry: Registry) -> str:
     """The path of the file on which an image lies."""
     found = split_name(name, registry)
@@ -264,6 +293,10 @@ def _open(broker: Broker, *, file: str, flags: int) -> WithDescriptors:
     return broker.open(_identity(file), flags)
 
 
+def _closed(broker: Broker) -> None:
+    """Nothing of what was handed out before is open here any more."""
+
+
 def _parent(broker: Broker, *, file: str) -> dict[str, Any]:
     """What an image of the disk records of its parent."""
     found = broker.parent_of(_identity(file))
@@ -282,15 +315,15 @@ def _unmake(broker: Broker) -> None:
 
 
 BROKER_VERBS: Final[VerbTable[Broker]] = VerbTable(
-    {"open": _open, "parent": _parent, "make": _make, "unmake": _unmake}
+    {"open": _open, "closed": _closed, "parent": _parent, "make": _make, "unmake": _unmake}
 )
 
 
-def be_a_broker(descriptor: int, loan: Loan, *, confined: bool) -> None:
+def be_a_broker(descriptor: int, teller: int, loan: Loan, *, confined: bool) -> None:
     """Lend until nobody asks any more (the main thread of a process of its own)."""
-    with socket.socket(fileno=descriptor) as sock:
+    with socket.socket(fileno=descriptor) as sock, socket.socket(fileno=teller) as daemon:
         try:
-            broker = Broker(sock, loan)
+            broker = Broker(sock, loan, teller=daemon)
             if confined:
                 broker.confine()
         except TapError as exc:

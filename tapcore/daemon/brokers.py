@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import socket
 from contextlib import suppress
 from functools import partial
+from typing import Any, Final
 
 import attrs
 
@@ -19,6 +21,8 @@ from tapcore.engine.loop import Loop
 
 log = logging.getLogger(__name__)
 
+_MOST_TOLD: Final = 1 << 20
+
 
 @attrs.define(eq=False)
 class Broker:
@@ -27,16 +31,27 @@ class Broker:
     Attributes:
         pid: its number.
         pidfd: readable at its end; -1: it has ended.
-        socket: the end that goes to the disk process; -1: it has gone there.
+        theirs: the end that goes to the disk process; -1: it has gone there.
+        ear: where it tells what it has found.
+        own: of each image of its loan, the files that are written; as far as it has told.
     """
 
     pid: int
     pidfd: int
-    socket: int
+    theirs: int
+    ear: socket.socket
+    own: dict[str, Any] = attrs.field(factory=dict)
+
+    def hear(self) -> None:
+        """Take what it has told."""
+        with suppress(OSError, ValueError):
+            while told := self.ear.recv(_MOST_TOLD):
+                found = json.loads(told)
+                self.own |= found if isinstance(found, dict) else {}
 
     def give(self) -> None:
         """The disk process has its end of the socket, or will not get it."""
-        sock, self.socket = self.socket, -1
+        sock, self.theirs = self.theirs, -1
         if sock >= 0:
             os.close(sock)
 
@@ -74,15 +89,19 @@ class Brokers:
             OSError: there can be none.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ear, mouth = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ear.setblocking(False)
         later = Later()
 
         def born(found: Born | None, error: BaseException | None) -> None:
             theirs.close()
+            mouth.close()
             if found is None:
                 ours.close()
+                ear.close()
                 later.fail(error or OSError())
                 return
-            broker = Broker(found.pid, found.pidfd, ours.detach())
+            broker = Broker(found.pid, found.pidfd, ours.detach(), ear)
             self._all.add(broker)
             self._loop.add(found.pidfd, partial(self._ended, broker))
             later.answer(broker)
@@ -90,7 +109,8 @@ class Brokers:
         told = {"of": loan.as_dict(), "confined": self._confined}
         log_file = self._place.open_log(process)
         try:
-            forked = self._nursery.fork(f"broker {process}", (theirs.fileno(), log_file), told)
+            descriptors = (theirs.fileno(), log_file, mouth.fileno())
+            forked = self._nursery.fork(f"broker {process}", descriptors, told)
         finally:
             os.close(log_file)
         forked.then(born)
@@ -107,6 +127,8 @@ class Brokers:
         os.close(broker.pidfd)
         broker.pidfd = -1
         broker.give()
+        broker.hear()
+        broker.ear.close()
 
     def close(self) -> None:
         """The daemon ends; those that lend go on as long as they are needed."""

@@ -12,7 +12,7 @@ import attrs
 from tapcore.daemon.brokers import Broker
 from tapcore.daemon.daemon import Daemon
 from tapcore.daemon.disks import Disk
-from tapcore.daemon.facts import has_open
+from tapcore.daemon.facts import has_open, own_files
 from tapcore.daemon.jsonrpc import RpcError
 from tapcore.daemon.loan import BY_LOAN, Loan
 from tapcore.daemon.verbs import Later
@@ -25,8 +25,8 @@ LOOK_SECONDS: Final = 0.5
 
 ASK_SECONDS: Final = 2.0
 
-_OTHER_IMAGE: Final = {"snapshot-live", "swap"}
-"""Verbs after which a disk is another image."""
+_OTHER_IMAGE: Final = {"snapshot-live": "child", "swap": "image"}
+"""Verbs after which a disk is another image, and how a broker calls that."""
 
 _GOES_ON: Final = {"beginning", "copying", "finishing"}
 
@@ -131,7 +131,7 @@ def _go_on(
                 watch_commit(daemon, disk)
             later.answer(result)
 
-        forward(daemon, verb, disk, params, descriptors=(broker.socket,)).then(done)
+        forward(daemon, verb, disk, params, descriptors=(broker.theirs,)).then(done)
     broker.give()
 
     def over(result: Any, error: BaseException | None) -> None:
@@ -155,7 +155,7 @@ def _serve_other_image(
         if error is not None:
             later.fail(error)
             return
-        follow(daemon, disk, result)
+        follow(daemon, disk, result, broker, _OTHER_IMAGE[verb])
         if disk.process is None:  # it died meanwhile, and comes back
             later.answer(result)
             return
@@ -163,18 +163,29 @@ def _serve_other_image(
         served.then(partial(_served, later, result))
 
     params = {**params, "announced": True}
-    forward(daemon, verb, disk, params, descriptors=(broker.socket,)).then(announced)
+    forward(daemon, verb, disk, params, descriptors=(broker.theirs,)).then(announced)
 
 
-def follow(daemon: Daemon, disk: Disk, told: Any) -> None:
+def follow(daemon: Daemon, disk: Disk, told: Any, broker: Broker | None, part: str) -> None:
     """What its process says that a disk is: it is attached with that after a crash.
 
     Where the process has that open: else it could have any file of the host opened for it.
+
+    Args:
+        daemon: whose disk it is.
+        disk: that was changed.
+        told: what its process says.
+        broker: which knows of which files the image consists; None: nobody does.
+        part: of the broker's loan.
     """
     image = told.get("image") if isinstance(told, dict) else None
     if image == disk.spec.image or daemon.disks.get(disk.name) is not disk:
         return
-    spec = attrs.evolve(disk.spec, image=str(image))
+    own = None
+    if broker is not None:
+        broker.hear()
+        own = own_files(broker.own.get(part))
+    spec = attrs.evolve(disk.spec, image=str(image), own=own)
     if disk.process is None or not has_open(disk.process.pid, spec):
         log.error("%s: its process does not have open what it says it is", disk.name)
         return
@@ -228,7 +239,7 @@ def _ask_for_commit(daemon: Daemon, disk: Disk) -> Later:
 def _look_at(daemon: Daemon, disk: Disk, result: Any) -> None:
     """What a commit is at: at its end the disk may be another image."""
     if not (isinstance(result, dict) and result.get("phase") in _GOES_ON):
-        follow(daemon, disk, result)
+        follow(daemon, disk, result, disk.broker, "parent")
         _end_commit(disk)
 
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import attrs
+
 from tapcore.daemon.brokers import Broker, Brokers
 from tapcore.daemon.confining import Confining
 from tapcore.daemon.controlsocket import ControlClient, ControlSocket
 from tapcore.daemon.disks import RESTARTING, SERVING, STARTING, Disk
-from tapcore.daemon.facts import facts_of
+from tapcore.daemon.facts import facts_of, own_files
 from tapcore.daemon.jsonrpc import Call, RpcError
 from tapcore.daemon.loan import Loan
 from tapcore.daemon.nursery import Nursery
@@ -307,7 +309,7 @@ class Daemon:
         params |= {"page": self.place.page(disk.name), **self._confining.as_params()}
         descriptors = disk.sockets
         if broker is not None:
-            params["lent"], descriptors = True, (*descriptors, broker.socket)
+            params["lent"], descriptors = True, (*descriptors, broker.theirs)
 
         def opened(facts: Any, error: BaseException | None) -> None:
             if isinstance(error, RpcError) and error.kind == _ELSEWHERE:
@@ -318,6 +320,8 @@ class Daemon:
                 later.fail(self._why(process, error))
             else:
                 disk.facts, disk.state, disk.reason = facts_of(facts), SERVING, ""
+                if disk.spec.own is None:
+                    disk.spec = attrs.evolve(disk.spec, own=_own(facts, broker))
                 later.answer(disk)
 
         process.remote.call("open", params, descriptors=descriptors).then(opened)
@@ -369,3 +373,11 @@ class Daemon:
             for line in end.lines:
                 log.error("%s: its log: %s", process.name, line)
         self._end_if_over()
+
+
+def _own(facts: Any, broker: Broker | None) -> tuple[str, ...] | None:
+    """Which files a disk writes: its process is believed where it was not confined before."""
+    if broker is None:
+        return own_files(facts.get("own")) if isinstance(facts, dict) else None
+    broker.hear()
+    return own_files(broker.own.get("old"))

@@ -26,6 +26,7 @@ from tapcore.daemon.spec import DiskSpec, NoSuchDiskError
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.engine.loop import Loop
 from tapcore.errors import IOFailedError, TapError, UsageError
+from tapcore.files.rehearsal import Rehearsal, rehearsing
 from tapcore.interface.registry import Registry
 from tapcore.nbd.exports import Export
 from tapcore.nbd.listening import OpenSockets
@@ -51,6 +52,7 @@ class ServedDisk:
         spec: with what it was attached.
         server: of its clients.
         sockets: where that listens: copies, which go to a daemon that has none.
+        own: paths of the files that it wrote when it was opened.
         since: when it was opened, on the monotonic clock.
         closing: who waits for its end; None: nobody has asked for that.
         state: "serving"; a verb that changes it says so here.
@@ -60,6 +62,7 @@ class ServedDisk:
     spec: DiskSpec
     server: NbdServer
     sockets: tuple[int, ...]
+    own: list[str]
     since: float = attrs.field(factory=monotonic)
     closing: Later | None = None
     state: str = "serving"
@@ -221,27 +224,32 @@ class DiskProcess:
         named = given_image(spec.image, access.registry).drivertype
         if named and not shared:
             _check_may_be_alone(named, access.registry)
-        server = nbd_server(
-            [spec.image],
-            OpenSockets(listening[:1]),
-            names=[spec.name],
-            readonly=spec.read_only,
-            cache=spec.cache_mode,
-            metadata_cache=spec.metadata_cache,
-            parents=access.references,
-            keys=access.keys,
-            filters=spec.filters,
-            loop=self.loop,
-            metrics=("" if self._is_other else page) if page else None,
-            ended=lambda errors: self._ended(spec.name, errors),
-        )
+        seen = Rehearsal()
+        with rehearsing(seen):
+            server = nbd_server(
+                [spec.image],
+                OpenSockets(listening[:1]),
+                names=[spec.name],
+                readonly=spec.read_only,
+                cache=spec.cache_mode,
+                metadata_cache=spec.metadata_cache,
+                parents=access.references,
+                keys=access.keys,
+                filters=spec.filters,
+                loop=self.loop,
+                metrics=("" if self._is_other else page) if page else None,
+                ended=lambda errors: self._ended(spec.name, errors),
+            )
+        own = seen.own
+        seen.close()
         try:
+            spec.check_own(own)
             if spec.ring:
                 serve_ring(server, OpenSockets(listening[1:]))
         except BaseException:
             server.stop()
             raise
-        disk = ServedDisk(spec, server, kept)
+        disk = ServedDisk(spec, server, kept, own)
         if not named and not shared:
             try:
                 _check_may_be_alone(disk.handle, access.registry)

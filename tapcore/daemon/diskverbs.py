@@ -43,7 +43,7 @@ def open_disk(
     with process.borrowing(lent):
         disk = process.open(spec.checked(), taken, shared=shared, page=page)
     process.confine(disk, Confining(confined, user, os.path.dirname(page)))
-    return disk_as_dict(disk)
+    return {**disk_as_dict(disk), "own": disk.own}
 
 
 def close_disk(process: DiskProcess, *, name: str, force: bool = False) -> Later:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tapcore.daemon.spec import DiskSpec
+from tapcore.daemon.verbs import MAX_WORDS
 from tapcore.nbd.listening import TcpAddress, UnixAddress
 
 _FACTS: Final[Mapping[str, type]] = {
@@ -28,6 +29,13 @@ def facts_of(told: Any) -> dict[str, Any]:
     if not isinstance(told, dict):
         return {}
     return {name: told[name] for name, kind in _FACTS.items() if type(told.get(name)) is kind}
+
+
+def own_files(told: Any) -> tuple[str, ...] | None:
+    """Paths of the files that a disk writes; None: they were not told, or are too many to say."""
+    if not isinstance(told, list) or len(told) > MAX_WORDS:
+        return None
+    return tuple(told) if all(isinstance(each, str) for each in told) else None
 
 
 def rows_of(answer: Any) -> dict[str, dict[str, Any]]:

@@ -162,7 +162,8 @@ class Recovery:
         if known is not None and known.process == process.name:
             changed = (said.image, said.directory) != (known.spec.image, known.spec.directory)
             if changed and has_open(process.pid, said):
-                return attrs.evolve(known.spec, image=said.image, directory=said.directory)
+                image, directory = said.image, said.directory
+                return attrs.evolve(known.spec, image=image, directory=directory, own=None)
             return known.spec
         if not self._daemon.state_is_lost and not has_open(process.pid, said):
             raise UsageError("nobody has written down that it is attached")

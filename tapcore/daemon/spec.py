@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
 
 from tapcore.daemon.rundir import check_name
 from tapcore.daemon.verbs import parameters_of, taken
-from tapcore.errors import UsageError, describe
+from tapcore.errors import UsageError, describe, printable
 from tapcore.files.lent import open_or_borrow
 from tapcore.interface.access import Access
 from tapcore.interface.keys import Keys
@@ -40,6 +40,8 @@ class DiskSpec:
         parents: words of `--parents`.
         key_files: words of `--key-file`; the files are read when the disk is opened.
         fixed: no other image takes its place while it is served, and none is made.
+        own: paths of the files that it may write, links resolved; None: those that it consists of
+            when it is attached. A process that was taken over can change what its image names.
     """
 
     image: str
@@ -54,6 +56,7 @@ class DiskSpec:
     parents: tuple[str, ...] = ()
     key_files: tuple[str, ...] = ()
     fixed: bool = False
+    own: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> DiskSpec:
@@ -119,6 +122,20 @@ class DiskSpec:
         """
         keys = Keys.from_words(self.key_files, open_or_borrow) if self.key_files else None
         return Access(ReferencePolicy.from_words(self.parents), keys, self.metadata_cache)
+
+    def check_own(self, written: Iterable[str]) -> None:
+        """Before a disk is served that somebody else may have served before.
+
+        Args:
+            written: the files that it writes.
+
+        Raises:
+            UsageError: one is not its own.
+        """
+        others = [] if self.own is None else sorted({*written} - {*self.own})
+        if others:
+            text = f"would write {printable(others[0])}, which was no part of it: attach it anew"
+            raise UsageError(text, image=self.image)
 
     def enter_directory(self) -> None:
         """Relative paths mean what they mean to who attached it; for the whole process.

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     gc.freeze()
     gc.disable()  # nothing here makes garbage, and a look at it would copy pages
     while True:
-        data, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 2)
+        data, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 3)
         if not data:
             return
         _obey(sock, json.loads(data), descriptors)
@@ -132,8 +132,7 @@ def _fork_again(sock: socket.socket, order: dict[str, Any], descriptors: list[in
         if not child:
             sock.close()
             name_process(f"tapdisk {order['name']}")
-            listener, log_file = descriptors
-            _be(listener, log_file, order["loan"])
+            _be(descriptors, order["loan"])
         # nobody has waited for it yet, so that the number is its own
         pidfd = os.pidfd_open(child)
         _send(sock, {"event": "born", "number": number, "pid": child}, pidfd)
@@ -152,18 +151,20 @@ def _send(sock: socket.socket, message: dict[str, Any], *descriptors: int) -> No
         sock.send(data)
 
 
-def _be(listener: int, log_file: int, loan: dict[str, Any] | None) -> NoReturn:
+def _be(descriptors: list[int], loan: dict[str, Any] | None) -> NoReturn:
     """Be a disk process, or a broker, to the end."""
     status = 1
     try:
         os.setsid()
-        descriptor = _only_these(listener, log_file)
+        listener, log_file, *others = descriptors
+        descriptor, *others = _only_these(log_file, listener, *others)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         gc.enable()
         if loan is None:
             status = _be_a_disk_process(descriptor)
         else:
-            be_a_broker(descriptor, Loan.of(loan["of"]), confined=loan["confined"])
+            (teller,) = others
+            be_a_broker(descriptor, teller, Loan.of(loan["of"]), confined=loan["confined"])
             status = 0
     except BaseException:
         log.exception("the process ends")
@@ -181,20 +182,19 @@ def _be_a_disk_process(listener: int) -> int:
     return int(process.failed)
 
 
-def _only_these(listener: int, log_file: int) -> int:
-    """Close every other descriptor; returns the new number of the first."""
+def _only_these(log_file: int, *others: int) -> range:
+    """Close every other descriptor; returns the new numbers of the others."""
     null = os.open(os.devnull, os.O_RDWR)
-    kept = os.dup2(listener, _above(listener, log_file, null), inheritable=False)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.dup2(log_file, 2)
-    os.dup2(kept, 3, inheritable=False)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-    return 3
-
-
-def _above(*descriptors: int) -> int:
-    return max(*descriptors, 3) + 1
+    kept = (null, log_file, *others)
+    above = max(*kept, 2 + len(others)) + 1  # out of the way of the new numbers
+    moved = [os.dup2(each, above + n, inheritable=False) for n, each in enumerate(kept)]
+    for each, number in zip((moved[0], *moved), range(3), strict=False):
+        os.dup2(each, number)
+    numbers = range(3, 3 + len(others))
+    for each, number in zip(moved[2:], numbers, strict=True):
+        os.dup2(each, number, inheritable=False)
+    os.closerange(numbers.stop, os.sysconf("SC_OPEN_MAX"))
+    return numbers
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
             lock_image(fd, writing=not read_only, path=path)
         kind = _direct_file() if direct else ImageFile
         file = kind(fd, path, read_only=read_only, workers=options.workers)
-        if options.rehearsal:
+        if options.rehearsal or not read_only:
             rehearsal.note(fd, written=True)
         if bound is not None:
             bound.opened = True

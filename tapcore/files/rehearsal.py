@@ -47,6 +47,21 @@ class Rehearsal:
             seen = self.files[which] = Seen(handle)
         seen.written |= written
 
+    @property
+    def own(self) -> list[str]:
+        """Where those lie that are written."""
+        written = [each.fd for each in self.files.values() if each.written]
+        return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in written)
+
+    def join(self, other: Rehearsal) -> None:
+        """Take over what was seen there."""
+        for which, seen in other.files.items():
+            mine = self.files.setdefault(which, seen)
+            if mine is not seen:
+                mine.written |= seen.written
+                os.close(seen.fd)
+        other.files.clear()
+
     def close(self) -> None:
         """Give back the descriptors."""
         while self.files:
