@@ -17,7 +17,7 @@ PREFIX ?=
 # one more than there are processors: some of a test's time is waiting for the disk
 WORKERS ?= $(shell echo $$((1 + $$(nproc))))
 
-.PHONY: help install tool run test peers lint format bench bench-formats man docs dist clean
+.PHONY: help install tool run test peers lint format bench bench-quick bench-convert newer-peers man docs dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,11 +49,17 @@ format: install ## let ruff format and fix what it can
 	@$(VENV)/bin/ruff check --quiet --fix . || true
 	@$(VENV)/bin/ruff format --quiet .
 
-bench: install peers ## side by side with qemu-nbd, qemu-storage-daemon and nbdkit
-	@$(VENV)/bin/python benchmarks/nbd.py $(ARGS)
+bench: install peers ## NBD: side by side with the C servers, each row of each kind of disk (an hour)
+	@$(VENV)/bin/python benchmarks/nbd.py --startup --json build/benchmarks.json --page docs/benchmarks.md $(ARGS)
 
-bench-formats: install peers ## qcow2 and VMDK images, side by side with QEMU's servers
-	@$(VENV)/bin/python benchmarks/formats.py $(ARGS)
+bench-quick: install peers ## the same in five minutes: a few rows of each kind
+	@$(VENV)/bin/python benchmarks/nbd.py --quick $(ARGS)
+
+bench-convert: install peers ## conversions, side by side with qemu-img
+	@$(VENV)/bin/python benchmarks/convert.py $(ARGS)
+
+newer-peers: ## the servers of a newer Debian, into build/newer-peers; `make bench` uses them then
+	@sh scripts/newer-peers.sh build/newer-peers
 
 man: install ## man pages of every command, into build/man/
 	@$(VENV)/bin/tapdisk man --write build/man

@@ -2,7 +2,7 @@
 """Count what a request costs the server, of one tree and of another: the same each time.
 
 Instructions in user mode (valgrind's callgrind) and calls into the kernel (strace) a request, in
-the rows of nbd.py and formats.py and some more. See README.md in this folder.
+the rows of nbd.py and some more. See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import disks
 import servers
-from formats import chain, empty, full, qemu_img
+from images import chain, empty, full, packed, raw
 from servers import Server, Spec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -88,24 +87,6 @@ class Case:
 # ---- disks -----------------------------------------------------------------------------------
 
 
-def _raw(folder: Path, size: int) -> Path:
-    disks.make(folder / "disk", size)
-    return folder / "disk"
-
-
-def _compressed(folder: Path, size: int) -> Path:
-    """Bytes of which half are zero, so that they can be compressed."""
-    raw, image = folder / "raw", folder / "compressed.qcow2"
-    disks.make(raw, size)
-    with open(raw, "r+b") as file:
-        for at in range(0, size, 64 * KIB):
-            file.seek(at)
-            file.write(bytes(32 * KIB))
-    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, image)
-    raw.unlink()
-    return image
-
-
 def _loads(*words: str) -> list[Load]:
     found = []
     for word in words:
@@ -126,14 +107,14 @@ NEW = _loads(
 PACKED = _loads("4k-read-qd32", "4k-randread-qd32", "1m-read-qd8")
 GIVEN_UP = _loads("64k-zeroes-qd16", "64k-trim-qd16", "1m-zeroes-qd8", "1m-trim-qd8")
 CASES = [
-    Case("sync", "sync", _raw, RAW),
-    Case("aio", "aio", _raw, RAW),
-    Case("direct", "aio", _raw, DIRECT, options=("--cache", "none")),
+    Case("sync", "sync", raw, RAW),
+    Case("aio", "aio", raw, RAW),
+    Case("direct", "aio", raw, DIRECT, options=("--cache", "none")),
     Case("qcow2", "qcow2", full("qcow2"), RAW),
     Case("qcow2-new", "qcow2", empty("qcow2"), NEW),
     Case("qcow2-gone", "qcow2", full("qcow2"), GIVEN_UP),
     Case("qcow2-chain4", "qcow2", chain(4), RAW),
-    Case("qcow2-packed", "qcow2", _compressed, PACKED),
+    Case("qcow2-packed", "qcow2", packed, PACKED),
     Case("qcow", "qcow", full("qcow"), RAW),
     Case("qcow-new", "qcow", empty("qcow"), NEW),
     Case("vmdk", "vmdk", full("vmdk"), RAW),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Serve the same raw disk by tapdisk and by its peers, in turns, and print how they compare.
+"""Serve the same disks by tapdisk and by its peers, in turns, and print how they compare.
 
 See README.md in this folder for how to read the result.
 """
@@ -7,7 +7,6 @@ See README.md in this folder for how to read the result.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -17,40 +16,48 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import disks
+import lineup
+import page
 import procs
 import report
 import servers
 import startup
-from results import Results, Turn
-from workloads import CACHED, ROWS, FioError, Row, fio_problem, run_fio
+from cases import CASES, QUICK, Case
+from results import Results
+from turns import CaseRun, Plan, say, taking_part
+from workloads import Row, fio_problem
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 RAMP_SECONDS = 0.5
 FIO_START_SECONDS = 0.6  # for the estimate of how long a run takes
 
+FULL: dict[str, Any] = {"rounds": 3, "seconds": 1.0, "size": "512M"}
+SHORT: dict[str, Any] = {"rounds": 2, "seconds": 0.7, "size": "128M"}
+
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare NBD servers on one raw disk.")
+    parser = argparse.ArgumentParser(description="Compare NBD servers, in many rows.")
     parser.add_argument("--tapdisk", metavar="PATH", help="the command (default: .venv, PATH)")
     parser.add_argument("--rows", metavar="REGEX", default="", help="only these rows")
     parser.add_argument("--servers", metavar="REGEX", default="", help="only these servers")
-    parser.add_argument("--rounds", metavar="N", type=int, default=3)
-    parser.add_argument("--seconds", metavar="S", type=float, help="of each turn (default 3)")
-    parser.add_argument("--quick", action="store_true", help="1 second a turn")
-    parser.add_argument("--size", default="512M", help="of the disk (default 512M)")
+    parser.add_argument("--rounds", metavar="N", type=int, help="default 3")
+    parser.add_argument("--seconds", metavar="S", type=float, help="of each turn (default 1)")
+    parser.add_argument("--quick", action="store_true", help="a few rows, in five minutes")
+    parser.add_argument("--size", help="of each disk (default 512M)")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the disks lie")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
-    parser.add_argument("--no-startup", action="store_true", help="leave out start-up times")
+    parser.add_argument("--page", metavar="FILE", type=Path, help="a Markdown page to be renewed")
+    parser.add_argument("--startup", action="store_true", help="start-up times as well")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     parser.add_argument("--list", action="store_true", help="name the rows and servers, and exit")
     args = parser.parse_args()
-    if args.seconds is None:
-        args.seconds = 1.0 if args.quick else 3.0
+    for name, value in (SHORT if args.quick else FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if not args.dir.is_dir():
         parser.error(f"{args.dir}: not a directory")
     if args.rounds < 1 or args.seconds <= 0:
@@ -58,106 +65,49 @@ def _arguments() -> argparse.Namespace:
     try:
         args.size = disks.parse_size(args.size)
         args.rows, args.servers = re.compile(args.rows), re.compile(args.servers)
-    except (ValueError, re.error) as error:
+        if args.page:
+            page.check(args.page)
+    except (ValueError, OSError, re.error) as error:
         parser.error(str(error))
     return args
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _find_tapdisk(given: str | None) -> str | None:
-    if given:
-        found = servers.find_command(given)
-        return str(Path(found).absolute()) if found else None
-    own = REPOSITORY / ".venv" / "bin" / "tapdisk"
-    return str(own) if own.exists() else servers.find_command("tapdisk")
-
-
-def _commands(specs: list[servers.Spec], tapdisk: str | None) -> dict[str, str]:
-    """The path of each server's command; one line names what is missing and left out."""
+def _installed(cases: list[Case], tapdisk: str | None, wanted: re.Pattern[str]) -> dict[str, str]:
+    """The servers that are there, with their versions; a line names those that are missing."""
     found: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for spec in specs:
-        path = tapdisk if spec.ours else servers.find_command(spec.command)
-        if path:
-            found[spec.name] = path
+    for spec in (spec for case in cases for spec in lineup.specs(case.kind)):
+        if not wanted.search(spec.name):
+            continue
+        if path := lineup.command_of(spec, tapdisk):
+            if spec.name not in found:
+                found[spec.name] = servers.version(path, spec.start)
         else:
             missing[spec.command] = spec.package
     if missing:
         names = ", ".join(f"{name} ({package})" for name, package in missing.items())
-        _say(f"not installed, left out: {names}")
+        say(f"not installed, left out: {names}")
     return found
 
 
-def _prepare(row: Row, server: servers.Server) -> None:
-    """The same state of the page cache before each turn, and nothing left to be written back."""
-    os.sync()
-    if row.group == CACHED:
-        disks.warm(server.file)
-    else:
-        disks.cool(server.file)
+def _wanted(args: argparse.Namespace) -> list[tuple[Case, list[Row]]]:
+    found = []
+    for case in CASES:
+        rows = [row for row in case.rows() if args.rows.search(row.name)]
+        if args.quick:
+            rows = [row for row in rows if row.name in QUICK]
+        if rows:
+            found.append((case, rows))
+    return found
 
 
-def _turn(row: Row, server: servers.Server, seconds: float) -> Turn:
-    # The ramp is a run of its own: with fio's ramp_time the CPU time would count requests that
-    # fio's report leaves out.
-    run_fio(row, server.uri, min(RAMP_SECONDS, seconds))
-    procs.reset_peak(server.pid)
-    before = procs.cpu_seconds(server.pid)
-    fio = run_fio(row, server.uri, seconds)
-    cpu = procs.cpu_seconds(server.pid) - before
-    return Turn(fio, cpu / fio.ios * 1e6, procs.peak_rss(server.pid))
-
-
-def _turns(
-    rows: list[Row], running: list[servers.Server], rounds: int
-) -> Iterator[tuple[int, Row, servers.Server]]:
-    """Every row in every round by every server, who begins changing from turn to turn."""
-    for round_ in range(rounds):
-        for row in rows:
-            able = [server for server in running if server.spec.group == row.group]
-            first = round_ % len(able) if able else 0
-            for server in able[first:] + able[:first]:
-                yield round_, row, server
-
-
-def _measure(args: argparse.Namespace, results: Results, running: list[servers.Server]) -> None:
-    turns = list(_turns(results.rows, running, args.rounds))
-    estimate = len(turns) * (args.seconds + RAMP_SECONDS + 2 * FIO_START_SECONDS)
-    _say(f"{len(turns)} turns, about {estimate / 60:.0f} minutes and what write-back takes")
-    lost: set[str] = set()
-    for number, (round_, row, server) in enumerate(turns, 1):
-        if server.name in lost:
-            continue
-        where = f"round {round_ + 1}, {row.name}, {server.name}"
-        try:
-            server.check()
-            _prepare(row, server)
-            turn = _turn(row, server, args.seconds)
-            server.check()
-        except (FioError, servers.ServerError, OSError) as error:
-            results.problems.append(f"{where}: {error}")
-            _say(f"  {where}: {error}")
-            try:
-                server.check()
-            except servers.ServerError:
-                lost.add(server.name)
-            continue
-        results.add(row, server.name, round_, turn)
-        _say(
-            f"  [{number}/{len(turns)}] {where}: {turn.fio.iops:,.0f} IOPS, "
-            f"{turn.fio.mb_s:,.0f} MB/s, {turn.cpu_us:.1f} us CPU/request"
-        )
-
-
-def _host() -> dict[str, object]:
+def _host(versions: dict[str, str]) -> dict[str, object]:
     return {
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
+        "versions": versions | {"fio": servers.version("fio")},
     }
 
 
@@ -167,63 +117,62 @@ def _check_room(args: argparse.Namespace, count: int) -> None:
     if need > free:
         raise SystemExit(f"{args.dir}: {count} disks need {need >> 20} MiB, {free >> 20} are free")
     if need > procs.available_memory() * 0.7:
-        _say("warning: the disks may not all fit in the page cache; use a smaller --size")
+        say("warning: the disks may not all fit in the page cache; use a smaller --size")
 
 
 def _run(args: argparse.Namespace) -> int:
-    specs = [spec for spec in servers.SPECS if args.servers.search(spec.name)]
-    rows = [row for row in ROWS if args.rows.search(row.name)]
+    wanted = _wanted(args)
     if problem := fio_problem():
         raise SystemExit(problem)
-    tapdisk = _find_tapdisk(args.tapdisk)
-    commands = _commands(specs, tapdisk)
-    groups = {row.group for row in rows}
-    specs = [spec for spec in specs if spec.name in commands and spec.group in groups]
-    if not specs:
+    tapdisk = lineup.find_tapdisk(args.tapdisk)
+    versions = _installed([case for case, _ in wanted], tapdisk, args.servers)
+    if not versions:
         raise SystemExit("nothing to measure: no such row, or no such server")
-    _check_room(args, len(specs))
-    versions = {
-        Path(path).name: servers.version(path)
-        for path in dict.fromkeys([*(commands[spec.name] for spec in specs), "fio"])
-    }
+    _check_room(args, len(versions))
     for name, version in versions.items():
-        _say(f"{name}: {version}")
-    host = _host() | {"versions": versions}
-    results = Results(rows, [spec.name for spec in specs if spec.ours])
+        say(f"{name}: {version}")
+    plan = Plan(
+        tapdisk=tapdisk,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        ramp=0 if args.quick else RAMP_SECONDS,
+        size=args.size,
+        folder=args.dir,
+        servers=frozenset(versions),
+    )
+    _say_how_long(plan, wanted)
+    host = _host(versions)
+    results = Results([row for _, rows in wanted for row in rows], ["tapdisk"])
     starts: list[startup.Start] = []
     status = 0
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nbd-bench-")))
-        data = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="nbd-bench-", dir=args.dir))
-        )
+    with tempfile.TemporaryDirectory(prefix="tapbench-") as folder:
         try:
-            running = []
-            for spec in specs:
-                file = data / f"{spec.name}.img"
-                disks.make(file, args.size)
-                if tapdisk and not starts and spec.ours and not args.no_startup:
-                    starts = _startup(tapdisk, file, results)
-                try:
-                    server = servers.Server(spec, commands[spec.name], file, folder)
-                except (servers.ServerError, OSError) as error:
-                    results.problems.append(f"{spec.name}, left out: {error}")
-                    _say(f"  {results.problems[-1]}")
-                    continue
-                running.append(stack.enter_context(server))
-            _measure(args, results, running)
+            if args.startup and tapdisk:
+                starts = _startup(tapdisk, Path(folder), results)
+            for case, rows in wanted:
+                if specs := taking_part(case, plan):
+                    CaseRun(case, plan, results, rows, specs, Path(folder)).measure()
         except KeyboardInterrupt:
-            _say("interrupted; this is what was measured")
+            say("interrupted; this is what was measured")
             status = 130
     return _finish(args, results, starts, host) or status
 
 
-def _startup(tapdisk: str, file: Path, results: Results) -> list[startup.Start]:
+def _say_how_long(plan: Plan, wanted: list[tuple[Case, list[Row]]]) -> None:
+    firsts = sum(len(rows) * len(taking_part(case, plan)) for case, rows in wanted)
+    seconds = firsts * plan.rounds * (plan.seconds + FIO_START_SECONDS)
+    seconds += firsts * (plan.ramp + FIO_START_SECONDS) if plan.ramp else 0
+    say(f"{firsts * plan.rounds} turns: about {seconds / 60:.0f} minutes, and the disks are made")
+
+
+def _startup(tapdisk: str, folder: Path, results: Results) -> list[startup.Start]:
+    file = folder / "disk"
+    disks.make(file, 16 << 20)
     try:
         return startup.measure(tapdisk, file)
     except (startup.StartError, OSError) as error:
         results.problems.append(f"start-up: {error}")
-        _say(f"  {results.problems[-1]}")
+        say(f"  {results.problems[-1]}")
         return []
 
 
@@ -242,32 +191,28 @@ def _finish(
         for start in starts
         if not start.ok
     ]
-    if below:
-        print("\nbelow target:")
-    elif any(results.holds(row, name) for row in results.rows for name in results.ours):
-        print("\nevery target that was measured holds")
-    for line in below:
-        print(f"  {line}")
-    if results.problems:
-        print("\nfailed:")
-    for line in results.problems:
-        print(f"  {line}")
+    named = {"below target": below, "failed": results.problems, "left out": results.left_out}
+    for title, lines in named.items():
+        if lines:
+            print(f"\n{title}:", *lines, sep="\n  ")
     if args.json:
-        settings = {"rounds": args.rounds, "seconds": args.seconds, "size": args.size}
         figures = {
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "host": host,
-            "settings": settings,
+            "settings": {name: getattr(args, name) for name in FULL},
             "rows": results.as_json(),
-            "peak_rss": {name: results.peak_rss(name) for name in results.seen()},
+            "anonymous": {name: results.anonymous(name) for name in results.seen()},
             "startup": [
                 {"command": s.command, "ms": s.median_ms, "over_python_ms": s.over_python_ms}
                 for s in starts
             ],
             "below": below,
             "problems": results.problems,
+            "left_out": results.left_out,
         }
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.page:
+        page.renew(args.page, results, host, f"{args.rounds} rounds of {args.seconds:g} s")
     return 1 if results.problems or (args.check and below) else 0
 
 
@@ -276,10 +221,12 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 
 def main() -> int:
+    """Measure, and say how it went."""
     args = _arguments()
     if args.list:
-        print("rows:", *(row.name for row in ROWS), sep="\n  ")
-        print("servers:", *(spec.name for spec in servers.SPECS), sep="\n  ")
+        print("rows:", *(row.name for _, rows in _wanted(args) for row in rows), sep="\n  ")
+        names = dict.fromkeys(spec.name for case in CASES for spec in lineup.specs(case.kind))
+        print("servers:", *names, sep="\n  ")
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _on_signal)

@@ -1,11 +1,14 @@
-"""What /proc tells about a server: its CPU time and memory, with all its threads and children."""
+"""What /proc tells about a server: CPU time, context switches and memory, of all its threads and
+children."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
+_HOW = ("voluntary", "nonvoluntary")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,11 +46,14 @@ def cpu_seconds(pid: int) -> float:
     return ticks / _TICK
 
 
-def reset_peak(pid: int) -> None:
-    """Start VmHWM anew, so that the next reading is the peak since now."""
-    for member in family(pid):
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{member}/clear_refs").write_text("5")
+def _numbers(status: Path) -> dict[str, int]:
+    """The numbers of a `status` file by name; memory in KiB."""
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:  # it has ended
+        return {}
+    words = [(name, rest.split()) for name, _, rest in (line.partition(":") for line in lines)]
+    return {name: int(rest[0]) for name, rest in words if rest and rest[0].isdigit()}
 
 
 def peak_rss(pid: int) -> int:
@@ -57,15 +63,50 @@ def peak_rss(pid: int) -> int:
     """
     total = 0
     for member in family(pid):
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{member}/status").read_text().splitlines()
-            found = {line.partition(":")[0]: line.split()[1] for line in lines if "kB" in line}
-            total += max(int(found["VmHWM"]) - int(found["RssFile"]), 0) * 1024
+        found = _numbers(Path(f"/proc/{member}/status"))
+        total += max(found.get("VmHWM", 0) - found.get("RssFile", 0), 0) << 10
     return total
 
 
+@dataclass
+class Watch:
+    """Looks at a process now and then: `look`.
+
+    The kernel keeps neither the largest anonymous memory nor what ended threads have waited, so
+    what lies between two looks is not seen.
+
+    Attributes:
+        anonymous: the most bytes of anonymous memory at any look. The page cache, which would have
+            its files anyway, is none of it.
+    """
+
+    pid: int
+    anonymous: int = 0
+    _before: dict[str, int] = field(default_factory=dict)
+    _switches: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.look()
+        self._before = dict(self._switches)
+
+    def look(self) -> None:
+        """See what there is now."""
+        anonymous = 0
+        for member in family(self.pid):
+            anonymous += _numbers(Path(f"/proc/{member}/status")).get("RssAnon", 0) << 10
+            with contextlib.suppress(OSError):  # it has ended
+                for thread in os.listdir(f"/proc/{member}/task"):
+                    found = _numbers(Path(f"/proc/{member}/task/{thread}/status"))
+                    count = sum(found.get(f"{how}_ctxt_switches", 0) for how in _HOW)
+                    self._switches[thread] = max(count, self._switches.get(thread, 0))
+        self.anonymous = max(self.anonymous, anonymous)
+
+    @property
+    def switches(self) -> int:
+        """How often its threads have given up a processor since the watch began."""
+        return sum(self._switches.values()) - sum(self._before.values())
+
+
 def available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Bytes."""
+    return _numbers(Path("/proc/meminfo")).get("MemAvailable", 0) << 10

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from results import RSS_DEPTH, Results
+from results import MEMORY_DEPTH, Results, cpu_us, iops
 from startup import Start
 from workloads import Row
 
-_WIDTH = 160  # wider than any table here: a wrapped line is better than a cut figure
+_WIDTH = 180  # wider than any table here: a wrapped line is better than a cut figure
 
 
 class Table:
@@ -64,43 +64,53 @@ class Table:
 
 
 def show_rows(results: Results) -> None:
+    """A section for each row, with a line for each of its servers."""
     table = Table(
         "NBD: medians of the rounds; ratios are to the best peer of the same round (min-max)",
-        ["row, server", "speed", "CPU us/req", "latency us", "fio CPU", "ratio to best peer", ""],
+        ["row, server", *_FIGURES, "speed, ratio", "CPU, ratio", ""],
     )
     for row in results.rows:
         if section := _row_section(results, row):
-            table.sections.append([[row.name, *[""] * 6], *section])
+            table.sections.append([[row.name, *[""] * (len(table.columns) - 1)], *section])
     if table.sections:
         table.show()
+
+
+_FIGURES = ("speed", "CPU us/req", "switches/req", "anonymous", "fio CPU")
+
+
+def figures(results: Results, row: Row, server: str) -> list[str]:
+    """What was measured of a server in a row, as `_FIGURES` are named."""
+    if row.in_bytes:
+        speed = f"{results.median(row, server, lambda turn: turn.fio.mb_s):,.0f} MB/s"
+    else:
+        speed = f"{results.median(row, server, iops):,.0f} IOPS"
+    return [
+        speed,
+        f"{results.median(row, server, cpu_us):,.1f}",
+        f"{results.median(row, server, lambda turn: turn.switches):.2f}",
+        _mib(results.median(row, server, lambda turn: turn.anonymous)),
+        f"{results.median(row, server, lambda turn: turn.fio.client_cpu):.0f}%",
+    ]
 
 
 def _row_section(results: Results, row: Row) -> list[list[str]]:
     section = []
     for server in results.servers(row):
-        if row.in_bytes:
-            speed = f"{results.median(row, server, lambda turn: turn.fio.mb_s):,.0f} MB/s"
-        else:
-            speed = f"{results.median(row, server, lambda turn: turn.fio.iops):,.0f} IOPS"
-        ratio = results.judged(row, server)
-        section.append(
-            [
-                f"  {server}",
-                speed,
-                f"{results.median(row, server, lambda turn: turn.cpu_us):,.1f}",
-                f"{results.median(row, server, lambda turn: turn.fio.latency_us):,.0f}",
-                f"{results.median(row, server, lambda turn: turn.fio.client_cpu):.0f}%",
-                f"latency {ratio}" if ratio and row.judges_latency else str(ratio or ""),
-                {True: "ok", False: "BELOW", None: ""}[results.holds(row, server)],
-            ]
-        )
+        wall, cpu = results.wall(row, server), results.cpu(row, server)
+        mark = ""
+        if wall is not None:
+            mark = "BELOW" if results.misses(row, server) else "ok"
+        ratios = [str(ratio or "") for ratio in (wall, cpu)]
+        section.append([f"  {server}", *figures(results, row, server), *ratios, mark])
     return section
 
 
 def show_memory(results: Results) -> None:
-    table = Table("Peak memory", ["server", f"depth {RSS_DEPTH}", "all rows"])
+    """The most anonymous memory of each server."""
+    table = Table("Anonymous memory", ["server", f"depth up to {MEMORY_DEPTH}", "all rows"])
     section = [
-        [server, _mib(results.peak_rss(server, RSS_DEPTH)), _mib(results.peak_rss(server))]
+        [server, _mib(results.anonymous(server, MEMORY_DEPTH)), _mib(results.anonymous(server))]
         for server in results.seen()
     ]
     if section:
@@ -108,11 +118,12 @@ def show_memory(results: Results) -> None:
         table.show()
 
 
-def _mib(size: int) -> str:
+def _mib(size: float) -> str:
     return f"{size / 2**20:.1f} MiB" if size else "-"
 
 
 def show_startup(starts: list[Start]) -> None:
+    """What the command line takes."""
     table = Table("Start-up", ["command", "median", "over Python", "target", ""])
     table.sections.append(
         [

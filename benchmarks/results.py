@@ -6,19 +6,35 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from workloads import LATENCY_TARGET, THROUGHPUT_TARGET, FioResult, Row
+from workloads import FioResult, Row
 
-RSS_TARGET = 80 << 20  # of a server of ours, at depth 32
-RSS_DEPTH = 32
+WALL_TARGET = 1.0
+"""At least this multiple of the best peer's requests a second, in each row."""
+
+WALL_MEDIAN_TARGET = 1.5
+"""The same for the median of all rows."""
+
+MEMORY_TARGET = 60 << 20
+"""Bytes of anonymous memory at most, of a server of ours at depth 32 and less."""
+
+MEMORY_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One server's run of one row in one round."""
+    """One server's run of one row in one round.
+
+    Attributes:
+        fio: what the client says.
+        cpu_us: the server's, a request.
+        switches: of its threads, a request.
+        anonymous: the most of its anonymous memory that was seen, bytes.
+    """
 
     fio: FioResult
-    cpu_us: float  # the server's, a request
-    peak_rss: int
+    cpu_us: float
+    switches: float
+    anonymous: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,7 @@ class Ratio:
 
     @property
     def median(self) -> float:
+        """Of the rounds."""
         return statistics.median(self.rounds)
 
     def __str__(self) -> str:
@@ -38,60 +55,81 @@ class Ratio:
         return text
 
 
+def iops(turn: Turn) -> float:
+    """Requests a second."""
+    return turn.fio.iops
+
+
+def cpu_us(turn: Turn) -> float:
+    """The server's CPU time of a request."""
+    return turn.cpu_us
+
+
 @dataclass
 class Results:
-    """Everything measured. `turns` is by row name, server name and round."""
+    """Everything measured.
+
+    Attributes:
+        rows: what was to be measured.
+        ours: the names of the servers that are judged.
+        turns: by row name, server name and round.
+        problems: what could not be measured, though it should have been.
+        left_out: servers that cannot be measured here, and why.
+    """
 
     rows: list[Row]
     ours: list[str]
     turns: dict[str, dict[str, dict[int, Turn]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, row: Row, server: str, round_: int, turn: Turn) -> None:
+        """Note a turn."""
         self.turns.setdefault(row.name, {}).setdefault(server, {})[round_] = turn
 
     def servers(self, row: Row) -> list[str]:
+        """Those with a result, in the order of their first turn."""
         return list(self.turns.get(row.name, {}))
 
     def median(self, row: Row, server: str, value: Callable[[Turn], float]) -> float:
+        """Of the rounds."""
         return statistics.median(value(turn) for turn in self.turns[row.name][server].values())
 
-    def throughput(self, row: Row, server: str) -> Ratio | None:
-        """More than 1 is better."""
-        return self._ratio(row, server, lambda turn: turn.fio.iops, max)
-
-    def latency(self, row: Row, server: str) -> Ratio | None:
-        """Less than 1 is better."""
-        return self._ratio(row, server, lambda turn: turn.fio.latency_us, min)
+    def wall(self, row: Row, server: str) -> Ratio | None:
+        """Requests a second beside the best peer's: more than 1 is better."""
+        return self._ratio(row, server, iops, max)
 
     def cpu(self, row: Row, server: str) -> Ratio | None:
-        """Less than 1 is better."""
-        return self._ratio(row, server, lambda turn: turn.cpu_us, min)
+        """CPU time of a request beside the best peer's: less than 1 is better."""
+        return self._ratio(row, server, cpu_us, min)
 
-    def judged(self, row: Row, server: str) -> Ratio | None:
-        """The ratio that the row's target is about."""
-        return self.latency(row, server) if row.judges_latency else self.throughput(row, server)
+    def misses(self, row: Row, server: str) -> list[str]:
+        """The targets of a row that are missed, in words."""
+        found = []
+        wall, cpu = self.wall(row, server), self.cpu(row, server)
+        if wall is not None and wall.median < WALL_TARGET:
+            found.append(f"speed {wall}, target >= {WALL_TARGET:.1f}x")
+        if cpu is not None and row.cpu_target is not None and cpu.median > row.cpu_target:
+            found.append(f"CPU {cpu}, target <= {row.cpu_target:.1f}x")
+        return found
 
-    def holds(self, row: Row, server: str) -> bool | None:
-        """Does the server reach the row's target? None where nothing can be said."""
-        ratio = self.judged(row, server)
-        if ratio is None:
-            return None
-        if row.judges_latency:
-            return ratio.median <= LATENCY_TARGET
-        return ratio.median >= THROUGHPUT_TARGET
-
-    def peak_rss(self, server: str, depth: int | None = None) -> int:
-        """The peak over the rows (of one depth); 0 where there were none."""
+    def anonymous(self, server: str, depth: int | None = None) -> int:
+        """The most anonymous memory over the rows of at most a depth (None: of all), or 0."""
         return max(
             (
-                turn.peak_rss
+                turn.anonymous
                 for row in self.rows
-                if depth is None or row.depth == depth
+                if depth is None or row.depth * row.connections <= depth
                 for turn in self.turns.get(row.name, {}).get(server, {}).values()
             ),
             default=0,
         )
+
+    def wall_median(self, server: str) -> float | None:
+        """Over the rows; None where nothing was compared."""
+        ratios = [self.wall(row, server) for row in self.rows]
+        found = [ratio.median for ratio in ratios if ratio is not None]
+        return statistics.median(found) if found else None
 
     def seen(self) -> list[str]:
         """The servers with any result, in the order of their first turn."""
@@ -102,23 +140,21 @@ class Results:
         lines = []
         for row in self.rows:
             for server in self.servers(row):
-                if self.holds(row, server) is False:
-                    what, aim = (
-                        ("latency", f"<= {LATENCY_TARGET:.1f}x")
-                        if row.judges_latency
-                        else ("throughput", f">= {THROUGHPUT_TARGET:.1f}x")
-                    )
-                    ratio = self.judged(row, server)
-                    lines.append(f"{row.name}, {server}: {what} {ratio}, target {aim}")
+                lines += [f"{row.name}, {server}: {miss}" for miss in self.misses(row, server)]
         for server in self.ours:
-            if (rss := self.peak_rss(server, RSS_DEPTH)) > RSS_TARGET:
+            middle = self.wall_median(server)
+            if middle is not None and middle < WALL_MEDIAN_TARGET:
+                aim = f"target >= {WALL_MEDIAN_TARGET:.1f}x"
+                lines.append(f"all rows, {server}: speed {middle:.2f}x in the median, {aim}")
+            if (most := self.anonymous(server, MEMORY_DEPTH)) > MEMORY_TARGET:
                 lines.append(
-                    f"{server}: {rss / 2**20:.0f} MiB at depth {RSS_DEPTH}, "
-                    f"target <= {RSS_TARGET >> 20} MiB"
+                    f"{server}: {most / 2**20:.0f} MiB of anonymous memory at depth "
+                    f"{MEMORY_DEPTH}, target <= {MEMORY_TARGET >> 20} MiB"
                 )
         return lines
 
     def as_json(self) -> list[dict[str, object]]:
+        """Every single figure."""
         return [self._row_json(row) for row in self.rows]
 
     def _ratio(
@@ -148,21 +184,21 @@ class Results:
             entry: dict[str, object] = {
                 "rounds": [
                     {"round": round_, **asdict(turn.fio)}
-                    | {"cpu_us": turn.cpu_us, "peak_rss": turn.peak_rss}
+                    | {
+                        "cpu_us": turn.cpu_us,
+                        "switches": turn.switches,
+                        "anonymous": turn.anonymous,
+                    }
                     for round_, turn in sorted(self.turns[row.name][name].items())
                 ],
-                "iops": self.median(row, name, lambda turn: turn.fio.iops),
+                "iops": self.median(row, name, iops),
                 "mb_s": self.median(row, name, lambda turn: turn.fio.mb_s),
                 "latency_us": self.median(row, name, lambda turn: turn.fio.latency_us),
-                "cpu_us": self.median(row, name, lambda turn: turn.cpu_us),
+                "cpu_us": self.median(row, name, cpu_us),
             }
             if name in self.ours:
-                for key, ratio in (
-                    ("throughput_ratio", self.throughput(row, name)),
-                    ("latency_ratio", self.latency(row, name)),
-                    ("cpu_ratio", self.cpu(row, name)),
-                ):
-                    entry[key] = ratio.median if ratio else None
-                entry["holds"] = self.holds(row, name)
+                for key, ratio in (("wall", self.wall(row, name)), ("cpu", self.cpu(row, name))):
+                    entry[f"{key}_ratio"] = ratio.rounds if ratio else None
+                entry["misses"] = self.misses(row, name)
             servers[name] = entry
-        return {"row": row.name, "group": row.group, "servers": servers}
+        return {"row": row.name, "cpu_target": row.cpu_target, "servers": servers}

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started on a raw file, watched and stopped."""
+"""A running server: started, waited for, watched and stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import procs
-from workloads import CACHED, DIRECT
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -32,86 +31,37 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A kind of server. `argv` gets the command's path, the socket and the file."""
+    """A kind of server.
+
+    Attributes:
+        name: in the tables.
+        command: the program.
+        package: what to do where it is not installed.
+        argv: its words; gets the command's path, the socket and the file.
+        export: the disk's name in it.
+        ours: it is judged, and tells its URI on stdout when it is ready.
+        start: words that stand before its own.
+    """
 
     name: str
     command: str
     package: str
     argv: Callable[[str, Path, Path], list[str]]
-    group: str = CACHED
     export: str = ""
-    ours: bool = False  # then it is judged, and tells its URI on stdout when it is ready
-
-
-def _tapdisk(driver: str, *options: str) -> Callable[[str, Path, Path], list[str]]:
-    def argv(command: str, sock: Path, file: Path) -> list[str]:
-        return [command, "serve", "--socket", str(sock), *options, f"{driver}:{file}"]
-
-    return argv
-
-
-def _qemu_nbd(*options: str) -> Callable[[str, Path, Path], list[str]]:
-    def argv(command: str, sock: Path, file: Path) -> list[str]:
-        # -t: stay after the last client; -e: clients at a time (--shared)
-        base = [command, "-f", "raw", "-t", "-e", "8", "-k", str(sock), "--discard=unmap"]
-        return [*base, *options, str(file)]
-
-    return argv
-
-
-def _storage_daemon(command: str, sock: Path, file: Path) -> list[str]:
-    name = str(file).replace(",", ",,")
-    return [
-        command,
-        "--blockdev", f"driver=file,node-name=file,discard=unmap,filename={name}",
-        "--blockdev", "driver=raw,node-name=disk,discard=unmap,file=file",
-        "--nbd-server", f"addr.type=unix,addr.path={sock}",
-        "--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on",
-    ]  # fmt: skip
-
-
-def _nbdkit(command: str, sock: Path, file: Path) -> list[str]:
-    return [command, "-f", "-U", str(sock), "file", str(file)]
-
-
-SPECS = [
-    Spec("tapdisk-sync", "tapdisk", "make install", _tapdisk("sync"), ours=True),
-    Spec("tapdisk-aio", "tapdisk", "make install", _tapdisk("aio"), ours=True),
-    Spec("qemu-nbd", "qemu-nbd", "apt install qemu-utils", _qemu_nbd("--cache=writeback")),
-    Spec(
-        "qemu-storage-daemon",
-        "qemu-storage-daemon",
-        "apt install qemu-system-common",
-        _storage_daemon,
-        export="disk",
-    ),
-    Spec("nbdkit", "nbdkit", "apt install nbdkit", _nbdkit),
-    Spec(
-        "tapdisk-aio-direct",
-        "tapdisk",
-        "make install",
-        _tapdisk("aio", "--cache", "none"),
-        group=DIRECT,
-        ours=True,
-    ),
-    Spec(
-        "qemu-nbd-direct",
-        "qemu-nbd",
-        "apt install qemu-utils",
-        _qemu_nbd("--cache=none", "--aio=native"),
-        group=DIRECT,
-    ),
-]
+    ours: bool = False
+    start: tuple[str, ...] = ()
 
 
 def find_command(command: str) -> str | None:
+    """Where an installed command is, also one of the administrator's."""
     return shutil.which(command, path=_SBIN)
 
 
-def version(command: str) -> str:
+def version(command: str, start: tuple[str, ...] = ()) -> str:
+    """What a command says of itself, on one line."""
     try:
         done = subprocess.run(
-            [command, "--version"], capture_output=True, text=True, check=False, timeout=20
+            [*start, command, "--version"], capture_output=True, text=True, check=False, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
@@ -135,7 +85,7 @@ class Server:
         sock = folder / f"{spec.name}.sock"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                spec.argv(command, sock, file),
+                [*spec.start, *spec.argv(command, sock, file)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if spec.ours else log,
                 stderr=log,

@@ -6,60 +6,49 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-CACHED = "cached"
-DIRECT = "direct"
+LOOK_SECONDS = 0.25
+"""How often somebody may look at the server meanwhile."""
 
-THROUGHPUT_TARGET = 1.0  # at least this share of the best peer's
-LATENCY_TARGET = 1.2  # at most this multiple of the best peer's, at depth 1
+READ_SHARE = 70
+"""Per cent of the requests of `randrw`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One workload, for the servers of one group."""
+    """One workload on one kind of disk.
 
+    Attributes:
+        case: the kind of disk.
+        bs: of a request, as fio says it.
+        rw: fio's word.
+        depth: requests in flight on a connection.
+        connections: at a time.
+        cpu_target: the CPU time of a request is at most this share of the best peer's; None: it is
+            shown, and not judged.
+    """
+
+    case: str
     bs: str
     rw: str
     depth: int
-    group: str = CACHED
+    connections: int = 1
+    cpu_target: float | None = None
 
     @property
     def name(self) -> str:
-        name = f"{self.bs}-{self.rw}-qd{self.depth}"
-        return name if self.group == CACHED else f"{self.group}-{name}"
-
-    @property
-    def writes(self) -> bool:
-        return "write" in self.rw
+        """Unique."""
+        many = f"x{self.connections}" if self.connections > 1 else ""
+        return f"{self.case}-{self.bs}-{self.rw}-qd{self.depth}{many}"
 
     @property
     def in_bytes(self) -> bool:
         """Large requests read better as MB/s."""
         return self.bs != "4k"
-
-    @property
-    def judges_latency(self) -> bool:
-        return self.depth == 1
-
-
-ROWS = [
-    Row("4k", "randread", 32),
-    Row("4k", "randwrite", 32),
-    Row("4k", "randread", 1),
-    Row("4k", "randwrite", 1),
-    Row("64k", "randread", 16),
-    Row("64k", "randwrite", 16),
-    Row("64k", "read", 16),
-    Row("64k", "write", 16),
-    Row("1m", "read", 8),
-    Row("1m", "write", 8),
-    Row("4k", "randread", 32, DIRECT),
-    Row("4k", "randwrite", 32, DIRECT),
-    Row("64k", "randread", 16, DIRECT),
-    Row("64k", "randwrite", 16, DIRECT),
-]
 
 
 class FioError(Exception):
@@ -68,12 +57,23 @@ class FioError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FioResult:
+    """What fio says of all its connections together.
+
+    Attributes:
+        ios: requests answered.
+        iops: a second.
+        mb_s: a second.
+        latency_us: mean, until completion.
+        latency_p99_us: the largest of 99 % of the requests of the slowest direction.
+        client_cpu: of a thread of fio's, in per cent of one CPU.
+    """
+
     ios: int
     iops: float
     mb_s: float
-    latency_us: float  # mean completion latency
+    latency_us: float
     latency_p99_us: float
-    client_cpu: float  # of fio's own thread, in per cent of one CPU
+    client_cpu: float
 
 
 def fio_problem() -> str | None:
@@ -86,10 +86,22 @@ def fio_problem() -> str | None:
     return None
 
 
-def run_fio(row: Row, uri: str, seconds: float, *, once: int = 0) -> FioResult:
-    """Drive URI for so long. One thread, so that ending fio's process ends the whole client.
+def run_fio(
+    row: Row,
+    uri: str,
+    seconds: float,
+    *,
+    once: int = 0,
+    look: Callable[[], object] | None = None,
+) -> FioResult:
+    """Drive URI for so long, by threads, so that ending fio's process ends all clients.
 
-    With `once` so many bytes are gone through a single time instead, however long that takes.
+    Args:
+        row: what to do.
+        uri: of the disk.
+        seconds: how long.
+        once: go through so many bytes a single time instead, however long that takes; 0: do not.
+        look: called now and then meanwhile.
     """
     how_long = ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
     if once:
@@ -97,42 +109,64 @@ def run_fio(row: Row, uri: str, seconds: float, *, once: int = 0) -> FioResult:
     argv = [
         "fio", f"--name={row.name}", "--ioengine=nbd", f"--uri={uri}", "--thread",
         f"--rw={row.rw}", f"--bs={row.bs}", f"--iodepth={row.depth}", "--norandommap",
+        f"--rwmixread={READ_SHARE}", f"--numjobs={row.connections}", "--group_reporting",
         *how_long, "--eta=never", "--output-format=json",
     ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=seconds + 60,
-            cwd=tempfile.gettempdir(),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FioError(f"no end after {error.timeout:g} s: the server hangs") from None
+    out, err, status = _watched(argv, seconds + 60, look)
     # libnbd's messages may stand before the report.
-    start = 0 if done.stdout.startswith("{") else done.stdout.find("\n{") + 1
+    start = 0 if out.startswith("{") else out.find("\n{") + 1
     try:
-        job = json.loads(done.stdout[start:])["jobs"][0]
+        job = json.loads(out[start:])["jobs"][0]
     except (ValueError, LookupError):
-        raise FioError(_last_line(done.stderr or done.stdout)) from None
-    if done.returncode or job["error"]:
-        raise FioError(_last_line(done.stderr) or f"fio error {job['error']}")
-    side = job["write" if row.writes else "read"]
-    if not side["total_ios"]:
+        raise FioError(_last_line(err or out)) from None
+    if status or job["error"]:
+        raise FioError(_last_line(err) or f"fio error {job['error']}")
+    sides = [side for side in (job["read"], job["write"]) if side["total_ios"]]
+    if not sides:
         raise FioError("no request was answered")
-    return _result(job, side)
+    return _result(job, sides)
 
 
-def _result(job: dict[str, Any], side: dict[str, Any]) -> FioResult:
-    latency = side["clat_ns"]
+def _watched(
+    argv: list[str], most: float, look: Callable[[], object] | None
+) -> tuple[str, str, int]:
+    """Both outputs and the status of a command that takes `most` seconds at most."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tempfile.gettempdir(),
+    )
+    with process:
+        end = time.monotonic() + most
+        try:
+            while True:
+                try:
+                    out, err = process.communicate(timeout=LOOK_SECONDS if look else most)
+                    return out, err, process.returncode
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > end:
+                        why = f"no end after {most:g} s: the server hangs"
+                        raise FioError(why) from None
+                if look is not None:
+                    look()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _result(job: dict[str, Any], sides: list[dict[str, Any]]) -> FioResult:
+    ios = sum(side["total_ios"] for side in sides)
+    latency = sum(side["clat_ns"]["mean"] * side["total_ios"] for side in sides) / ios
+    worst = [side["clat_ns"].get("percentile", {}).get("99.000000", 0) for side in sides]
     return FioResult(
-        ios=side["total_ios"],
-        iops=side["iops"],
-        mb_s=side["bw_bytes"] / 1e6,
-        latency_us=latency["mean"] / 1e3,
-        latency_p99_us=latency.get("percentile", {}).get("99.000000", 0) / 1e3,
+        ios=ios,
+        iops=sum(side["iops"] for side in sides),
+        mb_s=sum(side["bw_bytes"] for side in sides) / 1e6,
+        latency_us=latency / 1e3,
+        latency_p99_us=max(worst) / 1e3,
         client_cpu=job["usr_cpu"] + job["sys_cpu"],
     )
 
