@@ -46,6 +46,11 @@ def specs(kind: Kind) -> list[Spec]:
     return [_tapdisk(kind), *installed, *_newer(kind)]
 
 
+def newer(name: str) -> str:
+    """What the same server is called when it is one of the newer Debian."""
+    return f"{name}-newer"
+
+
 def command_of(spec: Spec, tapdisk: str | None) -> str | None:
     """Where the program of a server is; None: not installed."""
     if spec.ours:
@@ -129,5 +134,5 @@ def _newer(kind: Kind) -> Iterator[Spec]:
     for spec in (_qemu_nbd(kind), *_storage_daemons(kind), *_nbdkit(kind, plugins)):
         found = [usr / place / spec.command for place in ("bin", "sbin")]
         for path in filter(Path.exists, found):
-            yield replace(spec, name=f"{spec.name}-newer", command=str(path), start=start)
+            yield replace(spec, name=newer(spec.name), command=str(path), start=start)
             break

@@ -51,6 +51,11 @@ def mounted(kind: str, where: Path, source: str = "none", options: str = "rw") -
         subprocess.run([shutil.which("umount", path=_PATH) or "umount", str(where)], check=True)
 
 
+def made_on(device: str) -> None:
+    """An empty ext4 on a block device."""
+    _run("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", "-m", "0", device)
+
+
 @contextmanager
 def small_ext4(base: Path, size: int, *, sector_size: int = 512) -> Iterator[Path]:
     """An empty ext4 of about `size` bytes, on a device with the sector size given."""
@@ -58,6 +63,6 @@ def small_ext4(base: Path, size: int, *, sector_size: int = 512) -> Iterator[Pat
     with open(image, "wb") as file:
         file.truncate(size)
     with loop_device(image, sector_size=sector_size) as device:
-        _run("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", "-m", "0", device)
+        made_on(device)
         with mounted("ext4", base / "mnt", device) as where:
             yield where

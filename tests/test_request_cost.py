@@ -8,6 +8,7 @@ what it was; `TAPCORE_RECORD_COSTS=1` writes it anew, which belongs into the com
 import gc
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from nbd_client import READ, WRITE, WRITE_ZEROES
 from nbdwire import Wire, opened
 
 from tapcore.files.windows import maps_well
+from tapcore.nbd.alone import Alone
 from tapcore.tools.create import create_image
 
 RECORD: Final = Path(__file__).with_name("recorded-costs.json")
@@ -99,12 +101,14 @@ class Meter:
 
 @attrs.frozen
 class Load:
-    """One kind of request; `new`: each goes to a cluster that has no place yet."""
+    """One kind of request; `new`: each goes to a cluster that has no place yet; `alone`: it comes
+    through a socket, when the one before it is answered."""
 
     handle: str
     command: int
     size: int
     new: bool = False
+    alone: bool = False
 
     @property
     def batch(self) -> int:
@@ -114,7 +118,7 @@ class Load:
     @property
     def name(self) -> str:
         what = {READ: "read", WRITE: "write", WRITE_ZEROES: "zeroes"}[self.command]
-        what = f"new {what}" if self.new else what
+        what = f"new {what}" if self.new else f"{what} alone" if self.alone else what
         return f"{self.handle} {what} {self.size >> 10}k"
 
 
@@ -128,6 +132,7 @@ LOADS: Final = [
     ),
     *(Load(handle, WRITE, MIB) for handle in ("aio", *FORMATS)),
     *(Load(handle, WRITE_ZEROES, 65536) for handle in ("ram", "qcow2")),
+    *(Load("aio", command, 4096, alone=True) for command in (READ, WRITE)),
     *(Load(handle, WRITE, size, new=True) for handle in FORMATS for size in (4096, 65536)),
 ]
 
@@ -161,12 +166,31 @@ def cost_of(load: Load, folder: Path) -> float:
                 wire.call(WRITE, at, payload=b"y" * 65536)
         wire.feed(batch(0))
         data = batch(count * step)
+        if load.alone:
+            return _cost_alone(wire, data, count)
         with Meter() as meter:
             wire.feed(data)
         assert not wire.side.in_flight
         assert not any(wire.errors())
         wire.end()
     return meter.steps / count
+
+
+def _cost_alone(wire: Wire, data: bytes, count: int) -> float:
+    """The same of requests that come one by one."""
+    client, server = socket.socketpair()
+    size, steps = len(data) // count, 0
+    with client, server:
+        alone = Alone(server, wire.side)
+        for at in range(0, len(data), size):
+            client.sendall(data[at : at + size])
+            with Meter() as meter:
+                assert alone.receive() is True
+            steps += meter.steps
+            wire.parser.feed(client.recv(MIB))
+    assert not any(wire.errors())
+    wire.end()
+    return steps / count
 
 
 def test_no_request_costs_more_than_was_recorded(folder: Path) -> None:

@@ -246,6 +246,11 @@ class Lane:
         self.losses += 1
         return False
 
+    def holds_last(self) -> bool:
+        """The same of the file from which something was handed out last."""
+        last = self._last
+        return last is None or not last.shrunk() or self.holds()
+
     def failed(self) -> None:
         """A call met something that is not there."""
         for windows in self._used:

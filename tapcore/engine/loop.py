@@ -71,17 +71,23 @@ class Loop:
             seconds = want()
             if seconds is not None and (timeout is None or seconds < timeout):
                 timeout = seconds
-        handlers = self._handlers
-        ready = self._epoll.poll(timeout, _MAX_EVENTS)
-        quiet = bool(ready) and (timeout is None or timeout > 0)  # nobody wants it now
-        try:
-            for fd, events in ready:
-                handler = handlers.get(fd)
-                # one handled before it in this batch may have removed it
-                if handler is not None and handler(events) is not NOTHING_TO_DO:
-                    quiet = False
-            if quiet:
+        handlers, poll = self._handlers, self._epoll.poll
+        quiet = True
+        while quiet:
+            ready = poll(timeout, _MAX_EVENTS)
+            quiet = bool(ready) and (timeout is None or timeout > 0)  # nobody wants it now
+            try:
+                for fd, events in ready:
+                    handler = handlers.get(fd)
+                    # one handled before it in this batch may have removed it
+                    if handler is not None and handler(events) is not NOTHING_TO_DO:
+                        quiet = False
+            except BaseException:
+                self.broken_off = True
+                raise
+            if quiet and timeout is not None:
                 return
+        try:
             for call in self.after_batch:
                 call()
         except BaseException:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 _NOWAIT: Final = os.RWF_NOWAIT
 
 _SLOW_WRITE_SECONDS: Final = 0.005
-"""A write into the page cache that takes longer was throttled by the kernel."""
+"""A write into the page cache that takes longer was throttled by the kernel, or somebody else had
+the processor meanwhile."""
+
+_WATCHED: Final = 100
+"""So many writes after a slow one it is looked at whether they wait."""
 
 
 class ImageFile(BlockingFile):
@@ -55,6 +59,7 @@ class ImageFile(BlockingFile):
         self._read_flags = _NOWAIT
         self._nowait = True
         self._throttled = False
+        self._watched = 0
         self._closed = False
 
     # ---- at once, where the page cache allows ----------------------------------------------
@@ -95,6 +100,7 @@ class ImageFile(BlockingFile):
             return None
         if not self.durable and len(buf) >= LONG_WRITE:
             return None  # a new image: whoever fills it has the next reads to do meanwhile
+        waits = _waits() if self._watched else -1
         started = monotonic()
         if self._lost_by(offset + len(buf)):
             return -errno.EIO
@@ -107,7 +113,9 @@ class ImageFile(BlockingFile):
         except OverflowError:
             return -errno.EFBIG
         if monotonic() - started > _SLOW_WRITE_SECONDS:
-            self._throttled = True
+            self._was_slow(waits)
+        elif waits >= 0:
+            self._watched -= 1
         if count != len(buf):
             return None
         if offset + count > self.size:
@@ -128,13 +136,29 @@ class ImageFile(BlockingFile):
         windows = self.windows
         if windows is None or self._throttled:
             return False
+        waits = _waits() if self._watched else -1
         started = monotonic()
         if self._lost_by(offset + len(content)):
             return False
         done = windows.write(offset, content, now)
         if monotonic() - started > _SLOW_WRITE_SECONDS:
-            self._throttled = True
+            self._was_slow(waits)
+        elif waits >= 0:
+            self._watched -= 1
         return done
+
+    def _was_slow(self, waits: int) -> None:
+        """The kernel made a write wait, or nobody did and it only had no processor.
+
+        To tell them apart costs as much as a tenth of a small write. So it is asked from the first
+        slow write on: who is made to wait once is so again.
+
+        Args:
+            waits: what `_waits` said before the write; -1: it was not asked.
+        """
+        if 0 <= waits < _waits():
+            self._throttled = True
+        self._watched = _WATCHED
 
     def metadata_now(self, offset: int, length: int) -> bytes | None:
         """A range (bytes), zero padded past the end of the file, if the page cache holds it.
@@ -331,3 +355,10 @@ class ImageFile(BlockingFile):
             self._completions.close()
         finally:
             os.close(self.fd)
+
+
+def _waits() -> int:
+    """How often this thread has waited for something but a processor."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

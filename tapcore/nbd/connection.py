@@ -10,6 +10,7 @@ from typing import Final
 
 from tapcore.engine import Engine
 from tapcore.engine.loop import GONE, IN, NOTHING_TO_DO, OUT, Deadline, Loop
+from tapcore.nbd.alone import Alone
 from tapcore.nbd.clientlog import ClientLog
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.exports import Exports
@@ -73,6 +74,7 @@ class Connection:
         self._handshake: Handshake | None = handshake or Handshake(exports, tls=tls)
         self._transmission: Transmission | None = None
         self._writes: Writes | None = None  # its, which is asked at each event
+        self._alone: Alone | None = None
         self._sending = b""  # of the handshake
         self._events = IN
         self._took = -1, 0
@@ -95,12 +97,19 @@ class Connection:
 
     def _ready(self, events: int) -> object:
         writes = self._writes
-        if events == IN and writes is not None and writes.stream is not None:
-            placed = self._receive_more(writes.stream)
-            if placed:
-                return NOTHING_TO_DO
-            if placed is not None and writes.stream is not None:
-                events = 0  # that was all there is
+        if events == IN and writes is not None:
+            if writes.stream is not None:
+                placed = self._receive_more(writes.stream)
+                if placed:
+                    return NOTHING_TO_DO
+                if placed is not None and writes.stream is not None:
+                    events = 0  # that was all there is
+            elif self._alone is not None and self not in self._clients.dirty:
+                answered = self._receive_alone(self._alone)
+                if answered:
+                    return NOTHING_TO_DO
+                if answered is not None:
+                    events = 0
         self._clients.dirty.add(self)
         try:
             if events & ~OUT:
@@ -134,6 +143,21 @@ class Connection:
             self._fail()
             return True
         return None
+
+    def _receive_alone(self, alone: Alone) -> bool | None:
+        """As `Alone.receive`; what it does not answer is parsed."""
+        dirty = self._clients.dirty
+        try:
+            answered = alone.receive()
+            if answered:
+                dirty.discard(self)
+            elif answered is not None:
+                assert self._transmission is not None
+                self._transmission.received(0)
+        except Exception:
+            self._fail()
+            return False
+        return answered
 
     def _receive(self, events: int) -> None:
         transmission = self._transmission
@@ -200,6 +224,8 @@ class Connection:
                 self._lose("its export is not there any more")
                 return
             self._transmission, self._writes = transmission, transmission.writes
+            if isinstance(self._socket, socket.socket) and not transmission.counted:
+                self._alone = Alone(self._socket, transmission)
             self.engine = transmission.engine
             self._told.chose(handshake, self._socket)
             self._poll(IN)
@@ -434,7 +460,7 @@ class Connection:
         self._socket.close()
         # each knows the other: let go, so that they are freed now and not by some later collection
         transmission, self._transmission, self._handshake = self._transmission, None, None
-        self._writes = None
+        self._writes = self._alone = None
         if transmission is not None:
             try:
                 transmission.gone()

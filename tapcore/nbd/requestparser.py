@@ -96,6 +96,14 @@ class RequestParser:
             rx.start += size
             yield head
 
+    def first(self) -> Head | None:
+        """The header with which what was received begins, which stays there; None: ask `heads`."""
+        rx = self.received
+        if rx.end - rx.start < self.head_size:
+            return None
+        head: Head = self._unpack(rx.view, rx.start)
+        return head if head[0] == self._magic else None
+
     def put_back(self) -> None:
         """The header that was taken last: its payload has not arrived yet."""
         self.received.start -= self.head_size

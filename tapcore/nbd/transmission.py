@@ -64,6 +64,7 @@ class Transmission:
         engine: of the disk.
         replies: what is to be sent.
         outstanding: requests taken and not answered.
+        parser: of what the client sends.
         writes: carries out those of them.
         stalled: parsing stopped because of a limit; call `resume` after something finished.
         finished: the client said goodbye, or broke the protocol: close when nothing is in flight.
@@ -78,7 +79,6 @@ class Transmission:
         "_lane_max",
         "_losses",
         "_moved",
-        "_parser",
         "_read",
         "_reads",
         "_ready",
@@ -89,6 +89,7 @@ class Transmission:
         "error",
         "finished",
         "outstanding",
+        "parser",
         "replies",
         "stalled",
         "writes",
@@ -112,13 +113,13 @@ class Transmission:
         self.outstanding = Outstanding(self.replies, export.disk, meter := export.meter)
         self._moved = None if meter is None else meter.reads.append
         self._batch = NO_BATCH if meter is None else meter.batch
-        self._parser = RequestParser(extended=extended, initial=initial)
-        self._received = self._parser.received
+        self.parser = RequestParser(extended=extended, initial=initial)
+        self._received = self.parser.received
         flags = negotiated.transmission_flags
         read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._reads = Reads(export, self.outstanding)
         self.writes = Writes(
-            export, self.outstanding, self._parser, read_only=read_only, freed=self._freed
+            export, self.outstanding, self.parser, read_only=read_only, freed=self._freed
         )
         self._read, self._write = self._reads.take, self.writes.take  # bound once
         self._commands = Commands(export, negotiated, self.outstanding, ready)
@@ -148,6 +149,11 @@ class Transmission:
     def held(self) -> int:
         """Bytes of buffers in use."""
         return self.outstanding.held
+
+    @property
+    def counted(self) -> bool:
+        """Whether somebody counts its requests."""
+        return self._moved is not None
 
     @property
     def amid_a_write(self) -> bool:
@@ -243,7 +249,7 @@ class Transmission:
 
     def _parse(self) -> None:
         """Do all that was received whole, up to a limit."""
-        parser, owed, replies = self._parser, self.outstanding, self.replies
+        parser, owed, replies = self.parser, self.outstanding, self.replies
         if parser.skipping and not self._skipped():
             return
         budget = owed.budget
@@ -295,7 +301,7 @@ class Transmission:
         """Whether a request may take so many bytes; else it is put back, and tried again later."""
         if self._share.has_room(needed):
             return True
-        self._parser.put_back()
+        self.parser.put_back()
         self.stalled = True
         return False
 
@@ -303,13 +309,13 @@ class Transmission:
         """The parsing did not come to the end of what was received."""
         if self.amid_a_write:
             self.stalled = self._over_limit()
-        elif self._parser.error:
-            self.error, self.finished = self._parser.error, True
+        elif self.parser.error:
+            self.error, self.finished = self.parser.error, True
 
     def _skipped(self) -> bool:
         """Go on with a payload that nobody wants; returns whether requests may be taken again."""
-        self._parser.skip()
-        if self._parser.skipping:
+        self.parser.skip()
+        if self.parser.skipping:
             return False
         self.stalled = self._over_limit()
         return not self.stalled
@@ -319,7 +325,7 @@ class Transmission:
         if asked.number == nbd.CMD_DISC:
             self.finished = True
             return False
-        if asked.flags & self._parser.payload_flag:
+        if asked.flags & self.parser.payload_flag:
             return self._take_with_payload(asked)
         if asked.number == nbd.CMD_READ:
             if not self._room_for(asked.number, asked.offset, asked.length):
@@ -333,7 +339,7 @@ class Transmission:
 
     def _take_with_payload(self, asked: Command) -> bool:
         """With extended headers any request may have a payload, though hardly one wants it."""
-        parser, length = self._parser, asked.length
+        parser, length = self.parser, asked.length
         if length > nbd.DEFAULT_BLOCK_MAX:
             parser.error = "sent a payload that is longer than 32 MiB"
             return False

@@ -110,7 +110,7 @@ class Writes:
             return False
         rx.start = body + length
         content = rx.view[body : rx.start]
-        if self._lane_write is not None and length and not flags and self._written(offset, content):
+        if length and not flags and self.in_lane(offset, content):
             self._replies.done(cookie, offset)
             moved = self._moved
             if moved is not None:
@@ -137,13 +137,15 @@ class Writes:
         whole = (offset | length) & engine.mask or engine.order.strict or engine.guard is not None
         return length if whole or length < STREAM_MIN else min(length, PIECE)
 
-    def _written(self, offset: int, content: memoryview) -> bool:
+    def in_lane(self, offset: int, content: memoryview) -> bool:
         """Whether a write was done in the lane; it is not tried again at once where it was not."""
-        assert self._lane_write is not None
+        write = self._lane_write
+        if write is None:
+            return False
         if self._out_of_lane:
             self._out_of_lane -= 1
             return False
-        if self._lane_write(offset, content) == 0:
+        if write(offset, content) == 0:
             return True
         self._out_of_lane = OUT_OF_LANE
         return False

@@ -52,6 +52,7 @@ class FileOnDisk(ImageFile):
         self._workers = workers
         self._writes = Lane(1, workers)
         self._throttled = False
+        self._watched = 0
         self._closed = False
 
     # ---- content ----------------------------------------------------------------------------

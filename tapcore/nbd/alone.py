@@ -1,0 +1,87 @@
+"""A request that comes alone is answered at once: nobody else has a turn for it.
+
+A client that waits for each answer before it asks for more makes one trip through the poll set of
+each request. Where that lies in the lane, whole, and nothing else is to be sent, all that is left
+to do for it is to move its bytes.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from tapcore.nbd import constants as nbd
+from tapcore.nbd.replies import Item
+from tapcore.nbd.transmission import LANE_MAX, Transmission
+
+
+class Alone:
+    """Takes such requests of one client.
+
+    Args:
+        sock: of the client, whose calls do not wait.
+        transmission: its requests; nobody counts them.
+    """
+
+    __slots__ = ("_lane", "_parser", "_recv_into", "_replies", "_send", "_transmission", "_write")
+
+    def __init__(self, sock: socket.socket, transmission: Transmission) -> None:
+        self._recv_into = sock.recv_into
+        self._send: Callable[[list[Item]], int] = sock.sendmsg  # type: ignore[assignment]
+        self._transmission = transmission
+        self._parser = transmission.parser
+        self._replies = transmission.replies
+        self._lane = transmission.engine.lane
+        self._write = transmission.writes.in_lane
+
+    def receive(self) -> bool | None:
+        """Receive, and answer what has come if it is one request in the lane.
+
+        Returns:
+            True: it is answered, or nothing had come. False: somebody has to look at what has come,
+            or to send. None: nothing was received; whoever tries again hears why.
+        """
+        transmission, parser, replies = self._transmission, self._parser, self._replies
+        if transmission.stalled or transmission.finished or replies.queue or parser.skipping:
+            return None
+        rx = parser.received
+        try:
+            count = self._recv_into(rx.space())
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        if not count:
+            return None
+        rx.end += count
+        head = parser.first()
+        if head is None:
+            return False
+        _, flags, command, cookie, offset, length = head
+        left = rx.end - rx.start - parser.head_size
+        if flags or not length:
+            return False
+        lane = self._lane
+        if command == nbd.CMD_READ:
+            if left or length > LANE_MAX:
+                return False
+            lane.begin()
+            content = lane.to_read(offset, length)
+            if content is None or not lane.holds_last():
+                return False
+            replies.mapped(cookie, offset, content, length)
+        elif command == nbd.CMD_WRITE:
+            if left != length:
+                return False
+            lane.begin()
+            if not self._write(offset, rx.view[rx.end - length : rx.end]):
+                return False
+            replies.done(cookie, offset)
+        else:
+            return False
+        rx.start = rx.end
+        try:
+            replies.advance(self._send(list(replies.queue)))
+        except OSError:  # no room, or no page: the ordinary way goes on with it
+            return False
+        return not replies.queue
