@@ -119,10 +119,30 @@ class Controller(threading.Thread):
             self._client.reload()
 
 
+def numbers(pid: int) -> list[str]:
+    """Of a process's children."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def children(pid: int) -> list[str]:
-    """Names of a process's children."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [Path(f"/proc/{each}/comm").read_text().strip() for each in found]
+    """Names of a process's children; some may end meanwhile."""
+    found = []
+    for each in numbers(pid):
+        with suppress(OSError):
+            found.append(Path(f"/proc/{each}/comm").read_text().strip())
+    return found
+
+
+def said(pid: str, daemon: RunningDaemon) -> str:
+    """What is known of a process that should have ended: its state, and the last of its log."""
+    found = []
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found += [line for line in status if line.startswith(("Name", "State", "SigCgt", "SigPnd"))]
+        found.append(Path(f"/proc/{pid}/wchan").read_text())
+        log = Path(os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)"))
+        found += log.read_text().splitlines()[-5:]
+    return f"{pid}: {found}"
 
 
 def main() -> int:
@@ -146,7 +166,11 @@ def main() -> int:
             for each in everybody:
                 each.join()
             errors = [error for each in everybody for error in each.errors]
-            until(lambda: children(pid) == ["tapdisk warm"])
+            try:
+                until(lambda: children(pid) == ["tapdisk warm"])
+            except AssertionError:
+                errors.append(f"left over: {children(pid)}")
+                errors += [said(each, daemon) for each in numbers(pid)]
             until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == descriptors)
             left = [row["name"] for row in client.disks()]
         for folder in ("disks", "nbd"):
