@@ -43,7 +43,10 @@ ALONE_IN_QEMU = {"vdi", "vhdx"}
 MADE_BY_QEMU = {"qcow2", "vmdk", "vdi", "qcow"}
 """Copies of the whole disk that another program can make, for a swap."""
 
-LONGEST_CHAIN = 4
+LONGEST_CHAIN = {"qcow": 2}
+"""Of formats that do not record their parent's: it is guessed, and then may have none itself."""
+
+LONGEST_OF_OTHERS = 4
 _AS_LONG_AS_IT_TAKES = 36000
 
 
@@ -87,7 +90,7 @@ class Soak:
     def change(self) -> str:
         """Make one at random; returns which."""
         kinds = ["pause", "swap"]
-        if self.depth < LONGEST_CHAIN:
+        if self.depth < LONGEST_CHAIN.get(self.handle, LONGEST_OF_OTHERS):
             kinds += ["snapshot", "snapshot"]
         if self.depth > 1:
             kinds += ["commit", "commit", "cancel"]

@@ -51,6 +51,7 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 def test_where_sockets_lie_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv("TAPCORE_RUN_DIR", raising=False)
     assert default_run_directory() == "/run/tapcore"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
@@ -58,6 +59,8 @@ def test_where_sockets_lie_without_a_word(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     with pytest.raises(UsageError, match="--run-dir"):
         default_run_directory()
+    monkeypatch.setenv("TAPCORE_RUN_DIR", "/run/others")
+    assert default_run_directory() == "/run/others"
 
 
 # ---- names and places ------------------------------------------------------------------------

@@ -52,6 +52,7 @@ OWN_STATUS = {
 
 ENVIRONMENT = (
     ("TAPCORE_PARENTS", "What --parents would say, several with colons between."),
+    ("TAPCORE_RUN_DIR", "What --run-dir of the daemon and its commands would say."),
     ("TAPCORE_PLUGINS", "The only plugins to be used, with commas between."),
     ("NO_COLOR", "No colours on a terminal."),
 )

@@ -16,7 +16,7 @@ run_dir_option = click.option(
     "--run-dir",
     metavar="DIR",
     shell_complete=completes("directory"),
-    help="Where the daemon has its sockets.  [default: /run/tapcore for root, "
+    help="Where the daemon has its sockets.  [default: $TAPCORE_RUN_DIR, or /run/tapcore for root, "
     "$XDG_RUNTIME_DIR/tapcore for others]",
 )
 

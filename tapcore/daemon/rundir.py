@@ -15,12 +15,18 @@ from tapcore.errors import UsageError, describe
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
+RUN_DIR: Final = "TAPCORE_RUN_DIR"
+"""In the environment: what `--run-dir` would say."""
+
+
 def default_run_directory() -> str:
-    """For root `/run/tapcore`; for others it is theirs.
+    """What TAPCORE_RUN_DIR says, else for root `/run/tapcore`; for others it is theirs.
 
     Raises:
         UsageError: the user has no such directory.
     """
+    if chosen := os.environ.get(RUN_DIR):
+        return os.path.abspath(chosen)
     if os.geteuid() == 0:
         return "/run/tapcore"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
