@@ -13,7 +13,8 @@ from nbdwire import Wire, opened
 
 from diskmodel import drive
 from peers import missing
-from tapcore.files.windows import Windows, maps_well
+from tapcore.files.mappable import maps_well
+from tapcore.files.windows import Windows
 from tapcore.nbd.alone import Alone
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -21,7 +21,7 @@ import pytest
 from nbd_client import READ, WRITE, WRITE_ZEROES
 from nbdwire import Wire, opened
 
-from tapcore.files.windows import maps_well
+from tapcore.files.mappable import maps_well
 from tapcore.nbd.alone import Alone
 from tapcore.tools.create import create_image
 

@@ -15,16 +15,9 @@ from peers import missing
 from tapcore.files import windows as module
 from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
+from tapcore.files.mappable import maps_well, tells_of_pages, writes_pay
 from tapcore.files.mapping import PAGE, Mapping, is_mapped
-from tapcore.files.windows import (
-    BUDGET,
-    LOOK,
-    WINDOW,
-    Windows,
-    maps_well,
-    tells_of_pages,
-    writes_pay,
-)
+from tapcore.files.windows import BUDGET, LOOK, WINDOW, Windows
 
 MIB = 1 << 20
 

@@ -20,12 +20,13 @@ What the checks are made of can be used by itself: `Recording` and `Workload` (p
 This package needs pytest; nothing else in tapcore imports it.
 """
 
+from tapcore.testkit.asked import Asked
 from tapcore.testkit.contract import DriverContract
 from tapcore.testkit.crashstates import NEVER, Change, State
 from tapcore.testkit.faults import Faults
 from tapcore.testkit.recording import Recording, UnrecordedError
 from tapcore.testkit.running import Result, run_checks
-from tapcore.testkit.session import Asked, Session
+from tapcore.testkit.session import Session
 from tapcore.testkit.subject import Subject
 from tapcore.testkit.throwaway import ThrowAway, throw_away
 from tapcore.testkit.workload import Workload

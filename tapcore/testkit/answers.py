@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 from tapcore.interface.options import CacheMode
+from tapcore.testkit.asked import Asked
 from tapcore.testkit.failing import broken, compare
 from tapcore.testkit.needs import needs
-from tapcore.testkit.session import Asked, Session
+from tapcore.testkit.session import Session
 from tapcore.testkit.subject import Subject
 
 DEPTH = 32

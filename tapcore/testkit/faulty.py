@@ -8,12 +8,13 @@ import random
 from collections.abc import Sequence
 
 from tapcore.errors import TapError
+from tapcore.testkit.asked import Asked
 from tapcore.testkit.failing import broken, compare, nothing_left_open
 from tapcore.testkit.faults import Faults, Kind
 from tapcore.testkit.needs import left_out, needs
 from tapcore.testkit.possible import Possible
 from tapcore.testkit.recording import Recording, UnrecordedError
-from tapcore.testkit.session import Asked, Session
+from tapcore.testkit.session import Session
 from tapcore.testkit.subject import Subject
 
 _FOR_EVER = 1 << 60

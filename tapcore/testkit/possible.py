@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tapcore.testkit.asked import Asked
 from tapcore.testkit.failing import broken
-from tapcore.testkit.session import Asked
 
 SECTOR = 512
 
