@@ -12,6 +12,9 @@ OUT: Final = select.EPOLLOUT
 GONE: Final = select.EPOLLHUP | select.EPOLLERR
 """Told whatever a descriptor is polled for; of a socket: nothing can be sent any more."""
 
+_A_MOMENT: Final = 0.001
+"""Seconds that a handler waits for more of its own."""
+_SOON: Final = 0.1
 _MAX_EVENTS: Final = 64  # of one batch; memory for as many is taken at each poll
 
 NOTHING_TO_DO: Final = object()
@@ -32,6 +35,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._alone = False  # nothing else has happened in this batch, nor will soon
         self.after_batch: list[Callable[[], object]] = []
         self.timeouts: list[Callable[[], float | None]] = []
         self.broken_off = False
@@ -61,6 +65,17 @@ class Loop:
         """Return from `run` after this batch."""
         self._running = False
 
+    def only(self, fd: int) -> bool:
+        """For who was called for a descriptor, and has nothing more to do than to be called again:
+        wait for that, a moment, if nobody else wants anything.
+
+        Returns:
+            Whether it can be read. If not, go back: what else has happened comes in the next batch.
+        """
+        if not self._alone:
+            return False
+        return self._epoll.poll(_A_MOMENT, 2) == [(fd, IN)]
+
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for one batch and handle it.
 
@@ -75,6 +90,7 @@ class Loop:
         quiet = True
         while quiet:
             ready = poll(timeout, _MAX_EVENTS)
+            self._alone = len(ready) == 1 and (timeout is None or timeout > _SOON)
             quiet = bool(ready) and (timeout is None or timeout > 0)  # nobody wants it now
             try:
                 for fd, events in ready:

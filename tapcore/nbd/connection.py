@@ -31,6 +31,10 @@ HANDSHAKE_SECONDS: Final = 10.0
 LINGER_SECONDS: Final = 10.0
 """A client that said goodbye gets this long to take the replies that it is owed."""
 
+_MORE_AT_ONCE: Final = 16
+"""How often more of a long write is received before anybody else is asked; mostly that is all of
+1 MiB."""
+
 _SHRUNK: Final = "the image's file has become shorter"
 
 _HANDSHAKE_RECEIVE: Final = 4096
@@ -124,19 +128,27 @@ class Connection:
         self._clients.dirty.add(self)
 
     def _receive_more(self, stream: StreamedWrite) -> bool | None:
-        """In the middle of a write: take what there is of its data.
+        """In the middle of a write: take what there is of its data, and more while nobody else
+        wants anything.
 
         Returns:
             Whether there is nothing to do but to wait for the rest; None: nothing was received.
         """
-        transmission = self._transmission
+        transmission, loop, sock = self._transmission, self._loop, self._socket
         assert transmission is not None
         if transmission.stalled or transmission.replies.queue:
             return None
+        fd = sock.fileno()
         try:
-            count = self._socket.recv_into(stream.space())
-            if count:
-                return transmission.came(stream, count)
+            for _ in range(_MORE_AT_ONCE):
+                count = sock.recv_into(stream.space())
+                if not count:
+                    return None
+                if not stream.waits(count):
+                    return transmission.came(stream, count)
+                if not loop.only(fd):
+                    break
+            return True
         except OSError:
             pass  # whoever tries again hears the same
         except Exception:

@@ -11,6 +11,10 @@ from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine import Engine, Request
 
 PIECE: Final = 256 << 10
+"""Bytes that the engine gets at a time, at most."""
+PLACED_PIECE: Final = 1 << 20
+"""Bytes that are written to their place at a time, which is still warm memory. On ext4 each call
+costs about as much as the copy of 64 KiB, since it goes through all the buffers of its folios."""
 LaneWrite: TypeAlias = Callable[[int, memoryview], int | None]
 
 _WORTH_WRITING: Final = 64 << 10
@@ -42,6 +46,7 @@ class StreamedWrite:
         "_engine",
         "_fill",
         "_lane_write",
+        "_least",
         "_left",
         "_mask",
         "_offset",
@@ -75,10 +80,22 @@ class StreamedWrite:
         self._piece, self._size = self._take()
 
     def _take(self) -> tuple[memoryview, int]:
-        size = self._left if self._whole else min(PIECE, self._left)
-        lease = POOL.take(size)
+        lease = POOL.take(self._most())
         self._account(len(lease))
-        return lease, size
+        return lease, self._expect(lease)
+
+    def _most(self) -> int:
+        """Bytes of the next piece, at most."""
+        if self._whole:
+            return self._left
+        return min(PIECE if self._lane_write is None else PLACED_PIECE, self._left)
+
+    def _expect(self, lease: memoryview) -> int:
+        """So much of the next piece goes into memory; something becomes of it from `_least` on."""
+        size = min(self._most(), len(lease))
+        early = self._lane_write is None and not self._whole
+        self._least = min(_WORTH_WRITING, size) if early else size
+        return size
 
     def _give_back(self, lease: memoryview) -> None:
         POOL.give(lease)
@@ -86,11 +103,6 @@ class StreamedWrite:
 
     def begin(self, data: memoryview) -> None:
         """The part that had arrived with the header; shorter than the whole."""
-        size = len(data)
-        if size >= _WORTH_WRITING and self._lane_write is not None:
-            done = self._to_its_place(data, self._up_to(size))
-            data = data[done:]
-            self._size = min(PIECE, self._left)
         at = 0
         while at < len(data):
             space = self.space()
@@ -103,12 +115,22 @@ class StreamedWrite:
         """Where the next bytes go; never empty before the end."""
         return self._piece[self._fill : self._size]
 
+    def waits(self, count: int) -> bool:
+        """`count` bytes have come into `space()`: whether they are too few for anything.
+
+        If they are not, `received` has to be told.
+        """
+        if self._fill + count < self._least:
+            self._fill += count
+            return True
+        return False
+
     def received(self, count: int) -> bool:
         """`count` bytes have come into `space()`; returns True at the end of the data."""
         self._fill = fill = self._fill + count
         if fill == self._left:
             return self._submit_whole() if self._whole else self._write(fill)
-        if self._whole or (fill < _WORTH_WRITING and fill < self._size):
+        if fill < self._least:
             return False
         return self._write(self._up_to(fill))  # the client sends on while this is being written
 
@@ -147,6 +169,7 @@ class StreamedWrite:
         if self._lane_write(self._offset, content[:size]) is None:
             if not self.placed:
                 self._lane_write = None
+                self._least = min(_WORTH_WRITING, self._size)
             self._tell_in_place()
             cluster = self._engine.cluster_size
             if cluster <= _WORTH_WRITING:
@@ -188,7 +211,7 @@ class StreamedWrite:
             self._tell_in_place()
             return True
         self._fill = rest = fill - size
-        self._size = min(PIECE, self._left)
+        self._size = self._expect(piece)
         if rest:
             piece[:rest] = old[size:fill]
         return False

@@ -13,7 +13,7 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.requestparser import RequestParser
-from tapcore.nbd.streaming import PIECE, StreamedWrite
+from tapcore.nbd.streaming import PIECE, PLACED_PIECE, StreamedWrite
 
 MAX_SKIPPED: Final = 64 << 20
 """A write longer than this is not even skipped: the connection is closed."""
@@ -135,7 +135,8 @@ class Writes:
         """Bytes that a write takes at a time: one that comes piece by piece, a piece."""
         engine = self._engine
         whole = (offset | length) & engine.mask or engine.order.strict or engine.guard is not None
-        return length if whole or length < STREAM_MIN else min(length, PIECE)
+        most = PIECE if self._lane_write is None else PLACED_PIECE
+        return length if whole or length < STREAM_MIN else min(length, most)
 
     def in_lane(self, offset: int, content: memoryview) -> bool:
         """Whether a write was done in the lane; it is not tried again at once where it was not."""
