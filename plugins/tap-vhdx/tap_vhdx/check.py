@@ -5,9 +5,9 @@ from __future__ import annotations
 import attrs
 
 from tap_vhdx.image import Image
-from tap_vhdx.moving import cut, drop, length_of, move
+from tap_vhdx.moving import close_gaps, drop, length_of, move
 from tap_vhdx.regions import TABLES_AT
-from tap_vhdx.survey import BLOCK, KEPT, Survey, survey, unpacked
+from tap_vhdx.survey import BLOCK, Survey, survey, unpacked
 from tapcore import CheckResult
 
 
@@ -78,9 +78,7 @@ def _compact(image: Image, found: Survey, result: CheckResult) -> None:
     if not empty and not result.leaks:
         return
     drop(image, empty)
-    move(image, _into_gaps(image, survey(image.pages)))
-    found = survey(image.pages)
-    cut(image, found.last)
+    close_gaps(image)
     if empty:
         result.messages.append(f"{len(empty)} blocks of zeroes were dropped")
     after = _result(image, survey(image.pages))
@@ -100,19 +98,3 @@ def _empty_blocks(image: Image, found: Survey) -> list[int]:
         return kind == BLOCK and not any(data for _, _, data in file.runs(place, block))
 
     return [used for used in found.used if empty(used)]
-
-
-def _into_gaps(image: Image, found: Survey) -> list[tuple[int, int]]:
-    """The last blocks, each with a place before it that nothing lies in."""
-    moves = list[tuple[int, int]]()
-    gaps = list(found.gaps)
-    behind = [used for used in found.used if unpacked(used)[2] != KEPT]
-    while gaps and behind:
-        start, length = gaps.pop()
-        while behind:
-            size = length_of(image, behind[-1])
-            if size > length or unpacked(behind[-1])[0] <= start:
-                break
-            moves.append((behind.pop(), start))
-            start, length = start + size, length - size
-    return moves

@@ -154,7 +154,7 @@ def td_check(dd: DiskDriver[Image], repair: str) -> CheckResult:
 
 @implements(Hooks.td_resize)
 def td_resize(dd: DiskDriver[Image], size: int) -> None:
-    """Larger, as far as the block table has room."""
+    """Larger, as far as the block table has room, or smaller."""
     from tap_vhdx.resize import resize
 
     resize(dd, size)

@@ -12,7 +12,7 @@ from typing import Final
 from tap_vhdx.bat import ENTRY_BYTES, PLACE, STATE, ZERO
 from tap_vhdx.headers import MIB, make_safe
 from tap_vhdx.image import Image
-from tap_vhdx.survey import BITMAP, unpacked
+from tap_vhdx.survey import BITMAP, KEPT, Survey, survey, unpacked
 
 _PIECE: Final = 64 << 10
 """Bytes that are copied at once; of zeroes they become a hole."""
@@ -74,6 +74,28 @@ def _copy(image: Image, source: int, target: int, length: int) -> None:
             file.write_metadata(target + at, content)
         elif res := file.zero_blocking(target + at, len(content), True):
             raise OSError(-res, "a block cannot be moved")
+
+
+def close_gaps(image: Image) -> None:
+    """The last blocks go into gaps, and the file ends behind the last one; raises as `move`."""
+    move(image, _into_gaps(image, survey(image.pages)))
+    cut(image, survey(image.pages).last)
+
+
+def _into_gaps(image: Image, found: Survey) -> list[tuple[int, int]]:
+    """The last blocks, each with a place before it that nothing lies in."""
+    moves = list[tuple[int, int]]()
+    gaps = list(found.gaps)
+    behind = [used for used in found.used if unpacked(used)[2] != KEPT]
+    while gaps and behind:
+        start, length = gaps.pop()
+        while behind:
+            size = length_of(image, behind[-1])
+            if size > length or unpacked(behind[-1])[0] <= start:
+                break
+            moves.append((behind.pop(), start))
+            start, length = start + size, length - size
+    return moves
 
 
 def cut(image: Image, end: int) -> None:

@@ -1,4 +1,8 @@
-"""Making a disk larger."""
+"""Changing a disk's size.
+
+All that changes of the structures goes through the log at one stroke, as far as that has room (the
+entries of 62 GiB in blocks of 2 MiB): a crash leaves the old size, or the new one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import attrs
 
 from tap_vhdx.bat import ENTRY_BYTES, PLACE, PRESENT, STATE
 from tap_vhdx.image import Image
-from tap_vhdx.items import DISK_SIZE, LARGEST_DISK
+from tap_vhdx.items import DISK_SIZE, LARGEST_DISK, Disk
+from tap_vhdx.moving import close_gaps
 from tap_vhdx.survey import survey
 from tapcore import DiskDriver, NotSupportedError, UsageError
 from tapcore.clusters import Write
@@ -28,11 +33,9 @@ def resize(dd: DiskDriver[Any], size: int) -> None:
     image: Image = dd.private
     before = image.layout.disk
     disk = attrs.evolve(before, size=size)
-    if size > LARGEST_DISK or size % disk.logical:
+    if not 0 < size <= LARGEST_DISK or size % disk.logical:
         text = f"a VHDX has up to {LARGEST_DISK >> 40} TiB, in sectors of {disk.logical} bytes"
         raise UsageError(text)
-    if size < before.size:
-        raise NotSupportedError("is a VHDX, which can only be made larger here: convert it")
     if image.differs:
         raise NotSupportedError("is a differencing VHDX, which keeps its size: convert it")
     if disk.bat_entries * ENTRY_BYTES > image.layout.regions.bat.length:
@@ -41,16 +44,35 @@ def resize(dd: DiskDriver[Any], size: int) -> None:
         )
     image.clusters.begin_writing()
     image.clusters.save()
+    if size < before.size:
+        _shrink(image, disk)
+    else:
+        _grow(image, disk)
+    dd.size = image.sectors
+
+
+def _size(image: Image, disk: Disk) -> Write:
+    at, _ = image.layout.disk.places[DISK_SIZE]
+    return at, disk.size.to_bytes(8, "little")
+
+
+def _shrink(image: Image, disk: Disk) -> None:
+    """Blocks behind the new end are given up, and the file ends behind the last one left."""
+    before = image.layout.disk
+    image.log.commit([*_entries(image, disk.blocks, before.blocks), _size(image, disk)])
+    image.adopt(disk)
+    close_gaps(image)
+
+
+def _grow(image: Image, disk: Disk) -> None:
+    before = image.layout.disk
     _clear_behind(image)
     end = survey(image.pages).end
     if disk.fixed:
         image.file.truncate_up(end + (disk.blocks - before.blocks) * disk.block_size)
-    at, _ = before.places[DISK_SIZE]
-    writes = list(_entries(image, before.blocks, disk.blocks, end if disk.fixed else 0))
-    image.log.commit(writes)
-    image.log.commit([(at, size.to_bytes(8, "little"))])
+    image.log.commit(_entries(image, before.blocks, disk.blocks, end if disk.fixed else 0))
+    image.log.commit([_size(image, disk)])
     image.adopt(disk)
-    dd.size = image.sectors
 
 
 def _clear_behind(image: Image) -> None:
@@ -66,11 +88,11 @@ def _clear_behind(image: Image) -> None:
         raise OSError(-res, "what lies behind the end cannot be cleared")
 
 
-def _entries(image: Image, first: int, stop: int, place: int) -> Iterator[Write]:
-    """What is to be written to the entries of new blocks.
+def _entries(image: Image, first: int, stop: int, place: int = 0) -> Iterator[Write]:
+    """What is to be written to the entries of blocks at the disk's end, whether it is to be or was.
 
     Args:
-        image: that gets them.
+        image: that has them, or gets them.
         first: of the blocks.
         stop: first one behind them.
         place: where the first one lies, bytes; 0: nothing is stored.

@@ -16,6 +16,7 @@ import pytest
 import tapcore
 from tapcore.testkit import Recording, State, Workload
 from tapcore.tools.check import check_image
+from tapcore.tools.resize import resize_image
 from vhdxtools import (
     KIB,
     MIB,
@@ -216,24 +217,31 @@ def test_a_crash_while_blocks_get_places_of_their_own(tmp_path: Path, rng: rando
     assert not problems(image.read_bytes(), closed=True)
 
 
+@pytest.mark.parametrize(("old", "new"), [(MIB + 512, 4 * MIB), (4 * MIB, MIB + 512)])
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
-def test_a_crash_while_it_is_made_larger(kind: str, tmp_path: Path, rng: random.Random) -> None:
+def test_a_crash_while_it_is_resized(
+    old: int, new: int, kind: str, tmp_path: Path, rng: random.Random
+) -> None:
+    """It has the old size or the new one, and all content that lies in both."""
     image, copy = tmp_path / "disk.vhdx", tmp_path / "crashed.vhdx"
-    make(image, MIB + 512, subformat=kind)
+    make(image, old, subformat=kind)
     with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
-        disk.pwrite(0, rng.randbytes(MIB + 512))
+        for at in range(0, old, MIB)[::-1]:
+            disk.pwrite(at, rng.randbytes(min(MIB, old - at)))
     before = content_of(image)
-    with Recording(image) as recording, tapcore.open(f"vhdx:{image}", readonly=False) as disk:
-        disk.resize(4 * MIB)
+    after = before[:new].ljust(new, b"\0")
+    with Recording(image) as recording:
+        resize_image(f"vhdx:{image}", str(new), shrink=True)
     seen = set()
 
     def see(state: State) -> None:
         found = content_of(copy)
-        assert found in (before, before.ljust(4 * MIB, b"\0")), str(state)
+        assert found in (before, after), str(state)
         seen.add(len(found))
 
     _after_each(recording, rng, image, copy, see)
-    assert seen == {MIB + 512, 4 * MIB}
+    assert seen == {old, new}
+    assert content_of(image) == after
     assert not problems(image.read_bytes(), closed=True)
 
 

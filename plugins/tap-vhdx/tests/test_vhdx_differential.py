@@ -12,6 +12,7 @@ import pytest
 
 import tapcore
 from tap_vhdx.create import measure
+from tapcore.tools.resize import resize_image
 from vhdxtools import (
     KIB,
     MIB,
@@ -152,8 +153,8 @@ def test_measure_is_right(kind: str, tmp_path: Path, rng: random.Random) -> None
     assert measure(20 * MIB, options, data).required == image.stat().st_size
 
 
-def test_a_larger_disk(tmp_path: Path, rng: random.Random) -> None:
-    """What is new reads as zeroes, whatever lay in the last block behind the end."""
+def test_a_disk_of_another_size(tmp_path: Path, rng: random.Random) -> None:
+    """What is new reads as zeroes, whatever lay there behind the end, or was cut off."""
     image = tmp_path / "disk.vhdx"
     run("qemu-img", "create", "-q", "-f", "vhdx", "-o", "block_size=1M", image, MIB + 512)
     model = bytearray(MIB + 512)
@@ -161,11 +162,13 @@ def test_a_larger_disk(tmp_path: Path, rng: random.Random) -> None:
     with open(image, "r+b") as file:  # garbage that no program wrote
         file.seek(-512, os.SEEK_END)
         file.write(rng.randbytes(512))
-    for size in (2 * MIB, 7 * MIB + 512, 20 * MIB):
-        with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
-            disk.resize(size)
-            disk.pwrite(size - 512, b"e" * 512)
+    for size in (2 * MIB, 7 * MIB + 512, 3 * MIB + 512, 512, 20 * MIB):
+        resize_image(f"vhdx:{image}", str(size), shrink=True)
+        del model[size:]
         model.extend(bytes(size - len(model)))
+        with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+            disk.pwrite(size - 512, b"e" * 512)
         model[-512:] = b"e" * 512
+        assert not problems(image.read_bytes(), closed=False)
         assert size_by_qemu(image) == size
         assert content_of(image) == model == qemu_content(image)
