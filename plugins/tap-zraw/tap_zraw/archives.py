@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final, Literal, TypeAlias
 
-from tap_zraw.gzip.opening import MAGIC as GZIP_MAGIC
+from tap_zraw.gzip.members import MAGIC as GZIP_MAGIC
 from tap_zraw.xz.blocks import MAGIC as XZ_MAGIC
 from tap_zraw.zstd.frames import MAGIC as ZSTD_MAGIC
 from tap_zraw.zstd.frames import SKIPPABLE

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import threading
+import zlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
@@ -40,6 +42,12 @@ class Forward(Protocol):
 
     def copy(self) -> Forward | None:
         """Another one that goes on from here; None where that cannot be had."""
+
+
+class Closing(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None: ...
 
 
 Begin: TypeAlias = Callable[[int], Forward]
@@ -76,6 +84,8 @@ class ForwardOnly:
         self._cursors: list[_Cursor] = []
         self._states: list[_Cursor] = []  # in the order of the disk
         self._every = PART
+        self._checks: array[int] = array("I")
+        self._index: Closing | None = None
 
     def find(self, offset: int) -> int:
         """See `Layout`."""
@@ -98,16 +108,24 @@ class ForwardOnly:
         start, stop = self.bounds(index)
         with self._alone:
             found = self._kept.get(index, stop - start)
-            return self._produce(start, stop) if found is None else found
+            return self._produce(index, start, stop) if found is None else found
 
     @classmethod
-    def measured(cls, begin: Begin, file_size: int, kept: KeptParts) -> ForwardOnly:
+    def of_one_piece(cls, begin: Begin, length: int, content: int, kept: KeptParts) -> ForwardOnly:
+        """Of a piece of so many bytes in the file, and on the disk."""
+        return cls(_one_piece(length, content), begin, kept)
+
+    @classmethod
+    def measured(
+        cls, begin: Begin, file_size: int, kept: KeptParts, checks: array[int] | None = None
+    ) -> ForwardOnly:
         """Of one piece that does not say how large it is: all of it is unpacked once.
 
         Args:
             begin: a decoder for it.
             file_size: bytes.
             kept: as of the class.
+            checks: gets a checksum of each part.
 
         Raises:
             NotSupportedError: that would take too long.
@@ -118,6 +136,8 @@ class ForwardOnly:
         cursor = made._cursor(0, 0)
         while content := made._up_to(cursor, PART):
             kept.put((cursor.at - 1) // PART, content)
+            if checks is not None:
+                checks.append(zlib.crc32(content))
             if cursor.at >= MOST_UNTOLD:
                 raise NotSupportedError(
                     f"does not say how large its disk is, and that is more than "
@@ -128,13 +148,38 @@ class ForwardOnly:
         made.largest = min(PART, made.size)
         return made
 
+    def go_by(
+        self, states: list[tuple[int, Forward]], checks: array[int], index: Closing | None
+    ) -> None:
+        """Take over what an index says, which is not believed beyond its checksums.
+
+        Args:
+            states: where a decoder can begin on the disk (bytes), and one, to be copied.
+            checks: a checksum (CRC-32) of each part.
+            index: to be closed with the layout.
+
+        Raises:
+            ImageFormatError: it is of another disk.
+        """
+        if len(checks) != -(-self.size // PART):
+            raise ImageFormatError("has an index of another disk beside it")
+        self._states = [_Cursor(0, at, decoder) for at, decoder in states]
+        self._checks, self._index = checks, index
+
+    def begin_with(self, begin: Begin) -> None:
+        """Take other decoders from now on."""
+        self._begin = begin
+        self._cursors.clear()
+
     def close(self) -> None:
-        """The temporary file."""
+        """The temporary file, and the index."""
         self._kept.close()
+        if self._index is not None:
+            self._index.close()
 
     # ---- cursors ----------------------------------------------------------------------------
 
-    def _produce(self, start: int, stop: int) -> bytes:
+    def _produce(self, index: int, start: int, stop: int) -> bytes:
         """What lies in a part; of what lies before it whole parts are kept."""
         parts = []
         at = start
@@ -147,7 +192,10 @@ class ForwardOnly:
             parts.append(self._take(cursor, min(stop, until) - at))
             at = cursor.at
         content = b"".join(parts)
-        self._kept.put(start // PART, content)
+        if self._checks and self._checks[index] != zlib.crc32(content):
+            self._cursors.clear()
+            raise ImageFormatError("is not what the index beside it was made for", errno=errno.EIO)
+        self._kept.put(index, content)
         return content
 
     def _step(self, cursor: _Cursor, until: int) -> None:

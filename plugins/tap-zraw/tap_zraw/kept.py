@@ -22,14 +22,20 @@ class KeptParts:
     Args:
         part: bytes of a part.
         spooled: keep content in a temporary file; else only which parts are zeroes.
+        known: which of them are, as another one has told.
     """
 
-    def __init__(self, part: int, *, spooled: bool) -> None:
+    def __init__(self, part: int, *, spooled: bool, known: bytes = b"") -> None:
         self._part = part
-        self._state = bytearray()  # as far as anything was kept
+        self._state = bytearray(each == _ZERO for each in known)  # as far as anything was kept
         self._zeroes = bytes(part)
         self._wanted = spooled
         self._fd = -1
+
+    @property
+    def known(self) -> bytes:
+        """Which parts are known to be zeroes; of those that are not spooled."""
+        return bytes(self._state)
 
     def is_zero(self, index: int) -> bool:
         """Whether a part was seen to be zeroes."""

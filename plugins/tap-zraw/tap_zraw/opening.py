@@ -6,6 +6,7 @@ import logging
 from typing import Any, Final
 
 from tap_zraw.archives import Kind, needed_kind
+from tap_zraw.beside import Beside
 from tap_zraw.image import Image
 from tap_zraw.layout import Layout
 from tap_zraw.packedfile import PackedFile
@@ -34,7 +35,9 @@ def open_image(dd: DiskDriver[Image], name: str, flags: int) -> None:
     try:
         packed = PackedFile(file.fd, file.size)
         kind = needed_kind(packed.some(0, _HEAD_BYTES))
-        layout, facts = lay_out(packed, kind, salvage=dd.options.salvage)
+        salvage = dd.options.salvage
+        beside = None if salvage else Beside.of(file.path, packed, file.fd)
+        layout, facts = lay_out(packed, kind, salvage=salvage, beside=beside)
     except BaseException:
         file.close()
         raise
@@ -58,13 +61,16 @@ def image_inside(layout: Layout) -> str:
     return next((name for at, magic, name in _IMAGES if head.startswith(magic, at)), "")
 
 
-def lay_out(file: PackedFile, kind: Kind, *, salvage: bool) -> tuple[Layout, dict[str, Any]]:
+def lay_out(
+    file: PackedFile, kind: Kind, *, salvage: bool, beside: Beside | None = None
+) -> tuple[Layout, dict[str, Any]]:
     """How the disk lies in a file, and the `format` object of `info --json`.
 
     Args:
         file: open.
         kind: of its compression.
         salvage: take what there is up to the first damage.
+        beside: keeps what has to be looked for in it.
 
     Raises:
         ImageFormatError, NotSupportedError: it cannot be read; the text says why.
@@ -73,16 +79,18 @@ def lay_out(file: PackedFile, kind: Kind, *, salvage: bool) -> tuple[Layout, dic
     if kind == "zstd":
         from tap_zraw.zstd.opening import lay_out as lay_out_zstd
 
-        layout, found = lay_out_zstd(file, salvage=salvage)
+        layout, found = lay_out_zstd(file, salvage=salvage, beside=beside)
         return layout, _facts(kind, layout, found.pieces) | {"seek_table": found.seekable}
     if kind == "xz":
         from tap_zraw.xz.opening import lay_out as lay_out_xz
 
+        if beside is not None:
+            beside.needless("xz has one of its own")
         layout, pieces = lay_out_xz(file)
         return layout, _facts(kind, layout, pieces)
     from tap_zraw.gzip.opening import lay_out as lay_out_gzip
 
-    layout, members = lay_out_gzip(file)
+    layout, members = lay_out_gzip(file, beside)
     return layout, _facts(kind, layout, members)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Final
 
 from tapcore import ImageFormatError, NotSupportedError
@@ -59,6 +61,29 @@ class Pieces:
         self.places.append(place)
         self.lengths.append(length)
 
+    def pack(self) -> bytes:
+        """All of them, for an index."""
+        columns = (self.starts, self.places, self.lengths)
+        return b"".join(in_file_order(each).tobytes() for each in columns)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Pieces:
+        """The opposite; raises ValueError, or as `add`."""
+        numbers = array("Q")
+        numbers.frombytes(packed)
+        numbers = in_file_order(numbers)
+        count, rest = divmod(len(numbers) - 1, 3)
+        if rest or count < 0:
+            raise ValueError("a table has another length than it can have")
+        found, starts = cls(), numbers[: count + 1]
+        places, lengths = numbers[count + 1 : 2 * count + 1], numbers[2 * count + 1 :]
+        bounds = pairwise(starts)
+        for place, length, (start, stop) in zip(places, lengths, bounds, strict=True):
+            if stop <= start:
+                raise ValueError("a piece is empty")
+            found.add(place, length, stop - start)
+        return found
+
     def find(self, offset: int) -> int:
         """The piece that holds a byte of the disk."""
         return bisect_right(self.starts, offset) - 1
@@ -75,3 +100,11 @@ class Pieces:
         """The most bytes of the disk that a piece holds."""
         starts = self.starts
         return max((starts[n + 1] - starts[n] for n in range(len(self))), default=0)
+
+
+def in_file_order(numbers: array[int]) -> array[int]:
+    """Numbers in the order of bytes that they have in a file, or here."""
+    if sys.byteorder == "big":
+        numbers = array(numbers.typecode, numbers)
+        numbers.byteswap()
+    return numbers

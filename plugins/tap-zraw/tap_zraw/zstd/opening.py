@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import attrs
 
 from tap_zraw.apart import PiecesApart
+from tap_zraw.beside import Beside, Index
 from tap_zraw.forward import MOST_UNTOLD, PART, ForwardOnly
 from tap_zraw.kept import KeptParts
 from tap_zraw.layout import LARGEST_PART, Layout
@@ -16,6 +18,8 @@ from tap_zraw.zstd.frames import Frame, frames_of
 from tap_zraw.zstd.library import FrameForward, library, unpack_frame
 from tap_zraw.zstd.seektable import read_seek_table
 from tapcore import ImageFormatError, NotSupportedError
+
+_KIND: Final = "zstd"
 
 
 @attrs.frozen
@@ -73,15 +77,32 @@ def _frames(file: PackedFile, *, salvage: bool) -> Iterator[Frame]:
             raise
 
 
-def lay_out(file: PackedFile, *, salvage: bool) -> tuple[Layout, Found]:
-    """The layout of an open file; raises as `find_frames`."""
+def lay_out(
+    file: PackedFile, *, salvage: bool, beside: Beside | None = None
+) -> tuple[Layout, Found]:
+    """The layout of an open file.
+
+    Args:
+        file: the one.
+        salvage: go by what there is up to the first damage.
+        beside: keeps where the frames are, and what they hold.
+
+    Raises:
+        ImageFormatError, NotSupportedError: as `find_frames`.
+        OSError: as the system says.
+    """
     library()
-    found = find_frames(file, salvage=salvage)
+    known = None if beside is None else beside.load(_KIND, _known)
+    found = known or find_frames(file, salvage=salvage)
     pieces = found.pieces
     if found.untold:
         if len(pieces) == 1:
+            _keep(beside, found)
             return _measured(file, pieces), found
         pieces = _told(file, found)
+        found = Found(pieces, [], seekable=False)
+    if known is None:
+        _keep(beside, found)
     if pieces.largest() <= LARGEST_PART:
         return PiecesApart(file, pieces, unpack_frame), found
 
@@ -89,6 +110,23 @@ def lay_out(file: PackedFile, *, salvage: bool) -> tuple[Layout, Found]:
         return FrameForward(file, pieces.places[index])
 
     return ForwardOnly(pieces, begin, KeptParts(PART, spooled=True)), found
+
+
+def _known(index: Index) -> Found:
+    found = Found(Pieces.unpack(index.tables["pieces"]), [], seekable=False)
+    index.close()
+    return found
+
+
+def _keep(beside: Beside | None, found: Found) -> None:
+    if beside is None:
+        return
+    if found.seekable:
+        beside.needless("the image has a seek table")
+    elif len(found.pieces) == 1:
+        beside.needless("nobody can begin in the middle of a frame: convert the image")
+    elif index := beside.keep(_KIND, {"pieces": found.pieces.pack()}):
+        index.close()
 
 
 def _measured(file: PackedFile, pieces: Pieces) -> Layout:
