@@ -39,6 +39,10 @@ _SAMPLE: Final = 4 << 10
 _SAMPLES: Final = 64
 """Bytes at both ends of the image that are looked at, and in so many places between."""
 
+_DAMAGED: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, TapError,
+)  # fmt: skip
+
 
 class Index:
     """What an index says.
@@ -119,14 +123,14 @@ class Beside:
             use: makes something of it; what it raises says that it is none.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
             log.warning("%s: %s", self.path, describe_error(exc))
             return None
         try:
             if os.fstat(fd).st_size:
                 return use(self._read(fd, kind))
-        except (OSError, ValueError, LookupError, TypeError, TapError) as exc:
+        except _DAMAGED as exc:
             log.warning("%s: is made anew: %s", self.path, exc)
         os.close(fd)
         return None
