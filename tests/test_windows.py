@@ -318,7 +318,7 @@ def test_a_python_without_ctypes_has_no_windows(
     def none(fd: int) -> int:
         raise ImportError("ctypes")
 
-    monkeypatch.setattr(module, "file_system_magic", none)
+    monkeypatch.setattr("tapcore.files.mappable.file_system_magic", none)
     file = ImageFile(os.open(path, os.O_RDWR), str(path), read_only=False)
     assert file.windows is not None
     assert file.windows.to_read(0, PAGE, 0.0) is None
