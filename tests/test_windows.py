@@ -12,7 +12,6 @@ import pytest
 
 from hostfs import loop_device, mounted
 from peers import missing
-from tapcore.files import windows as module
 from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.mappable import maps_well, tells_of_pages, writes_pay
