@@ -64,13 +64,13 @@ def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
 
 @implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
-    """The relative name first. A VHD knows its parent by what only a VHD has."""
-    from tap_vhd.parents import parent_name
+    """The relative name first. A VHD knows its parent by what only a VHD has, or by nothing."""
+    from tap_vhd.parents import recorded_parent
 
-    name = parent_name(dd.private)
-    if name is None:
+    parent = recorded_parent(dd.private)
+    if parent is None:
         return TD_NO_PARENT
-    id.name, id.drivertype = name, disk_info.handle
+    id.name, id.drivertype = parent.name, parent.drivertype
     return 0
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Final
 
 from tap_vhd.blocks import BlockImage
 from tap_vhd.fixed import FixedImage
-from tap_vhd.footer import DIFFERENCING, EPOCH, Footer
+from tap_vhd.footer import COOKIE, DIFFERENCING, EPOCH, FOOTER_BYTES, Footer
 from tap_vhd.footers import read_footers
 from tap_vhd.image import Image
 from tapcore import (
     TD_RDONLY,
     DiskDriver,
+    DiskId,
     ImageFormatError,
     OpenOptions,
     open_image_file,
@@ -21,8 +23,12 @@ from tapcore import (
 log = logging.getLogger(__name__)
 
 
-def parent_name(image: Image) -> str | None:
-    """The name to go by; None for an image that stands alone.
+RAW: Final = bytes(16)
+"""The id of a parent that is no VHD: `vhd-util snapshot -m` makes children of raw disks."""
+
+
+def recorded_parent(image: Image) -> DiskId | None:
+    """The name to go by, and its format; None for an image that stands alone.
 
     Raises:
         ImageFormatError: it has a parent, and no name of it.
@@ -31,7 +37,7 @@ def parent_name(image: Image) -> str | None:
         return None
     if not image.parents:
         raise ImageFormatError("has a parent, but does not say where it is")
-    return image.parents[0]
+    return DiskId(image.parents[0], "raw" if image.header.parent_id == RAW else "vhd")
 
 
 def time_stamp(path: str) -> int:
@@ -61,6 +67,9 @@ def check_parent(child: Image, parent: DiskDriver) -> None:
     Raises:
         ImageFormatError: it is another image.
     """
+    if isinstance(child, BlockImage) and child.header.parent_id == RAW:
+        _check_raw(parent)
+        return
     image = parent.private
     if not isinstance(image, FixedImage | BlockImage):
         raise ImageFormatError("has a parent that is not a VHD")
@@ -73,3 +82,14 @@ def check_parent(child: Image, parent: DiskDriver) -> None:
     recorded = child.header.parent_time
     if recorded and recorded != time_stamp(image.file.path):
         log.warning("%s: its parent has been changed or copied since", child.file.path)
+
+
+def _check_raw(parent: DiskDriver) -> None:
+    """Nothing tells one raw disk from another; but what is a VHD would be read wrongly."""
+    file = open_image_file(parent.name, TD_RDONLY, OpenOptions(locking=False))
+    try:
+        tail = file.read_metadata(max(file.size - FOOTER_BYTES, 0), FOOTER_BYTES)
+    finally:
+        file.close()
+    if tail.startswith(COOKIE):
+        raise ImageFormatError("says that its parent is a raw disk, but that is a VHD")

@@ -14,6 +14,7 @@ from tap_vhd.footers import Footers, read_footers
 from tap_vhd.header import HEADER, Header, Locator, read_header
 from tap_vhd.parentnames import for_windows, here, recorded_names
 from tapcore import ImageFormatError, TapError, UsageError
+from tapcore.tools.commit import commit_image
 from tapcore.tools.inspect import inspect_image
 from vhdtools import KIB, MIB, content_of, problems, run, set_time, some_content
 
@@ -230,3 +231,38 @@ def test_convert_flattens_a_chain(tmp_path: Path, rng: random.Random) -> None:
     tapcore.convert_image(f"vhd:{tmp_path / 'child.vhd'}", f"vhd:{flat}")
     assert content_of(flat) == below[:1000] + b"mine" + below[1004:]
     assert '"virtual-size": 2097664' in run("qemu-img", "info", "--output=json", flat)
+
+
+def raw_parent_and_child(folder: Path, rng: random.Random) -> bytes:
+    """`base.vhd`, which is a raw disk with content, and `child.vhd` as XenServer makes one on it."""
+    content = parent_and_child(folder, rng)
+    child = folder / "child.vhd"
+    footers, header, old = header_of(child)
+    at, packed = footers.footer.data_offset, attrs.evolve(header, parent_id=bytes(16)).pack()
+    child.write_bytes(old[:at] + packed + old[at + len(packed) :])
+    (folder / "base.vhd").write_bytes(content)
+    return content
+
+
+def test_the_parent_is_raw_where_its_id_is_none(tmp_path: Path, rng: random.Random) -> None:
+    """As `vhd-util snapshot -m` records it, and its `check` takes it."""
+    content = raw_parent_and_child(tmp_path, rng)
+    child = tmp_path / "child.vhd"
+    assert content_of(child) == content
+    with tapcore.open(f"vhd:{child}", readonly=False) as disk:
+        disk.pwrite(1000, b"mine")
+    want = content[:1000] + b"mine" + content[1004:]
+    assert content_of(child) == want
+    assert (tmp_path / "base.vhd").read_bytes() == content
+    commit_image(f"vhd:{child}")
+    assert (tmp_path / "base.vhd").read_bytes() == want == content_of(child)
+    assert not problems(child.read_bytes(), closed=True)
+
+
+def test_what_is_a_vhd_is_no_raw_parent(tmp_path: Path, rng: random.Random) -> None:
+    """Its structures would be read as content."""
+    raw_parent_and_child(tmp_path, rng)
+    (tmp_path / "base.vhd").unlink()
+    tapcore.create_image(f"vhd:{tmp_path / 'base.vhd'}", SIZE, options={"subformat": "fixed"})
+    with pytest.raises(ImageFormatError, match="its parent is a raw disk, but that is a VHD"):
+        content_of(tmp_path / "child.vhd")
