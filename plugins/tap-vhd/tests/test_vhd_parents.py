@@ -234,7 +234,7 @@ def test_convert_flattens_a_chain(tmp_path: Path, rng: random.Random) -> None:
 
 
 def raw_parent_and_child(folder: Path, rng: random.Random) -> bytes:
-    """`base.vhd`, which is a raw disk with content, and `child.vhd` as XenServer makes one on it."""
+    """`base.vhd`, a raw disk with content, and `child.vhd`, as XenServer makes one on it."""
     content = parent_and_child(folder, rng)
     child = folder / "child.vhd"
     footers, header, old = header_of(child)
