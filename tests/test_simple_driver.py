@@ -21,9 +21,10 @@ from tapcore import (
     SimpleDriver,
     TapError,
 )
-from tapcore.engine import READ, Request
+from tapcore.engine import READ, Request, chain_extents
 from tapcore.errors import IOFailedError, LostContentError
 from tapcore.interface.registry import default_registry
+from tapcore.opening.probe import probe
 
 SIZE = 1 << 20
 
@@ -99,6 +100,37 @@ def test_the_smallest_driver_of_the_readme(tmp_path: Path, monkeypatch: pytest.M
 
 def test_capabilities_follow_from_the_methods(plain: Registry) -> None:
     assert plain.get("plain").capabilities == ("read", "write")
+
+
+def test_a_format_is_recognised_by_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a magic there, by a method that sees both ends, or one that sees the head alone."""
+
+    class Footed(Plain):
+        handle, magic, magic_offset = "footed", b"FOOT", -512
+
+    class Looks(Plain):
+        handle = "looks"
+
+        @classmethod
+        def probe(cls, head: bytes, tail: bytes = b"") -> bool:
+            return head.startswith(b"A") and tail.endswith(b"Z")
+
+    class Head(Plain):
+        handle = "head"
+
+        @classmethod
+        def probe(cls, head: bytes) -> bool:  # type: ignore[override]
+            return head.startswith(b"B")
+
+    registry = use(monkeypatch, Footed, Looks, Head)
+    contents = {
+        "footed": bytes(100_000) + b"FOOT".ljust(512, b"."),
+        "looks": b"A" + bytes(200_000) + b"Z",
+        "head": b"B" + bytes(600),
+    }
+    for handle, content in contents.items():
+        (tmp_path / "disk").write_bytes(content)
+        assert probe(str(tmp_path / "disk"), registry) == handle
 
 
 def test_what_was_written_is_read_and_flushed(plain: Registry, image: Path) -> None:
@@ -180,6 +212,41 @@ def test_a_call_that_waits_holds_nobody_up(image: Path, monkeypatch: pytest.Monk
         assert disk.pread(4096, length=512) == image.read_bytes()[4096:4608]
         assert [req.status for req in done] == [0]  # in order: it came first
         assert buf == image.read_bytes()[:4096]
+
+
+def test_who_asks_what_lies_where_does_not_wait_for_a_call(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as a read is under way all counts as content; the loop is not held up by it."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Holes(Plain):
+        handle = "holes"
+
+        def pread(self, offset: int, length: int) -> bytes | None:
+            inside.set()
+            assert go_on.wait(60)
+            return super().pread(offset, length)
+
+        def extents(self, offset: int, length: int) -> Iterable[tuple[int, str]]:
+            yield length, "hole"
+
+    use(monkeypatch, Holes)
+    with tapcore.open(f"holes:{image}", readonly=True) as disk:
+        done: list[Request] = []
+        disk.submit(Request(READ, 0, 4096, memoryview(bytearray(4096)), done.append))
+        assert inside.wait(60)
+        for _ in range(100):
+            assert kinds(disk) == ["compressed"]
+        assert not done
+        go_on.set()
+        disk.pread(0, length=512)
+        assert kinds(disk) == ["zero"]
+
+
+def kinds(disk: tapcore.Disk) -> list[str]:
+    """Of all of it, as a server asks."""
+    return [extent.kind for extent in chain_extents(disk.state.disks, 0, disk.size)]
 
 
 def test_one_call_at_a_time(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

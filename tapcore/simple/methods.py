@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from tapcore.errors import ImageFormatError, NotSupportedError
 from tapcore.files import ImageFile
+from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskDriver, DiskInfo
 from tapcore.interface.options import FormatOption
 from tapcore.interface.results import CheckResult
@@ -125,12 +126,17 @@ class SimpleMethods:
     # ---- images that are not open -----------------------------------------------------------
 
     @classmethod
-    def probe(cls, head: bytes) -> bool:
-        """Whether a file that begins so (64 KiB at most) is an image of this format.
+    def probe(cls, head: bytes, tail: bytes = b"") -> bool:
+        """Whether a file with these ends is an image of this format.
 
-        A format that has this method is recognised by it, and not by `magic`.
+        A format that has this method is recognised by it, and not by `magic`. It may as well take
+        `head` alone.
+
+        Args:
+            head: the file's first 64 KiB, or all of it.
+            tail: its last 4 KiB, or all of it.
         """
-        return bool(cls.magic) and head.startswith(cls.magic)
+        return bool(cls.magic) and Magic(cls.magic, cls.magic_offset).shown_by(head, tail)
 
     @classmethod
     def create(cls, name: str, size: int | None, parent: str, options: Mapping[str, str]) -> None:
