@@ -9,6 +9,8 @@ import pytest
 
 import tapcore
 from tapcore import DiskDriver, DiskInfo, DriverError, Registry, TapError, TdCallback, hookimpl
+from tapcore.cli.main import main
+from tapcore.engine import chain_extents
 from tapcore.tools.check import check_image
 from tapcore.tools.info import image_info
 from tapcore.tools.inspect import inspect_image
@@ -125,3 +127,136 @@ def test_results_of_another_kind(image: Make, result: object) -> None:
         check_image(name)
     with pytest.raises(DriverError, match=r"its td_inspect returned .*, which is no Inspection"):
         inspect_image(name)
+
+
+# ---- hooks that are no requests ----------------------------------------------------------------
+
+
+class Returns:
+    """A driver of which one hook returns something."""
+
+    def __init__(self, hook: str, value: Any) -> None:
+        self.disk_info = DiskInfo(handle="wrong", name="for tests", api=1)
+        function = hookimpl(lambda: value, specname=hook)
+        setattr(self, hook, function)
+
+    @hookimpl
+    def td_open(self, dd: DiskDriver, name: str) -> None:
+        dd.size = 1
+
+    @hookimpl
+    def td_queue_read(self, dd: DiskDriver) -> int:
+        return 0
+
+
+def hook_of(hook: str, value: Any) -> tuple[Callable[..., Any], DiskDriver]:
+    """A hook that returns something, as everybody calls it; and an open image."""
+    registry = Registry(discover=False)
+    assert not registry.register(Returns(hook, value)).error
+    drv = registry.operations("wrong")
+    dd = DiskDriver(name="disk", drv=drv, flags=0)
+    dd.size = 2
+    return getattr(drv, hook), dd
+
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "td_create": ("disk", 512, None, {}),
+    "td_resize": (512,),
+    "td_get_parent_id": (tapcore.DiskId(""),),
+    "td_validate_parent": (None, 0),
+    "td_check": ("",),
+    "td_inspect": ("disk", 0, 0),
+}
+WRONG: list[tuple[str, Any, str]] = [
+    ("td_create", True, "a value of the type bool, where None means that it is done"),
+    ("td_resize", None, "was to make the disk 512 bytes long, and has left it 1024"),
+    ("td_get_parent_id", "aio", "a value of the type str, which is no number"),
+    ("td_validate_parent", True, "a value of the type bool, which is no number"),
+    ("td_other_files", "abc", "a value of the type str, which is no list"),
+    ("td_other_files", [b"abc"], "a value of the type bytes in a list of str"),
+    ("td_snapshots", None, "None, which is no list"),
+    ("td_bitmaps", [1], "a value of the type int in a list of Bitmap"),
+    ("td_check", tapcore.CheckResult(leaks=-1), "the leaks -1, which is no number of anything"),
+    ("td_inspect", tapcore.Inspection(1, references=("x",)), "the reference 'x', which is no pair"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("hook", "value", "said"), WRONG)
+def test_what_cannot_be_returned_names_driver_and_hook(hook: str, value: Any, said: str) -> None:
+    call, dd = hook_of(hook, value)
+    arguments = ARGUMENTS.get(hook, ())
+    with pytest.raises(DriverError, match=rf"disk: the driver wrong is wrong: its {hook} .*{said}"):
+        call(*arguments) if hook in ("td_create", "td_inspect") else call(dd, *arguments)
+
+
+@pytest.mark.parametrize("value", [None, 0])
+def test_what_is_done_is_done(value: object) -> None:
+    assert hook_of("td_create", value)[0]("disk", 512, None, {}) is value
+
+
+def test_an_errno_that_is_returned_is_raised() -> None:
+    """As blktap's hooks return it: it was passed over."""
+    with pytest.raises(OSError, match="No space left") as caught:
+        hook_of("td_create", -errno.ENOSPC)[0]("disk", 512, None, {})
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("told", [None, [(0, 1, "data")], [tapcore.Extent(0, 1.0, "data")]])  # type: ignore[arg-type]
+def test_extents_that_are_none(told: Any) -> None:
+    _, dd = hook_of("td_extents", told)
+    with pytest.raises(DriverError, match="the driver wrong is wrong: its td_extents "):
+        list(chain_extents(dd, 0, 512))
+
+
+# ---- what a driver says of itself --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"suffixes": ".img"}, "suffixes='.img', which is no tuple of str"),
+        ({"api": "1"}, "api='1', which is no int"),
+        ({"api": True}, "api=True, which is no int"),
+        ({"name": None}, "name=None, which is no str"),
+        ({"magic": b"abc"}, "magic=b'abc', which is no tuple of Magic"),
+        ({"magic": (tapcore.Magic("abc"),)}, "looks for the magic 'abc', which is not bytes"),  # type: ignore[arg-type]
+        ({"create_options": ("size",)}, "which is no tuple of FormatOption"),
+    ],
+)
+def test_facts_of_the_wrong_kind_are_a_row_with_an_error(facts: Any, said: str) -> None:
+    driver = Returns("td_submit", 0)
+    driver.disk_info = DiskInfo(**{"handle": "wrong", "name": "for tests", "api": 1, **facts})
+    assert said in Registry(discover=False).register(driver).error
+
+
+def test_a_hook_that_nobody_would_await() -> None:
+    class Waits(Wrong):
+        @hookimpl
+        async def td_submit(self) -> int:
+            return 0
+
+    error = Registry(discover=False).register(Waits()).error
+    assert error == "has td_submit as 'async def': hooks are called, and never awaited"
+
+
+@pytest.mark.parametrize("polled", ["x", -1])
+def test_a_descriptor_that_is_none(image: Make, polled: Any, monkeypatch: Any) -> None:
+    def td_open(self: Wrong, dd: DiskDriver) -> None:
+        dd.size, dd.io_fd[0] = 1, polled
+
+    monkeypatch.setattr(Wrong, "td_open", hookimpl(td_open))
+    with pytest.raises(DriverError, match="has set an io_fd that is no descriptor"):
+        tapcore.open(image(), readonly=True)
+
+
+def test_who_ends_the_program_does_not_make_it_a_success(
+    image: Make, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def td_open(self: Wrong, dd: DiskDriver) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Wrong, "td_open", hookimpl(td_open))
+    assert main(["compare", image(), image()]) == 2
+    assert capsys.readouterr().err == (
+        "tapdisk: unexpected error: SystemExit: 0 (--debug shows where)\n"
+    )

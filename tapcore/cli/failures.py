@@ -70,8 +70,6 @@ def report(exc: BaseException, session: Session) -> int:
         name = signal.Signals(exc.signum).name
         print_error(f"stopped by {name}" + (", with the work done" if exc.finished else ""))
         return 128 + exc.signum
-    if isinstance(exc, SystemExit):
-        return exc.code if isinstance(exc.code, int) else 1
     if isinstance(exc, BrokenPipeError):
         _forget_output()
         return session.error_status

@@ -32,7 +32,6 @@ from tapcore.errors import (
     TapError,
     UsageError,
 )
-from tapcore.interface.distrust import format_info
 from tapcore.interface.models import DiskDriver, TdState
 from tapcore.opening.chain import abandon_disk, close_disk
 from tapcore.process.forks import forks
@@ -240,7 +239,7 @@ class Disk(DiskFile):
     def info(self) -> dict[str, Any]:
         """What the format says of itself (the `format` object of `tapdisk info --json`)."""
         with self._asking(self.name) as dd:
-            return format_info(dd)
+            return dict(dd.drv.td_info(dd))
 
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots of the image; none where the format has none."""

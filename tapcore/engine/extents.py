@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import DriverError
-from tapcore.interface.distrust import untrue
+from tapcore.interface.distrust import named, untrue
 from tapcore.interface.extent import Extent
 from tapcore.interface.models import DiskDriver
 
@@ -130,7 +130,12 @@ def _sound(dd: DiskDriver, sector: int, end: int) -> Iterator[Extent]:
     Raises:
         DriverError: the extents are not in order, have gaps, or do not cover the range exactly.
     """
-    for extent in dd.drv.td_extents(dd, sector, end - sector):
+    told: Any = dd.drv.td_extents(dd, sector, end - sector)
+    if not hasattr(told, "__iter__"):
+        raise untrue(dd.drv.disk_type, "td_extents", f"returned {named(told)}", dd.name)
+    for extent in told:
+        if not isinstance(extent, Extent) or not isinstance(extent.nb_sectors, int):
+            raise _untrue(dd, f"{extent!r}, which is no Extent of whole sectors")
         fits = extent.sector == sector and 0 < extent.nb_sectors <= end - sector
         if not fits or extent.kind not in _KINDS:
             text = f"{extent.nb_sectors} sectors of {extent.kind!r} at sector {extent.sector}"
@@ -142,7 +147,7 @@ def _sound(dd: DiskDriver, sector: int, end: int) -> Iterator[Extent]:
 
 
 def _untrue(dd: DiskDriver, told: str) -> DriverError:
-    return untrue(dd.drv, "td_extents", f"tells of {told}", dd.name)
+    return untrue(dd.drv.disk_type, "td_extents", f"tells of {told}", dd.name)
 
 
 def _below(parent: DiskDriver, depth: int, hole: Extent) -> Iterator[MappedExtent]:

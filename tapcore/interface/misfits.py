@@ -11,9 +11,20 @@ import pluggy
 from tapcore.constants import HOOKS_VERSION, OLDEST_HOOKS_VERSION
 from tapcore.errors import describe
 from tapcore.interface.hooks import HOOKS, PROJECT
+from tapcore.interface.magic import Magic
 from tapcore.interface.models import DiskInfo, Hooks
+from tapcore.interface.options import FormatOption
 
 MAX_HANDLE: Final = 9
+
+_SINGLE: Final[dict[str, type]] = {"handle": str, "name": str, "api": int}
+_SEVERAL: Final[dict[str, type]] = {
+    "suffixes": str,
+    "create_options": FormatOption,
+    "amend_options": FormatOption,
+    "magic": Magic,
+}
+"""Of which kinds the parts of a `disk_info` are."""
 
 
 def problem_with(plugin: Any, info: object, handle: str) -> str:
@@ -26,12 +37,30 @@ def problem_with(plugin: Any, info: object, handle: str) -> str:
     """
     if not isinstance(info, DiskInfo):
         return "has no disk_info: not a tapcore driver"
-    if problem := problem_with_facts(info, handle):
+    if problem := _wrong_kinds(info) or problem_with_facts(info, handle):
         return problem
+    if waiting := sorted(h for h, _, function in _marks(plugin) if _is_async(function)):
+        return f"has {', '.join(waiting)} as 'async def': hooks are called, and never awaited"
     wrappers = sorted(h for h, opts in marked(plugin) if opts["wrapper"] or opts["hookwrapper"])
     if wrappers:
         return f"marks {', '.join(wrappers)} as a wrapper, which only a filter may be"
     return unknown_hooks({hook for hook, _ in marked(plugin)})
+
+
+def _wrong_kinds(info: DiskInfo) -> str:
+    """What of a `disk_info` is of another kind than it has to be: slips of authors."""
+    for name, kind in _SINGLE.items():
+        value = getattr(info, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"its disk_info has {name}={value!r}, which is no {kind.__name__}"
+    for name, kind in _SEVERAL.items():
+        found = getattr(info, name)
+        if not isinstance(found, tuple | list) or not all(isinstance(each, kind) for each in found):
+            return f"its disk_info has {name}={found!r}, which is no tuple of {kind.__name__}"
+    looked_for: list[Any] = [magic.content for magic in info.magic]
+    if strange := [content for content in looked_for if not isinstance(content, bytes)]:
+        return f"its disk_info looks for the magic {strange[0]!r}, which is not bytes"
+    return ""
 
 
 def problem_with_facts(info: DiskInfo, handle: str) -> str:
@@ -84,16 +113,27 @@ def _is_plain_hook(plugin: Any, name: str) -> bool:
 
 def marked(plugin: Any) -> list[tuple[str, dict[str, Any]]]:
     """The functions that carry a `@hookimpl` mark: name of the hook, what the mark says."""
+    return [(hook, opts) for hook, opts, _ in _marks(plugin)]
+
+
+def _marks(plugin: Any) -> list[tuple[str, dict[str, Any], object]]:
+    """As `marked`, with the function."""
     mark = f"{PROJECT}_impl"
-    found = []
+    found: list[tuple[str, dict[str, Any], object]] = []
     for name, member in inspect.getmembers_static(plugin):
         try:
-            opts = getattr(getattr(member, "__func__", member), mark, None)
+            function = getattr(member, "__func__", member)
+            opts = getattr(function, mark, None)
         except Exception:  # there are objects that cannot be asked
             continue
         if isinstance(opts, dict):  # and others that have every attribute
-            found.append((opts.get("specname") or name, opts))
+            found.append((opts.get("specname") or name, opts, function))
     return found
+
+
+def _is_async(function: object) -> bool:
+    code = getattr(function, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
 
 
 def describe_misfit(exc: Exception) -> str:

@@ -342,6 +342,9 @@ class Registry:
         own = implemented(self._pm, plugin)
         sources = {hook: plugin if hook in own else Hooks for hook in HOOKS}
         calls = {hook: caller_of(self._pm, hook, source) for hook, source in sources.items()}
+        from tapcore.interface.returned import looked_at
+
+        calls = looked_at(handle, calls, own)
         if filters:
             calls = self._filters.wrap(calls, filters)
         if os.environ.get(_TRACE):

@@ -207,6 +207,9 @@ def _impossible(dd: DiskDriver) -> str:
     for name in ("size", "sector_size", "cluster_size"):
         if not isinstance(getattr(dd, name), int):
             return f"has set a {name} that is no whole number"
+    polled: list[Any] = dd.io_fd
+    if not all(fd is None or (isinstance(fd, int) and fd >= 0) for fd in polled):
+        return "has set an io_fd that is no descriptor"
     if dd.size == _NO_SIZE:
         return "has opened the image and set no size"
     if not 0 <= dd.size <= MAX_DISK_SECTORS:

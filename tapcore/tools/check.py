@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from tapcore.interface.access import Access
-from tapcore.interface.distrust import expected
 from tapcore.interface.results import CheckResult
 from tapcore.opening.names import ImageName
 from tapcore.tools.openimage import open_image
@@ -32,18 +31,18 @@ def check_image(
     Raises:
         TapError: it could not be checked.
     """
-    with open_image(
-        name,
-        writing=bool(repair),
-        access=access,
-        with_parents=False,
-        metadata_only=True,
-    ) as disk:
-        with disk.driver() as dd:
-            dd.drv.require("td_check", dd.name)
-            found = dd.drv.td_check(dd, repair)
-            result = expected(dd.drv, "td_check", found, CheckResult, dd.name)
-        return result
+    with (
+        open_image(
+            name,
+            writing=bool(repair),
+            access=access,
+            with_parents=False,
+            metadata_only=True,
+        ) as disk,
+        disk.driver() as dd,
+    ):
+        dd.drv.require("td_check", dd.name)
+        return dd.drv.td_check(dd, repair)
 
 
 def check_as_dict(result: CheckResult) -> dict[str, Any]:

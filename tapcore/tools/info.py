@@ -15,7 +15,7 @@ from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.access import Access
-from tapcore.interface.distrust import format_info, show_where
+from tapcore.interface.distrust import show_where
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
@@ -121,7 +121,7 @@ def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
         read_only=not writable or "td_queue_write" not in dd.drv.implemented,
         parent=parent,
         parent_handle=parent_handle,
-        format=format_info(dd),
+        format=dict(dd.drv.td_info(dd)),
         notes=tuple(notes),
         snapshots=tuple(dd.drv.td_snapshots(dd)),
         bitmaps=tuple(dd.drv.td_bitmaps(dd)),

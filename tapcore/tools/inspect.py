@@ -18,11 +18,10 @@ from tapcore.errors import TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
-from tapcore.interface.distrust import expected
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import Parents, ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry, default_registry
-from tapcore.interface.results import Finding, Inspection
+from tapcore.interface.results import Finding
 from tapcore.oldnames import renamed
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import odd_name, recognise, refusal
@@ -137,8 +136,7 @@ def _inspect(
     drv = registry.get(handle).drv
     assert drv is not None
     drv.require("td_inspect", disk_id.name)
-    found_by = drv.td_inspect(disk_id.name, fd, sample.size)
-    said = expected(drv, "td_inspect", found_by, Inspection, disk_id.name)
+    said = drv.td_inspect(disk_id.name, fd, sample.size)
     findings = [
         *said.findings,
         *_of_other_formats(handle, seen_as, sample),

@@ -8,7 +8,6 @@ from typing import Any
 
 from tapcore.errors import TapError, open_error
 from tapcore.interface.access import Access
-from tapcore.interface.distrust import expected
 from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Measurement
@@ -78,7 +77,6 @@ def _measure(
 ) -> Measurement:
     assert info.drv is not None
     try:
-        found = info.drv.td_measure(size, dict(options), data)
+        return info.drv.td_measure(size, dict(options), data)
     except (TapError, OSError) as exc:
         raise open_error(exc, "") from exc
-    return expected(info.drv, "td_measure", found, Measurement, "")

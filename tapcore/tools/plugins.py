@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import re
 from collections.abc import Iterable
@@ -27,6 +28,11 @@ from tapcore.interface.registry import (
     default_registry,
 )
 from tapcore.opening.probe import probe
+from tapcore.simple import SimpleDriver
+from tapcore.simple.methods import SimpleMethods
+
+_NEARLY: Final = 0.8
+"""From this likeness on (0 to 1) a name is thought to be another one."""
 
 _API_OF_CORE: Final = re.compile(r"\bapi\s*=\s*(?:tapcore\.)?HOOKS_VERSION\b")
 
@@ -123,6 +129,8 @@ def _examined(registry: Registry, row: Row) -> Diagnosis:
 def _remarks(row: Row) -> Iterable[str]:
     for name in unmarked_hooks(row.plugin):
         yield f"{name} is never called: it is not marked with @hookimpl"
+    for name, near in _misspelt_methods(row.plugin):
+        yield f"{name} is nothing that a SimpleDriver has: did you mean {near}?"
     for name in sorted(_hooks_of(row)):
         if HOOKS[name].retiring:
             yield f"{name} will go {HOOKS[name].retiring}"
@@ -132,6 +140,19 @@ def _remarks(row: Row) -> Iterable[str]:
         yield f"it has no manifest ({MANIFEST}), so every command loads it"
     elif differing := differences(row.manifest, row.plugin.disk_info, _hooks_of(row)):
         yield f"its manifest is not true of it: {', '.join(differing)}"
+
+
+def _misspelt_methods(plugin: Any) -> Iterable[tuple[str, str]]:
+    """What a `SimpleDriver` calls nearly, and not quite, like something that is used of it."""
+    if not isinstance(plugin, type) or not issubclass(plugin, SimpleDriver):
+        return
+    used = [name for name in vars(SimpleMethods) if not name.startswith("_")]
+    used += SimpleMethods.__annotations__
+    for name in vars(plugin):
+        if name.islower() and not name.startswith(("_", "td_")) and name not in used:
+            for near in difflib.get_close_matches(name, used, 1, _NEARLY):
+                if near not in vars(plugin):
+                    yield name, near
 
 
 def _hooks_of(row: Row) -> frozenset[str]:
