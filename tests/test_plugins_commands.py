@@ -190,3 +190,21 @@ def test_where_the_hooks_of_ours_come_from(handle: str) -> None:
 def test_what_does_not_go_together(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_doctor_knows_what_a_simple_driver_nearly_has(
+    capsys: pytest.CaptureFixture[str], install: Install
+) -> None:
+    folder = install(
+        "import tapcore\n\n\nclass Mine(tapcore.SimpleDriver):\n"
+        '    handle, api, suffix = "mine", 1, (".mine",)\n\n'
+        '    def pread(self, offset, length):\n        return b""\n\n'
+        "    def pwrites(self, offset, data):\n        self.written = True\n"
+    )
+    records = folder.parent / "tap_mine-1.2.dist-info" / "entry_points.txt"
+    records.write_text("[tapcore.drivers]\nmine = tap_mine.driver:Mine\n")
+    status, out, _ = doctor(capsys)
+    assert status == 0
+    said = "works, but {} is nothing that a SimpleDriver has: did you mean {}?"
+    for found, meant in (("suffix", "suffixes"), ("pwrites", "pwrite")):
+        assert said.format(found, meant) in out, out

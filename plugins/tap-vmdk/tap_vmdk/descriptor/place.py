@@ -142,10 +142,15 @@ class DescriptorPlace:
     def write_cid(self, descriptor: Descriptor) -> None:
         """Put the content id of a descriptor into the file; in place where it has the same length.
 
+        On disk when this returns: else content that changes after it could be there without it
+        after a crash, and no child would know.
+
         Raises:
             NotSupportedError, OSError: as `write`.
         """
-        if not self._write_digits(_CID, descriptor.cid):
+        if self._write_digits(_CID, descriptor.cid):
+            self._flush()
+        else:
             self.write(descriptor)
 
     def write_parent_cid(self, descriptor: Descriptor) -> None:
