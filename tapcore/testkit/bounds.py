@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import tracemalloc
 from typing import Self
@@ -14,8 +15,13 @@ from tapcore.testkit.session import LARGEST, Session
 from tapcore.testkit.subject import Subject
 
 _ROUNDS = 24
-_ENOUGH = 32 << 20
+_CLEARLY = 6
+"""MiB above the limit to which what is kept of each request would come."""
+
 _IMPOSSIBLE = 1 << 62
+_MANY = 1000
+_SELDOM = 8
+"""Of so many rounds one has what takes longer, too: a flush waits for the disk."""
 
 
 class _Kept:
@@ -48,12 +54,13 @@ class BoundChecks(Subject):
         image = self.make_image(self.sizes[-1])
         writing = "write" in self.info().capabilities
         with self.session(image, readonly=not writing) as session:
-            self._work_through(session, writing=writing)
-            rounds = max(_ROUNDS, min(_ENOUGH // (session.sectors * 512), 10 * _ROUNDS))
+            self._work_through(session, writing=writing, whole=True)
+            enough = (self.growth_limit + _CLEARLY) << 20
+            rounds = max(_ROUNDS, min(enough // (session.sectors * 512), 10 * _ROUNDS))
             before = memory_mib()
             with nothing_left_open("work on an open image"), _Kept() as kept:
-                for _ in range(rounds):
-                    self._work_through(session, writing=writing)
+                for number in range(rounds):
+                    self._work_through(session, writing=writing, whole=number % _SELDOM == 0)
             # what fits into memory that this process has already shows in the former only
             grown = max(kept.mib, memory_mib("VmHWM:") - before)
         if grown > self.growth_limit:
@@ -62,12 +69,19 @@ class BoundChecks(Subject):
             )
 
     @staticmethod
-    def _work_through(session: Session, *, writing: bool) -> None:
+    def _work_through(session: Session, *, writing: bool, whole: bool) -> None:
         count = min(LARGEST, session.sectors)
         session.read(0, count)
         session.finish()
         if writing:
             session.write(0, b"w" * (count * 512))
+            session.finish()
+        if whole:
+            for _ in itertools.islice(session.dd.drv.td_extents(session.dd, 0, count), _MANY):
+                pass
+        if whole and writing:
+            session.flush()
+            session.discard(0, min(session.unit, count))
             session.finish()
 
     @needs("write", "file")

@@ -14,6 +14,7 @@ from tapcore.testkit.subject import Subject
 from tapcore.tools.check import Repair, check_image
 
 _ENOUGH = 4
+_REPAIRS = 6
 
 
 class CheckChecks(Subject):
@@ -70,6 +71,29 @@ class CheckChecks(Subject):
                 return
         if harmful >= _ENOUGH and not found:
             broken(f"td_check found nothing in {harmful} images of which the content was damaged")
+
+    @needs("check", "write", "file", "lasting", "format")
+    def test_what_was_repaired_is_right(self, rng: random.Random) -> None:
+        """What `td_check` says to have repaired, the next check does not find."""
+        image, _ = self.filled(rng)
+        damage = Damage.between(self, image, [self.make_image(self.small, "empty")])
+        if damage.packed or not damage.runs:
+            left_out("metadata cannot be told from content in these images")
+        for _ in range(_REPAIRS):
+            bad = damage.write(os.path.join(self.folder, "bad"), rng)
+            try:
+                repaired = self._checked(bad, "all")
+            except (TapError, OSError):
+                continue  # it may be beyond repair
+            if repaired.corruptions or repaired.check_errors:
+                continue
+            try:
+                again = self._checked(bad)
+            except (TapError, OSError) as exc:
+                broken(f"td_check left nothing to repair, and then the image is refused: {exc}")
+            if again.corruptions or again.check_errors:
+                found = "; ".join(again.messages) or str(again)
+                broken(f"td_check said that it had repaired all, and then finds: {found}")
 
     def _reads_as(self, image: str, content: bytes) -> bool:
         try:

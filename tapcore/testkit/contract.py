@@ -13,6 +13,7 @@ from tapcore.testkit.openclose import OpeningChecks
 from tapcore.testkit.oracle import OracleChecks
 from tapcore.testkit.parents import ParentChecks
 from tapcore.testkit.powerloss import PowerLossChecks
+from tapcore.testkit.racing import RaceChecks
 from tapcore.testkit.readonly import ReadOnlyChecks
 from tapcore.testkit.strangers import StrangerChecks
 
@@ -23,6 +24,7 @@ class DriverContract(
     ContentChecks,
     PowerLossChecks,
     FaultChecks,
+    RaceChecks,
     ExtentChecks,
     ReadOnlyChecks,
     StrangerChecks,

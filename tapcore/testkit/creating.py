@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import random
+from typing import Final
 
 from tapcore.errors import NotSupportedError, TapError
 from tapcore.interface.options import CacheMode, DiskId, FormatOption
 from tapcore.testkit.failing import broken, compare, nothing_left_open
+from tapcore.testkit.faults import Faults, Kind
 from tapcore.testkit.needs import needs
 from tapcore.testkit.subject import Subject
 from tapcore.tools.create import create_image
 
 _SIZE = 1 << 20
+_FAULTS: Final[tuple[tuple[Kind, int], ...]] = (
+    ("write", errno.EIO),
+    ("flush", errno.EIO),
+    ("size", errno.ENOSPC),
+)
 
 
 class CreationChecks(Subject):
@@ -74,10 +83,11 @@ class CreationChecks(Subject):
             attempts.append(("with a parent", path, _SIZE, DiskId("parent", self.handle)))
         with nothing_left_open("td_create that failed"):
             for what, where, size, parent in attempts:
+                before = set(os.listdir(self.folder))
                 try:
                     create(where, size, parent, {})
                 except (TapError, OSError):
-                    self._nothing_at(where, what)
+                    self._nothing_more_than(before, what)
                 except Exception as exc:
                     broken(f"td_create {what} raised {type(exc).__name__}: {exc}")
                 else:
@@ -88,13 +98,30 @@ class CreationChecks(Subject):
         if os.path.lexists(path):
             broken(f"td_create failed ({what}), but left {os.path.basename(path)} behind")
 
+    def _nothing_more_than(self, before: set[str], what: str) -> None:
+        if left := set(os.listdir(self.folder)) - before:
+            broken(f"td_create failed ({what}), but left {', '.join(sorted(left))} behind")
+
+    @needs("create", "file", "write")
+    def test_an_image_in_use_is_not_replaced(self, rng: random.Random) -> None:
+        """Somebody has it open for writing: `create_host_file` sees that."""
+        image, content = self.filled(rng)
+        with self.open(image) as disk:
+            try:
+                self.operations().td_create(image, self.small, None, {})
+            except (TapError, OSError):
+                compare(disk.pread(0, length=disk.size), content, 0, "an image that was in use")
+            else:
+                broken("td_create has replaced an image that was open for writing")
+
     @needs("create", "file", "write", "lasting")
     def test_creating_replaces_what_was_there(self) -> None:
         """Its name is free for use: the core has asked about overwriting before."""
         image = self.make_image(self.sizes[-1])
         with self.open(image) as disk:
             disk.pwrite(0, b"old" * (disk.size // 3))
-        self.operations().td_create(image, _SIZE, None, {})
+        with nothing_left_open("td_create"):
+            self.operations().td_create(image, _SIZE, None, {})
         with self.open(image, readonly=True) as disk:
             if disk.size != _SIZE:
                 broken(f"an image made in another's place has {disk.size} bytes, not {_SIZE}")
@@ -131,3 +158,33 @@ class ResizeChecks(Subject):
         if not self.volatile:
             with self.open(image, readonly=True, cache=cache) as disk:
                 compare(disk.pread(0, length=disk.size), content, 0, "resized, and opened again")
+
+    @needs("resize", "write", "file", "lasting")
+    def test_a_resize_that_fails_is_told(self, rng: random.Random) -> None:
+        """EIO, ENOSPC: the disk has one of both sizes then, and holds what it did."""
+        for number, ((kind, code), after) in enumerate(itertools.product(_FAULTS, range(4))):
+            image, content = self.filled(rng, f"image{number}")
+            self._fail_to_grow(image, (kind, code, after), rng)
+            with self.open(image, readonly=True) as disk:
+                if disk.size not in (self.small, self.small + _SIZE):
+                    broken(f"after a resize that failed the disk has {disk.size} bytes")
+                got, what = disk.pread(0, length=self.small), "after a resize that failed"
+            compare(got, content, 0, what)
+
+    def _fail_to_grow(self, image: str, fault: tuple[Kind, int, int], rng: random.Random) -> None:
+        kind, code, after = fault
+        with Faults(*self.host_files(image), rng=rng) as faults:
+            session = self.session(image, errors=True)
+            try:
+                faults.fail(kind, code, after=after)
+                try:
+                    session.dd.drv.td_resize(session.dd, self.small + _SIZE)
+                except (TapError, OSError):
+                    return
+                except Exception as exc:
+                    broken(f"td_resize raised {type(exc).__name__}: {exc}")
+                if faults.failed[kind]:
+                    broken(f"td_resize said nothing though a {kind} of the host file failed")
+            finally:
+                faults.heal()
+                session.close()

@@ -94,6 +94,15 @@ class ExtentChecks(Subject):
                 _compare_with_host_file(extent, want)
 
 
+def _is_named(fd: int, name: str) -> bool:
+    """Whether a file has that name; a file without names, as one in memory, has any."""
+    found = os.fstat(fd)
+    try:
+        return not found.st_nlink or os.path.samestat(found, os.stat(name))
+    except OSError:
+        return False
+
+
 def _compare_with_host_file(extent: Extent, want: bytes) -> None:
     """Plain data can be sent from its file straight to a client: it has to lie there."""
     if extent.fd is None:
@@ -104,6 +113,8 @@ def _compare_with_host_file(extent: Extent, want: bytes) -> None:
     except OSError as exc:
         broken(f"td_extents names descriptor {extent.fd} for {where}: {exc.strerror}")
     try:
+        if not _is_named(fd, extent.filename):
+            broken(f"td_extents says that {where} lies in '{extent.filename}': its fd is another")
         got = os.pread(fd, len(want), extent.offset).ljust(len(want), b"\0")
     finally:
         os.close(fd)

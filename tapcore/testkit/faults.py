@@ -40,6 +40,8 @@ _CALLS: Final[Mapping[str, Kind]] = {
     "ftruncate": "size",
 }
 _LATEST: Final = 0.001
+_LONGEST: Final = 5.0
+"""Seconds for which a call is held at most."""
 
 
 class Faults:
@@ -73,6 +75,8 @@ class Faults:
         self.failed: Counter[str] = Counter()
         self._ordered: dict[str, tuple[int, int, int]] = {}
         self._lock = threading.Lock()
+        self._held: tuple[Kind, bool] | None = None
+        self._released = threading.Event()
         self._patches = ExitStack()
 
     def fail(self, kind: Kind, code: int, *, after: int = 0, times: int = 1 << 60) -> None:
@@ -90,6 +94,21 @@ class Faults:
     def heal(self) -> None:
         """Nothing fails any more."""
         self._ordered.clear()
+
+    def hold(self, kind: Kind, *, done: bool = False) -> None:
+        """Let the calls of a kind that threads make wait, until `release`.
+
+        Args:
+            kind: as for `fail`.
+            done: each is done before it waits; else it is not even begun.
+        """
+        self._released.clear()
+        self._held = kind, done
+
+    def release(self) -> None:
+        """Let what is held go on."""
+        self._held = None
+        self._released.set()
 
     # ---- in the way -------------------------------------------------------------------------
 
@@ -111,6 +130,7 @@ class Faults:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.release()
         self._patches.close()
 
     def _put(self, owner: Any, name: str, replacement: Any) -> None:
@@ -129,7 +149,9 @@ class Faults:
             self._meet(kind)
             if self.short and kind in ("read", "write") and self._happens(self.short):
                 args = _shortened(kind, args)
-            return original(fd, *args)
+            result = original(fd, *args)
+            self._wait(kind, done=True)
+            return result
 
         return call
 
@@ -141,10 +163,16 @@ class Faults:
             first, end, code = self._ordered.get(kind, (0, 0, 0))
             failing = first <= number < end
             self.failed[kind] += failing
+        self._wait(kind, done=False)
         if self.late and threading.current_thread() is not threading.main_thread():
             sleep(_LATEST * self.rng.random())
         if failing:
             raise OSError(code, os.strerror(code))
+
+    def _wait(self, kind: Kind, *, done: bool) -> None:
+        in_thread = threading.current_thread() is not threading.main_thread()
+        if in_thread and self._held == (kind, done):
+            self._released.wait(_LONGEST)
 
     def _happens(self, often: float) -> bool:
         return self.rng.random() < often

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tapcore.errors import TapError
 from tapcore.testkit.asked import Asked
-from tapcore.testkit.failing import broken, compare, nothing_left_open
+from tapcore.testkit.failing import broken, compare, error_name, nothing_left_open
 from tapcore.testkit.faults import Faults, Kind
 from tapcore.testkit.needs import left_out, needs
 from tapcore.testkit.possible import Possible
@@ -108,16 +108,27 @@ class FaultChecks(Subject):
         self._steps(session, model, rng, 3)
         self._flush(session, model)
         for _ in range(3):
+            session.told.clear()
             faults.fail(*fault, after=rng.randrange(5), times=rng.choice((1, 3, _FOR_EVER)))
             self._race(session, model, rng)
             self._steps(session, model, rng, 5)
             self._flush(session, model)
             faults.heal()
+            self._check_errno(session, fault[1])
             what = f"while the host answers {errno.errorcode[fault[1]]}"
             model.check(self._content(session, model.below), what)
             self._steps(session, model, rng, 2)
             self._flush(session, model)
         model.check(self._content(session, model.below), "after errors of the host, which are over")
+
+    @staticmethod
+    def _check_errno(session: Session, code: int) -> None:
+        """A full disk is something else than a broken one: who serves a machine stops it then."""
+        for op in ("write", "flush"):
+            told = {res for each, res in session.told if each == op}
+            if told and -code not in told:
+                said = ", ".join(sorted(map(error_name, told)))
+                broken(f"the host answered {error_name(code)}, and a {op} that failed of it {said}")
 
     @staticmethod
     def _race(session: Session, model: Possible, rng: random.Random) -> None:

@@ -76,6 +76,16 @@ class OpeningChecks(Subject):
             with self.open(image, readonly=True, cache=cache) as disk:
                 got = disk.pread(0, length=len(content))
             compare(got, content, 0, "written, closed without a flush, and opened again")
+            self._close_after_zeroes(image, count, cache)
+
+    def _close_after_zeroes(self, image: str, count: int, cache: CacheMode) -> None:
+        """Where zeroes are a mark in a table, that has to be saved as content is."""
+        with self.session(image, cache=cache) as session:
+            session.zero(0, count)
+            session.finish()
+        with self.open(image, readonly=True, cache=cache) as disk:
+            got = disk.pread(0, length=count * 512)
+        compare(got, bytes(len(got)), 0, "zeroed, closed without a flush, and opened again")
 
     @needs("write")
     def test_two_images_at_once(self, cache: CacheMode) -> None:

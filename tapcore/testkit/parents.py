@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Final
 
 from tapcore.constants import TD_NO_PARENT
 from tapcore.disk import Disk
 from tapcore.errors import NotSupportedError, TapError, UsageError
 from tapcore.interface.options import CacheMode, DiskId
+from tapcore.opening.names import RAW_HANDLES
+from tapcore.simple import SimpleDriver
 from tapcore.testkit.content import STEPS, Model
 from tapcore.testkit.extents import extents_of
 from tapcore.testkit.failing import broken, compare, run_of
 from tapcore.testkit.needs import left_out, needs
 from tapcore.testkit.subject import Subject
 from tapcore.tools.commit import commit_image
+
+_ODD_NAMES: Final = ("a b", "a:b", "\u00fc\u2603", "100% {0}", "n" * 250)
+
+
+class _Raw(SimpleDriver):
+    """A file that is the disk; a class, so that nothing has to be installed for it."""
+
+    handle, api = RAW_HANDLES[0], 1
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self.read(offset, length)
 
 
 class ParentChecks(Subject):
@@ -54,6 +68,51 @@ class ParentChecks(Subject):
                 broken(f"a child made without a size has {session.sectors} sectors")
         if found.drivertype not in ("", self.handle):
             broken(f"td_get_parent_id says that the parent's format is {found.drivertype!r}")
+
+    @needs("parents", "write", "file")
+    def test_odd_names_of_parents(self, rng: random.Random) -> None:
+        """Blanks, colons, other letters, a long one: recorded as they are, or refused."""
+        for number, name in enumerate(_ODD_NAMES):
+            try:
+                parent, below = self.filled(rng, name)
+                child = self.make_child(parent, None, f"child{number}")
+            except (TapError, OSError):
+                continue
+            with self.open(child, readonly=True) as disk:
+                got = disk.pread(0, length=disk.size)
+            compare(got, below, 0, f"a child of '{os.path.basename(parent)}'")
+
+    @needs("parents", "write", "file", "create")
+    def test_a_parent_of_another_format(self, rng: random.Random) -> None:
+        """A raw disk: its content shows, or `td_create` refuses it."""
+        below, child = rng.randbytes(self.small), os.path.join(self.folder, "child")
+        with open(os.path.join(self.folder, "raw"), "wb") as file:
+            file.write(below)
+        try:
+            recorded = DiskId("raw", self._raw_handle())
+            self.operations().td_create(child, self.small, recorded, {})
+        except (TapError, OSError):
+            if os.path.lexists(child):
+                broken("td_create refused a parent of another format, but left child behind")
+            return
+        content = bytearray(below)
+        with self.open(child) as disk:
+            model = Model(disk, below, below)
+            model.check("a child of a raw disk")
+            for _ in range(STEPS // 3):
+                model.step(rng)
+            content = model.data
+        with self.open(child, readonly=True) as disk:
+            got = disk.pread(0, length=disk.size)
+        compare(got, content, 0, "a child of a raw disk, after work in it")
+
+    def _raw_handle(self) -> str:
+        """Of an installed driver of raw disks, else of one that is there for the checks."""
+        registry = self.registry()
+        found = [handle for handle in RAW_HANDLES if handle in registry]
+        if not found:
+            registry.register(_Raw)
+        return found[0] if found else _Raw.handle
 
     @needs("parents", "write")
     def test_copy_on_write(self, cache: CacheMode, rng: random.Random) -> None:

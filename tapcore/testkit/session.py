@@ -49,6 +49,7 @@ class Session:
         self.asked: list[Asked] = []
         self.busy = 0
         self.faults: list[str] = []
+        self.told: set[tuple[str, int]] = set()  # operations and the -errno that they came to
         self._waiting: deque[Asked] = deque()
         self._thread = threading.get_ident()
         self._open = True
@@ -219,6 +220,7 @@ class Session:
 
     def _failed(self, asked: Asked, res: int, first: int, nb_sectors: int) -> None:
         asked.error = asked.error or res
+        self.told.add((asked.op, res))
         asked.failed.append((asked.sector + first, nb_sectors))
         unsupported = asked.op == "zero" and res == -errno.EOPNOTSUPP
         if not self.errors and not unsupported:

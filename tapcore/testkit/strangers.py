@@ -84,8 +84,9 @@ class StrangerChecks(Subject):
             ("zeroes", bytes(64 << 10)),
             ("random bytes", rng.randbytes(64 << 10)),
         ):
-            if recognises(info, "image", other, other[-TAIL_BYTES:]):
-                broken(f"td_probe takes {what} for an image")
+            for suffix in ("", *info.suffixes):
+                if recognises(info, f"image{suffix}", other, other[-TAIL_BYTES:]):
+                    broken(f"td_probe takes {what} for an image (of the name image{suffix})")
         if "td_probe" in self.operations().implemented:
             self._probe_short(head)
 
@@ -103,12 +104,29 @@ class StrangerChecks(Subject):
         inspection = self._inspect(good, "an undamaged image")
         if inspection != self.small:
             broken(f"td_inspect says {inspection} bytes of an image of {self.small}")
+        if {"parents", "write"} <= {*self.info().capabilities}:
+            self._inspect_a_child(good)
         path = os.path.join(self.folder, "bad")
         for what, content in self._bad(good, rng):
             with open(path, "wb") as file:
                 file.write(content)
             with within(self.time_limit, f"td_inspect of {what}"):
                 self._inspect(path, what)
+
+    def _inspect_a_child(self, parent: str) -> None:
+        """What leads a stranger's image to another file has to be told."""
+        child, name = self.make_child(parent, None), os.path.basename(parent)
+        with open(child, "rb") as file:
+            content = file.read()
+        if not any(name.encode(code) in content for code in ("utf-8", "utf-16-le", "utf-16-be")):
+            return  # the format has other ways to find a parent than its name
+        fd = os.open(child, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = self.operations().td_inspect(child, fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+        if not any(named.endswith(name) for _, named in found.references):
+            broken(f"td_inspect of a child names {found.references or 'no file'}, not its parent")
 
     def _inspect(self, path: str, what: str) -> int | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -6,6 +6,7 @@ later each sector may be there or not, whatever the others are.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from time import monotonic
 
 import attrs
 
@@ -95,6 +96,33 @@ class Workload:
         """A ZERO of whole sectors, alone."""
         if length:
             self._finish([self._change(op, offset // SECTOR, bytes(length))])
+
+    def write_beside_a_flush(self, offset: int, content: bytes, seconds: float) -> int:
+        """A write that comes while a flush is under way, which does not cover it.
+
+        Args:
+            offset: bytes, of whole units.
+            content: of them.
+            seconds: for the write; then a driver counts as one that does it later.
+
+        Returns:
+            A moment after the write's answer; the flush may be under way still (`end`).
+        """
+        engine = engine_of(self.disk.state)
+        flush = self._flush_request()
+        engine.submit(flush)
+        engine.turn()
+        write = self._change(WRITE, offset // SECTOR, content)
+        engine.submit(write)
+        loop, until = EngineLoop(engine), monotonic() + seconds
+        loop.turn()
+        while self.history[-1].done == NEVER and (left := until - monotonic()) > 0:
+            loop.wait(left)
+        return self.recording.now()
+
+    def end(self) -> None:
+        """Wait until nothing is under way."""
+        EngineLoop(engine_of(self.disk.state)).finish()
 
     def replaced(self, content: Mapping[int, bytes], began: int) -> None:
         """All windows have got another content at once, by other means; it is safe by now."""

@@ -5,7 +5,6 @@ each, 0 for zeroes), then a footer: magic, the disk's size, where the index is. 
 """
 
 import errno
-import os
 import struct
 import zlib
 
@@ -66,12 +65,8 @@ class Image:
 
 
 @hookimpl
-def td_probe(name, head):
-    if not name.endswith(".packed"):
-        return False
-    with open(name, "rb") as file:
-        file.seek(max(os.path.getsize(name) - FOOTER.size, 0))
-        return file.read().startswith(MAGIC)
+def td_probe(tail):
+    return tail[-FOOTER.size :].startswith(MAGIC)
 
 
 @hookimpl

@@ -358,7 +358,7 @@ def td_get_parent_id(dd, id):
     recorded = dd.private.header.parent
     if not recorded:
         return tapcore.TD_NO_PARENT
-    id.drivertype, _, id.name = recorded.rpartition(":")
+    id.drivertype, _, id.name = recorded.partition(":")
     return 0
 
 

@@ -54,10 +54,9 @@ def loaded(base: Base, old: str = "", new: str = "") -> tuple[ModuleType, Any]:
 
 
 class Tight(DriverContract):
-    """One small size, and little patience: a bug has to be found quickly."""
+    """One small size."""
 
     sizes: ClassVar[tuple[int, ...]] = ((200 << 10) + 512,)
-    patience = 0.4
     check_limit = 20.0
     time_limit = 2.0
     damages = 120
@@ -86,6 +85,8 @@ def subject(kind: str, old: str = "", new: str = "") -> type[DriverContract]:
     base = BASES[kind]
     module, driver = loaded(base, old, new)
     body: dict[str, Any] = {"handle": base.handle, "driver": driver, "module": module}
+    if old:
+        body["patience"] = 0.4  # a bug has to be found quickly
     if kind == "hooks":
         body["notices_changed_parents"] = True
     return type(f"Planted{kind.title()}", (ReadOnly if kind == "read-only" else Tight,), body)

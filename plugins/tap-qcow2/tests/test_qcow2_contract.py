@@ -50,6 +50,8 @@ class Layout(DriverContract):
     test_bad_options_are_refused: Any = None
     test_committing_into_the_parent: Any = None
     test_a_power_loss_leaves_a_child: Any = None  # test_qcow2_crash does it, in every layout
+    test_a_power_loss_during_a_commit: Any = None
+    test_what_was_repaired_is_right: Any = None  # test_unit_repair and others do
     __test__ = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
