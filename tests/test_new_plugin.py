@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from peers import peer
 from tapcore import UsageError
+from tapcore.cli.main import main
 from tapcore.interface.registry import Registry
 from tapcore.tools.newplugin import Door, new_plugin
 
@@ -193,3 +194,12 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
         new_plugin("foo", directory=str(tmp_path))
     with pytest.raises(UsageError, match="'aio' is taken"):
         new_plugin("tap-aio", directory=str(tmp_path))
+
+
+def test_one_door_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-plugin", "foo", "--simple", "--map"]) == 2
+    assert "--simple and --map do not go together" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
