@@ -43,9 +43,12 @@ def test_each_bug_can_be_planted() -> None:
     assert min(Counter(bug.kind for bug in BUGS).values()) >= 4
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["hooks", "read-only"])
 def test_no_false_alarm(base: str) -> None:
-    """The drivers as they are pass all checks that are for them."""
+    """The drivers as they are pass all checks that are for them.
+
+    The others are examples: `test_example_driver` runs the kit on them.
+    """
     results = list(run_checks(subject(base)))
     assert [result for result in results if result.outcome != "passed"] == []
     assert len(results) >= 12

@@ -55,10 +55,6 @@ class Toy(DriverContract):
         super().__init_subclass__(**kwargs)
 
 
-class TestGood(Toy):
-    driver = driver()
-
-
 # ---- answers ---------------------------------------------------------------------------------
 
 
