@@ -37,7 +37,7 @@ class FaultChecks(Subject):
             Faults(*self.host_files(image), rng=rng, late=0.6) as faults,
             self.session(image, readonly=True, errors=True) as session,
         ):
-            for number in range(6):
+            for number in range(12):
                 if number % 3 == 2:
                     faults.heal()
                 else:
