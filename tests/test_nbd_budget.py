@@ -44,7 +44,8 @@ def server(tmp_path: Path) -> Iterator[NbdServer]:
     image.write_bytes(random.Random(1).randbytes(MIB) * 64)
     served = nbd_server([f"sync:{image}"], UnixAddress(str(tmp_path / "s")), max_memory=LIMIT)
     served._exports.all[0].file_spans = False  # all of it passes through memory
-    served._exports.all[0].engine.lane._images = []
+    lane = served._exports.all[0].engine.lane
+    lane._images, lane._whole = [], False
     with running(served):
         yield served
 

@@ -93,6 +93,20 @@ class Clients:
         self.deadlines.discard(client)
         self.unfinished.discard(client)
 
+    def set_deadline(self, client: Client, seconds: float) -> None:
+        """It is closed if this passes before it has done what it has to do."""
+        client.deadline = deadline = Deadline(seconds)
+        self.deadlines.add(client)
+        if self.soonest is None or deadline.left < self.soonest.left:
+            self.soonest = deadline
+
+    def end_deadline(self, client: Client) -> None:
+        """It has done that in time."""
+        client.deadline = None
+        self.deadlines.discard(client)
+        if not self.deadlines:
+            self.soonest = None
+
     def hold_changed(self, engine: Engine) -> None:
         """It takes requests no more, or again."""
         for client in self._of(engine):

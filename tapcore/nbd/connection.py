@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import socket
 from typing import Final
 
@@ -14,9 +12,9 @@ from tapcore.nbd.alone import Alone
 from tapcore.nbd.clientlog import ClientLog
 from tapcore.nbd.clients import Clients
 from tapcore.nbd.exports import Exports
-from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.handshake import Handshake, HandshakeState, TlsMode
-from tapcore.nbd.replies import Replies
+from tapcore.nbd.negotiation import Negotiation
+from tapcore.nbd.sending import SHRUNK, Sender
 from tapcore.nbd.startstls import StartsTls
 from tapcore.nbd.stream import Stream, set_up
 from tapcore.nbd.streaming import StreamedWrite
@@ -34,10 +32,6 @@ LINGER_SECONDS: Final = 10.0
 _MORE_AT_ONCE: Final = 16
 """How often more of a long write is received before anybody else is asked; mostly that is all of
 1 MiB."""
-
-_SHRUNK: Final = "the image's file has become shorter"
-
-_HANDSHAKE_RECEIVE: Final = 4096
 
 
 class Connection:
@@ -75,13 +69,14 @@ class Connection:
         self._clients = clients
         self._encryption = encryption
         tls = TlsMode.OFF if encryption is None else encryption.mode
-        self._handshake: Handshake | None = handshake or Handshake(exports, tls=tls)
+        self._negotiation: Negotiation | None = Negotiation(
+            sock, handshake or Handshake(exports, tls=tls)
+        )
         self._transmission: Transmission | None = None
         self._writes: Writes | None = None  # its, which is asked at each event
         self._alone: Alone | None = None
-        self._sending = b""  # of the handshake
         self._events = IN
-        self._took = -1, 0
+        self._sender = self._make_sender()
         self.deadline: Deadline | None = None
         self.engine: Engine | None = None
         self.open = True
@@ -90,8 +85,11 @@ class Connection:
             set_up(sock)
         loop.add(sock.fileno(), self._ready)
         clients.all.add(self)
-        self._set_deadline(HANDSHAKE_SECONDS if deadline is None else deadline.left)
+        self._clients.set_deadline(self, HANDSHAKE_SECONDS if deadline is None else deadline.left)
         self._begin()
+
+    def _make_sender(self) -> Sender:
+        return Sender(self._socket)
 
     def _begin(self) -> None:
         """The server speaks first."""
@@ -195,42 +193,35 @@ class Connection:
     # ---- handshake --------------------------------------------------------------------------
 
     def _receive_handshake(self) -> None:
-        handshake = self._handshake
-        assert handshake is not None
+        negotiation = self._negotiation
+        assert negotiation is not None
         try:
-            data = self._socket.recv(_HANDSHAKE_RECEIVE)
-        except (BlockingIOError, InterruptedError):
-            return
+            there = negotiation.receive()
         except OSError as exc:
             self._lose(f"connection lost: {exc.strerror}")
             return
-        if not data:
+        if there:
+            self._send_handshake()
+        else:
             self._lose("")
-            return
-        handshake.receive(data)
-        self._send_handshake()
 
     def _send_handshake(self) -> None:
-        handshake = self._handshake
-        assert handshake is not None
-        self._sending += handshake.data_to_send()
+        negotiation = self._negotiation
+        assert negotiation is not None
+        handshake = negotiation.handshake
         try:
-            if self._sending:
-                sent = self._socket.send(self._sending)
-                self._sending = self._sending[sent:]
-        except (BlockingIOError, InterruptedError):
-            pass
+            sent = negotiation.send()
         except OSError as exc:
             self._lose(f"connection lost: {exc.strerror}")
             return
-        if self._sending:
+        if not sent:
             self._poll(IN | OUT if handshake.state is HandshakeState.NEGOTIATING else OUT)
             return
         if handshake.state is HandshakeState.CLOSED:
             self._lose(handshake.error or "")
         elif handshake.state is HandshakeState.TRANSMISSION:
-            self._handshake = None
-            self._clear_deadline()
+            self._negotiation = None
+            self._clients.end_deadline(self)
             transmission = self._make_transmission(handshake)
             if transmission is None:
                 self._lose("its export is not there any more")
@@ -262,7 +253,7 @@ class Connection:
         sock, encryption = self._socket, self._encryption
         assert isinstance(sock, socket.socket)
         assert encryption is not None
-        self.open, self._handshake = False, None
+        self.open, self._negotiation = False, None
         self._loop.remove(sock.fileno())
         self._clients.forget(self)
         try:
@@ -305,8 +296,10 @@ class Connection:
             self._clients.unfinished.add(self)
         asked = False
         if transmission.replies.queue:
-            asked = self._send(transmission)
-            if not self.open:
+            try:
+                asked = self._sender.send(transmission)
+            except OSError as exc:
+                self._lose(f"connection lost: {exc.strerror}")
                 return False
         if transmission.resume() or asked:
             self._set_events(transmission)
@@ -329,72 +322,15 @@ class Connection:
             events |= OUT
         self._poll(events)
 
-    def _send(self, transmission: Transmission) -> bool:
-        """Send what there is; returns whether the engine was asked for some of it instead."""
-        replies = transmission.replies
-        asked = False
-        try:
-            if (replies.lane_reads or replies.late) and not transmission.may_send():
-                asked = True
-                if replies.reads_file:
-                    raise OSError(errno.EFAULT, _SHRUNK)
-            while replies.queue:
-                try:
-                    count = self._send_some(replies)
-                except OSError as exc:
-                    if exc.errno != errno.EFAULT or not transmission.answer_again():
-                        raise
-                    asked = True
-                else:
-                    replies.advance(count)
-        except (BlockingIOError, InterruptedError):
-            replies.wait()
-        except OSError as exc:
-            if exc.errno == errno.EFAULT:  # a reply that was begun cannot be taken back
-                log.error("client dropped: %s while it was being sent", _SHRUNK)
-            self._lose(f"connection lost: {exc.strerror}")
-        return asked
-
-    def _send_some(self, replies: Replies) -> int:
-        first = replies.queue[0]
-        if isinstance(first, FileSpan):
-            return self._send_span(first)
-        if len(replies.queue) == 1:
-            return self._socket.send(first)
-        buffers = replies.next_buffers()
-        more = socket.MSG_MORE if len(buffers) < len(replies.queue) else 0
-        return self._socket.sendmsg(buffers, (), more)
-
-    def _send_span(self, span: FileSpan) -> int:
-        count = os.sendfile(self._socket.fileno(), span.fd, span.offset, span.length)
-        if count:
-            return count
-        # it was long enough when the reply was begun
-        raise OSError(errno.EFAULT, _SHRUNK)
-
     def _finish(self, transmission: Transmission) -> None:
         if transmission.error:
             self._lose(transmission.error)
         elif not transmission.in_flight and not transmission.replies.queue:
             self._lose("")
         elif self.deadline is None:
-            self._set_deadline(LINGER_SECONDS)
+            self._clients.set_deadline(self, LINGER_SECONDS)
 
     # ---- the end ----------------------------------------------------------------------------
-
-    def _set_deadline(self, seconds: float) -> None:
-        self.deadline = deadline = Deadline(seconds)
-        clients = self._clients
-        clients.deadlines.add(self)
-        if clients.soonest is None or deadline.left < clients.soonest.left:
-            clients.soonest = deadline
-
-    def _clear_deadline(self) -> None:
-        self.deadline = None
-        clients = self._clients
-        clients.deadlines.discard(self)
-        if not clients.deadlines:
-            clients.soonest = None
 
     def check_deadline(self) -> None:
         """Close the connection if its moment has passed."""
@@ -405,7 +341,7 @@ class Connection:
         elif not self._transmission.in_flight:
             self._lose("did not take its replies")
         else:
-            self._set_deadline(LINGER_SECONDS)
+            self._clients.set_deadline(self, LINGER_SECONDS)
 
     def hold_changed(self) -> None:
         """See `Client`."""
@@ -417,7 +353,7 @@ class Connection:
         """See `Client`."""
         transmission = self._transmission
         if transmission is not None and not transmission.let_go_of_files():
-            self._lose(_SHRUNK)
+            self._lose(SHRUNK)
 
     @property
     def busy(self) -> bool:
@@ -429,16 +365,8 @@ class Connection:
 
     def took_nothing(self, rounds: int) -> bool:
         """See `Client`."""
-        transmission, before = self._transmission, self._took
-        if transmission is None:
-            return False
-        holds, sent = self._holds_and_sent(transmission.replies)
-        self._took = rounds, sent
-        return holds and before == (rounds - 1, sent)
-
-    def _holds_and_sent(self, replies: Replies) -> tuple[bool, int]:
-        """Whether memory waits for the client, and how many bytes it has ever taken."""
-        return bool(replies.leased), replies.sent
+        transmission = self._transmission
+        return transmission is not None and self._sender.took_nothing(transmission.replies, rounds)
 
     def finish(self) -> None:
         """The server stops: take no more requests, answer those that were taken."""
@@ -471,7 +399,7 @@ class Connection:
         self._clients.forget(self)
         self._socket.close()
         # each knows the other: let go, so that they are freed now and not by some later collection
-        transmission, self._transmission, self._handshake = self._transmission, None, None
+        transmission, self._transmission, self._negotiation = self._transmission, None, None
         self._writes = self._alone = None
         if transmission is not None:
             try:

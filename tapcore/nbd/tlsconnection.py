@@ -11,11 +11,34 @@ from tapcore.nbd.connection import LINGER_SECONDS, Connection
 from tapcore.nbd.exports import Exports
 from tapcore.nbd.handshake import Handshake, TlsMode
 from tapcore.nbd.replies import Replies
+from tapcore.nbd.sending import Sender
 from tapcore.nbd.tlsfiles import Credentials
 from tapcore.nbd.tlssocket import AT_ONCE, RECORD, TlsSocket
 from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
+
+
+class TlsSender(Sender):
+    """Sends through TLS.
+
+    Args:
+        sock: of the client.
+    """
+
+    __slots__ = ()
+
+    _sock: TlsSocket
+
+    def __init__(self, sock: TlsSocket) -> None:
+        super().__init__(sock)
+
+    def _send_some(self, replies: Replies) -> int:
+        return self._sock.send_items(replies.queue, replies.unsent)
+
+    def _held_and_sent(self, replies: Replies) -> tuple[bool, int]:
+        left = self._sock.left
+        return bool(left or replies.leased), replies.sent - left
 
 
 class TlsConnection(Connection):
@@ -82,8 +105,8 @@ class TlsConnection(Connection):
         if refusal:
             self._lose(f"TLS has failed: {refusal}")
             return
-        assert self._handshake is not None
-        self._handshake.tls_started()
+        assert self._negotiation is not None
+        self._negotiation.handshake.tls_started()
         self._receive_handshake()  # it may have sent more already
         if self.open and self._transmission is None:
             self._send_handshake()
@@ -131,8 +154,8 @@ class TlsConnection(Connection):
         self._socket.flush()
         return super()._serve(transmission)
 
-    def _send_some(self, replies: Replies) -> int:
-        return self._socket.send_items(replies.queue, replies.unsent)
+    def _make_sender(self) -> Sender:
+        return TlsSender(self._socket)
 
     def _set_events(self, transmission: Transmission) -> None:
         events = 0 if transmission.stalled or transmission.finished else IN
@@ -147,11 +170,7 @@ class TlsConnection(Connection):
         if not self._socket.unsent or transmission.error:
             super()._finish(transmission)
         elif self.deadline is None:
-            self._set_deadline(LINGER_SECONDS)
-
-    def _holds_and_sent(self, replies: Replies) -> tuple[bool, int]:
-        left = self._socket.left
-        return bool(left or replies.leased), replies.sent - left
+            self._clients.set_deadline(self, LINGER_SECONDS)
 
     @property
     def busy(self) -> bool:
