@@ -133,6 +133,12 @@ def children(pid: int) -> list[str]:
     return found
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open."""
+    folder = f"/proc/{pid}/fd"
+    return sorted(os.readlink(f"{folder}/{each}") for each in os.listdir(folder))
+
+
 def said(pid: str, daemon: RunningDaemon) -> str:
     """What is known of a process that should have ended: its state, and the last of its log."""
     found = []
@@ -156,7 +162,7 @@ def main() -> int:
             client.disks()
             assert daemon.process is not None
             pid = daemon.process.pid
-            descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+            descriptors = open_files(pid)
             everybody = [
                 Controller(daemon, number, Path(name), chosen.seed)
                 for number in range(chosen.controllers)
@@ -171,7 +177,10 @@ def main() -> int:
             except AssertionError:
                 errors.append(f"left over: {children(pid)}")
                 errors += [said(each, daemon) for each in numbers(pid)]
-            until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == descriptors)
+            try:
+                until(lambda: len(open_files(pid)) == len(descriptors))
+            except AssertionError:
+                errors.append(f"{descriptors} were open, and are {open_files(pid)}")
             left = [row["name"] for row in client.disks()]
         for folder in ("disks", "nbd"):
             left += os.listdir(daemon.run_dir / folder)

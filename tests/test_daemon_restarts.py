@@ -105,3 +105,14 @@ def test_what_was_detached_meanwhile_is_not_brought_back(disk: Disk) -> None:
     brought.after_death(disk, "")
     timer.run_due(all_of_it=True)
     timer.abandon()
+
+
+def test_a_death_that_two_tell_of_counts_once(disk: Disk) -> None:
+    timer, opening = Clock(), Later()
+    brought = Restarts(timer, lambda disk: opening, lambda disk: None, lambda disk: True)
+    brought.after_death(disk, "its process was ended by SIGKILL")
+    timer.run_due(all_of_it=True)
+    brought.after_death(disk, "its process was ended by SIGKILL")  # while it opens the image
+    opening.fail(IOFailedError("its process died while it opened the image"))
+    assert len(disk.deaths) == len(timer.pauses) == 2
+    timer.abandon()

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -88,31 +88,30 @@ class Brokers:
         Raises:
             OSError: there can be none.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ear, mouth = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ear.setblocking(False)
+        told = {"of": loan.as_dict(), "confined": self._confined}
         later = Later()
+        with ExitStack() as ends:
+            log_file = self._place.open_log(process)
+            ends.callback(os.close, log_file)
+            ours, theirs = (ends.enter_context(end) for end in _pair())
+            ear, mouth = (ends.enter_context(end) for end in _pair())
+            ear.setblocking(False)
+            descriptors = (theirs.fileno(), log_file, mouth.fileno())
+            forked = self._nursery.fork(f"broker {process}", descriptors, told)
+            kept = ours.dup(), ear.dup()
 
         def born(found: Born | None, error: BaseException | None) -> None:
-            theirs.close()
-            mouth.close()
+            disk_side, ear = kept
             if found is None:
-                ours.close()
+                disk_side.close()
                 ear.close()
                 later.fail(error or OSError())
                 return
-            broker = Broker(found.pid, found.pidfd, ours.detach(), ear)
+            broker = Broker(found.pid, found.pidfd, disk_side.detach(), ear)
             self._all.add(broker)
             self._loop.add(found.pidfd, partial(self._ended, broker))
             later.answer(broker)
 
-        told = {"of": loan.as_dict(), "confined": self._confined}
-        log_file = self._place.open_log(process)
-        try:
-            descriptors = (theirs.fileno(), log_file, mouth.fileno())
-            forked = self._nursery.fork(f"broker {process}", descriptors, told)
-        finally:
-            os.close(log_file)
         forked.then(born)
         return later
 
@@ -134,3 +133,7 @@ class Brokers:
         """The daemon ends; those that lend go on as long as they are needed."""
         for broker in list(self._all):
             self._forget(broker)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

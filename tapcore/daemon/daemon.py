@@ -295,14 +295,19 @@ class Daemon:
         def ordered(broker: Broker | None, error: BaseException | None) -> None:
             if error is not None:
                 later.fail(error)
-            elif self.disks.get(disk.name) is not disk or process.name not in self.processes.all:
+            elif self.disks.get(disk.name) is not disk:
                 later.fail(UsageError("was detached meanwhile", image=disk.name))
+            elif self.processes.all.get(process.name) is not process:
+                later.fail(self._why(process, IOFailedError("it was killed, perhaps")))
             else:
                 self._open_by(broker, disk, process, later)
             if broker is not None:
                 later.then(lambda *_: broker.end())
 
-        self.brokers.order(process.name, Loan(disk.spec)).then(ordered)
+        try:
+            self.brokers.order(process.name, Loan(disk.spec)).then(ordered)
+        except OSError as exc:
+            later.fail(exc)
 
     def _open_by(self, broker: Broker | None, disk: Disk, process: Process, later: Later) -> None:
         params = {**disk.spec.as_dict(), "sockets": len(disk.sockets), "shared": process.shared}

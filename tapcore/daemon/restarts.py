@@ -43,28 +43,38 @@ class Restarts:
         self._start = start
         self._let_go = let_go
         self._wanted = wanted
+        self._trying: set[Disk] = set()  # from a death until it is served, or that has failed
 
     def bring_back(self, disk: Disk) -> None:
         """A disk that nobody serves, and whose sockets are there."""
         disk.state = RESTARTING
+        self._trying.add(disk)
         self._try(disk)
 
     def after_death(self, disk: Disk, reason: str) -> None:
-        """Its process died, or could not open it."""
+        """Its process died, or could not open it.
+
+        One that dies before it serves the disk is told of by who lets it, too: once is enough.
+        """
+        if disk in self._trying:
+            return
         now = monotonic()
         disk.deaths = [each for each in disk.deaths if now - each < DEATHS_SECONDS] + [now]
         disk.reason, disk.state = reason, RESTARTING
         if len(disk.deaths) > DEATHS:
             self._give_up(disk)
             return
+        self._trying.add(disk)
         pause = PAUSES[min(len(disk.deaths), len(PAUSES)) - 1]
         self._timer.put(pause, lambda: self._try(disk))
 
     def _try(self, disk: Disk) -> None:
         if disk.state != RESTARTING or not self._wanted(disk):
+            self._trying.discard(disk)
             return
 
         def tried(result: Any, error: BaseException | None) -> None:
+            self._trying.discard(disk)
             if not self._wanted(disk):
                 return
             if error is not None:
