@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from tapcore.interface.answer import Answer, Then, answer_over
     from tapcore.interface.below import Below
     from tapcore.interface.damage import content_damaged, content_missing
+    from tapcore.interface.diskinfo import DiskInfo, FormatOption
     from tapcore.interface.extent import Extent
     from tapcore.interface.filters.call import Call as FilterCall
     from tapcore.interface.filters.filter import Filter
@@ -80,8 +81,8 @@ if TYPE_CHECKING:
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
     from tapcore.interface.magic import Magic
-    from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TdCallback, TdState
-    from tapcore.interface.options import CacheMode, DiskId, FormatOption, OpenOptions
+    from tapcore.interface.models import DiskDriver, Hooks, TdCallback, TdState
+    from tapcore.interface.options import CacheMode, DiskId, OpenOptions
     from tapcore.interface.places import Places
     from tapcore.interface.policy import ReferencePolicy
     from tapcore.interface.registry import Registry
@@ -135,8 +136,9 @@ _HOMES = {
     "interface.keys": "Keys read_key_file",
     "interface.damage": "content_damaged content_missing",
     "interface.magic": "Magic",
-    "interface.models": "DiskDriver DiskInfo Hooks TdCallback TdState",
-    "interface.options": "CacheMode DiskId FormatOption OpenOptions",
+    "interface.diskinfo": "DiskInfo FormatOption",
+    "interface.models": "DiskDriver Hooks TdCallback TdState",
+    "interface.options": "CacheMode DiskId OpenOptions",
     "interface.extent": "Extent",
     "interface.results": "Bitmap CheckResult Finding Inspection Measurement Snapshot",
     "opening.namedfiles": "open_named_file",

@@ -9,9 +9,7 @@ from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_DISK_SECTORS
 from tapcore.errors import UsageError
 
 _PREFIXES = "KMGTP"
-_SIZE = re.compile(
-    rf"(\d{{1,20}})(?:\.(\d{{1,9}}))? ?(?:B|([{_PREFIXES}])(i?B)?)?", re.IGNORECASE | re.ASCII
-)
+_SIZE = rf"(\d{{1,20}})(?:\.(\d{{1,9}}))? ?(?:B|([{_PREFIXES}])(i?B)?)?"
 
 
 def parse_size(text: str) -> int:
@@ -23,7 +21,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: not a size, or larger than a disk can be.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
         raise UsageError(f"'{text}' is not a size (examples: 4096, 64K, 10G, 1.5T)")
     whole, fraction, prefix, ending = match.groups()

@@ -30,6 +30,65 @@ def modules_of(*arguments: object) -> set[str]:
     return set(modules)
 
 
+COUNTED = """
+import sys
+from tapcore.cli.later import load_later
+from tapcore.cli.plain import SELDOM_USED
+load_later(SELDOM_USED)
+import attr._make
+build, classes = attr._make._ClassBuilder.build_class, []
+attr._make._ClassBuilder.build_class = lambda builder: classes.append(builder) or build(builder)
+from tapcore.cli.main import main
+assert main(sys.argv[1:]) == 0
+ours = [name for name in sys.modules if name.startswith("tap")]
+print(len(ours), len(classes), "ast" in sys.modules, "pluggy" in sys.modules, file=sys.stderr)
+"""
+"""As the console script runs a plain command: how much of it is made, and who is left out."""
+
+
+@pytest.mark.parametrize(
+    ("words", "most_modules", "most_classes"),
+    [("formats", 31, 8), ("info disk", 85, 22), ("info disk.qcow2", 139, 39)],
+)
+def test_a_plain_command_makes_no_more_than_it_did(
+    words: str, most_modules: int, most_classes: int, tmp_path: Path
+) -> None:
+    """A module costs it 0.1 ms, and a class by attrs, which compiles its methods, up to 2 ms."""
+    (tmp_path / "disk").write_bytes(bytes(512))
+    tapcore.create_image(tmp_path / "disk.qcow2", "1M")
+    run = [sys.executable, "-c", COUNTED, *words.split()]
+    done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    modules, classes, inspects, asks_pluggy = done.stderr.split()
+    assert int(modules) <= most_modules
+    assert int(classes) <= most_classes
+    assert (inspects, asks_pluggy) == ("False", "False")
+
+
+def test_a_module_is_loaded_when_something_of_it_is_wanted() -> None:
+    """Also when a second one imports it; nothing of it differs then."""
+    script = """
+import sys
+from tapcore.cli.later import load_later
+load_later(["string", "json.tool"])
+import string
+import string as again
+from json import tool
+assert len(vars(string)) < 10, vars(string)
+assert again.ascii_lowercase == "abcdefghijklmnopqrstuvwxyz"
+assert type(string) is type(sys)
+assert tool.main.__module__ == "json.tool"
+try:
+    string.nothing
+except AttributeError as exc:
+    assert "nothing" in str(exc)
+else:
+    raise AssertionError
+"""
+    subprocess.run(
+        [sys.executable, "-S", "-c", script], check=True, cwd=Path(__file__).parent.parent
+    )
+
+
 def test_the_version_needs_nothing() -> None:
     script = "import sys; sys.argv[1:] = ['-V']; from tapcore.cli.entry import run\n"
     script += "try: run()\nfinally: print(*sorted(sys.modules), file=sys.stderr)"
@@ -62,6 +121,7 @@ def test_help_needs_nearly_nothing() -> None:
 def test_formats_needs_neither_drivers_nor_their_records() -> None:
     modules = modules_of("formats")
     assert not modules & (HEAVY | SLOW | {"click", "tapcore.clusters", "tapcore.files.direct"})
+    assert not modules & {"tapcore.interface.models", "tapcore.interface.options"}
     assert not [name for name in modules if name.startswith("tap_")]
 
 
@@ -69,7 +129,8 @@ def test_info_needs_no_more_than_it_shows(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     modules = modules_of("info", tmp_path / "disk")
     assert not modules & (HEAVY | SLOW | {"click"})
-    assert not modules & {"tapcore.nbd", "tapcore.interface.results"}
+    assert not modules & {"tapcore.nbd", "tapcore.interface.results", "tapcore.disk"}
+    assert not {name for name in modules if name.startswith("tapcore.engine")}
     assert not {name for name in modules if name.startswith("tapcore.cli.commands")}
 
 

@@ -22,7 +22,8 @@ import tapcore
 from tapcore.engine import engine_of
 from tapcore.formats.foreign import HEAD_BYTES, TAIL_BYTES
 from tapcore.interface.registry import default_registry
-from tapcore.opening.probe import ContentGuard, probe
+from tapcore.opening.guard import ContentGuard
+from tapcore.opening.probe import probe
 from tapcore.tools.openimage import open_image
 
 SIZE = 1 << 20

@@ -12,7 +12,7 @@ from enginebench import Bench
 
 from tapcore import TD_RDONLY, DiskId, OpenOptions, Registry, hookimpl
 from tapcore.engine import DISCARD, READ, WRITE, ZERO, Request
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.opening.chain import close_disk, open_disk
 from tapcore.opening.probe import probe
 

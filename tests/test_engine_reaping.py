@@ -6,8 +6,8 @@ import os
 import pytest
 
 from tapcore.engine import READ, Request, engine_of
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.hooks import hookimpl
-from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry
 from tapcore.opening.chain import close_disk, open_disk
 

@@ -4,9 +4,11 @@ import inspect
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
 
 from tapcore import (
@@ -20,6 +22,7 @@ from tapcore import (
 )
 from tapcore.interface.hooks import HOOKS
 from tapcore.interface.models import TapDisk
+from tapcore.interface.plainhooks import plain_hooks
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVERS = sorted(ROOT.glob("plugins/*/tap_*/driver.py"))
@@ -118,6 +121,44 @@ def test_a_derived_driver_implements_what_it_has_marked() -> None:
     assert row.drv is not None
     assert row.drv.implemented == {"td_open", "td_queue_read"}
     assert row.drv.td_close is Hooks.td_close
+
+
+ODD = {
+    "fewer arguments": "def td_submit(): ...",
+    "a default": "def td_submit(dd, more=None): ...",
+    "any arguments": "def td_submit(*all): ...",
+    "keywords": "def td_submit(dd, **more): ...",
+    "a method": "class Other:\n    def td_submit(self, dd): ...\ntd_submit = Other().td_submit",
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=[*ODD])
+def test_what_is_not_plain_goes_through_pluggy(body: str) -> None:
+    """And is called with what it takes."""
+    driver = types.ModuleType("odd")
+    start = "def td_open(dd, name, flags): ...\ndef td_queue_read(dd): ...\n"
+    exec(start + body, driver.__dict__)
+    for name in ("td_open", "td_queue_read", "td_submit"):
+        member = getattr(driver, name)
+        hookimpl(getattr(member, "__func__", member))
+    driver.__dict__["disk_info"] = DiskInfo(handle="odd", name="odd", api=1)
+    assert plain_hooks(driver) is None
+    registry = Registry(discover=False)
+    assert not registry.register(driver).error
+    drv = registry.operations("odd")
+    assert drv.implemented == {"td_open", "td_queue_read", "td_submit"}
+    assert drv.td_submit(None) is None  # type: ignore[arg-type]
+
+
+def test_the_marks_are_those_of_pluggy() -> None:
+    def one() -> None: ...
+    def other() -> None: ...
+
+    hookimpl(wrapper=True, specname="td_open", tryfirst=True)(one)
+    pluggy.HookimplMarker("tapcore")(wrapper=True, specname="td_open", tryfirst=True)(other)
+    assert vars(one) == vars(other)
+    pluggy.HookspecMarker("tapcore")(other, firstresult=True)
+    assert vars(Hooks.td_open)["tapcore_spec"] == vars(other)["tapcore_spec"]
 
 
 def test_a_function_of_another_name_is_refused() -> None:

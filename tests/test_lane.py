@@ -244,7 +244,7 @@ def test_not_under_a_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     class Around:
         """Sees everything, and changes nothing."""
 
-    monkeypatch.setitem(registry.default_registry()._filters.known, "around", Around())
+    monkeypatch.setitem(registry.default_registry()._known_filters, "around", Around())
     with opened(created(tmp_path, "aio"), filters=["around"]) as image:
         assert (image.lane.reads, image.lane.writes) == (False, False)
 

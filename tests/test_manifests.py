@@ -20,7 +20,8 @@ from tapcore.interface.manifest import (
     render_manifest,
 )
 from tapcore.interface.registry import Registry
-from tapcore.opening.probe import ContentGuard, judge, recognise
+from tapcore.opening.guard import ContentGuard
+from tapcore.opening.probe import judge, recognise
 from tapcore.tools.plugins import manifest_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -321,7 +322,7 @@ def test_what_is_recognised(name: str, head: bytes, tail: bytes, handle: str) ->
 
 def test_a_guest_that_writes_a_magic_lets_no_driver_be_imported(tmp_path: Path) -> None:
     code = (
-        "from tapcore.opening.probe import guard_of\n"
+        "from tapcore.opening.guard import guard_of\n"
         "from tapcore.interface.registry import Registry\n"
         "guard = guard_of(sys.argv[1], Registry())\n"
         "print(guard.looks_like(b'QFI\\xfb\\0\\0\\0\\3', b'', 512))"

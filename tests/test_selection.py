@@ -15,9 +15,9 @@ from drivers.broken import Tiny, info
 from tapcore import Registry, UnknownHandleError, UsageError
 from tapcore.cli.main import main
 from tapcore.interface import knownbad, misfits
+from tapcore.interface.badrelease import BadRelease
 from tapcore.interface.hooks import HOOKS, PROJECT, hookimpl
 from tapcore.interface.hooks.table import hook
-from tapcore.interface.knownbad import BadRelease
 from tapcore.interface.registry import default_registry
 from tapcore.interface.selection import ONLY_THESE, Selection
 

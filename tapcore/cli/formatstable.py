@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tapcore.cli.output import begun_list, print_line, print_table, terminal_columns
-from tapcore.interface.filters.parameters import FilterInfo
-from tapcore.interface.models import DiskInfo
-from tapcore.tools.formats import list_filters, list_formats
+from tapcore.interface.diskinfo import DiskInfo
+from tapcore.interface.registry import default_registry
+from tapcore.tools.formats import list_formats
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.parameters import FilterInfo
 
 TABLE_COLUMNS: Final = 100
 """A terminal with fewer has no room for the table."""
@@ -16,8 +19,9 @@ TABLE_COLUMNS: Final = 100
 def print_formats() -> None:
     """Every driver, and every filter by name."""
     _print_drivers(list_formats())
-    if found := list_filters(load=False):
-        print_table(("FILTER", "PACKAGE"), [(info.name, package_of(info)) for info in found])
+    if found := default_registry().filter_releases():
+        rows = [(name, " ".join(release) or "-") for name, release in found.items()]
+        print_table(("FILTER", "PACKAGE"), rows)
 
 
 def _print_drivers(found: list[DiskInfo]) -> None:

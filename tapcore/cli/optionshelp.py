@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tapcore.cli.output import print_line, print_pairs
-from tapcore.interface.options import FormatOption
+from tapcore.interface.diskinfo import FormatOption
 from tapcore.interface.registry import default_registry
 from tapcore.opening.names import RAW_FORMAT, raw_handle
 from tapcore.tools.create import new_image_target

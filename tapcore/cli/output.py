@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 from tapcore.errors import printable
-from tapcore.opening.names import RAW_HANDLES
 from tapcore.sizes import format_size
 
 _MAX_CELL = 4096
@@ -107,6 +106,8 @@ def text_of(value: object) -> str:
 
 def format_word(handle: str) -> str:
     """A format for a person: a raw disk is `raw`, whichever driver reads it."""
+    from tapcore.opening.names import RAW_HANDLES
+
     return f"raw ({handle})" if handle in RAW_HANDLES else handle
 
 

@@ -28,8 +28,9 @@ from tapcore.daemon.verbs import VerbTable
 from tapcore.errors import TapError, describe, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.rehearsal import Rehearsal, rehearsing
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.identity import Identity, identity_of
-from tapcore.interface.models import DiskDriver, DiskInfo
+from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.live.snapshot import make_child

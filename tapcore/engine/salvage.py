@@ -15,7 +15,7 @@ from tapcore.engine.engine import Engine, engine_of
 from tapcore.engine.extents import MappedExtent, chain_extents
 from tapcore.engine.requests import READ, Request
 from tapcore.errors import TapError
-from tapcore.interface.losses import Loss
+from tapcore.interface.loss import Loss
 from tapcore.interface.models import DiskDriver, TdState
 
 MOST_RANGES: Final = 1000

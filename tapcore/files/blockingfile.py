@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import IOFailedError, UsageError, errno_of
@@ -24,7 +24,9 @@ from tapcore.files.hostfile import (
 )
 from tapcore.files.linux import all_in_page_cache
 from tapcore.files.reserving import BlockReserver
-from tapcore.interface.extent import Extent
+
+if TYPE_CHECKING:
+    from tapcore.interface.extent import Extent
 
 log = logging.getLogger(__name__)
 
@@ -292,6 +294,8 @@ class BlockingFile:
 
     def extents(self, sector: int, nb_sectors: int) -> Iterator[Extent]:
         """The same as `td_extents` yields it, for a driver whose disk is the file."""
+        from tapcore.interface.extent import Extent
+
         start, stop = sector << SECTOR_SHIFT, (sector + nb_sectors) << SECTOR_SHIFT
         done = sector
         for _, end, data in self.runs(start, stop - start):

@@ -13,13 +13,14 @@ from tapcore.buffers import ZEROES
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
-from tapcore.interface.extent import Extent
+from tapcore.interface.diskinfo import FormatOption
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks
-from tapcore.interface.options import DiskId, FormatOption
+from tapcore.interface.options import DiskId
 from tapcore.interface.places import Places
 
 if TYPE_CHECKING:
+    from tapcore.interface.extent import Extent
     from tapcore.interface.results import Inspection, Measurement
 
 CREATE_OPTIONS: Final = (

@@ -14,19 +14,7 @@ if TYPE_CHECKING:
     from tapcore.interface.filters.filter import Filter
 
 
-def _policy(given: Parents | None) -> ReferencePolicy:
-    return ReferencePolicy.of(given)
-
-
-def _keys(given: Keys | None) -> Keys:
-    return Keys() if given is None else given
-
-
-def _registry(given: Registry | None) -> Registry:
-    return default_registry() if given is None else given
-
-
-@attrs.frozen
+@attrs.frozen(init=False)
 class Access:
     """With what an image, its parents and its files are opened.
 
@@ -38,11 +26,28 @@ class Access:
         filters: around the drivers of each disk; see `Registry.make_filters`.
     """
 
-    references: ReferencePolicy = attrs.field(default=None, converter=_policy)
-    keys: Keys = attrs.field(default=None, converter=_keys)
-    metadata_cache: int | None = None
-    registry: Registry = attrs.field(default=None, converter=_registry)
-    filters: tuple[str | Filter, ...] = ()
+    references: ReferencePolicy
+    keys: Keys
+    metadata_cache: int | None
+    registry: Registry
+    filters: tuple[str | Filter, ...]
+
+    # By hand: for fields with converters attrs looks at signatures, a fifth of a short command.
+    def __init__(
+        self,
+        references: Parents | None = None,
+        keys: Keys | None = None,
+        metadata_cache: int | None = None,
+        registry: Registry | None = None,
+        filters: tuple[str | Filter, ...] = (),
+    ) -> None:
+        self.__attrs_init__(
+            ReferencePolicy.of(references),
+            Keys() if keys is None else keys,
+            metadata_cache,
+            default_registry() if registry is None else registry,
+            filters,
+        )
 
     def without_filters(self) -> Access:
         """The same, for images that no filter is to be around."""

@@ -10,7 +10,7 @@ import errno
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import IOFailedError, LostContentError
-from tapcore.interface.losses import Loss
+from tapcore.interface.loss import Loss
 from tapcore.interface.models import DiskDriver, TdState
 
 

@@ -23,7 +23,7 @@ Opener: TypeAlias = Callable[[str, int], int]
 
 log = logging.getLogger(__name__)
 
-_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
+_HANDLE = r"[A-Za-z_][A-Za-z0-9_]*:"
 
 
 class FilePassphrase(bytes):
@@ -177,7 +177,7 @@ def _split(word: str) -> tuple[str, str]:
 
 def _real_path(image: str) -> str:
     """The path behind `[HANDLE:]PATH`, symbolic links resolved."""
-    handle = _HANDLE.match(image)
+    handle = re.match(_HANDLE, image, re.ASCII)
     if handle is not None and not os.path.lexists(image):
         image = image[handle.end() :]
     return os.path.realpath(image)

@@ -7,23 +7,10 @@ another version of its distribution: there is no option against this list.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import attrs
-
-
-@attrs.frozen
-class BadRelease:
-    """A release of a distribution.
-
-    Attributes:
-        distribution: its name, as `pip` shows it.
-        below: versions before this one are bad: "0.2.1".
-        reason: why, and what to do, for people.
-    """
-
-    distribution: str
-    below: str
-    reason: str
+if TYPE_CHECKING:
+    from tapcore.interface.badrelease import BadRelease
 
 
 KNOWN_BAD: tuple[BadRelease, ...] = ()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import attrs
+if TYPE_CHECKING:
+    from tapcore.interface.loss import Loss
 
 log = logging.getLogger(__name__)
 
@@ -15,28 +16,6 @@ _MOST: Final = 4096
 
 _MOST_LINES: Final = 8
 """Lines about damage that are logged for one disk."""
-
-
-@attrs.frozen
-class Loss:
-    """A run of sectors whose content cannot be read.
-
-    Attributes:
-        image: the image of the chain that should hold it, as it was opened.
-        sector: first sector of the disk.
-        nb_sectors: how many.
-        reason: what is wrong, without the image's name; where in the file it is, if that is known.
-    """
-
-    image: str
-    sector: int
-    nb_sectors: int
-    reason: str
-
-    @property
-    def end(self) -> int:
-        """First sector past it."""
-        return self.sector + self.nb_sectors
 
 
 class Losses:

@@ -15,9 +15,8 @@ from typing import Any, Final
 import attrs
 
 from tapcore.errors import describe
+from tapcore.interface.diskinfo import DiskInfo, FormatOption
 from tapcore.interface.magic import Magic
-from tapcore.interface.models import DiskInfo
-from tapcore.interface.options import FormatOption
 
 log = logging.getLogger(__name__)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import types
+from types import FunctionType, ModuleType
 from typing import Any, Final
-
-import pluggy
 
 from tapcore.constants import HOOKS_VERSION, OLDEST_HOOKS_VERSION
 from tapcore.errors import describe
+from tapcore.interface.diskinfo import DiskInfo, FormatOption
 from tapcore.interface.hooks import HOOKS, PROJECT
 from tapcore.interface.magic import Magic
-from tapcore.interface.models import DiskInfo, Hooks
-from tapcore.interface.options import FormatOption
 
 MAX_HANDLE: Final = 9
+
+ASYNC: Final = 0x0280
+"""`inspect.CO_COROUTINE` and `CO_ASYNC_GENERATOR`, without the import."""
 
 _SINGLE: Final[dict[str, type]] = {"handle": str, "name": str, "api": int}
 _SEVERAL: Final[dict[str, type]] = {
@@ -27,24 +26,26 @@ _SEVERAL: Final[dict[str, type]] = {
 """Of which kinds the parts of a `disk_info` are."""
 
 
-def problem_with(plugin: Any, info: object, handle: str) -> str:
-    """Why an object cannot be a driver; "" where it may be one.
-
-    Args:
-        plugin: the object.
-        info: its `disk_info`.
-        handle: the name of its entry point.
-    """
-    if not isinstance(info, DiskInfo):
-        return "has no disk_info: not a tapcore driver"
-    if problem := _wrong_kinds(info) or problem_with_facts(info, handle):
-        return problem
+def problem_with(plugin: Any) -> str:
+    """Why the functions of an object cannot be a driver's; "" where they may be."""
     if waiting := sorted(h for h, _, function in _marks(plugin) if _is_async(function)):
         return f"has {', '.join(waiting)} as 'async def': hooks are called, and never awaited"
     wrappers = sorted(h for h, opts in marked(plugin) if opts["wrapper"] or opts["hookwrapper"])
     if wrappers:
         return f"marks {', '.join(wrappers)} as a wrapper, which only a filter may be"
     return unknown_hooks({hook for hook, _ in marked(plugin)})
+
+
+def problem_with_info(info: object, handle: str) -> str:
+    """The same of its `disk_info`.
+
+    Args:
+        info: what it has by that name.
+        handle: the name of its entry point.
+    """
+    if not isinstance(info, DiskInfo):
+        return "has no disk_info: not a tapcore driver"
+    return _wrong_kinds(info) or problem_with_facts(info, handle)
 
 
 def _wrong_kinds(info: DiskInfo) -> str:
@@ -64,7 +65,7 @@ def _wrong_kinds(info: DiskInfo) -> str:
 
 
 def problem_with_facts(info: DiskInfo, handle: str) -> str:
-    """As `problem_with`, of what a driver or its manifest says."""
+    """As `problem_with_info`, of what a driver or its manifest says."""
     if not OLDEST_HOOKS_VERSION <= info.api <= HOOKS_VERSION:
         return f"was written for version {info.api} of the hooks, this is version {_versions()}"
     if info.handle != handle:
@@ -102,13 +103,19 @@ def unmarked_hooks(plugin: Any) -> list[str]:
 
 
 def _is_plain_hook(plugin: Any, name: str) -> bool:
+    if type(plugin) is ModuleType:
+        return isinstance(vars(plugin).get(name), FunctionType)
+    import inspect
+
+    from tapcore.interface.models import Hooks
+
     try:
         member = inspect.getattr_static(plugin, name, None)
     except Exception:  # there are objects that cannot be asked
         return False
     function = getattr(member, "__func__", member)
     # a driver that is a class may have inherited the default
-    return isinstance(function, types.FunctionType) and function is not getattr(Hooks, name)
+    return isinstance(function, FunctionType) and function is not getattr(Hooks, name)
 
 
 def marked(plugin: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -120,7 +127,7 @@ def _marks(plugin: Any) -> list[tuple[str, dict[str, Any], object]]:
     """As `marked`, with the function."""
     mark = f"{PROJECT}_impl"
     found: list[tuple[str, dict[str, Any], object]] = []
-    for name, member in inspect.getmembers_static(plugin):
+    for name, member in _members(plugin):
         try:
             function = getattr(member, "__func__", member)
             opts = getattr(function, mark, None)
@@ -133,11 +140,21 @@ def _marks(plugin: Any) -> list[tuple[str, dict[str, Any], object]]:
 
 def _is_async(function: object) -> bool:
     code = getattr(function, "__code__", None)
-    return bool(getattr(code, "co_flags", 0) & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+    return bool(getattr(code, "co_flags", 0) & ASYNC)
+
+
+def _members(plugin: Any) -> list[tuple[str, Any]]:
+    if type(plugin) is ModuleType:  # and `inspect` takes longer to import than most of them
+        return sorted(vars(plugin).items())
+    import inspect
+
+    return inspect.getmembers_static(plugin)
 
 
 def describe_misfit(exc: Exception) -> str:
     """pluggy says over several lines what is wrong with a hook."""
+    import pluggy
+
     if isinstance(exc, pluggy.PluginValidationError):
         return " ".join(str(exc).split())
     return describe(exc)

@@ -39,24 +39,7 @@ class DiskId:
         return f"{self.drivertype}:{self.name}" if self.drivertype else self.name
 
 
-@attrs.frozen
-class FormatOption:
-    """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).
-
-    Attributes:
-        name: the key, spelt as `qemu-img create -o help` spells it.
-        help: one line for a person.
-        choices: the values allowed; empty for any.
-        default: the value when the option is not given.
-    """
-
-    name: str
-    help: str
-    choices: tuple[str, ...] = ()
-    default: str = ""
-
-
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class OpenOptions:
     """How the images of one chain are opened.
 

@@ -16,8 +16,8 @@ import attrs
 from tapcore.errors import ReferencePolicyError, printable
 from tapcore.interface.boundfile import BoundFile
 
-_PROTOCOL = re.compile(r"[^/:]*:")
-_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:", re.ASCII)
+_PROTOCOL = r"[^/:]*:"
+_HANDLE = r"[A-Za-z_][A-Za-z0-9_]*:"
 
 
 def has_protocol(named: str) -> bool:
@@ -27,7 +27,11 @@ def has_protocol(named: str) -> bool:
     protocols (`json:`, `fd:`, `host_device:`), and a plain name such as `10:00.img`, too.
     Here it is just a file's name.
     """
-    return _PROTOCOL.match(named) is not None
+    return re.match(_PROTOCOL, named) is not None
+
+
+def _is_handle(word: str) -> bool:
+    return re.fullmatch(_HANDLE, word, re.ASCII) is not None
 
 
 def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -70,7 +74,7 @@ class Naming:
         return any(os.path.lexists(os.path.join(d, named)) for d in self.directories)
 
 
-@attrs.frozen
+@attrs.frozen(init=False)
 class ReferencePolicy:
     """Which files an image may name.
 
@@ -81,10 +85,20 @@ class ReferencePolicy:
         handles: of disks that are no files and lie on none, and are allowed.
     """
 
-    directories: tuple[str, ...] = attrs.field(default=(), converter=_as_text)
-    any: bool = False
-    none: bool = False
-    handles: tuple[str, ...] = ()
+    directories: tuple[str, ...]
+    any: bool
+    none: bool
+    handles: tuple[str, ...]
+
+    # By hand: for a field with a converter attrs looks at signatures, a fifth of a short command.
+    def __init__(
+        self,
+        directories: Iterable[str | os.PathLike[str]] = (),
+        any: bool = False,
+        none: bool = False,
+        handles: tuple[str, ...] = (),
+    ) -> None:
+        self.__attrs_init__(_as_text(directories), any, none, handles)
 
     @classmethod
     def of(cls, parents: Parents | None) -> ReferencePolicy:
@@ -99,7 +113,11 @@ class ReferencePolicy:
     def from_words(cls, words: Iterable[str | os.PathLike[str]]) -> ReferencePolicy:
         """From the values of `--parents DIR|HANDLE:|any|none`, in the order given."""
         words = _as_text(words)
-        handles = [word for word in words if _HANDLE.fullmatch(word) and not os.path.isdir(word)]
+        handles = [
+            word
+            for word in words
+            if re.fullmatch(_HANDLE, word, re.ASCII) and not os.path.isdir(word)
+        ]
         trees = [word for word in words if word not in ("any", "none", *handles)]
         return cls(
             directories=tuple(map(os.path.realpath, trees)),

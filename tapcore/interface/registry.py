@@ -18,23 +18,23 @@ import attrs
 
 from tapcore.errors import UnknownHandleError, describe
 from tapcore.interface import knownbad
-from tapcore.interface.callers import REQUIRED_HOOKS, HookCallers, caller_of, implemented
-from tapcore.interface.hooks import HOOKS, capabilities
+from tapcore.interface.diskinfo import DiskInfo
+from tapcore.interface.hooks import capabilities
 from tapcore.interface.installed import EntryPoint, entry_points, release_of
 from tapcore.interface.manifest import Manifest, differences, manifest_at
 from tapcore.interface.misfits import (
-    describe_misfit,
-    problem_with,
     problem_with_facts,
+    problem_with_info,
     unknown_hooks,
     unmarked_hooks,
 )
-from tapcore.interface.models import DiskInfo, Hooks, LateTapDisk, TapDisk
 from tapcore.interface.selection import Selection
 
 if TYPE_CHECKING:
+    from tapcore.interface.callers import HookCallers
     from tapcore.interface.filters.parameters import FilterInfo
     from tapcore.interface.filters.table import FilterTable
+    from tapcore.interface.models import TapDisk
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ FILTER_GROUP = "tapcore.filters"
 _TRACE: Final = "TAPCORE_TRACE"
 """Environment variable; see `tracing`, which is not imported without it."""
 
-_PLAUSIBLE = re.compile(r"[a-z][a-z0-9]{1,8}", re.ASCII)
+_PLAUSIBLE: Final = r"[a-z][a-z0-9]{1,8}"
 """What a driver's handle looks like; what does not is more likely a part of a file's name."""
 
 
@@ -55,7 +55,7 @@ _UNTRUE_MANIFEST: Final = (
 )
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Row:
     """A driver of the table.
 
@@ -89,6 +89,7 @@ class Registry:
         self._rows: dict[str, Row] = {}
         self._refused: list[Row] = []
         self._operations: dict[tuple[str, tuple[str, ...]], TapDisk] = {}
+        self._known_filters: dict[str, Any] = {}
         self._loading = RLock()
         if discover:
             self.discover()
@@ -96,8 +97,10 @@ class Registry:
     # ---- filling the table ------------------------------------------------------------------
 
     @cached_property
-    def _pm(self) -> HookCallers:
-        """Made when the first driver is loaded."""
+    def _callers(self) -> HookCallers:
+        """Made when the first driver is loaded: to list them takes nothing of it."""
+        from tapcore.interface.callers import HookCallers
+
         return HookCallers()
 
     def discover(self) -> None:
@@ -143,13 +146,8 @@ class Registry:
         if problem:
             self._add_broken(ep.name, problem, ep)
             return
-        late = LateTapDisk(ep.name, manifest.hooks, partial(self.operations, ep.name))
-        info = attrs.evolve(
-            manifest.info,
-            idnum=len(self._rows),
-            capabilities=capabilities(set(manifest.hooks)),
-            drv=late,
-        )
+        can = capabilities(set(manifest.hooks))
+        info = attrs.evolve(manifest.info, idnum=len(self._rows), capabilities=can)
         self._enter(Row(info, None, ep, manifest))
 
     def _enter(self, row: Row) -> None:
@@ -176,11 +174,10 @@ class Registry:
         try:
             info = getattr(plugin, "disk_info", None)
             name = handle or (info.handle if isinstance(info, DiskInfo) else "?")
-            problem = problem_with(plugin, info, name)
+            problem = problem_with_info(info, name)
             if not problem and name in self:
                 problem = _TAKEN
-            if not problem:
-                problem = self._register_hooks(plugin, name)
+            problem = problem or self._callers.take_in(plugin, name)
         except Exception as exc:  # merely looking at it may raise
             problem, cause = describe(exc), exc
         if problem or not isinstance(info, DiskInfo):
@@ -189,9 +186,9 @@ class Registry:
         return self._taken_in(name)
 
     def _taken_in(self, handle: str) -> DiskInfo:
-        """The row of a driver whose hooks are known to pluggy, completed."""
+        """The row of a driver whose hooks were taken in, completed."""
         row = self._rows[handle]
-        can = capabilities(implemented(self._pm, row.plugin))
+        can = capabilities(self._callers.implemented(row.plugin))
         row.info = attrs.evolve(row.info, capabilities=can, drv=self._operations_of(handle))
         for name in unmarked_hooks(row.plugin):
             log.warning(_UNMARKED, handle, name)
@@ -221,8 +218,8 @@ class Registry:
         plugin: Any = None
         try:
             plugin = row.entry_point.load()
-            problem = problem_with(plugin, getattr(plugin, "disk_info", None), handle)
-            problem = problem or self._register_hooks(plugin, handle)
+            problem = problem_with_info(getattr(plugin, "disk_info", None), handle)
+            problem = problem or self._callers.take_in(plugin, handle)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:
@@ -232,24 +229,10 @@ class Registry:
             return self.get(handle)
         said: DiskInfo = plugin.disk_info
         row.plugin, row.info = plugin, attrs.evolve(said, idnum=info.idnum)
-        differing = differences(row.manifest, said, frozenset(implemented(self._pm, plugin)))
+        differing = differences(row.manifest, said, frozenset(self._callers.implemented(plugin)))
         if differing:
             log.warning(_UNTRUE_MANIFEST, handle, ", ".join(differing), handle)
         return self._taken_in(handle)
-
-    def _register_hooks(self, plugin: Any, handle: str) -> str:
-        name = f"driver:{handle}"
-        try:
-            self._pm.register(plugin, name)
-        except Exception as exc:
-            if self._pm.get_plugin(name) is plugin:
-                self._pm.unregister(name=name)
-            return describe_misfit(exc)
-        missing = [h for h in REQUIRED_HOOKS if h not in implemented(self._pm, plugin)]
-        if not missing:
-            return ""
-        self._pm.unregister(plugin)
-        return f"does not implement {', '.join(missing)}"
 
     def _add_broken(
         self,
@@ -267,8 +250,8 @@ class Registry:
     # ---- reading it -------------------------------------------------------------------------
 
     def drivers(self) -> list[DiskInfo]:
-        """The usable drivers, by handle."""
-        return [row.info for row in self._rows.values() if not row.info.error]
+        """The usable drivers, with their operations, by handle."""
+        return [self._with_operations(row) for row in self._rows.values() if not row.info.error]
 
     def table(self) -> list[DiskInfo]:
         """Every row, the broken ones too, with the distribution that brought it."""
@@ -290,12 +273,22 @@ class Registry:
         """
         row = self._rows.get(handle)
         if row is None:
-            remedy = f": pip install tap-{handle}" if _PLAUSIBLE.fullmatch(handle) else ""
+            remedy = f": pip install tap-{handle}" if re.fullmatch(_PLAUSIBLE, handle) else ""
             text = f"no driver has the handle '{handle}' ({self._known()}){remedy}"
             raise UnknownHandleError(text)
         if row.info.error:
             text = f"the driver '{handle}' cannot be used: {row.info.error}"
             raise UnknownHandleError(text) from row.cause
+        return self._with_operations(row)
+
+    def _with_operations(self, row: Row) -> DiskInfo:
+        """What is known of a driver, for who opens images: to list them takes no operations."""
+        if row.info.drv is None and row.manifest is not None:
+            from tapcore.interface.models import LateTapDisk
+
+            handle = row.info.handle
+            late = LateTapDisk(handle, row.manifest.hooks, partial(self.operations, handle))
+            row.info = attrs.evolve(row.info, drv=late)
         return row.info
 
     def __contains__(self, handle: str) -> bool:
@@ -339,19 +332,19 @@ class Registry:
 
     def _resolve(self, handle: str, filters: tuple[Any, ...]) -> TapDisk:
         plugin = self._rows[handle].plugin
-        own = implemented(self._pm, plugin)
-        sources = {hook: plugin if hook in own else Hooks for hook in HOOKS}
-        calls = {hook: caller_of(self._pm, hook, source) for hook, source in sources.items()}
         from tapcore.interface.returned import looked_at
 
-        calls = looked_at(handle, calls, own)
+        own = self._callers.implemented(plugin)
+        calls = looked_at(handle, self._callers.calls_of(plugin), own)
         if filters:
             calls = self._filters.wrap(calls, filters)
         if os.environ.get(_TRACE):
             from tapcore.interface.tracing import traced
 
             calls = traced(handle, calls, os.environ)
-        return TapDisk(disk_type=handle, implemented=own, calls=calls)
+        from tapcore.interface.models import TapDisk
+
+        return TapDisk(handle, self._callers.implemented(plugin), calls)
 
     # ---- filters ----------------------------------------------------------------------------
 
@@ -360,7 +353,7 @@ class Registry:
         """Imported when there are filters to look for: without any a disk pays nothing for them."""
         from tapcore.interface.filters.table import FilterTable
 
-        return FilterTable(lambda: entry_points(group=FILTER_GROUP))
+        return FilterTable(lambda: entry_points(group=FILTER_GROUP), self._known_filters)
 
     @staticmethod
     def _are_of_one_disk(plugins: Sequence[Any]) -> bool:
@@ -372,7 +365,7 @@ class Registry:
 
     def register_filter(self, name: str, plugin: Any) -> None:
         """Make a filter, or what makes one, known under a name without an entry point."""
-        self._filters.known[name] = plugin
+        self._known_filters[name] = plugin
 
     def make_filters(self, chosen: Iterable[Any]) -> tuple[Any, ...]:
         """The filters of one disk.
@@ -387,13 +380,14 @@ class Registry:
         chosen = tuple(chosen)
         return self._filters.make(chosen) if chosen else ()
 
-    def filters(self, *, load: bool = True) -> list[FilterInfo]:
-        """The filters that are installed or registered, by name.
+    def filter_releases(self) -> dict[str, tuple[str, str]]:
+        """Name and version of what brought each filter, by the filter's name; none is loaded."""
+        found = {ep.name: release_of(ep) for ep in entry_points(group=FILTER_GROUP)}
+        return {name: found.get(name, ("", "")) for name in sorted({*found, *self._known_filters})}
 
-        Args:
-            load: each, which tells what it does and can be told; False: names and distributions.
-        """
-        return self._filters.rows(load=load)
+    def filters(self) -> list[FilterInfo]:
+        """The filters that are installed or registered, by name, with what each can be told."""
+        return self._filters.rows()
 
 
 def _with_distribution(row: Row) -> DiskInfo:

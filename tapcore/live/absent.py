@@ -13,9 +13,10 @@ from typing import Any
 
 from tapcore.constants import HOOKS_VERSION
 from tapcore.errors import IOFailedError
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
-from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TapDisk, TdCallback, TdState
+from tapcore.interface.models import DiskDriver, Hooks, TapDisk, TdCallback, TdState
 from tapcore.interface.registry import Registry
 
 disk_info = DiskInfo(

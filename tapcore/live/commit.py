@@ -32,8 +32,9 @@ from tapcore.live.pump import ParentPump
 from tapcore.live.serveddisk import ServedDisk, check_place, flush
 from tapcore.live.tasks import Steps, Until
 from tapcore.opening.chain import close_disk, open_disk
+from tapcore.opening.findparent import find_parent
 from tapcore.opening.namedfiles import identity_of_image
-from tapcore.opening.parents import check_fit, find_parent, guessed_parent_error, recorded_parent
+from tapcore.opening.parents import check_fit, guessed_parent_error, recorded_parent
 from tapcore.sizes import format_size
 
 log = logging.getLogger(__name__)

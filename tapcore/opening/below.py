@@ -33,9 +33,9 @@ from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.binding import bind
+from tapcore.opening.findparent import allow_without_file
 from tapcore.opening.namedfiles import find_named_file
 from tapcore.opening.names import as_handles, split_name
-from tapcore.opening.parents import allow_without_file
 from tapcore.opening.probe import probe
 
 if TYPE_CHECKING:

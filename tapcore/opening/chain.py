@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
 import attrs
 
-from tapcore.constants import (
-    MAX_CHAIN_DEPTH,
-    MAX_CLUSTER_SIZE,
-    MAX_DISK_SECTORS,
-    TD_RDONLY,
-    VDISK_READONLY,
-)
 from tapcore.engine import Engine
-from tapcore.errors import (
-    BrokenOffError,
-    DriverError,
-    ImageFormatError,
-    ImageOpenError,
-    IOFailedError,
-    NotWritableError,
-    TapError,
-    UsageError,
-    describe,
-    errno_of,
-    open_error,
-)
-from tapcore.files.beingmade import is_being_made
+from tapcore.errors import BrokenOffError
 from tapcore.interface.boundfile import BoundFile
-from tapcore.interface.distrust import check_opened, show_where
-from tapcore.interface.models import DiskDriver, TdState
-from tapcore.interface.options import DiskId, OpenOptions
+from tapcore.interface.models import TdState
+from tapcore.interface.options import DiskId, Opener, OpenOptions
 from tapcore.interface.registry import Registry
 from tapcore.opening.below import Opening, open_below
-from tapcore.opening.binding import bind
-from tapcore.opening.namedfiles import identity_of_image, naming_of
+from tapcore.opening.guard import guard_of
+from tapcore.opening.images import abandon_files, close_images, open_images
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
-from tapcore.opening.ownopening import OpenedByItself
-from tapcore.opening.parents import (
-    check_fit,
-    find_parent,
-    guessed_parent_error,
-    recorded_parent,
-)
-from tapcore.opening.probe import guard_of, probe
 from tapcore.process.workers import Lane
-
-_NO_SIZE: Final = -1
-"""What an image has until its driver says how large it is; sectors."""
 
 
 def open_disk(
@@ -86,188 +52,53 @@ def open_disk(
         TapError: with the image's name and what is wrong; everything opened was closed again.
     """
     disk_id = name if isinstance(name, DiskId) else split_name(name, registry)
-    options = attrs.evolve(options or OpenOptions(), opened=WeakSet(), workers=Lane())
-    opening = Opening(open_disk, close_disk, abandon_disk)
     options = attrs.evolve(
-        options,
-        opener=partial(open_below, opening, registry),
-        file_opener=partial(_on_disk, opening, registry, disk_id.name) if bound is None else None,
+        options or OpenOptions(),
+        opened=WeakSet(),
+        workers=Lane(),
+        opener=below_opener(registry),
+        file_opener=file_opener(registry, disk_id.name) if bound is None else None,
     )
-    if options.filters:
-        options = attrs.evolve(options, filters=registry.make_filters(options.filters))
-    if options.snapshot:
-        flags |= TD_RDONLY
-    if not disk_id.drivertype and not may_probe:
-        raise UsageError(
-            "the format is not guessed for writing; write HANDLE:PATH", image=disk_id.name
+    try:
+        disk = open_images(
+            disk_id,
+            registry,
+            flags=flags,
+            options=options,
+            may_probe=may_probe,
+            with_parents=with_parents,
+            bound=bound,
+            home=home,
         )
-    bound = bound or _bound(disk_id, registry)
-    try:
-        return _open(disk_id, registry, flags, options, bound, home, with_parents=with_parents)
-    except BaseException:  # of Ctrl-C, say, whose moment no driver chooses
-        _abandon_files(options)
-        raise
-
-
-def _open(
-    disk_id: DiskId,
-    registry: Registry,
-    flags: int,
-    options: OpenOptions,
-    bound: BoundFile | None,
-    home: str | None,
-    *,
-    with_parents: bool,
-) -> TdState:
-    try:
-        if not disk_id.drivertype:
-            disk_id = DiskId(disk_id.name, probe(disk_id.name, registry, bound))
-            options = attrs.evolve(options, probed=True)
-        home = _home(disk_id, bound, registry) if home is None else home
-        disk = TdState(image=disk_id, home=home)
-        disk.disks = _open_image(disk_id, disk, registry, flags, attrs.evolve(options, bound=bound))
-    finally:
-        if bound is not None:
-            bound.let_go()
-    try:
-        if with_parents:
-            _open_parents(disk.disks, disk, registry, attrs.evolve(options, snapshot=""))
+        child = disk.disks
+        guarded = child.options.probed and not child.read_only
+        guarded = guarded and disk.image.drivertype in RAW_HANDLES
+        Engine(disk, guard=guard_of(disk.image.name, registry) if guarded else None)
     except BaseException:
-        _close_images(disk)
+        abandon_files(options)
         raise
-    disk.info = disk.disks.info | (VDISK_READONLY if flags & TD_RDONLY else 0)
-    guarded = options.probed and not flags & TD_RDONLY and disk_id.drivertype in RAW_HANDLES
-    Engine(disk, guard=guard_of(disk_id.name, registry) if guarded else None)
     return disk
 
 
-def _on_disk(*args: Any) -> Any:
-    """See `open_file_on_disk`; loaded by the first name that no file has."""
-    from tapcore.opening.ondisk import open_file_on_disk
-
-    return open_file_on_disk(*args)
+def below_opener(registry: Registry) -> Opener:
+    """What opens images below one, with engines of their own: of `OpenOptions`."""
+    return partial(open_below, _OPENING, registry)
 
 
-def _bound(disk_id: DiskId, registry: Registry) -> BoundFile | None:
-    """The file of the image that the user named; None where it is none, or cannot be found.
+def file_opener(registry: Registry, name: str) -> Callable[[str, int, OpenOptions], Any]:
+    """What opens an image's file where its name is that of another disk: of `OpenOptions`.
 
-    Who opens it then says what is wrong.
+    Args:
+        registry: the drivers.
+        name: of the image, as the user gave it, without its handle.
     """
-    if disk_id.drivertype and not registry.get(disk_id.drivertype).file_backed:
-        return None
-    if is_being_made(disk_id.name):
-        return None
-    try:
-        return bind(disk_id.name)
-    except OSError:
-        return None
 
+    def open_on_disk(path: str, flags: int, options: OpenOptions) -> Any:
+        from tapcore.opening.ondisk import open_file_on_disk
 
-def _home(disk_id: DiskId, bound: BoundFile | None, registry: Registry) -> str:
-    if bound is not None:
-        return bound.home
-    if registry.get(disk_id.drivertype).file_backed and not is_being_made(disk_id.name):
-        return ""  # there was none; one that appears now could lie anywhere
-    return os.path.dirname(os.path.realpath(disk_id.name))
+        return open_file_on_disk(_OPENING, registry, name, path, flags, options)
 
-
-def _open_image(
-    disk_id: DiskId, disk: TdState, registry: Registry, flags: int, options: OpenOptions
-) -> DiskDriver:
-    registry.get(disk_id.drivertype)
-    drv = registry.operations(disk_id.drivertype, options.filters)
-    if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
-        text = f"the format {disk_id.drivertype} can only be read"
-        raise NotWritableError(text, image=disk_id.name)
-    if options.snapshot:
-        drv.require("td_snapshots", disk_id.name, option="--snapshot")
-    dd = DiskDriver(
-        name=disk_id.name, drv=drv, flags=flags, td_state=disk, options=options, size=_NO_SIZE
-    )
-    watch = OpenedByItself(options.bound)
-    try:
-        check_opened(dd, drv.td_open(dd, disk_id.name, flags))
-    except Exception as exc:
-        raise open_error(exc, disk_id.name) from exc
-    if watch.another_file():
-        with contextlib.suppress(Exception):
-            drv.td_close(dd)
-        text = "was replaced while it was being opened"
-        raise ImageOpenError(text, image=disk_id.name, errno=errno.ESTALE)
-    problem = _impossible(dd)
-    if problem:
-        with contextlib.suppress(Exception):  # what is wrong with the driver is said already
-            drv.td_close(dd)
-        raise DriverError(f"the driver {drv.disk_type} {problem}", image=disk_id.name)
-    return dd
-
-
-def _impossible(dd: DiskDriver) -> str:
-    """What a driver may have set wrong in `td_open`."""
-    for name in ("size", "sector_size", "cluster_size"):
-        if not isinstance(getattr(dd, name), int):
-            return f"has set a {name} that is no whole number"
-    polled: list[Any] = dd.io_fd
-    if not all(fd is None or (isinstance(fd, int) and fd >= 0) for fd in polled):
-        return "has set an io_fd that is no descriptor"
-    if dd.size == _NO_SIZE:
-        return "has opened the image and set no size"
-    if not 0 <= dd.size <= MAX_DISK_SECTORS:
-        return f"reports an impossible size of {dd.size} sectors"
-    unit = dd.sector_size
-    if unit < 512 or unit & (unit - 1) or unit > 1 << 20:
-        return f"reports an impossible sector size of {unit} bytes"
-    cluster = dd.cluster_size
-    if cluster % 512 or not 0 <= cluster <= MAX_CLUSTER_SIZE:
-        return f"reports an impossible cluster size of {cluster} bytes"
-    return ""
-
-
-def _open_parents(
-    child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
-) -> None:
-    """Open parent after parent; each is linked to its child as soon as it is open."""
-    seen = {identity_of_image(child)}
-    depth = 1
-    child_was_probed = False
-    while (recorded := recorded_parent(child)) is not None:
-        if depth >= MAX_CHAIN_DEPTH:
-            raise ImageOpenError(
-                f"has more than {MAX_CHAIN_DEPTH} images in its chain", image=disk.image.name
-            )
-        if child_was_probed:
-            raise guessed_parent_error(child.name)
-        found = find_parent(recorded, child, registry)
-        child_was_probed = found.probed
-        try:
-            if found.bound is not None:
-                if found.bound.identity in seen:
-                    raise ImageFormatError(
-                        "is its own ancestor", image=found.id.name, errno=errno.ELOOP
-                    )
-                seen.add(found.bound.identity)
-            named_by = naming_of(child) if found.bound is None else None
-            parent_options = attrs.evolve(
-                options, bound=found.bound, named_by=named_by, rehearsal=False
-            )
-            child.next = parent = _open_parent(found.id, child, disk, registry, parent_options)
-        finally:
-            if found.bound is not None:
-                found.bound.let_go()
-        check_fit(child, parent)
-        child = parent
-        depth += 1
-
-
-def _open_parent(
-    parent_id: DiskId, child: DiskDriver, disk: TdState, registry: Registry, options: OpenOptions
-) -> DiskDriver:
-    try:
-        return _open_image(parent_id, disk, registry, child.flags | TD_RDONLY, options)
-    except TapError as exc:
-        exc.message = f"its parent {parent_id.name}: {exc.message}"
-        exc.image = child.name
-        raise
+    return open_on_disk
 
 
 def close_disk(disk: TdState) -> None:
@@ -278,7 +109,7 @@ def close_disk(disk: TdState) -> None:
         TapError: the first error; everything is closed all the same.
     """
     broken_off = isinstance(disk.blkif, Engine) and disk.blkif.broken_off
-    error = abandon_disk(disk) if broken_off else _close_images(disk)
+    error = abandon_disk(disk) if broken_off else close_images(disk)
     if error is not None:
         raise error
 
@@ -296,34 +127,11 @@ def abandon_disk(disk: TdState) -> BrokenOffError | None:
         return None
     disk.closed = True
     disk.blkif = None
-    _abandon_files(disk.disks.options)
+    abandon_files(disk.disks.options)
     if disk.disks.read_only:
         return None
     text = "a call was broken off: what was not flushed may be lost"
     return BrokenOffError(text, image=str(disk.image))
 
 
-def _abandon_files(options: OpenOptions) -> None:
-    for file in list(options.opened):
-        with contextlib.suppress(OSError):
-            file.abandon()
-
-
-def _close_error(exc: Exception, image: str) -> TapError:
-    """What is closed was open: the system's errors are those of a last write or flush."""
-    if isinstance(exc, OSError) and not isinstance(exc, TapError):
-        return IOFailedError(describe(exc), image=image, errno=errno_of(exc))
-    return open_error(exc, image)
-
-
-def _close_images(disk: TdState) -> TapError | None:
-    first: TapError | None = None
-    for dd in disk.disks.chain() if not disk.closed else ():
-        try:
-            dd.drv.td_close(dd)
-        except Exception as exc:
-            show_where(exc)
-            first = first or _close_error(exc, dd.name)
-    disk.closed = True
-    disk.blkif = None
-    return first
+_OPENING: Final = Opening(open_disk, close_disk, abandon_disk)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from tapcore.errors import UnknownHandleError, UsageError
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import has_protocol
 from tapcore.interface.registry import Registry
@@ -32,7 +32,7 @@ _PROTOCOLS = (
 )
 """What qemu-img takes before a colon, and is no format."""
 
-_HANDLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_HANDLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 def split_name(name: ImageName, registry: Registry) -> DiskId:
@@ -58,7 +58,7 @@ def split_name(name: ImageName, registry: Registry) -> DiskId:
     except UnicodeEncodeError:
         raise UsageError("no file can have this name", image=text) from None
     head, colon, rest = text.partition(":")
-    if not colon or not _HANDLE.fullmatch(head):
+    if not colon or not re.fullmatch(_HANDLE, head, re.ASCII):
         return DiskId(text)
     if registry.knows(head):
         registry.get(head)

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
-
-import attrs
 
 from tapcore.errors import ImageFormatError, TapError, describe, open_error
 from tapcore.files.byname import open_host_fd
-from tapcore.formats.foreign import HEAD_BYTES as SAMPLE_HEAD
-from tapcore.formats.foreign import TAIL_BYTES as SAMPLE_TAIL
 from tapcore.formats.foreign import (
     Sample,
     Signature,
@@ -26,8 +21,9 @@ from tapcore.formats.foreign import (
     what_it_says_it_is,
 )
 from tapcore.interface.boundfile import BoundFile
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.magic import HEAD_BYTES, TAIL_BYTES
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, has_suffix, raw_handle
 
@@ -59,6 +55,22 @@ def probe(
         return judge(path, sample, registry, expected)
     except (TapError, OSError) as exc:
         raise open_error(exc, path) from None
+
+
+def warn_of_broken(found: DiskId, registry: Registry) -> None:
+    """A format that nobody recognises is raw, or one whose driver could not be asked.
+
+    Args:
+        found: the image, with the handle that probing gave it.
+        registry: the drivers that were asked.
+    """
+    for info in registry.broken() if found.drivertype in RAW_HANDLES else ():
+        log.warning(
+            "%s: taken as raw, but the driver '%s' could not be asked: %s",
+            found.name,
+            info.handle,
+            info.error,
+        )
 
 
 def judge(path: str, sample: Sample, registry: Registry, expected: str = "") -> str:
@@ -207,76 +219,3 @@ def _promised(path: str, suffix: str, registry: Registry) -> str:
         if has_suffix(path, info.suffixes) and info.handle not in RAW_HANDLES:
             return f"a {info.handle} image"
     return ""
-
-
-# ---- disks that are written ----------------------------------------------------------------------
-
-
-@attrs.frozen
-class ContentGuard:
-    """For a raw image that was found by probing: would it still be raw at the next probing?
-
-    A guest could otherwise write a header that names a host file, and have it opened the next time
-    the image is probed; or one that makes it refuse to open.
-
-    Attributes:
-        path: of the image.
-        registry: the drivers to ask.
-        device: it is a block device.
-        head: bytes at the disk's start that tell what it is.
-        tail: bytes at its end.
-    """
-
-    path: str
-    registry: Registry
-    device: bool = False
-    head: int = SAMPLE_HEAD
-    tail: int = SAMPLE_TAIL
-
-    def reason(self, head: bytes, tail: bytes, size: int) -> str:
-        """Why the disk must not become what it would be; "" where it may.
-
-        Args:
-            head: its first `head` bytes as they would be, or all.
-            tail: its last `tail` bytes as they would be, or all.
-            size: of the disk, bytes.
-        """
-        seen = self.looks_like(head, tail, size)
-        if not seen:
-            return ""
-        return f"it would make a raw image look like {seen}; name its handle to allow that"
-
-    def looks_like(self, head: bytes, tail: bytes, size: int) -> str:
-        """What such a disk would be taken for at the next probing; "" for a raw disk.
-
-        Args:
-            head: its first `head` bytes, or all.
-            tail: its last `tail` bytes, or all.
-            size: bytes.
-        """
-        sample = Sample(size, head, tail, self.device)
-        if seen := recognise(self.path, sample, self.registry):
-            return seen
-        found = self._foreign(sample)
-        return found.name if found is not None and not found.raw else ""
-
-    def _foreign(self, sample: Sample) -> Signature | None:
-        """The file may end inside the disk's last sector."""
-        found = what_it_says_it_is(sample)
-        try:
-            short = -os.stat(self.path).st_size % 512
-        except OSError:
-            short = 0  # gone by now; whoever finds the disk again finds another file
-        if found is None and short and not self.device:
-            cut = sample.tail[: len(sample.tail) - short]
-            found = what_it_says_it_is(attrs.evolve(sample, size=sample.size - short, tail=cut))
-        return found
-
-
-def guard_of(path: str, registry: Registry) -> ContentGuard:
-    """The guard of a raw image that was found by probing."""
-    try:
-        device = stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        device = False
-    return ContentGuard(path, registry, device)

@@ -14,10 +14,11 @@ from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT, TD_NO_PARENT, TD_
 from tapcore.errors import DriverError, ImageFormatError, TapError, UsageError
 from tapcore.files import open_image_file
 from tapcore.interface.answer import Answer
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import hookimpl
 from tapcore.interface.magic import Magic
-from tapcore.interface.models import DiskDriver, DiskInfo, TdCallback
+from tapcore.interface.models import DiskDriver, TdCallback
 from tapcore.interface.options import DiskId
 from tapcore.interface.results import CheckResult
 from tapcore.simple.methods import SimpleMethods

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 
 from tapcore.errors import ImageFormatError, NotSupportedError
 from tapcore.files import ImageFile
+from tapcore.interface.diskinfo import DiskInfo, FormatOption
 from tapcore.interface.magic import Magic
-from tapcore.interface.models import DiskDriver, DiskInfo
-from tapcore.interface.options import FormatOption
+from tapcore.interface.models import DiskDriver
 from tapcore.interface.results import CheckResult
 
 Content: TypeAlias = bytes | bytearray | memoryview

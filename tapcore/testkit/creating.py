@@ -9,7 +9,8 @@ import random
 from typing import Final
 
 from tapcore.errors import NotSupportedError, TapError
-from tapcore.interface.options import CacheMode, DiskId, FormatOption
+from tapcore.interface.diskinfo import FormatOption
+from tapcore.interface.options import CacheMode, DiskId
 from tapcore.testkit.failing import broken, compare, nothing_left_open
 from tapcore.testkit.faults import Faults, Kind
 from tapcore.testkit.needs import needs

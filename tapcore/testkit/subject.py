@@ -14,7 +14,8 @@ from tapcore.disk import Disk
 from tapcore.disk import open as open_image
 from tapcore.errors import TapError
 from tapcore.interface.access import Access
-from tapcore.interface.models import DiskInfo, TapDisk
+from tapcore.interface.diskinfo import DiskInfo
+from tapcore.interface.models import TapDisk
 from tapcore.interface.options import CacheMode, DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.door import open_with

@@ -10,13 +10,9 @@ from tapcore.interface.access import Access
 from tapcore.interface.hooks import lack_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.options import DiskId
+from tapcore.opening.findparent import find_parent
 from tapcore.opening.names import ImageName
-from tapcore.opening.parents import (
-    check_fit,
-    find_parent,
-    guessed_parent_error,
-    recorded_parent,
-)
+from tapcore.opening.parents import check_fit, guessed_parent_error, recorded_parent
 from tapcore.sizes import format_size
 from tapcore.tools.losses import refuse_missing
 from tapcore.tools.openimage import open_image

@@ -14,16 +14,16 @@ from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError, UsageError, open_error
 from tapcore.files.byname import open_host_file
 from tapcore.interface.access import Access
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.filters.filter import Filter
 from tapcore.interface.identity import identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, read_key_file
-from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.oldnames import renamed
+from tapcore.opening.guard import guard_of
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
-from tapcore.opening.probe import guard_of
 from tapcore.tools.bitmaps import copy_bitmaps
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options

@@ -18,9 +18,9 @@ from tapcore.files.hostfile import host_file_size, refuse_read_only_device
 from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import NewFiles, making
 from tapcore.interface.access import Access
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
-from tapcore.interface.models import DiskInfo
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import attrs
 
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.hooks import HOOKS
 from tapcore.interface.installed import licence_of
 from tapcore.interface.magic import Magic
 from tapcore.interface.manifest import package_file
-from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry, Row, default_registry
 from tapcore.tools.formats import format_as_dict
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from tapcore.errors import UsageError
-from tapcore.interface.options import FormatOption
+from tapcore.interface.diskinfo import FormatOption
 
 
 def as_texts(options: Mapping[str, str | os.PathLike[str]] | None) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tapcore.interface.filters.parameters import FilterInfo
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
+
+if TYPE_CHECKING:
+    from tapcore.interface.filters.parameters import FilterInfo
 
 
 def list_formats(registry: Registry | None = None) -> list[DiskInfo]:
@@ -14,9 +16,9 @@ def list_formats(registry: Registry | None = None) -> list[DiskInfo]:
     return sorted((registry or default_registry()).table(), key=lambda info: info.handle)
 
 
-def list_filters(registry: Registry | None = None, *, load: bool = True) -> list[FilterInfo]:
-    """Every filter found, by name; loaded, the broken ones say why they are that."""
-    return (registry or default_registry()).filters(load=load)
+def list_filters(registry: Registry | None = None) -> list[FilterInfo]:
+    """Every filter found, by name, and loaded; the broken ones say why they are that."""
+    return (registry or default_registry()).filters()
 
 
 def filter_as_dict(info: FilterInfo) -> dict[str, Any]:

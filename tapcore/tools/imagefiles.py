@@ -12,8 +12,9 @@ from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError
 from tapcore.files import host_file_size
 from tapcore.files.byname import open_host_fd
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.identity import Identity, identity_of
-from tapcore.interface.models import DiskDriver, DiskInfo
+from tapcore.interface.models import DiskDriver
 from tapcore.interface.policy import ReferencePolicy
 from tapcore.opening.ondisk import FileOnDisk
 

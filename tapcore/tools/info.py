@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from tapcore.constants import SECTOR_SHIFT
-from tapcore.disk import Disk
-from tapcore.errors import ReferencePolicyError, TapError, printable
+from tapcore.errors import ReferencePolicyError, TapError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.files.locks import being_written, holder_of
 from tapcore.interface.access import Access
 from tapcore.interface.distrust import show_where
-from tapcore.interface.models import DiskDriver
+from tapcore.interface.models import DiskDriver, TdState
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import ReferencePolicy
+from tapcore.opening.facts import opened_for_facts
 from tapcore.opening.names import ImageName, as_handles
 from tapcore.opening.parents import recorded_parent
-from tapcore.tools.openimage import open_image
 
 if TYPE_CHECKING:
     from tapcore.interface.results import Bitmap, Snapshot
@@ -32,7 +31,7 @@ _NOTES = 3
 """Files that are missing, and named each in a note of its own."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class ImageInfo:
     """One image of a chain.
 
@@ -90,27 +89,20 @@ def image_info(
         TapError: the image, or with `chain` a parent, cannot be opened.
     """
     access = access or Access()
-    with open_image(
-        name,
-        access=access,
-        locking=False,
-        with_parents=chain,
-        metadata_only=True,
-    ) as disk:
-        images = disk.state.disks.chain()
-        return [_describe(dd, disk, access) for dd in images]
+    with opened_for_facts(name, access, with_parents=chain) as disk:
+        return [_describe(dd, disk, access) for dd in disk.disks.chain()]
 
 
-def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
+def _describe(dd: DiskDriver, disk: TdState, access: Access) -> ImageInfo:
     handle = dd.drv.disk_type
     notes: list[str] = []
     image = dd.name
     if access.registry.get(handle).file_backed and dd.options.bound is not None:
         disk_size, writable = _host_file(dd, notes)
-        disk_size += _other_files(dd, disk.state.image.name, access.references, notes)
+        disk_size += _other_files(dd, disk.image.name, access.references, notes)
     else:
         image = f"{handle}:{image}"
-        disk_size, writable = sum(e.length for e in disk.extents() if e.kind != "zero"), True
+        disk_size, writable = _stored_bytes(disk), True
     parent, parent_handle = _parent(dd, access, notes)
     return ImageInfo(
         image=image,
@@ -126,6 +118,18 @@ def _describe(dd: DiskDriver, disk: Disk, access: Access) -> ImageInfo:
         snapshots=tuple(dd.drv.td_snapshots(dd)),
         bitmaps=tuple(dd.drv.td_bitmaps(dd)),
     )
+
+
+def _stored_bytes(disk: TdState) -> int:
+    """What the extents of a disk say that is no file."""
+    from tapcore.engine import chain_extents
+
+    size = disk.disks.size << SECTOR_SHIFT
+    try:
+        runs = chain_extents(disk.disks, 0, size) if size else ()
+        return sum(run.length for run in runs if run.kind != "zero")
+    except Exception as exc:
+        raise open_error(exc, str(disk.image)) from exc
 
 
 def _host_file(dd: DiskDriver, notes: list[str]) -> tuple[int, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tapcore.errors import TapError, open_error
 from tapcore.interface.access import Access
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
 from tapcore.interface.results import Measurement
 from tapcore.opening.names import RAW_FORMAT, ImageName, raw_handle

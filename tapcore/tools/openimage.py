@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Unpack
 
 from tapcore.disk import Disk
@@ -11,15 +10,13 @@ from tapcore.interface.access import Access
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import TdState
 from tapcore.interface.options import DiskId
-from tapcore.interface.registry import Registry
 from tapcore.opening.chain import abandon_disk
 from tapcore.opening.door import How, open_with
-from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
+from tapcore.opening.names import ImageName, split_name
+from tapcore.opening.probe import warn_of_broken
 
 if TYPE_CHECKING:
     from tapcore.engine.salvage import Salvage
-
-log = logging.getLogger(__name__)
 
 
 def open_image(
@@ -105,17 +102,6 @@ def open_chain(
     except TapError as exc:
         exc.image = exc.image or str(name)
         raise
-    if not disk_id.drivertype and state.image.drivertype in RAW_HANDLES:
-        _warn_of_broken(registry, disk_id.name)
+    if not disk_id.drivertype:
+        warn_of_broken(state.image, registry)
     return state
-
-
-def _warn_of_broken(registry: Registry, image: str) -> None:
-    """A format that nobody recognises is raw, or one whose driver could not be asked."""
-    for info in registry.broken():
-        log.warning(
-            "%s: taken as raw, but the driver '%s' could not be asked: %s",
-            image,
-            info.handle,
-            info.error,
-        )

@@ -172,7 +172,7 @@ def _class_of(plugin: Any) -> type:
 
 
 def _filters(registry: Registry, *, load: bool) -> list[Plugin]:
-    errors = {info.name: info.error for info in registry.filters(load=load)}
+    errors = {info.name: info.error for info in registry.filters()} if load else {}
     return [
         Plugin("filter", ep.name, *release_of(ep), ep.value, False, errors.get(ep.name, ""))
         for ep in entry_points(FILTER_GROUP)

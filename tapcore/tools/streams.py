@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from tapcore.disk import Disk
 from tapcore.errors import ImageFormatError, IOFailedError, TapError, UsageError, describe
 from tapcore.formats.foreign import HEAD_BYTES, Sample, read_sample, what_it_says_it_is
-from tapcore.interface.models import DiskInfo
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.registry import Registry
 from tapcore.opening.probe import recognise, refusal
 from tapcore.tools.plan import Job, in_units

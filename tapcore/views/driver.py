@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any
 
 from tapcore.constants import BLK_NOT_ALLOCATED, HOOKS_VERSION, SECTOR_SHIFT
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
-from tapcore.interface.models import DiskDriver, DiskInfo, Hooks, TapDisk, TdCallback
+from tapcore.interface.models import DiskDriver, Hooks, TapDisk, TdCallback
 from tapcore.interface.places import ASK, NOWHERE, PlacedFile, Places
 from tapcore.interface.registry import Registry
 from tapcore.views.store import Store

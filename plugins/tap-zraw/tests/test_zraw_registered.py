@@ -10,7 +10,7 @@ import tapcore
 from tap_zraw.zstd import library
 from tapcore import ImageFormatError, NotSupportedError
 from tapcore.cli.main import main
-from tapcore.opening.probe import guard_of
+from tapcore.opening.guard import guard_of
 from zrawtools import KINDS, MIB
 
 CONTENT = b"a disk".ljust(4096, b"\0")

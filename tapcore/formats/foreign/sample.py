@@ -17,7 +17,7 @@ TAIL_BYTES: Final = 4096
 """Trailers are of 512 bytes; a zip archive's has a comment in it."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Sample:
     """What of a file is looked at.
 

@@ -9,7 +9,7 @@ import attrs
 from tapcore.formats.foreign.sample import Sample
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Signature:
     """One format.
 

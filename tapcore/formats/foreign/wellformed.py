@@ -19,12 +19,12 @@ _MOST_PADDING: Final = 1 << 20
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _HTML: Final = (b"<!doctype html", b"<html", b"<head", b"<title", b"<body", b"<script", b"<!--")
 _UTF16: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_VMDK_NAME: Final = re.compile(rb"(?i)[ \t\r\n]*#\s*disk\s*descriptor\s*file")
+_VMDK_NAME: Final = rb"(?i)[ \t\r\n]*#\s*disk\s*descriptor\s*file"
 _VMDK_SKIPPED: Final = (
-    re.compile(rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*"),
-    re.compile(rb"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t\r]*"),  # as QEMU ends lines
+    rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*",
+    rb"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t\r]*",  # as QEMU ends lines
 )
-_VMDK_ENTRY: Final = re.compile(
+_VMDK_ENTRY: Final = (
     rb"(?i)version[ \t]*=[ \t]*\"?\d|"
     rb"(?:encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)[ \t]*=|"
     rb"(?:rw|rdonly|noaccess)[ \t]+\d+[ \t]+[a-z]"
@@ -132,10 +132,11 @@ def vmdk_text(sample: Sample) -> bool:
         if head.startswith(mark):
             head = head.decode(encoding, "replace").encode("utf-8", "replace")
     head = head.removeprefix(_BYTE_ORDER_MARK)
-    if _VMDK_NAME.match(head):
+    if re.match(_VMDK_NAME, head):
         return True
-    skipped = (lines.match(head) for lines in _VMDK_SKIPPED)
-    return any(_VMDK_ENTRY.match(head, each.end()) for each in skipped if each is not None)
+    entry = re.compile(_VMDK_ENTRY)
+    skipped = (re.match(lines, head) for lines in _VMDK_SKIPPED)
+    return any(entry.match(head, each.end()) for each in skipped if each is not None)
 
 
 # ---- optical media and read-only file systems -----------------------------------------------

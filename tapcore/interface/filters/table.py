@@ -26,14 +26,12 @@ class FilterTable:
 
     Args:
         installed: gives the entry points of what is installed.
-
-    Attributes:
-        known: what was registered, or loaded before, by name.
+        known: what was registered, by name; what is loaded is added.
     """
 
-    def __init__(self, installed: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, installed: Callable[[], Iterable[Any]], known: dict[str, Any]) -> None:
         self._installed = installed
-        self.known: dict[str, Any] = {}
+        self._known = known
 
     def make(self, chosen: Iterable[Any]) -> tuple[Any, ...]:
         """See `Registry.make_filters`."""
@@ -56,27 +54,25 @@ class FilterTable:
         return found
 
     def _find(self, name: str) -> Any:
-        if name not in self.known:
+        if name not in self._known:
             found = {ep.name: ep for ep in self._installed()}
             if name not in found:
-                names = ", ".join(sorted({*found, *self.known}))
+                names = ", ".join(sorted({*found, *self._known}))
                 known = f"installed: {names}" if names else "none is installed"
                 raise UsageError(f"no filter is named '{name}' ({known})")
             try:
-                self.known[name] = found[name].load()
+                self._known[name] = found[name].load()
             except Exception as exc:
                 raise _unusable(name, describe(exc)) from exc
-        return self.known[name]
+        return self._known[name]
 
-    def rows(self, *, load: bool = True) -> list[FilterInfo]:
+    def rows(self) -> list[FilterInfo]:
         """See `Registry.filters`."""
         found = {ep.name: ep for ep in self._installed()}
-        return [self._row(name, found.get(name), load) for name in sorted({*found, *self.known})]
+        return [self._row(name, found.get(name)) for name in sorted({*found, *self._known})]
 
-    def _row(self, name: str, entry_point: Any, load: bool) -> FilterInfo:
+    def _row(self, name: str, entry_point: Any) -> FilterInfo:
         version = release_of(entry_point)
-        if not load:
-            return FilterInfo(name, "", (), *version)
         try:
             return FilterInfo.of(name, self._find(name), *version)
         except UsageError as exc:
@@ -101,7 +97,7 @@ class FilterTable:
         return without_bypass(calls, plugins)
 
     def _name_of(self, plugin: Any) -> str:
-        names = [name for name, known in self.known.items() if known in (plugin, type(plugin))]
+        names = [name for name, known in self._known.items() if known in (plugin, type(plugin))]
         return names[0] if names else type(plugin).__name__
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Generic
 
 from tapcore.interface.hooks.table import D, hook, not_supported
-from tapcore.interface.options import DiskId
 
 if TYPE_CHECKING:
+    from tapcore.interface.options import DiskId
     from tapcore.interface.results import Bitmap, CheckResult, Snapshot
 
 _NO_SNAPSHOTS: Final = "{format} has no internal snapshots"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 from tapcore.constants import TD_NO_PARENT
-from tapcore.interface.extent import Extent
 from tapcore.interface.hooks.table import D, hook, not_supported
-from tapcore.interface.options import DiskId
 
 if TYPE_CHECKING:
+    from tapcore.interface.extent import Extent
+    from tapcore.interface.options import DiskId
     from tapcore.interface.results import Inspection, Measurement
 
 
@@ -92,6 +92,8 @@ class ImageHooks(Generic[D]):
         Yields:
             Extents in order, without gaps, that cover exactly the range asked for.
         """
+        from tapcore.interface.extent import Extent
+
         return iter((Extent(sector, nb_sectors, "compressed"),))
 
     @staticmethod

@@ -12,14 +12,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 import attrs
-import pluggy
 
 from tapcore.errors import NotSupportedError
-
-PROJECT: Final = "tapcore"
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+from tapcore.interface.hooks.marks import hookimpl, mark_spec
 
 D = TypeVar("D")
 """The image that a hook is called for: `DiskDriver`, which itself knows the hooks."""
@@ -104,12 +99,8 @@ def hook(
         leaves = {
             each: _retires(f"{name}({each})", why) for each, why in retiring_arguments.items()
         }
-        return hookspec(
-            function,
-            firstresult=True,
-            warn_on_impl=_retires(name, retiring) if retiring else None,
-            warn_on_impl_args=leaves or None,
-        )
+        mark_spec(function, _retires(name, retiring) if retiring else None, leaves)
+        return function
 
     return enter
 

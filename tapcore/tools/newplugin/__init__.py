@@ -11,10 +11,10 @@ from typing import Final, Literal, TypeAlias, get_args
 import attrs
 
 from tapcore.errors import UsageError
+from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.magic import Magic
 from tapcore.interface.manifest import MANIFEST, Manifest, render_manifest
 from tapcore.interface.misfits import MAX_HANDLE
-from tapcore.interface.models import DiskInfo
 from tapcore.interface.registry import Registry, default_registry
 
 Door: TypeAlias = Literal["simple", "map", "hooks"]
