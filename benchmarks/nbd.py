@@ -220,8 +220,8 @@ def _finish(
     return 1 if results.problems or (args.check and below) else 0
 
 
-def _on_signal(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # through the context managers, which stop the servers
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # through the context managers, which stop the servers
 
 
 def main() -> int:
