@@ -13,6 +13,7 @@ from collections.abc import Callable
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.replies import Item
 from tapcore.nbd.transmission import LANE_MAX, Transmission
+from tapcore.nbd.writes import STREAM_MIN
 
 
 class Alone:
@@ -38,8 +39,9 @@ class Alone:
         """Receive, and answer what has come if it is one request in the lane.
 
         Returns:
-            True: it is answered, or nothing had come. False: somebody has to look at what has come,
-            or to send. None: nothing was received; whoever tries again hears why.
+            True: it is answered, or there is nothing to do but to wait for more. False: somebody
+            has to look at what has come, or to send. None: nothing was received; whoever tries
+            again hears why.
         """
         transmission, parser, replies = self._transmission, self._parser, self._replies
         if transmission.stalled or transmission.finished or replies.queue or parser.skipping:
@@ -71,6 +73,8 @@ class Alone:
                 return False
             replies.mapped(cookie, offset, content, length)
         elif command == nbd.CMD_WRITE:
+            if left < length < STREAM_MIN:
+                return True  # most clients send the head first, and long content in parts
             if left != length:
                 return False
             lane.begin()
