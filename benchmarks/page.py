@@ -47,7 +47,8 @@ def _figures(results: Results, host: dict[str, object], how: str) -> list[str]:
     said = "; ".join(f"{name}: {_plain(version)}" for name, version in versions.items())
     lines = [
         "",
-        f"{time.strftime('%Y-%m-%d')}, {host['cpus']} processors, Linux {host['kernel']}, {how}.",
+        f"{time.strftime('%Y-%m-%d')}, {host['cpus']} processors, Linux {host['kernel']}, {how}; "
+        f"{host['load']:.1f} processes wanted a processor when it began.",
         f"{said}.",
         "",
         f"![CPU time and speed beside the best peer]({PICTURE})",

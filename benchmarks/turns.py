@@ -157,7 +157,8 @@ class CaseRun:
         server = self.running[spec.name]
         server.check()
         os.sync()
-        (disks.cool if self.case.kind.direct else disks.warm)(server.file)
+        for path in server.file.parent.iterdir():  # its parents, too
+            (disks.cool if self.case.kind.direct else disks.warm)(path)
         if not round_ and self.plan.ramp:
             # A run of its own: with fio's ramp_time the CPU time would count requests that its
             # report leaves out.
