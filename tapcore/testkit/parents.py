@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import random
 from typing import Final
@@ -15,6 +18,7 @@ from tapcore.simple import SimpleDriver
 from tapcore.testkit.content import STEPS, Model
 from tapcore.testkit.extents import extents_of
 from tapcore.testkit.failing import broken, compare, run_of
+from tapcore.testkit.faults import Faults, Kind
 from tapcore.testkit.needs import left_out, needs
 from tapcore.testkit.subject import Subject
 from tapcore.tools.commit import commit_image
@@ -216,7 +220,7 @@ class ParentChecks(Subject):
             self.open(child, readonly=True).close()
             if how == "replaced":
                 os.unlink(parent)
-                self.make_image(self.small, f"parent {how}")
+                self.filled(rng, f"parent {how}")  # as often opened and written to as the other
             else:
                 with self.open(parent) as disk:
                     disk.pwrite(0, b"changed")
@@ -225,6 +229,32 @@ class ParentChecks(Subject):
             except (TapError, OSError):
                 continue
             broken(f"a child was opened though its parent was {how} (td_validate_parent)")
+
+    @needs("parents", "write", "lasting", "noticing", "file")
+    def test_a_parent_changed_beside_errors_is_noticed(self, rng: random.Random) -> None:
+        """The host fails first: what tells of a change must not be lost then."""
+        kinds: tuple[Kind, ...] = ("write", "flush")
+        for number, (kind, after) in enumerate(itertools.product(kinds, range(3))):
+            parent, below = self.filled(rng, f"parent{number}")
+            child = self.make_child(parent, None, f"child{number}")
+            with (
+                contextlib.suppress(TapError, OSError),
+                Faults(*self.host_files(parent), rng=rng) as faults,
+                self.open(parent) as disk,
+            ):
+                faults.fail(kind, errno.EIO, after=after, times=1)
+                for _ in range(3):
+                    with contextlib.suppress(TapError, OSError):
+                        disk.pwrite(0, rng.randbytes(600))
+                faults.heal()
+            with self.open(parent, readonly=True) as disk:
+                changed = disk.pread(0, length=disk.size) != below
+            try:
+                self.open(child, readonly=True).close()
+            except (TapError, OSError):
+                continue
+            if changed:
+                broken(f"a child was opened though its parent was changed, after a {kind} failed")
 
     @needs("parents", "write", "lasting", "file")
     def test_committing_into_the_parent(self, rng: random.Random) -> None:
