@@ -127,6 +127,15 @@ class BlockingFile:
             return -errno_of(exc)
         return 0
 
+    def make_safe(self) -> None:
+        """Bring all that was written to the disk.
+
+        Raises:
+            OSError: as the system says.
+        """
+        if res := self.flush_blocking():
+            raise OSError(-res, os.strerror(-res))
+
     def discard_blocking(self, offset: int, length: int) -> int:
         """Punch a hole; a file system without holes ignores it. Returns 0 or -errno."""
         try:

@@ -7,7 +7,6 @@ comes to point to is safe on disk before.
 from __future__ import annotations
 
 import contextlib
-import os
 
 import attrs
 
@@ -22,7 +21,6 @@ from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,
     DiskId,
-    ImageFile,
     NotSupportedError,
     UsageError,
 )
@@ -67,7 +65,7 @@ def make_empty(image: Image) -> None:
     map = image.map
     _replace_header(map, map.header)
     image.file.write_metadata(map.header.l1_offset, bytes(map.header.l1_bytes))
-    _sync(image.file)
+    image.file.make_safe()
     map.tables.forget()
     image.clusters.forget()
     map.l1.entries = L2.zeroes(len(map.l1.entries))
@@ -77,7 +75,7 @@ def make_empty(image: Image) -> None:
         image.file.resize(-(-end // unit) * unit)
     map.space.end = image.file.size
     image.seal()
-    _sync(image.file)
+    image.file.make_safe()
 
 
 def grow(image: Image, dd: DiskDriver, size: int) -> None:
@@ -176,12 +174,7 @@ def _replace_header(map: QcowMap, header: Header) -> None:
     if header.xen is not None:
         header.xen = header.xen.for_changes(little=map.little) or header.xen
         map.file.write_metadata(HEADER.size, header.xen.pack())
-    _sync(map.file)
+    map.file.make_safe()
     map.file.write_metadata(0, header.pack())
-    _sync(map.file)
+    map.file.make_safe()
     map.use_header(header)
-
-
-def _sync(file: ImageFile) -> None:
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))

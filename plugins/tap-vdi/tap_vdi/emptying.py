@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tap_vdi.blockmap import page_place, pages
 from tap_vdi.image import Image
-from tap_vdi.moving import cut, make_safe
+from tap_vdi.moving import cut
 from tapcore import NotSupportedError
 
 
@@ -23,7 +23,7 @@ def make_empty(image: Image) -> None:
     for index in range(pages(header)):
         place, length = page_place(header, index)
         file.write_metadata(place, b"\xff" * length)
-    make_safe(file)
+    file.make_safe()
     cut(header, file, 0)
     image.recorded = 0
     image.tables.forget()

@@ -11,7 +11,6 @@ The order of writes: content, and how many places are given out; then the block 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 from uuid import UUID, uuid4
@@ -187,8 +186,7 @@ class Image(WritableTableMap[Page]):
     def record(self, at: int, *ids: UUID) -> None:
         """Write UUIDs into the header, on disk when this returns."""
         self.file.write_metadata(at, b"".join(each.bytes_le for each in ids))
-        if res := self.file.flush_blocking():
-            raise OSError(-res, os.strerror(-res))
+        self.file.make_safe()
 
     def allocate(self, sector: int, count: int) -> Place:
         """A place that was lost in a crash, or those behind all others."""

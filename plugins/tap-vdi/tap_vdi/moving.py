@@ -22,16 +22,6 @@ Change = tuple[int, int]
 """A block, and what the map is to say of it."""
 
 
-def make_safe(file: ImageFile) -> None:
-    """Bring all that was written to the disk.
-
-    Raises:
-        OSError: as the system says.
-    """
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
-
-
 def copy_place(header: Header, file: ImageFile, source: int, target: int) -> None:
     """Copy a block, with what lies before it, to a place that nothing lies in.
 
@@ -85,13 +75,13 @@ def change(header: Header, file: ImageFile, changes: Iterable[Change]) -> None:
         for block, entry in group:
             entries[block - (index << PAGE_SHIFT)] = entry
         file.write_metadata(place, CODING.encode(entries))
-    make_safe(file)
+    file.make_safe()
 
 
 def record_stored(file: ImageFile, stored: int) -> None:
     """Let the header say how many places are given out, on disk when this returns."""
     file.write_metadata(STORED_AT, stored.to_bytes(4, "little"))
-    make_safe(file)
+    file.make_safe()
 
 
 def cut(header: Header, file: ImageFile, stored: int) -> None:
@@ -104,4 +94,4 @@ def cut(header: Header, file: ImageFile, stored: int) -> None:
     end = header.data_at + stored * header.place_bytes
     if file.size > end:
         file.resize(end)
-        make_safe(file)
+        file.make_safe()

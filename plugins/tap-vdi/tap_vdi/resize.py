@@ -16,7 +16,7 @@ import attrs
 from tap_vdi.blockmap import CODING, FREE, PAGE_SHIFT, ZERO, map_content, stored_blocks
 from tap_vdi.header import FIXED, MOST_BLOCKS, Header
 from tap_vdi.image import Image, gaps
-from tap_vdi.moving import change, cut, make_safe, move
+from tap_vdi.moving import change, cut, move
 from tap_vdi.scan import scan
 from tapcore import DiskDriver, NotSupportedError, UsageError
 
@@ -47,7 +47,7 @@ def resize(dd: DiskDriver[Any], size: int) -> None:
         header = _grown(image, max(blocks, header.blocks))
     header = attrs.evolve(header, disk_size=size)
     image.file.write_metadata(0, header.change(image.file.read_metadata(0, 512)))
-    make_safe(image.file)
+    image.file.make_safe()
     image.adopt(header)
     dd.size = image.sectors
 
@@ -79,7 +79,7 @@ def _grown(image: Image, blocks: int) -> Header:
         header = attrs.evolve(header, stored=first + added)
         file.truncate_up(header.data_at + header.stored * header.place_bytes)
     _write_new(image, header, first, added)
-    make_safe(file)
+    file.make_safe()
     return attrs.evolve(header, blocks=blocks)
 
 

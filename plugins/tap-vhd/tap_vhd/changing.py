@@ -13,7 +13,7 @@ from tap_vhd.create import as_ours
 from tap_vhd.footer import DIFFERENCING, DYNAMIC, TAPDISK
 from tap_vhd.header import UNUSED
 from tap_vhd.image import Image
-from tap_vhd.moving import make_safe, put_footer
+from tap_vhd.moving import put_footer
 from tap_vhd.parentnames import names_to_record
 from tap_vhd.parents import identity_of, time_stamp
 from tap_vhd.restructure import restructure
@@ -65,7 +65,7 @@ def make_empty(image: Image) -> None:
         image.file.write_metadata(offset, content)
     image.blocks.dirty.clear()
     image.tables.forget()
-    make_safe(image.file)
+    image.file.make_safe()
     put_footer(image, scan(image).end)
     image.clusters.stop_writing()
     footer, header = image.footers.footer, image.header

@@ -15,7 +15,7 @@ from tap_vhd.footer import FOOTER_BYTES, TAPDISK
 from tap_vhd.footers import COPY_DAMAGED, END_DAMAGED
 from tap_vhd.header import UNUSED
 from tap_vhd.image import Image
-from tap_vhd.moving import copy, make_safe, put_footer
+from tap_vhd.moving import copy, put_footer
 from tapcore import SECTOR_SHIFT, CheckResult
 
 MOST_SAID: Final = 20
@@ -143,7 +143,7 @@ def _mend(image: BlockImage, found: Scan) -> None:
     file, length = image.file, image.table_bytes + image.header.block_size
     if not image.footers.copy:
         file.write_metadata(0, image.packed_footer)
-        make_safe(file)
+        file.make_safe()
     end, moves = max(_whole(image.footers.at), found.end), []
     for index, place in found.over:
         bitmap = image.next_place(end)
@@ -156,14 +156,14 @@ def _mend(image: BlockImage, found: Scan) -> None:
 
 def _name(image: BlockImage, moves: list[tuple[int, int, int]]) -> None:
     """Let the block table name blocks where they were copied to, on disk when this returns."""
-    make_safe(image.file)
+    image.file.make_safe()
     for index, _, bitmap in moves:
         image.blocks.set(index, [bitmap >> SECTOR_SHIFT])
     for offset, content in image.blocks.changes():
         image.file.write_metadata(offset, content)
     image.blocks.dirty.clear()
     image.tables.forget()
-    make_safe(image.file)
+    image.file.make_safe()
 
 
 def _cut(image: BlockImage, found: Scan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -14,16 +13,6 @@ if TYPE_CHECKING:
     from tap_vhd.blocks import BlockImage
 
 _PIECE: Final = 1 << 20
-
-
-def make_safe(file: ImageFile) -> None:
-    """Bring all that was written to the disk.
-
-    Raises:
-        OSError: as the system says.
-    """
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
 
 
 def copy(file: ImageFile, source: int, target: int, length: int) -> None:
@@ -47,9 +36,9 @@ def put_footer(image: BlockImage, end: int) -> None:
     """
     file = image.file
     file.write_metadata(end, image.packed_footer)
-    make_safe(file)
+    file.make_safe()
     if file.size > end + FOOTER_BYTES:
         file.resize(end + FOOTER_BYTES)
-        make_safe(file)
+        file.make_safe()
     image.footer_is_at(end)
     image.footers = attrs.evolve(image.footers, at=end, end=True, copy=True, damage="")

@@ -10,7 +10,6 @@ from tap_vhd.blocks import BlockImage
 from tap_vhd.create import LARGEST, as_ours
 from tap_vhd.fixed import FixedImage
 from tap_vhd.footer import BY_GEOMETRY, FOOTER_BYTES, TAPDISK, Footer, geometry_of
-from tap_vhd.moving import make_safe
 from tap_vhd.restructure import restructure
 from tapcore import SECTOR_SHIFT, DiskDriver, UsageError
 
@@ -47,14 +46,14 @@ def _resize_fixed(image: FixedImage, footer: Footer, size: int) -> None:
     """The footer goes to the new end first, so that there is always one."""
     file, before = image.file, image.footers.at
     file.write_metadata(size, footer.pack())
-    make_safe(file)
+    file.make_safe()
     if size > before:
         length = min(FOOTER_BYTES, size - before)
         if res := file.zero_blocking(before, length, True):
             raise OSError(-res, "the old footer cannot be cleared")
     else:
         file.resize(size + FOOTER_BYTES)
-    make_safe(file)
+    file.make_safe()
     image.footers = attrs.evolve(image.footers, footer=footer, at=size)
     image.sectors = size >> SECTOR_SHIFT
 

@@ -14,7 +14,6 @@ import attrs
 from tap_vhd.blocks import BlockImage
 from tap_vhd.footer import FOOTER_BYTES, Footer
 from tap_vhd.header import HEADER_BYTES, Header, Locator
-from tap_vhd.moving import make_safe
 from tapcore import SECTOR_SHIFT
 
 
@@ -55,9 +54,9 @@ def restructure(
     file.write_metadata(end, header.pack())
     end += HEADER_BYTES
     file.write_metadata(end, footer.pack())
-    make_safe(file)
+    file.make_safe()
     file.write_metadata(0, footer.pack())
-    make_safe(file)
+    file.make_safe()
     image.clusters.stop_writing()
     assert end + FOOTER_BYTES == file.size
     image.adopt(attrs.evolve(image.footers, footer=footer, at=end, end=True, copy=True), header)

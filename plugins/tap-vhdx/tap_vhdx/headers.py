@@ -9,7 +9,6 @@ are those in a GUID.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -127,19 +126,9 @@ class Headers:
             self.damage = "is being written"
             header = attrs.evolve(header, sequence=header.sequence + 1)
             file.write_metadata(HEADERS_AT[1 - self.at], header.pack())
-            make_safe(file)
+            file.make_safe()
             self.current, self.at = header, 1 - self.at
         self.damage = ""
-
-
-def make_safe(file: ImageFile) -> None:
-    """Bring all that was written to the disk.
-
-    Raises:
-        OSError: as the system says.
-    """
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
 
 
 def read_headers(read: ReadAt) -> Headers:

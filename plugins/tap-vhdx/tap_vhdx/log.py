@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 import attrs
 
-from tap_vhdx.headers import MIB, NOTHING, Headers, make_safe
+from tap_vhdx.headers import MIB, NOTHING, Headers
 from tap_vhdx.logentries import MOST_PAGES, SECTOR, pack_entry
 from tapcore import ImageFile, NotSupportedError
 from tapcore.clusters import Write
@@ -166,11 +166,11 @@ class Log:
             OSError, TapError: as the system says, or as `begin`.
         """
         self.begin(content=content)
-        make_safe(self._file)
+        self._file.make_safe()
         for each in self.rounds(writes, self._file.size // MIB * MIB):
             self._file.write_metadata(*each.entry)
-            make_safe(self._file)
+            self._file.make_safe()
             for page in each.pages:
                 self._file.write_metadata(*page)
-            make_safe(self._file)
+            self._file.make_safe()
             self.wrote([each], 1)

@@ -14,7 +14,7 @@ from typing import Final
 
 import attrs
 
-from tap_vhdx.headers import MIB, Header, ReadAt, make_safe
+from tap_vhdx.headers import MIB, Header, ReadAt
 from tap_vhdx.logentries import SECTOR, Change, Entry, read_entry, read_head
 from tap_vhdx.overlay import Overlay
 from tap_vhdx.regions import TABLES_AT
@@ -69,7 +69,7 @@ class Replay:
                 file.write_metadata(offset, content)
             elif length and (res := file.zero_blocking(offset, length, True)):
                 raise OSError(-res, "the log cannot be replayed")
-        make_safe(file)
+        file.make_safe()
 
 
 def find_replay(read: ReadAt, size: int, header: Header) -> Replay | None:

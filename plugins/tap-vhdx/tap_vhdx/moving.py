@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tap_vhdx.bat import ENTRY_BYTES, PLACE, STATE, ZERO
-from tap_vhdx.headers import MIB, make_safe
+from tap_vhdx.headers import MIB
 from tap_vhdx.image import Image
 from tap_vhdx.survey import BITMAP, KEPT, Survey, survey, unpacked
 
@@ -107,4 +107,4 @@ def cut(image: Image, end: int) -> None:
     image.log.end()  # what it says of the file's length is not true any more
     if image.file.size > end:
         image.file.resize(end)
-        make_safe(image.file)
+        image.file.make_safe()

@@ -19,7 +19,7 @@ from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import SparseHeader
 from tap_vmdk.sparse.kinds import hosted_layout
 from tap_vmdk.sparse.layout import round_up
-from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
+from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import DiskDriver, ImageFile, NotSupportedError
 from tapcore.clusters import DATA
 
@@ -103,9 +103,9 @@ def _grow_sparse(part: Part, map: WritableGrainMap, sectors: int) -> Part:
     _zero_after_end(map, part.line.sectors)
     if header.tables > old.tables:
         header = _more_tables(map, header)
-    make_safe(file)
+    file.make_safe()
     file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
-    make_safe(file)
+    file.make_safe()
     line = attrs.evolve(part.line, sectors=sectors)
     grown = WritableGrainMap(map.dd, file, hosted_layout(header), header)
     return writable_part(line, part.start, grown)

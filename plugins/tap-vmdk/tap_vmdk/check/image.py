@@ -16,7 +16,7 @@ from tap_vmdk.image import Image
 from tap_vmdk.openimage import open_extent
 from tap_vmdk.parts.part import Part
 from tap_vmdk.sparse.header import FLAG_NEWLINE, NEWLINES
-from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
+from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import (
     CheckResult,
     DiskDriver,
@@ -102,7 +102,7 @@ def _give_back(image: Image, result: CheckResult, hides: int) -> None:
             result.leaks += left.leaks - found.leaks
             result.leaks_fixed += found.leaks - left.leaks
             result.image_end_offset = max(left.image_end_offset, 0)
-            make_safe(map.file)
+            map.file.make_safe()
 
 
 def _add(result: CheckResult, found: CheckResult) -> None:

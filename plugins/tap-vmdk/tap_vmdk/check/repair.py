@@ -20,7 +20,7 @@ from tap_vmdk.parts.sparse import writable_part
 from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
 from tap_vmdk.sparse.layout import round_up
-from tap_vmdk.sparse.writable import WritableGrainMap, make_safe
+from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import NotSupportedError
 
 _DIRECTORIES: Final = struct.Struct("<QQ")
@@ -53,7 +53,7 @@ def carry_out(part: Part, map: WritableGrainMap, plan: RepairPlan) -> Part:
         raise NotSupportedError("so much lies over something else that it cannot be disentangled")
     try:
         offsets = _Appending(map, plan).run()
-        make_safe(file)
+        file.make_safe()
     except BaseException:
         with contextlib.suppress(OSError):
             file.resize(size)
@@ -65,7 +65,7 @@ def carry_out(part: Part, map: WritableGrainMap, plan: RepairPlan) -> Part:
     _DIRECTORIES.pack_into(sector, _DIRECTORIES_AT, rgd, offsets[0])
     _ROOM.pack_into(sector, _ROOM_AT, room)  # a directory no longer says where the descriptor ends
     file.write_metadata(0, sector)
-    make_safe(file)
+    file.make_safe()
     return _again(part, map, SparseHeader.unpack(bytes(sector)), offsets)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from collections.abc import Callable
@@ -112,8 +111,7 @@ class DescriptorPlace:
         return self.file.read_metadata(self.offset + start, end - start) if end > start else b""
 
     def _flush(self) -> None:
-        if res := self.file.flush_blocking():
-            raise OSError(-res, os.strerror(-res))
+        self.file.make_safe()
 
     # ---- in place ---------------------------------------------------------------------------
 
@@ -294,5 +292,4 @@ def name_in_header(file: ImageFile, header: SparseHeader) -> None:
     """
     place = _PLACE.pack(header.descriptor_offset, header.descriptor_size)
     file.write_metadata(_PLACE_OFFSET, place)
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
+    file.make_safe()

@@ -30,7 +30,6 @@ from tap_vmdk.sparse.markers import (
     marked,
     stream_end,
 )
-from tap_vmdk.sparse.writable import make_safe
 from tapcore import DiskDriver, ImageFile, ImageFormatError, TapError, clusters
 from tapcore.clusters import NOWHERE, PACKED, AnswerPart, Picture, Place, Run
 from tapcore.deflate import deflate
@@ -102,7 +101,7 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
         """Let the header refer to the grain directory, and cut the footer off."""
         if not self._fresh:
             self.file.write_metadata(0, self._open_header.pack())
-            make_safe(self.file)
+            self.file.make_safe()
         self.file.resize(self._cut << 9)
 
     def finish(self) -> None:
@@ -111,7 +110,7 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
             return
         file, header = self.file, attrs.evolve(self._open_header, gd_offset=GD_AT_END)
         file.write_metadata(self.end << 9, stream_end(header, self._open_header.gd_offset))
-        make_safe(file)
+        file.make_safe()
         file.write_metadata(0, header.pack())
 
     def run_to_write(self, sector: int, stop: int) -> Run | None:

@@ -7,7 +7,6 @@ write-back, after what it points to. So whatever a crash leaves, an entry on dis
 from __future__ import annotations
 
 import errno
-import os
 from array import array
 from typing import Final
 
@@ -232,12 +231,12 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         for directory in (self.spare, self.directory):  # the copies first: they know less
             end = max(end, self._empty_tables(directory) if directory is not None else 0)
         self.tables.forget()
-        make_safe(file)
+        file.make_safe()
         end = round_up(end, layout.grain)
         if file.size > end << 9:
             file.resize(end << 9)
         self.end = end
-        make_safe(file)
+        file.make_safe()
 
     def _empty_tables(self, directory: array[int]) -> int:
         """Fill the tables of a directory with holes; returns the first sector past all of them."""
@@ -255,13 +254,3 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
                 end = max(end, directory[index + count - 1] + self.header.table_sectors)
             index += count or 1
         return end
-
-
-def make_safe(file: ImageFile) -> None:
-    """Wait until all of a file is on disk.
-
-    Raises:
-        OSError: it is not.
-    """
-    if res := file.flush_blocking():
-        raise OSError(-res, os.strerror(-res))
