@@ -260,3 +260,29 @@ def test_who_ends_the_program_does_not_make_it_a_success(
     assert capsys.readouterr().err == (
         "tapdisk: unexpected error: SystemExit: 0 (--debug shows where)\n"
     )
+
+
+def test_an_image_that_was_not_made(tmp_path: Path) -> None:
+    registry = Registry()
+    assert not registry.register(Returns("td_create", None)).error
+    with pytest.raises(
+        DriverError, match="the driver wrong is wrong: its td_create has made no file"
+    ):
+        tapcore.create_image(f"wrong:{tmp_path / 'new'}", 512, registry=registry)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_failed_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Where nothing but an errno can be answered."""
+
+    class Fails(Returns):
+        @hookimpl
+        def td_queue_read(self, dd: DiskDriver) -> int:
+            raise ZeroDivisionError("oops")
+
+    registry = Registry()
+    assert not registry.register(Fails("td_submit", 0)).error
+    disk = tapcore.open("wrong:disk", registry=registry, readonly=True)
+    with disk, pytest.raises(tapcore.IOFailedError):
+        disk.pread(0, length=512)
+    assert "disk: read failed in the driver wrong" in caplog.text

@@ -214,7 +214,8 @@ class Dispatcher:
             show_where(exc)
             content_damaged(layer.dd, seg.sector, seg.nb_sectors, exc.message)
         elif not isinstance(exc, OSError):
-            log.exception("%s: %s failed", layer.dd.name, OP_NAMES[seg.op])
+            name, kind = layer.dd.name, layer.dd.drv.disk_type
+            log.exception("%s: %s failed in the driver %s", name, OP_NAMES[seg.op], kind)
         self._returned_error(seg, errno_of(exc))
 
     def _returned_error(self, seg: Segment, code: int) -> None:
@@ -238,7 +239,8 @@ class Dispatcher:
         except (InterruptedError, BlockingIOError):
             return  # nothing is lost: the descriptor is still readable
         except Exception as exc:
-            log.error("%s: the driver failed to reap: %s", dd.name, describe(exc))
+            kind = dd.drv.disk_type
+            log.error("%s: the driver %s failed to reap: %s", dd.name, kind, describe(exc))
             show_where(exc)
             for each in self._sharing:
                 if dd in each.layer_of:
@@ -304,7 +306,8 @@ class Dispatcher:
                 log.error("%s: submit failed: %s", layer.dd.name, exc.message)
                 show_where(exc)
             elif not isinstance(exc, OSError):
-                log.exception("%s: submit failed", layer.dd.name)
+                dd = layer.dd
+                log.exception("%s: the driver %s failed to submit", dd.name, dd.drv.disk_type)
             layer.batch = batch
             for each in self._sharing:  # theirs was submitted with ours
                 if layer.dd in each.layer_of:

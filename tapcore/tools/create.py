@@ -19,6 +19,7 @@ from tapcore.files.locks import lock_image
 from tapcore.files.newfiles import NewFiles, making
 from tapcore.interface.access import Access
 from tapcore.interface.diskinfo import DiskInfo
+from tapcore.interface.distrust import untrue
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.keys import KEY_FILE_OPTION, Keys, warn_of_line_end
 from tapcore.interface.options import DiskId
@@ -166,6 +167,8 @@ def new_image(
         try:
             with _told(progress, files, size, options):
                 info.drv.td_create(files.working, size, recorded, options)
+                if not info.makes_unnamed and not os.path.lexists(files.working):
+                    raise untrue(info.handle, "td_create", "has made no file", target.name)
         except (TapError, OSError) as exc:
             raise open_error(exc, target.name) from exc
         yield NewImage(target, DiskId(files.working, info.handle), files, size, options)
