@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -393,6 +394,12 @@ def answer(machine: str, number: int, *arguments: int, arch: int | None = None) 
                 0x45: bool(loaded & constant),
             }
             at += true if holds[code] else false
+
+
+@pytest.mark.skipif(not seccomp.known_machine(), reason="its numbers are not known")
+def test_the_filter_that_is_prepared_is_the_same() -> None:
+    wanted = seccomp.program(os.uname().machine, 4711)
+    assert list(struct.iter_unpack("=HBBI", seccomp.packed(4711))) == wanted
 
 
 @pytest.mark.parametrize("machine", MACHINES)

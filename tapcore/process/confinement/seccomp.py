@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from typing import Final, TypeAlias
 
 from tapcore.process.confinement.calls import DENIED, LOOKED_AT
@@ -38,6 +39,11 @@ _TYPING: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: to type on a terminal a
 
 _SET_MODE_FILTER: Final = 1
 _ALL_THREADS: Final = 1  # SECCOMP_FILTER_FLAG_TSYNC
+
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+_NUMBER: Final = struct.Struct("=I")
+_NO_PROCESS: Final = 0x7FFFFFFE
+"""Stands for the number of a process: none has this one, nor has anything else in a filter."""
 
 Instruction: TypeAlias = tuple[int, int, int, int]
 """Code, how many to leave out if true and if false, and a constant."""
@@ -116,6 +122,23 @@ def _not_typing() -> list[Instruction]:
     return [_argument(1), *refused[0], *refused[1], _give(_ALLOW)]
 
 
+_PREPARED: Final = (
+    b"".join(_INSTRUCTION.pack(*each) for each in program(os.uname().machine, _NO_PROCESS))
+    if known_machine()
+    else b""
+)
+"""Made when this is imported: where many processes are forked, none has to touch memory for it."""
+
+
+def packed(process: int) -> bytes:
+    """The filter for this machine, as the kernel reads it.
+
+    Args:
+        process: as of `program`.
+    """
+    return _PREPARED.replace(_NUMBER.pack(_NO_PROCESS), _NUMBER.pack(process))
+
+
 def install() -> None:
     """From now on all threads of this process are under the filter.
 
@@ -125,9 +148,10 @@ def install() -> None:
         OSError: the kernel has no filters, or a thread has one of its own.
     """
     machine = os.uname().machine
-    instructions = program(machine, os.getpid())
-    array = (_Filter * len(instructions))(*(_Filter(*each) for each in instructions))
-    whole = _Program(len(array), ctypes.cast(array, ctypes.POINTER(_Filter)))
+    content = packed(os.getpid())
+    array = ctypes.create_string_buffer(content, len(content))
+    count = len(content) // _INSTRUCTION.size
+    whole = _Program(count, ctypes.cast(array, ctypes.POINTER(_Filter)))
     thread = system_call(
         LOOKED_AT[machine]["seccomp"], _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(whole)
     )
