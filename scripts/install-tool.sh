@@ -49,7 +49,7 @@ install_all() {
         "$venv/bin/python" scripts/wheels.py "$wheels" . plugins/*/ &&
         remove_old &&
         install --upgrade --find-links "$wheels" 'tapcore[all]' "$wheels"/*.whl &&
-        uninstall hatchling &&
+        uninstall hatchling pathspec trove-classifiers &&
         "$venv/bin/python" -m compileall -q -j 0 "$venv/lib"
 }
 echo "setup: installing tapdisk and all plugins"

@@ -1,10 +1,7 @@
 """What `make dist` builds is complete: each distribution alone, in a clean environment."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -12,54 +9,20 @@ from typing import Any
 
 import pytest
 
+from builtwheels import PLUGINS, ROOT, Environment, repository_wheels
 from tapcore.cli.group import COMMANDS
-
-ROOT = Path(__file__).resolve().parent.parent
-PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
-CLEAN_ENV = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-
-
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=CLEAN_ENV,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel of every distribution of this repository, by the distribution's name."""
-    out = tmp_path_factory.mktemp("wheels")
-    sources = [ROOT, *(ROOT / "plugins" / plugin for plugin in PLUGINS)]
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    run(*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", out, *sources, cwd=out)
-    return {path.name.split("-")[0].replace("_", "-"): path for path in out.iterdir()}
+    return repository_wheels(tmp_path_factory)
 
 
-class Environment:
-    """A virtual environment that sees nothing of the one that the tests run in."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        run(sys.executable, "-m", "venv", "--without-pip", path, cwd=path.parent)
-
-    def install(self, *wheels: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        into = ["--python", str(self.path / "bin" / "python"), "install", "--quiet"]
-        run(*pip, *into, *wheels, cwd=self.path)
-
+class WithTapdisk(Environment):
     def tapdisk(self, *arguments: str) -> str:
-        done = run(self.path / "bin" / "tapdisk", *arguments, cwd=self.path)
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
+        said = self.run("tapdisk", *arguments, cwd=self.folder)
+        assert "Traceback" not in said
+        return said
 
     def formats(self) -> list[dict[str, Any]]:
         found = json.loads(self.tapdisk("formats", "--json"))
@@ -68,8 +31,8 @@ class Environment:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    return Environment(tmp_path / "clean")
+def environment(tmp_path: Path) -> WithTapdisk:
+    return WithTapdisk(tmp_path / "clean")
 
 
 def test_all_distributions_are_built(wheels: dict[str, Path]) -> None:
@@ -125,7 +88,7 @@ def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], nam
     assert (f"{package}/tapcore-drivers.json" in names) == drivers
 
 
-def test_core_alone(wheels: dict[str, Path], environment: Environment) -> None:
+def test_core_alone(wheels: dict[str, Path], environment: WithTapdisk) -> None:
     environment.install(wheels["tapcore"])
     assert environment.formats() == []
     text = environment.tapdisk("formats")
@@ -133,7 +96,7 @@ def test_core_alone(wheels: dict[str, Path], environment: Environment) -> None:
     assert "pip install" in text  # and what to do about it
 
 
-def test_core_with_one_plugin_then_two(wheels: dict[str, Path], environment: Environment) -> None:
+def test_core_with_one_plugin_then_two(wheels: dict[str, Path], environment: WithTapdisk) -> None:
     environment.install(wheels["tapcore"], wheels["tap-sync"])
     [sync] = environment.formats()
     assert sync["handle"] == "sync"

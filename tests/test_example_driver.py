@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import types
 from pathlib import Path
@@ -16,6 +17,7 @@ import attrs
 import pytest
 
 import tapcore
+from builtwheels import build, made_once, run
 from docpages import DOCS, blocks
 from peers import peer
 from tapcore import clusters
@@ -50,15 +52,18 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    target = tmp_path_factory.mktemp("site")
-    sources = tmp_path_factory.mktemp("sources") / "examples"
-    shutil.copytree(DOCS / "examples", sources)  # a build leaves files beside its sources
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    where = ["--no-deps", "--no-build-isolation", "--target", str(target)]
-    subprocess.run(
-        [*pip, *where, *(str(sources / name) for name in EXAMPLES)], check=True, timeout=300
-    )
+    target = made_once(tmp_path_factory, "examples", _install)
     return Installed(target)
+
+
+def _install(site: Path) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        sources, wheels = Path(work) / "sources", Path(work) / "wheels"
+        shutil.copytree(DOCS / "examples", sources)  # a build leaves files beside its sources
+        wheels.mkdir()
+        build(wheels, (sources / name for name in EXAMPLES))
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        run(*pip, "--no-index", "--no-deps", "--target", site, *wheels.iterdir(), cwd=site)
 
 
 def block(role: str, name: str) -> str:

@@ -4,7 +4,6 @@ In an environment of wheels alone: tapcore's and the new packages', built here; 
 others is lent from the environment that the tests run in. No index is asked.
 """
 
-import importlib.metadata
 import json
 import os
 import re
@@ -15,63 +14,35 @@ from pathlib import Path
 
 import attrs
 import pytest
-from packaging.requirements import Requirement
 
+from builtwheels import CLEAN_ENV, Environment, build, repository_wheels, run
 from peers import peer
 from tapcore import UsageError
 from tapcore.cli.main import main
 from tapcore.interface.registry import Registry
 from tapcore.tools.newplugin import Door, new_plugin
 
-ROOT = Path(__file__).resolve().parent.parent
 DOORS: tuple[Door, ...] = ("simple", "map", "hooks")
-ENV = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-
-
-def run(*command: object, cwd: Path, **env: str) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env={**ENV, **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def closure(*names: str) -> set[str]:
-    """Distributions, and all that they require here."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for line in importlib.metadata.requires(name) or ():
-            requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found
 
 
 @attrs.frozen
 class Clean:
-    """A virtual environment that sees nothing of the one that the tests run in.
+    """An environment with the core and the new packages.
 
     Attributes:
-        folder: of the environment.
+        environment: it.
         packages: folders of the new packages.
     """
 
-    folder: Path
+    environment: Environment
     packages: tuple[Path, ...]
 
+    @property
+    def folder(self) -> Path:
+        return self.environment.folder
+
     def run(self, *command: object, cwd: Path) -> str:
-        return run(self.folder / "bin" / str(command[0]), *command[1:], cwd=cwd)
+        return self.environment.run(*command, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +53,13 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
         Path(new_plugin(f"n{door}", door, directory=str(work), registry=empty).folder)
         for door in DOORS
     ]
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = ["wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation", "-w", work / "dist"]
-    run(*pip, *build, ROOT, *packages, cwd=work)
-    folder = work / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=work)
-    wheels = sorted((work / "dist").glob("*.whl"))
-    into = ["--python", folder / "bin" / "python", "install", "-q", "--no-index", "--no-deps"]
-    run(*pip, *into, *wheels, cwd=work)
-    (site,) = folder.glob("lib/python*/site-packages")
-    for name in closure("attrs", "click", "pluggy", "rich", "pytest"):
-        lend(name, site)
-    return Clean(folder, tuple(packages))
-
-
-def lend(name: str, site: Path) -> None:
-    """Let a distribution of this environment be seen in another one."""
-    distribution = importlib.metadata.distribution(name)
-    tops = {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}
-    for top in tops:
-        (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+    dist = work / "dist"
+    dist.mkdir()
+    build(dist, packages)
+    environment = Environment(work / "venv")
+    environment.install(repository_wheels(tmp_path_factory)["tapcore"], *dist.glob("*.whl"))
+    environment.lend("pytest")
+    return Clean(environment, tuple(packages))
 
 
 @pytest.mark.timeout(400)  # it builds, and checks types without a cache
@@ -142,7 +100,7 @@ def serve_and_write(clean: Clean, folder: Path, image: str) -> None:
     with subprocess.Popen(
         [clean.folder / "bin" / "tapdisk", "serve", image, "--socket", folder / "s"],
         cwd=folder,
-        env=ENV,
+        env=CLEAN_ENV,
         stdout=subprocess.PIPE,
         text=True,
     ) as server:
