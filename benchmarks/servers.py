@@ -83,6 +83,7 @@ class Server:
         self.uri = ""
         self._log = folder / f"{spec.name}.log"
         sock = folder / f"{spec.name}.sock"
+        sock.unlink(missing_ok=True)  # nbdkit leaves its own behind
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [*spec.start, *spec.argv(command, sock, file)],
