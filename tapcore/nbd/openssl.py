@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-READ_BUFFER: Final = 128 << 10
-"""Bytes that are received at once: 8 records, which else are two system calls each."""
+READ_BUFFER: Final = 64 << 10
+"""Bytes that are received at once: 4 records, which else are two system calls each. A connection
+has them as long as a part of a record has come."""
 
 _NEWEST: Final = 3, 14
 _SET_READ_AHEAD: Final = 41  # SSL_CTRL_SET_READ_AHEAD
