@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from nbd_client import WRITE_ZEROES
 from served import served
+from tlscerts import Authority
 from toolboxes import Toolbox, toolbox
 
 from peers import missing, peer
@@ -304,6 +305,39 @@ def test_qemu_with_extended_headers(newer: Toolbox, tmp_path: Path, rng: random.
         newer.run("qemu-io", "-f", "raw", *words, uri)
         newer.run("qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", copy, uri)
         newer.run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, copy)
+
+
+# ---- with TLS ------------------------------------------------------------------------------
+
+
+def test_tls_with_certificates(newer: Toolbox, tmp_path: Path, rng: random.Random) -> None:
+    """What `test_nbd_tls` has the installed clients do."""
+    content = rng.randbytes(300 * KIB) + bytes(MIB)
+    (tmp_path / "disk.img").write_bytes(content)
+    directory = Authority().give(tmp_path / "tls", "server")
+    options = ["--bind", "localhost", "--port", "0", "--tls-certificates", directory]
+    with served("disk.img", *options, cwd=tmp_path) as server:
+        uri = f"{server.uri}?tls-certificates={directory}"
+        assert "with TLS, using extended packets" in newer.run("nbdinfo", uri)
+        newer.run("nbdcopy", uri, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == content
+        newer.run("nbdcopy", "--requests=64", tmp_path / "copy", uri)
+        port = re.findall(r":(\d+)/", server.uri)[0]
+        creds = f"tls-creds-x509,id=t,dir={directory},endpoint=client"
+        where = f"driver=nbd,host=localhost,port={port},tls-creds=t"
+        assert "1.29 MiB" in newer.run("qemu-img", "info", "--object", creds, "--image-opts", where)
+
+
+def test_tls_with_keys(newer: Toolbox, tmp_path: Path, rng: random.Random) -> None:
+    keys = tmp_path / "keys.psk"
+    keys.write_text(f"guest:{rng.randbytes(32).hex()}\n")
+    with served("ram:1M", "--bind", "localhost", "--port", "0", "--tls-psk", keys) as server:
+        uri = server.uri.replace("nbds://", "nbds://guest@")
+        assert newer.run("nbdinfo", "--size", f"{uri}?tls-psk-file={keys}") == f"{MIB}\n"
+        port = re.findall(r":(\d+)/", server.uri)[0]
+        creds = f"tls-creds-psk,id=t,dir={tmp_path},username=guest,endpoint=client"
+        where = f"driver=nbd,host=localhost,port={port},tls-creds=t"
+        assert "1 MiB" in newer.run("qemu-img", "info", "--object", creds, "--image-opts", where)
 
 
 # ---- as a file -----------------------------------------------------------------------------
