@@ -86,6 +86,8 @@ def test_a_snapshot_by_options_of_its_action(images: Path) -> None:
     tapdisk("snapshot", "-q", "-a", "one", "d.qcow2", status=0)
     tapdisk("convert", "-l", "snapshot.name=one", "-O", "raw", "d.qcow2", "one.img", status=0)
     assert (images / "one.img").read_bytes() == (images / "d.raw").read_bytes()
+    tapdisk("convert", "-s", "one", "-O", "raw", "d.qcow2", "two.img", status=0)
+    assert (images / "two.img").read_bytes() == (images / "d.raw").read_bytes()
     tapdisk("snapshot", "d.qcow2", "-d", "one", status=0)
     assert tapdisk("snapshot", "-l", "d.qcow2", status=0)[0] == "no snapshots\n"
 
@@ -125,6 +127,8 @@ def test_a_bitmap_by_options_of_its_action(images: Path) -> None:
         ("serve --aio=native d.qcow2", "--cache none"),
         ("serve -v d.qcow2", "--log-level"),
         ("serve --tls-creds tls0 d.qcow2", "--tls-certificates"),
+        ("bench -c 100 d.qcow2", "--seconds"),
+        ("bench -s 4096 d.qcow2", "--bs"),
         ("dd if=d.raw of=new.raw", "no such command 'dd': tapdisk convert"),
     ],
 )

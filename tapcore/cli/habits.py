@@ -268,7 +268,7 @@ HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
         Habit(("-B", "--backing"), _same_as("parent"), takes=True),
         _PARENT,
         _PROGRESS,
-        Habit(("-l", "--snapshot-param"), _snapshot_named, takes=True),
+        Habit(("-l", "-s", "--snapshot-param"), _snapshot_named, takes=True),
         Habit(("-m", "--parallel"), _coroutines, takes=True),
         Habit(("-W", "--oob"), _nothing),
         Habit(("-C", "--copy-range"), _nothing),
@@ -316,7 +316,7 @@ HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
         _IMAGE,
         Habit(("-b", "--source-file"), _same_as("source_image"), takes=True),
     ),
-    "bench": (_IMAGE,),
+    "bench": (_IMAGE, Habit(("-d",), _same_as("depth"), takes=True)),
     "serve": (
         _IMAGES,
         Habit(("-k",), _same_as("socket"), takes=True),

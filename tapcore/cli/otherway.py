@@ -67,6 +67,12 @@ INSTEAD: Final[Mapping[str, tuple[OtherWay, ...]]] = {
     ),
     "amend": _OPENING,
     "snapshot": (*_OPENING, _IN_USE),
+    "bench": (
+        *_OPENING,
+        OtherWay(("--count", "-c"), "it runs for so many --seconds", takes=True),
+        OtherWay(("--buffer-size", "-s"), "--bs SIZE is the size of a request", takes=True),
+        OtherWay(("-w",), "--rw write --force writes"),
+    ),
     "bitmap": (*_OPENING, OtherWay(("-F",), "name it HANDLE:PATH with --from", takes=True)),
     "serve": (
         *_OPENING,
