@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import disks
 import lineup
@@ -242,8 +244,13 @@ def _measure(job: Job, size: str, folder: Path, command: str, rounds: int) -> Me
     return Measured(job, size, turns["ours"], turns["theirs"])
 
 
+def _on_signal(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # the images are removed
+
+
 def main() -> int:
     """Measure, and say how it went."""
+    signal.signal(signal.SIGTERM, _on_signal)
     parser = argparse.ArgumentParser(description="Compare conversions with qemu-img's.")
     parser.add_argument("--jobs", metavar="REGEX", default="", help="only these")
     parser.add_argument("--rounds", metavar="N", type=int, default=5)
