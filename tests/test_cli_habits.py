@@ -129,6 +129,7 @@ def test_a_bitmap_by_options_of_its_action(images: Path) -> None:
         ("serve --tls-creds tls0 d.qcow2", "--tls-certificates"),
         ("bench -c 100 d.qcow2", "--seconds"),
         ("bench -s 4096 d.qcow2", "--bs"),
+        ("mount d.qcow2 /mnt", "nbdfuse"),
         ("dd if=d.raw of=new.raw", "no such command 'dd': tapdisk convert"),
     ],
 )

@@ -59,8 +59,12 @@ COMMANDS: Final[Mapping[str, str]] = {
 """The module of that name in `tapcore.cli.commands` has the `command`; help needs no import."""
 
 
-_ELSEWHERE: Final = {"dd": ": tapdisk convert copies a whole disk"}
-"""Commands of qemu-img that are none here, and what is instead."""
+_ELSEWHERE: Final = {
+    "dd": ": tapdisk convert copies a whole disk",
+    "mount": ": tapdisk extract copies files out; nbdfuse or nbd-client mount what serve offers",
+    "backup": ": tapdisk convert copies a disk, with -b only what differs from a parent",
+}
+"""What people type that is no command here, and what is instead."""
 
 
 def _module_of(command: str) -> str:

@@ -13,7 +13,7 @@ from tapcore.cli.options import (
     strangers_parents_option,
     tap_command,
 )
-from tapcore.cli.output import print_line, print_pairs, size_with_bytes
+from tapcore.cli.output import format_word, print_line, print_pairs, size_with_bytes
 from tapcore.cli.timelimit import ended_after
 from tapcore.errors import printable
 from tapcore.interface.policy import ReferencePolicy
@@ -94,7 +94,7 @@ def _print(found: InspectedImage) -> None:
     print_pairs(
         [
             ("image", found.image),
-            ("format", found.format),
+            ("format", format_word(found.format)),
             *_virtual_size(found),
             (
                 "file size",
