@@ -17,7 +17,7 @@ PREFIX ?=
 # one more than there are processors: some of a test's time is waiting for the disk
 WORKERS ?= $(shell echo $$((1 + $$(nproc))))
 
-.PHONY: help install tool run test peers lint format bench bench-quick bench-convert newer-peers man docs dist clean
+.PHONY: help install tool run test peers lint format bench bench-quick bench-convert newer-peers man docs sheets dist clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +66,9 @@ man: install ## man pages of every command, into build/man/
 
 docs: install ## the documentation as a site, into build/docs/
 	@sh scripts/docs.sh
+
+sheets: install peers ## conformance sheets of the drivers, into their packages: before a release
+	@sh scripts/sheets.sh
 
 dist: install ## wheels and source distributions of everything, checked, into dist/
 	@sh scripts/dist.sh

@@ -64,6 +64,9 @@ def test_the_sheet_says_what_was_found_and_formats_shows_it(chunk: ThrowAway) ->
     shown = chunk.tapdisk("formats", "--long", "thrown").stdout
     assert "conformance:" in shown
     assert "opens and closes without a trace" in shown
+    done = chunk.run(sys.executable, "-m", "tapcore.testkit", "--sheet", sheet, "-k", "absent")
+    assert done.returncode != 0
+    assert "no sheet: no check of the kit ran" in done.stderr
 
 
 def test_no_check_takes_the_place_of_another() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -41,11 +42,15 @@ class SheetWriter:
     Args:
         path: where the sheet is written.
         handle: of the driver; empty: the one that is tested, of several the first.
+
+    Attributes:
+        written: there is a sheet.
     """
 
     def __init__(self, path: str | Path, handle: str = "") -> None:
         self.path, self.handle = Path(path), handle
         self.outcomes = dict.fromkeys(all_checks(), _WORSE[0])
+        self.written = False
         self._checks: dict[str, str] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -71,6 +76,7 @@ class SheetWriter:
     def pytest_sessionfinish(self) -> None:
         """Write it; nothing where no check was run."""
         if self._checks:
+            self.written = True
             self.path.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
 
     def as_dict(self) -> dict[str, str]:
@@ -89,5 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", metavar="FILE", help="write the conformance sheet there")
     parser.add_argument("--handle", default="", help="of the driver, where several are tested")
     options, rest = parser.parse_known_args(arguments)
-    plugins = [SheetWriter(options.sheet, options.handle)] if options.sheet else []
-    return int(pytest.main(rest, plugins=plugins))
+    if not options.sheet:
+        return int(pytest.main(rest))
+    writer = SheetWriter(options.sheet, options.handle)
+    status = int(pytest.main(rest, plugins=[writer]))
+    if not writer.written:
+        print(
+            "no sheet: no check of the kit ran in this process (nor does it with -n)",
+            file=sys.stderr,
+        )
+    return status or int(not writer.written)
