@@ -133,6 +133,26 @@ def test_what_clients_did_is_what_was_counted(
         did.compare(settled(page, did))
 
 
+def test_a_client_that_asks_one_by_one_is_counted_meanwhile(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    (tmp_path / "disk").write_bytes(os.urandom(SIZE))
+    metrics, did = Metrics(), Did()
+    with served_here(f"aio:{tmp_path / 'disk'}", metrics=metrics) as here:
+        (page,) = metrics.pages
+
+        def shown() -> int:
+            return sum(each.answered for each in read_fd(page.fileno()).cells.values())
+
+        with here.client() as client:
+            for _ in range(3):  # each later than what was shown before
+                before = shown()
+                while shown() == before:
+                    do(client, did, [(READ, 4 * KIB, 4 * KIB)], rng)
+                    do(client, did, [(WRITE, MIB, 4 * KIB)], rng)
+        did.compare(settled(page, did))
+
+
 def test_what_comes_when_all_was_shown_is_looked_at_and_so_shown_too() -> None:
     metrics = Metrics()
     metrics.meter("a", image="", driver="", size=SIZE)

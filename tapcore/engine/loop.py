@@ -87,6 +87,7 @@ class Loop:
             if seconds is not None and (timeout is None or seconds < timeout):
                 timeout = seconds
         handlers, poll = self._handlers, self._epoll.poll
+        end = None if timeout is None else monotonic() + timeout
         quiet = True
         while quiet:
             ready = poll(timeout, _MAX_EVENTS)
@@ -101,8 +102,10 @@ class Loop:
             except BaseException:
                 self.broken_off = True
                 raise
-            if quiet and timeout is not None:
-                return
+            if quiet and end is not None:
+                timeout = end - monotonic()
+                if timeout <= 0:
+                    return
         try:
             for call in self.after_batch:
                 call()

@@ -2,7 +2,9 @@
 
 A client that waits for each answer before it asks for more makes one trip through the poll set of
 each request. Where that lies in the lane, whole, and nothing else is to be sent, all that is left
-to do for it is to move its bytes.
+to do for it is to move its bytes. If somebody counts, how long that takes is looked at as rarely as
+for others; the first request, and the one when what was counted is to be shown, go the ordinary
+way, where that is done.
 """
 
 from __future__ import annotations
@@ -21,10 +23,23 @@ class Alone:
 
     Args:
         sock: of the client, whose calls do not wait.
-        transmission: its requests; nobody counts them.
+        transmission: its requests.
     """
 
-    __slots__ = ("_lane", "_parser", "_recv_into", "_replies", "_send", "_transmission", "_write")
+    __slots__ = (
+        "_batch",
+        "_lane",
+        "_owed",
+        "_parser",
+        "_read",
+        "_recv_into",
+        "_replies",
+        "_send",
+        "_timed",
+        "_transmission",
+        "_write",
+        "_written",
+    )
 
     def __init__(self, sock: socket.socket, transmission: Transmission) -> None:
         self._recv_into = sock.recv_into
@@ -34,6 +49,12 @@ class Alone:
         self._replies = transmission.replies
         self._lane = transmission.engine.lane
         self._write = transmission.writes.in_lane
+        self._owed = transmission.outstanding
+        meter = transmission.outstanding.meter
+        self._batch = None if meter is None else meter.batch
+        self._timed = False
+        self._read = _nobody if meter is None else meter.reads.append
+        self._written = _nobody if meter is None else meter.writes.append
 
     def receive(self) -> bool | None:
         """Receive, and answer what has come if it is one request in the lane.
@@ -68,19 +89,25 @@ class Alone:
             if left or length > LANE_MAX:
                 return False
             lane.begin()
+            if not self._may_count(lane.now):
+                return False
             content = lane.to_read(offset, length)
             if content is None or not lane.holds_last():
                 return False
             replies.mapped(cookie, offset, content, length)
+            self._read(length)
         elif command == nbd.CMD_WRITE:
             if left < length < STREAM_MIN:
                 return True  # most clients send the head first, and long content in parts
             if left != length:
                 return False
             lane.begin()
+            if not self._may_count(lane.now):
+                return False
             if not self._write(offset, rx.view[rx.end - length : rx.end]):
                 return False
             replies.done(cookie, offset)
+            self._written(length)
         else:
             return False
         rx.start = rx.end
@@ -88,4 +115,23 @@ class Alone:
             replies.advance(self._send(list(replies.queue)))
         except OSError:  # no room, or no page: the ordinary way goes on with it
             return False
+        if self._timed and self._batch is not None:
+            self._batch.count()
         return not replies.queue
+
+    def _may_count(self, now: float) -> bool:
+        """Whether a request that is taken `now` can be counted here, or nobody counts."""
+        self._timed = False
+        batch = self._batch
+        if batch is None or now < batch.next:
+            return True
+        others = batch.timed or batch.driven or batch.told
+        if others or not batch.armed or now >= batch.due:
+            return False
+        self._owed.time_batch(now)
+        self._timed = True
+        return True
+
+
+def _nobody(length: int) -> None:
+    """Nobody counts."""

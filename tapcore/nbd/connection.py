@@ -227,7 +227,7 @@ class Connection:
                 self._lose("its export is not there any more")
                 return
             self._transmission, self._writes = transmission, transmission.writes
-            if isinstance(self._socket, socket.socket) and not transmission.counted:
+            if isinstance(self._socket, socket.socket):
                 self._alone = Alone(self._socket, transmission)
             self.engine = transmission.engine
             self._told.chose(handshake, self._socket)

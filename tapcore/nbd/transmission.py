@@ -151,11 +151,6 @@ class Transmission:
         return self.outstanding.held
 
     @property
-    def counted(self) -> bool:
-        """Whether somebody counts its requests."""
-        return self._moved is not None
-
-    @property
     def amid_a_write(self) -> bool:
         """Whether a write was begun whose data is still on its way."""
         return self.writes.stream is not None
