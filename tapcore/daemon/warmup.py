@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tapcore.errors import TapError
+from tapcore.interface.policy import ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry
+from tapcore.opening.names import split_name
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,16 @@ def warm_up(registry: Registry) -> None:
         if not row.info.error and row.plugin is not None:
             _import_below(_package_of(row.plugin))
     registry.filters()
+    _compile_names(registry)
+
+
+def _compile_names(registry: Registry) -> None:
+    """The expressions of names and policies are compiled when one is first looked at."""
+    for info in registry.drivers():
+        if not info.error:
+            split_name(f"{info.handle}:image", registry)
+    ReferencePolicy.from_words(("/images",))
+    has_protocol("image")
 
 
 def _package_of(plugin: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -207,8 +206,9 @@ def _export_names(
         chosen = [""] if len(images) == 1 else [_file_name(image, registry) for image in images]
     for number, each in enumerate(chosen):
         _check_export_name(each, images[number], given=bool(names))
-    name, count = Counter(chosen).most_common(1)[0]
-    if count > 1:
+    if len(set(chosen)) < len(chosen):
+        name = max(chosen, key=chosen.count)
+        count = chosen.count(name)
         raise UsageError(f"{count} exports would be named '{name}'; name each with --export")
     return chosen
 
