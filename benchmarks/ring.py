@@ -34,6 +34,7 @@ TARGET = 1.5
 """Times the throughput of NBD: 4 KiB reads at random places, 32 in flight."""
 
 READ, WRITE = 0, 1
+MOST = 32
 _NBD_REQUEST = struct.Struct(">IHHQQI")
 _GOOD = b"\x67\x44\x66\x98\0\0\0\0"  # the start of a simple reply, without an error
 _RING_REQUEST = struct.Struct("<BB6xQQIBB2x")
@@ -281,6 +282,8 @@ def main() -> int:
     parser.add_argument("--depth", type=int, nargs="*", default=[32, 1])
     parser.add_argument("--dir", default=None, help="where the disk lies")
     args = parser.parse_args()
+    if not all(0 < depth <= MOST for depth in args.depth):
+        parser.error(f"--depth: from 1 to {MOST}, the requests of a ring of one page")
     folder = Path(tempfile.mkdtemp(prefix="ring-", dir=args.dir))
     good = True
     try:

@@ -35,7 +35,7 @@ MAX_HELD: Final = 32 << 20
 ROUNDS: Final = 8
 """So often the ring is looked at for new requests before others have their turn."""
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 8
 """Requests that are answered together: a front end with more of them under way works on these
 answers while the next ones are being made."""
 
