@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
+from cputime import LENIENT, CpuTime
 
 import tapcore
 from qcow2tools import MIB, PASSPHRASE, SECRET, create, image_options, qemu_img, run
@@ -317,10 +318,10 @@ def test_what_is_wrong_with_a_header_is_said_at_once(
 ) -> None:
     region = bytearray(ours)
     region[offset : offset + len(content)] = content
-    start = time.process_time()
+    spent = CpuTime()
     with pytest.raises(error, match=said):
         open_luks(bytes(region), KEY)
-    assert time.process_time() - start < 5
+    assert spent.is_about(5)
 
 
 def test_key_material_must_lie_in_the_region(ours: bytes) -> None:
@@ -388,4 +389,4 @@ def test_deriving_a_key_takes_about_the_time_that_is_wanted() -> None:
     iterations = keys.iterations_for("sha256", 64, 0.2)
     start = time.thread_time()
     keys.derive("sha256", b"secret", bytes(32), iterations, 64)
-    assert 0.05 < time.thread_time() - start < 0.8
+    assert 0.05 < time.thread_time() - start < LENIENT * 0.2

@@ -323,7 +323,7 @@ def test_snapshots_in_turn(kind: str, tmp_path: Path, rng: random.Random) -> Non
     """Made, applied and deleted by both sides; each shows what the disk held."""
     pair = KINDS[kind](tmp_path, rng)
     kept: dict[str, bytes] = {}
-    for number in range(7):
+    for number in range(4 if kind == "zlib-512" else 7):  # which are slow to write
         mine = rng.random() < 0.5
         what = rng.choice(("create", "create", "apply", "delete"))
         if what == "create" and len(kept) < 2:

@@ -35,7 +35,7 @@ def with_snapshots(path: Path, name_length: int) -> Path:
 
 def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
-    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 
 
 def test_info_of_all_snapshots_that_there_can_be(tmp_path: Path) -> None:

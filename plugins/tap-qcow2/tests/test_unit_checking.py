@@ -7,11 +7,11 @@ import resource
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cputime import LENIENT, CpuTime
 
 import tapcore
 from peers import peer
@@ -257,7 +257,7 @@ def bounded(image: Path, seconds: float, mebibytes: int) -> tapcore.CheckResult:
     assert done.returncode == 0, done.stderr
     answer, peak = done.stdout.splitlines()
     assert int(peak) < mebibytes << 10, f"{int(peak) >> 10} MiB"
-    assert after.ru_utime - before.ru_utime < seconds
+    assert after.ru_utime - before.ru_utime < LENIENT * seconds
     counters, messages = json.loads(answer)
     return tapcore.CheckResult(**counters, messages=messages)
 
@@ -268,14 +268,14 @@ _PEAK = "print(next(line for line in open('/proc/self/status') if 'VmHWM' in lin
 
 def test_references_that_lie_far_apart(tmp_path: Path) -> None:
     """Each in a page of its own, in a file of some terabytes that is nearly all hole."""
-    cluster = 256 << 10
+    cluster = 128 << 10
     count = cluster // 8
     end = 15 << 40
     step = end // count // cluster * cluster
     entries = [COPIED | (number * step + 8 * cluster) for number in range(count)]
     table = struct.pack(f">{count}Q", *entries)
     image = hostile(
-        tmp_path / "disk.qcow2", 18, [COPIED | 4 * cluster], {4 * cluster: table}, 8 << 30, end
+        tmp_path / "disk.qcow2", 17, [COPIED | 4 * cluster], {4 * cluster: table}, 2 << 30, end
     )
     found = bounded(image, 8, 150)
     assert found.allocated_clusters == count
@@ -320,9 +320,9 @@ def test_snapshots_whose_l1_tables_overlap(tmp_path: Path) -> None:
         file.write(l1)
         file.seek(64 << 20)
         file.write(table)
-    started = time.process_time()
+    spent = CpuTime()
     found = check_image(f"qcow2:{image}")
-    assert time.process_time() - started < 60
+    assert spent.is_about(10)
     assert found.check_errors == 1
     assert "overlap" in found.messages[-1] or "more" in found.messages[-1]
 
@@ -332,14 +332,14 @@ def test_a_refcount_table_that_names_one_block_very_often(tmp_path: Path) -> Non
     image = hostile(tmp_path / "disk.qcow2", 21, [], {2 * cluster: b"\1" * cluster}, 0, 4 * cluster)
     with open(image, "r+b") as file:
         file.seek(56)
-        file.write(struct.pack(">I", 4))
+        file.write(struct.pack(">I", 2))
         file.seek(8 * cluster)
-        file.write(struct.pack(">Q", 2 * cluster) * (4 * cluster // 8))
+        file.write(struct.pack(">Q", 2 * cluster) * (2 * cluster // 8))
         file.seek(48)
         file.write(struct.pack(">Q", 8 * cluster))
-        file.truncate(14 << 40)
-    found = bounded(image, 15, 250)
-    assert found.corruptions >= 4 * cluster // 8 - 1
+        file.truncate(2 << 40)
+    found = bounded(image, 8, 250)
+    assert found.corruptions >= 2 * cluster // 8 - 1
 
 
 # ---- parts --------------------------------------------------------------------------------------

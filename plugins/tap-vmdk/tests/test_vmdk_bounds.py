@@ -23,7 +23,7 @@ SECTORS = TABLES * 512 * 128
 THOROUGH = int(os.environ.get("TAPCORE_THOROUGH") or 1)
 EXTENTS = 1 << (15 if THOROUGH > 1 else 13)
 """The most that a descriptor may have, or a quarter: the work grows with them, and no faster."""
-CPU_SECONDS = 20
+CPU_SECONDS = 60
 MEMORY = 640 << 20
 WORK = """
 import sys, tapcore
