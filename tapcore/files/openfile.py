@@ -69,7 +69,7 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
 def _prepare(file: ImageFile) -> None:
     """Open what else it will need, while somebody can be asked for it."""
     try:
-        assert file.meta_fd >= 0
+        os.fstat(file.meta_fd)  # it is opened when it is first asked for; under -O, too
     except BaseException:
         file.close()
         raise
