@@ -9,9 +9,11 @@ import random
 import shutil
 import tarfile
 import tempfile
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import fsspec
@@ -245,7 +247,7 @@ def test_a_raw_disk_that_was_guessed_keeps_its_look(tmp_path: Path) -> None:
 
 def test_asyncio_goes_on_meanwhile(image: str, content: bytes) -> None:
     async def work() -> None:
-        async with await tapcore.aopen(image, "r+b") as disk:
+        async with tapcore.aopen(image, "r+b") as disk:
             parts = await asyncio.gather(
                 *(disk.pread(at, length=4096) for at in range(0, 65536, 4096))
             )
@@ -255,7 +257,7 @@ def test_asyncio_goes_on_meanwhile(image: str, content: bytes) -> None:
             await disk.discard(MIB, length=4096)
             await disk.sync()
             assert (await disk.pread(512, length=3)) == b"new"
-            assert sum(run.length for run in await disk.extents()) == SIZE == disk.disk.size
+            assert sum(run.length for run in await disk.extents()) == SIZE == disk.size
             await disk.resize("4M")
             with pytest.raises(tapcore.OutOfRangeError):
                 await disk.pwrite(4 * MIB, b"x")
@@ -275,6 +277,50 @@ def test_a_call_that_is_cancelled_leaves_the_disk_whole(image: str) -> None:
         assert await disk.pread(0, length=1) == b"x"
         await disk.close()
 
+    asyncio.run(work())
+
+
+def test_asyncio_may_also_await_a_disk_or_make_a_task_of_it(image: str) -> None:
+    async def work() -> None:
+        disk = await tapcore.aopen(image)
+        assert (disk.size, disk.name) == (SIZE, disk.disk.name)
+        await disk.close()
+        async with await asyncio.create_task(tapcore.aopen(image, "r+b")) as disk:
+            assert await disk.pwrite(0, b"x") == 1
+        with pytest.raises(KeyError):
+            async with tapcore.aopen(image) as disk:
+                raise KeyError
+        assert disk.disk.closed
+
+    asyncio.run(work())
+
+
+def test_who_is_cancelled_while_a_disk_opens_leaves_it_closed(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go, opened = threading.Event(), threading.Event(), list[tapcore.Disk]()
+
+    def slowly(*args: Any, **how: Any) -> tapcore.Disk:
+        began.set()
+        assert go.wait(60)
+        opened.append(tapcore.open(*args, **how))
+        return opened[0]
+
+    async def work() -> None:
+        task = asyncio.create_task(tapcore.aopen(image, "r+b"))
+        await asyncio.get_running_loop().run_in_executor(None, began.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        threads = [
+            thread for thread in threading.enumerate() if thread.name.startswith("tapcore-disk")
+        ]
+        go.set()
+        for thread in threads:
+            thread.join(60)
+        assert opened[0].closed
+
+    monkeypatch.setattr("tapcore.disk.asyncdisk.open", slowly)
     asyncio.run(work())
 
 

@@ -11,10 +11,10 @@ AT_ONCE = 8
 
 async def used(image: str, room: asyncio.Semaphore) -> str:
     """A line: bytes that hold data, of how many."""
-    async with room, await tapcore.aopen(image, parents="any") as disk:
+    async with room, tapcore.aopen(image, parents="any") as disk:
         runs = await disk.extents()
         held = sum(run.length for run in runs if run.kind != "zero")
-        return f"{image}: {held} of {disk.disk.size} bytes"
+        return f"{image}: {held} of {disk.size} bytes"
 
 
 async def main(images: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -26,12 +26,22 @@ class AsyncDisk:
         thread: of that disk.
 
     Attributes:
-        disk: what it is: `size`, `name`, `read_only` and others need no waiting.
+        disk: what it is: `size`, `name`, `readonly` and others need no waiting.
     """
 
     def __init__(self, disk: Disk, thread: ThreadPoolExecutor) -> None:
         self.disk = disk
         self._thread = thread
+
+    @property
+    def name(self) -> str:
+        """As `Disk.name`."""
+        return self.disk.name
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.disk.size
 
     async def pread(self, offset: int, *, length: int) -> bytes:
         """As `Disk.pread`."""
@@ -89,19 +99,73 @@ class AsyncDisk:
         )
 
 
-async def aopen(name: ImageName, mode: Mode | None = None, **how: Any) -> AsyncDisk:
-    """As `tapcore.open`, for asyncio: `async with await tapcore.aopen(...) as disk`.
+class OpeningDisk(Coroutine[Any, Any, AsyncDisk]):
+    """What `aopen` returns: to be awaited for the disk, or entered by `async with`.
+
+    Args:
+        opening: the coroutine that opens the disk.
+    """
+
+    def __init__(self, opening: Coroutine[Any, Any, AsyncDisk]) -> None:
+        self._opening = opening
+        self._disk: AsyncDisk | None = None
+
+    def send(self, value: Any) -> Any:
+        """As of the coroutine."""
+        return self._opening.send(value)
+
+    def throw(self, *what: Any) -> Any:
+        """As of the coroutine."""
+        return self._opening.throw(*what)
+
+    def close(self) -> None:
+        """As of the coroutine."""
+        self._opening.close()
+
+    def __await__(self) -> Generator[Any, Any, AsyncDisk]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> AsyncDisk:
+        self._disk = await self
+        return self._disk
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[None]:
+        if self._disk is not None:
+            await self._disk.__aexit__(kind, value, trace)
+
+
+def aopen(name: ImageName, mode: Mode | None = None, **how: Any) -> OpeningDisk:
+    """As `tapcore.open`, for asyncio: `async with tapcore.aopen(...) as disk`.
 
     Args:
         name: as of `open`, and so on.
         mode: as of `open`.
         how: as of `open`.
+
+    Returns:
+        What is to be awaited for the disk, or entered, which closes it at the end.
     """
+    return OpeningDisk(_open(name, mode, how))
+
+
+async def _open(name: ImageName, mode: Mode | None, how: dict[str, Any]) -> AsyncDisk:
     thread = ThreadPoolExecutor(1, thread_name_prefix="tapcore-disk")
-    loop = asyncio.get_running_loop()
+    opening = thread.submit(partial(open, name, mode, **how))
     try:
-        disk = await loop.run_in_executor(thread, partial(open, name, mode, **how))
+        disk = await asyncio.wrap_future(opening)
     except BaseException:
+        # whoever is cancelled meanwhile leaves no open disk behind, and no lock
+        opening.add_done_callback(_close_unwanted)
         thread.shutdown(wait=False)
         raise
     return AsyncDisk(disk, thread)
+
+
+def _close_unwanted(opening: Future[Disk]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
