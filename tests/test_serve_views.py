@@ -241,7 +241,8 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing(base: Path) -> Non
 def test_from_the_command_line(base: Path) -> None:
     kept = base.parent / "kept"
     kept.mkdir()
-    words = ["--socket", "s", "--overlay", "connection", "--overlay-dir", ".", "--keep", "raw:kept"]
+    # without a word of its own it is a view for each connection
+    words = ["--socket", "s", "--overlay", "--overlay-dir", ".", "--keep", "raw:kept"]
     with served(base, *words, "--overlay-limit", "2M", cwd=base.parent) as server:
         uri = server.uri.replace("socket=s", f"socket={base.parent}/s")
         with Client(uri) as client:

@@ -77,8 +77,11 @@ LEAST_MEMORY = 64 << 20
 @click.option(
     "--overlay",
     type=click.Choice(["connection", "name"]),
+    is_flag=False,
+    flag_value="connection",
     help="Images are not written: clients write into views, which are gone at the end. One for "
-    "each connection, or one for each export NAME@VIEW that clients ask for.",
+    "each connection, as where no word follows, or one for each export NAME@VIEW that clients ask "
+    "for.",
 )
 @click.option(
     "--overlay-dir",
