@@ -170,6 +170,8 @@ def test_names_are_taken_once_and_made_of_the_images(client: DaemonClient) -> No
             client.attach("d.img", name=wrong)
     with pytest.raises(FileNotFoundError, match="no disk of this name"):
         client.detach("e")
+    with pytest.raises(FileNotFoundError, match="is attached, but 'd' is"):
+        client.detach("aio:./d.img")
 
 
 def test_the_control_socket_is_for_its_user_alone(

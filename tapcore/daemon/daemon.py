@@ -197,7 +197,7 @@ class Daemon:
         """
         found = self.disks.get(name)
         if found is None:
-            raise NoSuchDiskError.of(name)
+            raise NoSuchDiskError.of(name, self.disks)
         return found
 
     def attach(self, spec: DiskSpec) -> Later:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -162,9 +162,16 @@ class NoSuchDiskError(UsageError):
     default_errno = errno.ENOENT
 
     @classmethod
-    def of(cls, name: str) -> NoSuchDiskError:
-        """For a name."""
-        return cls("no disk of this name is attached", image=name)
+    def of(cls, name: str, attached: Container[str] = ()) -> NoSuchDiskError:
+        """For a name; who wrote an image's name is told that of its disk.
+
+        Args:
+            name: that was asked for.
+            attached: the names that there are.
+        """
+        meant = default_name(name)
+        hint = f", but '{meant}' is" if meant in attached else ""
+        return cls(f"no disk of this name is attached{hint}", image=name)
 
 
 def default_name(image: str) -> str:
