@@ -33,8 +33,9 @@ MIB: Final = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No finalizers in between, and a slow disk makes no write wait."""
+    """No finalizers in between; a slow disk makes no write wait; all is written often."""
     monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.windows.OFTEN", 0)
     gc.collect()
     gc.disable()
     yield

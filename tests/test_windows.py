@@ -16,7 +16,7 @@ from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.mappable import maps_well, tells_of_pages, writes_pay
 from tapcore.files.mapping import PAGE, Mapping, is_mapped
-from tapcore.files.windows import BUDGET, LOOK, WINDOW, Windows
+from tapcore.files.windows import BUDGET, LOOK, OFTEN, REGION, WINDOW, Windows
 
 MIB = 1 << 20
 
@@ -337,6 +337,13 @@ def on_ext4(path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write of a region goes through the window already."""
+    monkeypatch.setattr("tapcore.files.windows.OFTEN", 0)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_small_write_goes_to_its_place(on_ext4: Path) -> None:
     with opened(on_ext4) as (file, windows):
         before = on_ext4.read_bytes()
@@ -351,6 +358,7 @@ def test_a_small_write_goes_to_its_place(on_ext4: Path) -> None:
         assert windows.open == 1
 
 
+@pytest.mark.usefixtures("at_once")
 def test_only_what_has_blocks_and_lies_in_memory_is_written_so(on_ext4: Path) -> None:
     with open(on_ext4, "r+b") as host:
         host.truncate(2 * MIB + 64 * PAGE)
@@ -370,6 +378,27 @@ def test_only_what_has_blocks_and_lies_in_memory_is_written_so(on_ext4: Path) ->
         assert before[8 * PAGE : 9 * PAGE] == bytes(PAGE)
 
 
+def test_what_is_seldom_written_makes_nothing_else_dirty(on_ext4: Path) -> None:
+    """The disk writes all of a folio of which one page was written through a window."""
+
+    def left(at: int = 0, now: float = 0.0) -> int:
+        """How many writes at a place go by `pwrite` before one goes through the window."""
+        count = 0
+        while windows.to_write(at, PAGE, now) is None:
+            count += 1
+            assert count <= OFTEN
+        return count
+
+    with open(on_ext4, "ab") as host:
+        host.write(bytes(REGION))
+    with opened(on_ext4) as (file, windows):
+        assert (left(), left(), left(REGION - PAGE), left(REGION)) == (OFTEN, 0, 0, OFTEN)
+        assert file.flush_blocking() == 0
+        assert (left(), left()) == (OFTEN, 0)
+        assert (left(0, 0.9), left(0, 1.9), left(0, 2.0)) == (0, OFTEN, 0)  # a second later
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_file_that_shrank_is_not_written_through_a_window(on_ext4: Path) -> None:
     with opened(on_ext4) as (file, windows):
         assert windows.to_write(300 * PAGE, PAGE, 0.0) is not None  # and so it is mapped
@@ -385,6 +414,7 @@ def test_what_is_only_read_has_no_place_to_write(on_ext4: Path) -> None:
         assert windows.to_write(0, PAGE, 0.0) is None
 
 
+@pytest.mark.usefixtures("at_once")
 def test_file_systems_where_it_does_not_pay_are_left_alone(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path) as folder:
         where = folder / "disk"
@@ -394,6 +424,7 @@ def test_file_systems_where_it_does_not_pay_are_left_alone(tmp_path: Path) -> No
             assert not file.write_mapped(0, memoryview(b"x" * PAGE), 0.0)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_closing_lets_go_of_what_writes_go_through(on_ext4: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with opened(on_ext4) as (file, _):

@@ -122,10 +122,14 @@ class BlockingFile:
         """fdatasync; returns 0 or -errno."""
         try:
             if self.durable:
+                self._flushing()
                 os.fdatasync(self.fd)
         except OSError as exc:
             return -errno_of(exc)
         return 0
+
+    def _flushing(self) -> None:
+        """What was written so far is brought to the disk now; perhaps in a thread."""
 
     def make_safe(self) -> None:
         """Bring all that was written to the disk.

@@ -334,6 +334,10 @@ class ImageFile(BlockingFile):
         if (windows := self._windows_made()) is not None:
             windows.forget_blocks()
 
+    def _flushing(self) -> None:
+        if (windows := self._windows_made()) is not None:
+            windows.flushing()
+
     def _give_up_windows(self) -> None:
         if (windows := self._windows_made()) is not None:
             windows.give_up()

@@ -28,6 +28,15 @@ LOOK: Final = 256 << 10
 MOST_WRITTEN: Final = 8 << 10
 """Bytes of a write at most that goes through a window: each page costs a fault."""
 
+REGION: Final = 2 << 20
+"""Bytes of which it is counted how often they are written: the largest folio. Whoever writes a page
+through a mapping makes all of its folio dirty, and all of it is written to the disk."""
+
+OFTEN: Final = 64
+"""So many small writes of a region, since the last flush and within a second, go by `pwrite`, which
+makes nothing else dirty. A disk that is asked for these writes takes about as long as for the whole
+region; so whatever comes on top of them through the window costs the disk nothing more."""
+
 TRUSTED_SECONDS: Final = 1.0
 """So long what was seen is believed. A window that nobody used meanwhile may be given up."""
 
@@ -38,6 +47,7 @@ _MOST_RUNS: Final = 256
 """A window with more runs of data and holes than this is not looked through."""
 
 _SHIFT: Final = WINDOW.bit_length() - 1
+_REGION_SHIFT: Final = REGION.bit_length() - 1
 _PAGE_SHIFT: Final = PAGE.bit_length() - 1
 _PAGES_OF_LOOK: Final = LOOK // PAGE
 
@@ -62,9 +72,10 @@ class Window:
         blocks: 1 for each page for which it has, where it is not solid; None: not looked at yet.
         target: its memory, to be written; None where that does not pay.
         mapping: behind the view.
+        written: how often each region was written lately, up to `OFTEN`.
     """
 
-    __slots__ = ("blocks", "mapping", "pages", "solid", "target", "until", "view")
+    __slots__ = ("blocks", "mapping", "pages", "solid", "target", "until", "view", "written")
 
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
@@ -74,6 +85,11 @@ class Window:
         self.until = 0.0
         self.solid = False
         self.blocks: bytearray | None = None
+        self.forget_writes()
+
+    def forget_writes(self) -> None:
+        """What was written is on the disk, or it is long ago."""
+        self.written = bytearray(WINDOW // REGION)
 
 
 class Windows:
@@ -169,31 +185,34 @@ class Windows:
     def to_write(self, offset: int, length: int, now: float) -> memoryview | None:
         """A range as memory that can be written without waiting for a disk, or for room on it.
 
+        Where the disk would have to write much more than that for it, there is none: see `OFTEN`.
+
         Returns:
             Memory to be handed to a system call at once; None: write it as usual.
         """
-        skip = offset & (WINDOW - 1)
-        end = skip + length
-        first, stop = skip >> _PAGE_SHIFT, ((end - 1) >> _PAGE_SHIFT) + 1
-        window = self._by_number.get(offset >> _SHIFT)
-        if (
-            window is None
-            or now >= window.until
-            or end > WINDOW
-            or window.pages.find(0, first, stop) >= 0
-            or not (window.solid or (window.blocks and window.blocks.find(0, first, stop) < 0))
-        ):
-            window = self._looked_at(offset, length, now)
+        number = offset >> _SHIFT
+        window = self._by_number.get(number)
+        if window is None or now >= window.until:
+            window = self._renewed(number, now)
             if window is None:
                 return None
         target = window.target
-        return None if target is None else target[skip:end]
-
-    def _looked_at(self, offset: int, length: int, now: float) -> Window | None:
-        """The window of a range that can be written, where more than a glance is needed."""
-        if self.data_to_read(offset, length, now) is None:
+        if target is None:
             return None
-        return self._by_number[offset >> _SHIFT]
+        skip = offset & (WINDOW - 1)
+        region = skip >> _REGION_SHIFT
+        if window.written[region] < OFTEN:
+            window.written[region] += 1
+            return None
+        end = skip + length
+        first, stop = skip >> _PAGE_SHIFT, ((end - 1) >> _PAGE_SHIFT) + 1
+        if (
+            end > WINDOW
+            or window.pages.find(0, first, stop) >= 0
+            or not (window.solid or (window.blocks and window.blocks.find(0, first, stop) < 0))
+        ) and self.data_to_read(offset, length, now) is None:  # more than a glance is needed
+            return None
+        return target[skip:end]
 
     def _has_blocks(self, offset: int, length: int) -> bool:
         """Of a range for which `to_read` has just answered."""
@@ -238,6 +257,11 @@ class Windows:
         for window in list(self._by_number.values()):
             window.solid, window.blocks = False, None
 
+    def flushing(self) -> None:
+        """All that was written so far is being brought to the disk, perhaps by another thread."""
+        for window in list(self._by_number.values()):
+            window.forget_writes()
+
     def distrust(self) -> None:
         """A call has failed there: look again at everything before it is believed."""
         for window in self._by_number.values():
@@ -258,6 +282,7 @@ class Windows:
                 return None
         else:
             window.mapping.forget()
+            window.forget_writes()
             if not window.solid:
                 window.blocks = None
         window.until = now + TRUSTED_SECONDS
