@@ -59,8 +59,15 @@ class PiecesApart:
         """What has not been looked at is not known."""
         return False
 
-    def learn_zero(self, index: int) -> bool:
+    def zeroes_until(self, index: int, end: int) -> int:
         """Zeroes are packed alike, and densely: of pieces that are the same one is unpacked."""
+        while index < end and self._learn_zero(index):
+            like = self.pieces.alike(index, end - index - 1)
+            place, length = self.pieces.places[index], self.pieces.lengths[index]
+            index += 1 + (self._file.repeats(place, length, like) if like else 0)
+        return index
+
+    def _learn_zero(self, index: int) -> bool:
         length, content = self.pieces.lengths[index], self.pieces.content(index)
         if length > 64 + (content >> _DENSE):
             return False

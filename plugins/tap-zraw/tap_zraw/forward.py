@@ -99,9 +99,9 @@ class ForwardOnly:
         """Of what was passed over."""
         return self._kept.is_zero(index)
 
-    def learn_zero(self, index: int) -> bool:
+    def zeroes_until(self, index: int, end: int) -> int:
         """No more than that."""
-        return self._kept.is_zero(index)
+        return self._kept.zeroes_until(index, end)
 
     def unpack(self, index: int) -> bytes:
         """See `Layout`; one thread at a time."""

@@ -188,17 +188,15 @@ class Image:
 
     def _zeroes(self, at: int, stop: int) -> Iterator[tuple[int, int]]:
         """Runs of zeroes in a range of bytes, neighbours joined."""
-        start = at
-        while at < min(stop, self.layout.size):
-            index = self.layout.find(at)
-            end = min(self.layout.bounds(index)[1], stop)
-            if not self.layout.learn_zero(index):
-                if start < at:
-                    yield start, at
-                start = end
-            at = end
-        if start < at:
-            yield start, at
+        stop = min(stop, self.layout.size)
+        while at < stop:
+            index, start = self.layout.find(at), at
+            until = self.layout.zeroes_until(index, self.layout.find(stop - 1) + 1)
+            if index < until:
+                at = min(self.layout.bounds(until - 1)[1], stop)
+                yield start, at
+            else:
+                at = min(self.layout.bounds(index)[1], stop)
 
     def close(self) -> None:
         """Wait for what is under way, and let go of everything."""

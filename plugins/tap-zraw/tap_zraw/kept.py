@@ -41,6 +41,11 @@ class KeptParts:
         """Whether a part was seen to be zeroes."""
         return self._of(index) == _ZERO
 
+    def zeroes_until(self, index: int, end: int) -> int:
+        """The first part, from one on, that was not; `end` at most."""
+        states = self._state[index:end]
+        return index + len(states) - len(states.lstrip(bytes((_ZERO,))))
+
     def _of(self, index: int) -> int:
         return self._state[index] if index < len(self._state) else _NOTHING
 

@@ -39,8 +39,9 @@ class Layout(Protocol):
     def is_zero(self, index: int) -> bool:
         """Whether a part is known to be zeroes; asks nobody."""
 
-    def learn_zero(self, index: int) -> bool:
-        """The same; may wait for the disk, and unpack what costs little."""
+    def zeroes_until(self, index: int, end: int) -> int:
+        """The first part, from one on and before `end`, that is not known to be zeroes, or `end`;
+        may wait for the disk, and unpack what costs little."""
 
     def close(self) -> None:
         """Release what it keeps outside of memory."""

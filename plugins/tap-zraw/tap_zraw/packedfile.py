@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from tapcore import ImageFormatError
 
 _PAGE: Final = 4 << 10
+_RUN_BYTES: Final = 1 << 20
+"""That are compared at a time, to tell how often something is repeated."""
+
+
+def alike(same: Callable[[int, int], bool], most: int, step: int) -> int:
+    """How many of the next things are alike; looks at few first, and at more while they are.
+
+    Args:
+        same: `same(first, count)` tells it of some of them, by number.
+        most: of them.
+        step: looked at together, at most.
+    """
+    found, count = 0, 1
+    while count and found < most:
+        count = min(count, most - found, step)
+        if same(found, count):
+            found += count
+            count *= 2
+        else:
+            count //= 2
+    return found
 
 
 class PackedFile:
@@ -57,3 +79,22 @@ class PackedFile:
         if skip < 0 or skip + length > len(self._page):
             self._at, self._page, skip = offset, self.some(offset, _PAGE), 0
         return self._page[skip : skip + length]
+
+    def repeats(self, offset: int, length: int, most: int) -> int:
+        """How often a piece of the file is followed by one that is the same.
+
+        Args:
+            offset: of the piece, bytes.
+            length: of it, bytes; short, since it is read.
+            most: times that it may be.
+
+        Raises:
+            ImageFormatError: the piece does not lie in the file.
+            OSError: as the system says.
+        """
+        piece, start = self.read(offset, length), offset + length
+
+        def same(first: int, count: int) -> bool:
+            return self.some(start + first * length, count * length) == piece * count
+
+        return alike(same, most, max(_RUN_BYTES // length, 1))

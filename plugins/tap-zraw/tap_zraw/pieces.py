@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
-from itertools import pairwise
+from itertools import accumulate, compress, islice, pairwise
+from operator import sub
 from typing import Final
 
+from tap_zraw.packedfile import alike
 from tapcore import ImageFormatError, NotSupportedError
 
 MOST_PIECES: Final = 1 << 22
 """Of one file: 24 bytes of memory each."""
 LARGEST_DISK: Final = 1 << 60
+_ROW: Final = 1 << 14
+"""Pieces that are compared at a time."""
 
 
 class Pieces:
@@ -39,27 +43,52 @@ class Pieces:
         """Of the disk, bytes."""
         return self.starts[-1]
 
-    def add(self, place: int, length: int, content: int) -> None:
-        """The next piece.
+    def add(self, place: int, length: int, content: int, count: int = 1) -> None:
+        """The next piece, or several that are as long, one behind the other.
 
         Args:
             place: in the file, bytes.
-            length: there, bytes.
-            content: bytes of the disk that it holds; without any it is left out.
+            length: there, bytes; of several at least one.
+            content: bytes of the disk that each holds; without any it is left out.
+            count: of pieces.
 
         Raises:
             ImageFormatError, NotSupportedError: there cannot be such a one, or so many.
         """
         if not content:
             return
-        end = self.starts[-1] + content
+        start = self.starts[-1]
+        end = start + content * count
         if end > LARGEST_DISK:
             raise ImageFormatError(f"says that its disk has {end} bytes, which cannot be")
-        if len(self.places) == MOST_PIECES:
+        if len(self.places) + count > MOST_PIECES:
             raise NotSupportedError(f"consists of more than {MOST_PIECES} compressed pieces")
+        if count > 1:
+            self.starts.extend(range(start + content, end, content))
+            self.places.extend(range(place, place + length * (count - 1), length))
+            self.lengths.extend([length] * (count - 1))
         self.starts.append(end)
-        self.places.append(place)
+        self.places.append(place + length * (count - 1))
         self.lengths.append(length)
+
+    @classmethod
+    def in_a_row(cls, lengths: array[int], contents: array[int]) -> tuple[Pieces, int]:
+        """Pieces that follow each other from the file's first byte; and where they end there.
+
+        Args:
+            lengths: in the file, bytes, less than 4 GiB; `MOST_PIECES` at most.
+            contents: bytes of the disk, less than 4 GiB; those without any are left out.
+        """
+        found = cls()
+        found.starts = array("Q", accumulate(contents, initial=0))
+        found.places = array("Q", accumulate(lengths, initial=0))
+        found.lengths = array("Q", lengths)
+        end = found.places.pop()
+        if 0 in contents:
+            found.starts = array("Q", (0, *compress(islice(found.starts, 1, None), contents)))
+            found.places = array("Q", compress(found.places, contents))
+            found.lengths = array("Q", compress(found.lengths, contents))
+        return found, end
 
     def pack(self) -> bytes:
         """All of them, for an index."""
@@ -98,8 +127,27 @@ class Pieces:
 
     def largest(self) -> int:
         """The most bytes of the disk that a piece holds."""
-        starts = self.starts
-        return max((starts[n + 1] - starts[n] for n in range(len(self))), default=0)
+        return max(map(sub, islice(self.starts, 1, None), self.starts), default=0)
+
+    def alike(self, index: int, most: int) -> int:
+        """How many of the pieces behind one follow each other in the file, and are as long there,
+        and on the disk; `most` at most."""
+        starts, places, lengths = self.starts, self.places, self.lengths
+        length, content = lengths[index], self.content(index)
+        if not length:
+            return 0
+
+        def same(first: int, count: int) -> bool:
+            at, end = index + 1 + first, index + 1 + first + count
+            start, place = starts[at - 1] + content, places[at - 1] + length
+            return (
+                lengths[at:end] == array("Q", [length]) * count
+                and starts[at + 1 : end + 1]
+                == array("Q", range(start + content, start + content * count + 1, content))
+                and places[at:end] == array("Q", range(place, place + length * count, length))
+            )
+
+        return alike(same, most, _ROW)
 
 
 def in_file_order(numbers: array[int]) -> array[int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import attrs
+from attrs import evolve
 
 from tap_zraw.packedfile import PackedFile
 from tapcore import ImageFormatError, NotSupportedError
@@ -19,10 +20,16 @@ SKIPPABLE: Final = 0x184D2A50
 LARGEST_HEADER: Final = 18
 _BLOCK_BYTES: Final = 128 << 10
 _RAW, _RLE, _RESERVED = 0, 1, 3
+_RLE_BYTES: Final = 4
+"""Of a block that is one byte, so many times."""
 MOST_BLOCKS: Final = 1 << 23
 """Of one file that are looked at: a disk of 1 TiB in one frame."""
 _FRAME_COST: Final = 32
 """A frame takes as long as so many blocks."""
+_ALIKE: Final = 8
+"""log2 of how many blocks, or frames, that are the same take as long as one to be looked at."""
+_SHORT_FRAME: Final = 4 << 10
+"""Bytes in the file of one that may be repeated: zeroes, of 32 MiB and less."""
 
 
 @attrs.frozen
@@ -44,14 +51,15 @@ class FrameHeader:
 
 @attrs.frozen
 class Frame:
-    """A frame in the file.
+    """A frame in the file, or several that are the same, one behind the other.
 
     Attributes:
-        place: where it begins, bytes.
-        length: in the file, bytes.
-        content: bytes that it holds; None: it does not say.
-        most: bytes that it can hold.
+        place: where the first begins, bytes.
+        length: of each in the file, bytes.
+        content: bytes that each holds; None: it does not say.
+        most: bytes that each can hold.
         skippable: it is for somebody else, and holds nothing.
+        count: of frames.
     """
 
     place: int
@@ -59,6 +67,7 @@ class Frame:
     content: int | None
     most: int
     skippable: bool = False
+    count: int = 1
 
 
 def read_frame_header(head: bytes) -> FrameHeader | None:
@@ -94,9 +103,11 @@ def frames_of(file: PackedFile) -> Iterator[Frame]:
     at, left = 0, MOST_BLOCKS
     while at < file.size:
         frame, blocks = _frame_at(file, at, left)
+        if frame.length <= _SHORT_FRAME:
+            frame = evolve(frame, count=1 + file.repeats(at, frame.length, left << _ALIKE))
         yield frame
-        at += frame.length
-        left -= blocks + _FRAME_COST
+        at += frame.length * frame.count
+        left -= blocks + _FRAME_COST + (frame.count * _FRAME_COST >> _ALIKE)
         if left <= 0:
             raise _too_many()
 
@@ -121,13 +132,15 @@ def _frame_at(file: PackedFile, at: int, most: int) -> tuple[Frame, int]:
 
 
 def _blocks(file: PackedFile, at: int, most: int) -> tuple[int, int, int]:
-    """Where the blocks end that begin there, what they can hold, and how many they are."""
-    content = 0
-    for count in range(1, most + 1):
-        head = file.near(at, 3)
+    """Where the blocks end that begin there, what they can hold, and how many they count for."""
+    content = count = 0
+    before = b""
+    while count < most:
+        count += 1
+        head = file.near(at, _RLE_BYTES)
         if len(head) < 3:
             raise _cut_short(at)
-        word = int.from_bytes(head, "little")
+        word = int.from_bytes(head[:3], "little")
         kind, size = word >> 1 & 3, word >> 3
         if kind == _RESERVED or size > _BLOCK_BYTES:
             raise ImageFormatError(f"has a damaged frame, at offset {at:#x}")
@@ -135,6 +148,11 @@ def _blocks(file: PackedFile, at: int, most: int) -> tuple[int, int, int]:
         content += size if kind in (_RAW, _RLE) else _BLOCK_BYTES
         if word & 1:
             return at, content, count
+        if kind == _RLE and head == before:
+            again = file.repeats(at - _RLE_BYTES, _RLE_BYTES, (most - count) << _ALIKE)
+            at, content = at + again * _RLE_BYTES, content + again * size
+            count += again >> _ALIKE
+        before = head if kind == _RLE else b""
     raise _too_many()
 
 

@@ -56,13 +56,12 @@ def find_frames(file: PackedFile, *, salvage: bool = False) -> Found:
         pieces = None
     if pieces is not None:
         return Found(pieces, [], seekable=True)
-    pieces, untold = Pieces(), []
+    pieces, untold = Pieces(), list[int]()
     for frame in _frames(file, salvage=salvage):
         if frame.content is None and frame.most:
-            untold.append(len(pieces))
-        pieces.add(
-            frame.place, frame.length, frame.most if frame.content is None else frame.content
-        )
+            untold += range(len(pieces), len(pieces) + frame.count)
+        content = frame.most if frame.content is None else frame.content
+        pieces.add(frame.place, frame.length, content, frame.count)
     return Found(pieces, untold, seekable=False)
 
 

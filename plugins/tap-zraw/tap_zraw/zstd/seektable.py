@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tap_zraw.packedfile import PackedFile
-from tap_zraw.pieces import LARGEST_DISK, MOST_PIECES, Pieces
+from tap_zraw.pieces import MOST_PIECES, Pieces
 from tapcore import ImageFormatError, NotSupportedError
 
 _FRAME_MAGIC: Final = 0x184D2A5E
@@ -58,15 +58,11 @@ def _pieces(table: bytes, words: int, end: int) -> Pieces:
     entries.frombytes(table)
     if sys.byteorder == "big":
         entries.byteswap()
-    pieces, place = Pieces(), 0
-    for length, content in zip(entries[0::words], entries[1::words], strict=True):
-        pieces.add(place, length, content)
-        place += length
+    pieces, place = Pieces.in_a_row(entries[0::words], entries[1::words])
     if place != end:
         raise ImageFormatError(
             f"has a false seek table: its frames end at {place:#x}, and it begins at {end:#x}"
         )
-    assert pieces.size <= LARGEST_DISK
     return pieces
 
 
