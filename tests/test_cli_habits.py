@@ -46,6 +46,7 @@ TAKEN = {
     "check -r all d.qcow2": "check d.qcow2",
     "check -r leaks -f qcow2 --output=json d.qcow2": "check --json d.qcow2",
     "check -q d.qcow2": "check d.qcow2",
+    "check --quiet -r leaks d.qcow2": "check d.qcow2",
     "map --output=json d.qcow2": "map --json d.qcow2",
     "map -f raw d.raw": "map d.raw",
     "compare -f raw -F qcow2 d.raw d.qcow2": "compare raw:d.raw d.qcow2",
@@ -70,6 +71,7 @@ TAKEN = {
 def test_it_is_taken_as_it_is_meant(line: str, images: Path) -> None:
     out, _ = tapdisk(*shlex.split(line), status=0)
     shown, _ = tapdisk(*shlex.split(TAKEN[line]), status=0)
+    assert not ("-q" in line and out)
     if "--output" in line and line.split()[0] in TAKEN[line]:
         assert json.loads(out) == json.loads(shown)
     for word, fact in (("20G", 20 << 30), ("+1G", SIZE + (1 << 30)), ("1M", 1 << 20)):
@@ -121,8 +123,8 @@ def test_a_bitmap_by_options_of_its_action(images: Path) -> None:
         ("commit -b d.qcow2 child.qcow2", "its own parent"),
         ("resize --preallocation=full d.qcow2 +1M", "unallocated"),
         ("serve -c /dev/nbd0 d.qcow2", "nbd-client"),
-        ("serve -d /dev/nbd0 d.qcow2", "nbd-client -d"),
-        ("serve -L d.qcow2", "nbdinfo"),
+        ("serve -d /dev/nbd0", "nbd-client -d"),
+        ("serve -L", "nbdinfo"),
         ("serve -l one d.qcow2", "convert --snapshot"),
         ("serve --aio=native d.qcow2", "--cache none"),
         ("serve -v d.qcow2", "--log-level"),
@@ -185,6 +187,13 @@ def test_check_of_several_images_ends_with_what_says_most(images: Path) -> None:
     assert [item["image"] for item in json.loads(out)] == ["d.qcow2", "child.qcow2"]
     out, _ = tapdisk("check", "d.qcow2", "d.qcow2", status=0)
     assert out.count("d.qcow2:\nNo errors were found.\n") == 2
+
+
+def test_a_quiet_check_of_several_images_says_what_went_wrong_alone(images: Path) -> None:
+    assert tapdisk("check", "-q", "d.qcow2", "child.qcow2", status=0) == ("", "")
+    out, err = tapdisk("check", "-q", "d.qcow2", "gone.qcow2", "child.qcow2", status=1)
+    assert (out, err.count("\n")) == ("", 1)
+    assert "gone.qcow2" in err
 
 
 def test_map_of_several_images_says_whose_each_is(images: Path) -> None:

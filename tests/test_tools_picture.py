@@ -322,7 +322,7 @@ def test_map_picture_on_a_terminal_has_colours(family: Path) -> None:
     finally:
         os.close(slave)
         os.close(master)
-    assert "\x1b[32m█" in out
+    assert "\x1b[38;5;28m█" in out
     assert "data" in out
 
 

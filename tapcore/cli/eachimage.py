@@ -33,6 +33,7 @@ def each_image(
     as_json: bool,
     worst: Sequence[int] = (1, 2, 3),
     headings: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Look at each image; one that cannot be looked at does not keep the others from it.
 
@@ -42,6 +43,7 @@ def each_image(
         as_json: print the values: the one of a single image, else an array.
         worst: exit statuses, the one that says most first.
         headings: what `look` prints does not name the image: its name goes before it.
+        quiet: `look` prints nothing.
 
     Returns:
         The exit status.
@@ -55,7 +57,7 @@ def each_image(
     session.as_json = False  # an error is one of the answers
     found: list[Answer] = []
     for image in images:
-        if found and not as_json:
+        if found and not (as_json or quiet):
             print_line()
         if headings and not as_json:
             print_line(f"{image}:")

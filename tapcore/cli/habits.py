@@ -30,11 +30,13 @@ class Habit(NamedTuple):
         spellings: all of them mean the same.
         means: changes the values that the command gets.
         takes: a value follows it.
+        refused: it means nothing here, whatever else is given, or missing.
     """
 
     spellings: tuple[str, ...]
     means: Means
     takes: bool = False
+    refused: bool = False
 
 
 class HabitOption(click.Option):
@@ -52,7 +54,16 @@ class HabitOption(click.Option):
             is_flag=not habit.takes,
             hidden=True,
             help="As in qemu-img.",
+            is_eager=habit.refused,
+            callback=_refuse if habit.refused else None,
         )
+
+
+def _refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Before anybody misses an argument, which `qemu-nbd -d DEVICE` has none of."""
+    if value and not ctx.resilient_parsing:
+        assert isinstance(param, HabitOption)
+        param.means(ctx, value)
 
 
 def habit_options(command: click.Command) -> list[click.Parameter]:
@@ -236,7 +247,7 @@ def _backing_options(ctx: click.Context) -> None:
         _same_as("size")(ctx, options.pop("size"))
 
 
-def _other_way(command: str, option: str, text: str) -> Means:
+def _other_way(option: str, text: str) -> Means:
     def means(ctx: click.Context, value: Any) -> None:
         raise click.UsageError(f"{option} is not an option here: {text}", ctx)
 
@@ -246,7 +257,7 @@ def _other_way(command: str, option: str, text: str) -> Means:
 def _instead_of(command: str) -> list[Habit]:
     """The options for which a line says the way."""
     return [
-        Habit(way.spellings, _other_way(command, way.spellings[-1], way.text), way.takes)
+        Habit(way.spellings, _other_way(way.spellings[-1], way.text), way.takes, refused=True)
         for way in INSTEAD.get(command, ())
     ]
 
@@ -257,7 +268,6 @@ _SOURCE = Habit(("-f", "--format"), _format_of("source", "-f"), takes=True)
 _PARENT = Habit(("-F", "--backing-format"), _format_of("parent", "-F"), takes=True)
 _JSON = Habit(("--output",), _output, takes=True)
 _PROGRESS = Habit(("-p", "--progress-bar"), _progress)
-_QUIET = Habit(("-q", "--quiet"), _nothing)
 _CACHE = Habit(("-t", "-T"), _safe_cache, takes=True)
 
 HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
@@ -286,7 +296,6 @@ HABITS: Final[Mapping[str, tuple[Habit, ...]]] = {
         _IMAGES,
         _JSON,
         Habit(("-r",), _same_as("repair"), takes=True),
-        _QUIET,
         Habit(("-T",), _safe_cache, takes=True),
     ),
     "map": (_IMAGES, _JSON),

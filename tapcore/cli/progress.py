@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from tapcore.cli.signals import asking_to_stop
 from tapcore.sizes import format_size
+from tapcore.tools.colours import GREEN, PURPLE, RED, TEAL
 
 Progress = Callable[[int, int], None]
 Style: TypeAlias = Literal["auto", "plain", "json", "none"]
@@ -17,6 +18,13 @@ Style: TypeAlias = Literal["auto", "plain", "json", "none"]
 _LineOf = Callable[[str, tuple[int, int], float, bool], str]
 
 _SECONDS: Final = 1.0  # between two lines
+_STYLES: Final = {
+    "progress.percentage": PURPLE,
+    "progress.download": GREEN,
+    "progress.data.speed": RED,
+    "progress.remaining": TEAL,
+}
+"""Of what stands beside a bar, by rich's names."""
 _NARROW: Final = 100
 """Columns of a terminal that a whole line with speed and bytes has no room in."""
 
@@ -120,8 +128,9 @@ def _bar(what: str, quiet: bool, in_bytes: bool) -> Iterator[Progress | None]:
         return
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.theme import Theme
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, theme=Theme(_STYLES))
     columns = _columns(in_bytes, narrow=console.width < _NARROW)
     with RichProgress(*columns, console=console, transient=True) as rich:
         task = rich.add_task(what, total=None)

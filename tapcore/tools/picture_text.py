@@ -12,6 +12,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.sizes import format_size
+from tapcore.tools.colours import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, RED, TEAL
 from tapcore.tools.picture import (
     COMPRESSED,
     DATA,
@@ -39,7 +40,7 @@ _LABEL: Final = 10
 _PARENTS: Final = "123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PARENTS_THIN: Final = "₁₂₃₄₅₆₇₈₉"
 _DEEPER: Final = "+"
-_COLOURS: Final = ("yellow", "magenta", "blue", "red", "cyan")
+_COLOURS: Final = (ORANGE, PURPLE, BLUE, RED, OLIVE)
 
 
 @attrs.frozen
@@ -141,10 +142,10 @@ def _cells(row: Row, across: int, characters: Characters) -> list[Line]:
 def _style(face: Face) -> str:
     kind, depth = kind_of(face.slot), depth_of(face.slot)
     if kind in (HOLE, ZERO):
-        return "bright_black"
+        return GREY
     if depth:
         return _COLOURS[(depth - 1) % len(_COLOURS)]
-    return "green" if kind == DATA else "bright_cyan"
+    return GREEN if kind == DATA else TEAL
 
 
 # ---- the legend ------------------------------------------------------------------------------

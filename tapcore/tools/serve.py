@@ -31,6 +31,7 @@ from tapcore.opening.chain import close_disk
 from tapcore.opening.names import ImageName
 from tapcore.tools.givennames import given_image
 from tapcore.tools.openimage import open_chain
+from tapcore.tools.unrecognised import warn_of_unrecognised
 from tapcore.views.store import Room
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def nbd_server(
     try:
         for image in images:
             disks.append(_open(image, opened, readonly=readonly or overlay is not None))
+            warn_of_unrecognised(image, disks[-1].image.drivertype, access.registry)
         exports += [Export.of(disk, name) for disk, name in zip(disks, names, strict=True)]
         for export in exports:
             if counting is not None:

@@ -9,7 +9,13 @@ import click
 
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.failures import print_error
-from tapcore.cli.options import image_argument, json_option, opening_options, tap_command
+from tapcore.cli.options import (
+    image_argument,
+    json_option,
+    opening_options,
+    quiet_option,
+    tap_command,
+)
 from tapcore.cli.output import print_line
 from tapcore.cli.signals import finishing_first
 from tapcore.interface.access import Access
@@ -28,8 +34,11 @@ _REASONS: Final = 3
     help="Repair: only space that nothing refers to, or all that can be.",
 )
 @json_option
+@quiet_option
 @opening_options
-def command(images: tuple[str, ...], repair: Repair | None, as_json: bool, access: Access) -> int:
+def command(
+    images: tuple[str, ...], repair: Repair | None, as_json: bool, quiet: bool, access: Access
+) -> int:
     """Check the consistency of each IMAGE's metadata.
 
     Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaked space; of several images
@@ -40,14 +49,14 @@ def command(images: tuple[str, ...], repair: Repair | None, as_json: bool, acces
         with finishing_first() if repair else contextlib.nullcontext():
             result = check_image(image, repair=repair or "", access=access)
         status = check_status(result)
-        if not as_json:
+        if not (as_json or quiet):
             _print(result)
         if status == 1:  # what is on standard output is no answer
             why = "; ".join(result.messages[:_REASONS]) or "it is not known why"
             print_error(f"{image}: could not be checked: {why}")
         return Answer(check_as_dict(result), status)
 
-    return each_image(images, look, as_json=as_json, headings=True)
+    return each_image(images, look, as_json=as_json, headings=not quiet, quiet=quiet)
 
 
 def _print(result: CheckResult) -> None:
