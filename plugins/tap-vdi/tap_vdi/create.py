@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from array import array
@@ -37,6 +38,10 @@ from tapcore import (
 ALIGNMENT: Final = 1 << 20
 SMALLEST_BLOCK: Final = 4 << 10
 DEFAULT_BLOCK: Final = "1M"
+_VIRTUALBOX: Final = (128 << 10, 128 << 20)
+"""Smallest and largest block of the VDIs that VirtualBox 7.2 opens, as tried."""
+
+log = logging.getLogger(__name__)
 
 
 def create(name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]) -> None:
@@ -64,6 +69,8 @@ def _block_size(options: Mapping[str, str]) -> int:
     size = parse_size(options.get("block_size", "") or DEFAULT_BLOCK)
     if size & (size - 1) or not SMALLEST_BLOCK <= size <= LARGEST_BLOCK:
         raise UsageError("block_size is a power of two from 4K to 256M")
+    if not _VIRTUALBOX[0] <= size <= _VIRTUALBOX[1]:
+        log.warning("VirtualBox opens no VDI in blocks of %d KiB: 128 KiB to 128 MiB", size >> 10)
     return size
 
 

@@ -43,7 +43,11 @@ disk_info = DiskInfo(
     magic=(Magic(b"\x7f\x10\xda\xbe", 64),),
     create_options=(
         FormatOption("subformat", "how it is stored", ("dynamic", "fixed"), "dynamic"),
-        FormatOption("block_size", "bytes of a block: 4K to 256M; QEMU reads 1M", default="1M"),
+        FormatOption(
+            "block_size",
+            "bytes of a block: 4K to 256M (VirtualBox 128K to 128M, QEMU 1M)",
+            default="1M",
+        ),
     ),
 )
 

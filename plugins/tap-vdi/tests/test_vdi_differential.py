@@ -121,10 +121,13 @@ def test_any_size_is_that_which_was_asked_for(size: int, kind: str, tmp_path: Pa
     qemu_io(image, [f"read -P 101 {size - 512} 512"])
 
 
-def test_the_largest_blocks(tmp_path: Path) -> None:
+def test_the_largest_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They are larger than the largest unit that a driver may name."""
     image = tmp_path / "disk.vdi"
+    tapcore.create_image(f"vdi:{tmp_path}/usual.vdi", 1 << 30, options={"block_size": "128M"})
+    assert not caplog.records
     tapcore.create_image(f"vdi:{image}", 1 << 30, options={"block_size": "256M"})
+    assert "VirtualBox opens no VDI in blocks of 262144 KiB" in caplog.text
     with tapcore.open(f"vdi:{image}", readonly=False) as disk:
         disk.pwrite(512 << 20, b"content")
         assert disk.pread((512 << 20) - 1, length=9) == b"\0content\0"

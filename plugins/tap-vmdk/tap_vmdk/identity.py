@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import attrs
+
 from tap_vmdk.descriptor.disktypes import kind_of_disk, own_sectors
 from tap_vmdk.descriptor.place import (
     DescriptorPlace,
@@ -133,8 +135,21 @@ def is_own_name(named: str, path: str) -> bool:
     return named in (os.path.basename(path), os.path.basename(os.path.realpath(path)))
 
 
-def cid_of(path: str) -> tuple[int, int]:
-    """Content id and size (sectors) of a VMDK that is to be a parent.
+@attrs.frozen
+class Parent:
+    """A VMDK that is to be a parent.
+
+    Attributes:
+        descriptor: of it.
+        sectors: of its disk.
+    """
+
+    descriptor: Descriptor
+    sectors: int
+
+
+def parent_at(path: str) -> Parent:
+    """What there is to record of a parent.
 
     Args:
         path: of the file, which its user has named.
@@ -147,7 +162,7 @@ def cid_of(path: str) -> tuple[int, int]:
         image = identify(file)
         if image.descriptor is None:
             raise UsageError("a file without a descriptor cannot be a parent", image=path)
-        return image.descriptor.cid, _sectors(image)
+        return Parent(image.descriptor, _sectors(image))
     finally:
         file.close()
 

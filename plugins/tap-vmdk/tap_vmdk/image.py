@@ -8,6 +8,7 @@ import select
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from tap_vmdk.descriptor.ids import changed_now
 from tap_vmdk.descriptor.place import DescriptorPlace
 from tap_vmdk.descriptor.text import Descriptor
 from tap_vmdk.parts.append import StreamMap
@@ -123,7 +124,8 @@ class Image:
                 self.descriptor.new_cid(self.place.cid_digits())
             else:
                 self.descriptor.set("CID", f"{cid:08x}")
-            self.place.write_cid(self.descriptor)
+            changed_now(self.descriptor)
+            self.place.write_ids(self.descriptor)
         self.clusters.go_ahead()
         self.changed = True
 

@@ -16,7 +16,7 @@ from tap_vmdk.descriptor.disktypes import (
     own_sectors,
 )
 from tap_vmdk.descriptor.place import NOT_NAMED
-from tap_vmdk.descriptor.text import NO_PARENT, ExtentLine
+from tap_vmdk.descriptor.text import ExtentLine
 from tap_vmdk.identity import extent_lines, identify, is_own_name, name_on_disk, stands_alone
 from tap_vmdk.image import Image
 from tap_vmdk.parts.part import Part
@@ -225,7 +225,7 @@ def _own_part(dd: DiskDriver, image: Image) -> Part:
         header = image.header
         sectors = own_sectors(image.descriptor, header.capacity, header.grain)
         line = ExtentLine("RW", sectors, "SPARSE")
-        no_parent = image.descriptor is None or image.descriptor.parent_cid == NO_PARENT
+        no_parent = image.descriptor is None or not image.descriptor.has_parent
         return hosted_part(dd, line, 0, file, header, appendable=no_parent)
     if kind == "cowd":
         line = ExtentLine("RW", cowd_header(file).capacity, "VMFSSPARSE")

@@ -25,5 +25,10 @@ CREATE_OPTIONS: Final = (
         ("ide", "lsilogic", "buslogic", "legacyESX"),
     ),
     FormatOption("hwversion", "version of the virtual hardware, a number", (), "4"),
-    FormatOption("zeroed_grain", "zeroes that need no space (sparse disks)", ("on", "off"), "off"),
+    FormatOption(
+        "zeroed_grain",
+        "zeroes that need no space (sparse; not for VirtualBox)",
+        ("on", "off"),
+        "off",
+    ),
 )

@@ -190,6 +190,7 @@ def test_a_child_that_does_not_say_where_its_parent_is(tmp_path: Path, rng: rand
     base, _ = make(tmp_path, rng)
     child = child_of(base)
     raw = child.read_bytes()
+    raw = raw.replace(b"ddb.uuid.parent=", b"ddb.uuid.nobody=")
     child.write_bytes(raw.replace(b'parentFileNameHint="base.vmdk"', b"#" * 30))
     with pytest.raises(tapcore.ImageFormatError, match="does not say where"):
         tapcore.open(f"vmdk:{child}", readonly=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tap_vmdk.descriptor.ids import MODIFIED, PARENT_MODIFIED, quoted, uuid_of
 from tap_vmdk.descriptor.text import NO_PARENT
 from tap_vmdk.image import Image
 
@@ -43,12 +44,23 @@ def before_commit(child: Image, parent: Any) -> None:
     if mine is None or place is None or parent.descriptor is None or parent.place is None:
         return
     settle(child, parent)
-    cid = parent.place.next_cid(parent.descriptor.cid)
-    place.add_line(f'{NEXT_PARENT} = "{cid:08x}"'.encode())
-    mine.set(NEXT_PARENT, f'"{cid:08x}"')
-    parent.begin_writing(cid)
-    parent.clusters.save()
-    _record(child, cid)
+    by_id = uuid_of(mine, PARENT_MODIFIED) is not None
+    if by_id:  # for a moment any last change of its parent will do
+        mine.set(PARENT_MODIFIED, quoted(None))
+        place.write_uuid(mine, PARENT_MODIFIED)
+    if mine.parent_cid == NO_PARENT:
+        parent.begin_writing()
+        parent.clusters.save()
+    else:
+        cid = parent.place.next_cid(parent.descriptor.cid)
+        place.add_line(f'{NEXT_PARENT} = "{cid:08x}"'.encode())
+        mine.set(NEXT_PARENT, f'"{cid:08x}"')
+        parent.begin_writing(cid)
+        parent.clusters.save()
+        _record(child, cid)
+    if by_id:
+        mine.set(PARENT_MODIFIED, quoted(uuid_of(parent.descriptor, MODIFIED)))
+        place.write_uuid(mine, PARENT_MODIFIED)
 
 
 def settle(child: Image, parent: Image) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tap_vmdk.change.byuuid import check_ids, find
 from tap_vmdk.change.commit import NEXT_PARENT, accepted_cids, settle
 from tap_vmdk.descriptor.disktypes import SPARSE_KINDS
+from tap_vmdk.descriptor.ids import IMAGE_UUID, record_parent_ids, uuid_of
 from tap_vmdk.descriptor.text import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
-from tap_vmdk.identity import cid_of, extent_lines, identify, name_on_disk
+from tap_vmdk.identity import extent_lines, identify, name_on_disk, parent_at
 from tap_vmdk.image import Image
 from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import (
@@ -29,12 +31,15 @@ def recorded_parent(image: Image) -> str | None:
     descriptor = image.descriptor
     if descriptor is None or not descriptor.has_parent:
         return None
-    if not descriptor.parent_hint or descriptor.parent_cid == NO_PARENT:
+    if descriptor.parent_hint and descriptor.parent_cid != NO_PARENT:
+        return name_on_disk(image, descriptor.parent_hint)
+    found = find(os.path.dirname(os.path.realpath(image.file.path)), descriptor)
+    if found is None:
         raise ImageFormatError(
-            "has a parent, but does not say where it is: `tapdisk rebase --unsafe -b PARENT` "
-            "records that"
+            "has a parent, but does not say where it is, and none of its id lies in its folder or "
+            "in the one above: `tapdisk rebase --unsafe -b PARENT` records where it is"
         )
-    return name_on_disk(image, descriptor.parent_hint)
+    return found
 
 
 def check_parent(child: Image, parent: Any) -> None:
@@ -51,8 +56,10 @@ def check_parent(child: Image, parent: Any) -> None:
         raise ImageFormatError("has a parent that is not a VMDK")
     if child.descriptor is None or parent.descriptor is None:
         return
+    check_ids(child.descriptor, parent.descriptor)
     wanted, found = child.descriptor.parent_cid, parent.descriptor.cid
-    if found not in accepted_cids(child):
+    by_id = wanted == NO_PARENT and uuid_of(parent.descriptor, IMAGE_UUID) is not None
+    if not by_id and found not in accepted_cids(child):
         raise ImageFormatError(
             "its parent was changed after it was made "
             f"(its content id is {found:08x}, and {wanted:08x} was recorded)"
@@ -66,10 +73,9 @@ def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
     if image.descriptor is None or image.place is None:
         raise NotSupportedError("has no descriptor that could name a parent")
     descriptor = image.descriptor.copy()
-    if descriptor.get(PARENT_UUID) is not None:  # what VirtualBox knew of the old one
-        descriptor.set(PARENT_UUID, '"00000000-0000-0000-0000-000000000000"')
     descriptor.remove(NEXT_PARENT)
     if parent is None:
+        record_parent_ids(descriptor, None)
         descriptor.set("parentCID", f"{NO_PARENT:08x}", after="CID")
         descriptor.remove(PARENT_HINT)
     else:
@@ -80,8 +86,9 @@ def record_parent(dd: DiskDriver, parent: DiskId | None) -> None:
         if not _has_holes(image):
             raise NotSupportedError(f"a {image.subformat} disk cannot have a parent")
         path = os.path.join(os.path.dirname(os.path.realpath(dd.name)), parent.name)
-        cid, _ = cid_of(path)
-        descriptor.set("parentCID", f"{cid:08x}", after="CID")
+        below = parent_at(path)
+        record_parent_ids(descriptor, below.descriptor)
+        descriptor.set("parentCID", f"{below.descriptor.cid:08x}", after="CID")
         descriptor.set_name(PARENT_HINT, parent.name, after="createType")
     _rewrite(image, descriptor)
 
@@ -117,7 +124,12 @@ def make_empty(dd: DiskDriver) -> None:
     if image.descriptor is None or not isinstance(parent, Image):
         return
     # what it held may just have been written to the parent, which has another id then
-    current = identify(parent.file).descriptor
-    if current is not None and current.cid != image.descriptor.parent_cid:
-        image.descriptor.set("parentCID", f"{current.cid:08x}", after="CID")
-        _rewrite(image, image.descriptor)
+    current, mine = identify(parent.file).descriptor, image.descriptor
+    if current is None:
+        return
+    changed = mine.get(PARENT_UUID) is not None and record_parent_ids(mine, current)
+    if mine.parent_cid not in (NO_PARENT, current.cid):
+        mine.set("parentCID", f"{current.cid:08x}", after="CID")
+        changed = True
+    if changed:
+        _rewrite(image, mine)

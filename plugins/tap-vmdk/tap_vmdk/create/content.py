@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 
 from tap_vmdk.create.newdisk import NewDisk
+from tap_vmdk.descriptor.ids import new_ids
 from tap_vmdk.descriptor.text import NO_PARENT, Descriptor, ExtentLine, random_cid
 from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import (
@@ -34,14 +35,14 @@ DESCRIPTOR_SECTORS: Final = 20
 
 
 def new_descriptor(
-    disk: NewDisk, extents: list[ExtentLine], parent_cid: int = NO_PARENT, hint: str = ""
+    disk: NewDisk, extents: list[ExtentLine], below: Descriptor | None = None, hint: str = ""
 ) -> Descriptor:
     """Of a new disk.
 
     Args:
         disk: what it is to be.
         extents: of it.
-        parent_cid: of the parent's content.
+        below: the parent's descriptor; None: it has none.
         hint: where the parent is.
 
     Raises:
@@ -51,6 +52,7 @@ def new_descriptor(
         if not can_be_written(name):
             raise UsageError("a name in a VMDK must not have quotes or control characters")
     parent = [f'parentFileNameHint="{hint}"'] if hint else []
+    parent_cid = NO_PARENT if below is None else below.cid
     return Descriptor(
         [
             "# Disk DescriptorFile",
@@ -73,6 +75,7 @@ def new_descriptor(
             'ddb.geometry.sectors = "63"',
             f'ddb.longContentID = "{os.urandom(16).hex()}"',
             'ddb.toolsVersion = "2147483647"',
+            *new_ids(below),
             f'ddb.virtualHWVersion = "{disk.hwversion}"',
         ]
     )

@@ -17,8 +17,8 @@ from tap_vmdk.create.content import (
 )
 from tap_vmdk.create.newdisk import SPLIT_SECTORS, NewDisk, new_disk
 from tap_vmdk.create.replaced import replaced_extents
-from tap_vmdk.descriptor.text import NO_PARENT, ExtentLine
-from tap_vmdk.identity import cid_of
+from tap_vmdk.descriptor.text import Descriptor, ExtentLine
+from tap_vmdk.identity import parent_at
 from tap_vmdk.options import MONOLITHIC_FLAT, MONOLITHIC_SPARSE, SPLIT_FLAT, SPLIT_SPARSE, STREAM
 from tapcore import (
     DiskId,
@@ -35,13 +35,14 @@ def create_image(
     name: str, size: int | None, parent: DiskId | None, options: Mapping[str, str]
 ) -> None:
     """As `td_create`."""
-    parent_cid = NO_PARENT
+    below: Descriptor | None = None
     if parent is not None:
         if parent.drivertype not in ("", "vmdk"):
             raise UsageError("the parent of a VMDK must be a VMDK", image=name)
         path = os.path.join(os.path.dirname(os.path.realpath(name)), parent.name)
-        parent_cid, parent_sectors = cid_of(path)
-        size = parent_sectors * 512 if size is None else size
+        found = parent_at(path)
+        below = found.descriptor
+        size = found.sectors * 512 if size is None else size
     disk = new_disk(size, options)
     if parent is not None and disk.subformat not in (MONOLITHIC_SPARSE, SPLIT_SPARSE):
         raise UsageError(f"a {disk.subformat} disk cannot have a parent", image=name)
@@ -50,21 +51,21 @@ def create_image(
     for path in replaced_extents(name):
         supersede_host_file(path)
     try:
-        _create(name, disk, parent_cid, hint, made)
+        _create(name, disk, below, hint, made)
     except BaseException:
         for path in made:
             remove_host_file(path)
         raise
 
 
-def _create(name: str, disk: NewDisk, parent_cid: int, hint: str, made: list[str]) -> None:
+def _create(name: str, disk: NewDisk, below: Descriptor | None, hint: str, made: list[str]) -> None:
     if disk.subformat in (MONOLITHIC_SPARSE, STREAM):
         own = os.path.basename(name)
         if disk.subformat == STREAM and not can_be_written(own):
             own = STREAM_NAME
         access = "RDONLY" if disk.subformat == STREAM else "RW"
         line = ExtentLine(access, disk.sectors, "SPARSE", own)
-        text = new_descriptor(disk, [line], parent_cid, hint).serialise()
+        text = new_descriptor(disk, [line], below, hint).serialise()
         if disk.subformat == STREAM:
             _make_file(name, [(0, empty_stream(disk, text))], 0, made)
         else:
@@ -72,7 +73,7 @@ def _create(name: str, disk: NewDisk, parent_cid: int, hint: str, made: list[str
             _make_file(name, sparse_head(header, text), header.overhead * 512, made)
         return
     lines = list(_split(name, disk))
-    text = new_descriptor(disk, lines, parent_cid, hint).serialise()
+    text = new_descriptor(disk, lines, below, hint).serialise()
     for line in lines:
         path = os.path.join(os.path.dirname(name), line.name)
         if line.kind == "FLAT":

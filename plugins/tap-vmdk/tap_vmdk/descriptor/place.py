@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from tap_vmdk.descriptor.ids import MODIFIED, quoted, uuid_of
 from tap_vmdk.descriptor.text import MAX_DESCRIPTOR, NO_PARENT, PARENT_HINT, Descriptor, random_cid
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
@@ -27,6 +28,7 @@ _CID: Final = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.
 _PARENT_CID: Final = re.compile(
     rb"^[ \t]*parentCID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M | re.I
 )
+_UUID: Final = rb"^[ \t]*%s[ \t]*=[ \t]*\"?\{?([0-9A-F-]{36})\b"
 _PLACE: Final = struct.Struct("<QQ")
 _PLACE_OFFSET: Final = 28
 """Of the header's fields `descriptorOffset` and `descriptorSize`."""
@@ -121,7 +123,7 @@ class DescriptorPlace:
         return len(found[1]) if found else 8
 
     def next_cid(self, cid: int) -> int:
-        """A content id that is not torn when power fails while `write_cid` puts it there.
+        """A content id that is not torn when power fails while `write_ids` puts it there.
 
         Where the digits lie in two sectors, only those in one of them change.
 
@@ -137,8 +139,9 @@ class DescriptorPlace:
         changing = last if digits - first > first else ~last & NO_PARENT
         return random_cid(cid, digits, changing)
 
-    def write_cid(self, descriptor: Descriptor) -> None:
-        """Put the content id of a descriptor into the file; in place where it has the same length.
+    def write_ids(self, descriptor: Descriptor) -> None:
+        """Put what tells of a change into the file: the content id, and for VirtualBox a UUID; in
+        place where they have the same length.
 
         On disk when this returns: else content that changes after it could be there without it
         after a crash, and no child would know.
@@ -146,7 +149,8 @@ class DescriptorPlace:
         Raises:
             NotSupportedError, OSError: as `write`.
         """
-        if self._write_digits(_CID, descriptor.cid):
+        told = uuid_of(descriptor, MODIFIED) is None or self._write_uuid(descriptor, MODIFIED)
+        if told and self._write_digits(_CID, descriptor.cid):
             self._flush()
         else:
             self.write(descriptor)
@@ -155,6 +159,21 @@ class DescriptorPlace:
         """The same for the content id of the parent."""
         if not self._write_digits(_PARENT_CID, descriptor.parent_cid):
             self.write(descriptor)
+
+    def write_uuid(self, descriptor: Descriptor, key: str) -> None:
+        """The same for an entry that is a UUID."""
+        if self._write_uuid(descriptor, key):
+            self._flush()
+        else:
+            self.write(descriptor)
+
+    def _write_uuid(self, descriptor: Descriptor, key: str) -> bool:
+        found = re.search(_UUID % re.escape(key).encode(), self.text(), re.M | re.I)
+        if found is None:
+            return False
+        value = quoted(uuid_of(descriptor, key)).strip('"').encode()
+        self.file.write_metadata(self.offset + found.start(1), value)
+        return True
 
     def _write_digits(self, entry: re.Pattern[bytes], cid: int) -> bool:
         found = entry.search(self.text())
