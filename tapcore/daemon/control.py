@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import resource
@@ -21,6 +20,7 @@ from tapcore.errors import describe
 from tapcore.metrics.pages import PageSet
 from tapcore.monitor.webserver import WebServer
 from tapcore.process.heard import HeardSignals
+from tapcore.process.libc import libc
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class ControlDaemon:
 
 def _adopt_orphans() -> None:
     """Disk processes become children of this one, which then learns how each ended (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _allow_many_files() -> None:

@@ -27,9 +27,10 @@ _PAGE_SHIFT: Final = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
 def _fallocate() -> Callable[[int, int, int, int], int]:
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    # offsets have 64 bits in this one everywhere; a libc without it has no other kind
-    call = getattr(libc, "fallocate64", None) or libc.fallocate
+    from tapcore.process.libc import typed_function
+
+    # offsets have 64 bits in the first everywhere; a libc without it has no other kind
+    call = typed_function("fallocate64", "fallocate")
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     call.restype = ctypes.c_int
 
@@ -64,6 +65,8 @@ def _cachestat() -> Callable[[int, int, int], int] | None:
     """A function that counts a range's pages in the page cache, None on an older kernel."""
     import ctypes
 
+    from tapcore.process.libc import typed_function
+
     class Range(ctypes.Structure):
         _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
 
@@ -73,7 +76,7 @@ def _cachestat() -> Callable[[int, int, int], int] | None:
             for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted")
         )
 
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall = typed_function("syscall")
     syscall.argtypes = (
         ctypes.c_long,
         ctypes.c_uint,
@@ -122,9 +125,10 @@ def file_system_magic(fd: int) -> int:
     """Which file system a file lies on (`f_type` of statfs(2)); 0 where that cannot be told."""
     import ctypes
 
+    from tapcore.process.libc import libc
+
     statfs = (ctypes.c_long * 32)()  # struct statfs is shorter on every architecture
-    call = ctypes.CDLL(None, use_errno=True).fstatfs
-    return int(statfs[0]) if call(fd, statfs) == 0 else 0
+    return int(statfs[0]) if libc().fstatfs(fd, statfs) == 0 else 0
 
 
 def lies_in_memory(fd: int) -> bool:

@@ -104,16 +104,17 @@ class _Calls:
     def __init__(self) -> None:
         import ctypes
 
+        from tapcore.process.libc import typed_function
+
         self._ctypes = ctypes
-        libc = ctypes.CDLL(None, use_errno=True)
         size, number, pointer = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
-        # offsets have 64 bits in this one everywhere; a libc without it has no other kind
-        self._mmap = getattr(libc, "mmap64", None) or libc.mmap
+        # offsets have 64 bits in the first everywhere; a libc without it has no other kind
+        self._mmap = typed_function("mmap64", "mmap")
         self._mmap.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
         self._mmap.restype = pointer
-        self._munmap = libc.munmap
+        self._munmap = typed_function("munmap")
         self._munmap.argtypes = (size, size)
-        self._mincore = libc.mincore
+        self._mincore = typed_function("mincore")
         self._mincore.argtypes = (size, size, pointer)
         self.kind = functools.cache(self._make_kind)
 

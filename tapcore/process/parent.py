@@ -7,6 +7,8 @@ import os
 import signal
 from typing import Final
 
+from tapcore.process.libc import libc
+
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -17,8 +19,7 @@ def end_with_parent() -> None:
         OSError: the system does not do it.
     """
     parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0):
+    if libc().prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     if os.getppid() != parent:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
 
+from tapcore.process.libc import typed_function
+
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _RELIEF: Final = signal.SIGRTMAX
@@ -122,7 +124,7 @@ def _is_ignored(number: int) -> bool:
 
 def _let_them_kill(numbers: set[int]) -> None:
     """In this thread, and as the kernel does it: Python sets no handlers but in the main thread."""
-    call = ctypes.CDLL(None).signal
+    call = typed_function("signal")
     call.argtypes, call.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     for number in numbers:
         call(number, None)  # SIG_DFL

@@ -92,8 +92,10 @@ class _Calls:
     def __init__(self) -> None:
         import ctypes
 
+        from tapcore.process.libc import typed_function
+
         self._ctypes = ctypes
-        self._syscall = syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._syscall = syscall = typed_function("syscall")
         syscall.restype = ctypes.c_long
         # of x86_64; all newer architectures have the generic table
         numbers = (206, 207, 208, 209) if platform.machine() == "x86_64" else (0, 1, 4, 2)

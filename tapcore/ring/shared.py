@@ -110,7 +110,9 @@ def _membarrier() -> Callable[[], object]:
     """membarrier(2), which is a fence for its caller on every machine."""
     import ctypes
 
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    from tapcore.process.libc import libc
+
+    syscall = libc().syscall
     number, command = ctypes.c_long(283), ctypes.c_long(1 << 3)  # private, expedited
     syscall(number, ctypes.c_long(1 << 4), ctypes.c_long(0))  # register for it
     return functools.partial(syscall, number, command, ctypes.c_long(0))
