@@ -62,17 +62,14 @@ def change(daemon: Daemon, verb: str, disk: Disk, params: Mapping[str, Any]) -> 
     """As `forward`, where the disk may be another image afterwards, or files have to be opened."""
     if verb in BY_LOAN:
         return _change_by_loan(daemon, verb, disk, params)
-    later = Later()
 
-    def done(result: Any, error: BaseException | None) -> None:
-        if error is not None:
-            later.fail(error)
-            return
-        if verb == "commit-status":
+    def look(result: Any, error: BaseException | None) -> None:
+        if error is None:
             _look_at(daemon, disk, result)
-        later.answer(result)
 
-    forward(daemon, verb, disk, params).then(done)
+    later = forward(daemon, verb, disk, params)
+    if verb == "commit-status":
+        later.then(look)
     return later
 
 
@@ -121,17 +118,10 @@ def _go_on(
     if verb in _OTHER_IMAGE:
         _serve_other_image(daemon, verb, disk, params, broker, later)
     else:
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if error is not None:
-                later.fail(error)
-                return
-            if verb == "commit-live":
-                disk.broker = broker
-                watch_commit(daemon, disk)
-            later.answer(result)
-
-        forward(daemon, verb, disk, params, descriptors=(broker.theirs,)).then(done)
+        begun = forward(daemon, verb, disk, params, descriptors=(broker.theirs,))
+        if verb == "commit-live":
+            begun.then(partial(_commit_begun, daemon, disk, broker))
+        begun.then(later.settle)
     broker.give()
 
     def over(result: Any, error: BaseException | None) -> None:
@@ -139,6 +129,14 @@ def _go_on(
             broker.end()
 
     later.then(over)
+
+
+def _commit_begun(
+    daemon: Daemon, disk: Disk, broker: Broker, result: Any, error: BaseException | None
+) -> None:
+    if error is None:
+        disk.broker = broker
+        watch_commit(daemon, disk)
 
 
 def _serve_other_image(

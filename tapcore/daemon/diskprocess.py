@@ -279,7 +279,7 @@ class DiskProcess:
             disk.state = "closing"
             disk.server.stop()
         later = Later()
-        disk.closing.then(lambda result, error: later.fail(error) if error else later.answer(None))
+        disk.closing.then(lambda result, error: later.settle(None, error))
         return later
 
     def _ended(self, name: str, errors: list[TapError]) -> None:

@@ -157,10 +157,7 @@ class Processes:
 
     def _tell(self, name: str, process: Process | None, error: BaseException | None) -> None:
         for later in self._beginning.pop(name, []):
-            if error is not None:
-                later.fail(error)
-            else:
-                later.answer(process)
+            later.settle(process, error)
 
     def _ended(self, process: Process) -> None:
         end = End(*_how(process.pidfd), self.last_lines(process.name))

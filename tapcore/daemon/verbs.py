@@ -42,11 +42,11 @@ class Later:
 
     def answer(self, result: Any) -> None:
         """It went well."""
-        self._settle(result, None)
+        self.settle(result, None)
 
     def fail(self, exc: BaseException) -> None:
         """It did not."""
-        self._settle(None, exc)
+        self.settle(None, exc)
 
     def then(self, tell: Callable[[Any, BaseException | None], object]) -> None:
         """Call `tell(result, error)` once that is known, perhaps now; several can be told."""
@@ -55,7 +55,8 @@ class Later:
         else:
             self._then.append(tell)
 
-    def _settle(self, result: Any, error: BaseException | None) -> None:
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """It went as another one did, which is told by `other.then(this.settle)`."""
         if self._settled is not None:
             return
         self._settled = result, error
