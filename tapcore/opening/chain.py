@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 import attrs
 
 from tapcore.engine import Engine
 from tapcore.errors import BrokenOffError
-from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.models import TdState
 from tapcore.interface.options import DiskId, Opener, OpenOptions
 from tapcore.interface.registry import Registry
@@ -21,29 +20,26 @@ from tapcore.opening.images import abandon_files, close_images, open_images
 from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
 from tapcore.process.workers import Lane
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from tapcore.opening.images import HowToOpen
+
 
 def open_disk(
     name: ImageName | DiskId,
     registry: Registry,
     *,
-    flags: int = 0,
     options: OpenOptions | None = None,
-    may_probe: bool = True,
-    with_parents: bool = True,
-    bound: BoundFile | None = None,
-    home: str | None = None,
+    **how: Unpack[HowToOpen],
 ) -> TdState:
     """Open an image with all its parents, and an engine for it.
 
     Args:
         name: `[HANDLE:]PATH`, or its parts.
         registry: the drivers.
-        flags: `TD_RDONLY` or 0; parents, and snapshots, are always opened read-only.
         options: how to open.
-        may_probe: without a handle, ask the drivers to recognise the file.
-        with_parents: False opens the child alone (its holes read as zeroes).
-        bound: the child's file, where it was found and judged before; let go here.
-        home: directory in whose tree files may lie that the images name; None: the child's.
+        how: the rest of it, as for `open_images`.
 
     Returns:
         The disk; `disk.blkif` is its engine. Close it with `close_disk`.
@@ -57,19 +53,10 @@ def open_disk(
         opened=WeakSet(),
         workers=Lane(),
         opener=below_opener(registry),
-        file_opener=file_opener(registry, disk_id.name) if bound is None else None,
+        file_opener=file_opener(registry, disk_id.name) if how.get("bound") is None else None,
     )
     try:
-        disk = open_images(
-            disk_id,
-            registry,
-            flags=flags,
-            options=options,
-            may_probe=may_probe,
-            with_parents=with_parents,
-            bound=bound,
-            home=home,
-        )
+        disk = open_images(disk_id, registry, options=options, **how)
         child = disk.disks
         guarded = child.options.probed and not child.read_only
         guarded = guarded and disk.image.drivertype in RAW_HANDLES

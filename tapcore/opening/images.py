@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -43,6 +43,19 @@ from tapcore.opening.ownopening import OpenedByItself
 from tapcore.opening.parents import check_fit, guessed_parent_error, recorded_parent
 from tapcore.opening.probe import probe
 
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class HowToOpen(TypedDict, total=False):
+        """What can be said of how a disk is opened, by keyword; see `open_images`."""
+
+        flags: int
+        may_probe: bool
+        with_parents: bool
+        bound: BoundFile | None
+        home: str | None
+
+
 _NO_SIZE: Final = -1
 """What an image has until its driver says how large it is; sectors."""
 
@@ -51,8 +64,8 @@ def open_images(
     disk_id: DiskId,
     registry: Registry,
     *,
-    flags: int,
     options: OpenOptions,
+    flags: int = 0,
     may_probe: bool = True,
     with_parents: bool = True,
     bound: BoundFile | None = None,
@@ -63,10 +76,10 @@ def open_images(
     Args:
         disk_id: the image, as the user named it.
         registry: the drivers.
-        flags: `TD_RDONLY` or 0; parents, and snapshots, are always opened read-only.
         options: how to open; with what opens images below, for drivers that have some.
+        flags: `TD_RDONLY` or 0; parents, and snapshots, are always opened read-only.
         may_probe: without a handle, ask the drivers to recognise the file.
-        with_parents: False opens the child alone.
+        with_parents: False opens the child alone (its holes read as zeroes).
         bound: the child's file, where it was found and judged before; let go here.
         home: directory in whose tree files may lie that the images name; None: the child's.
 
