@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
@@ -98,6 +99,18 @@ def parents_items(incomplete: str) -> list[CompletionItem[str]]:
     """`DIR|any|none`."""
     words = [CompletionItem(word) for word in ("any", "none") if word.startswith(incomplete)]
     return [*words, *file_items(incomplete, only_directories=True)]
+
+
+def named_image(ctx: click.Context) -> str:
+    """The image of which a command line names the format so far; "" where it names none."""
+    names = [
+        argument.name for argument in ctx.command.params if isinstance(argument, click.Argument)
+    ]
+    # before an option that lacks its value click leaves the arguments where they are
+    given = dict(zip(names, ctx.args, strict=False))
+    given.update((name, value) for name, value in ctx.params.items() if value)
+    made = f"{given['handle']}:new" if "handle" in given else ""
+    return str(made or given.get("target") or given.get("image") or "")
 
 
 def format_option_items(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import click
 
 
 class Example(NamedTuple):
@@ -256,3 +259,14 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
     ),
 }
 """By command; "" is `tapdisk` itself. An example without a text goes on with the one before."""
+
+
+def write_examples(command: str, formatter: click.HelpFormatter) -> None:
+    """The examples of a command, as a section of its help."""
+    if command not in EXAMPLES:
+        return
+    with formatter.section("Examples"):
+        for example in EXAMPLES[command]:
+            if example.text:
+                formatter.write_text(f"{example.text}:")
+            formatter.write(f"{'':{formatter.current_indent + 4}}{example.line}\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tapcore import __version__
-from tapcore.cli.options import HELP_SETTINGS, common_options, write_examples
+from tapcore.cli.options import HELP_SETTINGS, common_options
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -123,6 +123,8 @@ class LazyGroup(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The epilog, and examples."""
+        from tapcore.cli.examples import write_examples
+
         super().format_epilog(ctx, formatter)
         write_examples("", formatter)
 

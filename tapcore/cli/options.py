@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from tapcore.interface.keys import Keys
     from tapcore.interface.policy import ReferencePolicy
 
-    IntParam = click.ParamType[int]
-    StrParam = click.ParamType[str]
-else:  # before click 8.5 the class takes no argument
-    IntParam = StrParam = click.ParamType
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 HELP_SETTINGS: Final[dict[str, Any]] = {
@@ -143,25 +138,14 @@ class TapCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, at the end of the help."""
+        from tapcore.cli.examples import write_examples
+
         super().format_epilog(ctx, formatter)
         write_examples(self.name or "", formatter)
 
 
 def _is_hidden(param: click.Parameter) -> bool:
     return isinstance(param, click.Option) and param.hidden
-
-
-def write_examples(command: str, formatter: click.HelpFormatter) -> None:
-    """The examples of a command, as a section of its help."""
-    from tapcore.cli.examples import EXAMPLES
-
-    if command not in EXAMPLES:
-        return
-    with formatter.section("Examples"):
-        for example in EXAMPLES[command]:
-            if example.text:
-                formatter.write_text(f"{example.text}:")
-            formatter.write(f"{'':{formatter.current_indent + 4}}{example.line}\n")
 
 
 def tap_command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], TapCommand]:
@@ -171,56 +155,6 @@ def tap_command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Ta
 
 
 # ---- values ----------------------------------------------------------------------------------
-
-
-class Size(IntParam):
-    """A size in bytes, `4096` or `64K` or `1.5G`.
-
-    Args:
-        whole_sectors: round up to a multiple of 512.
-    """
-
-    name = "size"
-
-    def __init__(self, *, whole_sectors: bool = False) -> None:
-        self._whole_sectors = whole_sectors
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        from tapcore.errors import UsageError
-        from tapcore.sizes import disk_size, parse_size
-
-        if isinstance(value, int):
-            return value
-        try:
-            return disk_size(value) if self._whole_sectors else parse_size(value)
-        except UsageError as exc:
-            raise _not_a_size(exc.message, param, ctx) from None
-
-
-class SizeChange(StrParam):
-    """`SIZE`, `+N` or `-N`; stays text, since what it means depends on the disk."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, checked."""
-        from tapcore.errors import UsageError
-        from tapcore.sizes import parse_size
-
-        text = str(value)
-        try:
-            parse_size(text[1:] if text[:1] in ("+", "-") else text)
-        except UsageError as exc:
-            raise _not_a_size(exc.message, param, ctx) from None
-        return text
-
-
-def _not_a_size(
-    message: str, param: click.Parameter | None, ctx: click.Context | None
-) -> click.UsageError:
-    option = f"{param.opts[0]}: " if isinstance(param, click.Option) else ""
-    return click.UsageError(f"{option}{message}", ctx)
 
 
 def _policy(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> ReferencePolicy:
@@ -271,21 +205,13 @@ def completes(kind: str) -> Complete:
     return items
 
 
-def _format_option_items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+def _option_items(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """The options of the format that the command line names so far."""
-    from tapcore.cli.candidates import format_option_items
+    from tapcore.cli.candidates import format_option_items, named_image
 
-    names = [
-        argument.name for argument in ctx.command.params if isinstance(argument, click.Argument)
-    ]
-    # before an option that lacks its value click leaves the arguments where they are
-    given = dict(zip(names, ctx.args, strict=False))
-    given.update((name, value) for name, value in ctx.params.items() if value)
-    made = f"{given['handle']}:new" if "handle" in given else None
-    image = made or given.get("target") or given.get("image")
-    if not image:
-        return []
-    return list(format_option_items(image, incomplete, amending=ctx.info_name == "amend"))
+    image = named_image(ctx)
+    amending = ctx.info_name == "amend"
+    return list(format_option_items(image, incomplete, amending=amending)) if image else []
 
 
 # ---- decorators ------------------------------------------------------------------------------
@@ -336,13 +262,6 @@ def opening_options(function: F) -> F:
 
     return cast("F", parents_option(key_file_option(with_access)))
 
-
-metadata_cache_option = click.option(
-    "--metadata-cache",
-    type=Size(),
-    metavar="SIZE",
-    help="Memory for the tables of each image.  [default: the format's own]",
-)
 
 ring_option = click.option(
     "--ring",
@@ -413,7 +332,7 @@ def format_options(function: F) -> F:
         multiple=True,
         metavar="KEY=VALUE",
         callback=_key_values,
-        shell_complete=_format_option_items,
+        shell_complete=_option_items,
         help="An option of the format; '-o help' lists them. Several: repeat it, or separate them "
         "by commas (',,' is a comma in a value).",
     )(function)

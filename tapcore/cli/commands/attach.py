@@ -13,11 +13,11 @@ from tapcore.cli.options import (
     filter_option,
     image_argument,
     json_option,
-    metadata_cache_option,
     ring_option,
     tap_command,
 )
 from tapcore.cli.output import print_json
+from tapcore.cli.sizes import metadata_cache_option
 from tapcore.interface.options import CacheMode
 
 

@@ -6,12 +6,10 @@ import attrs
 import click
 
 from tapcore.cli.options import (
-    Size,
     cache_option,
     filter_option,
     image_argument,
     json_option,
-    metadata_cache_option,
     opening_options,
     progress_option,
     quiet_option,
@@ -19,6 +17,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import can_show, print_json, print_pairs
 from tapcore.cli.progress import Style, progress
+from tapcore.cli.sizes import Size, metadata_cache_option
 from tapcore.errors import UsageError
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode

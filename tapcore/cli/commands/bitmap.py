@@ -8,7 +8,6 @@ import click
 
 from tapcore.cli.bitmapstate import state_of
 from tapcore.cli.options import (
-    Size,
     completes,
     image_argument,
     json_option,
@@ -18,6 +17,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import print_json, print_line, print_table
 from tapcore.cli.signals import finishing_first
+from tapcore.cli.sizes import Size
 from tapcore.interface.access import Access
 from tapcore.interface.results import Bitmap
 from tapcore.sizes import format_size

@@ -13,7 +13,6 @@ from tapcore.cli.options import (
     format_options,
     image_argument,
     json_option,
-    metadata_cache_option,
     opening_options,
     parent_option,
     progress_option,
@@ -25,6 +24,7 @@ from tapcore.cli.optionshelp import print_format_options
 from tapcore.cli.output import format_word, print_json, print_line
 from tapcore.cli.progress import Style, progress
 from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
+from tapcore.cli.sizes import metadata_cache_option
 from tapcore.engine.salvage import Salvage
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size

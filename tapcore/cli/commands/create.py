@@ -6,7 +6,6 @@ import click
 
 from tapcore.cli.habits import FORMAT_GIVEN
 from tapcore.cli.options import (
-    Size,
     force_option,
     format_options,
     image_argument,
@@ -23,6 +22,7 @@ from tapcore.cli.optionshelp import (
 )
 from tapcore.cli.output import format_word, print_line
 from tapcore.cli.progress import Style, shown
+from tapcore.cli.sizes import Size
 from tapcore.interface.access import Access
 from tapcore.sizes import format_size
 from tapcore.tools.create import TAKE_SPACE, create_image

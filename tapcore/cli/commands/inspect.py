@@ -6,14 +6,9 @@ import click
 
 from tapcore.cli.eachimage import Answer, each_image
 from tapcore.cli.failures import print_error
-from tapcore.cli.options import (
-    Size,
-    image_argument,
-    json_option,
-    strangers_parents_option,
-    tap_command,
-)
+from tapcore.cli.options import image_argument, json_option, strangers_parents_option, tap_command
 from tapcore.cli.output import format_word, print_line, print_pairs, size_with_bytes
+from tapcore.cli.sizes import Size
 from tapcore.cli.timelimit import ended_after
 from tapcore.errors import printable
 from tapcore.interface.policy import ReferencePolicy

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from tapcore.cli.options import (
-    Size,
     completes,
     format_options,
     image_argument,
@@ -15,6 +14,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.optionshelp import print_create_options
 from tapcore.cli.output import print_json, print_pairs, size_with_bytes
+from tapcore.cli.sizes import Size
 from tapcore.interface.access import Access
 from tapcore.interface.results import Measurement
 from tapcore.tools.measure import measure_image, measure_size, measurement_as_dict

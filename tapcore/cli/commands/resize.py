@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import click
 
-from tapcore.cli.options import (
-    SizeChange,
-    image_argument,
-    opening_options,
-    quiet_option,
-    tap_command,
-)
+from tapcore.cli.options import image_argument, opening_options, quiet_option, tap_command
 from tapcore.cli.output import print_line, size_with_bytes
 from tapcore.cli.signals import finishing_first
+from tapcore.cli.sizes import SizeChange
 from tapcore.interface.access import Access
 from tapcore.tools.resize import resize_image
 

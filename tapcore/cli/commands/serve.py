@@ -14,16 +14,15 @@ from tapcore.cli.background import background_options
 from tapcore.cli.listening import LOCAL, listening_address
 from tapcore.cli.logplace import log_option, log_to
 from tapcore.cli.options import (
-    Size,
     cache_option,
     completes,
     filter_option,
     image_argument,
-    metadata_cache_option,
     opening_options,
     ring_option,
     tap_command,
 )
+from tapcore.cli.sizes import Size, metadata_cache_option
 from tapcore.errors import TapError
 from tapcore.interface.access import Access
 from tapcore.interface.options import CacheMode
