@@ -15,13 +15,13 @@ from tapcore.engine.drive import EngineLoop
 from tapcore.engine.guard import Guard, GuardedWrite, ends_of
 from tapcore.engine.holding import Holding
 from tapcore.engine.overdue import Overdue
+from tapcore.engine.pieces import PiecedWrites
 from tapcore.engine.requests import (
     FLUSH,
     READ,
     WRITE,
     WRITE_COMPRESSED,
     ZERO,
-    Piece,
     Request,
     cluster_of,
     layers_of,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tapcore.engine.lane import Lane
 
 
-class Engine(Holding):
+class Engine(Holding, PiecedWrites):
     """All requests of one open disk.
 
     Use: `submit` any number of requests, then `turn` once; poll `dd.io_fd` of every image and call
@@ -204,9 +204,6 @@ class Engine(Holding):
         GuardedWrite(self, self.guard, req, self._write_held).start()
         return True
 
-    def _touches_end(self, req: Request) -> bool:
-        return req.offset < self._head_end or req.offset + req.length > self._tail_start
-
     def _write_held(self, req: Request) -> None:
         """A write, aligned or not, whose range is held."""
         if (req.offset | req.length) & self.mask and not self._reaches_end(req):
@@ -214,72 +211,6 @@ class Engine(Holding):
             submit_unaligned(self, req, held=True)
             return
         self.submit_internal(req)
-
-    # ---- a write that comes in pieces -------------------------------------------------------
-
-    def begin_write(self, req: Request) -> bool:
-        """Take an aligned WRITE whose content comes piece by piece through `write_piece`.
-
-        Returns:
-            False where it has to come as a whole after all (nothing was taken).
-        """
-        if (
-            (req.offset | req.length) & self.mask
-            or not 0 <= req.offset < req.offset + req.length <= self.size
-            or self.read_only
-            or self.order.strict
-            or (self.guard is not None and self._touches_end(req))
-        ):
-            return False
-        self._changes += 1
-        self._accounts.in_flight += 1
-        req.layer = self._leaf
-        self._coming.add(req)
-        return True
-
-    def write_piece(self, req: Request, sector: int, buf: memoryview) -> Piece:
-        """The next piece, whole sectors, of a request that `begin_write` took.
-
-        It is answered whether or not any more of the request ever comes.
-
-        Returns:
-            The piece; `buf` is in use until it has no `pending` sectors. Who wants to be told of
-            that sets its `written`.
-        """
-        piece = Piece(WRITE, sector, len(buf) >> SECTOR_SHIFT, buf, req, self._leaf)
-        piece.written = _nothing
-        req.forwarded += piece.nb_sectors
-        end = sector + piece.nb_sectors
-        if end == req.sector + req.nb_sectors:
-            self._coming.discard(req)
-        if end > self.disk.size:  # it was cut off while the client was sending
-            self._accounts.fail(piece, piece.nb_sectors, errno.ENOSPC)
-        else:
-            self._start_piece(piece)
-        return piece
-
-    def pieces_written(self, req: Request, offset: int, length: int) -> None:
-        """So much of such a request (bytes, whole sectors) was written in its place.
-
-        By `Lane.write`, past this engine, which has looked each time whether that may be.
-        """
-        if offset + length == req.offset + req.length:
-            self._coming.discard(req)
-        self._accounts.succeed(req, offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
-
-    def _start_piece(self, piece: Piece) -> None:
-        # ordered piece by piece: a client that stops in the middle keeps nobody waiting
-        start, end = piece.sector, piece.sector + piece.nb_sectors
-        if self.order.strict and self.order.must_wait(start, end):
-            self.order.wait(start, end, lambda: self._start_piece(piece))
-            return
-        self.order.writing.add(piece)
-        self._dispatcher.issue(piece)
-
-    def cut_short(self, req: Request, nb_sectors: int) -> None:
-        """The rest of a request that `begin_write` took will never come (its client has gone)."""
-        self._coming.discard(req)
-        self._accounts.fail(req, nb_sectors, errno.ESHUTDOWN)
 
     # ---- changes of the chain ---------------------------------------------------------------
 
@@ -402,10 +333,6 @@ class Engine(Holding):
         """For tests and tools: submit one request and take one turn."""
         self.submit(req)
         self.turn()
-
-
-def _nothing() -> None:
-    """Nobody wants to be told."""
 
 
 def engine_of(disk: TdState) -> Engine:
