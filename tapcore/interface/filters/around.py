@@ -18,6 +18,7 @@ from tapcore.errors import TapError, describe, errno_of
 from tapcore.interface.damage import content_damaged
 from tapcore.interface.filters.call import Call, Operation
 from tapcore.interface.filters.filter import Filter
+from tapcore.interface.filters.queues import HOOK_OF, Queues
 from tapcore.interface.models import DiskDriver, TdCallback
 
 if TYPE_CHECKING:
@@ -28,22 +29,13 @@ log = logging.getLogger(__name__)
 Calls: TypeAlias = Mapping[str, Callable[..., Any]]
 """A function for each hook."""
 
-_HOOK_OF: Final[dict[Operation, str]] = {
-    "read": "td_queue_read",
-    "write": "td_queue_write",
-    "flush": "td_queue_flush",
-    "discard": "td_queue_discard",
-    "zero": "td_queue_write_zeroes",
-    "compressed": "td_queue_write_compressed",
-}
-
 _BUSY_SECONDS: Final = 0.002
 """After which a driver that is full is asked again, at the latest."""
 
 _Key: TypeAlias = "tuple[int, int, int, int]"
 
 
-class FilterAround:
+class FilterAround(Queues):
     """See above.
 
     Args:
@@ -57,7 +49,7 @@ class FilterAround:
     def __init__(self, plugin: Filter, below: Calls) -> None:
         self._filter = plugin
         self._below = below
-        self._queues = {op: below[hook] for op, hook in _HOOK_OF.items()}
+        self._queues = {op: below[hook] for op, hook in HOOK_OF.items()}
         self._timer: Timer | None = None
         self._slot = -1
         self._closing = False
@@ -71,12 +63,7 @@ class FilterAround:
         self.hooks: Calls = {
             "td_open": self._open,
             "td_close": self._close,
-            "td_queue_read": self._queue_read,
-            "td_queue_write": self._queue_write,
-            "td_queue_write_compressed": self._queue_compressed,
-            "td_queue_flush": self._queue_flush,
-            "td_queue_discard": self._queue_discard,
-            "td_queue_write_zeroes": self._queue_zeroes,
+            **self._queue_hooks(),
             "td_submit": self._submit,
             "td_do_callbacks": self._do_callbacks,
         }
@@ -122,68 +109,6 @@ class FilterAround:
             self._timer = None
 
     # ---- requests, from who asks ------------------------------------------------------------
-
-    def _queue_read(
-        self,
-        dd: DiskDriver[Any],
-        sector: int,
-        nb_sectors: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        return self._queue("read", dd, sector, nb_sectors, buf, True, cb, id, prv)
-
-    def _queue_write(
-        self,
-        dd: DiskDriver[Any],
-        sector: int,
-        nb_sectors: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        return self._queue("write", dd, sector, nb_sectors, buf, True, cb, id, prv)
-
-    def _queue_compressed(
-        self,
-        dd: DiskDriver[Any],
-        sector: int,
-        nb_sectors: int,
-        buf: memoryview,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        return self._queue("compressed", dd, sector, nb_sectors, buf, True, cb, id, prv)
-
-    def _queue_flush(self, dd: DiskDriver[Any], cb: TdCallback, id: int, prv: Any) -> int:
-        return self._queue("flush", dd, 0, 0, None, True, cb, id, prv)
-
-    def _queue_discard(
-        self,
-        dd: DiskDriver[Any],
-        sector: int,
-        nb_sectors: int,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        return self._queue("discard", dd, sector, nb_sectors, None, True, cb, id, prv)
-
-    def _queue_zeroes(
-        self,
-        dd: DiskDriver[Any],
-        sector: int,
-        nb_sectors: int,
-        may_unmap: bool,
-        cb: TdCallback,
-        id: int,
-        prv: Any,
-    ) -> int:
-        return self._queue("zero", dd, sector, nb_sectors, None, may_unmap, cb, id, prv)
 
     def _queue(
         self,
