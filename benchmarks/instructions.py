@@ -57,7 +57,8 @@ class Load:
 
     @property
     def name(self) -> str:
-        size = f"{self.size // MIB}m" if self.size >= MIB else f"{self.size // KIB}k"
+        size = f"{self.size}b" if self.size < KIB else f"{self.size // KIB}k"
+        size = f"{self.size // MIB}m" if self.size >= MIB else size
         return f"{size}-{self.rw}-qd{self.depth}"
 
     @property
@@ -90,8 +91,8 @@ class Case:
 def _loads(*words: str) -> list[Load]:
     found = []
     for word in words:
-        size, rw, depth = re.fullmatch(r"(\d+[km])-(\w+)-qd(\d+)", word).groups()  # type: ignore[union-attr]
-        found.append(Load(rw, int(size[:-1]) * {"k": KIB, "m": MIB}[size[-1]], int(depth)))
+        size, rw, depth = re.fullmatch(r"(\d+[bkm])-(\w+)-qd(\d+)", word).groups()  # type: ignore[union-attr]
+        found.append(Load(rw, int(size[:-1]) * {"b": 1, "k": KIB, "m": MIB}[size[-1]], int(depth)))
     return found
 
 
@@ -104,6 +105,7 @@ DIRECT = _loads("4k-randread-qd32", "4k-randwrite-qd32", "64k-randread-qd16", "6
 NEW = _loads(
     "4k-write-qd32", "4k-randwrite-qd32", "64k-write-qd16", "64k-randwrite-qd1", "1m-write-qd8"
 )
+SMALL = [*_loads("512b-write-qd32", "512b-randwrite-qd32"), *NEW]
 PACKED = _loads("4k-read-qd32", "4k-randread-qd32", "1m-read-qd8")
 GIVEN_UP = _loads("64k-zeroes-qd16", "64k-trim-qd16", "1m-zeroes-qd8", "1m-trim-qd8")
 CASES = [
@@ -111,14 +113,16 @@ CASES = [
     Case("aio", "aio", raw, RAW),
     Case("direct", "aio", raw, DIRECT, options=("--cache", "none")),
     Case("qcow2", "qcow2", full("qcow2"), RAW),
-    Case("qcow2-new", "qcow2", empty("qcow2"), NEW),
+    Case("qcow2-new", "qcow2", empty("qcow2"), SMALL),
     Case("qcow2-gone", "qcow2", full("qcow2"), GIVEN_UP),
     Case("qcow2-chain4", "qcow2", chain(4), RAW),
     Case("qcow2-packed", "qcow2", packed, PACKED),
     Case("qcow", "qcow", full("qcow"), RAW),
-    Case("qcow-new", "qcow", empty("qcow"), NEW),
+    Case("qcow-new", "qcow", empty("qcow"), SMALL),
+    Case("qcow-gone", "qcow", full("qcow"), GIVEN_UP),
     Case("vmdk", "vmdk", full("vmdk"), RAW),
-    Case("vmdk-new", "vmdk", empty("vmdk"), NEW),
+    Case("vmdk-new", "vmdk", empty("vmdk"), SMALL),
+    Case("vmdk-gone", "vmdk", full("vmdk"), GIVEN_UP),
     Case("vdi", "vdi", full("vdi"), RAW),
     Case("vhd", "vhd", full("vpc"), RAW),
     Case("vhdx", "vhdx", full("vhdx"), RAW),
