@@ -172,6 +172,7 @@ class WritableClusters(Clusters):
         self.busy = self._writer.busy.claims
         told = type(map).about_to_change is not WritableMap.about_to_change
         self._about_to_change = map.about_to_change if told else None
+        self._clears_now = type(map).clear_now is not WritableMap.clear_now
         if isinstance(map, WritableTableMap):  # the table of a busy cluster stays in memory
             shift, any_in = map.table_shift, self._writer.busy.any_in
             map.tables.in_use = lambda index: any_in(index << shift, (index + 1) << shift)
@@ -231,17 +232,29 @@ class WritableClusters(Clusters):
         self, sector: int, nb_sectors: int, may_unmap: bool, answer: AnswerPart
     ) -> int:
         """As `td_queue_write_zeroes`."""
-        return self._zero(sector, nb_sectors, answer, discard=False, may_unmap=may_unmap)
+        return self._zero(sector, nb_sectors, answer, False, may_unmap)
 
     def discard(self, sector: int, nb_sectors: int, answer: AnswerPart) -> int:
         """As `td_queue_discard`."""
-        return self._zero(sector, nb_sectors, answer, discard=True, may_unmap=True)
+        return self._zero(sector, nb_sectors, answer, True, True)
 
     def _zero(
-        self, sector: int, nb_sectors: int, answer: AnswerPart, *, discard: bool, may_unmap: bool
+        self, sector: int, nb_sectors: int, answer: AnswerPart, discard: bool, may_unmap: bool
     ) -> int:
         if res := self._refuse(sector, nb_sectors):
             return res
+        map = self.map
+        if self._clears_now and not self.busy:
+            first, mask = sector - self._start, (1 << map.unit_shift) - 1
+            stop = first + nb_sectors
+            try:
+                whole = not first & mask and (not stop & mask or stop == map.sectors)
+                if whole and map.clear_now(first, stop, discard, may_unmap):
+                    if map.must_write_back:
+                        self.writeback.when_needed()
+                    return answer(0, sector, nb_sectors)
+            except (TapError, OSError):
+                pass  # it is met again, and told for the run that it is about
         if self._start:
             sector, answer = self._own(sector, answer)
         zeroing = Zeroing(self._writer, answer, discard=discard, may_unmap=may_unmap)

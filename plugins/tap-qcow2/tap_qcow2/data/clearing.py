@@ -6,11 +6,8 @@ Source: qcow2.rst, "Standard Cluster Descriptor" (bit 0) and "Extended L2 Entrie
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from operator import ne
+from collections.abc import Callable
 
-from tap_qcow2.ondisk import bigendian
-from tap_qcow2.ondisk.bigendian import Words
 from tap_qcow2.ondisk.entries import (
     ALL_DATA,
     ALL_ZEROES,
@@ -23,7 +20,6 @@ from tap_qcow2.tables.l2tables import L2Table
 from tap_qcow2.tables.links import own_table, replace
 from tap_qcow2.tables.metadata import Metadata
 from tapcore import SECTOR_SHIFT, DiskDriver, ImageFile
-from tapcore.clusters import Run
 
 
 class Clearing:
@@ -42,18 +38,18 @@ class Clearing:
         self._geometry = metadata.geometry
         self._decoder = metadata.decoder
 
-    def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
-        """As `WritableMap.clear`."""
+    def clear(self, sector: int, end: int, discard: bool, may_unmap: bool) -> int:
+        """As `WritableMap.clear`, of the sectors from one up to another."""
         parent, mask = self._dd.next, self._geometry.sector_mask
         clear = self._discard if discard else self._zero
         if parent is None:
-            return clear(run.sector, run.end, zero_below=True, may_unmap=may_unmap)
+            return clear(sector, end, True, may_unmap)
         below = (parent.size + mask) & ~mask  # what it may show
-        if run.sector < below:
-            res = clear(run.sector, min(run.end, below), zero_below=False, may_unmap=may_unmap)
-            if res or run.end <= below:
+        if sector < below:
+            res = clear(sector, min(end, below), False, may_unmap)
+            if res or end <= below:
                 return res
-        return clear(max(run.sector, below), run.end, zero_below=True, may_unmap=may_unmap)
+        return clear(max(sector, below), end, True, may_unmap)
 
     def _table(self, sector: int) -> L2Table | None:
         """The table that maps a sector, if there is one; waits for it."""
@@ -63,26 +59,28 @@ class Clearing:
             table = tables.wait(index)
         return table
 
-    def _entries(self, table: L2Table | None, sector: int, end: int) -> tuple[int, Words]:
+    def _entries(self, table: L2Table | None, sector: int, end: int) -> tuple[int, list[int]]:
         """The words of the clusters of a range, and where they are in their table."""
         geometry = self._geometry
         at = ((sector >> geometry.cluster_shift) & geometry.entry_mask) * geometry.words
         count = -(-(end - sector) >> geometry.cluster_shift) * geometry.words
-        return at, bigendian.zeroes(count) if table is None else table.entries[at : at + count]
+        if table is None:
+            return at, [0] * count
+        return at, [table.entries[at]] if count == 1 else table.entries[at : at + count].tolist()
 
-    def _replace(self, sector: int, at: int, old: Words, new: Sequence[int]) -> None:
+    def _replace(self, sector: int, at: int, old: list[int], new: list[int]) -> None:
         """Change words; what they do not lead to any more is given up."""
-        if old.tolist() != new:
+        if old != new:
             table = own_table(self._metadata, sector >> self._geometry.table_shift)
             replace(self._metadata, table, at, new)
 
     # ---- clusters ---------------------------------------------------------------------------
 
-    def _zero(self, sector: int, end: int, *, zero_below: bool, may_unmap: bool) -> int:
-        table = self._table(sector)
+    def _zero(self, sector: int, end: int, zero_below: bool, may_unmap: bool) -> int:
+        table, header = self._table(sector), self._metadata.header
         if zero_below and table is None:
             return 0
-        if self._metadata.header.version < 3:
+        if header.version < 3:
             return self._zero_in_version_2(table, sector, end, zero_below, may_unmap)
         if self._geometry.extended:
             return self._each(sector, end, self._zero_subclusters, may_unmap)
@@ -90,7 +88,8 @@ class Clearing:
         keeps = not may_unmap or decoder.elsewhere
         at, old = self._entries(table, sector, end)
         new = [decoder.zeroes(decoder.own_space(each) if keeps else -1) for each in old]
-        self._zero_in_data_file(sector, end, may_unmap=may_unmap)
+        if header.data_file_raw:
+            self._zero_in_data_file(sector, end, may_unmap=may_unmap)
         self._replace(sector, at, old, new)
         return 0
 
@@ -104,7 +103,7 @@ class Clearing:
         self._replace(sector, at, old, [0] * len(old))
         return 0
 
-    def _discard(self, sector: int, end: int, *, zero_below: bool, may_unmap: bool) -> int:
+    def _discard(self, sector: int, end: int, zero_below: bool, may_unmap: bool) -> int:
         """Afterwards it reads as zeroes where the format can say that, else as before."""
         header, decoder = self._metadata.header, self._decoder
         old_version = header.version < 3
@@ -114,14 +113,14 @@ class Clearing:
         if self._geometry.extended:
             return self._each(sector, end, self._discard_subclusters, zero_below)
         at, old = self._entries(table, sector, end)
-        new = old.tolist()
+        new = old.copy()
         for number, entry in enumerate(old):
             if old_version:
                 new[number] = 0 if zero_below and not decoder.elsewhere else entry
             elif not zero_below or decoder.refers(entry):
                 kept = place_of(entry) if header.data_file_raw else 0
                 new[number] = kept | decoder.zeroes()
-        if any(map(ne, old, new)):
+        if header.data_file_raw and old != new:
             self._zero_in_data_file(sector, end, may_unmap=True)
         self._replace(sector, at, old, new)
         return 0

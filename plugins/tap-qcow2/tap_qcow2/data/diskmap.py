@@ -254,11 +254,27 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
 
     def clear(self, run: Run, *, discard: bool, may_unmap: bool) -> int:
         """By entries that say so."""
+        return self._clear(run.sector, run.end, discard, may_unmap)
+
+    def _clear(self, sector: int, stop: int, discard: bool, may_unmap: bool) -> int:
         if self._clearing is None:
             from tap_qcow2.data.clearing import Clearing
 
             self._clearing = Clearing(self.dd, self.metadata, self.data)
-        return self._clearing.clear(run, discard=discard, may_unmap=may_unmap)
+        return self._clearing.clear(sector, stop, discard, may_unmap)
+
+    def clear_now(self, sector: int, stop: int, discard: bool, may_unmap: bool) -> bool:
+        """Of standard entries, which can say it whatever they say now."""
+        index = sector >> self.table_shift
+        table = self.tables.young.get(index)
+        return (
+            table is not None
+            and table.checked
+            and index == (stop - 1) >> self.table_shift
+            and stop - sector <= _MOST << self.cluster_shift
+            and not self.geometry.extended
+            and not self._clear(sector, stop, discard, may_unmap)
+        )
 
     # ---- compressed clusters ----------------------------------------------------------------
 
