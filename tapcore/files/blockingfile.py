@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
-from tapcore.errors import IOFailedError, UsageError, errno_of
+from tapcore.errors import IOFailedError, errno_of
 from tapcore.files.holes import HoleMap
 from tapcore.files.hostfile import (
     host_file_size,
@@ -260,14 +260,13 @@ class BlockingFile:
         Raises:
             OSError: as the system says; ENOSPC for a block device that is shorter.
         """
-        if size <= host_file_size(self.fd):
+        if size <= os.lseek(self.fd, 0, os.SEEK_END):
             return
         if self._lost_by(size):
             raise OSError(errno.EIO, _SHRUNK)
-        try:
-            resize_host_file(self.fd, size)
-        except UsageError:
-            raise OSError(errno.ENOSPC, "the block device is full") from None
+        if self.fixed_size:
+            raise OSError(errno.ENOSPC, "the block device is full")
+        os.ftruncate(self.fd, size)
         self._reaches(size)
 
     def resize(self, size: int) -> None:
