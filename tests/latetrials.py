@@ -352,10 +352,59 @@ def a_flush_publishes_only_what_it_covers(trial: Trial, cluster: int) -> None:
         host.held.clear()
         crowd.settle()
         assert crowd.statuses == [0] * 4
+    _only_true_content(trial, recording, {cluster: early, 4 * cluster: late})
+
+
+def a_stage_that_failed_is_written_again_in_order(trial: Trial, cluster: int, stage: int) -> None:
+    """What may be named on disk since then is changed only after the content that it leads to.
+
+    Args:
+        trial: of an empty disk over a parent.
+        cluster: bytes.
+        stage: of the first write-back, from 1: its fdatasync fails.
+    """
+    contents = {cluster: b"e" * cluster, 4 * cluster: b"l" * cluster}
+    with Recording(*trial.files) as recording, trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once, host.slow, host.codes = 1.0, 0, (errno.EIO,)
+        (first, early), (second, late) = contents.items()
+        crowd.submit(WRITE, first, cluster, early)
+        crowd.settle()
+        _flush_that_fails(crowd, recording, stage)
+        crowd.submit(WRITE, second, cluster, late)
+        crowd.settle()
+        assert crowd.statuses == [0, -errno.EIO, 0]
+        assert crowd.flush() == 0
+    _only_true_content(trial, recording, contents)
+
+
+def _flush_that_fails(crowd: Crowd, recording: Recording, stage: int) -> None:
+    host, barriers = crowd.host, len(recording.barriers)
+    crowd.submit(FLUSH, 0, 0)
+    (flush,) = host.tasks
+    host.held.add(flush)
+    while len(recording.barriers) < barriers + stage - 1:
+        flush.go_on()
+    host.faults = {"flush_blocking": 1.0}
+    host.held.clear()
+    crowd.settle()
+    host.faults = {}
+    assert crowd.statuses[-1] == -errno.EIO
+
+
+def _only_true_content(trial: Trial, recording: Recording, contents: Mapping[int, bytes]) -> None:
+    """At each moment of a recording, if all metadata but no unsafe content reached the disk.
+
+    Args:
+        trial: of a disk over a parent, with nothing else in it.
+        recording: of it.
+        contents: what was written, by its offset.
+    """
     for moment in recording.moments:
         state = recording.state(
             _NothingTorn(), moment, lambda change: change.metadata or change.kind == "size"
         )
         got = trial.read([state.contents[os.path.realpath(path)] for path in trial.files])
-        for at, content in ((cluster, early), (4 * cluster, late)):
-            assert got[at : at + cluster] in (content, trial.below[at : at + cluster]), state
+        for at, content in contents.items():
+            length = len(content)
+            assert got[at : at + length] in (content, trial.below[at : at + length]), state

@@ -330,6 +330,14 @@ def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Rando
     latetrials.a_flush_publishes_only_what_it_covers(trial, 4096)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_that_failed_is_written_again_in_order(
+    stage: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = small_trial(tmp_path, rng, parent=True)
+    latetrials.a_stage_that_failed_is_written_again_in_order(trial, 4096, stage)
+
+
 def test_a_write_into_places_that_were_kept_waits_for_a_busy_one_among_them(
     tmp_path: Path, rng: random.Random
 ) -> None:

@@ -126,6 +126,10 @@ class ToyMap(WritableTableMap[Table], PackingMap):
             raise ImageFormatError(f"has an impossible table ({place:#x})", errno=errno.EIO)
         return place
 
+    def run(self, sector: int, stop: int) -> Run | None:
+        assert stop <= self.sectors, "asked for what lies behind the disk's end"
+        return super().run(sector, stop)
+
     def read_table(self, index: int, read: Read) -> Table | None:
         place = self.table_place(index)
         content = read(place, TABLE)

@@ -1,5 +1,6 @@
 """Images of Xen's blktap, and what its programs find in them after we have written there."""
 
+import errno
 import hashlib
 import random
 import struct
@@ -237,6 +238,29 @@ def test_the_short_cut_is_off_on_disk_before_a_table_changes(
     assert safe[0].valid
     assert safe[0].min_cluster_alloc == 1
     assert safe[0].disk() == model
+
+
+def test_a_note_that_could_not_be_written_is_written_again(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else blktap would take its short cut through tables that have changed."""
+    image, model = tmp_path / "disk.qcow", sparse_content(rng)
+    blktap_image(image, model)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with tapcore.open(f"qcow:{image}", readonly=False) as disk:
+        disk.pwrite(2 * MIB + 9000, b"new" * 1000)
+        model[2 * MIB + 9000 : 2 * MIB + 12000] = b"new" * 1000
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "write_metadata", full)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.sync()
+        disk.sync()
+        found = Blktap(image.read_bytes())
+        assert found.min_cluster_alloc == 1
+        assert found.disk() == model
 
 
 def test_a_wrong_checksum_stays_wrong(tmp_path: Path, rng: random.Random) -> None:

@@ -492,3 +492,12 @@ def test_a_table_read_by_a_late_thread_does_not_undo_changes(
 def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Random) -> None:
     trial = small_trial(tmp_path, rng, "plain", parent=True)
     latetrials.a_flush_publishes_only_what_it_covers(trial, MEETINGS["plain"][0])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_a_stage_that_failed_is_written_again_in_order(
+    kind: str, stage: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=True)
+    latetrials.a_stage_that_failed_is_written_again_in_order(trial, MEETINGS[kind][0], stage)

@@ -13,6 +13,7 @@ from latetrials import (
     FAULTS,
     Trial,
     a_flush_publishes_only_what_it_covers,
+    a_stage_that_failed_is_written_again_in_order,
     a_table_that_is_read_late_undoes_nothing,
     crash_when_everything_is_late,
     every_loss_in_turn,
@@ -146,3 +147,11 @@ def test_what_meets_a_grain_being_filled(
 def test_a_flush_publishes_only_what_it_covers(tmp_path: Path, rng: random.Random) -> None:
     trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
     a_flush_publishes_only_what_it_covers(trial, 4 * KIB)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_that_failed_is_written_again_in_order(
+    stage: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = trial_of(KINDS["few tables in memory, child"], tmp_path, rng)
+    a_stage_that_failed_is_written_again_in_order(trial, 4 * KIB, stage)
