@@ -13,7 +13,8 @@ from nbdwire import Wire, opened
 
 from diskmodel import drive
 from peers import missing
-from tapcore.files.mappable import maps_well
+from tapcore.files.imagefile import ImageFile
+from tapcore.files.mappable import maps_well, writes_pay
 from tapcore.files.windows import Windows
 from tapcore.nbd.alone import Alone
 
@@ -150,3 +151,28 @@ def test_a_file_that_became_shorter_is_left_to_the_engine(
     assert alones.alone.receive() is False
     alones.ordinary_way()
     assert alones.wire.answer().error == EIO
+
+
+def test_small_writes_are_copied_once(alones: Alones, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the memory that they were received in, once it is known that they come often."""
+    monkeypatch.setattr("tapcore.files.windows.OFTEN", 0)
+    with open(alones.path, "rb") as file:
+        if not writes_pay(file.fileno()):
+            missing("the scratch directory does not lie on ext4")
+    copied: list[int] = []
+    mapped = ImageFile.write_mapped
+
+    def counted(file: ImageFile, offset: int, content: memoryview, now: float) -> bool:
+        copied.append(offset)
+        return mapped(file, offset, content, now)
+
+    monkeypatch.setattr(ImageFile, "write_mapped", counted)
+    model = bytearray(alones.path.read_bytes())
+    for number in range(8):
+        content, at = bytes([number]) * 4 * KIB, number * 12 * KIB
+        alones.send(WRITE, at, payload=content)
+        assert alones.receive() is True
+        assert not alones.wire.answer().error
+        model[at : at + 4 * KIB] = content
+    assert alones.path.read_bytes() == model
+    assert copied == [0]

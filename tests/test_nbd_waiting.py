@@ -20,8 +20,8 @@ import tapcore
 from tapcore.files.imagefile import ImageFile
 from tapcore.interface.options import CacheMode
 from tapcore.nbd import constants, streaming, transmission, writes
+from tapcore.nbd.outstanding import MAX_HELD
 from tapcore.nbd.streaming import PIECE
-from tapcore.nbd.transmission import MAX_HELD
 from tapcore.process.workers import Completions
 
 KIB, MIB = 1 << 10, 1 << 20

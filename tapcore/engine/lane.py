@@ -10,30 +10,15 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-import attrs
-
 from tapcore.buffers import ZEROES, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine.ordering import WriteOrder
 from tapcore.files.windows import MOST_WRITTEN
 from tapcore.interface.models import DiskDriver
-from tapcore.interface.places import NOWHERE, PlacedWindows, Places
+from tapcore.interface.places import ASK, NOWHERE, PlacedFile, PlacedWindows, Places
 
 LONG: Final = 32 << 10
 """Bytes. A read that is longer is better told what is a hole, and is in the lane where none is."""
-
-
-@attrs.frozen
-class _Image:
-    """An image of the chain.
-
-    Attributes:
-        places: what says where its content lies.
-        sectors: its size.
-    """
-
-    places: Places
-    sectors: int
 
 
 class Lane:
@@ -45,6 +30,7 @@ class Lane:
         order: which writes must wait for which.
 
     Attributes:
+        file: in which the last place lies that could be written, and `file_end` the end of that.
         now: the time of the batch; see `begin`.
         losses: how often a file was found to have shrunk.
         plain_reads: what is read goes to who asked, and nobody uses the buffer for anything else.
@@ -54,7 +40,6 @@ class Lane:
         "_chain",
         "_child",
         "_first",
-        "_images",
         "_last",
         "_mask",
         "_order",
@@ -64,7 +49,10 @@ class Lane:
         "_stop",
         "_used",
         "_whole",
+        "_whole_file",
         "changes",
+        "file",
+        "file_end",
         "losses",
         "now",
         "plain_reads",
@@ -72,14 +60,17 @@ class Lane:
 
     def __init__(self, order: WriteOrder) -> None:
         self._order = order
-        self._images: list[_Image] = []
-        self._chain: list[tuple[Places, Callable[[int, int], int], int]] = []  # the same
+        # of each image what says where its content lies, its way to say it, and its sectors
+        self._chain: list[tuple[Places, Callable[[int, int], int], int]] = []
         self._whole = self._plain = self.plain_reads = False
         self._child: Places | None = None
+        self._whole_file: PlacedFile | None = None
         self._size = self._mask = self._sector_mask = 0
         self._first = self._stop = 0
         self._used: set[PlacedWindows] = set()
         self._last: PlacedWindows | None = None
+        self.file: PlacedFile
+        self.file_end = 0
         self.now = 0.0
         self.losses = 0
         self.changes = 0
@@ -100,15 +91,17 @@ class Lane:
         self._size, self._mask = dd.size << SECTOR_SHIFT, unit - 1
         self._sector_mask = self._mask >> SECTOR_SHIFT
         chain = list(dd.chain()) if parents else [dd]
-        self._images = []
+        self._chain = []
         for image in chain:
             places = _places_of(image)
             if places is None:
                 break
-            self._images.append(_Image(places, image.size))
-        self._chain = [(each.places, each.places.place, each.sectors) for each in self._images]
-        self._whole = len(self._images) == len(list(dd.chain()))
-        self._child = self._images[0].places if self._images and not dd.read_only else None
+            self._chain.append((places, places.place, image.size))
+        self._whole = len(self._chain) == len(list(dd.chain()))
+        self._child = self._chain[0][0] if self._chain and not dd.read_only else None
+        self._whole_file = None
+        if self._chain and getattr(self._chain[0][0], "whole", False):
+            self._whole_file = self._chain[0][0].data
         self._first, self._stop = writable
         self._plain = not _is_looked_at(dd) and dd.drv.td_places(dd) is not None
         self.plain_reads = self._plain and parents
@@ -116,7 +109,7 @@ class Lane:
     @property
     def reads(self) -> bool:
         """Whether anything can be read so."""
-        return bool(self._images)
+        return bool(self._chain)
 
     @property
     def writes(self) -> bool:
@@ -142,12 +135,19 @@ class Lane:
         """
         if (offset | length) & self._mask or offset + length > self._size:
             return None
-        sector, count = offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT
-        for image in self._images:
-            places = image.places
-            if sector + count > image.sectors:
+        whole = self._whole_file
+        if whole is not None and length < LONG and offset + length <= whole.size:
+            windows = whole.windows
+            if windows is None:
                 return None
-            where = places.place(sector, count)
+            if windows is not self._last:
+                self._note(windows)
+            return windows.to_read(offset, length, self.now)
+        sector, count = offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT
+        for places, place, sectors in self._chain:
+            if sector + count > sectors:
+                return None
+            where = place(sector, count)
             if where >= 0:
                 file = places.data
                 windows = file.windows
@@ -198,7 +198,42 @@ class Lane:
             0: it is in the page cache. None: nothing is known to have been written; ask the engine,
             which also finds out what is wrong.
         """
-        places, length = self._child, len(content)
+        length = len(content)
+        where = self._place_to_write(offset, length)
+        if where < 0:
+            return None
+        file = self.file
+        self.changes += 1
+        if length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
+            return 0
+        return 0 if file.write_now(where, content) == 0 else None
+
+    def to_write(self, offset: int, length: int) -> memoryview | None:
+        """Where a range of the disk can be overwritten by the kernel's own copy, at once.
+
+        Args:
+            offset: bytes.
+            length: at least 1, at most `tapcore.files.windows.MOST_WRITTEN`.
+
+        Returns:
+            Memory for `file.fill`, to be used before anything is asked of the disk but where to
+            read and write; None: see `write`. The place ends at `file_end` of `file`.
+        """
+        where = self._place_to_write(offset, length)
+        if where < 0:
+            return None
+        windows = self.file.windows
+        if windows is None:
+            return None
+        target = windows.to_write(where, length, self.now)
+        if target is not None:
+            self.changes += 1
+            self.file_end = where + length
+        return target
+
+    def _place_to_write(self, offset: int, length: int) -> int:
+        """Where a range lies in `file`, if it may be overwritten there; else less than 0."""
+        places = self._child
         if (
             places is None
             or (offset | length) & self._mask
@@ -207,17 +242,17 @@ class Lane:
             or self._order.strict
             or places.busy
         ):
-            return None
-        where = places.place_to_write(offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
-        if where < 0:
-            return None
-        file = places.data
-        if where + length > file.size:
-            return None
-        self.changes += 1
-        if length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
-            return 0
-        return 0 if file.write_now(where, content) == 0 else None
+            return ASK
+        file = self._whole_file
+        if file is not None:
+            where = offset
+        else:
+            where = places.place_to_write(offset >> SECTOR_SHIFT, length >> SECTOR_SHIFT)
+            if where < 0:
+                return ASK
+            file = places.data
+        self.file = file
+        return where if where + length <= file.size else ASK
 
     def plain_write(self, offset: int, length: int) -> bool:
         """Whether content of a range (bytes) is stored as it is given, and looked at by nobody."""

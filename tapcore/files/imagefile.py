@@ -131,16 +131,46 @@ class ImageFile(BlockingFile):
             now: `time.monotonic()`, or a little before.
 
         Returns:
-            Whether all of it is in the page cache. If not, `write_now` says what is wrong.
+            Whether all of it is in the page cache. If not, a part may be, and `write_now` says
+            what is wrong.
         """
         windows = self.windows
-        if windows is None or self._throttled:
+        place = None if windows is None else windows.to_write(offset, len(content), now)
+        if place is None or windows is None:
+            return False
+        try:
+            os.pwrite(windows.carrier, content, 0)
+        except OSError:  # there is no memory for it
+            return False
+        return self.fill(windows.carrier, [place], 0, len(content), end=offset + len(content))
+
+    def fill(
+        self, carrier: int, places: list[memoryview], start: int, length: int, *, end: int
+    ) -> bool:
+        """Overwrite parts of the file, in order, by one call of the kernel.
+
+        Args:
+            carrier: descriptor of a file in memory, which holds the content.
+            places: what `Windows.to_write` gave, and perhaps other memory between.
+            start: where in the carrier it begins, bytes.
+            length: of all places, bytes.
+            end: of the last of them in this file, bytes.
+
+        Returns:
+            As `write_mapped`.
+        """
+        if self._throttled:
             return False
         waits = _waits() if self._watched else -1
         started = monotonic()
-        if self._lost_by(offset + len(content)):
+        if self._lost_by(end):
             return False
-        done = windows.write(offset, content, now)
+        try:
+            done = os.preadv(carrier, places, start) == length
+        except OSError:  # EFAULT: a page is not there any more, or has no room
+            done = False
+        if not done and self.windows is not None:
+            self.windows.distrust()
         if monotonic() - started > _SLOW_WRITE_SECONDS:
             self._was_slow(waits)
         elif waits >= 0:

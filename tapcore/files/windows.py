@@ -47,6 +47,7 @@ _MOST_RUNS: Final = 256
 """A window with more runs of data and holes than this is not looked through."""
 
 _SHIFT: Final = WINDOW.bit_length() - 1
+_INSIDE: Final = WINDOW - 1
 _REGION_SHIFT: Final = REGION.bit_length() - 1
 _PAGE_SHIFT: Final = PAGE.bit_length() - 1
 _PAGES_OF_LOOK: Final = LOOK // PAGE
@@ -135,7 +136,7 @@ class Windows:
             window = self._renewed(number, now)
             if window is None:
                 return None
-        skip = offset & (WINDOW - 1)
+        skip = offset & _INSIDE
         end = skip + length
         first, last = skip >> _PAGE_SHIFT, (end - 1) >> _PAGE_SHIFT
         pages = window.pages
@@ -157,30 +158,16 @@ class Windows:
 
     # ---- writing ----------------------------------------------------------------------------
 
-    def write(self, offset: int, content: memoryview, now: float) -> bool:
-        """Overwrite a range of the file in place, by the kernel's own copy.
+    @property
+    def carrier(self) -> int:
+        """A file in memory, through which content goes to its place: its descriptor.
 
-        Args:
-            offset: of the file, bytes; the range lies inside it.
-            content: at most `MOST_WRITTEN` bytes.
-            now: as of `to_read`.
-
-        Returns:
-            Whether all of it is in the page cache. If not, a part may be: write it as usual.
+        Raises:
+            OSError: there is none left.
         """
-        length = len(content)
-        target = self.to_write(offset, length, now)
-        if target is None:
-            return False
-        carrier = self._carrier
-        if carrier < 0:
-            carrier = self._carrier = os.memfd_create("tapcore", os.MFD_CLOEXEC)
-        try:
-            os.pwrite(carrier, content, 0)
-            return os.preadv(carrier, (target,), 0) == length
-        except OSError:  # EFAULT: a page is not there any more, or has no room
-            self.distrust()
-            return False
+        if self._carrier < 0:
+            self._carrier = os.memfd_create("tapcore", os.MFD_CLOEXEC)
+        return self._carrier
 
     def to_write(self, offset: int, length: int, now: float) -> memoryview | None:
         """A range as memory that can be written without waiting for a disk, or for room on it.
@@ -199,7 +186,7 @@ class Windows:
         target = window.target
         if target is None:
             return None
-        skip = offset & (WINDOW - 1)
+        skip = offset & _INSIDE
         region = skip >> _REGION_SHIFT
         if window.written[region] < OFTEN:
             window.written[region] += 1
@@ -216,7 +203,7 @@ class Windows:
 
     def _has_blocks(self, offset: int, length: int) -> bool:
         """Of a range for which `to_read` has just answered."""
-        number, skip = offset >> _SHIFT, offset & (WINDOW - 1)
+        number, skip = offset >> _SHIFT, offset & _INSIDE
         window = self._by_number[number]
         if window.solid:
             return True

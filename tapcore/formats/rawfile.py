@@ -51,6 +51,8 @@ class _FilePlaces:
 
     __slots__ = ("busy", "data")
 
+    whole = True
+
     def __init__(self, file: ImageFile) -> None:
         self.data = file
         self.busy = False

@@ -23,6 +23,8 @@ class PlacedWindows(Protocol):
 
     def data_to_read(self, offset: int, length: int, now: float) -> memoryview | None: ...
 
+    def to_write(self, offset: int, length: int, now: float) -> memoryview | None: ...
+
     def shrunk(self) -> bool: ...
 
     def distrust(self) -> None: ...
@@ -43,9 +45,16 @@ class PlacedFile(Protocol):
 
     def write_mapped(self, offset: int, content: memoryview, now: float, /) -> bool: ...
 
+    def fill(
+        self, carrier: int, places: list[memoryview], start: int, length: int, /, *, end: int
+    ) -> bool: ...
+
 
 class Places(Protocol):
     """What `td_places` returns. It is asked for each request, so nothing in it may take long.
+
+    One whose disk is a file byte for byte, always the same, may say so by an attribute `whole` that
+    is true: then it is not asked for places.
 
     Attributes:
         busy: anything that is true while nothing may be written past the driver.

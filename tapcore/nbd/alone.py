@@ -13,8 +13,9 @@ import socket
 from collections.abc import Callable
 
 from tapcore.nbd import constants as nbd
+from tapcore.nbd.reads import LANE_MAX
 from tapcore.nbd.replies import Item
-from tapcore.nbd.transmission import LANE_MAX, Transmission
+from tapcore.nbd.transmission import Transmission
 from tapcore.nbd.writes import STREAM_MIN
 
 
@@ -48,7 +49,7 @@ class Alone:
         self._parser = transmission.parser
         self._replies = transmission.replies
         self._lane = transmission.engine.lane
-        self._write = transmission.writes.in_lane
+        self._write = transmission.writes.at_once
         self._owed = transmission.outstanding
         meter = transmission.outstanding.meter
         self._batch = None if meter is None else meter.batch
@@ -104,7 +105,7 @@ class Alone:
             lane.begin()
             if not self._may_count(lane.now):
                 return False
-            if not self._write(offset, rx.view[rx.end - length : rx.end]):
+            if not self._write(cookie, offset, rx.end - length, length):
                 return False
             replies.done(cookie, offset)
             self._written(length)

@@ -14,6 +14,10 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.receive import Chunk
 from tapcore.nbd.replies import Replies
 
+MAX_HELD: Final = 32 << 20
+"""Bytes of memory (buffers in use) and of replies waiting that one connection may have; beyond
+it, nothing more is read from the client."""
+
 _TEXTS: Final = {
     errno.EINVAL: "the request is not possible on this export",
     errno.ENOSPC: "there is no space left",

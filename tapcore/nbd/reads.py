@@ -11,12 +11,16 @@ from tapcore.engine import READ, MappedExtent
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.outstanding import NbdRequest, Outstanding
+from tapcore.nbd.outstanding import MAX_HELD, NbdRequest, Outstanding
 from tapcore.nbd.replies import LaneRead
 from tapcore.nbd.replystyles import StructuredReplies
+from tapcore.nbd.requestparser import RequestParser
 
 SPAN_MIN: Final = 32 << 10
 """Reads from this size on are looked at for holes, and for data that can be sent from its file."""
+
+LANE_MAX: Final = 256 << 10
+"""Bytes. Longer reads are sent from the file itself, without a copy."""
 
 _KNOWN_FLAGS: Final = nbd.CMD_FLAG_DF | nbd.CMD_FLAG_FUA  # which every command takes
 
@@ -27,18 +31,56 @@ class Reads:
     Args:
         export: the disk.
         outstanding: what the client is owed.
+
+    Attributes:
+        lane_max: bytes of a read at most that is answered from the lane.
     """
 
-    __slots__ = ("_chunks", "_engine", "_export", "_moved", "_outstanding", "_replies")
+    __slots__ = (
+        "_chunks",
+        "_engine",
+        "_export",
+        "_lane",
+        "_moved",
+        "_outstanding",
+        "_replies",
+        "lane_max",
+    )
 
     def __init__(self, export: Export, outstanding: Outstanding) -> None:
         self._export = export
         self._engine = export.engine
+        self._lane = export.engine.lane
+        self.lane_max = LANE_MAX
         self._outstanding = outstanding
         meter = outstanding.meter
         self._moved = None if meter is None else meter.reads.append
         self._replies = replies = outstanding.replies
         self._chunks = replies if isinstance(replies, StructuredReplies) else None
+
+    def take_in_lane(self, parser: RequestParser) -> None:
+        """Answer the plain READs with which what was received begins, as far as that goes.
+
+        The first that is not in the lane, or has to wait, is left to others with all behind it.
+        """
+        replies, to_read, data = self._replies, self._lane.to_read, self._replies.data
+        note, moved = replies.lane_reads.append, self._moved
+        most, magic, full = self.lane_max, parser.magic, replies.sent + MAX_HELD
+        taken = 0
+        for found, flags, command, cookie, offset, length in parser.reads():
+            if command or flags or found != magic or not 0 < length <= most:
+                break
+            content = to_read(offset, length)
+            if content is None:
+                break
+            note((replies.queued, cookie, offset, length))  # as `Replies.mapped`
+            data(cookie, offset, content, length)
+            taken += 1
+            if moved is not None:
+                moved(length)
+            if replies.queued > full:
+                break
+        parser.passed(taken)
 
     def take(self, flags: int, cookie: int, offset: int, length: int) -> None:
         """A READ of a client: offset and length in bytes."""

@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from tapcore.buffers import POOL
+from tapcore.files.carried import CARRIED, SIZE, Carried
 
-CAPACITY: Final = 256 << 10
+CAPACITY: Final = SIZE
 _LOW_SPACE: Final = 64 << 10
 
 
 class Chunk:
-    """One buffer of the pool.
+    """One buffer.
+
+    Args:
+        carried: its memory; None: it is the pool's.
 
     Attributes:
+        carried: as given.
         view: the memory.
         holds: writes that still use a part of it.
     """
 
-    __slots__ = ("current", "holds", "view")
+    __slots__ = ("carried", "current", "holds", "view")
 
-    def __init__(self) -> None:
-        self.view = POOL.take(CAPACITY)
+    def __init__(self, carried: Carried | None = None) -> None:
+        self.carried = carried
+        self.view = POOL.take(CAPACITY) if carried is None else carried.view
         self.holds = 0
         self.current = True
+
+    def free(self) -> None:
+        """Give the memory back: nobody holds it, and no more is received into it."""
+        if self.carried is None:
+            POOL.give(self.view)
+        else:
+            CARRIED.give(self.carried)
 
 
 class ReceiveBuffer:
     """Bytes received and not consumed yet: `view[start:end]`.
 
     Attributes:
+        carried: its memory, where that is a file as well.
         chunk: the buffer that is filled now.
         view: its memory.
         start: first byte that is not consumed.
         end: first byte that is free.
+        wants_carried: somebody would use memory that is a file as well, as soon as it can be.
     """
 
-    __slots__ = ("chunk", "end", "start", "view")
+    __slots__ = ("carried", "chunk", "end", "start", "view", "wants_carried")
 
     def __init__(self, initial: bytes = b"") -> None:
-        self.chunk = Chunk()
-        self.view = self.chunk.view
+        self.wants_carried = False
+        self._begin(Chunk())
         self.start = 0
         self.end = len(initial)
         self.view[: self.end] = initial
+
+    def _begin(self, chunk: Chunk) -> None:
+        self.chunk, self.view, self.carried = chunk, chunk.view, chunk.carried
+
+    def _carry(self) -> None:
+        """The next buffer is such a one; it stays as it is where there is none."""
+        self.wants_carried = False
+        with suppress(OSError):
+            carried = CARRIED.take()
+            self.chunk.free()
+            self._begin(Chunk(carried))
 
     def space(self) -> memoryview:
         """Where the next bytes go; never empty."""
         start, end = self.start, self.end
         if start == end and not self.chunk.holds:
+            if self.wants_carried:
+                self._carry()
             self.start = self.end = 0
             return self.view
         if CAPACITY - end < _LOW_SPACE and start:
@@ -61,9 +90,8 @@ class ReceiveBuffer:
         size = len(rest)
         if self.chunk.holds:
             old = self.chunk
-            self.chunk = Chunk()
-            self.chunk.view[:size] = rest
-            self.view = self.chunk.view
+            self._begin(Chunk())
+            self.view[:size] = rest
             old.current = False
         else:
             # the parts may overlap; slice assignment between views of one object moves correctly
@@ -74,4 +102,4 @@ class ReceiveBuffer:
         """Give the memory back, now or when the last write is done with it."""
         self.chunk.current = False
         if not self.chunk.holds:
-            POOL.give(self.view)
+            self.chunk.free()

@@ -7,6 +7,7 @@ request has one of them.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
@@ -16,7 +17,14 @@ from tapcore.nbd.replies import Replies
 
 _SIMPLE: Final = nbd.SIMPLE_REPLY.pack
 _CHUNK: Final = nbd.CHUNK_HEADER.pack
-_DATA_CHUNK: Final = nbd.DATA_CHUNK_HEADER.pack
+_DONE_CHUNK: Final = struct.Struct(">QQI").pack  # CHUNK_HEADER, its first three fields in one
+_CHUNK_HEAD: Final = nbd.CHUNK_HEADER.size
+_DONE: Final = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_TYPE_NONE
+_DATA_CHUNK: Final = struct.Struct(">QQIQ").pack  # DATA_CHUNK_HEADER, its first three in one
+_DATA_HEAD: Final = nbd.DATA_CHUNK_HEADER.size
+_WHOLE_READ: Final = (
+    nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_TYPE_OFFSET_DATA
+)
 _EXTENDED: Final = nbd.EXTENDED_HEADER.pack
 _EXTENDED_DATA: Final = nbd.EXTENDED_DATA_HEADER.pack
 
@@ -73,10 +81,8 @@ class StructuredReplies(Replies):
         queue = self.queue
         if not queue:
             self._ready()
-        queue.append(
-            _CHUNK(nbd.STRUCTURED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_NONE, cookie, 0)
-        )
-        self.queued += nbd.CHUNK_HEADER.size
+        queue.append(_DONE_CHUNK(_DONE, cookie, 0))
+        self.queued += _CHUNK_HEAD
 
     def error(self, cookie: int, offset: int, code: int, message: str = "") -> None:
         """See `Replies.error`."""
@@ -96,18 +102,9 @@ class StructuredReplies(Replies):
         queue = self.queue
         if not queue:
             self._ready()
-        queue.append(
-            _DATA_CHUNK(
-                nbd.STRUCTURED_REPLY_MAGIC,
-                nbd.REPLY_FLAG_DONE,
-                nbd.REPLY_TYPE_OFFSET_DATA,
-                cookie,
-                length + _OFFSET_SIZE,
-                offset,
-            )
-        )
+        queue.append(_DATA_CHUNK(_WHOLE_READ, cookie, length + _OFFSET_SIZE, offset))
         queue.append(content)
-        self.queued += nbd.DATA_CHUNK_HEADER.size + length
+        self.queued += _DATA_HEAD + length
         if lease is not None:
             self._leases.append((self.queued, lease))
 

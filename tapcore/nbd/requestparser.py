@@ -39,6 +39,10 @@ class Command:
     payload: bytes | None = None
 
 
+_COMMAND: Final = 7
+"""Where in a header the command's last byte stands: a READ's is zero."""
+
+
 class RequestParser:
     """Where one request ends, and the next begins.
 
@@ -54,16 +58,18 @@ class RequestParser:
             does without that flag as well (QEMU's client, 10.0, does not set it).
         head_size: bytes of a header.
         skipping: bytes of a payload that nobody wants, and that have not arrived yet.
+        magic: with which a header begins.
         error: why the rest cannot be told apart; empty where it can.
     """
 
     __slots__ = (
-        "_magic",
         "_then",
         "_unpack",
+        "_unpack_all",
         "error",
         "head_size",
         "known_flags",
+        "magic",
         "payload_flag",
         "received",
         "skipping",
@@ -73,7 +79,8 @@ class RequestParser:
         self.received = ReceiveBuffer(initial)
         form: Final = nbd.EXTENDED_REQUEST if extended else nbd.REQUEST
         self._unpack = form.unpack_from
-        self._magic = nbd.EXTENDED_REQUEST_MAGIC if extended else nbd.REQUEST_MAGIC
+        self._unpack_all = form.iter_unpack
+        self.magic = nbd.EXTENDED_REQUEST_MAGIC if extended else nbd.REQUEST_MAGIC
         self.head_size = form.size
         self.payload_flag = nbd.CMD_FLAG_PAYLOAD_LEN if extended else 0
         self.known_flags = ~self.payload_flag
@@ -87,7 +94,7 @@ class RequestParser:
         Who takes one takes its payload too (`payload`, `pass_over`) before he asks for the next, or
         stops, and puts it back (`put_back`).
         """
-        rx, size, unpack, magic = self.received, self.head_size, self._unpack, self._magic
+        rx, size, unpack, magic = self.received, self.head_size, self._unpack, self.magic
         while rx.end - rx.start >= size:
             head = unpack(rx.view, rx.start)
             if head[0] != magic:
@@ -96,13 +103,31 @@ class RequestParser:
             rx.start += size
             yield head
 
+    def read_comes_first(self) -> bool:
+        """Whether a READ is there whole, and more behind it: then `reads` pays."""
+        rx = self.received
+        return rx.end - rx.start > self.head_size and not rx.view[rx.start + _COMMAND]
+
+    def reads(self) -> Iterator[Head]:
+        """What was received, as if there were headers only: true up to the first that is no READ.
+
+        They stay there: `passed` is told how many were taken. Whoever takes one looks at its magic.
+        """
+        rx, size = self.received, self.head_size
+        start = rx.start
+        return self._unpack_all(rx.view[start : start + (rx.end - start) // size * size])
+
+    def passed(self, count: int) -> None:
+        """So many of those are taken."""
+        self.received.start += count * self.head_size
+
     def first(self) -> Head | None:
         """The header with which what was received begins, which stays there; None: ask `heads`."""
         rx = self.received
         if rx.end - rx.start < self.head_size:
             return None
         head: Head = self._unpack(rx.view, rx.start)
-        return head if head[0] == self._magic else None
+        return head if head[0] == self.magic else None
 
     def put_back(self) -> None:
         """The header that was taken last: its payload has not arrived yet."""

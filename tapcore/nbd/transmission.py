@@ -19,17 +19,13 @@ from tapcore.nbd.budget import Budget
 from tapcore.nbd.commands import Commands
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
-from tapcore.nbd.outstanding import Outstanding
-from tapcore.nbd.reads import Reads
+from tapcore.nbd.outstanding import MAX_HELD, Outstanding
+from tapcore.nbd.reads import LANE_MAX, Reads
 from tapcore.nbd.replystyles import replies_for
 from tapcore.nbd.requestparser import Command, RequestParser
 from tapcore.nbd.share import Share
 from tapcore.nbd.streaming import StreamedWrite
 from tapcore.nbd.writes import Writes
-
-MAX_HELD: Final = 32 << 20
-"""Bytes of memory (buffers in use) and of replies waiting that one connection may have; beyond
-it, nothing more is read from the client."""
 
 MAX_IN_FLIGHT: Final = 1024
 """Requests of one connection under way."""
@@ -37,9 +33,6 @@ MAX_IN_FLIGHT: Final = 1024
 MAX_WAITING: Final = 16384
 """Pieces of replies that may wait for one client, however short: each takes memory of its own.
 Those of what it sends at once, at most as many again, come on top."""
-
-LANE_MAX: Final = 256 << 10
-"""Bytes. Longer reads are sent from the file itself, without a copy."""
 
 
 class Transmission:
@@ -136,7 +129,7 @@ class Transmission:
 
     def only_copies(self) -> None:
         """What is sent and received is touched in this process: no memory of host files for it."""
-        self._lane_max = 0
+        self._lane_max = self._reads.lane_max = 0
         if self.replies.lane_reads:  # of requests that came with the handshake
             self.answer_again()
 
@@ -244,6 +237,11 @@ class Transmission:
 
     def _parse(self) -> None:
         """Do all that was received whole, up to a limit."""
+        self._parse_all()
+        if self.writes.together.pending:
+            self.writes.write_together()
+
+    def _parse_all(self) -> None:
         parser, owed, replies = self.parser, self.outstanding, self.replies
         if parser.skipping and not self._skipped():
             return
@@ -257,7 +255,9 @@ class Transmission:
                 owed.time_batch(now)
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
-        known = parser.known_flags
+        known, together = parser.known_flags, self.writes.together
+        if most and parser.read_comes_first():
+            self._reads.take_in_lane(parser)
         for _, flags, command, cookie, offset, length in parser.heads():
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
@@ -267,6 +267,8 @@ class Transmission:
                 elif length > budget.room and not self._room_for(command, offset, length):
                     return
                 else:
+                    if together.pending:
+                        self.writes.write_together()
                     read(0, cookie, offset, length)
             elif command == nbd.CMD_WRITE:
                 if length > budget.room and not self._room_for(command, offset, length):
@@ -317,6 +319,7 @@ class Transmission:
 
     def _take(self, asked: Command) -> bool:
         """Neither a plain READ nor a WRITE; returns False at the end, or where more must come."""
+        self.writes.write_together()
         if asked.number == nbd.CMD_DISC:
             self.finished = True
             return False

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from tapcore.buffers import POOL
 from tapcore.engine import WRITE
+from tapcore.files.windows import MOST_WRITTEN
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.requestparser import RequestParser
 from tapcore.nbd.streaming import PIECE, PLACED_PIECE, StreamedWrite
+from tapcore.nbd.together import Together
 
 MAX_SKIPPED: Final = 64 << 20
 """A write longer than this is not even skipped: the connection is closed."""
@@ -40,6 +41,8 @@ class Writes:
 
     Attributes:
         stream: the write whose data is still on its way.
+        together: those that are done when the batch is parsed, or before anything that is not a
+            read in the lane: see `write_together`.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class Writes:
         "_received",
         "_replies",
         "stream",
+        "together",
     )
 
     def __init__(
@@ -76,6 +80,7 @@ class Writes:
         meter = outstanding.meter
         self._moved = None if meter is None else meter.writes.append
         self._out_of_lane = 0
+        self.together = Together(export.engine.lane, parser.received)
         self.stream: StreamedWrite | None = None
         self.follow()
 
@@ -109,27 +114,65 @@ class Writes:
             self._begin_stream(flags, cookie, offset, length)
             return False
         rx.start = body + length
-        content = rx.view[body : rx.start]
-        if length and not flags and self.in_lane(offset, content):
-            self._replies.done(cookie, offset)
-            moved = self._moved
-            if moved is not None:
-                moved(length)
-            return True
-        owed = self._outstanding
+        if length and not flags and self._lane_write is not None:
+            together = self.together
+            small = length <= MOST_WRITTEN and not self._out_of_lane
+            if small and together.take(cookie, offset, body, length):
+                return True
+            if together.pending:
+                self.write_together()
+            if self.in_lane(offset, rx.view[body : rx.start]):
+                self._replies.done(cookie, offset)
+                if self._moved is not None:
+                    self._moved(length)
+                return True
+        else:
+            self.write_together()
+        self._submit(flags, cookie, offset, rx.view[body : rx.start])
+        return True
+
+    def write_together(self) -> None:
+        """Do what was put off, if anything was."""
+        pending, view = self.together.pending, self._received.view
+        if not pending:
+            return
+        if self.together.write():
+            done, moved = self._replies.done, self._moved
+            for cookie, offset, _, length in pending:
+                done(cookie, offset)
+                if moved is not None:
+                    moved(length)
+            return
+        for cookie, offset, body, length in pending:
+            self._submit(0, cookie, offset, view[body : body + length])
+
+    def _submit(self, flags: int, cookie: int, offset: int, content: memoryview) -> None:
+        """Let the engine do it."""
+        owed, length = self._outstanding, len(content)
         req = NbdRequest(WRITE, offset, length, content, self._done)
         req.cookie = cookie
         req.taken = owed.taken
         req.lease = None
         if flags:
             req.fua = bool(flags & nbd.CMD_FLAG_FUA)
-        req.chunk = chunk = rx.chunk
+        req.chunk = chunk = self._received.chunk
         chunk.holds += 1
         owed.held += length
         owed.budget.room -= length
         owed.in_flight += 1
         self._engine.submit(req)
-        return True
+
+    def at_once(self, cookie: int, offset: int, body: int, length: int) -> bool:
+        """A plain WRITE that came alone, if it is in the lane: returns whether it is done.
+
+        Its reply is left to who asks.
+        """
+        if self._lane_write is None:
+            return False
+        small = length <= MOST_WRITTEN and not self._out_of_lane
+        if small and self.together.take_one(offset, body, length):
+            return True
+        return self.in_lane(offset, self._received.view[body : body + length])
 
     def memory_for(self, offset: int, length: int) -> int:
         """Bytes that a write takes at a time: one that comes piece by piece, a piece."""
@@ -163,7 +206,7 @@ class Writes:
         assert chunk is not None
         chunk.holds -= 1
         if not chunk.holds and not chunk.current:
-            POOL.give(chunk.view)
+            chunk.free()
         if req.status:
             owed.failed(req)
         else:
@@ -196,6 +239,7 @@ class Writes:
     # ---- a write that is begun before all of it is there ------------------------------------
 
     def _begin_stream(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        self.write_together()
         rx, owed = self._received, self._outstanding
         req = NbdRequest(WRITE, offset, length, None, owed.finished)
         req.cookie = cookie

@@ -120,6 +120,7 @@ class Faults:
         for name in ("read_now", "write_now", "metadata_now"):
             self._put(ImageFile, name, self._now(getattr(ImageFile, name)))
         self._put(ImageFile, "write_mapped", lambda *_: False)  # `write_now` may fail instead
+        self._put(ImageFile, "fill", lambda *_, end: False)
         for name in ("queue_read", "queue_write"):
             self._put(ImageFile, name, self._queued(getattr(ImageFile, name)))
         return self

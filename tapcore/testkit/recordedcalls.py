@@ -97,6 +97,11 @@ def _write_mapped(rec: Recorder, call: Any, file: ImageFile, *_: Any) -> bool:
     return False
 
 
+def _fill(rec: Recorder, call: Any, file: ImageFile, *_: Any, end: int) -> bool:
+    """The same."""
+    return False
+
+
 def _write(rec: Recorder, call: Any, file: ImageFile, offset: int, buf: Any) -> Any:
     view = memoryview(buf).cast("B")
     change = rec.begin(file, "write", offset, offset + len(view), bytes(view))
@@ -172,6 +177,7 @@ class _Then:
 METHODS: tuple[tuple[type[ImageFile], str, Any], ...] = (
     (ImageFile, "write_now", _write_now),
     (ImageFile, "write_mapped", _write_mapped),
+    (ImageFile, "fill", _fill),
     (ImageFile, "write_blocking", _write),
     (ImageFile, "write_metadata", _write_metadata),
     (ImageFile, "zero_blocking", _punch),
