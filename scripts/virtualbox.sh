@@ -1,7 +1,7 @@
 #!/bin/sh
 # virtualbox.sh DIR [OPTION...]: VirtualBox's tools for disk images (Debian sid, contrib) in DIR, for
 # tests. They are run from there, by their own loader, on this machine's files: no chroot, no root, no
-# kernel module. `TAPCORE_VIRTUALBOX=DIR make test` uses them. Takes about two minutes and 3 GiB.
+# kernel module. `TAPCORE_VIRTUALBOX=DIR make test` uses them. Takes about two minutes and 1 GiB.
 # OPTIONs go to mmdebstrap.
 set -eu
 if [ $# -lt 1 ]; then

@@ -6,15 +6,20 @@ are its keyword arguments (`parents`, `keys`, `snapshot` ...).
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from fsspec import AbstractFileSystem
 
 from tapcore.disk import Disk, open
+from tapcore.errors import TapError
 
 
 class DiskFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is not annotated
-    """A file system in which each image is a file, with the content of its disk.
+    """A file system in which each image is a file, with the content of its disk; for reading, and
+    for writing into images that there are.
 
     Args:
         how: of `tapcore.open`, for every file.
@@ -34,18 +39,27 @@ class DiskFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is not
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
-        return str(path).removeprefix("tapdisk://")
+        name = str(path).removeprefix("tapdisk://")
+        return name.rstrip("/") or name[:1]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name, size (bytes of the disk) and type of one image."""
+        """Name, size (bytes of the disk) and type of an image, or of a folder of images."""
         name = self._strip_protocol(path)
+        if os.path.isdir(name):
+            return {"name": name, "size": 0, "type": "directory"}
         with open(name, "rb", **self._how) as disk:
             return {"name": name, "size": disk.size, "type": "file", "handle": disk.handle}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """An image has only itself."""
+        """What lies in a folder; what is no disk is left out. An image has only itself."""
         found = self.info(path)
-        return [found] if detail else [found["name"]]
+        rows = list(self._inside(found["name"])) if found["type"] == "directory" else [found]
+        return rows if detail else [row["name"] for row in rows]
+
+    def _inside(self, folder: str) -> Iterator[dict[str, Any]]:
+        for name in sorted(os.listdir(folder)):
+            with contextlib.suppress(TapError):
+                yield self.info(os.path.join(folder, name))
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
