@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from rich.color import Color, ColorSystem
 
 from tapcore.cli import progress
 from tapcore.tools import colours, picture_text
@@ -32,6 +33,12 @@ def test_a_colour_can_be_read_on_black_and_on_white(name: str) -> None:
     here = luminance(NAMED[name])
     assert 1.05 / (here + 0.05) >= 3.5
     assert (here + 0.05) / 0.05 >= 3.5
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_of_sixteen_it_becomes_neither_yellow_nor_white(name: str) -> None:
+    fewer = Color.parse(NAMED[name]).downgrade(ColorSystem.STANDARD)
+    assert fewer.number not in (3, 7, 11, 15)
 
 
 def test_there_are_no_other_colours() -> None:

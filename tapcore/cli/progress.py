@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from tapcore.cli.signals import asking_to_stop
 from tapcore.sizes import format_size
-from tapcore.tools.colours import GREEN, PURPLE, RED, TEAL
+from tapcore.tools.colours import GREEN, GREY, PURPLE, RED, TEAL
 
 Progress = Callable[[int, int], None]
 Style: TypeAlias = Literal["auto", "plain", "json", "none"]
@@ -19,12 +19,16 @@ _LineOf = Callable[[str, tuple[int, int], float, bool], str]
 
 _SECONDS: Final = 1.0  # between two lines
 _STYLES: Final = {
+    "bar.back": GREY,
+    "bar.complete": PURPLE,
+    "bar.finished": GREEN,
+    "bar.pulse": PURPLE,
     "progress.percentage": PURPLE,
     "progress.download": GREEN,
     "progress.data.speed": RED,
     "progress.remaining": TEAL,
 }
-"""Of what stands beside a bar, by rich's names."""
+"""Of a bar and what stands beside it, by rich's names."""
 _NARROW: Final = 100
 """Columns of a terminal that a whole line with speed and bytes has no room in."""
 

@@ -12,7 +12,7 @@ import attrs
 
 from tapcore.disk import Disk
 from tapcore.sizes import format_size
-from tapcore.tools.colours import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, RED, TEAL
+from tapcore.tools.colours import BLUE, GREEN, GREY, PURPLE, RED, RUST, TEAL, VIOLET
 from tapcore.tools.picture import (
     COMPRESSED,
     DATA,
@@ -40,7 +40,7 @@ _LABEL: Final = 10
 _PARENTS: Final = "123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PARENTS_THIN: Final = "₁₂₃₄₅₆₇₈₉"
 _DEEPER: Final = "+"
-_COLOURS: Final = (ORANGE, PURPLE, BLUE, RED, OLIVE)
+_COLOURS: Final = (PURPLE, BLUE, RUST, RED, VIOLET)
 
 
 @attrs.frozen
