@@ -196,7 +196,7 @@ class ForwardOnly:
             self._cursors.clear()
             raise ImageFormatError("is not what the index beside it was made for", errno=errno.EIO)
         self._kept.put(index, content)
-        return content
+        return self._kept.zeroes_of(index, stop - start) or content
 
     def _step(self, cursor: _Cursor, until: int) -> None:
         """To the next part, or to the end of the piece."""

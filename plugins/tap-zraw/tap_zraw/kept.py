@@ -49,15 +49,19 @@ class KeptParts:
     def _of(self, index: int) -> int:
         return self._state[index] if index < len(self._state) else _NOTHING
 
+    def zeroes_of(self, index: int, length: int) -> bytes:
+        """So many, the same ones each time, where a part was seen to be zeroes; else none."""
+        return self._zeroes[:length] if self.is_zero(index) else b""
+
     def get(self, index: int, length: int) -> bytes | None:
         """Content of a part that was kept.
 
         Raises:
             OSError: as the system says.
         """
+        if zeroes := self.zeroes_of(index, length):
+            return zeroes
         state = self._of(index)
-        if state == _ZERO:
-            return self._zeroes[:length]
         if state == _SPOOLED:
             return os.pread(self._fd, length, index * self._part)
         return None

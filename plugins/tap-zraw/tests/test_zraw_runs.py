@@ -10,10 +10,13 @@ import pytest
 from backports import zstd
 
 import tapcore
+from tap_zraw.forward import PART, ForwardOnly
+from tap_zraw.kept import KeptParts
 from tap_zraw.packedfile import PackedFile
 from tap_zraw.pieces import Pieces
 from tap_zraw.zstd import frames as frames_module
 from tap_zraw.zstd.frames import frames_of
+from tap_zraw.zstd.library import FrameForward
 from zrawtools import KIB, content_of, frames, seekable
 
 BLOCK = 128 * KIB
@@ -155,3 +158,18 @@ def test_a_row_of_pieces_is_what_each_alone_makes(seed: int) -> None:
             like += 1
         assert one.alike(index, 1000) == like
         assert one.alike(index, 3) == min(like, 3)
+
+
+def test_parts_of_zeroes_take_no_memory_of_their_own(tmp_path: Path) -> None:
+    """New memory for each of them would cost more than to unpack them."""
+    (tmp_path / "disk.img.zst").write_bytes(frame([(0, b"some"), *[(1, bytes(BLOCK))] * 40]))
+    with (tmp_path / "disk.img.zst").open("rb") as file:
+        packed = PackedFile(file.fileno(), (tmp_path / "disk.img.zst").stat().st_size)
+        pieces = Pieces()
+        pieces.add(0, packed.size, 40 * BLOCK + 4)
+        kept = KeptParts(PART, spooled=True)
+        layout = ForwardOnly(pieces, lambda _: FrameForward(packed, 0), kept)
+        assert layout.unpack(0)[:5] == b"some\0"
+        assert layout.unpack(1) is layout.unpack(2)
+        assert layout.unpack(1) == bytes(PART)
+        layout.close()
