@@ -413,7 +413,7 @@ def test_a_parent_that_is_no_file_is_refused(world: World) -> None:
     class Nowhere(Late):
         def __init__(self) -> None:
             super().__init__("nowhere")
-            self.disk_info = attrs.evolve(self.disk_info, file_backed=False)
+            self.disk_info = self.disk_info._replace(file_backed=False)
 
     world.registry.register(Nowhere())
     world.image("child", "base", handle="nowhere")

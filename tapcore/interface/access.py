@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tapcore.interface.filters.filter import Filter
 
 
-@attrs.frozen(init=False)
+@attrs.frozen(eq=False, repr=False, init=False)
 class Access:
     """With what an image, its parents and its files are opened.
 

@@ -15,7 +15,7 @@ import attrs
 from tapcore.interface.identity import Identity, identity_of_open
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class BoundFile:
     """A file, found and not yet opened for use.
 

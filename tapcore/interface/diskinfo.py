@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import attrs
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tapcore.interface.magic import Magic
     from tapcore.interface.models import TapDisk
 
 
-@attrs.frozen
-class FormatOption:
+class FormatOption(NamedTuple):
     """An option of `td_create` or `td_amend` (`-o KEY=VALUE`).
 
     Attributes:
@@ -28,8 +25,7 @@ class FormatOption:
     default: str = ""
 
 
-@attrs.frozen
-class DiskInfo:
+class DiskInfo(NamedTuple):
     """A row of the driver table.
 
     A plugin fills in the first group; discovery adds the rest.
@@ -71,7 +67,7 @@ class DiskInfo:
     makes_unnamed: bool = False
     create_options: tuple[FormatOption, ...] = ()
     amend_options: tuple[FormatOption, ...] = ()
-    magic: tuple[Magic, ...] = attrs.field(default=(), kw_only=True)
+    magic: tuple[Magic, ...] = ()
 
     idnum: int = -1
     drv: TapDisk | None = None

@@ -13,20 +13,16 @@ import functools
 import importlib
 import itertools
 import os
-import re
 import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 
-@attrs.frozen
-class EntryPoint:
+class EntryPoint(NamedTuple):
     """A name under which a distribution offers an object.
 
     Attributes:
@@ -128,15 +124,20 @@ def _in_folders(group: str) -> Iterator[EntryPoint]:
     seen = set()
     for path in sys.path:
         for record in _records(path or "."):
-            name = _normalized(os.path.splitext(record)[0].partition("-")[0])
+            name = normalized(os.path.splitext(record)[0].partition("-")[0])
             if name in seen:
                 continue
             seen.add(name)
             yield from _of_record(os.path.join(path, record), group)
 
 
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def normalized(name: str) -> str:
+    """A distribution's name as it is compared: `Tap_Qcow2` as `tap-qcow2`.
+
+    Source: "Names and normalization" of packaging.python.org.
+    """
+    words = name.lower().replace("_", "-").replace(".", "-").split("-")
+    return "-".join(filter(None, words))
 
 
 def _records(path: str) -> list[str]:
@@ -149,12 +150,13 @@ def _records(path: str) -> list[str]:
 
 def _of_record(place: str, group: str) -> Iterator[EntryPoint]:
     try:
-        with open(os.path.join(place, "entry_points.txt"), encoding="utf-8") as file:
-            text = file.read()
+        with open(os.path.join(place, "entry_points.txt"), "rb") as file:
+            content = file.read()
+        text = content.decode() if group.encode() in content else ""
     except (OSError, UnicodeDecodeError):  # most distributions have none
         return
     inside = False
-    for line in map(str.strip, text.splitlines() if group in text else ()):
+    for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             inside = line == f"[{group}]"
         elif inside and line and not line.startswith("#"):

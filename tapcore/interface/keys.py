@@ -60,17 +60,17 @@ def readings(passphrase: bytes) -> tuple[bytes, ...]:
     return (passphrase,)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Keys:
-    """What the images of a chain are decrypted with. Never shown: `repr` tells no content.
+    """What the images of a chain are decrypted with. Never shown: there is no `repr`.
 
     Attributes:
         default: the passphrase of every image that has none of its own.
         by_image: (real path of an image, its passphrase).
     """
 
-    default: bytes | None = attrs.field(default=None, repr=False)
-    by_image: tuple[tuple[str, bytes], ...] = attrs.field(default=(), repr=False)
+    default: bytes | None = None
+    by_image: tuple[tuple[str, bytes], ...] = ()
 
     @classmethod
     def of(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 64 << 10
 """How much of a file's start a driver is shown."""
@@ -14,8 +12,7 @@ TAIL_BYTES: Final = 4096
 """How much of its end."""
 
 
-@attrs.frozen
-class Magic:
+class Magic(NamedTuple):
     """Bytes at a place of a file that make it an image of a format.
 
     Attributes:
@@ -28,9 +25,9 @@ class Magic:
 
     content: bytes
     offset: int = 0
-    named: bool = attrs.field(default=False, kw_only=True)
-    pattern: bool = attrs.field(default=False, kw_only=True)
-    sure: bool = attrs.field(default=True, kw_only=True)
+    named: bool = False
+    pattern: bool = False
+    sure: bool = True
 
     def shown_by(self, head: bytes, tail: bytes) -> bool:
         """Whether a file with these ends has them.

@@ -7,12 +7,12 @@ is loaded to be asked.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
-from typing import Any, Final
-
-import attrs
+from importlib.machinery import PathFinder
+from typing import Any, Final, NamedTuple
 
 from tapcore.errors import describe
 from tapcore.interface.diskinfo import DiskInfo, FormatOption
@@ -30,8 +30,7 @@ _SAID: Final = ("name", "api", "single_handler", "file_backed", "makes_unnamed")
 """What of a `DiskInfo` stands in the manifest as it is."""
 
 
-@attrs.frozen
-class Manifest:
+class Manifest(NamedTuple):
     """What a manifest says of one driver.
 
     Attributes:
@@ -67,12 +66,39 @@ def _folders(package: str) -> list[str]:
     """Where a topmost package lies, as an import would find it."""
     for finder in sys.meta_path:
         try:
-            spec = finder.find_spec(package, None)
+            path = _path_to(package) if finder is PathFinder else None
+            spec = finder.find_spec(package, path)
         except Exception:  # a finder of somebody's; an import would fail as well
             return []
         if spec is not None:
             return list(spec.submodule_search_locations or ())
     return []
+
+
+def _path_to(package: str) -> list[str]:
+    """Of the path what may hold a package: to look through all the rest in vain takes an import
+    longer than anything else here."""
+    return [folder for folder in sys.path if _may_hold(folder, package)]
+
+
+def _may_hold(folder: str, package: str) -> bool:
+    try:
+        return package in _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, TypeError):  # no folder: an archive, or somebody's own
+        return True
+
+
+@functools.lru_cache(maxsize=64)
+def _names_in(folder: str, changed: int) -> frozenset[str]:
+    """What can be imported from a folder, and more.
+
+    Args:
+        folder: its path.
+        changed: when it was (nanoseconds), so that it is looked at anew then.
+    """
+    return frozenset(name.partition(".")[0] for name in os.listdir(folder))
 
 
 def read_manifest(value: str, handle: str) -> Manifest | None:
@@ -163,12 +189,13 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _what_differs(value: Any) -> dict[str, Any]:
+def _what_differs(value: Magic | FormatOption) -> dict[str, Any]:
     """The fields of a value that are not as they are by default."""
+    by_default = value._field_defaults
     return {
-        field.name: found
-        for field in attrs.fields(type(value))
-        if (found := getattr(value, field.name)) != field.default
+        name: found
+        for name, found in value._asdict().items()
+        if name not in by_default or found != by_default[name]
     }
 
 

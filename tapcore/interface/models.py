@@ -12,13 +12,14 @@ import attrs
 
 from tapcore.constants import DEFAULT_SECTOR_SIZE, MAX_IOFD, TD_RDONLY
 from tapcore.errors import NotSupportedError
-from tapcore.interface.below import Below
 from tapcore.interface.hooks import HOOKS, ChangeHooks, ImageHooks, RequestHooks, lack_of
 from tapcore.interface.losses import Losses
 from tapcore.interface.options import DiskId, OpenOptions
 
 if TYPE_CHECKING:  # nothing that has to be installed: type checkers know it
     from typing_extensions import TypeVar
+
+    from tapcore.interface.below import Below
 
     Private = TypeVar("Private", default=Any)
 else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import attrs
 
@@ -38,8 +38,7 @@ def _as_text(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     return tuple(os.fsdecode(path) for path in paths)
 
 
-@attrs.frozen
-class Naming:
+class Naming(NamedTuple):
     """An image that names files, and what its names are relative to.
 
     Attributes:

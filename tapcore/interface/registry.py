@@ -14,8 +14,6 @@ from functools import cached_property, partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from tapcore.errors import UnknownHandleError, describe
 from tapcore.interface import knownbad
 from tapcore.interface.diskinfo import DiskInfo
@@ -55,9 +53,11 @@ _UNTRUE_MANIFEST: Final = (
 )
 
 
-@attrs.define(eq=False, repr=False)
 class Row:
     """A driver of the table.
+
+    By hand: no other class on the way of `tapdisk formats` is by attrs, whose import would take a
+    third of the command.
 
     Attributes:
         info: what is known of it; `error` says why it cannot be used.
@@ -67,11 +67,21 @@ class Row:
         cause: what it raised.
     """
 
-    info: DiskInfo
-    plugin: Any = None
-    entry_point: EntryPoint | None = None
-    manifest: Manifest | None = None
-    cause: BaseException | None = None
+    __slots__ = ("cause", "entry_point", "info", "manifest", "plugin")
+
+    def __init__(
+        self,
+        info: DiskInfo,
+        plugin: Any = None,
+        entry_point: EntryPoint | None = None,
+        manifest: Manifest | None = None,
+        cause: BaseException | None = None,
+    ) -> None:
+        self.info = info
+        self.plugin = plugin
+        self.entry_point = entry_point
+        self.manifest = manifest
+        self.cause = cause
 
 
 class Registry:
@@ -147,7 +157,7 @@ class Registry:
             self._add_broken(ep.name, problem, ep)
             return
         can = capabilities(set(manifest.hooks))
-        info = attrs.evolve(manifest.info, idnum=len(self._rows), capabilities=can)
+        info = manifest.info._replace(idnum=len(self._rows), capabilities=can)
         self._enter(Row(info, None, ep, manifest))
 
     def _enter(self, row: Row) -> None:
@@ -182,14 +192,14 @@ class Registry:
             problem, cause = describe(exc), exc
         if problem or not isinstance(info, DiskInfo):
             return self._add_broken(name, problem, entry_point, cause)
-        self._enter(Row(attrs.evolve(info, idnum=len(self._rows)), plugin, entry_point))
+        self._enter(Row(info._replace(idnum=len(self._rows)), plugin, entry_point))
         return self._taken_in(name)
 
     def _taken_in(self, handle: str) -> DiskInfo:
         """The row of a driver whose hooks were taken in, completed."""
         row = self._rows[handle]
         can = capabilities(self._callers.implemented(row.plugin))
-        row.info = attrs.evolve(row.info, capabilities=can, drv=self._operations_of(handle))
+        row.info = row.info._replace(capabilities=can, drv=self._operations_of(handle))
         for name in unmarked_hooks(row.plugin):
             log.warning(_UNMARKED, handle, name)
         return row.info
@@ -228,7 +238,7 @@ class Registry:
             row.info, row.cause = _broken(handle, problem, info.idnum), cause
             return self.get(handle)
         said: DiskInfo = plugin.disk_info
-        row.plugin, row.info = plugin, attrs.evolve(said, idnum=info.idnum)
+        row.plugin, row.info = plugin, said._replace(idnum=info.idnum)
         differing = differences(row.manifest, said, frozenset(self._callers.implemented(plugin)))
         if differing:
             log.warning(_UNTRUE_MANIFEST, handle, ", ".join(differing), handle)
@@ -288,7 +298,7 @@ class Registry:
 
             handle = row.info.handle
             late = LateTapDisk(handle, row.manifest.hooks, partial(self.operations, handle))
-            row.info = attrs.evolve(row.info, drv=late)
+            row.info = row.info._replace(drv=late)
         return row.info
 
     def __contains__(self, handle: str) -> bool:
@@ -392,7 +402,7 @@ class Registry:
 
 def _with_distribution(row: Row) -> DiskInfo:
     name, version = release_of(row.entry_point)
-    return attrs.evolve(row.info, distribution=name, version=version) if name else row.info
+    return row.info._replace(distribution=name, version=version) if name else row.info
 
 
 def _broken(handle: str, problem: str, idnum: int) -> DiskInfo:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tapcore.errors import UsageError
+from tapcore.interface.installed import normalized
 
 ONLY_THESE: Final = "TAPCORE_PLUGINS"
 """Environment variable: drivers that may be used, separated by commas; no others."""
 
 
-@attrs.frozen
-class Selection:
+class Selection(NamedTuple):
     """What a user says of plugins, by handles or names of distributions (`qcow2`, `tap-qcow2`).
 
     Attributes:
@@ -78,8 +75,4 @@ class Selection:
 
 
 def _means(name: str, handle: str, distribution: str) -> bool:
-    return name == handle or _normalized(name) == _normalized(distribution)
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return name == handle or normalized(name) == normalized(distribution)

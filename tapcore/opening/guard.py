@@ -69,7 +69,7 @@ class ContentGuard:
             short = 0  # gone by now; whoever finds the disk again finds another file
         if found is None and short and not self.device:
             cut = sample.tail[: len(sample.tail) - short]
-            found = what_it_says_it_is(attrs.evolve(sample, size=sample.size - short, tail=cut))
+            found = what_it_says_it_is(sample._replace(size=sample.size - short, tail=cut))
         return found
 
 

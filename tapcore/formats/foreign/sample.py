@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tapcore.files.hostfile import host_file_size
 
@@ -17,8 +15,7 @@ TAIL_BYTES: Final = 4096
 """Trailers are of 512 bytes; a zip archive's has a comment in it."""
 
 
-@attrs.frozen(repr=False)
-class Sample:
+class Sample(NamedTuple):
     """What of a file is looked at.
 
     Attributes:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import attrs
+from typing import NamedTuple
 
 from tapcore.formats.foreign.sample import Sample
 
 
-@attrs.frozen(eq=False, repr=False)
-class Signature:
+class Signature(NamedTuple):
     """One format.
 
     Attributes:

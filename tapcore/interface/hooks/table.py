@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, get_args
-
-import attrs
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, get_args
 
 from tapcore.errors import NotSupportedError
 from tapcore.interface.hooks.marks import hookimpl, mark_spec
@@ -43,8 +41,7 @@ Capability: TypeAlias = Literal[
 """What `tapdisk formats` lists, in this order."""
 
 
-@attrs.frozen
-class Hook:
+class Hook(NamedTuple):
     """A row of the table.
 
     Attributes:
