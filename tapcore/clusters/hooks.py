@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tapcore.constants import BLK_NOT_ALLOCATED
 from tapcore.interface.answer import Answer, answer_over
-from tapcore.interface.extent import Extent
 from tapcore.interface.hooks import implements
 from tapcore.interface.models import DiskDriver, Hooks, TdCallback
 from tapcore.interface.places import ASK, NOWHERE, Places
 
 if TYPE_CHECKING:
     from tapcore.clusters.machine import Mapped, WritableMapped
+    from tapcore.interface.extent import Extent
 
 
 @implements(Hooks.td_queue_read)

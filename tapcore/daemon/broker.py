@@ -27,7 +27,8 @@ from tapcore.daemon.loan import Loan, absolute_image, option_pairs
 from tapcore.daemon.verbs import VerbTable
 from tapcore.errors import TapError, describe, printable
 from tapcore.files.byname import open_host_fd
-from tapcore.files.rehearsal import Rehearsal, rehearsing
+from tapcore.files.noting import rehearsing
+from tapcore.files.rehearsal import Rehearsal
 from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.models import DiskDriver

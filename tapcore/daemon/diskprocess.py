@@ -26,7 +26,8 @@ from tapcore.daemon.spec import DiskSpec, NoSuchDiskError
 from tapcore.daemon.verbs import Later, VerbTable
 from tapcore.engine.loop import Loop
 from tapcore.errors import IOFailedError, TapError, UsageError
-from tapcore.files.rehearsal import Rehearsal, rehearsing
+from tapcore.files.noting import rehearsing
+from tapcore.files.rehearsal import Rehearsal
 from tapcore.interface.registry import Registry
 from tapcore.nbd.exports import Export
 from tapcore.nbd.listening import OpenSockets

@@ -9,7 +9,6 @@ import contextlib
 import os
 import stat
 
-from tapcore.buffers import ZEROES
 from tapcore.errors import UsageError
 from tapcore.files.beingmade import new_fd, new_files
 from tapcore.files.existing import open_existing, open_refused
@@ -150,6 +149,8 @@ def _preallocate(fd: int, start: int, end: int, how: str) -> None:
     if how == "falloc":
         os.posix_fallocate(fd, start, end - start)
         return
+    from tapcore.buffers import ZEROES
+
     while start < end:
         start += os.pwrite(fd, ZEROES[: end - start], start)
     os.fsync(fd)

@@ -8,9 +8,9 @@ import stat
 from typing import Final
 
 from tapcore.errors import ImageOpenError, NotWritableError, describe
-from tapcore.files import rehearsal
 from tapcore.files.hostfile import check_kind, kind_error, refuse_read_only_device
 from tapcore.files.lent import borrowed
+from tapcore.files.noting import note
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.identity import identity_of
 
@@ -38,7 +38,7 @@ def open_existing(path: str, flags: int, bound: BoundFile | None = None) -> int:
         check_kind(fd, path)
         if flags & os.O_RDWR:
             refuse_read_only_device(fd, path)
-        rehearsal.note(fd)
+        note(fd)
     except BaseException:
         os.close(fd)
         raise

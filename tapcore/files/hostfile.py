@@ -9,7 +9,6 @@ import stat
 import struct
 from typing import Any, Final
 
-from tapcore.buffers import ZEROES
 from tapcore.errors import ImageOpenError, ReadOnlyDeviceError, UsageError
 from tapcore.files.linux import (
     BLKGETSIZE64,
@@ -122,6 +121,8 @@ def fill_with_zeroes(fd: int, offset: int, length: int) -> None:
     try:
         zero_range(fd, offset, length)
     except OSError:
+        from tapcore.buffers import ZEROES  # most commands zero nothing
+
         end = offset + length
         while offset < end:
             offset += os.pwrite(fd, ZEROES[: end - offset], offset)

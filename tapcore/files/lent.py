@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import Final, Protocol
 
-from tapcore.files import rehearsal
+from tapcore.files.noting import note
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.options import DiskId
 
@@ -94,7 +94,7 @@ def open_or_borrow(path: str, flags: int) -> int:
         if lent is None:
             raise
         return lent
-    rehearsal.note(fd)
+    note(fd)
     return fd
 
 

@@ -8,11 +8,11 @@ import os
 
 from tapcore.constants import TD_RDONLY
 from tapcore.errors import ImageOpenError
-from tapcore.files import rehearsal
 from tapcore.files.byname import open_host_fd
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.lent import is_borrowing
 from tapcore.files.locks import lock_image
+from tapcore.files.noting import note
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.options import OpenOptions
 
@@ -53,7 +53,7 @@ def open_image_file(path: str | os.PathLike[str], flags: int, options: OpenOptio
         kind = _direct_file() if direct else ImageFile
         file = kind(fd, path, read_only=read_only, workers=options.workers)
         if options.rehearsal or not read_only:
-            rehearsal.note(fd, written=True)
+            note(fd, written=True)
         if bound is not None:
             bound.opened = True
     except BaseException:

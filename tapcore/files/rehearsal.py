@@ -1,14 +1,12 @@
 """Which files it takes to open a disk: found by opening it for reading, with all that it names.
 
 Whoever lends files to a confined process (`lent`) finds out in this way which those are, under the
-policy of the disk, and before the process is heard.
+policy of the disk, and before the process is heard. `noting` lets it hear of them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 
 import attrs
 
@@ -66,23 +64,3 @@ class Rehearsal:
         """Give back the descriptors."""
         while self.files:
             os.close(self.files.popitem()[1].fd)
-
-
-_running: Rehearsal | None = None
-
-
-@contextlib.contextmanager
-def rehearsing(seen: Rehearsal) -> Iterator[None]:
-    """Whatever this process opens by the functions of this layer is noted (one at a time)."""
-    global _running
-    _running = seen
-    try:
-        yield
-    finally:
-        _running = None
-
-
-def note(fd: int, *, written: bool = False) -> None:
-    """A file was opened, perhaps in a rehearsal."""
-    if _running is not None:
-        _running.see(fd, written=written)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tapcore.buffers import ZEROES
 from tapcore.constants import DEFAULT_SECTOR_SIZE, SECTOR_SHIFT
 from tapcore.errors import UsageError
 from tapcore.files import ImageFile, create_host_file, describe_host_file
@@ -120,6 +119,8 @@ def td_stream(
 
 
 def _zeroes(out: Callable[[Any], object], length: int) -> None:
+    from tapcore.buffers import ZEROES
+
     for start in range(0, length, len(ZEROES)):
         out(ZEROES[: min(len(ZEROES), length - start)])
 

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from tapcore.errors import ImageFormatError, TapError, describe, open_error
 from tapcore.files.byname import open_host_fd
-from tapcore.formats.foreign import (
-    Sample,
-    Signature,
-    is_part_of_image,
-    plain_disk,
-    read_sample,
-    suffix_owner,
-    what_it_says_it_is,
-)
+from tapcore.formats.foreign import Sample, read_sample
 from tapcore.interface.boundfile import BoundFile
 from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.magic import HEAD_BYTES, TAIL_BYTES
 from tapcore.interface.options import DiskId
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import RAW_HANDLES, RAW_SUFFIXES, has_suffix, raw_handle
+
+if TYPE_CHECKING:
+    from tapcore.formats.foreign import Signature
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +83,8 @@ def judge(path: str, sample: Sample, registry: Registry, expected: str = "") -> 
         if text := odd_name(path, sample, handle, registry):
             log.warning("%s: %s", path, text)
         return handle
+    from tapcore.formats.foreign import what_it_says_it_is
+
     found = what_it_says_it_is(sample)
     if found is not None and not found.raw:
         raise ImageFormatError(refusal(found, registry))
@@ -176,23 +174,29 @@ def odd_name(path: str, sample: Sample, handle: str, registry: Registry) -> str:
         ImageFormatError: it is no disk by any sign, and is called like another format: damaged,
             empty, or named wrongly.
     """
+    if handle and handle not in RAW_HANDLES and _has_suffix_of(path, handle, registry):
+        return ""
     suffix = os.path.splitext(path)[1].lower()
     promised = "" if sample.device else _promised(path, suffix, registry)
     if handle in RAW_HANDLES or not handle:
         return _odd_name_of_raw(promised, sample)
     if suffix in RAW_SUFFIXES and not sample.device:
         promised = "a raw disk"
-    if not promised or _may_be_named(path, handle, registry):
+    if not promised or _may_be_named(path, handle):
         return ""
     return f"is named like {promised}, but holds {handle}; opened as that"
 
 
-def _may_be_named(path: str, handle: str, registry: Registry) -> bool:
-    """Whether a file's suffix is one of a format, or of what the format reads packed."""
-    owner = suffix_owner(path)
-    if owner is not None and owner.unpacked_by == handle:
-        return True
+def _has_suffix_of(path: str, handle: str, registry: Registry) -> bool:
     return has_suffix(path, registry.get(handle).suffixes)
+
+
+def _may_be_named(path: str, handle: str) -> bool:
+    """Whether a file's suffix is one of what a format reads packed."""
+    from tapcore.formats.foreign import suffix_owner
+
+    owner = suffix_owner(path)
+    return owner is not None and owner.unpacked_by == handle
 
 
 def _odd_name_of_raw(promised: str, sample: Sample) -> str:
@@ -200,6 +204,8 @@ def _odd_name_of_raw(promised: str, sample: Sample) -> str:
         return ""
     if not sample.size:
         raise ImageFormatError(f"is empty, and so not {promised}, as its name says")
+    from tapcore.formats.foreign import plain_disk
+
     if sign := plain_disk(sample):
         return f"is named like {promised}, but holds {sign}; opened as raw"
     raise ImageFormatError(
@@ -210,7 +216,11 @@ def _odd_name_of_raw(promised: str, sample: Sample) -> str:
 
 def _promised(path: str, suffix: str, registry: Registry) -> str:
     """What a file's suffix says that it is, with an article; "" where it says nothing."""
-    if not suffix or suffix in RAW_SUFFIXES or is_part_of_image(path):
+    if not suffix or suffix in RAW_SUFFIXES:
+        return ""
+    from tapcore.formats.foreign import is_part_of_image, suffix_owner
+
+    if is_part_of_image(path):
         return ""
     owner = suffix_owner(path)
     if owner is not None:

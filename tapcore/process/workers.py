@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from queue import SimpleQueue
 from time import sleep
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tapcore.errors import errno_of
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 DISK_THREADS: Final = 8
 """That work for one disk at a time."""
@@ -76,6 +77,8 @@ class WorkerPool:
     """
 
     def __init__(self) -> None:
+        from queue import SimpleQueue  # not for a command that has no work for threads
+
         self._tasks: SimpleQueue[Task] = SimpleQueue()
         self._threads = 0
         self._unfinished = 0
@@ -120,6 +123,8 @@ class WorkerPool:
                 thread.join(_END_SECONDS)
 
     def _run(self) -> None:
+        import signal
+
         # they are for a thread that looks after them; this one may wait for a disk for ever
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         get = self._tasks.get
