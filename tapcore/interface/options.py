@@ -60,6 +60,9 @@ class OpenOptions:
             on it is not finished: nobody relies on what it holds until then.
         metadata_only: no content will be read or written (`info`, `check`): a driver opens no file
             that holds nothing but content, and asks for no passphrase.
+        facts_only: the image is asked for nothing but what it says of itself (`td_info`,
+            `td_other_files`, `td_snapshots`, `td_bitmaps`, its parent's id, and whether that fits):
+            a driver may leave out all that reads and writes its content. It is closed as any other.
         parent_only: nothing but the record of the parent will be changed: a driver opens for that
             what it could otherwise only read, where the record can be written.
         bound: the image's file, found and judged before; `open_image_file` opens that one.
@@ -91,6 +94,7 @@ class OpenOptions:
     metadata_cache: int | None = None
     durable: bool = True
     metadata_only: bool = False
+    facts_only: bool = False
     parent_only: bool = False
     bound: BoundFile | None = None
     missing: Missing = "error"

@@ -82,6 +82,7 @@ def _options(access: Access, name: str) -> OpenOptions:
         filters=access.filters,
         locking=False,
         metadata_only=True,
+        facts_only=True,
         opener=open_below,
         file_opener=open_on_disk,
     )

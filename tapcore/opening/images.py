@@ -158,6 +158,8 @@ def _open_image(
     disk_id: DiskId, disk: TdState, registry: Registry, flags: int, options: OpenOptions
 ) -> DiskDriver:
     registry.get(disk_id.drivertype)
+    if options.facts_only and options.bound is None:  # what is no file is asked for its extents
+        options = attrs.evolve(options, facts_only=False)
     drv = registry.operations(disk_id.drivertype, options.filters)
     if not flags & TD_RDONLY and "td_queue_write" not in drv.implemented:
         text = f"the format {disk_id.drivertype} can only be read"

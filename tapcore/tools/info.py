@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ReferencePolicyError, TapError, open_error, printable
@@ -31,8 +29,7 @@ _NOTES = 3
 """Files that are missing, and named each in a note of its own."""
 
 
-@attrs.frozen(eq=False)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """One image of a chain.
 
     Attributes:
@@ -67,9 +64,9 @@ class ImageInfo:
     def as_dict(self) -> dict[str, Any]:
         """The object of `info --json`."""
         return {
-            field.name: getattr(self, field.name)
-            for field in attrs.fields(ImageInfo)
-            if field.name not in ("notes", "snapshots", "bitmaps")
+            name: value
+            for name, value in self._asdict().items()
+            if name not in ("notes", "snapshots", "bitmaps")
         }
 
 
@@ -102,7 +99,7 @@ def _describe(dd: DiskDriver, disk: TdState, access: Access) -> ImageInfo:
         disk_size += _other_files(dd, disk.image.name, access.references, notes)
     else:
         image = f"{handle}:{image}"
-        disk_size, writable = _stored_bytes(disk), True
+        disk_size, writable = _stored_bytes(dd), True
     parent, parent_handle = _parent(dd, access, notes)
     return ImageInfo(
         image=image,
@@ -120,16 +117,16 @@ def _describe(dd: DiskDriver, disk: TdState, access: Access) -> ImageInfo:
     )
 
 
-def _stored_bytes(disk: TdState) -> int:
-    """What the extents of a disk say that is no file."""
+def _stored_bytes(dd: DiskDriver) -> int:
+    """What the extents of an image say that is no file, with its parents."""
     from tapcore.engine import chain_extents
 
-    size = disk.disks.size << SECTOR_SHIFT
+    size = dd.size << SECTOR_SHIFT
     try:
-        runs = chain_extents(disk.disks, 0, size) if size else ()
+        runs = chain_extents(dd, 0, size) if size else ()
         return sum(run.length for run in runs if run.kind != "zero")
     except Exception as exc:
-        raise open_error(exc, str(disk.image)) from exc
+        raise open_error(exc, f"{dd.drv.disk_type}:{dd.name}") from exc
 
 
 def _host_file(dd: DiskDriver, notes: list[str]) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tap_qcow2.ondisk.layout import EXT_BITMAPS
 from tapcore import (
     BLK_NOT_ALLOCATED,
     TD_NO_PARENT,
@@ -74,7 +75,13 @@ disk_info = DiskInfo(
 
 @implements(Hooks.td_open)
 def td_open(dd: DiskDriver[Image], name: str, flags: int) -> None:
-    """See `open`."""
+    """See `open`; `facts`, where no more is wanted."""
+    if dd.options.facts_only:
+        from tap_qcow2.facts import open_facts
+
+        # the hooks that are called then take it for what it is
+        dd.private = open_facts(dd, name)  # type: ignore[assignment]
+        return
     from tap_qcow2.open import open_image
 
     dd.private = open_image(dd, name, flags)
@@ -89,7 +96,7 @@ def td_close(dd: DiskDriver[Image]) -> None:
 @implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver[Image], id: DiskId) -> int:
     """What the header says."""
-    recorded = dd.private.recorded_parent()
+    recorded = dd.private.header.parent
     if recorded is None:
         return TD_NO_PARENT
     id.name, id.drivertype = recorded.name, recorded.drivertype
@@ -194,6 +201,8 @@ def td_inspect(name: str, fd: int, size: int) -> Inspection:
 @implements(Hooks.td_bitmaps)
 def td_bitmaps(dd: DiskDriver[Image]) -> list[Bitmap]:
     """See `bitmaps.listing`."""
+    if dd.private.header.extension(EXT_BITMAPS) is None:  # as nearly always
+        return []
     from tap_qcow2.bitmaps.listing import bitmaps
 
     return bitmaps(dd.private)
@@ -311,6 +320,8 @@ def td_make_empty(dd: DiskDriver[Image]) -> None:
 @implements(Hooks.td_snapshots)
 def td_snapshots(dd: DiskDriver[Image]) -> list[Snapshot]:
     """What the snapshot table says."""
+    if not dd.private.header.nb_snapshots:  # as mostly
+        return []
     from tap_qcow2.ondisk.snapshottable import each_snapshot
 
     return [snapshot.public() for snapshot in each_snapshot(dd.private.file, dd.private.header)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import os
@@ -13,7 +12,6 @@ from tap_qcow2.data.diskmap import DiskMap
 from tap_qcow2.data.missing import refuse_to_hide
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.header import Header
-from tap_qcow2.ondisk.headerparser import parse_header
 from tap_qcow2.tables.headerwriter import HeaderWriter
 from tap_qcow2.tables.metadata import Metadata
 from tap_qcow2.tables.structures import OverlapError, metadata_clusters
@@ -23,48 +21,12 @@ from tapcore import (
     DiskId,
     ImageFile,
     ImageFormatError,
-    ImageOpenError,
-    TapError,
 )
 from tapcore.clusters import ASK, NOWHERE, WritableClusters, rising_until
 
 if TYPE_CHECKING:
     from tap_qcow2.bitmaps.tracker import BitmapTracker
     from tapcore.sectorcipher import SectorCipher
-
-
-def read_head(file: ImageFile) -> bytes:
-    """The first cluster of an image file (all of a shorter file), at most 2 MiB."""
-    head = file.read_metadata(0, min(file.size, 4096))
-    bits = int.from_bytes(head[20:24], "big")
-    if not 12 < bits <= layout.MAX_CLUSTER_BITS:
-        return head
-    return file.read_metadata(0, min(file.size, 1 << bits))
-
-
-def header_of(file: ImageFile, dd: DiskDriver) -> Header:
-    """Read and check the header of an open file, as far as it matters for what is to be done.
-
-    Raises:
-        TapError: not an image, damaged, or it needs what is not known here.
-        OSError: as the system says.
-    """
-    options, head = dd.options, read_head(file)
-    salvage = options.salvage and not options.snapshot
-    try:
-        header = parse_header(
-            head, file_size=file.size, to_check=options.metadata_only, content_only=salvage
-        )
-    except ImageFormatError as exc:
-        with contextlib.suppress(TapError):
-            parse_header(head, file_size=file.size, content_only=True)
-            exc.message += " (convert --salvage copies what is left)"
-        raise
-    if header.corrupt and not dd.read_only and not options.metadata_only:
-        raise ImageOpenError(
-            "is marked as corrupt: check --repair all, or open it read-only", errno=errno.EROFS
-        )
-    return header
 
 
 class Image(DiskMap):
@@ -195,12 +157,6 @@ class Image(DiskMap):
         return self.tracker
 
     # ---- the parent -------------------------------------------------------------------------
-
-    def recorded_parent(self) -> DiskId | None:
-        """What the header says; None where the image stands alone."""
-        if not self.header.backing_file:
-            return None
-        return DiskId(self.header.backing_file, self.header.backing_format)
 
     def record_parent(self, parent: DiskId | None) -> None:
         """Record another parent, or none.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tap_qcow2.ondisk import layout
-from tap_qcow2.ondisk.snapshottable import each_snapshot
 
 if TYPE_CHECKING:
+    from tap_qcow2.facts import Facts
     from tap_qcow2.image import Image
 
 
-def info(image: Image) -> dict[str, Any]:
+def info(image: Image | Facts) -> dict[str, Any]:
     """The `format` object of `info --json`."""
     header = image.header
     found: dict[str, Any] = {
@@ -27,10 +27,18 @@ def info(image: Image) -> dict[str, Any]:
         "encryption": layout.CRYPT_NAMES[header.crypt_method],
         "dirty": header.dirty,
         "corrupt": header.corrupt,
-        "snapshots": [_snapshot(entry.public()) for entry in each_snapshot(image.file, header)],
+        "snapshots": _snapshots(image),
         "bitmaps": _bitmaps(image),
     }
     return found
+
+
+def _snapshots(image: Image | Facts) -> list[dict[str, Any]]:
+    if not image.header.nb_snapshots:
+        return []
+    from tap_qcow2.ondisk.snapshottable import each_snapshot
+
+    return [_snapshot(entry.public()) for entry in each_snapshot(image.file, image.header)]
 
 
 def _snapshot(snapshot: Any) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def _snapshot(snapshot: Any) -> dict[str, Any]:
     }
 
 
-def _bitmaps(image: Image) -> list[dict[str, Any]]:
+def _bitmaps(image: Image | Facts) -> list[dict[str, Any]]:
     if image.header.extension(layout.EXT_BITMAPS) is None:
         return []
     from tap_qcow2.bitmaps.listing import bitmaps

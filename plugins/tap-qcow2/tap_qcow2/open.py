@@ -9,9 +9,10 @@ import attrs
 
 from tap_qcow2.data.missing import make_holes_of_lost
 from tap_qcow2.data.unopened import UnopenedFile
-from tap_qcow2.image import Image, header_of
+from tap_qcow2.image import Image
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.header import Header
+from tap_qcow2.ondisk.headerreading import header_of
 from tapcore import (
     SECTOR_SHIFT,
     DiskDriver,

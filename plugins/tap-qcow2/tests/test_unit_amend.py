@@ -541,7 +541,7 @@ def test_a_crash_while_another_parent_is_recorded(
     for state in (*recording.prefixes(), *recording.states(rng, 80)):
         state.write({image: crashed})
         with tapcore.open(f"qcow2:{crashed}", readonly=True) as disk:
-            recorded = leaf(disk).private.recorded_parent()
+            recorded = leaf(disk).private.header.parent
             assert recorded is None or recorded.name in names, f"{state}: {recorded}"
             assert [bitmap.name for bitmap in disk.bitmaps()] == (["one"] if bitmaps else [])
         seen.add(recorded.name if recorded else "")

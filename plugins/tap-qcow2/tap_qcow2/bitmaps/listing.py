@@ -19,10 +19,11 @@ from tap_qcow2.ondisk.entries import BITS_ALL_SET
 from tapcore import Bitmap, ImageFormatError, UsageError
 
 if TYPE_CHECKING:
+    from tap_qcow2.facts import Facts
     from tap_qcow2.image import Image
 
 
-def bitmaps(image: Image) -> list[Bitmap]:
+def bitmaps(image: Image | Facts) -> list[Bitmap]:
     """The bitmaps of an image.
 
     Raises:
@@ -46,7 +47,7 @@ def bitmaps(image: Image) -> list[Bitmap]:
     ]
 
 
-def _readable(image: Image, entry: BitmapEntry) -> bool:
+def _readable(image: Image | Facts, entry: BitmapEntry) -> bool:
     if image.tracker is not None and image.tracker.holds(entry.name):
         return True
     return valid(image.header) and entry.known and not entry.in_use and fits(image.header, entry)

@@ -73,7 +73,7 @@ def check_kept(before: Image, after: Image, written: Ranges) -> None:
 
 
 def _check_header(before: Image, after: Image) -> None:
-    from tap_qcow2.image import read_head
+    from tap_qcow2.ondisk.headerreading import read_head
 
     file = after.file
     try:

@@ -7,7 +7,8 @@ import stat
 from array import array
 from typing import Any, cast
 
-from tap_qcow2.image import Image, header_of
+from tap_qcow2.image import Image
+from tap_qcow2.ondisk.headerreading import header_of
 from tap_qcow2.tables.links import own_table
 from tapcore import DiskDriver, OpenOptions, open_image_file
 

@@ -12,7 +12,7 @@ import attrs
 
 from tap_qcow2.ondisk import layout
 from tap_qcow2.ondisk.layout import Geometry
-from tapcore import UsageError
+from tapcore import DiskId, UsageError
 
 VERSION_2: Final = struct.Struct(">4sIQIIQIIQQIIQ")
 VERSION_3: Final = struct.Struct(">QQQII")
@@ -28,7 +28,7 @@ ATOMIC: Final = 512
 """Bytes of a sector, which reaches the disk as one."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Header:
     """The header's fields, offsets and sizes in bytes unless their name says otherwise.
 
@@ -101,6 +101,13 @@ class Header:
     def data_file_raw(self) -> bool:
         """That file is at the same time a raw image of the disk."""
         return self.has_data_file and bool(self.autoclear & layout.AUTOCLEAR_DATA_FILE_RAW)
+
+    @property
+    def parent(self) -> DiskId | None:
+        """What is recorded of the parent; None where the image stands alone."""
+        if not self.backing_file:
+            return None
+        return DiskId(self.backing_file, self.backing_format)
 
     def become(self, other: Header) -> None:
         """Take over all fields of another one."""

@@ -80,7 +80,7 @@ SUBCLUSTERS: Final = 32
 """Of a cluster with an extended L2 entry."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Geometry:
     """What follows from the cluster size and the kind of L2 entries.
 
