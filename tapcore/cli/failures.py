@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -66,6 +65,8 @@ def report(exc: BaseException, session: Session) -> int:
         The exit status.
     """
     if isinstance(exc, KeyboardInterrupt):
+        import signal
+
         exc = exc if isinstance(exc, Stopped) else Stopped(signal.SIGINT)
         name = signal.Signals(exc.signum).name
         print_error(f"stopped by {name}" + (", with the work done" if exc.finished else ""))
@@ -204,9 +205,9 @@ def set_up_logging(level: str, session: Session) -> None:
 def end_logging() -> None:
     """Nothing is logged to a run's standard error after its end, when that may be closed."""
     logging = sys.modules.get("logging")
-    if logging is None:
+    root = None if logging is None else vars(logging).get("root")
+    if logging is None or root is None:  # never used
         return
-    root = logging.getLogger()
     for old in root.handlers[:]:
         if getattr(old, "of_tapdisk", False):
             root.removeHandler(old)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from tapcore.cli.failures import Session, end_logging, report
+from tapcore.cli.later import load_later
 from tapcore.cli.plain import SELDOM_USED, plain_command
 from tapcore.cli.signals import stopped_by_signals
 from tapcore.cli.standardstreams import named_output, open_standard_streams
-
-_OBJECTS_BEFORE_COLLECTING = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,11 +42,7 @@ def run() -> NoReturn:
     By then everything is closed and written; what is left would only be memory given back piece by
     piece.
     """
-    # importing makes many objects and no garbage; looking for it would take a tenth of a command
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTING, *gc.get_threshold()[1:])
     if plain_command(sys.argv[1:]) is not None:
-        from tapcore.cli.later import load_later
-
         load_later(SELDOM_USED)
     status = main()
     with contextlib.suppress(OSError, ValueError):

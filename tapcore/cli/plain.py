@@ -7,10 +7,12 @@ the way of every command, which does the same there: both print by the same func
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from tapcore.cli.failures import Session, set_up_logging
+from tapcore.cli.later import LateLogger, when_loaded
 
 COMPLETE: Final = "_TAPDISK_COMPLETE"
 """Set in the environment by a shell that asks for completions."""
@@ -30,7 +32,9 @@ def plain_command(arguments: Sequence[str]) -> Callable[[Session], None] | None:
         return None
 
     def run(session: Session) -> None:
-        set_up_logging("warning", session)
+        import logging  # noqa: F401 -- perhaps put off
+
+        when_loaded("logging", lambda: set_up_logging("warning", session))
         known[1](*rest)
 
     return run
@@ -61,5 +65,22 @@ _COMMANDS: Final[Mapping[str, tuple[int, Callable[..., None]]]] = {
 }
 """How many words each takes."""
 
-SELDOM_USED: Final = ("inspect", "traceback", "attr.validators", "attrs.validators")
-"""What attrs, logging and pluggy import, each for a case that does not come in these."""
+_IS_CPYTHON: Final = sys.implementation.name == "cpython"
+
+SELDOM_USED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "logging": {"getLogger": LateLogger},
+    # attrs asks for nothing else, and the module compiles nine regular expressions
+    "platform": {"python_implementation": lambda: "CPython"} if _IS_CPYTHON else {},
+    "linecache": {"cache": {}},  # where attrs puts what debuggers would show
+    **{
+        name: {}
+        for name in (
+            *("copy", "inspect", "tokenize", "traceback"),
+            *("attr.converters", "attr.filters", "attr.validators"),
+            *("attrs.converters", "attrs.exceptions", "attrs.filters", "attrs.setters"),
+            "attrs.validators",
+        )
+    },
+}
+"""What attrs and the modules here import, each for a case that does not come in these commands;
+and what they take of it all the same."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tapcore.cli.failures import Stopped
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # the same in plain numbers: the enumerations take 1 ms to make
 
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_SECONDS: Final = 0.005
