@@ -24,6 +24,7 @@ TAKERS = {
     "len",
     "append",  # to what is sent, or to a vector
     "data",  # of `Replies`
+    "_answer",  # of `Alone`: to `sendmsg`
     "fill",  # of `ImageFile`, by `preadv`
     "mapped",  # the same
     "is_mapped",

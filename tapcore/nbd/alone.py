@@ -10,11 +10,10 @@ way, where that is done.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.reads import LANE_MAX
-from tapcore.nbd.replies import Item
 from tapcore.nbd.transmission import Transmission
 from tapcore.nbd.writes import STREAM_MIN
 
@@ -44,7 +43,7 @@ class Alone:
 
     def __init__(self, sock: socket.socket, transmission: Transmission) -> None:
         self._recv_into = sock.recv_into
-        self._send: Callable[[list[Item]], int] = sock.sendmsg  # type: ignore[assignment]
+        self._send: Callable[[Sequence[bytes | memoryview]], int] = sock.sendmsg
         self._transmission = transmission
         self._parser = transmission.parser
         self._replies = transmission.replies
@@ -95,9 +94,10 @@ class Alone:
             content = lane.to_read(offset, length)
             if content is None or not lane.holds_last():
                 return False
-            replies.mapped(cookie, offset, content, length)
             self._read(length)
-        elif command == nbd.CMD_WRITE:
+            rx.start = rx.end
+            return self._answer(cookie, offset, length, content)
+        if command == nbd.CMD_WRITE:
             if left < length < STREAM_MIN:
                 return True  # most clients send the head first, and long content in parts
             if left != length:
@@ -107,15 +107,38 @@ class Alone:
                 return False
             if not self._write(cookie, offset, rx.end - length, length):
                 return False
-            replies.done(cookie, offset)
             self._written(length)
+            rx.start = rx.end
+            return self._answer(cookie, offset)
+        return False
+
+    def _answer(
+        self, cookie: int, offset: int, length: int = 0, content: memoryview | None = None
+    ) -> bool:
+        """Send a reply past the queue, which is empty; returns whether all of it went.
+
+        Of what did not go the rest is queued, for the ordinary way.
+        """
+        replies = self._replies
+        buffers: tuple[bytes] | tuple[bytes, memoryview]
+        if content is None:
+            buffers = (replies.head_of_done(cookie, offset),)
         else:
-            return False
-        rx.start = rx.end
+            buffers = replies.head_of_data(cookie, offset, length), content
         try:
-            replies.advance(self._send(list(replies.queue)))
-        except OSError:  # no room, or no page: the ordinary way goes on with it
-            return False
+            sent = self._send(buffers)
+        except OSError:  # no room, or no page
+            sent = -1
+        if sent == len(buffers[0]) + length:
+            replies.passed(sent)
+        else:
+            if content is None:
+                replies.done(cookie, offset)
+            else:
+                replies.mapped(cookie, offset, content, length)
+            if sent < 0:
+                return False
+            replies.advance(sent)
         if self._timed and self._batch is not None:
             self._batch.count()
         return not replies.queue

@@ -107,11 +107,17 @@ class Connection:
                 if placed is not None and writes.stream is not None:
                     events = 0  # that was all there is
             elif self._alone is not None and self not in self._clients.dirty:
-                answered = self._receive_alone(self._alone)
-                if answered:
-                    return NOTHING_TO_DO
-                if answered is not None:
-                    events = 0
+                try:
+                    answered = self._alone.receive()
+                    if answered:
+                        return NOTHING_TO_DO
+                    if answered is not None:  # it is parsed
+                        events = 0
+                        assert self._transmission is not None
+                        self._transmission.received(0)
+                except Exception:
+                    self._fail()
+                    return None
         self._clients.dirty.add(self)
         try:
             if events & ~OUT:
@@ -153,21 +159,6 @@ class Connection:
             self._fail()
             return True
         return None
-
-    def _receive_alone(self, alone: Alone) -> bool | None:
-        """As `Alone.receive`; what it does not answer is parsed."""
-        dirty = self._clients.dirty
-        try:
-            answered = alone.receive()
-            if answered:
-                dirty.discard(self)
-            elif answered is not None:
-                assert self._transmission is not None
-                self._transmission.received(0)
-        except Exception:
-            self._fail()
-            return False
-        return answered
 
     def _receive(self, events: int) -> None:
         transmission = self._transmission

@@ -145,6 +145,19 @@ class Replies(ABC):
             lease: the pool's buffer behind it.
         """
 
+    @abstractmethod
+    def head_of_done(self, cookie: int, offset: int) -> bytes:
+        """What `done` queues, for who sends it at once and then tells `passed`."""
+
+    @abstractmethod
+    def head_of_data(self, cookie: int, offset: int, length: int) -> bytes:
+        """The same of `data`: what stands before the content."""
+
+    def passed(self, count: int) -> None:
+        """So many bytes were sent without being queued, while nothing else was to be sent."""
+        self.queued += count
+        self.sent += count
+
     def mapped(self, cookie: int, offset: int, content: memoryview, length: int) -> None:
         """The same from mapped memory, which nothing here touches."""
         self.lane_reads.append((self.queued, cookie, offset, length))

@@ -46,6 +46,14 @@ class SimpleReplies(Replies):
         queue.append(_SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie))
         self.queued += nbd.SIMPLE_REPLY.size
 
+    def head_of_done(self, cookie: int, offset: int) -> bytes:
+        """See `Replies.head_of_done`."""
+        return _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+
+    def head_of_data(self, cookie: int, offset: int, length: int) -> bytes:
+        """See `Replies.head_of_data`."""
+        return _SIMPLE(nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+
     def error(self, cookie: int, offset: int, code: int, message: str = "") -> None:
         """See `Replies.error`."""
         self._add(_SIMPLE(nbd.SIMPLE_REPLY_MAGIC, code, cookie))
@@ -83,6 +91,14 @@ class StructuredReplies(Replies):
             self._ready()
         queue.append(_DONE_CHUNK(_DONE, cookie, 0))
         self.queued += _CHUNK_HEAD
+
+    def head_of_done(self, cookie: int, offset: int) -> bytes:
+        """See `Replies.head_of_done`."""
+        return _DONE_CHUNK(_DONE, cookie, 0)
+
+    def head_of_data(self, cookie: int, offset: int, length: int) -> bytes:
+        """See `Replies.head_of_data`."""
+        return _DATA_CHUNK(_WHOLE_READ, cookie, length + _OFFSET_SIZE, offset)
 
     def error(self, cookie: int, offset: int, code: int, message: str = "") -> None:
         """See `Replies.error`."""
@@ -175,9 +191,26 @@ class ExtendedReplies(StructuredReplies):
         queue = self.queue
         if not queue:
             self._ready()
-        magic, done = nbd.EXTENDED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE
-        queue.append(_EXTENDED(magic, done, nbd.REPLY_TYPE_NONE, cookie, offset, 0))
+        queue.append(self.head_of_done(cookie, offset))
         self.queued += nbd.EXTENDED_HEADER.size
+
+    def head_of_done(self, cookie: int, offset: int) -> bytes:
+        """See `Replies.head_of_done`."""
+        return _EXTENDED(
+            nbd.EXTENDED_REPLY_MAGIC, nbd.REPLY_FLAG_DONE, nbd.REPLY_TYPE_NONE, cookie, offset, 0
+        )
+
+    def head_of_data(self, cookie: int, offset: int, length: int) -> bytes:
+        """See `Replies.head_of_data`."""
+        return _EXTENDED_DATA(
+            nbd.EXTENDED_REPLY_MAGIC,
+            nbd.REPLY_FLAG_DONE,
+            nbd.REPLY_TYPE_OFFSET_DATA,
+            cookie,
+            offset,
+            length + _OFFSET_SIZE,
+            offset,
+        )
 
     def data(
         self,
@@ -191,17 +224,7 @@ class ExtendedReplies(StructuredReplies):
         queue = self.queue
         if not queue:
             self._ready()
-        queue.append(
-            _EXTENDED_DATA(
-                nbd.EXTENDED_REPLY_MAGIC,
-                nbd.REPLY_FLAG_DONE,
-                nbd.REPLY_TYPE_OFFSET_DATA,
-                cookie,
-                offset,
-                length + _OFFSET_SIZE,
-                offset,
-            )
-        )
+        queue.append(self.head_of_data(cookie, offset, length))
         queue.append(content)
         self.queued += nbd.EXTENDED_DATA_HEADER.size + length
         if lease is not None:
