@@ -6,7 +6,6 @@ import sys
 from array import array
 from bisect import bisect_right
 from itertools import accumulate, compress, islice, pairwise
-from operator import sub
 from typing import Final
 
 from tap_zraw.packedfile import alike
@@ -28,9 +27,10 @@ class Pieces:
         lengths: of each in the file, bytes.
     """
 
-    __slots__ = ("lengths", "places", "starts")
+    __slots__ = ("_largest", "lengths", "places", "starts")
 
     def __init__(self) -> None:
+        self._largest = 0
         self.starts = array("Q", [0])
         self.places = array("Q")
         self.lengths = array("Q")
@@ -67,6 +67,8 @@ class Pieces:
             self.starts.extend(range(start + content, end, content))
             self.places.extend(range(place, place + length * (count - 1), length))
             self.lengths.extend([length] * (count - 1))
+        if content > self._largest:
+            self._largest = content
         self.starts.append(end)
         self.places.append(place + length * (count - 1))
         self.lengths.append(length)
@@ -80,11 +82,12 @@ class Pieces:
             contents: bytes of the disk, less than 4 GiB; those without any are left out.
         """
         found = cls()
-        found.starts = array("Q", accumulate(contents, initial=0))
-        found.places = array("Q", accumulate(lengths, initial=0))
+        found.starts, found.places = _sums(contents), _sums(lengths)
         found.lengths = array("Q", lengths)
+        some = contents[:1] + contents[-1:] if _same_but_last(contents) else contents
+        found._largest = max(some, default=0)
         end = found.places.pop()
-        if 0 in contents:
+        if 0 in some:
             found.starts = array("Q", (0, *compress(islice(found.starts, 1, None), contents)))
             found.places = array("Q", compress(found.places, contents))
             found.lengths = array("Q", compress(found.lengths, contents))
@@ -127,7 +130,7 @@ class Pieces:
 
     def largest(self) -> int:
         """The most bytes of the disk that a piece holds."""
-        return max(map(sub, islice(self.starts, 1, None), self.starts), default=0)
+        return self._largest
 
     def alike(self, index: int, most: int) -> int:
         """How many of the pieces behind one follow each other in the file, and are as long there,
@@ -148,6 +151,20 @@ class Pieces:
             )
 
         return alike(same, most, _ROW)
+
+
+def _sums(numbers: array[int]) -> array[int]:
+    """0, the first number, the first two together, and so on; quickly where they are the same."""
+    if numbers and numbers[0] and _same_but_last(numbers):
+        first, count = numbers[0], len(numbers) - 1
+        sums = array("Q", range(0, first * count + 1, first))
+        sums.append(first * count + numbers[-1])
+        return sums
+    return array("Q", accumulate(numbers, initial=0))
+
+
+def _same_but_last(numbers: array[int]) -> bool:
+    return numbers[:-1] == numbers[:1] * (len(numbers) - 1)
 
 
 def in_file_order(numbers: array[int]) -> array[int]:

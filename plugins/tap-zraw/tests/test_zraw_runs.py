@@ -130,7 +130,7 @@ def test_a_table_may_have_frames_without_content(tmp_path: Path) -> None:
     assert content_of(image) == content
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_row_of_pieces_is_what_each_alone_makes(seed: int) -> None:
     rng = random.Random(f"row {seed}")
     rows = [
@@ -148,6 +148,7 @@ def test_a_row_of_pieces_is_what_each_alone_makes(seed: int) -> None:
     row, end = Pieces.in_a_row(lengths, contents)
     assert end == place
     assert one.pack() == several.pack() == row.pack()
+    assert one.largest() == several.largest() == row.largest() == max(contents)
     for index in range(len(one)):
         like = 0
         for after in range(index + 1, len(one)):
