@@ -28,6 +28,7 @@ class Row:
         rw: fio's word.
         depth: requests in flight on a connection.
         connections: at a time.
+        flush: a flush follows so many writes; 0: none does.
         cpu_target: the CPU time of a request is at most this share of the best peer's; None: it is
             shown, and not judged.
     """
@@ -37,13 +38,15 @@ class Row:
     rw: str
     depth: int
     connections: int = 1
+    flush: int = 0
     cpu_target: float | None = None
 
     @property
     def name(self) -> str:
         """Unique."""
         many = f"x{self.connections}" if self.connections > 1 else ""
-        return f"{self.case}-{self.bs}-{self.rw}-qd{self.depth}{many}"
+        flushes = f"-flush{self.flush}" if self.flush else ""
+        return f"{self.case}-{self.bs}-{self.rw}-qd{self.depth}{many}{flushes}"
 
     @property
     def in_bytes(self) -> bool:
@@ -106,6 +109,8 @@ def run_fio(
     how_long = ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
     if once:
         how_long = [f"--size={once}"]
+    if row.flush:
+        how_long.append(f"--fsync={row.flush}")
     argv = [
         "fio", f"--name={row.name}", "--ioengine=nbd", f"--uri={uri}", "--thread",
         f"--rw={row.rw}", f"--bs={row.bs}", f"--iodepth={row.depth}", "--norandommap",

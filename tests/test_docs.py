@@ -13,7 +13,15 @@ import pytest
 from docpages import DOCS, ROOT, blocks, filled, peers_of, run, shape, steps
 from peers import peer
 from tapcore import TapError
-from tapcore.nbd import connection, constants, listening, server, transmission, writes
+from tapcore.nbd import (
+    connection,
+    constants,
+    listening,
+    outstanding,
+    server,
+    transmission,
+    writes,
+)
 from tapcore.process import workers
 
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
@@ -98,7 +106,7 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
         f"| one read or write | {constants.DEFAULT_BLOCK_MAX // mib} MiB; a longer one is refused "
         f"with EINVAL, a write of more than {writes.MAX_SKIPPED // mib} MiB ends the",
         f"| requests under way | {transmission.MAX_IN_FLIGHT} for each connection |",
-        f"| memory | {transmission.MAX_HELD // mib} MiB of buffers and waiting replies for each",
+        f"| memory | {outstanding.MAX_HELD // mib} MiB of buffers and waiting replies for each",
         f"| connections | {server.MAX_CONNECTIONS} |",
         f"| threads | {workers.DISK_THREADS} for each disk at most,",
         f"no export after {connection.HANDSHAKE_SECONDS:g} s is dropped |",

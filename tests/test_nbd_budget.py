@@ -45,7 +45,7 @@ def server(tmp_path: Path) -> Iterator[NbdServer]:
     served = nbd_server([f"sync:{image}"], UnixAddress(str(tmp_path / "s")), max_memory=LIMIT)
     served._exports.all[0].file_spans = False  # all of it passes through memory
     lane = served._exports.all[0].engine.lane
-    lane._images, lane._whole = [], False
+    lane._chain, lane._whole, lane._whole_file = [], False, None
     with running(served):
         yield served
 

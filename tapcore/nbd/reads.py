@@ -11,7 +11,7 @@ from tapcore.engine import READ, MappedExtent
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.outstanding import MAX_HELD, NbdRequest, Outstanding
+from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replies import LaneRead
 from tapcore.nbd.replystyles import StructuredReplies
 from tapcore.nbd.requestparser import RequestParser
@@ -58,14 +58,18 @@ class Reads:
         self._replies = replies = outstanding.replies
         self._chunks = replies if isinstance(replies, StructuredReplies) else None
 
-    def take_in_lane(self, parser: RequestParser) -> None:
+    def take_in_lane(self, parser: RequestParser, full: int) -> None:
         """Answer the plain READs with which what was received begins, as far as that goes.
 
         The first that is not in the lane, or has to wait, is left to others with all behind it.
+
+        Args:
+            parser: of what was received.
+            full: bytes ever queued from which on nothing more is.
         """
         replies, to_read, data = self._replies, self._lane.to_read, self._replies.data
         note, moved = replies.lane_reads.append, self._moved
-        most, magic, full = self.lane_max, parser.magic, replies.sent + MAX_HELD
+        most, magic = self.lane_max, parser.magic
         taken = 0
         for found, flags, command, cookie, offset, length in parser.reads():
             if command or flags or found != magic or not 0 < length <= most:

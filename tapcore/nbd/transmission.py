@@ -257,7 +257,7 @@ class Transmission:
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         known, together = parser.known_flags, self.writes.together
         if most and parser.read_comes_first():
-            self._reads.take_in_lane(parser)
+            self._reads.take_in_lane(parser, full)
         for _, flags, command, cookie, offset, length in parser.heads():
             if command == nbd.CMD_READ and not flags:
                 if 0 < length <= most and (content := lane.to_read(offset, length)) is not None:
