@@ -505,3 +505,14 @@ def test_tables_are_few_in_memory(image: Path) -> None:
         assert len(map_of(disk).tables) <= 4
         for cluster in range(0, 40, 8):
             assert disk.pread(cluster * SIZE, length=3) == b"xxx"
+
+
+def test_compressed_clusters_that_follow_each_other_are_one_extent(tmp_path: Path) -> None:
+    path = tmp_path / "disk.toy"
+    create(str(path), DISK)
+    with opened(path) as disk:
+        for cluster in (1, 2, 3, 5, 6, 7, 8):
+            disk.write_compressed(cluster * SIZE, b"packed! " * (SIZE // 8))
+        found = list(disk.state.disks.drv.td_extents(disk.state.disks, 0, SECTORS * 10))
+    runs = [(e.sector // SECTORS, e.nb_sectors // SECTORS) for e in found if e.kind == "compressed"]
+    assert runs == [(1, 3), (5, 3), (8, 1)]  # each as far as its table goes

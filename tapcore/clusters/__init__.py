@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         Unpacker,
         WritableMap,
     )
-    from tapcore.clusters.mapped import AnswerPart
     from tapcore.clusters.packed import DeflatedClusters
     from tapcore.clusters.runs import (
         ASK,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         NOWHERE,
         PACKED,
         ZERO,
+        AnswerPart,
         DamagedTable,
         MissingContent,
         Run,
@@ -69,9 +69,8 @@ _HOMES = {
     ),
     "machine": "Clusters NotForDirect WritableClusters open_mapped",
     "map": "ClusterMap PackingMap Picture Place ShortWay Unpacker WritableMap",
-    "mapped": "AnswerPart",
     "packed": "DeflatedClusters",
-    "runs": "ASK DATA HOLE NOWHERE PACKED ZERO DamagedTable MissingContent Run",
+    "runs": "AnswerPart ASK DATA HOLE NOWHERE PACKED ZERO DamagedTable MissingContent Run",
     "tablemap": "TableMap WritableTableMap",
     "tables": "Coding Numbers Table Write rising_until same_until",
     "writeback": "Writeback",

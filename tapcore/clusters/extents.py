@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tapcore.clusters.mapped import MappedDisk
-from tapcore.clusters.runs import DATA, HOLE, NOWHERE, ZERO, Run
+from tapcore.clusters.runs import DATA, HOLE, NOWHERE, PACKED, ZERO, Run
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.files import ImageFile
 from tapcore.interface.extent import Extent
@@ -23,8 +23,34 @@ def extents(disk: MappedDisk, sector: int, nb_sectors: int) -> Iterator[Extent]:
         ImageFormatError: a table, or an entry, is damaged.
         OSError: a table cannot be read.
     """
-    for run in disk.map.runs(sector, sector + nb_sectors):
+    for run in _joined(disk, disk.map.runs(sector, sector + nb_sectors)):
         yield from _of_run(disk, run)
+
+
+def _joined(disk: MappedDisk, runs: Iterable[Run]) -> Iterator[Run]:
+    """Runs, with compressed clusters that follow each other as one, as far as one table goes.
+
+    Its token is that of the first one, which is there as the others are, or is missing as they are.
+    """
+    held: Run | None = None
+    end, missing, limit = 0, False, 0
+    for run in runs:
+        if run.kind != PACKED:
+            if held is not None:
+                yield held._replace(nb_sectors=end - held.sector)
+                held = None
+            yield run
+            continue
+        is_missing = disk.map.missing(run)
+        if held is not None and (is_missing != missing or run.sector >= limit):
+            yield held._replace(nb_sectors=end - held.sector)
+            held = None
+        if held is None:
+            held, missing = run, is_missing
+            limit = disk.table_end(run.sector, disk.map.sectors)
+        end = run.end
+    if held is not None:
+        yield held._replace(nb_sectors=end - held.sector)
 
 
 def _of_run(disk: MappedDisk, run: Run) -> Iterator[Extent]:

@@ -11,9 +11,9 @@ import attrs
 
 from tapcore.clusters.extents import extents
 from tapcore.clusters.map import ClusterMap, PackingMap, ShortWay, WritableMap
-from tapcore.clusters.mapped import AnswerPart, MappedDisk
+from tapcore.clusters.mapped import MappedDisk
 from tapcore.clusters.reading import Reader
-from tapcore.clusters.runs import ASK
+from tapcore.clusters.runs import ASK, AnswerPart
 from tapcore.clusters.tablemap import WritableTableMap
 from tapcore.clusters.writeback import Writeback
 from tapcore.clusters.writing import Writer

@@ -35,7 +35,11 @@ class Cipher(Protocol):
 
 
 class Unpacker(Protocol):
-    """Reads compressed clusters; see `DeflatedClusters` for those with a place and a length."""
+    """Reads compressed clusters; see `DeflatedClusters` for those with a place and a length.
+
+    It may have `unpack_many(tokens)` besides, which yields for each token, in order, what `unpack`
+    returns or raises: where that is quicker than one by one.
+    """
 
     def unpack(self, token: int) -> bytes:
         """The content of a whole cluster; waits for the disk, in a thread.

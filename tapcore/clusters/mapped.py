@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from tapcore.clusters.content import Content
 from tapcore.clusters.map import ClusterMap
 from tapcore.clusters.packed import PackedContent
-from tapcore.clusters.runs import DamagedTable, MissingContent, Run
+from tapcore.clusters.runs import AnswerPart, DamagedTable, MissingContent, Run
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ImageFormatError
 from tapcore.interface.damage import content_damaged, content_missing
 from tapcore.interface.models import DiskDriver
-
-AnswerPart: TypeAlias = Callable[[int, int, int], int]
-"""`answer(res, sector, nb_sectors)`, for a part of a request; returns requests finished."""
 
 
 class MappedDisk:

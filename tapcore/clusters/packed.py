@@ -1,7 +1,8 @@
 """Reading compressed clusters: in threads, several at a time, the last ones kept.
 
 To hand work to a thread and to hear of its end costs as much as to inflate a cluster, so those that
-are asked for together go together.
+are asked for together go together: they are read from the file together, where they lie together,
+and unpacked straight to where they are wanted.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from tapcore.clusters.map import Unpacker
+from tapcore.clusters.runs import AnswerPart, Run
 from tapcore.errors import ImageFormatError, TapError
 from tapcore.files import ImageFile
 from tapcore.formats.deflate import inflate
@@ -27,8 +29,17 @@ TOGETHER_BYTES: Final = 512 << 10
 AT_ONCE_BYTES: Final = 8 << 10
 """Clusters up to this size are inflated at once if the page cache holds them."""
 
+_SPREAD: Final = 2
+"""Clusters are read from the file together where that is at most so many times their content."""
+
 Take: TypeAlias = Callable[[bytes | Exception], int]
 """Gets the content of a cluster, or why there is none; returns how many requests that finished."""
+
+Failed: TypeAlias = Callable[[Exception, Run, memoryview, AnswerPart], int]
+"""Gets why there is no content, and what was wanted; answers, and returns the same."""
+
+Wanted: TypeAlias = tuple[Run, memoryview, AnswerPart, Failed]
+"""A whole cluster, where its content goes, who is to be told, and who is when it fails."""
 
 
 class PackedContent:
@@ -54,9 +65,62 @@ class PackedContent:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._most = max(KEPT_BYTES // cluster_bytes, 2)
         self._together = max(TOGETHER_BYTES // cluster_bytes, 1)
+        self._at_once = cluster_bytes <= AT_ONCE_BYTES
         self._wanted: dict[int, list[Take]] = {}
         self._partly: set[int] = set()  # of these: more of them may be wanted next
         self._task: tuple[list[int], Callable[[], int], Then] | None = None
+        self._whole: tuple[list[Wanted], Callable[[], int], Then] | None = None
+
+    def read_whole(
+        self, run: Run, buf: memoryview, answer: AnswerPart, failed: Failed
+    ) -> int | None:
+        """Unpack a whole cluster to where it is wanted, later: its content is not kept.
+
+        Args:
+            run: PACKED, a whole cluster.
+            buf: gets its content.
+            answer: for parts of a request; clusters that follow each other are answered together.
+            failed: answers where there is no content.
+
+        Returns:
+            0; None: `fetch` has it, or gets it, at less cost.
+        """
+        token = run.where
+        if self._at_once or token in self._kept or token in self._wanted:
+            return None
+        if self._whole is None:
+            self._whole = self._begin_whole()
+        wanted = self._whole[0]
+        wanted.append((run, buf, answer, failed))
+        if len(wanted) == self._together:
+            self._submit_whole()
+        return 0
+
+    def _begin_whole(self) -> tuple[list[Wanted], Callable[[], int], Then]:
+        """As `_begin`, for whole clusters."""
+        wanted: list[Wanted] = []
+        failures: dict[int, Exception] = {}
+
+        def work() -> int:
+            contents = self._unpack_many([run.where for run, _, _, _ in wanted])
+            for number, (content, each) in enumerate(zip(contents, wanted, strict=True)):
+                if isinstance(content, Exception):
+                    failures[number] = content
+                else:
+                    each[1][:] = content
+            return 0
+
+        def unpacked(res: int) -> int:
+            if res:
+                failures.update(dict.fromkeys(range(len(wanted)), OSError(-res, os.strerror(-res))))
+            return _answer_joined(wanted, failures)
+
+        return wanted, work, self._counted(unpacked)
+
+    def _submit_whole(self) -> None:
+        if self._whole is not None:
+            (_, work, then), self._whole = self._whole, None
+            self._file.queue_packing(work, then)
 
     def fetch(self, token: int, take: Take, *, whole: bool) -> int:
         """Call `take` with the content of a cluster, now or later.
@@ -95,9 +159,10 @@ class PackedContent:
 
     def submit(self) -> None:
         """Hand what was collected to a thread."""
+        self._submit_whole()
         if self._task is not None:
             (_, work, then), self._task = self._task, None
-            self._file.queue_work(work, then)
+            self._file.queue_packing(work, then)
 
     def _begin(self) -> tuple[list[int], Callable[[], int], Then]:
         """A task for clusters that are still to be collected.
@@ -108,7 +173,7 @@ class PackedContent:
         found: list[bytes | Exception] = []
 
         def work() -> int:
-            found.extend(map(self._unpack, tokens))
+            found.extend(self._unpack_many(tokens))
             return 0
 
         def unpacked(res: int) -> int:
@@ -117,12 +182,12 @@ class PackedContent:
 
         return tokens, work, self._counted(unpacked)
 
-    def _unpack(self, token: int) -> bytes | Exception:
-        """In a thread: the content, or why there is none."""
-        try:
-            return self._unpacker.unpack(token)
-        except (TapError, OSError) as exc:
-            return exc
+    def _unpack_many(self, tokens: Sequence[int]) -> Iterator[bytes | Exception]:
+        """In a thread: the contents, or why there is none."""
+        together = getattr(self._unpacker, "unpack_many", None)
+        if together is not None:
+            return iter(together(tokens))
+        return (unpack_one(self._unpacker, token) for token in tokens)
 
     def _give(self, token: int, found: bytes | Exception) -> int:
         wanted = self._wanted.pop(token)
@@ -143,6 +208,30 @@ class PackedContent:
             self._kept.clear()
         else:
             self._kept.pop(token, None)
+
+
+def unpack_one(unpacker: Unpacker, token: int) -> bytes | Exception:
+    """In a thread: the content of a cluster, or why there is none."""
+    try:
+        return unpacker.unpack(token)
+    except (TapError, OSError) as exc:
+        return exc
+
+
+def _answer_joined(wanted: Sequence[Wanted], failures: dict[int, Exception]) -> int:
+    """Answer for whole clusters, for those that follow each other at once; returns as they do."""
+    finished, begun = 0, -1
+    for number, (run, buf, answer, failed) in enumerate(wanted):
+        if number in failures:
+            finished += failed(failures[number], run, buf, answer)
+            continue
+        if begun < 0:
+            begun = run.sector
+        last = number + 1 == len(wanted) or number + 1 in failures
+        if last or wanted[number + 1][2] is not answer or wanted[number + 1][0].sector != run.end:
+            finished += answer(0, begun, run.end - begun)
+            begun = -1
+    return finished
 
 
 class DeflatedClusters:
@@ -198,6 +287,32 @@ class DeflatedClusters:
         except ImageFormatError as exc:
             text = f"{exc.message}, at offset {offset:#x} of the file"
             raise ImageFormatError(text, errno=errno.EIO) from None
+
+    def unpack_many(self, tokens: Sequence[int]) -> Iterator[bytes | Exception]:
+        """The contents of clusters, or why one has none; read together where they lie together."""
+        start, content = self._read_together([self._place_of(token) for token in tokens])
+        for token in tokens:
+            if content:
+                offset, length = self._place_of(token)
+                try:
+                    yield self._content(content[offset - start : offset - start + length])
+                    continue
+                except ImageFormatError:
+                    pass  # is found, and told, once more
+            yield unpack_one(self, token)
+
+    def _read_together(self, places: Sequence[tuple[int, int]]) -> tuple[int, bytes]:
+        """All of these places: host offset, and what lies there from it on; b"": one by one."""
+        start = min(offset for offset, _ in places)
+        end = max(offset + length for offset, length in places)
+        if len(places) == 1 or end > self._file.size:
+            return start, b""
+        if end - start > _SPREAD * self._size * len(places):
+            return start, b""
+        try:
+            return start, self._file.read_metadata(start, end - start)
+        except OSError:
+            return start, b""  # so is this
 
     def _content(self, stream: bytes) -> bytes:
         content = self._inflate(stream, self._size)

@@ -6,15 +6,14 @@ from typing import Final
 
 from tapcore.clusters.busy import Claim
 from tapcore.clusters.map import PackingMap
-from tapcore.clusters.mapped import AnswerPart
-from tapcore.clusters.runs import HOLE
+from tapcore.clusters.runs import HOLE, AnswerPart
 from tapcore.clusters.writing import Writer
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import TapError
 from tapcore.interface.answer import Then
 
-GROUP_SECTORS: Final = 128
-"""So much (64 KiB), or one cluster, is packed by one thread."""
+GROUP_SECTORS: Final = 512
+"""So much (256 KiB), or one cluster, is packed by one thread in one go, and stored by one call."""
 
 
 def write_packed(
@@ -95,7 +94,7 @@ class _Group(Claim):
         if not self._map.reuses_space and (run.kind != HOLE or run.end < stop):
             return self._writer.write(sector, stop, self._buf, self._answer)
         busy.take(self)
-        self._map.file.queue_work(self._pack, self._stored_or_not)
+        self._map.file.queue_packing(self._pack, self._stored_or_not)
         return 0
 
     def _bounds(self, number: int) -> tuple[int, int]:
@@ -103,8 +102,7 @@ class _Group(Claim):
         start = self._sector + (number << self._map.cluster_shift)
         return start, min(start + (1 << self._map.cluster_shift), self._stop)
 
-    def _content(self, number: int) -> memoryview:
-        start, stop = self._bounds(number)
+    def _between(self, start: int, stop: int) -> memoryview:
         first = self._sector
         return self._buf[(start - first) << SECTOR_SHIFT : (stop - first) << SECTOR_SHIFT]
 
@@ -112,7 +110,7 @@ class _Group(Claim):
         """In a thread."""
         size = 1 << self._map.cluster_shift + SECTOR_SHIFT
         for number in range(self.end - self.first):
-            content: bytes | memoryview = self._content(number)
+            content: bytes | memoryview = self._between(*self._bounds(number))
             if len(content) < size:  # the disk ends inside of it
                 content = bytes(content).ljust(size, b"\0")
             packed = self._map.pack(content)
@@ -159,20 +157,23 @@ class _Group(Claim):
         return [(where, b"".join(parts)) for where, parts in writes]
 
     def _finish(self, res: int) -> int:
-        finished, plain = 0, []
+        finished = 0
+        plain: list[tuple[int, int]] = []  # neighbours joined
         places = dict(self._places)
         for number in range(self.end - self.first):
             start, stop = self._bounds(number)
             if not res and number not in places:
-                plain.append((start, stop, self._content(number)))
+                if plain and plain[-1][1] == start:
+                    start = plain.pop()[0]
+                plain.append((start, stop))
                 continue
             failed = res or self._link(number, places[number])
             if failed and number in places:
                 self._map.give_back_packed(places[number], len(self._packed[number]))
             finished += self._answer(failed, start, stop - start)
         finished += self._writer.busy.release(self)
-        for start, stop, content in plain:
-            finished += self._writer.write(start, stop, content, self._answer)
+        for start, stop in plain:
+            finished += self._writer.write(start, stop, self._between(start, stop), self._answer)
         self._writer.writeback.when_needed()
         return finished
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from tapcore.clusters.mapped import AnswerPart, MappedDisk
-from tapcore.clusters.runs import DATA, PACKED, ZERO, MissingContent, Run
+from tapcore.clusters.mapped import MappedDisk
+from tapcore.clusters.runs import DATA, PACKED, ZERO, AnswerPart, MissingContent, Run
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 from tapcore.errors import ImageFormatError, TapError
 
@@ -83,22 +83,28 @@ class Reader:
         return disk.content.read(run.where, run.sector, buf[:there], then)
 
     def _read_packed(self, run: Run, buf: memoryview, answer: AnswerPart) -> int:
-        disk, sector, nb_sectors = self._disk, run.sector, run.nb_sectors
-        skip = (sector & disk.mask) << SECTOR_SHIFT
+        disk, packed = self._disk, self._disk.packed
+        assert packed is not None
+        whole = len(buf) == 1 << disk.shift + SECTOR_SHIFT
+        if whole and packed.read_whole(run, buf, answer, self._not_unpacked) == 0:
+            return 0
+        skip = (run.sector & disk.mask) << SECTOR_SHIFT
 
         def take(found: bytes | Exception) -> int:
-            if not isinstance(found, Exception):
-                buf[:] = memoryview(found)[skip : skip + len(buf)]
-                return answer(0, sector, nb_sectors)
-            if isinstance(found, ImageFormatError) and not isinstance(found, MissingContent):
-                res = disk.damaged(found.message, sector, run.end)
-            else:
-                res = disk.unreadable(found, sector, buf)
-            return answer(res, sector, nb_sectors)
+            if isinstance(found, Exception):
+                return self._not_unpacked(found, run, buf, answer)
+            buf[:] = memoryview(found)[skip : skip + len(buf)]
+            return answer(0, run.sector, run.nb_sectors)
 
-        assert disk.packed is not None
-        whole = len(buf) == 1 << disk.shift + SECTOR_SHIFT
-        return disk.packed.fetch(run.where, take, whole=whole)
+        return packed.fetch(run.where, take, whole=whole)
+
+    def _not_unpacked(self, found: Exception, run: Run, buf: memoryview, answer: AnswerPart) -> int:
+        """Why a compressed cluster has no content."""
+        if isinstance(found, ImageFormatError) and not isinstance(found, MissingContent):
+            res = self._disk.damaged(found.message, run.sector, run.end)
+        else:
+            res = self._disk.unreadable(found, run.sector, buf)
+        return answer(res, run.sector, run.nb_sectors)
 
 
 def _over(answer: AnswerPart, sector: int, nb_sectors: int) -> partial[int]:

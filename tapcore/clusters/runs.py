@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
 from tapcore.errors import ImageFormatError
 from tapcore.interface.places import ASK as ASK
@@ -12,6 +13,9 @@ HOLE: Final = 0
 ZERO: Final = 1
 DATA: Final = 2
 PACKED: Final = 3
+
+AnswerPart: TypeAlias = Callable[[int, int, int], int]
+"""`answer(res, sector, nb_sectors)`, for a part of a request; returns requests finished."""
 
 
 class Run(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Final, TypeAlias
 from tapcore.clusters.busy import BusyClusters, Claim
 from tapcore.clusters.filling import Filling
 from tapcore.clusters.map import Place, WritableMap
-from tapcore.clusters.mapped import AnswerPart, MappedDisk
+from tapcore.clusters.mapped import MappedDisk
 from tapcore.clusters.reading import Reader
-from tapcore.clusters.runs import DATA, PACKED, ZERO, Run
+from tapcore.clusters.runs import DATA, PACKED, ZERO, AnswerPart, Run
 from tapcore.clusters.writeback import Writeback
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import ImageFormatError, TapError

@@ -6,8 +6,7 @@ import errno
 from functools import partial
 from typing import Final
 
-from tapcore.clusters.mapped import AnswerPart
-from tapcore.clusters.runs import DATA, HOLE, PACKED, Run
+from tapcore.clusters.runs import DATA, HOLE, PACKED, AnswerPart, Run
 from tapcore.clusters.writing import Writer
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import TapError

@@ -14,7 +14,7 @@ from tapcore.files.blockingfile import BlockingFile
 from tapcore.files.linux import lies_in_memory
 from tapcore.files.reserving import LONG_WRITE
 from tapcore.interface.answer import AnswerTuple, Then, as_then
-from tapcore.process.workers import Completions, Lane
+from tapcore.process.workers import DISK_THREADS, Completions, Lane
 
 if TYPE_CHECKING:
     from tapcore.files.windows import Windows
@@ -24,6 +24,10 @@ _NOWAIT: Final = os.RWF_NOWAIT
 _SLOW_WRITE_SECONDS: Final = 0.005
 """A write into the page cache that takes longer was throttled by the kernel, or somebody else had
 the processor meanwhile."""
+
+_PACKING: Final = min(len(os.sched_getaffinity(0)) + 1, DISK_THREADS)
+"""Threads of a file that pack or unpack: one may wait for the disk meanwhile, and more would only
+take the processors from each other."""
 
 _WATCHED: Final = 100
 """So many writes after a slow one it is looked at whether they wait."""
@@ -55,6 +59,7 @@ class ImageFile(BlockingFile):
         self._completions = Completions()
         self._workers = workers or Lane()
         self._writes = Lane(1, self._workers)
+        self._packing = Lane(_PACKING, self._workers)
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
         self._nowait = True
@@ -252,6 +257,10 @@ class ImageFile(BlockingFile):
         *args, then = rest
         self._put(work, args[0] if args else (), then)
 
+    def queue_packing(self, work: Callable[[], int], then: Then) -> None:
+        """As `queue_work`, for what keeps a processor busy; as many at a time as there are."""
+        self._put(work, (), then, self._packing)
+
     def submit(self) -> None:
         """Hand what is queued to the kernel (threads have it already)."""
 
@@ -378,8 +387,8 @@ class ImageFile(BlockingFile):
         What threads, or the kernel, have in hand is waited for: the descriptor is theirs so long.
         """
         if not self._closed:
-            self._writes.abandon()
-            self._workers.abandon()
+            for lane in (self._writes, self._packing, self._workers):
+                lane.abandon()
             self._release()
 
     def _release(self) -> None:

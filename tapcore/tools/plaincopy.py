@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -31,7 +32,14 @@ _BLOCK: Final = 4096
 _MOST_SHARED: Final = 1 << 30
 
 _PIECE: Final = 1 << 20
-_PIECES: Final = 8
+_TOGETHER: Final = 64
+"""Runs that one thread copies in one go, where they are short; no more than `_PIECE` in all."""
+
+_THREADS: Final = 3
+"""Two keep two processors busy, as one reads while the other writes, and one may wait for the disk.
+The kernel lets only one write to a file at a time."""
+_TASKS: Final = _THREADS + 1
+"""Of up to `_PIECE` each: the memory for content that is under way."""
 
 _FEW_GAPS: Final = 2
 _WINDOW: Final = 8 << 20
@@ -39,7 +47,7 @@ _WINDOW: Final = 8 << 20
 
 
 class _Piece:
-    """A run of at most 1 MiB on its way.
+    """A run of at most `_PIECE` bytes on its way.
 
     Attributes:
         start: bytes from the start of the disk.
@@ -84,10 +92,13 @@ class PlainCopier:
         self._blocks = BlockReserver(self._fd)
         self._all_holes = not os.fstat(self._fd).st_blocks  # else it was to have all its blocks
         self._completions = Completions()
-        self._workers = Lane()
+        self._workers = Lane(_THREADS)
+        self._writing = threading.Lock()  # who waits for the kernel's own lock burns time
         self._ready = select.poll()
         self._ready.register(self._completions.eventfd, select.POLLIN)
         self._buffers: list[bytearray] = []
+        self._task: list[_Piece] = []  # to be handed to a thread
+        self._room = _PIECE
         self._in_flight = 0
         self._failure: IOFailedError | None = None
         self._can_share = True
@@ -106,6 +117,7 @@ class PlainCopier:
                 continue
             shift = run.offset - run.start
             self._copy(self._share(job, run.fd, shift), job.end, run.fd, shift)
+        self._hand_over()
         self._wait(0)
         self._check()
 
@@ -145,20 +157,29 @@ class PlainCopier:
     # ---- copying ----------------------------------------------------------------------------
 
     def _copy(self, start: int, end: int, fd: int, shift: int) -> None:
-        """Hand a run to threads, in pieces; waits where enough is under way."""
+        """Copy a run by threads, in pieces; waits where enough is under way."""
         asked, held = start, False
         while start < end:
-            self._tell(start)
-            self._wait(_PIECES - 1)
-            self._check()
             if start == asked:
                 asked = min(end, (start // _WINDOW + 1) * _WINDOW)
                 held = self._take(start, asked - start)
             stop = min(end, (start // _PIECE + 1) * _PIECE)
-            piece = _Piece(start, stop - start, fd, start + shift, held=held)
-            self._workers.put(self._work, (piece,), self._completions, piece)
-            self._in_flight += 1
+            if stop - start > self._room or len(self._task) == _TOGETHER:
+                self._hand_over()
+            self._task.append(_Piece(start, stop - start, fd, start + shift, held=held))
+            self._room -= stop - start
             start = stop
+
+    def _hand_over(self) -> None:
+        """Give a thread what has come together."""
+        if not self._task:
+            return
+        self._tell(self._task[0].start)
+        self._wait(_TASKS - 1)
+        self._check()
+        self._workers.put(self._work, (self._task,), self._completions, self._task)
+        self._in_flight += 1
+        self._task, self._room = [], _PIECE
 
     def _take(self, start: int, length: int) -> bool:
         """Take the blocks of a range before its pieces do, each in its turn and place."""
@@ -171,21 +192,33 @@ class PlainCopier:
         self._blocks.give_back(start, length)
         return False
 
-    def _work(self, piece: _Piece) -> int:
-        """In a thread: read a piece, and write it but for zeroes; returns 0 or -errno."""
+    def _work(self, task: list[_Piece]) -> int:
+        """In a thread: read the pieces of a task, and write them but for zeroes.
+
+        Returns:
+            0; what fails is raised, and the piece says whether it was read.
+        """
         try:
             buffer = self._buffers.pop()
         except IndexError:
             buffer = bytearray(_PIECE)
         with memoryview(buffer) as view:
-            _read(piece.fd, view[: piece.length], piece.offset)
-            piece.reading = False
-            runs = list(data_runs(buffer, piece.length))
-            if piece.held:
-                self._leave_out_zeroes(piece, runs)
-            for start, end in runs:
-                _write(self._fd, view[start:end], piece.start + start)
-                piece.written += end - start
+            at = 0
+            for piece in task:
+                _read(piece.fd, view[at : at + piece.length], piece.offset)
+                piece.reading = False
+                at += piece.length
+            at = 0
+            for piece in task:
+                end = at + piece.length
+                runs = [(lo - at, hi - at) for lo, hi in data_runs(buffer, end, start=at)]
+                if piece.held:
+                    self._leave_out_zeroes(piece, runs)
+                for lo, hi in runs:
+                    with self._writing:
+                        _write(self._fd, view[at + lo : at + hi], piece.start + lo)
+                    piece.written += hi - lo
+                at = end
         self._buffers.append(buffer)
         return 0
 
@@ -199,20 +232,21 @@ class PlainCopier:
             self._blocks.give_back(piece.start + start, end - start)
 
     def _wait(self, most: int) -> None:
-        """Until no more than so many pieces are under way."""
+        """Until no more than so many tasks are under way."""
         while self._in_flight > most:
             self._ready.poll()
             with suppress(BlockingIOError):
                 os.eventfd_read(self._completions.eventfd)
-            for status, piece in self._completions.take():
+            for status, task in self._completions.take():
                 self._in_flight -= 1
-                self.written += piece.written
+                self.written += sum(piece.written for piece in task)
                 if status and self._failure is None:
-                    self._failure = self._failed(piece, -status)
+                    self._failure = self._failed(task, -status)
 
-    def _failed(self, piece: _Piece, code: int) -> IOFailedError:
+    def _failed(self, task: list[_Piece], code: int) -> IOFailedError:
         what, image = "write failed", self._path
-        if piece.reading:
+        piece = next((piece for piece in task if piece.reading), None)
+        if piece is not None:
             end = piece.start + piece.length
             what, image = f"read failed between {piece.start} and {end}", self._source
         return IOFailedError(f"{what}: {os.strerror(code)}", image=image, errno=code)

@@ -268,13 +268,8 @@ class Transfer:
 
     def _store(self, piece: _Piece, start: int, end: int) -> None:
         assert piece.content is not None
-        view = memoryview(piece.content)
-        if not self._compressed:
-            self._change(piece, WRITE, piece.start + start, view[start:end])
-            return
-        for at in range(start, end, self._unit):
-            part = view[at : min(at + self._unit, end)]
-            self._change(piece, WRITE_COMPRESSED, piece.start + at, part)
+        op = WRITE_COMPRESSED if self._compressed else WRITE
+        self._change(piece, op, piece.start + start, memoryview(piece.content)[start:end])
 
     def _change(self, piece: _Piece, op: int, offset: int, view: memoryview) -> None:
         since = self._target.state.losses.count

@@ -249,7 +249,7 @@ class StreamClusters(clusters.WritableClusters):
     def _compress_later(self, job: Job) -> None:
         self._jobs.append(job)
         self._wanted[job.first >> self.map.table_shift] += 1
-        self.data.queue_work(partial(self._compress, job), partial(self._compressed, job))
+        self.data.queue_packing(partial(self._compress, job), partial(self._compressed, job))
 
     def _compress(self, job: Job) -> int:
         """In a thread."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import ClassVar, Final
 
 from tap_vmdk.sparse.grainmap import GrainMap
 from tap_vmdk.sparse.graintable import GrainTable
 from tap_vmdk.sparse.layout import Layout
 from tap_vmdk.sparse.markers import GRAIN_MARKER
-from tapcore import DiskDriver, ImageFile, ImageFormatError, clusters
+from tapcore import DiskDriver, ImageFile, ImageFormatError, TapError, clusters
 from tapcore.clusters import PACKED, Run
 from tapcore.deflate import inflate
 
 _GUESS: Final = 0.55
 """A grain is fetched as if it were compressed to this share; where it is larger, twice."""
 _PLACE_BITS: Final = 32
+_SPREAD: Final = 2
+"""Grains are fetched together where that is at most so many times their content."""
 
 
 class CompressedMap(GrainMap):
@@ -81,20 +85,41 @@ class Inflater:
             ImageFormatError: it is damaged.
             OSError: as the system says.
         """
+        return self._unpack(token, b"")
+
+    def unpack_many(self, tokens: Sequence[int]) -> Iterator[bytes | Exception]:
+        """The contents of grains, or why one has none; read together where they lie together."""
+        places = [token & (1 << _PLACE_BITS) - 1 for token in tokens]
+        start = min(places) << 9
+        length = (max(places) << 9) + self._first_read - start
+        content = b""
+        if len(places) > 1 and length <= _SPREAD * self._size * len(places):
+            with suppress(OSError):  # is met, and told, once more
+                content = self._read(start, length)
+        view = memoryview(content)
+        for token, place in zip(tokens, places, strict=True):
+            try:
+                yield self._unpack(token, view[(place << 9) - start :])
+            except (TapError, OSError) as exc:
+                yield exc
+
+    def _unpack(self, token: int, stored: bytes | memoryview) -> bytes:
+        """As `unpack`, of which the file's content is known, or some of it, or nothing."""
         first, place = token >> _PLACE_BITS, token & (1 << _PLACE_BITS) - 1
         try:
-            content = self._content(place, first)
+            content = self._content(place, first, stored)
         except ImageFormatError as exc:
             raise ImageFormatError(f"{exc.message}, at sector {place} of the file") from None
         if len(content) < min(self._size, (self._end - first) << 9):
             raise ImageFormatError(f"its grain, at sector {place} of the file, is too short")
         return content.ljust(self._size, b"\0")  # the disk ends in the last one
 
-    def _content(self, place: int, first: int) -> bytes:
-        stored = self._read(place << 9, self._first_read)
+    def _content(self, place: int, first: int, stored: bytes | memoryview) -> bytes:
         if not self._markers:
-            return self._unmarked(place, stored)
+            return self._unmarked(place, bytes(stored[: 2 * self._size]))
         head = GRAIN_MARKER.size
+        if len(stored) < head:
+            stored = self._read(place << 9, self._first_read)
         if not stored:
             raise ImageFormatError("its grain lies past the end of the file")
         if len(stored) < head:
@@ -104,7 +129,7 @@ class Inflater:
             raise ImageFormatError("has a damaged marker of a grain")
         missing = head + length - len(stored)
         if missing > 0:
-            stored += self._read((place << 9) + len(stored), missing)
+            stored = bytes(stored) + self._read((place << 9) + len(stored), missing)
             if len(stored) < head + length:
                 raise ImageFormatError("ends within a compressed grain")
         return inflate(memoryview(stored)[head : head + length], self._size, wbits=15)
@@ -121,5 +146,6 @@ class Inflater:
 
     def _unmarked(self, place: int, stored: bytes) -> bytes:
         rest = 2 * self._size - len(stored)
-        stored += self._read((place << 9) + len(stored), rest)
+        if rest:
+            stored += self._read((place << 9) + len(stored), rest)
         return inflate(stored, self._size, wbits=15)
