@@ -117,8 +117,7 @@ class Transmission:
         self._read, self._write = self._reads.take, self.writes.take  # bound once
         self._commands = Commands(export, negotiated, self.outstanding, ready)
         export.senders.add(self.replies)
-        self._lane = export.engine.lane
-        self._lane_max = LANE_MAX
+        self._lane, self._lane_max = export.engine.lane, LANE_MAX
         self._losses = self._lane.losses
         self._share = Share(self.outstanding, ready)
         self.stalled = self.engine.held
@@ -238,8 +237,7 @@ class Transmission:
     def _parse(self) -> None:
         """Do all that was received whole, up to a limit."""
         self._parse_all()
-        if self.writes.together.pending:
-            self.writes.write_together()
+        self.writes.write_together()
 
     def _parse_all(self) -> None:
         parser, owed, replies = self.parser, self.outstanding, self.replies
@@ -256,7 +254,9 @@ class Transmission:
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         known, together = parser.known_flags, self.writes.together
-        if most and parser.read_comes_first():
+        if not most or not parser.read_comes_first():
+            self.writes.put_off()
+        else:
             self._reads.take_in_lane(parser, full)
         for _, flags, command, cookie, offset, length in parser.heads():
             if command == nbd.CMD_READ and not flags:

@@ -89,6 +89,29 @@ class Writes:
         lane = self._engine.lane
         self._lane_write = lane.write if lane.writes else None
 
+    def put_off(self) -> None:
+        """Put off the small plain WRITEs with which what was received begins, as far as that goes.
+
+        The first that is not in the lane is left to others with all behind it.
+        """
+        rx, put_off = self._received, self.together.take
+        if rx.carried is None or self._out_of_lane or self._lane_write is None or self._read_only:
+            return
+        parser = self._parser
+        size, known = parser.head_size, parser.known_flags
+        while (head := parser.first()) is not None:
+            _, flags, command, cookie, offset, length = head
+            body = rx.start + size
+            if (
+                command != nbd.CMD_WRITE
+                or flags & known
+                or not 0 < length <= MOST_WRITTEN
+                or rx.end - body < length
+                or not put_off(cookie, offset, body, length)
+            ):
+                return
+            rx.start = body + length
+
     def take(self, flags: int, cookie: int, offset: int, length: int) -> bool:
         """A WRITE whose header was taken; returns False where more of its data has to come first.
 
