@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import ssl
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tapcore.engine import Engine
 from tapcore.metrics.publishing import Metrics
 from tapcore.nbd.exports import Export, Exports
 from tapcore.nbd.listening import UnixAddress
-from tapcore.nbd.server import NbdServer
+from tapcore.nbd.server import Encryption, NbdServer
 from tapcore.tools.ring import serve_ring
 
 
@@ -32,9 +33,11 @@ class Here:
     server: NbdServer
     engines: list[Engine]
 
-    def client(self, number: int = 0, *, structured: bool = True) -> Client:
+    def client(
+        self, number: int = 0, *, structured: bool = True, tls: ssl.SSLContext | None = None
+    ) -> Client:
         """A connection to a disk, past its handshake."""
-        return Client(self.server.uris()[number], structured=structured)
+        return Client(self.server.uris()[number], structured=structured, tls=tls)
 
 
 @contextlib.contextmanager
@@ -44,6 +47,7 @@ def served_here(
     filters: tuple[Any, ...] = (),
     metrics: Metrics | None = None,
     ring: Path | None = None,
+    encryption: Encryption | None = None,
 ) -> Iterator[Here]:
     """Serve images (HANDLE:PATH); stopped at the end, as by a signal.
 
@@ -53,6 +57,7 @@ def served_here(
         filters: over each.
         metrics: counts what clients do.
         ring: a socket at which the only image is served through rings, too.
+        encryption: for clients that want TLS.
     """
     folder = tempfile.TemporaryDirectory(prefix="tapcore-here-")
     with folder as where, ExitStack() as stack:
@@ -62,7 +67,7 @@ def served_here(
             for export in exports:
                 export.count(metrics)
         address = UnixAddress(str(Path(where) / "s"))
-        server = NbdServer(Exports(exports), address, metrics=metrics)
+        server = NbdServer(Exports(exports), address, metrics=metrics, encryption=encryption)
         if ring is not None:
             serve_ring(server, UnixAddress(str(ring)))
         with running(server):

@@ -45,6 +45,12 @@ class Encryption(StartsTls, Protocol):
     def reload(self) -> None:
         """Read certificates and keys again; does not raise."""
 
+    def begin(self, loop: Loop) -> None:
+        """Clients may come, in this loop."""
+
+    def close(self) -> None:
+        """All clients were dropped: wait for what is still done for them."""
+
 
 class NbdServer:
     """Serves open disks until it is told to stop; owns them from then on.
@@ -121,6 +127,8 @@ class NbdServer:
         for engine in self._engines:
             engine.on_hold.append(partial(self._clients.hold_changed, engine))
         exports.begin(self._loop)
+        if encryption is not None:
+            encryption.begin(self._loop)
         self._loop.timeouts += [*self._timeouts, self._next_deadline]
         self._loop.after_batch.append(self._after_batch)
         if metrics is not None:
@@ -313,6 +321,8 @@ class NbdServer:
         self._stopping = self._stopping or Deadline(0.0)
         for connection in list(self._clients.all):
             connection.drop()
+        if self._encryption is not None:
+            self._encryption.close()
         for each in self.beside:
             each.close()
         loop = self._loop

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
+from select import EPOLLONESHOT
+from typing import Final
 
 from tapcore.engine.loop import IN, OUT, Deadline, Loop
 from tapcore.nbd.clients import Clients
@@ -14,9 +17,14 @@ from tapcore.nbd.replies import Replies
 from tapcore.nbd.sending import Sender
 from tapcore.nbd.tlsfiles import Credentials
 from tapcore.nbd.tlssocket import AT_ONCE, RECORD, TlsSocket
+from tapcore.nbd.tlssteps import Step, Steps
 from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
+
+_IN_A_ROW: Final = 8
+"""How often a client is received from before its answers are sent, and others have their turn: a
+few long writes, which are answered together."""
 
 
 class TlsSender(Sender):
@@ -52,6 +60,7 @@ class TlsConnection(Connection):
         handshake: of NBD, in STARTING_TLS.
         deadline: by which an export has to be chosen.
         credentials: what the server proves itself with.
+        steps: does steps of the handshake, where that could hold up other clients.
     """
 
     _socket: TlsSocket
@@ -65,8 +74,10 @@ class TlsConnection(Connection):
         handshake: Handshake,
         deadline: Deadline | None,
         credentials: Credentials,
+        steps: Steps,
     ) -> None:
         self._credentials = credentials
+        self._steps = steps
         self._long_writes = False
         secure = TlsSocket(sock, credentials.context, clients.budget)
         super().__init__(secure, exports, loop, clients, handshake=handshake, deadline=deadline)
@@ -77,6 +88,8 @@ class TlsConnection(Connection):
         """Nothing is sent before the client speaks TLS."""
 
     def _ready(self, events: int) -> None:
+        if self._socket.step is not None:
+            return  # it is heard again when that is done
         self._clients.dirty.add(self)
         try:
             if not self._socket.ready:
@@ -93,8 +106,32 @@ class TlsConnection(Connection):
             self._fail()
 
     def _shake_hands(self) -> None:
+        """The next step of it; in a thread where there is somebody whom it would hold up."""
+        sock = self._socket
+        step = Step(sock.shake_hands, self._step_done)
+        if len(self._clients.all) > 1:
+            with suppress(OSError):  # there is no thread
+                self._steps.put(step)
+                sock.step = step
+                self._poll(EPOLLONESHOT)
+                return
+        step.run()
+        self._shaken(step)
+
+    def _step_done(self, step: Step) -> None:
+        self._socket.step = None
+        if not self.open:
+            self._socket.close()
+            return
+        self._clients.dirty.add(self)
         try:
-            over = self._socket.shake_hands()
+            self._shaken(step)
+        except Exception:
+            self._fail()
+
+    def _shaken(self, step: Step) -> None:
+        try:
+            over = step.result()
         except OSError as exc:
             self._lose(f"TLS has failed: {exc.strerror or exc}")
             return
@@ -128,19 +165,31 @@ class TlsConnection(Connection):
     def service(self) -> bool:
         """As `Connection.service`; what has been received counts, of which no event tells."""
         again = super().service()
-        transmission = self._transmission
-        if not self.open or self._socket.starved:
-            return again
-        if transmission is not None and (transmission.stalled or transmission.finished):
-            return again
+        if self._has_more:
+            self._clients.unfinished.add(self)
+        return again
+
+    def go_on(self) -> None:
+        """See `Client`; and take more of what has been received.
+
+        Only so much of it that others have their turn, however quickly this client sends.
+        """
+        super().go_on()
         try:
-            self._receive(IN)
-            begun = transmission is not None and transmission.amid_a_write
-            if begun and not self._socket.starved:
-                self._receive(IN)  # little came with its head: no turn for that alone
+            for _ in range(_IN_A_ROW):
+                if not self._has_more:
+                    return
+                self._receive(IN)
         except Exception:
             self._fail()
-        return True
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether more can be taken at once of what the client has sent."""
+        if self._socket.starved or not self.open:
+            return False
+        transmission = self._transmission
+        return transmission is None or not (transmission.stalled or transmission.finished)
 
     # ---- replies ----------------------------------------------------------------------------
 
@@ -187,11 +236,16 @@ class Encryption:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
+        self._steps: Steps | None = None
 
     @property
     def mode(self) -> TlsMode:
         """Whether TLS is offered, or required."""
         return self._credentials.options.mode
+
+    def begin(self, loop: Loop) -> None:
+        """Clients may come, in this loop."""
+        self._steps = Steps(loop)
 
     def take_over(
         self,
@@ -203,7 +257,9 @@ class Encryption:
         deadline: Deadline | None,
     ) -> None:
         """A client has been told that TLS begins."""
-        TlsConnection(sock, exports, loop, clients, handshake, deadline, self._credentials)
+        credentials, steps = self._credentials, self._steps
+        assert steps is not None
+        TlsConnection(sock, exports, loop, clients, handshake, deadline, credentials, steps)
 
     def reload(self) -> None:
         """Read the files again, for clients that come from now on."""
@@ -212,3 +268,9 @@ class Encryption:
             log.error("the certificates stay as they were: %s", wrong)
         else:
             log.info("the certificates were read again")
+
+    def close(self) -> None:
+        """All clients were dropped: wait for what threads do for them."""
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()

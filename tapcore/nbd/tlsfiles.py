@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import ssl
-from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from tapcore.errors import TapError, UsageError, describe
-from tapcore.nbd.openssl import OpenSslContext
 from tapcore.nbd.tlskeys import KeyContext
 from tapcore.nbd.tlsoptions import TlsOptions
 
@@ -80,8 +78,6 @@ class Credentials:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.num_tickets = 0  # clients of NBD do not resume sessions, and each ticket costs
-        with suppress(LookupError):  # it is only quicker
-            OpenSslContext(context).read_ahead()
         if self.options.psk:
             _load_keys(context, self.options.psk)
         else:

@@ -1,6 +1,6 @@
 """A socket whose bytes are encrypted: as much of a socket as a connection uses.
 
-OpenSSL reads and writes the socket itself, so that nothing is copied on the way. What it could not
+OpenSSL reads and writes the socket itself, so that little is copied on the way. What it could not
 send has to be handed to it once more as it was: so it is kept here, apart from the replies, which
 may change; what has been taken from them is taken for good.
 """
@@ -19,6 +19,8 @@ from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
+from tapcore.nbd.tlsrecords import Records, Stop, records_of
+from tapcore.nbd.tlssteps import Step
 
 AT_ONCE: Final = 256 << 10
 """Bytes that go through OpenSSL at once: a few records (of 16 KiB) more than a call is worth."""
@@ -46,6 +48,7 @@ class TlsSocket:
         ready: the TLS handshake is over.
         starved: all that has been received is taken; else `recv` has more, without an event.
         most: bytes that are received at once.
+        step: of the handshake, that a thread has in hand: until it is done nobody else touches it.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, budget: Budget) -> None:
@@ -54,6 +57,8 @@ class TlsSocket:
         self.peer = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self._buffer: memoryview | None = None
         self._left = memoryview(b"")
+        self._records: Records | None = None
+        self.step: Step | None = None
         self._wants_out = False  # to go on with the handshake, or with receiving
         self.ready = False
         self.starved = True
@@ -79,6 +84,7 @@ class TlsSocket:
         except ssl.SSLWantWriteError:
             self._wants_out = True
             return False
+        self._records = records_of(self.peer)
         self.ready = True
         self.starved = False
         return True
@@ -95,26 +101,18 @@ class TlsSocket:
 
         The memory is written by OpenSSL: it may not be a part of a host file.
         """
-        count, size = 0, min(len(buffer), self.most)
-        read = self.peer.read  # what `recv_into` calls, for each record of 16 KiB
-        try:
-            while count < size:
-                got = read(size - count, buffer[count:size])
-                if not got:
-                    break
-                count += got  # type: ignore[operator]  # bytes only where no buffer is given
-            else:
-                self.starved = False  # for all that is known: OpenSSL may have read ahead
-                return count
-        except ssl.SSLWantWriteError:
-            self._wants_out = True
-            if not count:
-                raise self._blocked() from None
-        except ssl.SSLWantReadError:
-            if not count:
-                self.starved = True
-                raise self._blocked() from None
+        records = self._records
+        assert records is not None
+        count = records.read(buffer[: self.most])
+        stop = records.stop
+        if stop is Stop.FULL or (count and stop is Stop.END):
+            self.starved = False  # for all that is known
+            return count
         self.starved = True
+        if stop is Stop.WANTS_OUT:
+            self._wants_out = True
+        if not count and stop is not Stop.END:
+            raise self._blocked()
         return count
 
     @staticmethod
@@ -189,11 +187,18 @@ class TlsSocket:
     # ---- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye, as far as that can be done at once, and close."""
+        """Say goodbye, as far as that can be done at once, and close.
+
+        In the middle of a step not yet: who is told that it is done calls this again.
+        """
+        if self.step is not None and not self.step.give_up():
+            return
         if self.ready and not self.unsent:
             with suppress(OSError, ValueError):
                 self.peer.unwrap()
         self._give_back()
+        if self._records is not None:
+            self._records.close()
         if not self.ready:  # an alert is on its way, which what is unread would overtake
             with suppress(OSError):
                 os.read(self.fileno(), _UNREAD)

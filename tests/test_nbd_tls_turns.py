@@ -1,0 +1,325 @@
+"""TLS beside other clients: whose turn it is, what threads do, and what comes out of records."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import attrs
+import pytest
+from nbd_client import connect, option, request
+from servedhere import Here, served_here
+from tlscerts import Authority
+
+from tapcore import TlsMode, TlsOptions
+from tapcore.nbd import tlsconnection
+from tapcore.nbd.tlsconnection import Encryption, TlsConnection
+from tapcore.nbd.tlsfiles import Credentials
+from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
+from tapcore.nbd.tlssocket import TlsSocket
+from tapcore.nbd.tlssteps import Steps
+
+KIB = 1 << 10
+ACK_OF_ABORT = struct.pack(">QIII", 0x0003E889045565A9, 2, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def options(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> TlsOptions:
+    directory = authority.give(tmp_path_factory.mktemp("tls") / "server", "server")
+    return TlsOptions(TlsMode.ON, certificates=str(directory))
+
+
+@pytest.fixture(scope="module")
+def tls(authority: Authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=authority.pem.decode())
+
+
+@contextlib.contextmanager
+def serving(options: TlsOptions) -> Iterator[Here]:
+    with served_here("ram:1M", encryption=Encryption(Credentials(options))) as here:
+        yield here
+
+
+def the_secure(here: Here) -> TlsConnection:
+    """Its only connection with TLS."""
+    (found,) = (each for each in here.server._clients.all if isinstance(each, TlsConnection))
+    return found
+
+
+def half_way(here: Here) -> socket.socket:
+    """A client that is to speak TLS now."""
+    sock = connect(here.server.uris()[0])
+    assert len(sock.recv(18, socket.MSG_WAITALL)) == 18
+    sock.sendall(struct.pack(">I", 3) + option(5))
+    assert len(sock.recv(20, socket.MSG_WAITALL)) == 20
+    return sock
+
+
+# ---- turns -----------------------------------------------------------------------------------
+
+
+class Endless:
+    """What comes from a client that sends requests more quickly than they are answered."""
+
+    def __init__(self) -> None:
+        self.stop = Stop.FULL
+        self.calls = 0
+        self._sent = request(99, 1, 0, 0)
+
+    def read(self, buffer: memoryview) -> int:
+        self.calls += 1
+        buffer[: len(self._sent)] = self._sent
+        return len(self._sent)
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+
+def test_who_sends_all_the_time_does_not_keep_others_from_their_turn(
+    options: TlsOptions, tls: ssl.SSLContext
+) -> None:
+    """No event tells of what was received already: all the same others are looked at meanwhile."""
+    looks: list[int] = []
+    with serving(options) as here, here.client(tls=tls) as flood, here.client() as other:
+        endless = Endless()
+        the_secure(here)._socket._records = endless
+        here.server.loop.timeouts.append(lambda: looks.append(endless.calls))
+        flood.sock.sendall(b"anything")
+        while endless.calls < 1000:
+            assert other.read(0, 512) == bytes(512)
+    turns = [after - before for before, after in pairwise(looks)]
+    assert max(turns) <= tlsconnection._IN_A_ROW + 1
+
+
+def test_a_long_negotiation_in_one_go(options: TlsOptions, tls: ssl.SSLContext) -> None:
+    """More than is taken at once is in one record already, and no event tells of the rest."""
+    with (
+        serving(options) as here,
+        tls.wrap_socket(half_way(here), server_hostname="localhost") as secure,
+    ):
+        secure.sendall(option(77, bytes(1000)) * 12 + option(2))
+        answers = b""
+        while not answers.endswith(ACK_OF_ABORT):
+            answers += secure.recv(64 * KIB)
+        assert answers.count(struct.pack(">QI", 0x0003E889045565A9, 77)) == 12
+
+
+# ---- threads ---------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Gate:
+    """The first step of a handshake waits at it."""
+
+    reached: threading.Event = attrs.field(factory=threading.Event)
+    open: threading.Event = attrs.field(factory=threading.Event)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, shake_hands = Gate(), TlsSocket.shake_hands
+
+    def waiting(sock: TlsSocket) -> bool:
+        if not gate.reached.is_set():
+            gate.reached.set()
+            assert gate.open.wait(60)
+        return shake_hands(sock)
+
+    monkeypatch.setattr(TlsSocket, "shake_hands", waiting)
+    return gate
+
+
+class Shaking(threading.Thread):
+    """A client's handshake of TLS, and a question after it.
+
+    Attributes:
+        answered: what came back; nothing where it was cut off.
+    """
+
+    def __init__(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
+        super().__init__()
+        self._sock, self._tls = sock, tls
+        self.answered = b""
+        self.start()
+
+    def run(self) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self._tls.wrap_socket(self._sock, server_hostname="localhost") as secure,
+        ):
+            secure.sendall(option(2))
+            self.answered = secure.recv(20)
+
+
+def test_a_handshake_does_not_hold_up_others(
+    options: TlsOptions, tls: ssl.SSLContext, gate: Gate
+) -> None:
+    with serving(options) as here, here.client() as other:
+        shaking = Shaking(half_way(here), tls)
+        assert gate.reached.wait(60)
+        assert other.read(0, 512) == bytes(512)
+        gate.open.set()
+        shaking.join(60)
+    assert shaking.answered == ACK_OF_ABORT
+
+
+def test_without_a_thread_the_loop_does_it(
+    options: TlsOptions, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(11, "no more threads")
+
+    monkeypatch.setattr(Steps, "put", none)
+    with serving(options) as here, here.client() as other, here.client(tls=tls) as secure:
+        assert secure.read(0, 512) == other.read(0, 512)
+
+
+@pytest.mark.parametrize("how", ["gone", "dropped", "stopped"])
+def test_an_end_in_the_middle_of_a_step(
+    how: str,
+    options: TlsOptions,
+    tls: ssl.SSLContext,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The descriptor stays until the thread is done with it, and no longer."""
+    closed: list[int] = []
+    close, wait = TlsSocket.close, Steps.close
+
+    def closing(sock: TlsSocket) -> None:
+        close(sock)
+        closed.append(sock.fileno())
+
+    def waiting(steps: Steps) -> None:
+        gate.open.set()
+        wait(steps)
+
+    monkeypatch.setattr(TlsSocket, "close", closing)
+    monkeypatch.setattr(Steps, "close", waiting)
+    with serving(options) as here, here.client() as other:
+        sock = half_way(here)
+        same = sock.dup()
+        shaking = Shaking(sock, tls)
+        assert gate.reached.wait(60)
+        if how == "gone":
+            same.shutdown(socket.SHUT_RDWR)
+        same.close()
+        if how == "dropped":
+            _once_in_the_loop(here, lambda: the_secure(here).drop())
+        if how != "stopped":
+            assert other.read(0, 512) == bytes(512)
+            assert -1 not in closed
+            gate.open.set()
+            while -1 not in closed:
+                assert other.read(0, 512) == bytes(512)
+    shaking.join(60)
+    assert (shaking.answered, closed[-1]) == (b"", -1)
+    assert len(closed) == (1 if how == "gone" else 2)
+
+
+def _once_in_the_loop(here: Here, call: Callable[[], object]) -> None:
+    calls = here.server.loop.after_batch
+
+    def once() -> None:
+        here.server.loop.after_batch = [each for each in calls if each is not once]
+        call()
+
+    here.server.loop.after_batch = [*calls, once]
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+KINDS = pytest.mark.parametrize("kind", [ManyRecords, SingleRecords])
+
+
+@pytest.fixture
+def pair(options: TlsOptions, tls: ssl.SSLContext) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """A client and a server, past their handshake; the server's does not block."""
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    context = Credentials(options).context
+    server = context.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.do_handshake)
+    thread.start()
+    with tls.wrap_socket(theirs, server_hostname="localhost") as client, server:
+        thread.join()
+        server.setblocking(False)
+        yield client, server
+
+
+def taken(records: Records) -> bytes:
+    """All that has come, up to where it stops."""
+    buffer, out = memoryview(bytearray(100_000)), b""
+    while True:
+        count = records.read(buffer)
+        out += bytes(buffer[:count])
+        if records.stop is not Stop.FULL and (not count or records.stop is not Stop.END):
+            return out
+
+
+@KINDS
+def test_records_are_put_together(
+    kind: Callable[[ssl.SSLSocket], Records], pair: tuple[ssl.SSLSocket, ssl.SSLSocket]
+) -> None:
+    client, server = pair
+    sent = bytes(range(251)) * 400
+    records = kind(server)
+    for size in (1, 28, 4096, 4097, 16384, 16385, 100_000):
+        client.sendall(sent[:size])
+        assert taken(records) == sent[:size]
+        assert records.stop is Stop.WANTS_IN
+    records.close()
+
+
+def test_many_records_are_one_call(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:
+    client, server = pair
+    records, buffer = ManyRecords(server), memoryview(bytearray(100_000))
+    client.sendall(bytes(100_000))
+    assert (records.read(buffer), records.stop) == (100_000, Stop.FULL)
+    records.close()
+
+
+@KINDS
+@pytest.mark.parametrize("polite", [True, False])
+def test_the_end_comes_behind_what_was_sent(
+    polite: bool,
+    kind: Callable[[ssl.SSLSocket], Records],
+    pair: tuple[ssl.SSLSocket, ssl.SSLSocket],
+) -> None:
+    client, server = pair
+    records = kind(server)
+    client.sendall(b"a" * 20_000)
+    client.setblocking(False)
+    if polite:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.unwrap()
+    else:
+        client.close()
+    for wanted in (b"a" * 20_000, b"", b""):
+        assert taken(records) == wanted
+        assert records.stop is Stop.END
+    records.close()
+
+
+def test_garbage_is_an_error_behind_what_was_good(
+    pair: tuple[ssl.SSLSocket, ssl.SSLSocket],
+) -> None:
+    client, server = pair
+    records, buffer = ManyRecords(server), memoryview(bytearray(100_000))
+    client.sendall(b"good")
+    with socket.socket(fileno=client.detach()) as plain:
+        plain.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
+        assert (records.read(buffer), records.stop) == (4, Stop.END)
+        for _ in range(2):
+            with pytest.raises(ssl.SSLError, match="bad record mac"):
+                records.read(buffer)
+    records.close()
