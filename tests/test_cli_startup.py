@@ -53,7 +53,12 @@ PUT_OFF = {"ast", "copy", "inspect", "linecache", "logging", "platform", "pluggy
 
 @pytest.mark.parametrize(
     ("words", "most_modules", "most_classes"),
-    [("formats", 31, 0), ("info disk", 83, 8), ("info disk.qcow2", 84, 10)],
+    [
+        ("formats", 31, 0),
+        ("info disk", 83, 8),
+        ("info disk.qcow2", 84, 10),
+        ("info disk.vmdk", 92, 9),
+    ],
 )
 def test_a_plain_command_makes_no_more_than_it_did(
     words: str, most_modules: int, most_classes: int, tmp_path: Path
@@ -61,6 +66,7 @@ def test_a_plain_command_makes_no_more_than_it_did(
     """A module costs it 0.1 ms, and a class by attrs, which compiles its methods, up to 2 ms."""
     (tmp_path / "disk").write_bytes(bytes(512))
     tapcore.create_image(tmp_path / "disk.qcow2", "1M")
+    tapcore.create_image(tmp_path / "disk.vmdk", "1M")
     run = [sys.executable, "-c", COUNTED, *words.split()]
     done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
     modules, classes, attrs, *others = done.stderr.split()

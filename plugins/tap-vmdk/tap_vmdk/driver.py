@@ -12,13 +12,10 @@ from tap_vmdk.options import CREATE_OPTIONS
 from tap_vmdk.signature import MAGIC, kind_of
 from tapcore import (
     TD_NO_PARENT,
-    CheckResult,
     DiskDriver,
     DiskId,
     DiskInfo,
     Hooks,
-    Inspection,
-    Measurement,
     implements,
 )
 from tapcore.clusters import (  # noqa: F401 -- the hooks of what has tables, and of flat parts too
@@ -34,7 +31,9 @@ from tapcore.clusters import (  # noqa: F401 -- the hooks of what has tables, an
 )
 
 if TYPE_CHECKING:
+    from tap_vmdk.facts import Facts
     from tap_vmdk.image import Image
+    from tapcore import CheckResult, Inspection, Measurement
 
 disk_info = DiskInfo(
     handle="vmdk",
@@ -50,7 +49,12 @@ disk_info = DiskInfo(
 
 @implements(Hooks.td_open)
 def td_open(dd: DiskDriver, name: str, flags: int) -> None:
-    """Open the descriptor and all extents."""
+    """Open the descriptor and all extents; where that tells all that is wanted, a file's head."""
+    if dd.options.facts_only:
+        from tap_vmdk.looking import look
+
+        if look(dd, name):
+            return
     from tap_vmdk.openimage import open_image
 
     image = open_image(dd, name, flags)
@@ -77,6 +81,9 @@ def td_do_callbacks(dd: DiskDriver, sid: int) -> int:
 @implements(Hooks.td_get_parent_id)
 def td_get_parent_id(dd: DiskDriver, id: DiskId) -> int:
     """What the descriptor says."""
+    facts: Facts = dd.private
+    if facts.descriptor is None or not facts.descriptor.has_parent:  # as mostly
+        return TD_NO_PARENT
     from tap_vmdk.change.parent import recorded_parent
 
     parent = recorded_parent(dd.private)
@@ -154,7 +161,7 @@ def td_other_files(dd: DiskDriver) -> Sequence[str]:
 @implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """The header and the descriptor alone."""
-    from tap_vmdk.information import inspect
+    from tap_vmdk.inspection import inspect
 
     return inspect(name, fd, size)
 

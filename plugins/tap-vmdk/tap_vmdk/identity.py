@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-import attrs
+from typing import NamedTuple
 
 from tap_vmdk.descriptor.disktypes import kind_of_disk, own_sectors
 from tap_vmdk.descriptor.place import (
@@ -15,7 +14,7 @@ from tap_vmdk.descriptor.place import (
     place_in,
 )
 from tap_vmdk.descriptor.text import MAX_DESCRIPTOR, Descriptor, ExtentLine
-from tap_vmdk.image import Image
+from tap_vmdk.facts import Facts
 from tap_vmdk.options import MONOLITHIC_SPARSE
 from tap_vmdk.signature import HEAD_BYTES, kind_of
 from tap_vmdk.sparse.header import SparseHeader
@@ -29,7 +28,7 @@ from tapcore import (
 )
 
 
-def stands_alone(image: Image) -> bool:
+def stands_alone(image: Facts) -> bool:
     """Whether the image's only part is its own file.
 
     A sparse file without a capacity holds nothing but a descriptor, which names other files.
@@ -39,7 +38,7 @@ def stands_alone(image: Image) -> bool:
     return image.place is None
 
 
-def identify(file: ImageFile) -> Image:
+def identify(file: ImageFile) -> Facts:
     """Which kind of image a file is; opens and takes nothing else.
 
     Raises:
@@ -51,12 +50,12 @@ def identify(file: ImageFile) -> Image:
     if kind == "hosted":
         return _hosted(file, SparseHeader.unpack(head))
     if kind == "cowd":
-        return Image(file, None, None, "vmfsSparse")
+        return Facts(file, None, None, "vmfsSparse")
     if kind == "sesparse":
-        return Image(file, None, None, "seSparse")
+        return Facts(file, None, None, "seSparse")
     refuse_other_content(head, file.size)
     descriptor = Descriptor.parse(file.read_metadata(0, file.size))
-    return Image(file, descriptor, DescriptorPlace(file), kind_of_disk(descriptor, "custom"))
+    return Facts(file, descriptor, DescriptorPlace(file), kind_of_disk(descriptor, "custom"))
 
 
 def refuse_other_content(head: bytes, size: int) -> None:
@@ -75,7 +74,7 @@ def refuse_other_content(head: bytes, size: int) -> None:
         raise ImageFormatError(f"is longer than a descriptor may be ({MAX_DESCRIPTOR} bytes)")
 
 
-def _hosted(file: ImageFile, header: SparseHeader) -> Image:
+def _hosted(file: ImageFile, header: SparseHeader) -> Facts:
     """A sparse file, with its descriptor where it has one."""
     if header.capacity:
         header.check()
@@ -86,14 +85,14 @@ def _hosted(file: ImageFile, header: SparseHeader) -> Image:
     else:
         descriptor = descriptor_behind_header(file.read_metadata)
     if descriptor is None:
-        return Image(file, None, None, MONOLITHIC_SPARSE, header)
+        return Facts(file, None, None, MONOLITHIC_SPARSE, header)
     if place is None:
         header = naming(header, file.read_metadata)
     kind = kind_of_disk(descriptor, MONOLITHIC_SPARSE)
-    return Image(file, descriptor, place, kind, header)
+    return Facts(file, descriptor, place, kind, header)
 
 
-def extent_lines(image: Image) -> list[ExtentLine]:
+def extent_lines(image: Facts) -> list[ExtentLine]:
     """The extents of a disk whose descriptor names its files, but for those of no sectors.
 
     Raises:
@@ -106,7 +105,7 @@ def extent_lines(image: Image) -> list[ExtentLine]:
     return lines
 
 
-def name_on_disk(image: Image, name: str) -> str:
+def name_on_disk(image: Facts, name: str) -> str:
     """The name by which a file that a descriptor names is looked for.
 
     A file has the very bytes of the descriptor as its name, where it came from a system of that
@@ -135,8 +134,7 @@ def is_own_name(named: str, path: str) -> bool:
     return named in (os.path.basename(path), os.path.basename(os.path.realpath(path)))
 
 
-@attrs.frozen
-class Parent:
+class Parent(NamedTuple):
     """A VMDK that is to be a parent.
 
     Attributes:
@@ -167,7 +165,7 @@ def parent_at(path: str) -> Parent:
         file.close()
 
 
-def _sectors(image: Image) -> int:
+def _sectors(image: Facts) -> int:
     if stands_alone(image):
         header = image.header
         assert header is not None

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from tap_vmdk.descriptor.ids import changed_now
 from tap_vmdk.descriptor.place import DescriptorPlace
 from tap_vmdk.descriptor.text import Descriptor
+from tap_vmdk.facts import Facts
 from tap_vmdk.parts.append import StreamMap
 from tap_vmdk.parts.disk import PartedDisk
 from tap_vmdk.parts.part import Part
@@ -20,22 +21,10 @@ from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import ImageFile, ImageFormatError
 
 
-class Image:
-    """What `dd.private` is.
-
-    Args:
-        file: the file that the image is named by.
-        descriptor: None for a sparse file that has none.
-        place: where the descriptor is.
-        subformat: for people, and for `info`.
-        header: of the file, where it is a hosted sparse file.
+class Image(Facts):
+    """What `dd.private` is; arguments as of `Facts`.
 
     Attributes:
-        file: as given.
-        descriptor: as given.
-        place: as given.
-        subformat: as given.
-        header: as given.
         parts: in the order of the disk; none where only metadata is wanted.
         sectors: of the disk.
         files: all that are open, the image's own first.
@@ -46,6 +35,8 @@ class Image:
         clusters: what moves the bytes of the disk, as the hooks of `tapcore.clusters` want it.
     """
 
+    parts: list[Part]
+
     def __init__(
         self,
         file: ImageFile,
@@ -54,13 +45,8 @@ class Image:
         subformat: str,
         header: SparseHeader | None = None,
     ) -> None:
-        self.file = file
-        self.descriptor = descriptor
-        self.place = place
-        self.subformat = subformat
-        self.header = header
-        self.parts: list[Part] = []
-        self.sectors = 0
+        super().__init__(file, descriptor, place, subformat, header)
+        self.parts = []
         self.files = [file]
         self.named: dict[tuple[str, str], ImageFile] = {}
         self.stored: dict[tuple[int, int], bool] = {}
@@ -69,6 +55,11 @@ class Image:
         self.clusters = PartedDisk([], [file], self.begin_writing)
         self._epoll: select.epoll | None = None
         self._by_fd: dict[int, ImageFile] = {}
+
+    @classmethod
+    def of(cls, facts: Facts) -> Image:
+        """An image that was looked at."""
+        return cls(facts.file, facts.descriptor, facts.place, facts.subformat, facts.header)
 
     def set_parts(self, parts: list[Part]) -> None:
         """Take the parts over, in the order of the disk."""

@@ -57,7 +57,7 @@ def open_image(dd: DiskDriver, name: str, flags: int) -> Image:
     file = open_image_file(name, flags, dd.options)
     image: Image | None = None
     try:
-        image = identify(file)
+        image = Image.of(identify(file))
         if dd.options.missing == "zeroes":
             image.goes_on = partial(_tell_of_zeroes, dd)
         content = not (dd.options.metadata_only or dd.options.parent_only)

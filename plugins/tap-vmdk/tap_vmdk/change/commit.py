@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from tap_vmdk.descriptor.ids import MODIFIED, PARENT_MODIFIED, quoted, uuid_of
 from tap_vmdk.descriptor.text import NO_PARENT
+from tap_vmdk.facts import Facts
 from tap_vmdk.image import Image
 
 NEXT_PARENT: Final = "ddb.tapcore.nextParentCID"
 """Entry of a child whose parent is about to get this content id, or has it already."""
 
 
-def accepted_cids(child: Image) -> set[int]:
+def accepted_cids(child: Facts) -> set[int]:
     """The content ids of which a child's parent may have any.
 
     Args:
@@ -63,7 +64,7 @@ def before_commit(child: Image, parent: Any) -> None:
         place.write_uuid(mine, PARENT_MODIFIED)
 
 
-def settle(child: Image, parent: Image) -> None:
+def settle(child: Facts, parent: Facts) -> None:
     """Finish what a commit that was stopped has left in a child that is open for writing.
 
     Raises:
@@ -77,7 +78,7 @@ def settle(child: Image, parent: Image) -> None:
         _record(child, parent.descriptor.cid)
 
 
-def _record(child: Image, cid: int) -> None:
+def _record(child: Facts, cid: int) -> None:
     """Let the child know its parent by one content id alone, on disk when this returns."""
     mine, place = child.descriptor, child.place
     assert mine is not None

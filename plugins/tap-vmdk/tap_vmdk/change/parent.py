@@ -10,6 +10,7 @@ from tap_vmdk.change.commit import NEXT_PARENT, accepted_cids, settle
 from tap_vmdk.descriptor.disktypes import SPARSE_KINDS
 from tap_vmdk.descriptor.ids import IMAGE_UUID, record_parent_ids, uuid_of
 from tap_vmdk.descriptor.text import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
+from tap_vmdk.facts import Facts
 from tap_vmdk.identity import extent_lines, identify, name_on_disk, parent_at
 from tap_vmdk.image import Image
 from tap_vmdk.sparse.writable import WritableGrainMap
@@ -22,7 +23,7 @@ from tapcore import (
 )
 
 
-def recorded_parent(image: Image) -> str | None:
+def recorded_parent(image: Facts) -> str | None:
     """The name of the parent as it is recorded; None for a disk that stands alone.
 
     Raises:
@@ -42,7 +43,7 @@ def recorded_parent(image: Image) -> str | None:
     return found
 
 
-def check_parent(child: Image, parent: Any) -> None:
+def check_parent(child: Facts, parent: Any) -> None:
     """Raise where a parent is not the one that the child was made on.
 
     Args:
@@ -52,7 +53,7 @@ def check_parent(child: Image, parent: Any) -> None:
     Raises:
         ImageFormatError: it was changed since, or is of another format.
     """
-    if not isinstance(parent, Image):
+    if not isinstance(parent, Facts):
         raise ImageFormatError("has a parent that is not a VMDK")
     if child.descriptor is None or parent.descriptor is None:
         return

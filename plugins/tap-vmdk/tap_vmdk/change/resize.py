@@ -5,8 +5,6 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-import attrs
-
 from tap_vmdk.change.parent import recorded_parent
 from tap_vmdk.create.newdisk import SPLIT_SECTORS, NewDisk
 from tap_vmdk.descriptor.text import ExtentLine
@@ -96,7 +94,7 @@ def _grow_sparse(part: Part, map: WritableGrainMap, sectors: int) -> Part:
         What takes the part's place.
     """
     file, old = map.file, map.header
-    header = attrs.evolve(old, capacity=sectors)
+    header = old._replace(capacity=sectors)
     header.check()
     if not map.whole_directories:
         raise NotSupportedError("its grain directories are damaged")
@@ -104,9 +102,9 @@ def _grow_sparse(part: Part, map: WritableGrainMap, sectors: int) -> Part:
     if header.tables > old.tables:
         header = _more_tables(map, header)
     file.make_safe()
-    file.write_metadata(0, attrs.evolve(header, unclean=1).pack())
+    file.write_metadata(0, header._replace(unclean=1).pack())
     file.make_safe()
-    line = attrs.evolve(part.line, sectors=sectors)
+    line = part.line._replace(sectors=sectors)
     grown = WritableGrainMap(map.dd, file, hosted_layout(header), header)
     return writable_part(line, part.start, grown)
 
@@ -128,9 +126,9 @@ def _describe(image: Image, part: Part, sectors: int) -> None:
     descriptor = image.descriptor.copy()
     lines = descriptor.extents()
     descriptor.replace_extents(
-        [attrs.evolve(line, sectors=sectors) if line.sectors else line for line in lines]
+        [line._replace(sectors=sectors) if line.sectors else line for line in lines]
     )
-    part.line = attrs.evolve(part.line, sectors=sectors)
+    part.line = part.line._replace(sectors=sectors)
     adapter = descriptor.get("ddb.adapterType") or "ide"
     disk = NewDisk(sectors, image.subformat, adapter, 4, False)
     if descriptor.get("ddb.geometry.cylinders") is not None:
@@ -158,4 +156,4 @@ def _more_tables(map: WritableGrainMap, header: SparseHeader) -> SparseHeader:
         map.file.write_metadata(place << 9, content.ljust(header.directory_sectors << 9, b"\0"))
         offsets.append(place)
     rgd = offsets[1] if len(offsets) > 1 else old.rgd_offset
-    return attrs.evolve(header, gd_offset=offsets[0], rgd_offset=rgd)
+    return header._replace(gd_offset=offsets[0], rgd_offset=rgd)

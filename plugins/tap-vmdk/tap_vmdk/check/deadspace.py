@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
-
 from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse.footer import with_footer
 from tap_vmdk.sparse.header import GD_AT_END, MAX_CAPACITY, SparseHeader
@@ -40,7 +38,7 @@ def footer_pieces(
         ImageFormatError: the header says that there is a footer, and there is none.
     """
     try:
-        footer, tail = with_footer(file, attrs.evolve(header, gd_offset=GD_AT_END))
+        footer, tail = with_footer(file, header._replace(gd_offset=GD_AT_END))
     except ImageFormatError:
         if header.gd_offset == GD_AT_END:
             raise

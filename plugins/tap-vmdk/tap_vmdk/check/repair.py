@@ -12,8 +12,6 @@ import struct
 from array import array
 from typing import Final
 
-import attrs
-
 from tap_vmdk.check.plan import RepairPlan
 from tap_vmdk.parts.part import Part
 from tap_vmdk.parts.sparse import writable_part
@@ -70,7 +68,7 @@ def carry_out(part: Part, map: WritableGrainMap, plan: RepairPlan) -> Part:
 
 
 def _again(part: Part, old: WritableGrainMap, header: SparseHeader, offsets: list[int]) -> Part:
-    layout = attrs.evolve(old.layout, directories=tuple(place * 512 for place in offsets))
+    layout = old.layout._replace(directories=tuple(place * 512 for place in offsets))
     map = WritableGrainMap(old.dd, old.file, layout, header)
     return writable_part(part.line, part.start, map)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-import attrs
-
 from tap_vmdk.create.newdisk import NewDisk
 from tap_vmdk.descriptor.ids import new_ids
 from tap_vmdk.descriptor.text import NO_PARENT, Descriptor, ExtentLine, random_cid
@@ -101,8 +99,7 @@ def sparse_geometry(disk: NewDisk, *, sectors: int = 0, embedded: bool = False) 
     header = SparseHeader(2 if disk.zeroed_grain else 1, flags, sectors or disk.sectors)
     size = header.directory_sectors + header.tables * header.table_sectors
     rgd = 1 + DESCRIPTOR_SECTORS
-    return attrs.evolve(
-        header,
+    return header._replace(
         descriptor_offset=1 if embedded else 0,
         descriptor_size=DESCRIPTOR_SECTORS if embedded else 0,
         rgd_offset=rgd,

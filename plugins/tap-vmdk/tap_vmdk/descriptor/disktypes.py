@@ -49,7 +49,7 @@ _DISK_TYPES: Final = {
 """All others, of which what counts are their extents; those of a device are often plain files."""
 _VERSION = re.compile(r"\s*[1-4](?!\d)")
 """Whatever follows the number: VMware does not mind."""
-_PART = re.compile(r"(.+)-(?:[sf]\d+|flat|delta|sesparse)", re.IGNORECASE)
+_PART: Final = r"(?i)(.+)-(?:[sf]\d+|flat|delta|sesparse)"
 
 
 def kind_of_disk(descriptor: Descriptor, otherwise: str) -> str:
@@ -123,7 +123,7 @@ def lone_extent(name: str) -> str:
         name: of the file.
     """
     stem = os.path.basename(name).removesuffix(".vmdk")
-    found = _PART.fullmatch(stem)
+    found = re.fullmatch(_PART, stem)
     whole = f"'{found[1]}.vmdk'" if found else "'disk.vmdk'"
     return (
         "has no descriptor: it seems to be one extent of a disk, whose descriptor is another "

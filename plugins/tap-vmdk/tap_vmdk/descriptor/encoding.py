@@ -33,7 +33,7 @@ _OTHERS: Final = {
     "tis620": "cp874",
     "latin1": "iso8859_1",
 }
-_FAMILY = re.compile(r"(?:windows|cp|ms|ibm)(\d+)|iso8859(\d+)")
+_FAMILY: Final = r"(?:windows|cp|ms|ibm)(\d+)|iso8859(\d+)"
 
 
 def codec_of(name: str) -> str:
@@ -46,7 +46,7 @@ def codec_of(name: str) -> str:
         Empty for one that is not known.
     """
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    found = _FAMILY.fullmatch(plain)
+    found = re.fullmatch(_FAMILY, plain)
     if found is None:
         return _OTHERS.get(plain, "")
     return _WINDOWS.get(found[1], "") if found[1] else _ISO_8859.get(found[2], "")

@@ -9,7 +9,6 @@ from typing import Final
 
 import attrs
 
-from tap_vmdk.descriptor.ids import MODIFIED, quoted, uuid_of
 from tap_vmdk.descriptor.text import MAX_DESCRIPTOR, NO_PARENT, PARENT_HINT, Descriptor, random_cid
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
@@ -24,17 +23,15 @@ BEHIND_HEADER: Final = 1
 _USUAL_SECTORS: Final = 20
 NOT_NAMED: Final = "its header does not say where its descriptor is, which lies behind the header"
 
-_CID: Final = re.compile(rb"^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M)
-_PARENT_CID: Final = re.compile(
-    rb"^[ \t]*parentCID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b", re.M | re.I
-)
+_CID: Final = rb"(?m)^[ \t]*CID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b"
+_PARENT_CID: Final = rb"(?mi)^[ \t]*parentCID[ \t]*=[ \t]*\"?([0-9A-Fa-f]{6,8})\b"
 _UUID: Final = rb"^[ \t]*%s[ \t]*=[ \t]*\"?\{?([0-9A-F-]{36})\b"
 _PLACE: Final = struct.Struct("<QQ")
 _PLACE_OFFSET: Final = 28
 """Of the header's fields `descriptorOffset` and `descriptorSize`."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class DescriptorPlace:
     """Where a descriptor is kept.
 
@@ -102,7 +99,7 @@ class DescriptorPlace:
         for offset, length in ((round_up(size, 512), room), (self.offset, sectors)):
             self.file.write_metadata(offset, text.ljust(length, b"\0"))
             self._flush()
-            here = attrs.evolve(header, descriptor_offset=offset // 512)
+            here = header._replace(descriptor_offset=offset // 512)
             self.file.write_metadata(0, here.pack())
             self._flush()
         self.file.resize(size)
@@ -119,7 +116,7 @@ class DescriptorPlace:
 
     def cid_digits(self) -> int:
         """How long the content id is, as it stands there."""
-        found = _CID.search(self.text())
+        found = re.search(_CID, self.text())
         return len(found[1]) if found else 8
 
     def next_cid(self, cid: int) -> int:
@@ -130,7 +127,7 @@ class DescriptorPlace:
         Args:
             cid: the present one.
         """
-        found = _CID.search(self.text())
+        found = re.search(_CID, self.text())
         if found is None:
             return random_cid(cid)
         digits = len(found[1])
@@ -149,6 +146,8 @@ class DescriptorPlace:
         Raises:
             NotSupportedError, OSError: as `write`.
         """
+        from tap_vmdk.descriptor.ids import MODIFIED, uuid_of
+
         told = uuid_of(descriptor, MODIFIED) is None or self._write_uuid(descriptor, MODIFIED)
         if told and self._write_digits(_CID, descriptor.cid):
             self._flush()
@@ -171,12 +170,14 @@ class DescriptorPlace:
         found = re.search(_UUID % re.escape(key).encode(), self.text(), re.M | re.I)
         if found is None:
             return False
+        from tap_vmdk.descriptor.ids import quoted, uuid_of
+
         value = quoted(uuid_of(descriptor, key)).strip('"').encode()
         self.file.write_metadata(self.offset + found.start(1), value)
         return True
 
-    def _write_digits(self, entry: re.Pattern[bytes], cid: int) -> bool:
-        found = entry.search(self.text())
+    def _write_digits(self, entry: bytes, cid: int) -> bool:
+        found = re.search(entry, self.text())
         if found is None:
             return False
         digits = b"%0*x" % (len(found[1]), cid)
@@ -289,14 +290,14 @@ def naming(header: SparseHeader, read: Reader) -> SparseHeader:
     """
     raw = read(BEHIND_HEADER * 512, _USUAL_SECTORS * 512)
     text = raw.split(b"\0", 1)[0]
-    usual = attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=_USUAL_SECTORS)
+    usual = header._replace(descriptor_offset=BEHIND_HEADER, descriptor_size=_USUAL_SECTORS)
     room = usual.descriptor_room
     if header.overhead:
         room = min(room, header.overhead - BEHIND_HEADER)
     sectors = round_up(len(text), 512) // 512
     if not any(raw[len(text) : room * 512]):
         sectors = max(sectors, room)
-    return attrs.evolve(header, descriptor_offset=BEHIND_HEADER, descriptor_size=sectors)
+    return header._replace(descriptor_offset=BEHIND_HEADER, descriptor_size=sectors)
 
 
 def name_in_header(file: ImageFile, header: SparseHeader) -> None:

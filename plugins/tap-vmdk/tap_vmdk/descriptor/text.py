@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
-
-import attrs
+from typing import Any, Final, NamedTuple
 
 from tap_vmdk.descriptor import encoding
 from tap_vmdk.signature import BOM, UTF16_BOMS
@@ -34,15 +32,14 @@ _EXTENT = re.compile(
 _ACCESS = re.compile(r"\s*(RW|RDONLY|NOACCESS)(?:\s|$)", re.IGNORECASE)
 _HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_HINT_ANYWHERE = re.compile(r'parentFileNameHint\s*=?\s*"?([^"\r\n]*)', re.IGNORECASE)
+_HINT_ANYWHERE: Final = r'(?i)parentFileNameHint\s*=?\s*"?([^"\r\n]*)'
 _QEMU_NAME: Final = 4096
 """QEMU takes no longer name of a parent (it has room for 1024 bytes)."""
 _NAMELESS: Final = ("ZERO",)
 """Kinds of extents that lie in no file."""
 
 
-@attrs.frozen
-class ExtentLine:
+class ExtentLine(NamedTuple):
     """One line of the extent description.
 
     Attributes:
@@ -68,6 +65,11 @@ class ExtentLine:
         if self.kind in ("FLAT", "VMFS"):
             text += f" {self.offset}"
         return text + self.rest
+
+    def describe(self) -> dict[str, Any]:
+        """For `info`."""
+        named = {"filename": self.name} if self.name else {}
+        return {"type": self.kind, "access": self.access, "size": self.sectors * 512, **named}
 
 
 class Descriptor:
@@ -249,7 +251,7 @@ class Descriptor:
         For QEMU the name is all between the second character behind the entry's name and the next
         quote, whatever and wherever that is.
         """
-        found = [name for line in self.lines for name in _HINT_ANYWHERE.findall(line)]
+        found = [name for line in self.lines for name in re.findall(_HINT_ANYWHERE, line)]
         text = self.newline.join(self.lines)
         at = text.find(PARENT_HINT)
         if at >= 0:

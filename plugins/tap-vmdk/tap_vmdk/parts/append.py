@@ -80,8 +80,8 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
         self._cut = self.end
         self._footed = header.gd_offset == GD_AT_END
         gd = layout.directories[0] // 512
-        self._open_header = attrs.evolve(
-            header, flags=header.flags & ~FLAG_REDUNDANT, rgd_offset=0, gd_offset=gd
+        self._open_header = header._replace(
+            flags=header.flags & ~FLAG_REDUNDANT, rgd_offset=0, gd_offset=gd
         )
 
     def _is_fresh(self, tail: int) -> bool:
@@ -108,7 +108,7 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
         """Put the footer behind the directory, then let the header refer to it."""
         if not self._footed:
             return
-        file, header = self.file, attrs.evolve(self._open_header, gd_offset=GD_AT_END)
+        file, header = self.file, self._open_header._replace(gd_offset=GD_AT_END)
         file.write_metadata(self.end << 9, stream_end(header, self._open_header.gd_offset))
         file.make_safe()
         file.write_metadata(0, header.pack())
@@ -172,7 +172,7 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
             if any(table.entries):
                 self.directory[table.index] = self.end + (len(content) >> 9) + 1
                 content += marked(MARKER_TABLE, header.table_sectors, table.entries)
-        header = attrs.evolve(header, gd_offset=self.end + (len(content) >> 9) + 1)
+        header = header._replace(gd_offset=self.end + (len(content) >> 9) + 1)
         content += marked(MARKER_DIRECTORY, header.directory_sectors, self.directory)
         start, self.end = self.end, self.end + (len(content) >> 9)
         return Picture([[(start << 9, bytes(content))], [(0, header.pack())]], conclude)

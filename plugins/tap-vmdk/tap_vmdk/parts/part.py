@@ -69,17 +69,5 @@ class Part:
 
     def describe(self) -> dict[str, Any]:
         """For `info`."""
-        found = describe_line(self.line)
+        found = self.line.describe()
         return found if self.map is None else {**found, "grain_size": self.cluster}
-
-
-def describe_line(line: ExtentLine) -> dict[str, Any]:
-    """For `info`, of an extent that is not open."""
-    found: dict[str, Any] = {
-        "type": line.kind,
-        "access": line.access,
-        "size": line.sectors * 512,
-    }
-    if line.name:
-        found["filename"] = line.name
-    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
-
 from tap_vmdk.descriptor.text import ExtentLine
 from tap_vmdk.parts.append import IN_USE_BEHIND, StreamClusters, StreamMap, in_use_behind
 from tap_vmdk.parts.part import Part
@@ -121,8 +119,7 @@ def _stream_part(line: ExtentLine, map: StreamMap) -> Part:
 def _ended(file: ImageFile, header: SparseHeader) -> tuple[SparseHeader, int]:
     """What counts of a file, its header or its footer, and the sector where its footer begins."""
     found, tail = with_footer(file, header)
-    found = attrs.evolve(  # the footer knows no better than the header where the descriptor lies
-        found,
+    found = found._replace(  # the footer knows no better than the header where the descriptor lies
         descriptor_offset=header.descriptor_offset,
         descriptor_size=header.descriptor_size,
     )

@@ -6,9 +6,7 @@ Numbers are little-endian, places and lengths in sectors of 512 bytes.
 from __future__ import annotations
 
 import struct
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tap_vmdk.signature import HOSTED_MAGIC
 from tap_vmdk.sparse.directories import check_tables
@@ -40,8 +38,7 @@ MAX_CAPACITY: Final = 1 << 38
 """Sectors (128 TiB), more than any VMDK may have."""
 
 
-@attrs.frozen
-class SparseHeader:
+class SparseHeader(NamedTuple):
     """A sparse file's header, or a stream's footer.
 
     Attributes:
@@ -87,7 +84,7 @@ class SparseHeader:
 
     def pack(self) -> bytes:
         """A whole sector."""
-        return _HEADER.pack(HOSTED_MAGIC, *attrs.astuple(self)).ljust(HEADER_BYTES, b"\0")
+        return _HEADER.pack(HOSTED_MAGIC, *self).ljust(HEADER_BYTES, b"\0")
 
     def check(self) -> None:
         """Refuse what no program could have written, or this one does not know.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-
-import attrs
+from typing import NamedTuple
 
 Reserved = tuple[int, int]
 """Something that is no table: its first sector, and the first one past it."""
 
 
-@attrs.frozen
-class Layout:
+class Layout(NamedTuple):
     """What the header of a sparse file, of any kind, says of its tables.
 
     Attributes:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-import attrs
-
 from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import SparseHeader
 from tapcore.clusters import Numbers
@@ -65,5 +63,5 @@ def stream_end(header: SparseHeader, gd_offset: int) -> bytes:
         header: the stream's header.
         gd_offset: where the grain directory lies, sectors.
     """
-    end = attrs.evolve(header, gd_offset=gd_offset)
+    end = header._replace(gd_offset=gd_offset)
     return marker(MARKER_FOOTER, 1) + end.pack() + marker(MARKER_EOS, 0)

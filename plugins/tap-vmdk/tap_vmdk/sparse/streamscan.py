@@ -10,8 +10,6 @@ import logging
 from array import array
 from typing import ClassVar, Final
 
-import attrs
-
 from tap_vmdk.sparse.compressed import CompressedMap
 from tap_vmdk.sparse.entries import HOLE
 from tap_vmdk.sparse.graintable import GrainTable
@@ -57,7 +55,7 @@ def map_without_footer(dd: DiskDriver, file: ImageFile, header: SparseHeader) ->
             "it is read as it was before",
             file.path,
         )
-    found = attrs.evolve(header, gd_offset=scan.directory, flags=header.flags & ~FLAG_REDUNDANT)
+    found = header._replace(gd_offset=scan.directory, flags=header.flags & ~FLAG_REDUNDANT)
     return CompressedMap(dd, file, hosted_layout(found))
 
 
