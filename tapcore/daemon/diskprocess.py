@@ -28,6 +28,7 @@ from tapcore.engine.loop import Loop
 from tapcore.errors import IOFailedError, TapError, UsageError
 from tapcore.files.noting import rehearsing
 from tapcore.files.rehearsal import Rehearsal
+from tapcore.interface.access import Access
 from tapcore.interface.registry import Registry
 from tapcore.nbd.exports import Export
 from tapcore.nbd.listening import OpenSockets
@@ -227,20 +228,7 @@ class DiskProcess:
             _check_may_be_alone(named, access.registry)
         seen = Rehearsal()
         with rehearsing(seen):
-            server = nbd_server(
-                [spec.image],
-                OpenSockets(listening[:1]),
-                names=[spec.name],
-                readonly=spec.read_only,
-                cache=spec.cache_mode,
-                metadata_cache=spec.metadata_cache,
-                parents=access.references,
-                keys=access.keys,
-                filters=spec.filters,
-                loop=self.loop,
-                metrics=("" if self._is_other else page) if page else None,
-                ended=lambda errors: self._ended(spec.name, errors),
-            )
+            server = self._server(spec, access, OpenSockets(listening[:1]), page)
         own = seen.own
         seen.close()
         try:
@@ -258,6 +246,22 @@ class DiskProcess:
                 server.stop()
                 raise
         return disk
+
+    def _server(self, spec: DiskSpec, access: Access, sockets: OpenSockets, page: str) -> NbdServer:
+        return nbd_server(
+            [spec.image],
+            sockets,
+            names=[spec.name],
+            readonly=spec.read_only,
+            cache=spec.cache_mode,
+            metadata_cache=spec.metadata_cache,
+            parents=access.references,
+            keys=access.keys,
+            filters=spec.filters,
+            loop=self.loop,
+            metrics=("" if self._is_other else page) if page else None,
+            ended=lambda errors: self._ended(spec.name, errors),
+        )
 
     def close(self, name: str, *, force: bool) -> Later:
         """Answer what clients have asked for, flush, and close a disk.

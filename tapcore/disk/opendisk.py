@@ -84,19 +84,20 @@ def open(
     Raises:
         TapError: with the image's name, an errno, and one line saying what is wrong.
     """
+    # As long as it is by its keywords, each of which goes on as it came.
     name = os.fsdecode(name)
     readonly = _readonly(mode, readonly, name)
     _check_words(cache, filters, name)
     if metadata_cache is not None and index(metadata_cache) < 0:
         raise UsageError("a cache cannot have less than 0 bytes", image=name)
-    if not lock and not readonly:
-        raise UsageError("a disk can be opened without a lock only for reading", image=name)
-    if snapshot and not readonly:
-        raise UsageError("a snapshot can be opened only for reading", image=name)
-    if salvage and not readonly:
-        raise UsageError("a disk can be salvaged only by reading", image=name)
-    if copy_on_read and readonly:
-        raise UsageError("what is read is copied only with readonly=False", image=name)
+    for wrong, text in (
+        (not lock and not readonly, "a disk can be opened without a lock only for reading"),
+        (snapshot and not readonly, "a snapshot can be opened only for reading"),
+        (salvage and not readonly, "a disk can be salvaged only by reading"),
+        (copy_on_read and readonly, "what is read is copied only with readonly=False"),
+    ):
+        if wrong:
+            raise UsageError(text, image=name)
     access = Access(
         parents,
         keys if isinstance(keys, Keys) else Keys.of(keys),

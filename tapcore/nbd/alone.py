@@ -64,6 +64,7 @@ class Alone:
             has to look at what has come, or to send. None: nothing was received; whoever tries
             again hears why.
         """
+        # In one function, and a long one, since a request here costs little more than the calls.
         transmission, parser, replies = self._transmission, self._parser, self._replies
         if transmission.stalled or transmission.finished or replies.queue or parser.skipping:
             return None

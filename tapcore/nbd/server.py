@@ -122,17 +122,21 @@ class NbdServer:
         self.beside: list[Beside] = []
         self.may_close: list[Callable[[], bool]] = []
         self._reception.open(self._loop, self._clients, max_connections, self._welcome)
-        self._disks += [PolledDisk(self._loop, engine) for engine in self._engines]
         self._timeouts = [partial(_timeout, engine) for engine in self._engines]
+        self._join_loop()
+
+    def _join_loop(self) -> None:
+        loop = self._loop
+        self._disks += [PolledDisk(loop, engine) for engine in self._engines]
         for engine in self._engines:
             engine.on_hold.append(partial(self._clients.hold_changed, engine))
-        exports.begin(self._loop)
-        if encryption is not None:
-            encryption.begin(self._loop)
-        self._loop.timeouts += [*self._timeouts, self._next_deadline]
-        self._loop.after_batch.append(self._after_batch)
-        if metrics is not None:
-            metrics.begin(self._loop)
+        self._exports.begin(loop)
+        if self._encryption is not None:
+            self._encryption.begin(loop)
+        loop.timeouts += [*self._timeouts, self._next_deadline]
+        loop.after_batch.append(self._after_batch)
+        if self._metrics is not None:
+            self._metrics.begin(loop)
 
     @property
     def exports(self) -> Exports:

@@ -240,6 +240,7 @@ class Transmission:
         self.writes.write_together()
 
     def _parse_all(self) -> None:
+        # In one function, and a long one, since a small request costs little more than the calls.
         parser, owed, replies = self.parser, self.outstanding, self.replies
         if parser.skipping and not self._skipped():
             return

@@ -167,11 +167,15 @@ def new_image(
         try:
             with _told(progress, files, size, options):
                 info.drv.td_create(files.working, size, recorded, options)
-                if not info.makes_unnamed and not os.path.lexists(files.working):
-                    raise untrue(info.handle, "td_create", "has made no file", target.name)
+            _check_made(info, files, target)
         except (TapError, OSError) as exc:
             raise open_error(exc, target.name) from exc
         yield NewImage(target, DiskId(files.working, info.handle), files, size, options)
+
+
+def _check_made(info: DiskInfo, files: NewFiles, target: DiskId) -> None:
+    if not info.makes_unnamed and not os.path.lexists(files.working):
+        raise untrue(info.handle, "td_create", "has made no file", target.name)
 
 
 def _told(

@@ -91,6 +91,7 @@ def nbd_server(
         TapError: an image cannot be opened, the names do not do, or the address cannot be used;
             nothing is left open.
     """
+    # As long as it is by its keywords, each of which goes on as it came.
     encryption = None if tls is None else _encryption(tls)
     access = Access(parents, keys, metadata_cache, registry, tuple(filters))
     names = _export_names(images, names, access.registry)

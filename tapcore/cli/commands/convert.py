@@ -95,6 +95,7 @@ def command(
     Where SOURCE is damaged nothing is made, unless --salvage is given. Exit status: 0 all was
     copied, 1 an error, 3 TARGET has zeroes for content that could not be read (--salvage).
     """
+    # As long as it is by its options, each of which goes on as it came.
     if "help" in options:
         print_format_options(target)
         return 0

@@ -219,6 +219,7 @@ def command(
     Once it is ready, one NBD URI for each image is printed on standard output. With TLS, SIGHUP
     reads the certificates again.
     """
+    # As long as it is by its options, each of which goes on as it came.
     if fork and (captive is not None or exit_with_parent):
         raise click.UsageError("--fork does not go with --run and --exit-with-parent")
     if max_memory < LEAST_MEMORY:
