@@ -43,6 +43,31 @@ def test_the_space_of_a_write_that_failed_is_used_again(
     assert not problems(image.read_bytes(), closed=True)
 
 
+def test_a_footer_that_is_perhaps_not_safe_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel could not write it has forgotten."""
+    image = tmp_path / "disk.vhd"
+    make(image, MIB, BLOCK)
+    written: list[tuple[int, bytes]] = []
+    write = ImageFile.write_metadata
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        written.append((offset, bytes(data)))
+        write(file, offset, data)
+
+    with tapcore.open(f"vhd:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * BLOCK)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "flush_blocking", lambda _: -errno.EIO)
+            with pytest.raises(TapError):
+                disk.sync()
+        monkeypatch.setattr(ImageFile, "write_metadata", noted)
+        disk.sync()
+        length = image.stat().st_size
+    assert (length - 512, image.read_bytes()[-512:]) in written
+
+
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_flush_that_failed_is_done_again(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random

@@ -14,6 +14,7 @@ from latetrials import (
     who_is_told_reads_what_was_written,
     writes_that_wait_keep_their_order,
 )
+from tapcore import ImageFile
 from tapcore.engine import WRITE, ZERO
 from vhdxtools import MIB, make, problems
 
@@ -55,3 +56,28 @@ def test_a_flush_publishes_only_what_it_covers(trial: Trial) -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_stage_that_failed_is_written_again_in_order(stage: int, trial: Trial) -> None:
     a_stage_that_failed_is_written_again_in_order(trial, BLOCK, stage)
+
+
+def test_content_is_safe_before_the_log_and_that_before_a_page_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    steps: list[str] = []
+    write, flush = ImageFile.write_metadata, ImageFile.flush_blocking
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        steps.append("log" if bytes(data[:4]) == b"loge" else "page")
+        write(file, offset, data)
+
+    def flushed(file: ImageFile) -> int:
+        steps.append("safe")
+        return flush(file)
+
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * BLOCK)
+        monkeypatch.setattr(ImageFile, "write_metadata", noted)
+        monkeypatch.setattr(ImageFile, "flush_blocking", flushed)
+        disk.sync()
+        monkeypatch.undo()
+    assert steps == ["safe", "log", "safe", "page", "safe"]

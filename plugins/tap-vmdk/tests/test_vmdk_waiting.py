@@ -185,6 +185,23 @@ def test_after_a_failed_flush_a_new_table_is_changed_in_order(
     assert first == ("flush" if stage == 2 else "write")
 
 
+def test_a_new_table_lies_in_both_of_its_places(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    content = bytearray(empty(1 << 20, name="disk.vmdk"))
+    directories = [int.from_bytes(content[at : at + 8], "little") * 512 for at in (56, 48)]
+    for directory in directories:
+        content[directory : directory + 16] = bytes(16)
+    image.write_bytes(content)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * 4096)
+    content = bytearray(image.read_bytes())
+    places = [int.from_bytes(content[at : at + 4], "little") * 512 for at in directories]
+    tables = [content[place : place + 512] for place in places]
+    assert places[0] != places[1]
+    assert tables[0] == tables[1]
+    assert any(tables[0])
+
+
 def test_a_first_write_fails_where_the_content_id_cannot_be_changed(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
