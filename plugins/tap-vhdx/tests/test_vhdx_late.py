@@ -1,5 +1,6 @@
 """Requests that meet while the host is late: none is lost, none damages another, none is early."""
 
+import errno
 import random
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from latetrials import (
 )
 from tapcore import ImageFile
 from tapcore.engine import WRITE, ZERO
-from vhdxtools import MIB, make, problems
+from vhdxtools import MIB, make, problems, store_in_part
 
 BLOCK = MIB
 SIZE = 6 * BLOCK
@@ -81,3 +82,63 @@ def test_content_is_safe_before_the_log_and_that_before_a_page_is_written(
         disk.sync()
         monkeypatch.undo()
     assert steps == ["safe", "log", "safe", "page", "safe"]
+
+
+def test_an_entry_of_the_log_spares_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So there is always one that is whole."""
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    entries: list[tuple[int, int]] = []
+    write = ImageFile.write_metadata
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        if bytes(data[:4]) == b"loge":
+            entries.append((offset, offset + len(data)))
+        write(file, offset, data)
+
+    monkeypatch.setattr(ImageFile, "write_metadata", noted)
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        for block in range(3):
+            disk.pwrite(block * BLOCK, b"x" * 512)
+            disk.sync()
+    (_, first), (second, end), (third, _) = entries
+    assert second >= first
+    assert third >= end
+
+
+def test_what_was_given_up_is_used_again_after_a_flush_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * BLOCK)
+        disk.sync()
+        length = image.stat().st_size
+        disk.discard(0, length=BLOCK)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "flush_blocking", lambda _: -errno.EIO)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.sync()
+        disk.sync()
+        disk.state.disks.private.clusters.drain()  # a hole is made of it first
+        disk.pwrite(BLOCK, b"y" * BLOCK)
+        disk.sync()
+        assert image.stat().st_size == length
+        assert disk.pread(0, length=2 * BLOCK) == bytes(BLOCK) + b"y" * BLOCK
+
+
+def test_what_is_stored_of_a_block_comes_along_where_no_parent_reaches(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    parent, image, content = tmp_path / "parent.vhdx", tmp_path / "disk.vhdx", rng.randbytes(MIB)
+    make(parent, MIB)
+    make(image, 3 * MIB, parent.name)
+    store_in_part(image, 2, [True] * 1024 + [False] * 1024, content, 512)
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(2 * MIB + 1500 * 512, b"w" * 512)
+        shown = disk.pread(2 * MIB, length=MIB)
+    assert shown[: MIB // 2] == content[: MIB // 2]
+    assert shown[MIB // 2 :] == bytes(476 * 512) + b"w" * 512 + bytes(547 * 512)
