@@ -79,6 +79,9 @@ class Endless:
         buffer[: len(self._sent)] = self._sent
         return len(self._sent)
 
+    def push(self) -> bool:
+        return True
+
     def close(self) -> None:
         """It holds nothing."""
 
@@ -285,6 +288,36 @@ def test_many_records_are_one_call(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) ->
     records, buffer = ManyRecords(server), memoryview(bytearray(100_000))
     client.sendall(bytes(100_000))
     assert (records.read(buffer), records.stop) == (100_000, Stop.FULL)
+    records.close()
+
+
+@KINDS
+def test_what_is_sent_arrives_however_slowly_it_is_taken(
+    kind: Callable[[ssl.SSLSocket], Records], pair: tuple[ssl.SSLSocket, ssl.SSLSocket]
+) -> None:
+    client, server = pair
+    records, sent = kind(server), bytes(range(251)) * 20_000
+    left, got, pushed = memoryview(sent), b"", False
+    while left or not pushed:
+        with contextlib.suppress(ssl.SSLWantWriteError):
+            while left:
+                left = left[server.send(left[:300_000]) :]
+        pushed = records.push()
+        if left or not pushed:
+            got += client.recv(1 << 20)
+    while len(got) < len(sent):
+        got += client.recv(1 << 20)
+    assert got == sent
+    records.close()
+
+
+def test_nobody_takes_what_is_sent(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:
+    client, server = pair
+    records = ManyRecords(server)
+    server.send(b"some")  # which is kept
+    client.close()
+    with pytest.raises(BrokenPipeError):
+        records.push()
     records.close()
 
 

@@ -38,6 +38,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "SSL_CTX_set_psk_server_callback": (None, [_PLACE, _PSK_CALLBACK]),
     "SSL_get_rbio": (_PLACE, [_PLACE]),
     "SSL_set0_rbio": (None, [_PLACE, _PLACE]),
+    "SSL_get_wbio": (_PLACE, [_PLACE]),
+    "SSL_set0_wbio": (None, [_PLACE, _PLACE]),
     "SSL_get_shutdown": (_INT, [_PLACE]),
     "SSL_set_quiet_shutdown": (None, [_PLACE, _INT]),
     "BIO_new": (_PLACE, [_PLACE]),

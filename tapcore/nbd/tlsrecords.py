@@ -1,9 +1,10 @@
-"""What a client sends through TLS: records of at most 16 KiB, many of them taken in one call.
+"""The records of TLS, of at most 16 KiB: many of them come and go in one call.
 
-Python's `ssl` takes one record in a call, and OpenSSL by itself asks the socket twice for each. So
-two buffers of OpenSSL are put around a connection (`BIO_f_buffer(3)`): one below, which receives as
-much as there is in one system call, and one above, which goes on until the memory it was given is
-full. Where OpenSSL cannot be reached, records are taken one by one.
+Python's `ssl` takes one record in a call, and OpenSSL by itself asks the socket twice for each that
+comes, and once for each that goes. So buffers of OpenSSL are put around a connection
+(`BIO_f_buffer(3)`): two below, which receive as much as there is in one system call, and send
+several records together; and one above, which goes on until the memory it was given is full. Where
+OpenSSL cannot be reached, records are taken one by one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from tapcore.nbd.openssl import connection_of, library
 RECEIVED_AT_ONCE: Final = 256 << 10
 """Bytes, encrypted, that are received at once; memory is touched for what comes."""
 
+SENT_AT_ONCE: Final = 64 << 10
+"""Bytes, encrypted, that are sent together."""
+
+_FLUSH: Final = 11  # BIO_CTRL_FLUSH
 _SET_BUFFER_SIZE: Final = 117  # BIO_C_SET_BUFF_SIZE
 _SET_CONNECTION: Final = 109  # BIO_C_SET_SSL
 _KEEP: Final = 0  # BIO_NOCLOSE
@@ -44,7 +49,7 @@ class Stop(Enum):
 
 
 class Records(Protocol):
-    """The incoming side of a connection whose handshake is over.
+    """A connection whose handshake is over: what comes, and the last of what goes.
 
     Attributes:
         stop: why the last `read` went no further.
@@ -54,6 +59,13 @@ class Records(Protocol):
 
     def read(self, buffer: memoryview) -> int:
         """Bytes that were read into `buffer`, which is not a part of a host file.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+
+    def push(self) -> bool:
+        """Send what was encrypted and not sent; returns whether the socket has taken all of it.
 
         Raises:
             OSError: the connection is lost.
@@ -102,6 +114,10 @@ class SingleRecords:
             self.stop = Stop.WANTS_IN
         return count
 
+    def push(self) -> bool:
+        """See `Records`."""
+        return True
+
     def close(self) -> None:
         """See `Records`."""
 
@@ -109,7 +125,8 @@ class SingleRecords:
 class ManyRecords:
     """Lets OpenSSL fill the memory.
 
-    From now on nobody else may read the connection: some of what has come is in these buffers.
+    From now on nobody else may read the connection, some of what has come is in these buffers; and
+    who writes has to `push`.
 
     Args:
         peer: the connection.
@@ -118,26 +135,30 @@ class ManyRecords:
         LookupError: OpenSSL cannot be reached from this Python.
     """
 
-    __slots__ = ("_address", "_failure", "_held", "_library", "_top", "stop")
+    __slots__ = ("_address", "_failure", "_held", "_library", "_out", "_top", "stop")
 
     def __init__(self, peer: ssl.SSLSocket) -> None:
         self._library = known = library()
         self._held, self._address = connection_of(peer)
         self._failure: OSError | None = None
         self.stop = Stop.FULL
-        self._receive_much()
+        address = self._address
+        incoming = self._buffered(known.SSL_get_rbio(address), RECEIVED_AT_ONCE, 0)
+        self._out = self._buffered(known.SSL_get_wbio(address), SENT_AT_ONCE, 1)
+        known.SSL_set0_rbio(address, incoming)
+        known.SSL_set0_wbio(address, self._out)
         records = known.BIO_new(known.BIO_f_ssl())
-        known.BIO_ctrl(records, _SET_CONNECTION, _KEEP, self._address)
+        known.BIO_ctrl(records, _SET_CONNECTION, _KEEP, address)
         self._top = known.BIO_push(known.BIO_new(known.BIO_f_buffer()), records)
 
-    def _receive_much(self) -> None:
-        known, address = self._library, self._address
-        sock = known.SSL_get_rbio(address)
-        known.BIO_up_ref(sock)  # it is the one that is written to as well
+    def _buffered(self, sock: int, size: int, way: int) -> int:
+        """A buffer of OpenSSL before a socket, which the other direction uses as well."""
+        known, direction = self._library, ctypes.c_int(way)
+        known.BIO_up_ref(sock)
         buffer = known.BIO_new(known.BIO_f_buffer())
-        for_reading = ctypes.c_int(0)
-        known.BIO_ctrl(buffer, _SET_BUFFER_SIZE, RECEIVED_AT_ONCE, ctypes.addressof(for_reading))
-        known.SSL_set0_rbio(address, known.BIO_push(buffer, sock))
+        known.BIO_ctrl(buffer, _SET_BUFFER_SIZE, size, ctypes.addressof(direction))
+        together: int = known.BIO_push(buffer, sock)
+        return together
 
     def read(self, buffer: memoryview) -> int:
         """See `Records`."""
@@ -176,6 +197,15 @@ class ManyRecords:
             return ssl.SSLError(ssl.SSL_ERROR_SSL, (text or b"of an unknown kind").decode())
         number = number or errno.ECONNRESET
         return OSError(number, os.strerror(number))
+
+    def push(self) -> bool:
+        """See `Records`."""
+        if self._top is None or self._library.BIO_ctrl(self._out, _FLUSH, 0, None) > 0:
+            return True
+        if self._library.BIO_test_flags(self._out, _WANTS_OUT):
+            return False
+        number = ctypes.get_errno() or errno.EPIPE
+        raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         """See `Records`."""

@@ -58,6 +58,7 @@ class TlsSocket:
         self._buffer: memoryview | None = None
         self._left = memoryview(b"")
         self._records: Records | None = None
+        self._pushed = True  # all that was encrypted has gone to the socket
         self.step: Step | None = None
         self._wants_out = False  # to go on with the handshake, or with receiving
         self.ready = False
@@ -124,7 +125,7 @@ class TlsSocket:
     @property
     def unsent(self) -> bool:
         """Whether something waits until the client takes what was sent."""
-        return self._buffer is not None or self._wants_out
+        return self._buffer is not None or self._wants_out or not self._pushed
 
     @property
     def left(self) -> int:
@@ -136,12 +137,15 @@ class TlsSocket:
         if self._wants_out:
             self._wants_out = False
             self.starved = False  # what wanted that is to be tried again
-        if self._buffer is None:
+        if self._buffer is not None:
+            with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                while self._left:
+                    self._left = self._left[self.peer.send(self._left[:AT_ONCE]) :]
+                self._give_back()
+        elif self._pushed:
             return
-        with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            while self._left:
-                self._left = self._left[self.peer.send(self._left[:AT_ONCE]) :]
-            self._give_back()
+        if self._records is not None:
+            self._pushed = self._records.push()
 
     def send(self, data: bytes | memoryview) -> int:
         """As a socket's that does not block."""
@@ -193,12 +197,15 @@ class TlsSocket:
         """
         if self.step is not None and not self.step.give_up():
             return
+        records = self._records
         if self.ready and not self.unsent:
             with suppress(OSError, ValueError):
                 self.peer.unwrap()
+            with suppress(OSError):
+                self._pushed = records is None or records.push()
         self._give_back()
-        if self._records is not None:
-            self._records.close()
+        if records is not None:
+            records.close()
         if not self.ready:  # an alert is on its way, which what is unread would overtake
             with suppress(OSError):
                 os.read(self.fileno(), _UNREAD)
