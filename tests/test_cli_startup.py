@@ -33,8 +33,8 @@ def modules_of(*arguments: object) -> set[str]:
 COUNTED = """
 import sys
 from tapcore.cli.later import load_later
-from tapcore.cli.plain import SELDOM_USED
-load_later(SELDOM_USED)
+from tapcore.cli.plain import SELDOM_USED, UNUSED_HERE, plain_command
+load_later(UNUSED_HERE if plain_command(sys.argv[1:]) is None else SELDOM_USED)
 from tapcore.cli.main import main
 assert main(sys.argv[1:]) == 0
 attrs = "attr" in sys.modules
@@ -45,7 +45,7 @@ ours = {name for name in loaded if name.startswith("tap")}
 classes = [each for each in made if "__attrs_attrs__" in vars(each) and each.__module__ in ours]
 print(len(ours), len(classes), attrs, *sorted({*loaded} - ours), file=sys.stderr)
 """
-"""As the console script runs a plain command: how much of it is made, and what is loaded."""
+"""As the console script runs a command: how much of it is made, and what is loaded."""
 
 PUT_OFF = {"ast", "copy", "inspect", "linecache", "logging", "platform", "pluggy", "string"}
 """What attrs and the modules here would load, each a hundredth of a short command or more."""
@@ -74,6 +74,22 @@ def test_a_plain_command_makes_no_more_than_it_did(
     assert int(classes) <= most_classes
     assert attrs == str(bool(most_classes))
     assert not PUT_OFF & {*others}
+
+
+@pytest.mark.parametrize("words", ["info --json disk", "convert disk copy.qcow2"])
+def test_other_commands_leave_out_what_click_and_attrs_load_in_vain(
+    words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(512))
+    run = [sys.executable, "-c", COUNTED, *words.split()]
+    done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert not {"ast", "inspect", "tokenize", "attr.validators"} & {*done.stderr.split()}
+
+
+def test_a_help_of_several_lines_is_cleaned_as_ever() -> None:
+    run = [sys.executable, "-c", "from tapcore.cli.entry import run; run()", "info", "--help"]
+    done = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert "\n  Takes no lock" in done.stdout
 
 
 def test_what_is_told_seldom_is_told_all_the_same(tmp_path: Path) -> None:

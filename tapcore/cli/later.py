@@ -1,13 +1,13 @@
 """Modules that others import at their top and mostly do not use: loaded at the first use.
 
 As `importlib.util.LazyLoader`, which in Python 3.11 loads a module as soon as a second one imports
-it, and itself costs a tenth of a short command. For a process with one thread: two that meet at the
-first use could see the half of a module.
+it, and itself costs a tenth of a short command. One thread loads it, and others wait for that.
 """
 
 from __future__ import annotations
 
 import sys
+from _thread import RLock
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
     from typing import Any
 
+_loading = RLock()
 _then: dict[str, Callable[[], object]] = {}
 """What is to be done when a module is loaded."""
 
@@ -26,13 +27,15 @@ class _NotLoaded(ModuleType):
     """A module that has nothing but what an import looks at, and what is known of it."""
 
     def __getattr__(self, name: str) -> Any:
-        spec: Any = self.__spec__
-        loader = self.__loader__ = spec.loader = spec.loader.loader
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        loader.exec_module(self)
-        if (then := _then.pop(self.__name__, None)) is not None:
-            then()
-        return getattr(self, name)
+        with _loading:
+            spec: Any = self.__spec__
+            if type(self) is _NotLoaded and isinstance(spec.loader, _Later):
+                loader = self.__loader__ = spec.loader = spec.loader.loader
+                loader.exec_module(self)
+                self.__class__ = ModuleType  # type: ignore[assignment]
+                if (then := _then.pop(self.__name__, None)) is not None:
+                    then()
+        return ModuleType.__getattribute__(self, name)
 
 
 class _Later:

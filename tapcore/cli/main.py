@@ -6,13 +6,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from tapcore.cli.failures import Session, end_logging, report
 from tapcore.cli.later import load_later
-from tapcore.cli.plain import SELDOM_USED, plain_command
+from tapcore.cli.plain import SELDOM_USED, UNUSED_HERE, plain_command
 from tapcore.cli.signals import stopped_by_signals
 from tapcore.cli.standardstreams import named_output, open_standard_streams
+
+_STAYING: Final = frozenset(("daemon", "inspect", "serve"))
+"""Commands that serve for long, or confine themselves and may load nothing any more then."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +47,8 @@ def run() -> NoReturn:
     """
     if plain_command(sys.argv[1:]) is not None:
         load_later(SELDOM_USED)
+    elif not _STAYING & {*sys.argv[1:]}:
+        load_later(UNUSED_HERE)
     status = main()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()

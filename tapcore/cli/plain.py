@@ -67,20 +67,41 @@ _COMMANDS: Final[Mapping[str, tuple[int, Callable[..., None]]]] = {
 
 _IS_CPYTHON: Final = sys.implementation.name == "cpython"
 
-SELDOM_USED: Final[Mapping[str, Mapping[str, Any]]] = {
-    "logging": {"getLogger": LateLogger},
-    # attrs asks for nothing else, and the module compiles nine regular expressions
-    "platform": {"python_implementation": lambda: "CPython"} if _IS_CPYTHON else {},
-    "linecache": {"cache": {}},  # where attrs puts what debuggers would show
+
+def _cleandoc(doc: str) -> str:
+    """`inspect.cleandoc`, for which click imports that module: one line has little to clean."""
+    if "\n" not in doc:
+        return doc.expandtabs().lstrip()
+    import inspect
+
+    inspect.isclass(doc)  # loads the module, and with it its own
+    return inspect.cleandoc(doc)
+
+
+UNUSED_HERE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "inspect": {"cleandoc": _cleandoc},
+    # asked by attrs and by uuid, for no more; the module compiles nine regular expressions
+    "platform": {
+        "system": lambda: os.uname().sysname,
+        **({"python_implementation": lambda: "CPython"} if _IS_CPYTHON else {}),
+    },
     **{
         name: {}
         for name in (
-            *("copy", "inspect", "tokenize", "traceback"),
             *("attr.converters", "attr.filters", "attr.validators"),
             *("attrs.converters", "attrs.exceptions", "attrs.filters", "attrs.setters"),
-            "attrs.validators",
+            *("attrs.validators", "tokenize"),
         )
     },
 }
-"""What attrs and the modules here import, each for a case that does not come in these commands;
-and what they take of it all the same."""
+"""What attrs and click import for cases that do not come in this project; and what they take of it
+all the same."""
+
+SELDOM_USED: Final[Mapping[str, Mapping[str, Any]]] = {
+    **UNUSED_HERE,
+    "logging": {"getLogger": LateLogger},
+    "linecache": {"cache": {}},  # where attrs puts what debuggers would show
+    "copy": {},
+    "traceback": {},
+}
+"""And what is imported for cases that do not come in these commands."""
