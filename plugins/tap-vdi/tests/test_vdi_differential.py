@@ -96,7 +96,7 @@ def test_blocks_of_any_size(
     image = tmp_path / "disk.vdi"
     write_image(str(image), attrs.evolve(new_header(SIZE, block_size, DYNAMIC), extra=extra))
     model = bytearray(SIZE)
-    for _ in range(2):
+    for _ in range(1 if block_size == 512 else 2):
         _mine(image, model, rng)
         assert content_of(image) == model
         assert extra or dissect_content(image) == model
