@@ -5,9 +5,10 @@ EFAULT or is cut short. Whoever touched the memory in this process would be ende
 nothing in Python may read, compare or copy what these views show: a view is sliced, and handed to
 `sendmsg` or `pwritev`. A test holds the sources to it.
 
-Written through them is only what is small, and only where that pays (`Windows.write`): a page that
-is clean costs a fault first. On ext4 that is 2.4 to 6 us for 4 KiB, and `pwrite` takes 4 us where
-the file lies in small folios, but 26 to 50 where it was written or read in large pieces.
+Written through them is only what is small, and only where that pays (`Windows.to_write`): a page
+that is clean costs a fault first. On ext4 that is 2.4 to 6 us for 4 KiB, and `pwrite` takes 4 us
+where the file lies in small folios, but 26 to 50 where it was written or read in large pieces. And
+all of the folio becomes dirty, and is written to the disk.
 
 ctypes is imported with the first mapping: mmap of the standard library keeps a descriptor for each.
 """

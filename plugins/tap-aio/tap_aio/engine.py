@@ -16,6 +16,9 @@ from tapcore import NotSupportedError, describe_error
 
 _IOCB = struct.Struct("=QIIHhIQQqQII")
 """data, key, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved, flags, resfd."""
+_ASKED = struct.Struct("=HhIQQq")
+"""What changes of one from request to request, from `_ASKED_AT` on: opcode to offset."""
+_ASKED_AT: Final = 16
 _EVENT = struct.Struct("=QQqq")  # data, obj, res, res2
 
 _PREAD: Final = 0
@@ -54,7 +57,6 @@ class LibaioEngine:
 
     def __init__(self, depth: int, eventfd: int) -> None:
         self._lib = lib = _load()
-        self._eventfd = eventfd
         self._context = lib.io_context_t()
         try:
             lib.io_queue_init(depth, ctypes.byref(self._context))
@@ -65,6 +67,9 @@ class LibaioEngine:
         self._tokens: list[Any] = [None] * depth
         self._pinned: list[Any] = [None] * depth
         self._iocbs = ctypes.create_string_buffer(_IOCB.size * depth)
+        for slot in range(depth):
+            fixed = slot, 0, 0, _PREAD, 0, 0, 0, 0, 0, 0, _FLAG_RESFD, eventfd
+            _IOCB.pack_into(self._iocbs, slot * _IOCB.size, *fixed)
         base = ctypes.addressof(self._iocbs)
         self._address_of = [base + _IOCB.size * slot for slot in range(depth)]
         self._pending = (ctypes.c_void_p * depth)()
@@ -76,12 +81,16 @@ class LibaioEngine:
         self._events = (lib.io_event * depth)()
         self._events_view = memoryview(self._events).cast("B")
         self._depth = depth
+        self._asked: tuple[memoryview | None, Any, int] = None, None, 0
 
     def address(self, buf: memoryview) -> int | None:
         """Where a buffer lies in memory; None for one that is read-only."""
         if buf.readonly:
             return None
-        return ctypes.addressof(ctypes.c_char.from_buffer(buf))
+        pin = ctypes.c_char.from_buffer(buf)
+        address = ctypes.addressof(pin)
+        self._asked = buf, pin, address  # mostly it is queued next
+        return address
 
     def queue_read(self, fd: int, offset: int, buf: memoryview, token: Any) -> None:
         """Queue a read of all of `buf` for the next submit."""
@@ -94,25 +103,15 @@ class LibaioEngine:
     def _queue(self, opcode: int, fd: int, offset: int, buf: memoryview, token: Any) -> None:
         slot, length = self._slots.pop(), len(buf)
         self.free -= 1
-        pin = ctypes.c_char.from_buffer(buf)
+        known, pin, address = self._asked
+        if known is not buf:
+            pin = ctypes.c_char.from_buffer(buf)
+            address = ctypes.addressof(pin)
+        self._asked = None, None, 0
         self._pinned[slot] = pin  # the memory must not go away while the kernel uses it
         self._tokens[slot] = token
-        _IOCB.pack_into(
-            self._iocbs,
-            slot * _IOCB.size,
-            slot,
-            0,
-            0,
-            opcode,
-            0,
-            fd,
-            ctypes.addressof(pin),
-            length,
-            offset,
-            0,
-            _FLAG_RESFD,
-            self._eventfd,
-        )
+        place = slot * _IOCB.size + _ASKED_AT
+        _ASKED.pack_into(self._iocbs, place, opcode, 0, fd, address, length, offset)
         self._queued.append(slot)
         self._queued_bytes += length
         if self._queued_bytes >= _FULL_BATCH and not self._left_over:
