@@ -206,6 +206,12 @@ def test_going_away_at_every_byte(server: Served, rng: random.Random) -> None:
     server.sees_an_end()
 
 
+def send_what_goes(sock: socket.socket, data: bytes) -> None:
+    """Until the socket is closed: on a busy machine a thread may not even have begun by then."""
+    with contextlib.suppress(OSError):
+        sock.sendall(data)
+
+
 def test_stopping_at_every_kind_of_place(server: Served) -> None:
     """All of them at once, and they stay: it costs nothing, and nobody else notices."""
     conversation = recorded()
@@ -215,7 +221,7 @@ def test_stopping_at_every_kind_of_place(server: Served) -> None:
     with contextlib.ExitStack() as stack:
         for cut in cuts:
             sock = stack.enter_context(connect(server.uri))
-            threading.Thread(target=sock.sendall, args=(conversation[:cut],)).start()
+            threading.Thread(target=send_what_goes, args=(sock, conversation[:cut])).start()
         assert server.idle_for(0.1)
 
 
