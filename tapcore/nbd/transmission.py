@@ -239,8 +239,7 @@ class Transmission:
         self._parse_all()
         self.writes.write_together()
 
-    def _parse_all(self) -> None:
-        # In one function, and a long one, since a small request costs little more than the calls.
+    def _parse_all(self) -> None:  # long: calls would be most of what a small request costs
         parser, owed, replies = self.parser, self.outstanding, self.replies
         if parser.skipping and not self._skipped():
             return
