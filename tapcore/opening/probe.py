@@ -120,13 +120,13 @@ def recognises(info: DiskInfo, name: str, head: bytes, tail: bytes) -> bool:
     """
     if info.magic:
         named = has_suffix(name, info.suffixes)
-        shown = [
-            magic.sure
-            for magic in info.magic
-            if (named or not magic.named) and magic.shown_by(head, tail)
-        ]
-        if not shown or any(shown):
-            return bool(shown)
+        looked_for = [magic for magic in info.magic if named or not magic.named]
+        shown = (magic.sure for magic in looked_for if magic.shown_by(head, tail))
+        sure = next(shown, None)  # the first mostly tells: others may be slow expressions
+        if sure is None:
+            return False
+        if sure or any(shown):
+            return True
     drv = info.drv
     if drv is None or "td_probe" not in drv.implemented:
         return False
