@@ -1,16 +1,18 @@
 """TLS beside other clients: whose turn it is, what threads do, and what comes out of records."""
 
 import contextlib
+import random
 import socket
 import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import attrs
 import pytest
-from nbd_client import connect, option, request
+from nbd_client import WRITE, connect, option, request
 from servedhere import Here, served_here
 from tlscerts import Authority
 
@@ -21,6 +23,7 @@ from tapcore.nbd.tlsfiles import Credentials
 from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
 from tapcore.nbd.tlssocket import TlsSocket
 from tapcore.nbd.tlssteps import Steps
+from tapcore.nbd.writes import WIDE
 
 KIB = 1 << 10
 ACK_OF_ABORT = struct.pack(">QIII", 0x0003E889045565A9, 2, 1, 0)
@@ -113,6 +116,36 @@ def test_a_long_negotiation_in_one_go(options: TlsOptions, tls: ssl.SSLContext) 
         while not answers.endswith(ACK_OF_ABORT):
             answers += secure.recv(64 * KIB)
         assert answers.count(struct.pack(">QI", 0x0003E889045565A9, 77)) == 12
+
+
+@pytest.mark.parametrize("handle", ["aio", "ram"])
+def test_several_long_writes_come_at_once(
+    handle: str, options: TlsOptions, tls: ssl.SSLContext, tmp_path: Path, rng: random.Random
+) -> None:
+    """Into memory that is counted, among those that are too long, too short, and not aligned."""
+    image = tmp_path / "image"
+    image.write_bytes(model := bytearray(rng.randbytes(4 << 20)))
+    encryption = Encryption(Credentials(options))
+    with served_here(f"{handle}:{image}", encryption=encryption) as here, here.client() as other:
+        budget = here.server._clients.budget
+        room = budget.room
+        with here.client(tls=tls) as client:
+            sizes = [256 * KIB] * 3 + [1, 512, 130_000, 300_000, 700_000, 1 << 20]
+            rng.shuffle(sizes)
+            cookies, at = [], 0
+            for size in [256 * KIB, *sizes]:
+                model[at : at + size] = data = rng.randbytes(size)
+                cookies.append(client.send(WRITE, at, payload=data, flags=rng.choice([0, 0, 1])))
+                at += size
+            for cookie in cookies:
+                assert not client.answer(cookie).error
+            writes = the_secure(here)._writes
+            assert writes is not None
+            assert writes.wide
+            assert budget.room <= room - WIDE
+            assert client.read(0, len(model)) == model
+        while budget.room != room:
+            assert other.read(0, 512) == model[:512]
 
 
 # ---- threads ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class Chunk:
 
     Args:
         carried: its memory; None: it is the pool's.
+        size: bytes, where it is the pool's.
 
     Attributes:
         carried: as given.
@@ -26,9 +27,9 @@ class Chunk:
 
     __slots__ = ("carried", "current", "holds", "view")
 
-    def __init__(self, carried: Carried | None = None) -> None:
+    def __init__(self, carried: Carried | None = None, size: int = CAPACITY) -> None:
         self.carried = carried
-        self.view = POOL.take(CAPACITY) if carried is None else carried.view
+        self.view = POOL.take(size) if carried is None else carried.view
         self.holds = 0
         self.current = True
 
@@ -44,6 +45,7 @@ class ReceiveBuffer:
     """Bytes received and not consumed yet: `view[start:end]`.
 
     Attributes:
+        capacity: bytes of each buffer.
         carried: its memory, where that is a file as well.
         chunk: the buffer that is filled now.
         view: its memory.
@@ -52,9 +54,10 @@ class ReceiveBuffer:
         wants_carried: somebody would use memory that is a file as well, as soon as it can be.
     """
 
-    __slots__ = ("carried", "chunk", "end", "start", "view", "wants_carried")
+    __slots__ = ("capacity", "carried", "chunk", "end", "start", "view", "wants_carried")
 
     def __init__(self, initial: bytes = b"") -> None:
+        self.capacity = CAPACITY
         self.wants_carried = False
         self._begin(Chunk())
         self.start = 0
@@ -67,6 +70,8 @@ class ReceiveBuffer:
     def _carry(self) -> None:
         """The next buffer is such a one; it stays as it is where there is none."""
         self.wants_carried = False
+        if self.capacity > CAPACITY:
+            return  # it is worth more that several long writes fit into it
         with suppress(OSError):
             carried = CARRIED.take()
             self.chunk.free()
@@ -80,7 +85,7 @@ class ReceiveBuffer:
                 self._carry()
             self.start = self.end = 0
             return self.view
-        if CAPACITY - end < _LOW_SPACE and start:
+        if self.capacity - end < _LOW_SPACE and start:
             self._move()
         return self.view[self.end :]
 
@@ -90,13 +95,24 @@ class ReceiveBuffer:
         size = len(rest)
         if self.chunk.holds:
             old = self.chunk
-            self._begin(Chunk())
+            self._begin(Chunk(size=self.capacity))
             self.view[:size] = rest
             old.current = False
         else:
             # the parts may overlap; slice assignment between views of one object moves correctly
             self.view[:size] = rest
         self.start, self.end = 0, size
+
+    def widen(self, capacity: int) -> None:
+        """Have buffers of so many bytes from now on, more than before."""
+        self.capacity = capacity
+        rest, old = self.view[self.start : self.end], self.chunk
+        self._begin(Chunk(size=capacity))
+        self.start, self.end = 0, len(rest)
+        self.view[: self.end] = rest
+        old.current = False
+        if not old.holds:
+            old.free()
 
     def close(self) -> None:
         """Give the memory back, now or when the last write is done with it."""

@@ -79,6 +79,11 @@ class StreamedWrite:
         self._mask = max(engine.mask + 1, _PAGE, cluster if cluster <= _WORTH_WRITING else 0) - 1
         self._piece, self._size = self._take()
 
+    @property
+    def length(self) -> int:
+        """Bytes of the whole write."""
+        return self._req.length
+
     def _take(self) -> tuple[memoryview, int]:
         lease = POOL.take(self._most())
         self._account(len(lease))

@@ -149,18 +149,17 @@ class TlsConnection(Connection):
             self._send_handshake()
 
     def _receive(self, events: int) -> None:
-        """Who writes much goes on with it: little of the next write is received with its head.
+        """Of writes, as many as there is room for come at once.
 
-        That would have to be copied; the rest goes straight to where it is written from.
+        Of those that are too long for that, little is received with the head, since that would have
+        to be copied: the rest goes straight to where it is written from.
         """
         transmission = self._transmission
-        if transmission is None or transmission.amid_a_write:
-            self._socket.most = AT_ONCE
-            super()._receive(events)
-            return
-        self._socket.most = RECORD if self._long_writes else AT_ONCE
+        within = transmission is None or transmission.amid_a_write
+        self._socket.most = RECORD if self._long_writes and not within else AT_ONCE
         super()._receive(events)
-        self._long_writes = transmission.amid_a_write
+        if transmission is not None and not within:
+            self._long_writes = transmission.amid_a_write and not transmission.writes.widen()
 
     def service(self) -> bool:
         """As `Connection.service`; what has been received counts, of which no event tells."""

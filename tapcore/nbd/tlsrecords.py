@@ -21,8 +21,8 @@ from tapcore.nbd.openssl import connection_of, library
 RECEIVED_AT_ONCE: Final = 256 << 10
 """Bytes, encrypted, that are received at once; memory is touched for what comes."""
 
-SENT_AT_ONCE: Final = 64 << 10
-"""Bytes, encrypted, that are sent together."""
+SENT_AT_ONCE: Final = 272 << 10
+"""Bytes, encrypted, that are sent together: a reply of the usual size (256 KiB)."""
 
 _FLUSH: Final = 11  # BIO_CTRL_FLUSH
 _SET_BUFFER_SIZE: Final = 117  # BIO_C_SET_BUFF_SIZE

@@ -19,10 +19,10 @@ from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.tlsrecords import Records, Stop, records_of
+from tapcore.nbd.tlsrecords import SENT_AT_ONCE, Records, Stop, records_of
 from tapcore.nbd.tlssteps import Step
 
-AT_ONCE: Final = 256 << 10
+AT_ONCE: Final = 512 << 10
 """Bytes that go through OpenSSL at once: a few records (of 16 KiB) more than a call is worth."""
 
 TOGETHER: Final = 1 << 20
@@ -144,8 +144,16 @@ class TlsSocket:
                 self._give_back()
         elif self._pushed:
             return
+        self._push()
+
+    def _push(self) -> None:
         if self._records is not None:
-            self._pushed = self._records.push()
+            self._count_pushed(pushed=self._records.push())
+
+    def _count_pushed(self, *, pushed: bool) -> None:
+        if pushed is not self._pushed:
+            self._pushed = pushed
+            self._budget.give_back(SENT_AT_ONCE if pushed else -SENT_AT_ONCE)
 
     def send(self, data: bytes | memoryview) -> int:
         """As a socket's that does not block."""
@@ -202,8 +210,9 @@ class TlsSocket:
             with suppress(OSError, ValueError):
                 self.peer.unwrap()
             with suppress(OSError):
-                self._pushed = records is None or records.push()
+                self._push()
         self._give_back()
+        self._count_pushed(pushed=True)
         if records is not None:
             records.close()
         if not self.ready:  # an alert is on its way, which what is unread would overtake

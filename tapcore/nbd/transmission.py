@@ -392,7 +392,7 @@ class Transmission:
         self.outstanding.gone = True
         self.outstanding.leave()
         self.finished = True
-        self.writes.abort_stream()
+        self.writes.leave()
         self._commands.give_up()
         self._received.close()
         self._export.leave(self.replies)

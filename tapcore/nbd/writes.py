@@ -26,6 +26,14 @@ on doing so, and need not be looked for twice."""
 STREAM_MIN: Final = 128 << 10
 """Writes from this size on are begun before all of their data has arrived."""
 
+WIDE: Final = 1 << 20
+"""Bytes of a receive buffer into which several long writes go at once."""
+
+_WIDE_STREAM_MIN: Final = 768 << 10
+
+_ROOM_LEFT: Final = 128 << 20
+"""Bytes of memory for all clients that are left, at least, when one takes such a buffer."""
+
 _UNKNOWN: Final = ~nbd.CMD_FLAG_FUA
 
 
@@ -41,6 +49,8 @@ class Writes:
 
     Attributes:
         stream: the write whose data is still on its way.
+        stream_min: a write from this size on (bytes) is begun before all of its data has arrived.
+        wide: several long ones go into the receive buffer at once.
         together: those that are done when the batch is parsed, or before anything that is not a
             read in the lane: see `write_together`.
     """
@@ -57,7 +67,9 @@ class Writes:
         "_received",
         "_replies",
         "stream",
+        "stream_min",
         "together",
+        "wide",
     )
 
     def __init__(
@@ -82,6 +94,8 @@ class Writes:
         self._out_of_lane = 0
         self.together = Together(export.engine.lane, parser.received)
         self.stream: StreamedWrite | None = None
+        self.stream_min = STREAM_MIN
+        self.wide = False
         self.follow()
 
     def follow(self) -> None:
@@ -131,7 +145,7 @@ class Writes:
         rx = self._received
         body = rx.start
         if rx.end - body < length:
-            if length < STREAM_MIN:
+            if length < self.stream_min:
                 self._parser.put_back()
                 return False
             self._begin_stream(flags, cookie, offset, length)
@@ -202,7 +216,7 @@ class Writes:
         engine = self._engine
         whole = (offset | length) & engine.mask or engine.order.strict or engine.guard is not None
         most = PIECE if self._lane_write is None else PLACED_PIECE
-        return length if whole or length < STREAM_MIN else min(length, most)
+        return length if whole or length < self.stream_min else min(length, most)
 
     def in_lane(self, offset: int, content: memoryview) -> bool:
         """Whether a write was done in the lane; it is not tried again at once where it was not."""
@@ -287,6 +301,28 @@ class Writes:
         if over:
             self.stream = None
         return over
+
+    def widen(self) -> bool:
+        """Behind the write that is begun, take several at once; returns whether that is so.
+
+        It is not where those are too long, or memory is short. What it takes of that is counted.
+        """
+        stream, budget = self.stream, self._outstanding.budget
+        if stream is None or stream.length >= _WIDE_STREAM_MIN or budget.room < _ROOM_LEFT:
+            return False
+        if not self.wide:
+            self.wide = True
+            budget.room -= WIDE
+            self._received.widen(WIDE)
+            self.stream_min = _WIDE_STREAM_MIN
+        return True
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self.abort_stream()
+        if self.wide:
+            self.wide = False
+            self._outstanding.budget.give_back(WIDE)
 
     def abort_stream(self) -> None:
         """The rest of its data will not come."""
