@@ -29,6 +29,8 @@ _VMDK_ENTRY: Final = (
     rb"(?:encoding|cid|parentcid|isnativesnapshot|createtype|parentfilenamehint)[ \t]*=|"
     rb"(?:rw|rdonly|noaccess)[ \t]+\d+[ \t]+[a-z]"
 )
+_BEFORE_WORDS: Final = (b" ", b"\t", b"\r", b"\n", b"#")
+"""With what a descriptor may begin that is no letter."""
 _VMDK_TEXT: Final = 20480
 """Bytes of a file in which a descriptor shows itself."""
 
@@ -132,6 +134,8 @@ def vmdk_text(sample: Sample) -> bool:
         if head.startswith(mark):
             head = head.decode(encoding, "replace").encode("utf-8", "replace")
     head = head.removeprefix(_BYTE_ORDER_MARK)
+    if not (head[:1].isalpha() or head.startswith(_BEFORE_WORDS)):
+        return False  # as most disks, for which the expressions need not be compiled
     if re.match(_VMDK_NAME, head):
         return True
     entry = re.compile(_VMDK_ENTRY)
