@@ -17,8 +17,9 @@ class Claim:
         self.waiting: list[Callable[[], int]] = []
 
 
-_BUCKET: Final = 7
-"""log2 of the sectors by which claims are found: 64 KiB, or a cluster."""
+_BUCKET: Final = 10
+"""log2 of the sectors by which claims are found: 512 KiB, or a cluster. A piece of a copy takes two
+of them, and of small writes few are under way so close to each other."""
 
 
 class BusyClusters:

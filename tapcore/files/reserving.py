@@ -28,6 +28,10 @@ _ROOMY: Final = 4
 """Of what is to be taken, so many times must be free: nobody may meet a full disk because of it."""
 
 
+_BELIEVED: Final = 32 << 20
+"""Bytes that are taken before it is looked again whether there is room."""
+
+
 class BlockReserver:
     """The blocks of one file.
 
@@ -35,11 +39,12 @@ class BlockReserver:
         fd: open for writing.
     """
 
-    __slots__ = ("_fd", "_helps")
+    __slots__ = ("_fd", "_helps", "_sure")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._helps: bool | None = None
+        self._sure = 0  # bytes for which there was room when it was looked at
 
     @property
     def helps(self) -> bool:
@@ -74,11 +79,16 @@ class BlockReserver:
         return True
 
     def _has_room(self, length: int) -> bool:
+        if length <= self._sure:
+            self._sure -= length
+            return True
         try:
             system = os.fstatvfs(self._fd)
         except OSError:
             return False
-        return system.f_bavail * system.f_frsize >= _ROOMY * length
+        room = system.f_bavail * system.f_frsize // _ROOMY
+        self._sure = min(max(room - length, 0), _BELIEVED)
+        return room >= length
 
     def give_back(self, offset: int, length: int) -> None:
         """Give back the blocks of a range (bytes) before the file's end, which holds nothing."""

@@ -201,6 +201,9 @@ class Decoder:
         if kind == UNALLOCATED:
             while at + more + _MANY <= last and entries[at + more : at + more + _MANY] == _NOTHING:
                 more += _MANY
+            rest = entries[at + more : min(at + more + _MANY, last + 1)]
+            if not any(rest):
+                return more + len(rest)
         step = self._size if where else 0
         while at + more <= last:
             try:
