@@ -52,6 +52,9 @@ _REGION_SHIFT: Final = REGION.bit_length() - 1
 _PAGE_SHIFT: Final = PAGE.bit_length() - 1
 _PAGES_OF_LOOK: Final = LOOK // PAGE
 
+_BLIND: Final = 31
+"""Writes that are done as usual after one that was looked for in vain."""
+
 
 class HostFile(Protocol):
     """What windows ask of a file: see `BlockingFile`."""
@@ -101,6 +104,7 @@ class Windows:
     """
 
     __slots__ = (
+        "_blind",
         "_by_number",
         "_carrier",
         "_file",
@@ -113,6 +117,7 @@ class Windows:
         self._file = file
         self._by_number: dict[int, Window] = {}
         self._usable: bool | None = None
+        self._blind = 0  # so many writes are not looked for
         self._carrier = -1  # a file in memory, through which content goes to its place
         self._none_before = 0.0  # the file is not to be mapped at all
         self._not_before = 0.0  # no window more than there are
@@ -197,9 +202,23 @@ class Windows:
             end > WINDOW
             or window.pages.find(0, first, stop) >= 0
             or not (window.solid or (window.blocks and window.blocks.find(0, first, stop) < 0))
-        ) and self.data_to_read(offset, length, now) is None:  # more than a glance is needed
+        ) and not self._found(offset, length, now):  # more than a glance is needed
             return None
         return target[skip:end]
+
+    def _found(self, offset: int, length: int, now: float) -> bool:
+        """Whether a look finds that a range can be written.
+
+        After one that was in vain there is none for a while: who fills a hole, or goes on behind a
+        file's end, would have every new page looked for.
+        """
+        if self._blind:
+            self._blind -= 1
+            return False
+        if self.data_to_read(offset, length, now) is not None:
+            return True
+        self._blind = _BLIND
+        return False
 
     def _has_blocks(self, offset: int, length: int) -> bool:
         """Of a range for which `to_read` has just answered."""
