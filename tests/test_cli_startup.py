@@ -57,7 +57,7 @@ PUT_OFF = {"ast", "copy", "inspect", "linecache", "logging", "platform", "pluggy
         ("formats", 31, 0),
         ("info disk", 83, 8),
         ("info disk.qcow2", 84, 10),
-        ("info disk.vmdk", 92, 9),
+        ("info disk.vmdk", 91, 9),
     ],
 )
 def test_a_plain_command_makes_no_more_than_it_did(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import struct
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from tap_vmdk.descriptor.disktypes import conflicting_size, own_sectors
 from tap_vmdk.descriptor.text import ExtentLine
@@ -23,20 +23,23 @@ _MOST_TABLES: Final = 1 << 18
 """Of a directory that is looked at here: 8 TiB in grains of 64 KiB."""
 
 
-class _Whole(NamedTuple):
+class _Whole:
     """All of a disk, in its own file.
 
-    Attributes:
+    Args:
         line: as a descriptor would have it.
         cluster: bytes of a grain.
     """
 
-    line: ExtentLine
-    cluster: int
+    __slots__ = ("_line", "cluster")
+
+    def __init__(self, line: ExtentLine, cluster: int) -> None:
+        self._line = line
+        self.cluster = cluster
 
     def describe(self) -> dict[str, Any]:
         """For `info`."""
-        return {**self.line.describe(), "grain_size": self.cluster}
+        return {**self._line.describe(), "grain_size": self.cluster}
 
 
 def look(dd: DiskDriver, name: str) -> bool:

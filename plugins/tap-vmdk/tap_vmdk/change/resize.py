@@ -16,7 +16,7 @@ from tap_vmdk.parts.sparse import writable_part
 from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import SparseHeader
 from tap_vmdk.sparse.kinds import hosted_layout
-from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.sizes import round_up
 from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import DiskDriver, ImageFile, NotSupportedError
 from tapcore.clusters import DATA

@@ -13,9 +13,9 @@ from tap_vmdk.sparse.directories import without_tables
 from tap_vmdk.sparse.entries import HOLE, LAST_SECTOR, ZERO
 from tap_vmdk.sparse.grainmap import GrainMap
 from tap_vmdk.sparse.header import FLAG_MARKERS, HEADER_BYTES, SparseHeader
-from tap_vmdk.sparse.layout import round_up
 from tap_vmdk.sparse.markers import GRAIN_MARKER
 from tap_vmdk.sparse.missing import unnamed_data
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import CheckResult
 
 _MESSAGES = 20

@@ -8,7 +8,7 @@ from typing import Final
 import attrs
 
 from tap_vmdk.sparse.entries import LAST_SECTOR
-from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.sizes import round_up
 
 _LEAST_GROWTH: Final = 64 << 20
 """Bytes that every file may grow by; one that is longer, by as much as it has."""

@@ -17,7 +17,7 @@ from tap_vmdk.parts.part import Part
 from tap_vmdk.parts.sparse import writable_part
 from tap_vmdk.sparse.entries import CODING, LAST_SECTOR
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
-from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.sizes import round_up
 from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import NotSupportedError
 

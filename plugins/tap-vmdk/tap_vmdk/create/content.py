@@ -20,8 +20,8 @@ from tap_vmdk.sparse.header import (
     GD_AT_END,
     SparseHeader,
 )
-from tap_vmdk.sparse.layout import round_up
 from tap_vmdk.sparse.markers import MARKER_DIRECTORY, marker, stream_end
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import UsageError
 
 STREAM_NAME: Final = "generated-stream.vmdk"

@@ -12,7 +12,7 @@ import attrs
 from tap_vmdk.descriptor.text import MAX_DESCRIPTOR, NO_PARENT, PARENT_HINT, Descriptor, random_cid
 from tap_vmdk.signature import kind_of
 from tap_vmdk.sparse.header import HEADER_BYTES, SparseHeader
-from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import ImageFile, ImageFormatError, NotSupportedError
 
 Reader = Callable[[int, int], bytes]

@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from tap_vmdk.signature import COWD_MAGIC
-from tap_vmdk.sparse.directories import check_tables
+from tap_vmdk.sparse.sizes import check_tables
 from tapcore import ImageFormatError, NotSupportedError
 
 ENTRIES: Final = 4096

@@ -8,27 +8,12 @@ from operator import lt
 from typing import Final
 
 from tap_vmdk.sparse.layout import Layout
-from tapcore import ImageFile, ImageFormatError
+from tapcore import ImageFile
 
-MAX_TABLES: Final = 1 << 22
-"""Of one file, whose directory is read into memory: 64 TiB in the grains of SESparse."""
 MAX_REPEATS: Final = 64
 """Tables that a directory may name again. None ever should; but what few damaged entries hide is
 not all that there is, and what very many claim would be looked at for hours."""
 _CHUNK: Final = 4096
-
-
-def check_tables(tables: int) -> None:
-    """Refuse a file that claims to have more tables than anybody could have written.
-
-    Args:
-        tables: how many grain tables its size and its grains demand.
-
-    Raises:
-        ImageFormatError: so it is.
-    """
-    if tables > MAX_TABLES:
-        raise ImageFormatError(f"would have {tables} grain tables, more than {MAX_TABLES}")
 
 
 def read_directories(file: ImageFile, layout: Layout) -> list[tuple[array[int], str]]:

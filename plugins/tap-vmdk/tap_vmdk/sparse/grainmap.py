@@ -9,8 +9,9 @@ from typing import ClassVar, Final
 from tap_vmdk.sparse.directories import in_sequence, read_directories, without_tables
 from tap_vmdk.sparse.entries import HOLE, ZERO
 from tap_vmdk.sparse.graintable import Directory, GrainTable
-from tap_vmdk.sparse.layout import Layout, round_up
+from tap_vmdk.sparse.layout import Layout
 from tap_vmdk.sparse.metadata import MetadataPlaces
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import DiskDriver, ImageFile, ImageFormatError, clusters
 from tapcore.clusters import DATA, PACKED, DamagedTable, MissingContent, Read, Run, TableCache
 

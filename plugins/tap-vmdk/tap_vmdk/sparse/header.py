@@ -9,7 +9,7 @@ import struct
 from typing import Final, NamedTuple
 
 from tap_vmdk.signature import HOSTED_MAGIC
-from tap_vmdk.sparse.directories import check_tables
+from tap_vmdk.sparse.sizes import check_tables
 from tapcore import ImageFormatError, NotSupportedError
 
 HEADER_BYTES: Final = 512

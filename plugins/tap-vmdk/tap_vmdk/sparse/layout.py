@@ -52,8 +52,3 @@ class Layout(NamedTuple):
         """Where a directory lies, as `reserved`."""
         first = self.directories[which] // 512
         return first, first - (-self.directory_bytes // 512)
-
-
-def round_up(value: int, unit: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-value // unit) * unit

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tap_vmdk.sparse.grainmap import GrainMap
-from tap_vmdk.sparse.layout import round_up
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import ImageFile
 
 _PIECE: Final = 64 << 10

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from tap_vmdk.signature import SESPARSE_BYTES, kind_of
-from tap_vmdk.sparse.directories import check_tables
+from tap_vmdk.sparse.sizes import check_tables
 from tapcore import ImageFormatError, NotSupportedError
 from tapcore.clusters import Coding
 

@@ -15,7 +15,8 @@ from tap_vmdk.sparse.entries import LAST_SECTOR, ZERO
 from tap_vmdk.sparse.grainmap import DAMAGED_DIRECTORY, DAMAGED_TABLE, GrainMap
 from tap_vmdk.sparse.graintable import Directory, GrainTable
 from tap_vmdk.sparse.header import UNCLEAN_OFFSET, SparseHeader
-from tap_vmdk.sparse.layout import Layout, round_up
+from tap_vmdk.sparse.layout import Layout
+from tap_vmdk.sparse.sizes import round_up
 from tapcore import DiskDriver, ImageFile, ImageFormatError, clusters
 from tapcore.clusters import Picture, Place, Run, rising_until
 
