@@ -22,9 +22,9 @@ from tapcore.nbd.transmission import Transmission
 
 log = logging.getLogger(__name__)
 
-_IN_A_ROW: Final = 8
+_IN_A_ROW: Final = 4
 """How often a client is received from before its answers are sent, and others have their turn: a
-few long writes, which are answered together."""
+few long writes (2 MiB at most), which are answered together."""
 
 
 class TlsSender(Sender):
