@@ -42,6 +42,7 @@ class Lane:
         "_first",
         "_last",
         "_mask",
+        "_missed",
         "_order",
         "_plain",
         "_sector_mask",
@@ -59,6 +60,7 @@ class Lane:
     )
 
     def __init__(self, order: WriteOrder) -> None:
+        self._missed = -1
         self._order = order
         # of each image what says where its content lies, its way to say it, and its sectors
         self._chain: list[tuple[Places, Callable[[int, int], int], int]] = []
@@ -204,7 +206,9 @@ class Lane:
             return None
         file = self.file
         self.changes += 1
-        if length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
+        if offset == self._missed:  # `to_write` has just looked
+            self._missed = -1
+        elif length <= MOST_WRITTEN and file.write_mapped(where, content, self.now):
             return 0
         return 0 if file.write_now(where, content) == 0 else None
 
@@ -226,7 +230,9 @@ class Lane:
         if windows is None:
             return None
         target = windows.to_write(where, length, self.now)
-        if target is not None:
+        if target is None:
+            self._missed = offset
+        else:
             self.changes += 1
             self.file_end = where + length
         return target
