@@ -12,22 +12,7 @@ from pathlib import Path
 
 import pytest
 from drivers.late import LateImage
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from nbd_client import (
-    BLOCK_STATUS,
-    CACHE,
-    FLUSH,
-    FUA,
-    NO_HOLE,
-    READ,
-    REQ_ONE,
-    TRIM,
-    WRITE,
-    WRITE_ZEROES,
-)
-from nbdwire import LateDisk, Wire, finish, late, opened, ram, settle
-from test_nbd_handshake import (
+from handshakes import (
     ABORT,
     ACK,
     BOTH,
@@ -47,6 +32,21 @@ from test_nbd_handshake import (
     replies,
     talk,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbd_client import (
+    BLOCK_STATUS,
+    CACHE,
+    FLUSH,
+    FUA,
+    NO_HOLE,
+    READ,
+    REQ_ONE,
+    TRIM,
+    WRITE,
+    WRITE_ZEROES,
+)
+from nbdwire import LateDisk, Wire, finish, late, opened, ram, settle
 
 from tapcore.constants import TD_RDONLY
 from tapcore.nbd.constants import TransmissionFlag
