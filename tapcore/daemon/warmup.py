@@ -23,6 +23,7 @@ _ROOMS: Final = (
     "clusters",
     "engine",
     "files",
+    "formats.foreign",
     "interface",
     "live",
     "nbd",
@@ -33,6 +34,9 @@ _ROOMS: Final = (
 )
 """Of the core: those that are at work while a disk is served."""
 
+_LIBRARIES: Final = ("queue", "signal")
+"""Of Python: what the core loads with its first thread."""
+
 _ELSEWHERE: Final = ("tls", "fsspec", "manifest", "test", "conftest", "_")
 """How modules begin that no disk process needs, or that are programs."""
 
@@ -41,6 +45,8 @@ def warm_up(registry: Registry) -> None:
     """Load every driver and filter with its modules; one that cannot be is told of."""
     for room in _ROOMS:
         _import_below(f"tapcore.{room}")
+    for library in _LIBRARIES:
+        importlib.import_module(library)
     for info in registry.drivers():
         try:
             registry.load(info.handle)
