@@ -79,3 +79,21 @@ class BufferPool:
 
 POOL: Final = BufferPool()
 """The process's pool; threads may share it, each with disks of its own."""
+
+
+_TO_PAGE: Final = 4096 - 16
+"""Bytes from where a bytearray of its own mapping begins to the next page."""
+
+
+def long_bytearray(size: int) -> bytearray:
+    """A bytearray for long reads, which begins at a page where the allocator maps its memory.
+
+    There a bytearray begins 16 bytes behind a page. The kernel's copy from the page cache to such a
+    place takes more than three times as long on some processors (AMD EPYC: 0.49 and 0.13 s a GiB).
+
+    Args:
+        size: bytes.
+    """
+    made = bytearray(size + _TO_PAGE)
+    del made[:_TO_PAGE]  # moves its beginning, not its content
+    return made

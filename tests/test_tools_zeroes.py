@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tapcore.buffers import long_bytearray
 from tapcore.tools.zeroes import (
     ZERO_BLOCK,
     data_runs,
@@ -52,3 +53,11 @@ def test_first_difference(case: tuple[bytearray, int], other: tuple[bytearray, i
     two = other[0]
     wanted = next((i for i in range(length) if one[i] != two[i]), None)
     assert first_difference(one, two, length) == wanted
+
+
+def test_a_long_bytearray_is_all_zero_and_as_long_as_was_asked() -> None:
+    made = long_bytearray(1 << 20)
+    assert made == bytes(1 << 20)
+    with memoryview(made) as view:
+        view[-1] = 1
+    assert made.find(1) == (1 << 20) - 1

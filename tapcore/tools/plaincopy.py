@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from tapcore.buffers import long_bytearray
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
 from tapcore.files.byname import open_host_fd
@@ -201,7 +202,7 @@ class PlainCopier:
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            buffer = bytearray(_PIECE)
+            buffer = long_bytearray(_PIECE)
         with memoryview(buffer) as view:
             at = 0
             for piece in task:

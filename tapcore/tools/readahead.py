@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
+from tapcore.buffers import long_bytearray
 from tapcore.disk import Disk
 from tapcore.engine import READ, Request, engine_of
 from tapcore.engine.drive import EngineLoop
@@ -68,7 +69,7 @@ def read_ahead(disk: Disk, ranges: Iterable[tuple[int, int, Tag]]) -> Iterator[P
             if part is None:
                 more = False
                 break
-            buffer = free.pop() if free else bytearray(PIECE_BYTES)
+            buffer = free.pop() if free else long_bytearray(PIECE_BYTES)
             waiting.append(_start(disk, *part, buffer))
         if not waiting:
             return

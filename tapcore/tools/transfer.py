@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tapcore.buffers import ZEROES
+from tapcore.buffers import ZEROES, long_bytearray
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
 from tapcore.engine import READ, WRITE, WRITE_COMPRESSED, ZERO, Request, engine_of
@@ -200,7 +200,7 @@ class Transfer:
                 self._read(self._against, piece, piece.below, held)
 
     def _buffer(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(self._piece)
+        return self._free.pop() if self._free else long_bytearray(self._piece)
 
     def _read(self, disk: Disk, piece: _Piece, buffer: bytearray, length: int) -> None:
         since = disk.state.losses.count
