@@ -69,4 +69,4 @@ def test_a_flush_publishes_only_what_it_covers(trial: Trial) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_stage_that_failed_is_written_again_in_order(stage: int, trial: Trial) -> None:
-    a_stage_that_failed_is_written_again_in_order(trial, BLOCK, stage)
+    a_stage_that_failed_is_written_again_in_order(trial, 512, stage)  # in one block
