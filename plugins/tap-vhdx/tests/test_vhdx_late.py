@@ -16,7 +16,7 @@ from latetrials import (
     writes_that_wait_keep_their_order,
 )
 from tapcore import ImageFile
-from tapcore.engine import WRITE, ZERO
+from tapcore.engine import DISCARD, READ, WRITE, ZERO
 from vhdxtools import MIB, make, problems, store_in_part
 
 BLOCK = MIB
@@ -142,3 +142,27 @@ def test_what_is_stored_of_a_block_comes_along_where_no_parent_reaches(
         shown = disk.pread(2 * MIB, length=MIB)
     assert shown[: MIB // 2] == content[: MIB // 2]
     assert shown[MIB // 2 :] == bytes(476 * 512) + b"w" * 512 + bytes(547 * 512)
+
+
+def test_a_place_is_not_used_again_while_something_old_is_on_its_way(trial: Trial) -> None:
+    """Its block is discarded, and that is on disk; but a late read is about it."""
+    with tapcore.open(f"vhdx:{trial.image}", readonly=False) as disk:
+        disk.pwrite(0, b"o" * BLOCK)
+    got = bytearray(4096)
+    with trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, BLOCK, 512, bytearray(512))  # from here on the table is in memory
+        crowd.settle()
+        crowd.submit(READ, 0, 4096, got)
+        assert host.tasks
+        host.held.update(host.tasks)
+        crowd.submit(DISCARD, 0, BLOCK)
+        crowd.settle()
+        assert crowd.flush() == 0
+        crowd.submit(WRITE, 3 * BLOCK, BLOCK, b"x" * BLOCK)
+        crowd.settle()
+        host.held.clear()
+        crowd.settle()
+        assert not any(crowd.statuses)
+    assert got == b"o" * 4096
