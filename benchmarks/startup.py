@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNS = 15
+FORMATS = "qcow2", "vmdk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,23 @@ def _cpu_of_children() -> float:
 
 
 def measure(tapdisk: str, image: Path) -> list[Start]:
-    """Medians, the commands taking turns; the differences are of the same turn."""
+    """Medians, the commands taking turns; the differences are of the same turn.
+
+    Args:
+        tapdisk: the command.
+        image: a raw disk; others are made beside it.
+    """
     commands: list[tuple[str, list[str], float | None]] = [
         ("python3 -c pass", [_python_of(tapdisk), "-c", "pass"], None),
         ("tapdisk --version", [tapdisk, "--version"], 25.0),
         ("tapdisk formats", [tapdisk, "formats"], 60.0),
         ("tapdisk info FILE", [tapdisk, "info", str(image)], 60.0),
-        *_of_others(image),
     ]
+    for handle in FORMATS:
+        made = image.with_suffix(f".{handle}")
+        _run([tapdisk, "create", "--force", f"{handle}:{made}", "1G"])
+        commands.append((f"tapdisk info {handle}", [tapdisk, "info", str(made)], 60.0))
+    commands += _of_others(image)
     for _, argv, _ in commands:
         _run(argv)  # bytecode and page cache
     turns = [[_run(argv) for _, argv, _ in commands] for _ in range(RUNS)]
