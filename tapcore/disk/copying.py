@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Final, Protocol
 
-from tapcore.buffers import ZEROES
+from tapcore.buffers import ZEROES, long_bytearray
 from tapcore.engine import MappedExtent
 
 _PIECE: Final = 1 << 20
@@ -27,7 +27,7 @@ def copy_to(disk: Readable, target: BinaryIO) -> int:
     """See `DiskFile.copy_to`."""
     seekable = target.seekable()
     begin = target.tell() if seekable else 0
-    buffer = bytearray(_PIECE)
+    buffer = long_bytearray(_PIECE)
     written = 0
     for run in disk.extents():
         if run.kind == "zero" and seekable:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
+from tapcore.buffers import long_bytearray
 from tapcore.disk import Disk
 from tapcore.errors import ImageFormatError, IOFailedError, TapError, UsageError, describe
 from tapcore.formats.foreign import HEAD_BYTES, Sample, read_sample, what_it_says_it_is
@@ -113,7 +114,7 @@ def _is_whole_file(fd: int) -> bool:
 
 def _spool(fd: int, progress: Progress | None, check: Check | None) -> int:
     """Keep what comes, but for zeroes; returns how many bytes it was."""
-    buffer = bytearray(_PIECE)
+    buffer = long_bytearray(_PIECE)
     view = memoryview(buffer)
     ready = select.poll()
     ready.register(_STDIN, select.POLLIN)
