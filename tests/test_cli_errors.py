@@ -172,7 +172,10 @@ def test_somebody_elses_file_in_a_directory_that_may_only_be_read(
         (["resize", "readable", "1M"], "readable: Permission denied for writing"),
         (["create", "new.img", "1M"], "tapdisk: new.img: Permission denied\n"),
         (["convert", "readable", "new.img"], "tapdisk: new.img: Permission denied\n"),
-        (["serve", "-r", "raw:readable", "--socket", "s"], "s: cannot listen here: Permission denied"),
+        (
+            ["serve", "-r", "raw:readable", "--socket", "s"],
+            "s: cannot listen here: Permission denied",
+        ),
     ],
 )
 def test_no_permission(private: Path, arguments: list[str], message: str) -> None:

@@ -70,6 +70,23 @@ def poke(image: Path, cluster: int, place: int, bits: int = 0xFF) -> None:
     image.write_bytes(content)
 
 
+def test_space_is_kept_where_a_map_does_not_say_that_it_uses_it_again(
+    image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody counts what is in flight then, and a read could find another cluster's content."""
+    with patch.object(ToyMap, "reuses_space", False), opened(image) as disk:
+        for at in (0, 12):
+            disk.discard(at * SIZE, length=SIZE)
+            disk.sync()
+        assert not map_of(disk).free
+        assert disk.pread(13 * SIZE, length=SIZE) == b"2" * SIZE
+    assert caplog.text.count("ToyMap, frees space without `reuses_space`: it is kept") == 1
+    with opened(image) as disk:
+        disk.discard(13 * SIZE, length=SIZE)
+        disk.sync()
+        assert map_of(disk).free
+
+
 # ---- busy clusters ------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ class Writeback:
         self._lost = 0  # of the one that runs: -errno with which an fdatasync failed
         self._reached = 0  # of the same: the last stage that has begun
         self._untold = 0
+        self._said = False
         self.running = False
         self.failing = 0
 
@@ -118,7 +119,8 @@ class Writeback:
             self._conclude(picture, res, waits=True)
             if res:
                 raise OSError(-res, os.strerror(-res))
-            if not picture.free and not any(picture.stages):
+            frees = picture.free is not None and self._map.reuses_space
+            if not frees and not any(picture.stages):
                 return
 
     # ---- to the disk ------------------------------------------------------------------------
@@ -153,11 +155,22 @@ class Writeback:
     def _conclude(self, picture: Picture, res: int, *, waits: bool = False) -> None:
         self.failing = res
         picture.conclude(self._reached if res else 0)
-        if not res and picture.free is not None:
+        if not res and picture.free is not None and self._may_free():
             free = self._free_waiting if waits else self._free
             self._disk.content.in_flight.barrier(lambda: free(picture))
 
     # ---- what was given up ------------------------------------------------------------------
+
+    def _may_free(self) -> bool:
+        """What is in flight is counted only where a map says that it uses space again.
+
+        Where it forgot to, its space is lost, and no content is.
+        """
+        if not self._map.reuses_space and not self._said:
+            self._said = True
+            kind = type(self._map).__name__
+            log.error("a driver's map, %s, frees space without `reuses_space`: it is kept", kind)
+        return self._map.reuses_space
 
     def _free(self, picture: Picture) -> None:
         """Nothing points to it any more, on disk or in a request under way.
