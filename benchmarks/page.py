@@ -29,7 +29,9 @@ def renew(path: Path, results: Results, host: dict[str, object], how: str) -> No
         how: it was measured.
     """
     head, tail = _parts(path.read_text())
-    (path.parent / PICTURE).write_text(chart.svg(results))
+    picture = path.parent / PICTURE
+    picture.parent.mkdir(exist_ok=True)
+    picture.write_text(chart.svg(results))
     path.write_text("".join([head, BEGIN, *_figures(results, host, how), END, tail]))
 
 
