@@ -38,7 +38,7 @@ def driver(info: dict[str, Any] | None = None, **hooks: Any) -> SimpleNamespace:
         name: hookimpl(getattr(function, "__func__", function), specname=name)
         for name, function in hooks.items()
     }
-    row = attrs.evolve(good.disk_info, handle="toy", suffixes=(), **info or {})
+    row = good.disk_info._replace(handle="toy", suffixes=(), **info or {})
     return SimpleNamespace(**{**vars(good), **changed, "disk_info": row})
 
 
