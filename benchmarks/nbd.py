@@ -216,7 +216,7 @@ def _finish(
         }
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     if args.page:
-        page.renew(args.page, results, host, f"{args.rounds} rounds of {args.seconds:g} s")
+        page.renew(args.page, results, host, f"rounds: {args.rounds}, of {args.seconds:g} s a turn")
     return 1 if results.problems or (args.check and below) else 0
 
 

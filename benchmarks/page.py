@@ -75,5 +75,6 @@ def _figures(results: Results, host: dict[str, object], how: str) -> list[str]:
 
 
 def _plain(version: object) -> str:
-    """Without what would be markup."""
-    return str(version).replace("|", "/").replace("<", "").replace(">", "").split(" (")[0]
+    """Without what would be markup, and without the folders of a program."""
+    text = str(version).replace("|", "").replace("<", "").replace(">", "").split(" (")[0]
+    return " ".join(word.rpartition("/")[2] for word in text.split())
