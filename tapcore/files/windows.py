@@ -33,9 +33,14 @@ REGION: Final = 2 << 20
 through a mapping makes all of its folio dirty, and all of it is written to the disk."""
 
 OFTEN: Final = 64
-"""So many small writes of a region, since the last flush and within a second, go by `pwrite`, which
-makes nothing else dirty. A disk that is asked for these writes takes about as long as for the whole
-region; so whatever comes on top of them through the window costs the disk nothing more."""
+"""So many small writes of a region, since the last flush and within `COUNTED_SECONDS`, go by
+`pwrite`, which makes nothing else dirty. A disk that is asked for these writes takes about as long
+as for the whole region; so whatever comes on top of them through the window costs the disk nothing
+more."""
+
+COUNTED_SECONDS: Final = 10.0
+"""So long writes are counted. The kernel by itself writes what has been dirty for half a minute, so
+that hardly more than one region is written in vain for each time that one was written often."""
 
 TRUSTED_SECONDS: Final = 1.0
 """So long what was seen is believed. A window that nobody used meanwhile may be given up."""
@@ -77,16 +82,27 @@ class Window:
         target: its memory, to be written; None where that does not pay.
         mapping: behind the view.
         written: how often each region was written lately, up to `OFTEN`.
+        counted: that is forgotten after this time.
     """
 
-    __slots__ = ("blocks", "mapping", "pages", "solid", "target", "until", "view", "written")
+    __slots__ = (
+        "blocks",
+        "counted",
+        "mapping",
+        "pages",
+        "solid",
+        "target",
+        "until",
+        "view",
+        "written",
+    )
 
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
         self.view = mapping.view
         self.target = mapping.target
         self.pages = mapping.pages
-        self.until = 0.0
+        self.until = self.counted = 0.0
         self.solid = False
         self.blocks: bytearray | None = None
         self.forget_writes()
@@ -288,10 +304,12 @@ class Windows:
                 return None
         else:
             window.mapping.forget()
-            window.forget_writes()
             if not window.solid:
                 window.blocks = None
         window.until = now + TRUSTED_SECONDS
+        if now >= window.counted:
+            window.forget_writes()
+            window.counted = now + COUNTED_SECONDS
         return window
 
     def _open(self, number: int) -> Window | None:
