@@ -453,8 +453,16 @@ def test_a_warm_parent_that_dies_is_replaced(
 
 def children_called(pid: int, name: str) -> list[int]:
     """Children of a process that have a name."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in found if Path(f"/proc/{each}/comm").read_text().strip() == name]
+    found = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [each for each in found if called(each) == name]
+
+
+def called(pid: int) -> str:
+    """The name of a process; empty: it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def runs(pid: int) -> bool:
