@@ -98,8 +98,10 @@ if TYPE_CHECKING:
     from tapcore.nbd.listening import TcpAddress, UnixAddress
     from tapcore.nbd.server import NbdServer
     from tapcore.nbd.tlsoptions import TlsOptions
+    from tapcore.opening.byids import ImageIds, check_ids, find_by_ids, look_at_file
     from tapcore.opening.namedfiles import open_named_file
     from tapcore.opening.names import plain_name
+    from tapcore.opening.windowsnames import for_windows, from_windows
     from tapcore.simple import SimpleDriver
     from tapcore.sizes import parse_size
     from tapcore.tools.convert import convert_image
@@ -141,8 +143,10 @@ _HOMES = {
     "interface.options": "CacheMode DiskId OpenOptions",
     "interface.extent": "Extent",
     "interface.results": "Bitmap CheckResult Finding Inspection Measurement Snapshot",
+    "opening.byids": "ImageIds check_ids find_by_ids look_at_file",
     "opening.namedfiles": "open_named_file",
     "opening.names": "plain_name",
+    "opening.windowsnames": "for_windows from_windows",
     "nbd.handshake": "TlsMode",
     "nbd.listening": "TcpAddress UnixAddress",
     "nbd.server": "NbdServer",
@@ -209,6 +213,7 @@ __all__ = [
     "IOFailedError",
     "ImageFile",
     "ImageFormatError",
+    "ImageIds",
     "ImageLockedError",
     "ImageOpenError",
     "Inspection",
@@ -248,6 +253,7 @@ __all__ = [
     "View",
     "answer_over",
     "aopen",
+    "check_ids",
     "content_damaged",
     "content_missing",
     "convert_image",
@@ -256,9 +262,13 @@ __all__ = [
     "describe_error",
     "describe_host_file",
     "fallocate_punch_hole",
+    "find_by_ids",
+    "for_windows",
+    "from_windows",
     "hookimpl",
     "host_file_size",
     "implements",
+    "look_at_file",
     "nbd_server",
     "open",
     "open_host_file",

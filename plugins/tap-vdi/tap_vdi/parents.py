@@ -1,17 +1,13 @@
 """Which parent a differencing image has, and whether one is as it was.
 
 An image knows its parent by a UUID, and says nothing of where it lies: VirtualBox keeps that in
-the machine's settings. The parent is the file of that UUID in the image's own folder, or in the one
-above, since VirtualBox keeps children in a folder `Snapshots` beside the first image.
+the machine's settings. The core looks for the image of that UUID.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator
-from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import attrs
 
@@ -21,27 +17,14 @@ from tapcore import (
     DiskDriver,
     DiskId,
     ImageFormatError,
+    ImageIds,
     NotSupportedError,
-    TapError,
     UsageError,
+    check_ids,
+    find_by_ids,
+    look_at_file,
     printable,
 )
-
-MOST_FILES: Final = 10_000
-"""Files of a folder that are looked at."""
-
-
-@attrs.frozen
-class Found:
-    """A file that may be the parent.
-
-    Attributes:
-        name: relative to the image's folder.
-        header: of it.
-    """
-
-    name: str
-    header: Header
 
 
 def parent_name(image: Image) -> str | None:
@@ -53,67 +36,27 @@ def parent_name(image: Image) -> str | None:
     if not image.header.differs:
         return None
     folder = os.path.dirname(os.path.realpath(image.file.path))
-    return find(folder, image.header.parent, image.parent_modified).name
+    found = find_by_ids(folder, _recorded(image), _ids_in)
+    if found is None:
+        raise ImageFormatError(
+            f"its parent, a VDI with the id {image.header.parent}, is neither in its folder nor in "
+            "the one above"
+        )
+    return found
 
 
-def find(folder: str, wanted: UUID, modified: UUID) -> Found:
-    """The image with a UUID.
-
-    Args:
-        folder: of the child.
-        wanted: the UUID.
-        modified: that of the last change, where two have the same; `NOTHING`: not known.
-
-    Raises:
-        ImageFormatError: there is none, or more than one.
-    """
-    for prefix in ("", ".."):
-        found = [each for each in images(folder, prefix) if each.header.id == wanted]
-        if len(found) > 1:
-            found = [each for each in found if each.header.modified == modified] or found
-        if len(found) > 1:
-            names = " and ".join(printable(each.name) for each in found[:2])
-            raise ImageFormatError(f"does not say which of {names} its parent is: both have its id")
-        if found:
-            return found[0]
-    raise ImageFormatError(
-        f"its parent, a VDI with the id {wanted}, is neither in its folder nor in the one above"
-    )
+def _recorded(child: Image) -> ImageIds:
+    return ImageIds(child.header.parent, child.parent_modified)
 
 
-def images(folder: str, prefix: str) -> Iterator[Found]:
-    """The VDIs of a folder, by name.
-
-    Args:
-        folder: of the child.
-        prefix: of the names: the way from there.
-    """
-    try:
-        with os.scandir(os.path.join(folder, prefix)) as entries:
-            names = sorted(entry.name for entry, _ in zip(entries, range(MOST_FILES), strict=False))
-    except OSError:
-        return
-    for name in names:
-        header = header_of(os.path.join(folder, prefix, name))
-        if header is not None:
-            yield Found(os.path.join(prefix, name), header)
+def _header_in(fd: int) -> Header | None:
+    head = os.pread(fd, HEADER_BYTES, 0)
+    return unpack_header(head) if is_vdi(head) else None
 
 
-def header_of(path: str) -> Header | None:
-    """What a file says of itself; None where it is no VDI."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
-        head = os.pread(fd, HEADER_BYTES, 0)
-        return unpack_header(head) if is_vdi(head) else None
-    except (OSError, TapError):
-        return None
-    finally:
-        os.close(fd)
+def _ids_in(fd: int) -> ImageIds | None:
+    header = _header_in(fd)
+    return None if header is None else ImageIds(header.id, header.modified)
 
 
 def check_parent(child: Image, parent: DiskDriver) -> None:
@@ -125,14 +68,7 @@ def check_parent(child: Image, parent: DiskDriver) -> None:
     image = parent.private
     if not isinstance(image, Image):
         raise ImageFormatError("has a parent that is not a VDI")
-    if image.header.id != child.header.parent:
-        text = f"its parent is another image (its id is {image.header.id}, not "
-        raise ImageFormatError(f"{text}{child.header.parent})")
-    if child.parent_modified not in (NOTHING, image.modified):
-        raise ImageFormatError(
-            "its parent was changed after it was made (the id of its last change is "
-            f"{image.modified}, and {child.parent_modified} was recorded)"
-        )
+    check_ids(_recorded(child), ImageIds(image.header.id, image.modified))
 
 
 def new_parent(folder: str, parent: DiskId) -> Header:
@@ -153,15 +89,17 @@ def new_parent(folder: str, parent: DiskId) -> Header:
             "a VDI does not say where its parent is: that must lie in the folder of the child, or "
             "in the one above"
         )
-    header = header_of(path)
+    header = look_at_file(path, _header_in)
     if header is None:
         raise UsageError(f"the parent {printable(parent.name)} is not a VDI")
     try:
-        found = find(folder, header.id, header.modified)
+        found = find_by_ids(folder, ImageIds(header.id, header.modified), _ids_in)
     except ImageFormatError as exc:
         raise UsageError(exc.message) from None
-    if not os.path.samefile(os.path.join(folder, found.name), path):
-        text = f"{printable(found.name)} has the same id as its parent, and would be taken for it"
+    if found is None:
+        raise UsageError(f"the parent {printable(parent.name)} has no id by which it is found")
+    if not os.path.samefile(os.path.join(folder, found), path):
+        text = f"{printable(found)} has the same id as its parent, and would be taken for it"
         raise UsageError(text)
     return header
 

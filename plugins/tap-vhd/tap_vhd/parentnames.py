@@ -1,21 +1,19 @@
 r"""The names by which a differencing image knows its parent, and what they are on this system.
 
 An image keeps a name for each platform: relative to itself (`W2ru`, ".\base.vhd"), absolute
-(`W2ku`, "C:\vm\base.vhd") and a URL (`MacX`). Those of Windows are UTF-16, little-endian. A drive
-means nothing here: of a name with one the file is looked for beside the image.
+(`W2ku`, "C:\vm\base.vhd") and a URL (`MacX`). Those of Windows are UTF-16, little-endian.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import unquote
 
 from tap_vhd.footers import ReadAt
 from tap_vhd.header import Header
-from tapcore import UsageError, printable
+from tapcore import UsageError, for_windows, from_windows
 
 RELATIVE: Final = b"W2ru"
 ABSOLUTE: Final = b"W2ku"
@@ -26,8 +24,6 @@ ORDER: Final = (RELATIVE, URL, ABSOLUTE, b"Wi2r", b"Wi2k")
 NAME_BYTES: Final = 512
 """Of the name in the header itself."""
 MOST_BYTES: Final = 64 << 10
-
-_DRIVE: Final = re.compile(r"[A-Za-z]:|//")
 
 
 def recorded_names(read: ReadAt, header: Header) -> list[str]:
@@ -46,7 +42,7 @@ def _names(read: ReadAt, header: Header) -> Iterator[str]:
             if locator.platform == platform:
                 content = read(locator.offset, min(locator.length, MOST_BYTES))
                 yield _decode(platform, content)
-    yield here(_text(header.parent_name, "utf-16-be"))
+    yield from_windows(_text(header.parent_name, "utf-16-be"))
 
 
 def _decode(platform: bytes, content: bytes) -> str:
@@ -54,8 +50,8 @@ def _decode(platform: bytes, content: bytes) -> str:
         url = content.split(b"\0")[0].decode("utf-8", "replace")
         return unquote(url.removeprefix("file://").removeprefix("localhost"))
     if platform in (RELATIVE, ABSOLUTE):
-        return here(_text(content, "utf-16-le"))
-    return here(content.split(b"\0")[0].decode("ascii", "replace"))
+        return from_windows(_text(content, "utf-16-le"))
+    return from_windows(content.split(b"\0")[0].decode("ascii", "replace"))
 
 
 def _text(content: bytes, coding: str) -> str:
@@ -65,32 +61,6 @@ def _text(content: bytes, coding: str) -> str:
     elif coding == "utf-16-be" and content[1:2] == b"\0":
         coding = "utf-16-le"  # as some write it, of names that begin with a letter of ASCII
     return content[: len(content) & ~1].decode(coding, "replace").split("\0")[0]
-
-
-def here(name: str) -> str:
-    """A name of Windows as a path of this system."""
-    path = name.replace("\\", "/")
-    if _DRIVE.match(path):
-        return path.rsplit("/", 1)[-1]
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path
-
-
-def for_windows(name: str) -> str:
-    """The opposite.
-
-    Raises:
-        UsageError: Windows has no such name.
-    """
-    if "\\" in name or "\0" in name or _DRIVE.match(name):
-        raise UsageError(f"a VHD cannot record the name {printable(name)} of its parent")
-    try:
-        name.encode("utf-16-le")
-    except UnicodeEncodeError:
-        text = f"a VHD cannot record the name {printable(name)} of its parent, which is no Unicode"
-        raise UsageError(text) from None
-    return name.replace("/", "\\")
 
 
 def names_to_record(name: str, folder: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -106,8 +76,8 @@ def names_to_record(name: str, folder: str) -> tuple[list[tuple[bytes, bytes]], 
     Raises:
         UsageError: the format has no way to say it.
     """
-    relative = for_windows(name)
-    absolute = for_windows(os.path.normpath(os.path.join(folder, name)))
+    relative = for_windows(name, "VHD")
+    absolute = for_windows(os.path.normpath(os.path.join(folder, name)), "VHD")
     found = [(ABSOLUTE, absolute.encode("utf-16-le"))]
     if not os.path.isabs(name):
         found.insert(0, (RELATIVE, f".\\{relative}".encode("utf-16-le")))

@@ -12,8 +12,8 @@ import pytest
 import tapcore
 from tap_vhdx.create import create
 from tap_vhdx.locator import linkages, pack_locator, read_locator
-from tap_vhdx.parentnames import here, names_to_record
-from tapcore import DiskId, ImageFormatError, NotSupportedError, TapError, UsageError
+from tap_vhdx.parentnames import names_to_record
+from tapcore import DiskId, ImageFormatError, NotSupportedError, TapError, UsageError, from_windows
 from tapcore.tools.check import check_image
 from tapcore.tools.inspect import inspect_image
 from vhdxtools import (
@@ -207,7 +207,7 @@ def test_a_damaged_locator_is_said(rng: random.Random) -> None:
     ],
 )
 def test_names_of_windows(name: str, path: str) -> None:
-    assert here(name) == path
+    assert from_windows(name) == path
 
 
 @pytest.mark.parametrize("name", ["a\\b.vhdx", "C:x", "a\udcff.vhdx"])

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 import tapcore
-from tap_vmdk.change import byuuid
+from tap_vmdk.change import parent as parents
 from tap_vmdk.descriptor.ids import IMAGE_UUID, MODIFIED, PARENT_MODIFIED, ids_of, quoted
 from tap_vmdk.descriptor.text import PARENT_UUID
 from tap_vmdk.identity import parent_at
@@ -24,11 +24,9 @@ LINE = 'RW {} SPARSE "{}"'
 
 def virtualbox(folder: Path, name: str, content: bytes, parent: Path | None = None) -> Path:
     """A disk as VirtualBox writes one."""
-    above: tuple[UUID | None, UUID | None] = (None, None)
-    if parent is not None:
-        above = ids_of(parent_at(str(parent)).descriptor)
+    above = ids_of(None if parent is None else parent_at(str(parent)).descriptor)
     keys = (IMAGE_UUID, PARENT_UUID, MODIFIED, PARENT_MODIFIED)
-    values = (uuid4(), above[0], uuid4(), above[1])
+    values = (uuid4(), above.image, uuid4(), above.modified)
     entries = {key: quoted(value) for key, value in zip(keys, values, strict=True)}
     text = descriptor("monolithicSparse", [LINE.format(SIZE // 512, name)], **entries)
     folder.mkdir(exist_ok=True)
@@ -131,7 +129,7 @@ def test_another_disk_in_the_place_of_the_parent_is_refused(
     child = tmp_path / "one" / "child.vmdk"
     tapcore.create_image(f"vmdk:{child}", None, parent="vmdk:base.vmdk")
     shutil.move(tmp_path / "two" / "base.vmdk", tmp_path / "one" / "base.vmdk")
-    with pytest.raises(tapcore.ImageFormatError, match="is another disk"):
+    with pytest.raises(tapcore.ImageFormatError, match="is another image"):
         reads(child)
 
 
@@ -149,6 +147,6 @@ def test_a_folder_of_many_large_descriptors_is_read_up_to_a_bound(
     chain: tuple[Path, Path, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, child, _ = chain
-    monkeypatch.setattr(byuuid, "MOST_BYTES", 100)
+    monkeypatch.setattr(parents, "MOST_BYTES", 100)
     with pytest.raises(tapcore.ImageFormatError, match="does not say where"):
         reads(child)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
-from tap_vmdk.change.byuuid import check_ids, find
+import attrs
+
 from tap_vmdk.change.commit import NEXT_PARENT, accepted_cids, settle
 from tap_vmdk.descriptor.disktypes import SPARSE_KINDS
-from tap_vmdk.descriptor.ids import IMAGE_UUID, record_parent_ids, uuid_of
+from tap_vmdk.descriptor.ids import ids_of, parent_ids, record_parent_ids
+from tap_vmdk.descriptor.place import descriptor_in
 from tap_vmdk.descriptor.text import NO_PARENT, PARENT_HINT, PARENT_UUID, Descriptor
 from tap_vmdk.facts import Facts
 from tap_vmdk.identity import extent_lines, identify, name_on_disk, parent_at
 from tap_vmdk.image import Image
+from tap_vmdk.signature import HEAD_BYTES
 from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import (
     DiskDriver,
     DiskId,
     ImageFormatError,
+    ImageIds,
     NotSupportedError,
     UsageError,
+    check_ids,
+    find_by_ids,
 )
+
+MOST_BYTES: Final = 64 << 20
+"""Of descriptors that are read to find a parent."""
 
 
 def recorded_parent(image: Facts) -> str | None:
@@ -34,13 +43,29 @@ def recorded_parent(image: Facts) -> str | None:
         return None
     if descriptor.parent_hint and descriptor.parent_cid != NO_PARENT:
         return name_on_disk(image, descriptor.parent_hint)
-    found = find(os.path.dirname(os.path.realpath(image.file.path)), descriptor)
+    found = _find(os.path.dirname(os.path.realpath(image.file.path)), parent_ids(descriptor))
     if found is None:
         raise ImageFormatError(
             "has a parent, but does not say where it is, and none of its id lies in its folder or "
             "in the one above: `tapdisk rebase --unsafe -b PARENT` records where it is"
         )
     return found
+
+
+def _find(folder: str, wanted: ImageIds) -> str | None:
+    """The parent that a child knows by its UUID, as VirtualBox does."""
+    left = MOST_BYTES
+
+    def ids_in(fd: int) -> ImageIds | None:
+        def read(offset: int, count: int) -> bytes:
+            nonlocal left
+            left -= count
+            return os.pread(fd, count, offset) if left >= 0 else b""
+
+        head, size = os.pread(fd, HEAD_BYTES, 0), os.fstat(fd).st_size
+        return ids_of(descriptor_in(head, size, read))
+
+    return find_by_ids(folder, wanted, ids_in)
 
 
 def check_parent(child: Facts, parent: Any) -> None:
@@ -57,9 +82,12 @@ def check_parent(child: Facts, parent: Any) -> None:
         raise ImageFormatError("has a parent that is not a VMDK")
     if child.descriptor is None or parent.descriptor is None:
         return
-    check_ids(child.descriptor, parent.descriptor)
+    recorded, found_ids = parent_ids(child.descriptor), ids_of(parent.descriptor)
+    if found_ids.image is not None:  # other programs keep no id of the last change
+        modified = found_ids.modified or recorded.modified
+        check_ids(recorded, attrs.evolve(found_ids, modified=modified))
     wanted, found = child.descriptor.parent_cid, parent.descriptor.cid
-    by_id = wanted == NO_PARENT and uuid_of(parent.descriptor, IMAGE_UUID) is not None
+    by_id = wanted == NO_PARENT and found_ids.image is not None
     if not by_id and found not in accepted_cids(child):
         raise ImageFormatError(
             "its parent was changed after it was made "

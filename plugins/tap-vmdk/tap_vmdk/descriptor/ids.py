@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from tap_vmdk.descriptor.text import PARENT_UUID, Descriptor
+from tapcore import ImageIds
 
 IMAGE_UUID: Final = "ddb.uuid.image"
 MODIFIED: Final = "ddb.uuid.modification"
@@ -36,16 +37,23 @@ def new_ids(parent: Descriptor | None) -> list[str]:
     Args:
         parent: the parent's descriptor; None: it has none.
     """
-    above = (None, None) if parent is None else ids_of(parent)
-    values = (uuid4(), uuid4(), *above)
+    above = ids_of(parent)
+    values = (uuid4(), uuid4(), above.image, above.modified)
     keys = (IMAGE_UUID, MODIFIED, PARENT_UUID, PARENT_MODIFIED)
     return [f"{key}={quoted(value)}" for key, value in zip(keys, values, strict=True)]
 
 
-def ids_of(parent: Descriptor) -> tuple[UUID | None, UUID | None]:
-    """What a child records of its parent: its UUID, and that of its last change."""
-    own = uuid_of(parent, IMAGE_UUID)
-    return own, None if own is None else uuid_of(parent, MODIFIED)
+def ids_of(descriptor: Descriptor | None) -> ImageIds:
+    """By what a disk is known, as it says; nothing where it has no descriptor."""
+    if descriptor is None:
+        return ImageIds(None)
+    own = uuid_of(descriptor, IMAGE_UUID)
+    return ImageIds(own, None if own is None else uuid_of(descriptor, MODIFIED))
+
+
+def parent_ids(child: Descriptor) -> ImageIds:
+    """What a child has recorded of its parent."""
+    return ImageIds(uuid_of(child, PARENT_UUID), uuid_of(child, PARENT_MODIFIED))
 
 
 def changed_now(descriptor: Descriptor) -> None:
@@ -64,9 +72,8 @@ def record_parent_ids(child: Descriptor, parent: Descriptor | None) -> bool:
     Returns:
         Whether anything has changed.
     """
-    own, modified = (None, None) if parent is None else ids_of(parent)
-    before = list(child.lines)
-    if own is not None or child.get(PARENT_UUID) is not None:
-        child.set(PARENT_UUID, quoted(own))
-        child.set(PARENT_MODIFIED, quoted(modified))
+    ids, before = ids_of(parent), list(child.lines)
+    if ids.image is not None or child.get(PARENT_UUID) is not None:
+        child.set(PARENT_UUID, quoted(ids.image))
+        child.set(PARENT_MODIFIED, quoted(ids.modified))
     return child.lines != before

@@ -258,6 +258,25 @@ def embedded_descriptor(header: SparseHeader, file_size: int, read: Reader) -> D
     return None
 
 
+def descriptor_in(head: bytes, file_size: int, read: Reader) -> Descriptor | None:
+    """The descriptor in a file that may be anything, or that the file is; None where none is.
+
+    Args:
+        head: what the file begins with.
+        file_size: bytes.
+        read: of the file.
+
+    Raises:
+        ImageFormatError: as `embedded_descriptor`.
+    """
+    kind = kind_of(head)
+    if kind == "hosted":
+        return embedded_descriptor(SparseHeader.unpack(head), file_size, read)
+    if kind != "descriptor" or file_size > MAX_DESCRIPTOR:
+        return None
+    return Descriptor.parse(read(0, file_size))
+
+
 def descriptor_behind_header(read: Reader) -> Descriptor | None:
     """The descriptor of a sparse file whose header says that there is none.
 
