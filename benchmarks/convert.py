@@ -59,7 +59,7 @@ class Job:
 
     def ours(self, command: str, source: Path, target: Path) -> list[str]:
         """The words of tapdisk's command."""
-        words = [command, "convert", "-q", str(source), f"{_handle(self.form)}:{target}"]
+        words = [command, "convert", str(source), f"{_handle(self.form)}:{target}"]
         return words + (["-c"] if self.compressed else []) + self._options()
 
     def theirs(self, source: Path, target: Path) -> list[str]:
@@ -160,7 +160,7 @@ def _run(argv: list[str], target: Path, room: int) -> Turn:
     os.sync()
     disks.have_memory(target.parent, room)
     started = time.monotonic()
-    process = subprocess.Popen(argv)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from tapcore.interface.filters.parameters import Size as FilterSize
     from tapcore.interface.filters.parameters import TextForm
     from tapcore.interface.hooks import hookimpl, implements
+    from tapcore.interface.inspection import Finding, Inspection
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
     from tapcore.interface.magic import Magic
@@ -86,14 +87,7 @@ if TYPE_CHECKING:
     from tapcore.interface.places import Places
     from tapcore.interface.policy import ReferencePolicy
     from tapcore.interface.registry import Registry
-    from tapcore.interface.results import (
-        Bitmap,
-        CheckResult,
-        Finding,
-        Inspection,
-        Measurement,
-        Snapshot,
-    )
+    from tapcore.interface.results import Bitmap, CheckResult, Measurement, Snapshot
     from tapcore.nbd.handshake import TlsMode
     from tapcore.nbd.listening import TcpAddress, UnixAddress
     from tapcore.nbd.server import NbdServer
@@ -142,7 +136,8 @@ _HOMES = {
     "interface.models": "DiskDriver Hooks TdCallback TdState",
     "interface.options": "CacheMode DiskId OpenOptions",
     "interface.extent": "Extent",
-    "interface.results": "Bitmap CheckResult Finding Inspection Measurement Snapshot",
+    "interface.inspection": "Finding Inspection",
+    "interface.results": "Bitmap CheckResult Measurement Snapshot",
     "opening.byids": "ImageIds check_ids find_by_ids look_at_file",
     "opening.namedfiles": "open_named_file",
     "opening.names": "plain_name",

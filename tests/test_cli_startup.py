@@ -33,8 +33,8 @@ def modules_of(*arguments: object) -> set[str]:
 COUNTED = """
 import sys
 from tapcore.cli.later import load_later
-from tapcore.cli.plain import SELDOM_USED, UNUSED_HERE, plain_command
-load_later(UNUSED_HERE if plain_command(sys.argv[1:]) is None else SELDOM_USED)
+from tapcore.cli.plain import SELDOM_USED
+load_later(SELDOM_USED)
 from tapcore.cli.main import main
 assert main(sys.argv[1:]) == 0
 attrs = "attr" in sys.modules
@@ -58,6 +58,8 @@ PUT_OFF = {"ast", "copy", "inspect", "linecache", "logging", "platform", "pluggy
         ("info disk", 83, 8),
         ("info disk.qcow2", 84, 10),
         ("info disk.vmdk", 91, 9),
+        ("convert disk copy.raw", 137, 14),
+        ("convert disk.qcow2 copy.raw", 185, 23),
     ],
 )
 def test_a_plain_command_makes_no_more_than_it_did(
@@ -76,14 +78,16 @@ def test_a_plain_command_makes_no_more_than_it_did(
     assert not PUT_OFF & {*others}
 
 
-@pytest.mark.parametrize("words", ["info --json disk", "convert disk copy.qcow2"])
+@pytest.mark.parametrize("words", ["info --json disk", "convert -q disk copy.qcow2"])
 def test_other_commands_leave_out_what_click_and_attrs_load_in_vain(
     words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     run = [sys.executable, "-c", COUNTED, *words.split()]
     done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert not {"ast", "inspect", "tokenize", "attr.validators"} & {*done.stderr.split()}
+    modules = {*done.stderr.split()}
+    assert not {"ast", "inspect", "tokenize", "attr.validators", "logging"} & modules
+    assert not {"difflib", "gettext", "locale"} & modules
 
 
 def test_a_help_of_several_lines_is_cleaned_as_ever() -> None:
@@ -109,6 +113,8 @@ def test_a_module_is_loaded_when_something_of_it_is_wanted() -> None:
 import sys
 from tapcore.cli.later import load_later
 load_later({"string": {"known": 1}, "json.tool": {}})
+from string import known
+assert known == 1
 import string
 import string as again
 from json import tool
@@ -206,3 +212,14 @@ def test_a_progress_bar_is_imported_on_a_terminal_only(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(512))
     modules = modules_of("convert", tmp_path / "disk", tmp_path / "copy.img")
     assert not modules & (HEAVY | SLOW) - {"ctypes"}
+
+
+def test_a_short_option_that_is_none_has_no_near_ones_and_a_long_one_does(tmp_path: Path) -> None:
+    """What click asks of `difflib` is loaded only where it could answer something."""
+    run = [sys.executable, "-c", "from tapcore.cli.entry import run; run()", "convert"]
+    for word, said in (("-X", "No such option '-X' (see"), ("--quite", "'--quiet'")):
+        done = subprocess.run(
+            [*run, word, "a", "b"], check=False, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert said in done.stderr

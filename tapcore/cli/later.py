@@ -27,6 +27,8 @@ class _NotLoaded(ModuleType):
     """A module that has nothing but what an import looks at, and what is known of it."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__path__":  # asked by each `from ... import`; a package has it from the start
+            raise AttributeError(name)
         with _loading:
             spec: Any = self.__spec__
             if type(self) is _NotLoaded and isinstance(spec.loader, _Later):

@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 from tapcore.cli.failures import Session, end_logging, report
 from tapcore.cli.later import load_later
-from tapcore.cli.plain import SELDOM_USED, UNUSED_HERE, plain_command
+from tapcore.cli.plain import SELDOM_USED, plain_command
 from tapcore.cli.signals import stopped_by_signals
 from tapcore.cli.standardstreams import named_output, open_standard_streams
 
@@ -45,10 +45,8 @@ def run() -> NoReturn:
     By then everything is closed and written; what is left would only be memory given back piece by
     piece.
     """
-    if plain_command(sys.argv[1:]) is not None:
+    if not _STAYING & {*sys.argv[1:]}:
         load_later(SELDOM_USED)
-    elif not _STAYING & {*sys.argv[1:]}:
-        load_later(UNUSED_HERE)
     status = main()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from tapcore.cli.failures import Session, set_up_logging
+from tapcore.cli.failures import Session, set_up_logging_later
 
 if TYPE_CHECKING:
     from tapcore.interface.keys import Keys
@@ -132,7 +132,7 @@ class TapCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
         level = ctx.find_root().meta.get("tapcore.log_level", "warning")
-        set_up_logging(level, session_of(ctx))
+        set_up_logging_later(level, session_of(ctx))
         with _leaving_out(ctx.find_root().meta.get("tapcore.no_plugin", [])):
             return super().invoke(ctx)
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from tapcore.cli.failures import Session, set_up_logging
-from tapcore.cli.later import LateLogger, when_loaded
+from tapcore.cli.failures import Session, set_up_logging_later
+from tapcore.cli.later import LateLogger
 
 COMPLETE: Final = "_TAPDISK_COMPLETE"
 """Set in the environment by a shell that asks for completions."""
@@ -32,9 +32,7 @@ def plain_command(arguments: Sequence[str]) -> Callable[[Session], None] | None:
         return None
 
     def run(session: Session) -> None:
-        import logging  # noqa: F401 -- perhaps put off
-
-        when_loaded("logging", lambda: set_up_logging("warning", session))
+        set_up_logging_later("warning", session)
         known[1](*rest)
 
     return run
@@ -59,7 +57,19 @@ def _info(image: str) -> None:
     print_images(image_info(image, access=Access(parents_set())))
 
 
+def _convert(source: str, target: str) -> None:
+    from tapcore.cli.copied import print_copied
+    from tapcore.cli.progress import progress
+    from tapcore.cli.settings import parents_set
+    from tapcore.tools.convert import convert_image
+
+    with progress("converting", quiet=False) as tell:
+        done = convert_image(source, target, parents=parents_set(), progress=tell)
+    print_copied(*done)
+
+
 _COMMANDS: Final[Mapping[str, tuple[int, Callable[..., None]]]] = {
+    "convert": (2, _convert),
     "formats": (0, _formats),
     "info": (1, _info),
 }
@@ -78,8 +88,25 @@ def _cleandoc(doc: str) -> str:
     return inspect.cleandoc(doc)
 
 
+def _close_matches(word: str, possibilities: Sequence[str], *args: Any, **how: Any) -> list[str]:
+    """`difflib.get_close_matches`, which click asks as well for what is near to each `-q`, taken
+    for a long option first: nothing is."""
+    if len(word) == len("-q"):
+        return []
+    import difflib
+
+    difflib.ndiff  # noqa: B018 -- loads the module, and with it its own
+    return difflib.get_close_matches(word, possibilities, *args, **how)
+
+
 UNUSED_HERE: Final[Mapping[str, Mapping[str, Any]]] = {
     "inspect": {"cleandoc": _cleandoc},
+    "difflib": {"get_close_matches": _close_matches},
+    # click's texts have no other language, and these would look for it in a dozen places
+    "gettext": {
+        "gettext": lambda message: message,
+        "ngettext": lambda one, many, count: one if count == 1 else many,
+    },
     # asked by attrs and by uuid, for no more; the module compiles nine regular expressions
     "platform": {
         "system": lambda: os.uname().sysname,

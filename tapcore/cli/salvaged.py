@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tapcore.engine.salvage import Salvage
 from tapcore.errors import printable
 from tapcore.sizes import format_size
+
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
 
 LOST: Final = 3
 """The exit status: it was done, and content is missing."""
 
 _MOST_LINES: Final = 100
+
+
+def noting_losses(wanted: bool) -> Salvage | None:
+    """Where what is lost is to be noted; None where it is an error."""
+    if not wanted:
+        return None
+    from tapcore.engine.salvage import Salvage
+
+    return Salvage()
 
 
 def print_losses(lost: Salvage) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import attrs
-
 from tapcore.engine import READ, Request, engine_of
 from tapcore.engine.drive import EngineLoop
 from tapcore.engine.requests import OP_NAMES
@@ -119,9 +117,11 @@ class DiskCalls:
         self._loop.finish()
 
 
-@attrs.define
 class _Outcome:
-    done: bool = False
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = False
 
     def finished(self, req: Request) -> None:
         self.done = True

@@ -6,7 +6,7 @@ it changes a part; what lies between them goes to the driver as it is.
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
 
 from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
@@ -74,8 +74,7 @@ def _discard(engine: Parts, req: Request) -> None:
     engine.submit_internal(Request(DISCARD, start, end - start, None, discarded))
 
 
-@attrs.define
-class _Edge:
+class _Edge(NamedTuple):
     """A unit that is changed in part.
 
     Attributes:

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -72,6 +72,10 @@ class BlockingFile:
     def fixed_size(self) -> bool:
         """Whether it can neither grow nor shrink: a block device."""
         return stat.S_ISBLK(os.fstat(self.fd).st_mode)
+
+    def lies_on(self) -> Sequence[str]:
+        """Paths of the files of the disk that holds it; none: it is a host file itself."""
+        return ()
 
     # ---- content ---------------------------------------------------------------------------
 

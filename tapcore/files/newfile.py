@@ -14,7 +14,7 @@ import attrs
 _NO_TMPFILE: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class NewFile:
     """A file that is being made.
 

@@ -12,7 +12,6 @@ from typing import Final
 from tapcore.errors import UsageError
 from tapcore.files.newfile import NewFile, sweep, temporary_name
 from tapcore.interface.identity import identity_of, identity_of_open
-from tapcore.process.child import in_a_child
 
 _NO_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _NEW_MODE: Final = 0o644
@@ -50,6 +49,8 @@ def place(
     if not gone and len(moves) == 1 and not moves[0].temporary and moves[0].old_fd is None:
         _put(moves[0])  # one call: it cannot be half done
     elif moves:
+        from tapcore.process.child import in_a_child  # a single new file needs none
+
         in_a_child(lambda: _put_all(moves, gone))
     for made in moves:
         made.temporary = ""

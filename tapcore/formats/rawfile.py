@@ -20,7 +20,8 @@ from tapcore.interface.places import Places
 
 if TYPE_CHECKING:
     from tapcore.interface.extent import Extent
-    from tapcore.interface.results import Inspection, Measurement
+    from tapcore.interface.inspection import Inspection
+    from tapcore.interface.results import Measurement
 
 CREATE_OPTIONS: Final = (
     FormatOption("preallocation", "how space is reserved", ("off", "falloc", "full"), "off"),
@@ -85,7 +86,7 @@ def td_info(dd: DiskDriver[ImageFile]) -> dict[str, Any]:
 @implements(Hooks.td_inspect)
 def td_inspect(name: str, fd: int, size: int) -> Inspection:
     """Any file is a raw image; nothing in it is looked at."""
-    from tapcore.interface.results import Inspection
+    from tapcore.interface.inspection import Inspection
 
     return Inspection(virtual_size=-(-size // DEFAULT_SECTOR_SIZE) * DEFAULT_SECTOR_SIZE)
 

@@ -6,6 +6,7 @@ leaves out is the core's own, and is not looked at.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -103,7 +104,7 @@ def _is_dict(value: Any, args: tuple[Any, ...]) -> str:
 
 
 def _is(kind: str, *more: Callable[[Any], str]) -> _Look:
-    """One of `tapcore.interface.results`, which is imported where there may be one."""
+    """A model of what drivers say, whose module is imported where there may be one."""
 
     def look(value: Any, args: tuple[Any, ...]) -> str:
         if not isinstance(value, _result(kind)):
@@ -114,9 +115,7 @@ def _is(kind: str, *more: Callable[[Any], str]) -> _Look:
 
 
 def _result(kind: str) -> type[Any]:
-    from tapcore.interface import results
-
-    found: type[Any] = getattr(results, kind)
+    found: type[Any] = getattr(importlib.import_module(_MODULES.get(kind, _RESULTS)), kind)
     return found
 
 
@@ -167,6 +166,10 @@ _NUMBERS: Final = (
     *("leaks", "leaks_fixed", "corruptions", "corruptions_fixed", "check_errors"),
     *("total_clusters", "allocated_clusters", "compressed_clusters", "image_end_offset"),
 )
+
+_RESULTS: Final = "tapcore.interface.results"
+_MODULES: Final = dict.fromkeys(("Finding", "Inspection"), "tapcore.interface.inspection")
+"""Of models; all others are in `_RESULTS`."""
 
 _LOOKS: Final[Mapping[str, _Look]] = {
     **dict.fromkeys(_DONE, _nothing),

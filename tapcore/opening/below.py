@@ -36,6 +36,7 @@ from tapcore.opening.binding import bind
 from tapcore.opening.findparent import allow_without_file
 from tapcore.opening.namedfiles import find_named_file
 from tapcore.opening.names import as_handles, split_name
+from tapcore.opening.opening import Opening
 from tapcore.opening.probe import probe
 
 if TYPE_CHECKING:
@@ -43,15 +44,6 @@ if TYPE_CHECKING:
 
 MAX_LEVELS: Final = 8
 """Images below each other, besides parents: names that lead back to themselves have to end."""
-
-
-@attrs.frozen
-class Opening:
-    """How disks are opened, closed, and released without asking their drivers: of `chain`."""
-
-    open_disk: Callable[..., TdState]
-    close_disk: Callable[[TdState], None]
-    abandon_disk: Callable[[TdState], object]
 
 
 class ImageBelow:

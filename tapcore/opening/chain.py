@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -11,18 +10,21 @@ import attrs
 
 from tapcore.engine import Engine
 from tapcore.errors import BrokenOffError
+from tapcore.files.beingmade import is_being_made
 from tapcore.interface.models import TdState
 from tapcore.interface.options import DiskId, Opener, OpenOptions
 from tapcore.interface.registry import Registry
-from tapcore.opening.below import Opening, open_below
 from tapcore.opening.guard import guard_of
 from tapcore.opening.images import abandon_files, close_images, open_images
-from tapcore.opening.names import RAW_HANDLES, ImageName, split_name
+from tapcore.opening.names import RAW_HANDLES, ImageName, names_disk, split_name
+from tapcore.opening.opening import Opening
 from tapcore.process.workers import Lane
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from tapcore.interface.below import Below
+    from tapcore.interface.models import DiskDriver
     from tapcore.opening.images import HowToOpen
 
 
@@ -69,7 +71,13 @@ def open_disk(
 
 def below_opener(registry: Registry) -> Opener:
     """What opens images below one, with engines of their own: of `OpenOptions`."""
-    return partial(open_below, _OPENING, registry)
+
+    def opener(dd: DiskDriver, name: str, expected: str) -> Below:
+        from tapcore.opening.below import open_below  # most images lie in files
+
+        return open_below(_OPENING, registry, dd, name, expected)
+
+    return opener
 
 
 def file_opener(registry: Registry, name: str) -> Callable[[str, int, OpenOptions], Any]:
@@ -81,9 +89,11 @@ def file_opener(registry: Registry, name: str) -> Callable[[str, int, OpenOption
     """
 
     def open_on_disk(path: str, flags: int, options: OpenOptions) -> Any:
+        if path != name or is_being_made(path) or not names_disk(name, registry):
+            return None
         from tapcore.opening.ondisk import open_file_on_disk
 
-        return open_file_on_disk(_OPENING, registry, name, path, flags, options)
+        return open_file_on_disk(_OPENING, registry, name, flags, options)
 
     return open_on_disk
 

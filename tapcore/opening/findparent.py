@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-
-import attrs
+from typing import NamedTuple
 
 from tapcore.errors import ImageOpenError, ReferencePolicyError, TapError, printable
 from tapcore.formats.foreign import SIGNATURES
@@ -19,8 +18,7 @@ from tapcore.opening.names import as_handles
 from tapcore.opening.probe import probe
 
 
-@attrs.frozen
-class FoundParent:
+class FoundParent(NamedTuple):
     """A parent that is there, and may be opened.
 
     Attributes:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-
-import attrs
+from typing import NamedTuple
 
 from tapcore.formats.foreign import HEAD_BYTES, TAIL_BYTES, Sample, Signature, what_it_says_it_is
 from tapcore.interface.registry import Registry
 from tapcore.opening.probe import recognise
 
 
-@attrs.frozen
-class ContentGuard:
+class ContentGuard(NamedTuple):
     """For a raw image that was found by probing: would it still be raw at the next probing?
 
     A guest could otherwise write a header that names a host file, and have it opened the next time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from tapcore.errors import UnknownHandleError, UsageError
 from tapcore.interface.diskinfo import DiskInfo
@@ -23,6 +23,9 @@ the core knows no format."""
 
 RAW_FORMAT = "raw"
 """What image formats record as the format of a raw parent."""
+
+STANDARD: Final = "-"
+"""The name of standard input or output; a file of that name is `./-`."""
 
 RAW_SUFFIXES = (".img", ".raw")
 
@@ -152,6 +155,12 @@ def raw_handle(registry: Registry) -> str:
         if handle in registry:
             return handle
     raise UnknownHandleError("no driver for raw files is installed: pip install tap-aio")
+
+
+def names_disk(name: str, registry: Registry) -> bool:
+    """Whether a name that stands behind a handle is that of another disk, and no file's."""
+    handle, colon, rest = name.partition(":")
+    return bool(colon and rest and registry.knows(handle)) and not os.path.lexists(name)
 
 
 def has_suffix(path: str, suffixes: Iterable[str]) -> bool:

@@ -16,11 +16,11 @@ from typing import Any, Final
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.errors import IOFailedError, TapError, errno_of
 from tapcore.files import ImageFile
-from tapcore.files.beingmade import is_being_made
 from tapcore.interface.extent import Extent
 from tapcore.interface.options import OpenOptions
 from tapcore.interface.registry import Registry
-from tapcore.opening.below import ImageBelow, Opening, below_of, open_given
+from tapcore.opening.below import ImageBelow, below_of, open_given
+from tapcore.opening.opening import Opening
 from tapcore.process.workers import Completions, Lane
 
 _FULL: Final = "the disk below is full"
@@ -122,7 +122,7 @@ class FileOnDisk(ImageFile):
         if res := self.write_blocking(offset, memoryview(data).cast("B")):
             raise OSError(-res, _FULL if res == -errno.ENOSPC else os.strerror(-res))
 
-    def files(self) -> list[str]:
+    def lies_on(self) -> list[str]:
         """Paths of the files that the disk consists of."""
         return self._below.files()
 
@@ -208,30 +208,18 @@ class FileOnDisk(ImageFile):
         self._below.close()
 
 
-def names_disk(name: str, registry: Registry) -> bool:
-    """Whether a name that stands behind a handle is that of another disk, and no file's."""
-    handle, colon, rest = name.partition(":")
-    return bool(colon and rest and registry.knows(handle)) and not os.path.lexists(name)
-
-
 def open_file_on_disk(
-    opening: Opening, registry: Registry, name: str, path: str, flags: int, options: OpenOptions
-) -> ImageFile | None:
-    """The file of an image that the user named, where that is the name of another disk.
+    opening: Opening, registry: Registry, name: str, flags: int, options: OpenOptions
+) -> ImageFile:
+    """The file of an image that the user named, as it is the name of another disk.
 
     Args:
         opening: how disks are opened.
         registry: the drivers.
         name: as the user gave it, without the image's own handle.
-        path: that a driver wants to open.
         flags: `TD_RDONLY` or 0.
         options: of the image.
-
-    Returns:
-        None where it is a file's name.
     """
-    if path != name or is_being_made(path) or not names_disk(name, registry):
-        return None
     inner = below_of(options, name)
     below = ImageBelow(open_given(opening, registry, name, flags, inner), opening)
     file = FileOnDisk(below, name, options.workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from tapcore.interface.results import Finding
+from tapcore.interface.inspection import Finding
 from tapcore.sizes import format_size
 from tapcore.tools.inspect import InspectedImage
 

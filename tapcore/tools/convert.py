@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
 from tapcore.disk import Disk
-from tapcore.engine.salvage import Salvage
 from tapcore.errors import TapError, UsageError, open_error
 from tapcore.files.byname import open_host_file
 from tapcore.interface.access import Access
@@ -23,30 +23,23 @@ from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.oldnames import renamed
 from tapcore.opening.guard import guard_of
-from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
-from tapcore.tools.bitmaps import copy_bitmaps
+from tapcore.opening.names import RAW_HANDLES, STANDARD, ImageName, raw_handle, split_name
 from tapcore.tools.create import NewImage, new_image, new_image_target, warn_of_device
 from tapcore.tools.formatoptions import as_texts, check_options
-from tapcore.tools.imagefiles import files_of, modes_of
+from tapcore.tools.imagefiles import files_of
 from tapcore.tools.openimage import open_image
 from tapcore.tools.plaincopy import PlainCopier
 from tapcore.tools.plan import Job, jobs_for_difference, jobs_for_fresh, jobs_for_used
 from tapcore.tools.progress import Progress
-from tapcore.tools.streams import (
-    STANDARD,
-    STDOUT,
-    refuse_image,
-    standard_input,
-    stream_disk,
-    stream_to_output,
-)
 from tapcore.tools.transfer import Transfer, write_unit
+
+if TYPE_CHECKING:
+    from tapcore.engine.salvage import Salvage
 
 log = logging.getLogger(__name__)
 
 
-@attrs.frozen
-class _Wish:
+class _Wish(NamedTuple):
     """What was asked for; see `convert_image`."""
 
     parent: str
@@ -131,6 +124,8 @@ def convert_image(
     goal, info = _goal(os.fsdecode(target), wish)
     with _source(os.fsdecode(source), goal, snapshot, wish) as disk:
         if goal.name == STANDARD:
+            from tapcore.tools.streams import stream_to_output  # most images are in files
+
             _refuse_standard_output(disk)
             return goal, stream_to_output(disk, info, wish.options, progress)
         return goal, _into_file(disk, goal, info, wish)
@@ -165,6 +160,8 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
     with contextlib.ExitStack() as stack:
         named = _named(source, wish.access.registry)
         if named.name == STANDARD:
+            from tapcore.tools.streams import refuse_image, standard_input
+
             unless_image = refuse_image(wish.access.registry) if not named.drivertype else None
             named.drivertype = _raw_input(named, wish.access.registry)
             named.name = stack.enter_context(
@@ -182,6 +179,8 @@ def _source(source: str, goal: DiskId, snapshot: str, wish: _Wish) -> Iterator[D
 
 def _refuse_standard_output(disk: Disk) -> None:
     """A shell may have made it a file of the source, which would be overwritten, or grow."""
+    from tapcore.tools.streams import STDOUT
+
     if identity_of(f"/dev/fd/{STDOUT}") in files_of(disk, ""):
         raise UsageError("standard output is the source, or one of its parents")
 
@@ -223,7 +222,6 @@ def _into_file(disk: Disk, goal: DiskId, info: DiskInfo, wish: _Wish) -> int:
         access=wish.access,
         source=disk,
     ) as made:
-        made.files.limit_mode(modes_of(disk))
         try:
             written = _stream(disk, made, info, wish) if streamed else _fill(disk, made, wish)
         except BaseException:
@@ -238,6 +236,8 @@ def _into_file(disk: Disk, goal: DiskId, info: DiskInfo, wish: _Wish) -> int:
 
 def _stream(disk: Disk, made: NewImage, info: DiskInfo, wish: _Wish) -> int:
     """For a format that is written only front to back."""
+    from tapcore.tools.streams import stream_disk
+
     name = made.target.name
     if made.files.overwrites_device:
         raise UsageError(f"a '{info.handle}' image goes into a file, not a device", image=name)
@@ -270,6 +270,8 @@ def _fill(disk: Disk, made: NewImage, wish: _Wish) -> int:
     ) as new:
         written = _copy(disk, new, made.files.overwrites_device, wish)
         if wish.bitmaps:
+            from tapcore.tools.bitmaps import copy_bitmaps
+
             for name in copy_bitmaps(disk, new):
                 log.warning("%s: its bitmap '%s' is inconsistent, and left out", disk.name, name)
         new.sync()

@@ -7,9 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from tapcore.disk import Disk
 from tapcore.errors import TapError, UsageError, open_error, printable
@@ -26,12 +24,24 @@ from tapcore.interface.options import DiskId
 from tapcore.interface.policy import Parents
 from tapcore.interface.registry import Registry
 from tapcore.oldnames import renamed
-from tapcore.opening.names import RAW_HANDLES, ImageName, handle_for_new, recorded_name, split_name
-from tapcore.opening.ondisk import names_disk
+from tapcore.opening.names import (
+    RAW_HANDLES,
+    ImageName,
+    handle_for_new,
+    names_disk,
+    recorded_name,
+    split_name,
+)
 from tapcore.sizes import checked_size, format_size
 from tapcore.tools.formatoptions import as_texts, check_options
 from tapcore.tools.givennames import files_below, given_parent
-from tapcore.tools.imagefiles import files_of, warn_of_refused_files
+from tapcore.tools.imagefiles import (
+    file_names_of,
+    files_of,
+    identities_of,
+    modes_of,
+    warn_of_refused_files,
+)
 from tapcore.tools.openimage import open_image
 from tapcore.tools.progress import Progress, watched
 
@@ -99,8 +109,7 @@ def create_image(
     return made.target
 
 
-@attrs.frozen
-class NewImage:
+class NewImage(NamedTuple):
     """An image that is being made.
 
     Attributes:
@@ -139,7 +148,8 @@ def new_image(
         options: as there.
         force: as there.
         access: with what the parent is opened, and the drivers.
-        source: the disk that it is to be a copy of; none of its files may be replaced.
+        source: the disk that it is to be a copy of; none of its files may be replaced, and who may
+            not read each of them may not read the copy.
         progress: as of `create_image`.
     """
     target, info = new_image_target(name, access.registry)
@@ -148,7 +158,8 @@ def new_image(
     if parent:
         drv = access.registry.operations(info.handle)
         drv.require("td_get_parent_id", target.name, option="-b")
-    untouchable = {} if source is None else files_of(source, "is the source, or one of its parents")
+    copied = [] if source is None else list(file_names_of(source))
+    untouchable = identities_of(copied, "is the source, or one of its parents")
     recorded = None
     if parent:
         recorded, parent_size = _open_parent(parent, target, access, untouchable)
@@ -161,6 +172,7 @@ def new_image(
     with making(
         target.name, replace=force, by_name=not info.makes_unnamed, untouchable=untouchable
     ) as files:
+        files.limit_mode(modes_of(copied))
         if options.get(KEY_FILE_OPTION):
             files.limit_mode((0o600,))
             warn_of_line_end(options[KEY_FILE_OPTION])

@@ -6,17 +6,16 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tapcore.disk import Disk
 from tapcore.errors import ReferencePolicyError, TapError
-from tapcore.files import host_file_size
+from tapcore.files import ImageFile, host_file_size
 from tapcore.files.byname import open_host_fd
 from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.identity import Identity, identity_of
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.policy import ReferencePolicy
-from tapcore.opening.ondisk import FileOnDisk
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +33,18 @@ def file_names_of(disk: Disk) -> Iterator[str]:
 
 def files_of(disk: Disk, what: str) -> dict[Identity, str]:
     """The files that a disk consists of, each with what to say of it."""
-    found = (identity_of(name) for name in file_names_of(disk))
+    return identities_of(file_names_of(disk), what)
+
+
+def identities_of(names: Iterable[str], what: str) -> dict[Identity, str]:
+    """Those of these files that exist, each with what to say of it."""
+    found = (identity_of(name) for name in names)
     return {identity: what for identity in found if identity is not None}
 
 
-def modes_of(disk: Disk) -> Iterator[int]:
-    """The permissions of the files that a disk consists of."""
-    for name in file_names_of(disk):
+def modes_of(names: Iterable[str]) -> Iterator[int]:
+    """The permissions of those of these files that exist."""
+    for name in names:
         try:
             yield stat.S_IMODE(os.stat(name).st_mode)
         except OSError:
@@ -83,8 +87,8 @@ def own_file_names_of(dd: DiskDriver) -> Iterator[str]:
 def _data_files_of(dd: DiskDriver, home: str) -> Iterator[str]:
     yield from (os.path.join(home, named) for named in dd.drv.td_other_files(dd))
     for file in dd.options.opened:
-        if isinstance(file, FileOnDisk):
-            yield from file.files()
+        if isinstance(file, ImageFile):
+            yield from file.lies_on()
 
 
 def _named_by(dd: DiskDriver) -> Iterator[str]:

@@ -18,10 +18,10 @@ from tapcore.errors import TapError, UsageError, open_error, printable
 from tapcore.files.byname import open_host_fd
 from tapcore.files.hostfile import occupied_bytes
 from tapcore.formats.foreign import SIGNATURES, Sample, Signature, read_sample, what_it_says_it_is
+from tapcore.interface.inspection import Finding
 from tapcore.interface.options import DiskId
 from tapcore.interface.policy import Parents, ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry, default_registry
-from tapcore.interface.results import Finding
 from tapcore.oldnames import renamed
 from tapcore.opening.names import RAW_HANDLES, ImageName, raw_handle, split_name
 from tapcore.opening.probe import odd_name, recognise, refusal

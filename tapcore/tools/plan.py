@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeAlias
-
-import attrs
+from typing import Literal, NamedTuple, TypeAlias
 
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.disk import Disk
@@ -15,8 +13,7 @@ from tapcore.errors import open_error
 How: TypeAlias = Literal["copy", "zero", "differ"]
 
 
-@attrs.frozen
-class Job:
+class Job(NamedTuple):
     """A range of a disk and what is to be done with it.
 
     Attributes:

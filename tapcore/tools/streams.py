@@ -25,9 +25,6 @@ from tapcore.tools.zeroes import data_runs
 
 log = logging.getLogger(__name__)
 
-STANDARD: Final = "-"
-"""The name of standard input or output; a file of that name is `./-`."""
-
 _NAME: Final = "standard input"
 _ENDLESS: Final = 1 << 62
 

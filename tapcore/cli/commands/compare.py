@@ -21,8 +21,7 @@ from tapcore.cli.options import (
 )
 from tapcore.cli.output import json_text, print_json, print_line, size_with_bytes
 from tapcore.cli.progress import Style, progress
-from tapcore.cli.salvaged import LOST, print_losses
-from tapcore.engine.salvage import Salvage
+from tapcore.cli.salvaged import LOST, noting_losses, print_losses
 from tapcore.interface.access import Access
 from tapcore.tools.compare import Comparison, compare_disks
 from tapcore.tools.differences import differing_ranges
@@ -63,7 +62,7 @@ def command(
     session_of(ctx).error_status = FAILED
     if every and strict:
         raise click.UsageError("--all lists content that differs, --strict stops at once", ctx)
-    first, second = (Salvage(), Salvage()) if salvage else (None, None)
+    first, second = noting_losses(salvage), noting_losses(salvage)
     with (
         open_image(a, access=access, salvage=first) as one,
         open_image(b, access=access, salvage=second) as other,

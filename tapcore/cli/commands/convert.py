@@ -7,6 +7,7 @@ from typing import Final
 import attrs
 import click
 
+from tapcore.cli.copied import print_copied
 from tapcore.cli.options import (
     filter_option,
     force_option,
@@ -20,17 +21,13 @@ from tapcore.cli.options import (
     salvage_option,
     tap_command,
 )
-from tapcore.cli.optionshelp import print_format_options
-from tapcore.cli.output import format_word, print_json, print_line
+from tapcore.cli.output import print_json
 from tapcore.cli.progress import Style, progress
-from tapcore.cli.salvaged import LOST, losses_as_dict, print_losses
+from tapcore.cli.salvaged import LOST, losses_as_dict, noting_losses, print_losses
 from tapcore.cli.sizes import metadata_cache_option
-from tapcore.engine.salvage import Salvage
 from tapcore.interface.access import Access
-from tapcore.sizes import format_size
+from tapcore.opening.names import STANDARD
 from tapcore.tools.convert import convert_image
-from tapcore.tools.convertinto import convert_into
-from tapcore.tools.streams import STANDARD
 
 _OF_NEW_IMAGES: Final = ("-c", "-b", "-o", "--bitmaps", "--force", "--keep-partial")
 
@@ -97,10 +94,14 @@ def command(
     """
     # As long as it is by its options, each of which goes on as it came.
     if "help" in options:
+        from tapcore.cli.optionshelp import print_format_options
+
         print_format_options(target)
         return 0
-    lost = Salvage() if salvage else None
+    lost = noting_losses(salvage)
     if into:
+        from tapcore.tools.convertinto import convert_into
+
         unfit = (compressed, parent, options, bitmaps, force, keep_partial)
         _refuse_unfit(dict(zip(_OF_NEW_IMAGES, unfit, strict=True)))
     elif target_is_zero:
@@ -140,11 +141,8 @@ def command(
     if as_json and not piped:
         facts = {"image": made.name, "handle": made.drivertype, "written": written}
         print_json(facts | (losses_as_dict(lost) if lost is not None else {}))
-    elif not quiet and not piped:
-        done = "written into" if into else "created"
-        print_line(
-            f"{done} {made.name}: {format_word(made.drivertype)}, {format_size(written)} of data"
-        )
+    elif not quiet:
+        print_copied(made, written, "written into" if into else "created")
     if lost is None or not lost.count:
         return 0
     if not as_json or piped:

@@ -11,8 +11,9 @@ from tapcore.interface.hooks.table import D, hook, not_supported
 
 if TYPE_CHECKING:
     from tapcore.interface.extent import Extent
+    from tapcore.interface.inspection import Inspection
     from tapcore.interface.options import DiskId
-    from tapcore.interface.results import Inspection, Measurement
+    from tapcore.interface.results import Measurement
 
 
 class ImageHooks(Generic[D]):
