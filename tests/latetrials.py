@@ -282,6 +282,40 @@ def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, befor
     assert got in (content, content[:at] + b"p" * 512 + content[at + 512 :])
 
 
+def a_place_is_not_used_again_while_something_old_is_on_its_way(
+    trial: Trial, cluster: int, op: int
+) -> None:
+    """Its cluster is discarded, and that is on disk; but a late request is about a part of it.
+
+    Args:
+        trial: of an empty disk.
+        cluster: bytes.
+        op: READ, WRITE, ZERO or DISCARD: of 1024 bytes of the cluster, in its place.
+    """
+    with tapcore.open(f"{trial.handle}:{trial.image}", readonly=False, **trial.options) as disk:
+        disk.pwrite(0, b"o" * cluster)
+    part = bytearray(b"w" * 1024) if op in (READ, WRITE) else None
+    new = b"n" * 2 * cluster
+    with trial.crowd() as crowd:
+        host = crowd.host
+        host.at_once = host.slow = 0
+        crowd.submit(READ, cluster, 512, bytearray(512))  # from here on the table is in memory
+        crowd.settle()
+        crowd.submit(op, 1024, 1024, part)
+        assert host.tasks
+        host.held.update(host.tasks)
+        crowd.submit(DISCARD, 0, cluster)
+        crowd.settle()
+        assert crowd.flush() == 0
+        crowd.submit(WRITE, 3 * cluster, 2 * cluster, new)
+        crowd.settle()
+        host.held.clear()
+        crowd.settle()
+        assert not any(crowd.statuses)
+    assert op != READ or part == b"o" * 1024
+    assert trial.read()[3 * cluster : 5 * cluster] == new
+
+
 # ---- every write that a crash can lose, in turn ------------------------------------------------
 
 

@@ -350,6 +350,27 @@ def test_shared_content_is_copied_before_it_is_changed(image: Path) -> None:
         assert disk.pread(12 * SIZE, length=704) == b"2" * 700 + b"new2"
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_cannot_be_read_around_a_write_fails_it(
+    before: int, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever side of it that is, and though the other one can be read."""
+    share_all(str(image))
+    read_now, reads = ImageFile.read_now, list[int]()
+
+    def fails_once(file: ImageFile, offset: int, buf: memoryview) -> int | None:
+        reads.append(offset)
+        return -errno.EIO if len(reads) == before + 1 else read_now(file, offset, buf)
+
+    with opened(image) as disk:
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "read_now", fails_once)
+            with pytest.raises(tapcore.IOFailedError, match="Input/output"):
+                disk.pwrite(512, b"n" * 512)
+        assert len(reads) == 2
+        assert disk.pread(0, length=SIZE) == b"1" * SIZE
+
+
 def test_shared_content_is_not_zeroed_where_it_lies(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +480,26 @@ def test_what_cannot_be_linked_was_not_written(
         assert disk.pread(20 * SIZE, length=SIZE) == bytes(SIZE)
         write(20 * SIZE, content)
         assert disk.pread(20 * SIZE, length=SIZE) == content
+
+
+def test_a_place_for_which_the_file_cannot_grow_is_given_back(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("tapcore.clusters.writing._PAGE", 512)  # more is left out of the file
+    with opened(image) as disk:
+        map = map_of(disk)
+        disk.pwrite(20 * SIZE, b"n" * 512)  # from here on there is a table
+        map.free.clear()
+        before = map.end
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "truncate_up", full)
+            with pytest.raises(tapcore.IOFailedError, match="No space"):
+                disk.pwrite(21 * SIZE, b"n" * 512)
+        assert map.free == {before}
+        assert disk.pread(21 * SIZE, length=SIZE) == bytes(SIZE)
 
 
 def test_the_end_of_the_last_cluster_is_discarded_alone(tmp_path: Path) -> None:

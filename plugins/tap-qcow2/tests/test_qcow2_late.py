@@ -355,6 +355,16 @@ def test_what_meets_a_cluster_being_filled(
     latetrials.what_meets_a_cluster_being_filled(trial, MEETINGS[kind][0], op, before)
 
 
+@pytest.mark.parametrize("op", [READ, WRITE])
+@pytest.mark.parametrize("kind", MEETINGS)
+def test_a_place_is_not_used_again_while_something_old_is_on_its_way(
+    kind: str, op: int, tmp_path: Path, rng: random.Random
+) -> None:
+    trial = small_trial(tmp_path, rng, kind, parent=False)
+    cluster = MEETINGS[kind][0]
+    latetrials.a_place_is_not_used_again_while_something_old_is_on_its_way(trial, cluster, op)
+
+
 def test_the_rest_of_the_last_cluster_comes_from_below(tmp_path: Path, rng: random.Random) -> None:
     """The disk ends inside it."""
     size, parent = 5 * 4096 + 1536, tmp_path / "parent.raw"

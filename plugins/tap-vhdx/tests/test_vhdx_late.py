@@ -10,6 +10,7 @@ import tapcore
 from latetrials import (
     Trial,
     a_flush_publishes_only_what_it_covers,
+    a_place_is_not_used_again_while_something_old_is_on_its_way,
     a_stage_that_failed_is_written_again_in_order,
     what_meets_a_cluster_being_filled,
     who_is_told_reads_what_was_written,
@@ -144,25 +145,6 @@ def test_what_is_stored_of_a_block_comes_along_where_no_parent_reaches(
     assert shown[MIB // 2 :] == bytes(476 * 512) + b"w" * 512 + bytes(547 * 512)
 
 
-def test_a_place_is_not_used_again_while_something_old_is_on_its_way(trial: Trial) -> None:
-    """Its block is discarded, and that is on disk; but a late read is about it."""
-    with tapcore.open(f"vhdx:{trial.image}", readonly=False) as disk:
-        disk.pwrite(0, b"o" * BLOCK)
-    got = bytearray(4096)
-    with trial.crowd() as crowd:
-        host = crowd.host
-        host.at_once = host.slow = 0
-        crowd.submit(READ, BLOCK, 512, bytearray(512))  # from here on the table is in memory
-        crowd.settle()
-        crowd.submit(READ, 0, 4096, got)
-        assert host.tasks
-        host.held.update(host.tasks)
-        crowd.submit(DISCARD, 0, BLOCK)
-        crowd.settle()
-        assert crowd.flush() == 0
-        crowd.submit(WRITE, 3 * BLOCK, BLOCK, b"x" * BLOCK)
-        crowd.settle()
-        host.held.clear()
-        crowd.settle()
-        assert not any(crowd.statuses)
-    assert got == b"o" * 4096
+@pytest.mark.parametrize("op", [READ, WRITE, ZERO, DISCARD])
+def test_a_place_is_not_used_again_while_something_old_is_on_its_way(op: int, trial: Trial) -> None:
+    a_place_is_not_used_again_while_something_old_is_on_its_way(trial, BLOCK, op)
