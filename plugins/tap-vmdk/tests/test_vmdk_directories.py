@@ -3,6 +3,7 @@
 import logging
 import random
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ TEXT = descriptor("monolithicSparse", [f'RW {SECTORS} SPARSE "disk.vmdk"'])
 STREAM_TEXT = descriptor("streamOptimized", [f'RDONLY {SECTORS} SPARSE "disk.vmdk"'])
 DIRECTORY = 56
 """Of `gdOffset` in the header."""
+REDUNDANT = 48
+"""Of `rgdOffset`."""
 
 
 @pytest.fixture
@@ -156,3 +159,120 @@ def test_the_only_table_over_the_descriptor_is_an_error(image: Path, content: by
     image.write_bytes(raw)
     with pytest.raises(tapcore.TapError, match="damaged entry 0"):
         reads(image)
+
+
+@pytest.mark.parametrize(("copies", "which"), [(1, DIRECTORY), (2, DIRECTORY), (2, REDUNDANT)])
+def test_nothing_new_gets_the_place_of_a_table_that_was_cut_off(
+    image: Path, rng: random.Random, copies: int, which: int
+) -> None:
+    """It would be taken for that table, and name whatever its words say."""
+    size = 1024 * GRAIN
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    kept = rng.randbytes(GRAIN)
+    content = bytes(size - GRAIN) + kept
+    more = {"flags": 1, "rgdOffset": 0} if copies == 1 else {}
+    raw = bytearray(hosted(content, text=text, **more))
+    directory = struct.unpack_from("<Q", raw, which)[0] * 512
+    struct.pack_into("<I", raw, directory + 4, len(raw) // 512 + 3 * 128 + 5)
+    image.write_bytes(raw)
+    words = struct.pack("<I", 256) * (GRAIN // 4)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(0, words * 3)
+        with pytest.raises(tapcore.TapError, match="check --repair all"):
+            disk.pwrite(3 * GRAIN, words)
+    with tapcore.open(f"vmdk:{image}", readonly=True) as disk:
+        if copies == 1:
+            with pytest.raises(tapcore.TapError, match="damaged entry 1"):
+                disk.pread(size - GRAIN, length=GRAIN)
+        else:
+            assert disk.pread(size - GRAIN, length=GRAIN) == kept
+    check_image(f"vmdk:{image}", repair="all")
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(0, words * 8)
+        assert disk.pread(size - GRAIN, length=GRAIN) == (kept if copies == 2 else bytes(GRAIN))
+
+
+def tables_of(raw: bytes, which: int, tables: int) -> list[tuple[int, bytes]]:
+    """Where a directory says that the tables are (bytes), and what is there."""
+    directory = struct.unpack_from("<Q", raw, which)[0] * 512
+    places = [place * 512 for place in struct.unpack_from(f"<{tables}I", raw, directory)]
+    return [(place, raw[place : place + 2048]) for place in places]
+
+
+@pytest.mark.parametrize(
+    ("copies", "wrong"),
+    [(1, [DIRECTORY]), (2, [DIRECTORY]), (2, [REDUNDANT]), (2, [DIRECTORY, REDUNDANT])],
+    ids=["the only one", "the first", "the redundant one", "both"],
+)
+def test_what_is_no_table_for_sure_is_not_changed_in_its_place(
+    image: Path, rng: random.Random, copies: int, wrong: list[int]
+) -> None:
+    """A directory names other content, which begins with zeroes as a table of holes does."""
+    size = 300 * GRAIN
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    others = [bytes(2048) + rng.randbytes(GRAIN - 2048) for _ in range(2)]
+    more = {"flags": 1, "rgdOffset": 0} if copies == 1 else {}
+    raw = bytearray(hosted(bytes(size - GRAIN) + rng.randbytes(GRAIN), text=text, **more))
+    places = [len(raw), len(raw) + GRAIN]
+    raw += b"".join(others)
+    for which, place in zip(wrong, places, strict=False):
+        directory = struct.unpack_from("<Q", raw, which)[0] * 512
+        struct.pack_into("<I", raw, directory, place // 512)
+    image.write_bytes(raw)
+    new = rng.randbytes(GRAIN)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(7 * GRAIN, new)
+    written = image.read_bytes()
+    assert written[places[0] : places[0] + 2 * GRAIN] == b"".join(others)
+    assert reads(image)[7 * GRAIN : 8 * GRAIN] == new
+    (first,) = tables_of(written, DIRECTORY, 1)
+    if copies == 2:
+        (second,) = tables_of(written, REDUNDANT, 1)
+        assert first[1] == second[1]
+        assert abs(first[0] - second[0]) >= 2048
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize(
+    "twice", [[DIRECTORY], [REDUNDANT], [DIRECTORY, REDUNDANT]], ids=["first", "other", "both"]
+)
+def test_a_table_that_two_entries_name_is_not_changed_in_its_place(
+    image: Path, rng: random.Random, twice: list[int], empty: bool
+) -> None:
+    """What is written by way of one must not show by way of the other."""
+    size = 1024 * GRAIN
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    content = bytes(GRAIN) + (bytes(GRAIN) if empty else rng.randbytes(GRAIN))
+    raw = bytearray(hosted(content.ljust(size, b"\0"), text=text))
+    for which in twice:
+        directory = struct.unpack_from("<Q", raw, which)[0] * 512
+        struct.pack_into("<I", raw, directory + 4, *struct.unpack_from("<I", raw, directory))
+    image.write_bytes(raw)
+    before = [tables_of(raw, each, 2)[0] for each in (DIRECTORY, REDUNDANT)]
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite((512 + 7) * GRAIN, b"new")
+    written = image.read_bytes()
+    for place, table in before:
+        assert written[place : place + 2048] == table
+    got = reads(image)
+    assert got[: 8 * GRAIN] == content.ljust(8 * GRAIN, b"\0")
+    assert got[(512 + 7) * GRAIN :][:3] == b"new"
+
+
+def test_both_directories_and_their_tables_stay_equal(image: Path, rng: random.Random) -> None:
+    """Also where a table was dropped from memory, and is read again before it is changed anew."""
+    tapcore.create_image(f"vmdk:{image}", 5 * 512 * GRAIN)
+    for _ in range(2):
+        with tapcore.open(f"vmdk:{image}", readonly=False, metadata_cache=0) as disk:
+            for grain in (140, 0, 7, 300):
+                for table in range(5):
+                    disk.pwrite((table * 512 + grain) * GRAIN, b"x")
+                    disk.sync()
+    raw = image.read_bytes()
+    first, second = tables_of(raw, DIRECTORY, 5), tables_of(raw, REDUNDANT, 5)
+    assert [table for _, table in first] == [table for _, table in second]
+    assert all(
+        sum(1 for entry in struct.unpack("<512I", table) if entry) == 4 for _, table in first
+    )
+    places = sorted(place for place, _ in first + second)
+    assert all(other - place >= 2048 for place, other in pairwise(places))

@@ -45,6 +45,19 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         self._places = self.watch_metadata()
         if header.overhead << 9 <= file.size + _MOST_HEAD:
             self.end = max(self.end, round_up(header.overhead, layout.grain))
+        self._stop = self._lost_table()
+
+    def _lost_table(self) -> int:
+        """The first place past the end of the file where a directory says that a table is.
+
+        Nothing may come to lie there: it would be taken for that table.
+        """
+        last = (self.file.size - self.table_bytes) >> 9
+        stop = LAST_SECTOR + 1
+        for directory in (self.directory, self.spare):
+            if directory and max(directory) > last:
+                stop = min(stop, min(place for place in directory if place > last))
+        return stop
 
     # ---- the first change, and the end ------------------------------------------------------
 
@@ -53,8 +66,11 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         behind.
 
         Raises:
+            ImageFormatError: a table that is lost would be a hole, too.
             OSError: the file could not be made longer.
         """
+        if end > self._stop:
+            raise ImageFormatError(DAMAGED_DIRECTORY)
         self.file.truncate_up(end << 9)
         self.file_grew()
 
@@ -106,9 +122,12 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
             Its first sector.
 
         Raises:
+            ImageFormatError: a table that is lost was there.
             OSError: an entry could not point there.
         """
         place, end = self.end, self.end + sectors
+        if end > self._stop:
+            raise ImageFormatError(DAMAGED_DIRECTORY)
         if end > LAST_SECTOR:
             raise OSError(errno.EFBIG, "the file would exceed 2 TiB")
         self.end = end
