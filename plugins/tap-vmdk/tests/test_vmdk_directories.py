@@ -36,9 +36,9 @@ def reads(image: Path, *, salvage: bool = False) -> bytes:
         return disk.pread(0, length=disk.size)
 
 
-def alone(content: bytes) -> bytearray:
+def alone(content: bytes, text: bytes = TEXT) -> bytearray:
     """A sparse file without a redundant directory."""
-    return bytearray(hosted(content, text=TEXT, flags=1, rgdOffset=0))
+    return bytearray(hosted(content, text=text, flags=1, rgdOffset=0))
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -170,8 +170,7 @@ def test_nothing_new_gets_the_place_of_a_table_that_was_cut_off(
     text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
     kept = rng.randbytes(GRAIN)
     content = bytes(size - GRAIN) + kept
-    more = {"flags": 1, "rgdOffset": 0} if copies == 1 else {}
-    raw = bytearray(hosted(content, text=text, **more))
+    raw = alone(content, text) if copies == 1 else bytearray(hosted(content, text=text))
     directory = struct.unpack_from("<Q", raw, which)[0] * 512
     struct.pack_into("<I", raw, directory + 4, len(raw) // 512 + 3 * 128 + 5)
     image.write_bytes(raw)
@@ -192,11 +191,11 @@ def test_nothing_new_gets_the_place_of_a_table_that_was_cut_off(
         assert disk.pread(size - GRAIN, length=GRAIN) == (kept if copies == 2 else bytes(GRAIN))
 
 
-def tables_of(raw: bytes, which: int, tables: int) -> list[tuple[int, bytes]]:
+def tables_of(raw: bytes | bytearray, which: int, tables: int) -> list[tuple[int, bytes]]:
     """Where a directory says that the tables are (bytes), and what is there."""
     directory = struct.unpack_from("<Q", raw, which)[0] * 512
     places = [place * 512 for place in struct.unpack_from(f"<{tables}I", raw, directory)]
-    return [(place, raw[place : place + 2048]) for place in places]
+    return [(place, bytes(raw[place : place + 2048])) for place in places]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +210,8 @@ def test_what_is_no_table_for_sure_is_not_changed_in_its_place(
     size = 300 * GRAIN
     text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
     others = [bytes(2048) + rng.randbytes(GRAIN - 2048) for _ in range(2)]
-    more = {"flags": 1, "rgdOffset": 0} if copies == 1 else {}
-    raw = bytearray(hosted(bytes(size - GRAIN) + rng.randbytes(GRAIN), text=text, **more))
+    content = bytes(size - GRAIN) + rng.randbytes(GRAIN)
+    raw = alone(content, text) if copies == 1 else bytearray(hosted(content, text=text))
     places = [len(raw), len(raw) + GRAIN]
     raw += b"".join(others)
     for which, place in zip(wrong, places, strict=False):
