@@ -16,6 +16,7 @@ from latetrials import (
     who_is_told_reads_what_was_written,
     writes_that_wait_keep_their_order,
 )
+from tap_vhdx.logentries import HEADER
 from tapcore import ImageFile
 from tapcore.engine import DISCARD, READ, WRITE, ZERO
 from vhdxtools import MIB, make, problems, store_in_part
@@ -107,6 +108,35 @@ def test_an_entry_of_the_log_spares_the_one_before_it(
     (_, first), (second, end), (third, _) = entries
     assert second >= first
     assert third >= end
+
+
+def test_the_log_knows_of_no_longer_file_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is shorter than its log says was cut, for whoever opens it after a crash."""
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    told: list[tuple[int, int]] = []
+    write = ImageFile.write_metadata
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        if bytes(data[:4]) == b"loge":
+            told.append((HEADER.unpack_from(data)[8], image.stat().st_size))
+        write(file, offset, data)
+
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * BLOCK)
+        disk.sync()
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "write_now", lambda *_: -errno.EIO)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.pwrite(3 * BLOCK, b"y" * 2 * BLOCK)
+        disk.discard(0, length=BLOCK)
+        monkeypatch.setattr(ImageFile, "write_metadata", noted)
+        disk.sync()
+        monkeypatch.undo()
+    assert told
+    assert all(flushed <= size for flushed, size in told)
 
 
 def test_what_was_given_up_is_used_again_after_a_flush_that_failed(

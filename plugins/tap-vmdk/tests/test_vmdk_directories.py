@@ -275,3 +275,41 @@ def test_both_directories_and_their_tables_stay_equal(image: Path, rng: random.R
     )
     places = sorted(place for place, _ in first + second)
     assert all(other - place >= 2048 for place, other in pairwise(places))
+
+
+@pytest.mark.parametrize("at", [-127, 0, 3], ids=["its last sector", "all", "its first sector"])
+def test_nothing_is_written_over_a_table_that_an_entry_points_at(
+    image: Path, rng: random.Random, at: int
+) -> None:
+    """The table lies behind the grains, as one that was made later does."""
+    size = 1024 * GRAIN
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    kept = rng.randbytes(GRAIN)
+    raw = alone(bytes(size - GRAIN) + kept, text)
+    directory = struct.unpack_from("<Q", raw, DIRECTORY)[0] * 512
+    (first, _), (_, second) = tables_of(raw, DIRECTORY, 2)
+    place = len(raw) + GRAIN
+    raw += bytes(GRAIN) + second + bytes(2 * GRAIN - len(second))
+    struct.pack_into("<I", raw, directory + 4, place // 512)
+    struct.pack_into("<I", raw, first + 12, place // 512 + at)
+    image.write_bytes(raw)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        for start, length in ((3 * GRAIN, GRAIN), (3 * GRAIN + max(-at, 0) * 512, 512)):
+            with pytest.raises(tapcore.TapError, match="check --repair all"):
+                disk.pwrite(start, b"n" * length)
+            with pytest.raises(tapcore.TapError, match="check --repair all"):
+                disk.zero(start, length=length)
+        disk.pwrite((512 + 9) * GRAIN, b"new")
+    got = reads(image)
+    assert got[-GRAIN:] == kept
+    assert got[(512 + 9) * GRAIN :][:3] == b"new"
+
+
+def test_new_grains_lie_behind_all_that_is_kept_for_metadata(image: Path, content: bytes) -> None:
+    raw = hosted(bytes(len(content)), text=TEXT, overHead=1024)
+    image.write_bytes(raw)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(0, content)
+    (_, table), *_ = tables_of(image.read_bytes(), DIRECTORY, 1)
+    assert min(filter(None, struct.unpack("<512I", table))) == 1024
+    assert reads(image) == content
