@@ -23,7 +23,7 @@ from tapcore.files.hostfile import (
     zero_range,
 )
 from tapcore.files.linux import all_in_page_cache
-from tapcore.files.reserving import BlockReserver
+from tapcore.files.reserving import NEW_WRITE, BlockReserver
 
 if TYPE_CHECKING:
     from tapcore.interface.extent import Extent
@@ -107,11 +107,12 @@ class BlockingFile:
         end = offset + len(buf)
         if self._lost_by(end):
             return -errno.EIO
+        most = NEW_WRITE if offset >= self.size or not self.durable else len(buf)
         if offset >= self.size:
             self._blocks.take(offset, len(buf))
         while len(buf):
             try:
-                count = os.pwritev(self.fd, (buf,), offset)
+                count = os.pwritev(self.fd, (buf[:most],), offset)
             except OSError as exc:
                 return -errno_of(exc)
             except OverflowError:

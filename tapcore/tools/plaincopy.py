@@ -21,7 +21,7 @@ from tapcore.buffers import long_bytearray
 from tapcore.constants import DEFAULT_SECTOR_SIZE
 from tapcore.errors import IOFailedError
 from tapcore.files.byname import open_host_fd
-from tapcore.files.reserving import LONG_WRITE, BlockReserver
+from tapcore.files.reserving import LONG_WRITE, NEW_WRITE, BlockReserver
 from tapcore.process.workers import Completions, Lane
 from tapcore.tools.plan import Job
 from tapcore.tools.progress import Progress
@@ -41,6 +41,10 @@ _THREADS: Final = 3
 The kernel lets only one write to a file at a time."""
 _TASKS: Final = _THREADS + 1
 """Of up to `_PIECE` each: the memory for content that is under way."""
+
+_NEAR: Final = 4 << 20
+"""Bytes. What ends so close behind content that others copy is theirs too: to take turns with them
+would have each wait for the other."""
 
 _FEW_GAPS: Final = 2
 _WINDOW: Final = 8 << 20
@@ -111,13 +115,19 @@ class PlainCopier:
         Raises:
             IOFailedError: a read or write failed; the text says which.
         """
+        left = -_NEAR  # where the last one ended that is done by others
         for job in jobs:
             run = job.extent
             if run is None or run.fd is None:
+                left = job.end
                 yield job
                 continue
             shift = run.offset - run.start
-            self._copy(self._share(job, run.fd, shift), job.end, run.fd, shift)
+            start = self._share(job, run.fd, shift)
+            if start < job.end < left + _NEAR:
+                yield job._replace(start=start)
+                continue
+            self._copy(start, job.end, run.fd, shift)
         self._hand_over()
         self._wait(0)
         self._check()
@@ -271,6 +281,6 @@ def _read(fd: int, view: memoryview, offset: int) -> None:
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
     while len(view):
-        count = os.pwritev(fd, (view,), offset)
+        count = os.pwritev(fd, (view[:NEW_WRITE],), offset)
         offset += count
         view = view[count:]
