@@ -128,3 +128,38 @@ def test_what_others_write_is_unpacked_with_any_window(packed: Packed) -> None:
     packed.places[0] = (1 << 20, len(data))
     packed.file.look_again()
     assert list(packed.clusters().unpack_many(range(8))) == packed.contents
+
+
+def test_clusters_out_of_order_are_read_by_one_call_for_each_place(packed: Packed) -> None:
+    """As `qemu-img convert -W` leaves them: some here, some there, in any order."""
+    clusters = packed.clusters()
+    for number in (1, 4, 6):
+        offset, length = packed.places[number]
+        there = (8 << 20) + number * 4096
+        os.pwrite(packed.file.fd, os.pread(packed.file.fd, length, offset), there)
+        packed.places[number] = there, length
+    packed.file.look_again()
+    order = [6, 0, 3, 1, 7, 2, 4, 5]
+    buffer = bytearray(8 * SIZE)
+    views = [memoryview(buffer)[n * SIZE : (n + 1) * SIZE] for n in order]
+    with patch.object(ImageFile, "read_metadata", autospec=True, side_effect=read) as reads:
+        assert list(clusters.unpack_into(order, views)) == [None] * 8
+    assert reads.call_count == 2
+    assert buffer == b"".join(packed.contents)
+
+
+def test_what_cannot_go_straight_is_told_as_it_is_alone(packed: Packed) -> None:
+    harm(packed)
+    seen = []
+
+    def into(stream: bytes, view: memoryview) -> bool:
+        seen.append(len(stream))
+        return False
+
+    clusters = DeflatedClusters(packed.file, SIZE, packed.places.__getitem__, inflate_into=into)
+    buffer = bytearray(8 * SIZE)
+    views = [memoryview(buffer)[n * SIZE : (n + 1) * SIZE] for n in range(8)]
+    for number, why in enumerate(clusters.unpack_into(range(8), views)):
+        assert isinstance(why, ImageFormatError) == (number in (DAMAGED, MISSING))
+        assert why is not None or views[number] == packed.contents[number]
+    assert len(seen) == 7

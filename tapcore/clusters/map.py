@@ -38,7 +38,8 @@ class Unpacker(Protocol):
     """Reads compressed clusters; see `DeflatedClusters` for those with a place and a length.
 
     It may have `unpack_many(tokens)` besides, which yields for each token, in order, what `unpack`
-    returns or raises: where that is quicker than one by one.
+    returns or raises: where that is quicker than one by one. And `unpack_into(tokens, views)`,
+    which puts them there, and yields None, or what `unpack` raises.
     """
 
     def unpack(self, token: int) -> bytes:

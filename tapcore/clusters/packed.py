@@ -29,8 +29,8 @@ TOGETHER_BYTES: Final = 512 << 10
 AT_ONCE_BYTES: Final = 8 << 10
 """Clusters up to this size are inflated at once if the page cache holds them."""
 
-_SPREAD: Final = 2
-"""Clusters are read from the file together where that is at most so many times their content."""
+_GAP: Final = 32 << 10
+"""Clusters are read from the file together where no more bytes than these lie between them."""
 
 Take: TypeAlias = Callable[[bytes | Exception], int]
 """Gets the content of a cluster, or why there is none; returns how many requests that finished."""
@@ -102,12 +102,9 @@ class PackedContent:
         failures: dict[int, Exception] = {}
 
         def work() -> int:
-            contents = self._unpack_many([run.where for run, _, _, _ in wanted])
-            for number, (content, each) in enumerate(zip(contents, wanted, strict=True)):
-                if isinstance(content, Exception):
-                    failures[number] = content
-                else:
-                    each[1][:] = content
+            tokens = [run.where for run, _, _, _ in wanted]
+            found = self._unpack_into(tokens, [buf for _, buf, _, _ in wanted])
+            failures.update((number, why) for number, why in enumerate(found) if why is not None)
             return 0
 
         def unpacked(res: int) -> int:
@@ -189,6 +186,16 @@ class PackedContent:
             return iter(together(tokens))
         return (unpack_one(self._unpacker, token) for token in tokens)
 
+    def _unpack_into(
+        self, tokens: Sequence[int], views: Sequence[memoryview]
+    ) -> Iterator[Exception | None]:
+        """In a thread: put the contents where they are wanted, or say why there is none."""
+        straight = getattr(self._unpacker, "unpack_into", None)
+        if straight is not None:
+            return iter(straight(tokens, views))
+        found = self._unpack_many(tokens)
+        return (put(content, view) for content, view in zip(found, views, strict=True))
+
     def _give(self, token: int, found: bytes | Exception) -> int:
         wanted = self._wanted.pop(token)
         self._arrived(token, found)
@@ -218,6 +225,14 @@ def unpack_one(unpacker: Unpacker, token: int) -> bytes | Exception:
         return exc
 
 
+def put(content: bytes | Exception, view: memoryview) -> Exception | None:
+    """Put a cluster's content where it is wanted; returns why there is none."""
+    if isinstance(content, Exception):
+        return content
+    view[:] = content
+    return None
+
+
 def _answer_joined(wanted: Sequence[Wanted], failures: dict[int, Exception]) -> int:
     """Answer for whole clusters, for those that follow each other at once; returns as they do."""
     finished, begun = 0, -1
@@ -242,6 +257,8 @@ class DeflatedClusters:
         cluster_bytes: size of a cluster.
         place_of: from a token to a host offset and a length, both bytes; the stream may end before.
         inflate: from a stream, and the size of a cluster, to content; raises ImageFormatError.
+        inflate_into: from a stream to where a cluster's content is wanted, without a copy on the
+            way; False: it could not, and `inflate` tells why.
     """
 
     def __init__(
@@ -250,11 +267,13 @@ class DeflatedClusters:
         cluster_bytes: int,
         place_of: Callable[[int], tuple[int, int]],
         inflate: Callable[[bytes, int], bytes] = inflate,
+        inflate_into: Callable[[bytes, memoryview], bool] | None = None,
     ) -> None:
         self._file = file
         self._size = cluster_bytes
         self._place_of = place_of
         self._inflate = inflate
+        self._inflate_into = inflate_into
 
     def missing(self, token: int) -> bool:
         """Whether it begins past the end of the file."""
@@ -290,29 +309,65 @@ class DeflatedClusters:
 
     def unpack_many(self, tokens: Sequence[int]) -> Iterator[bytes | Exception]:
         """The contents of clusters, or why one has none; read together where they lie together."""
-        start, content = self._read_together([self._place_of(token) for token in tokens])
-        for token in tokens:
-            if content:
-                offset, length = self._place_of(token)
+        for token, stream in zip(tokens, self._streams(tokens), strict=True):
+            if stream:
                 try:
-                    yield self._content(content[offset - start : offset - start + length])
+                    yield self._content(stream)
                     continue
                 except ImageFormatError:
                     pass  # is found, and told, once more
             yield unpack_one(self, token)
 
-    def _read_together(self, places: Sequence[tuple[int, int]]) -> tuple[int, bytes]:
-        """All of these places: host offset, and what lies there from it on; b"": one by one."""
-        start = min(offset for offset, _ in places)
-        end = max(offset + length for offset, length in places)
-        if len(places) == 1 or end > self._file.size:
-            return start, b""
-        if end - start > _SPREAD * self._size * len(places):
-            return start, b""
+    def unpack_into(
+        self, tokens: Sequence[int], views: Sequence[memoryview]
+    ) -> Iterator[Exception | None]:
+        """As `unpack_many`, straight to where each is wanted: None where it is there."""
+        for token, stream, view in zip(tokens, self._streams(tokens), views, strict=True):
+            if stream and self._filled(stream, view):
+                yield None
+            else:
+                yield put(unpack_one(self, token), view)
+
+    def _filled(self, stream: bytes, view: memoryview) -> bool:
+        if self._inflate_into is not None:
+            return self._inflate_into(stream, view)
         try:
-            return start, self._file.read_metadata(start, end - start)
+            view[:] = self._content(stream)
+        except ImageFormatError:
+            return False
+        return True
+
+    def _streams(self, tokens: Sequence[int]) -> list[bytes]:
+        """What the file holds of each cluster; b"" where something is wrong with that."""
+        places = [self._place_of(token) for token in tokens]
+        found = [b""] * len(places)
+        near: list[int] = []
+        end = 0
+        for number in sorted(range(len(places)), key=places.__getitem__):
+            offset, length = places[number]
+            if near and offset > end + _GAP:
+                self._read_near(near, places, found)
+                near = []
+            near.append(number)
+            end = max(end, offset + length)
+        self._read_near(near, places, found)
+        return found
+
+    def _read_near(
+        self, near: Sequence[int], places: Sequence[tuple[int, int]], found: list[bytes]
+    ) -> None:
+        """By one call: the clusters of these numbers, which are in the order of their places."""
+        start = places[near[0]][0]
+        end = max(sum(places[number]) for number in near)
+        if end > self._file.size:
+            return
+        try:
+            content = self._file.read_metadata(start, end - start)
         except OSError:
-            return start, b""  # so is this
+            return
+        for number in near:
+            offset, length = places[number]
+            found[number] = content[offset - start : offset - start + length]
 
     def _content(self, stream: bytes) -> bytes:
         content = self._inflate(stream, self._size)

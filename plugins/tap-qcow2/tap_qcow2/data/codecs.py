@@ -29,6 +29,21 @@ def codec(compression_type: int) -> Codec:
     return inflate, _deflate
 
 
+def inflate_into(compression_type: int) -> Callable[[bytes, memoryview], bool] | None:
+    """Inflates a cluster straight to where it is wanted, where something here can.
+
+    Returns:
+        False where it could not: `codec` has what tells why.
+    """
+    if layout.COMPRESSION_NAMES[compression_type] != "zstd":
+        return None
+    try:
+        from tap_qcow2.data import libzstd
+    except ImportError:  # a Python without ctypes
+        return None
+    return libzstd.decompress_into if libzstd.is_there() else None
+
+
 def _deflate(content: Any) -> bytes:
     """For QEMU, which reads with a window of 4 KiB."""
     return deflate(content, wbits=-12)

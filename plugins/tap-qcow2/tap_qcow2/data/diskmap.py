@@ -9,7 +9,7 @@ import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tap_qcow2.data.codecs import codec
+from tap_qcow2.data.codecs import codec, inflate_into
 from tap_qcow2.data.unopened import UnopenedFile
 from tap_qcow2.ondisk.entries import (
     ALL_DATA,
@@ -91,7 +91,8 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         self.stages = Stages(dd.name, metadata, self.damaged)
         self.encrypted = bool(self.header.crypt_method)
         size, place_of = self.geometry.cluster_size, self.decoder.compressed_range
-        self.unpacker = DeflatedClusters(file, size, place_of, self._inflate)
+        straight = inflate_into(self.header.compression_type)
+        self.unpacker = DeflatedClusters(file, size, place_of, self._inflate, straight)
         self._clearing: Clearing | None = None  # loaded when something is cleared
 
     @abstractmethod
