@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -61,9 +62,16 @@ def load_engine(depth: int, eventfd: int) -> IoEngine:
     Raises:
         NotSupportedError: none is; the text says what to install.
     """
+    engine: IoEngine = _engine_maker()(depth, eventfd)
+    return engine
+
+
+@functools.cache
+def _engine_maker() -> Callable[[int, int], IoEngine]:
+    """Looked for once, in the records of all that is installed; again, where there was none."""
     for ep in sorted(entry_points(group=ENGINE_GROUP), key=lambda ep: ep.name):
-        engine: IoEngine = ep.load()(depth, eventfd)
-        return engine
+        made: Callable[[int, int], IoEngine] = ep.load()
+        return made
     raise NotSupportedError("--cache none needs an asynchronous engine: pip install tap-aio")
 
 

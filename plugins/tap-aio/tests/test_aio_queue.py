@@ -348,10 +348,14 @@ def test_without_any_engine_tap_aio_is_named(
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     monkeypatch.setattr(direct, "entry_points", lambda group: [])
+    direct._engine_maker.cache_clear()  # a process looks once
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(tapcore.NotSupportedError, match="pip install tap-aio"):
         tapcore.open(f"aio:{path}", cache="none", readonly=False)
     assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    with tapcore.open(f"aio:{path}", cache="none") as disk:  # installed meanwhile
+        assert disk.pread(0, length=512) == bytes(512)
 
 
 @pytest.mark.parametrize(
