@@ -192,6 +192,19 @@ class ParentChecks(Subject):
                 for _ in range(STEPS // 2):
                     model.step(rng)
                 model.check(f"a child of {size} bytes on a parent of {length}, after work in it")
+                self._grow(disk, length)
+
+    def _grow(self, disk: Disk, size: int) -> None:
+        """New sectors read as zeroes, whatever a longer parent holds there, or there are none."""
+        old = disk.size
+        if size <= old or "td_resize" not in disk.state.disks.drv.implemented:
+            return
+        try:
+            disk.resize(size)
+        except NotSupportedError:
+            return
+        what = "what is new of a child that grew to the size of its parent"
+        compare(disk.pread(old, length=size - old), bytes(size - old), old, what)
 
     @needs("parents", "write")
     def test_a_chain_of_three(self, cache: CacheMode, rng: random.Random) -> None:

@@ -9,9 +9,16 @@ import attrs
 from tap_vhd.blocks import BlockImage
 from tap_vhd.create import LARGEST, as_ours
 from tap_vhd.fixed import FixedImage
-from tap_vhd.footer import BY_GEOMETRY, FOOTER_BYTES, TAPDISK, Footer, geometry_of
+from tap_vhd.footer import (
+    BY_GEOMETRY,
+    DIFFERENCING,
+    FOOTER_BYTES,
+    TAPDISK,
+    Footer,
+    geometry_of,
+)
 from tap_vhd.restructure import restructure
-from tapcore import SECTOR_SHIFT, DiskDriver, UsageError
+from tapcore import SECTOR_SHIFT, DiskDriver, NotSupportedError, UsageError
 
 
 def resize(dd: DiskDriver[Any], size: int) -> None:
@@ -19,6 +26,7 @@ def resize(dd: DiskDriver[Any], size: int) -> None:
 
     Raises:
         UsageError: no VHD can be so large.
+        NotSupportedError: it would grow, and its parent's content would show.
         OSError, TapError: it is as it was, or has the new size.
     """
     if not 0 < size <= LARGEST:
@@ -28,8 +36,17 @@ def resize(dd: DiskDriver[Any], size: int) -> None:
     if isinstance(image, FixedImage):
         _resize_fixed(image, footer, size)
     else:
+        _refuse_longer_parent(dd, image, size >> SECTOR_SHIFT)
         _resize_blocks(image, footer, size)
     dd.size = image.sectors
+
+
+def _refuse_longer_parent(dd: DiskDriver[Any], image: BlockImage, sectors: int) -> None:
+    """There is no way to say that sectors are zeroes but to store all of them."""
+    if sectors <= image.sectors or image.footers.footer.disk_type != DIFFERENCING:
+        return
+    if dd.next is None or dd.next.size > image.sectors:
+        raise NotSupportedError("cannot grow: the rest of its parent, which is longer, would show")
 
 
 def _resized(footer: Footer, size: int) -> Footer:

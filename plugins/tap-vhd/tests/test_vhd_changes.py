@@ -176,3 +176,17 @@ def test_a_fixed_image_has_no_parent(tmp_path: Path, rng: random.Random) -> None
             leaf.drv.td_set_parent(leaf, tapcore.DiskId("base.vhd", "vhd"))
         with pytest.raises(NotSupportedError, match="cannot be emptied"):
             leaf.drv.td_make_empty(leaf)
+
+
+def test_a_child_of_a_longer_parent_does_not_grow(tmp_path: Path) -> None:
+    """The rest of its parent would show, since it cannot say of a sector that it is zeroes."""
+    parent, child = tmp_path / "parent.vhd", tmp_path / "child.vhd"
+    tapcore.create_image(f"vhd:{parent}", 4 * MIB)
+    with tapcore.open(f"vhd:{parent}", readonly=False) as disk:
+        disk.pwrite(3 * MIB, b"p" * 512)
+    tapcore.create_image(f"vhd:{child}", 2 * MIB, parent="vhd:parent.vhd")
+    with pytest.raises(NotSupportedError, match="its parent, which is longer, would show"):
+        resize(child, 4 * MIB)
+    with tapcore.open(f"vhd:{child}") as disk:
+        assert disk.size == 2 * MIB
+    resize(child, MIB)
