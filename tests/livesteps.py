@@ -7,17 +7,17 @@ step of a change.
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
+from knowncontent import SECTOR, KnownContent
 from nbd_client import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Client, request
 
 from tapcore import TapError
 from tapcore.live import Live
 from tapcore.nbd.server import NbdServer
 
-SECTOR = 512
 PATIENCE = 3000  # batches
 SENT_AT_ONCE = 96 << 10
 
@@ -61,9 +61,8 @@ class Stepped:
 
     def __init__(self, server: NbdServer, live: Live, size: int, rng: random.Random) -> None:
         self.server, self.live, self.rng = server, live, rng
-        self.model = bytearray(size)
+        self.known = KnownContent(size)
         self.asked: dict[int, Asked] = {}
-        self._discarded: dict[int, list[bytearray]] = {}
         self._out = bytearray()
         self._cookie = 0
         self.client = self._connected()
@@ -145,44 +144,28 @@ class Stepped:
         assert not answer.error, (asked.command, answer.error)
         start, end = asked.start, asked.end
         if asked.command == WRITE:
-            self._store(start, asked.content)
+            self.known.write(start, asked.content)
         elif asked.command == WRITE_ZEROES:
-            self._store(start, bytes(end - start))
+            self.known.zero(start, end)
         elif asked.command == TRIM:
-            for sector in range(-(-start // SECTOR), end // SECTOR):
-                self._discarded.setdefault(sector, []).append(bytearray(SECTOR))
+            self.known.discard(start, end)
         elif asked.command == READ:
-            self._compare(start, answer.content(start, end - start))
+            self.known.compare(start, answer.content(start, end - start))
 
-    def _store(self, start: int, content: bytes) -> None:
-        self.model[start : start + len(content)] = content
-        for sector, at, part in self._sectors(start, content):
-            if len(part) == SECTOR:
-                self._discarded.pop(sector, None)
-            for each in self._discarded.get(sector, ()):
-                each[at : at + len(part)] = part
+    @property
+    def model(self) -> bytearray:
+        """What it has to hold."""
+        return self.known.data
 
-    def _compare(self, start: int, content: bytes) -> None:
-        """What was discarded is as it was, or zeroes; what it is once it is from then on."""
-        for sector, at, part in self._sectors(start, content):
-            first = sector * SECTOR
-            now = self.model[first : first + SECTOR]
-            may_be = [now, *self._discarded.pop(sector, ())]
-            left = [each for each in may_be if each[at : at + len(part)] == part]
-            assert left, f"sector {sector} is none of {len(may_be)}"
-            self.model[first : first + SECTOR] = left[0]
-            if left[1:]:
-                self._discarded[sector] = left[1:]
-
-    @staticmethod
-    def _sectors(start: int, content: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Sector by sector: its number, where in it a part begins, and that."""
-        at = 0
-        while at < len(content):
-            sector, inside = divmod(start + at, SECTOR)
-            part = content[at : at + SECTOR - inside]
-            yield sector, inside, part
-            at += len(part)
+    def begin(self) -> None:
+        """What it holds before anything is written is what it has to hold."""
+        self._cookie += 1
+        size = len(self.model)
+        self.client.parser.expect(READ, self._cookie, 0, size)
+        self._out += request(READ, self._cookie, 0, size)
+        answer = self.client.parser.answers[self._cookie]
+        self.until(lambda: answer.done)
+        self.known.data[:] = answer.content(0, size)
 
     def check(self) -> None:
         """The whole content."""
