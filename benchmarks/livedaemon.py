@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tapcore
 from tapcore.daemon.client import DaemonClient
 from tapcore.interface.options import CacheMode
+from tapcore.live import LiveCalls
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from daemons import daemon_in
+from livekinds import KEY_FILE, Kind
 
 _NAME = "live"
 _ON_ITS_WAY = ("beginning", "copying", "finishing")
@@ -43,11 +45,13 @@ class DaemonCalls:
     def swap(self, name: str, image: str) -> dict[str, Any]:
         return self._client.swap(_NAME, image)
 
-    def snapshot(self, name: str, child: str) -> dict[str, Any]:
-        return self._client.snapshot_live(_NAME, child)
+    def snapshot(
+        self, name: str, child: str, *, options: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        return self._client.snapshot_live(_NAME, child, options=options)
 
-    def resize(self, name: str, size: str) -> dict[str, Any]:
-        return self._client.resize_live(_NAME, size)
+    def resize(self, name: str, size: str, *, shrink: bool = False) -> dict[str, Any]:
+        return self._client.resize_live(_NAME, size, shrink=shrink)
 
     def commit(self, name: str) -> dict[str, Any]:
         self.begin_commit(name)
@@ -68,11 +72,14 @@ class DaemonCalls:
 
 
 @contextlib.contextmanager
-def daemon_disk(image: str, folder: Path, cache: CacheMode) -> Iterator[tuple[DaemonCalls, str]]:
+def daemon_disk(
+    kind: Kind, image: str, folder: Path, cache: CacheMode
+) -> Iterator[tuple[LiveCalls | DaemonCalls, str]]:
     """Attach an image to a daemon of its own; gives the calls, and the URI for clients."""
     with daemon_in(folder) as daemon:
         with daemon.start() as client:
-            disk = client.attach(image, name=_NAME, cache=cache)
+            keys = [str(folder / KEY_FILE)] if kind.locked else []
+            disk = client.attach(image, name=_NAME, cache=cache, key_files=keys)
             yield DaemonCalls(client), disk["uri"]
             restarts = client.disks()[0]["restarts"]
             client.detach(_NAME, force=True)

@@ -93,9 +93,9 @@ class Changes:
 
     def change(self) -> str:
         """Make one at random; returns which."""
-        kinds = ["pause", "swap", "grow", "grow", "shrink", "shrink", "snapshot", "snapshot"]
+        kinds = ["pause", "swap", "grow", "grow", "shrink", "shrink", *["snapshot"] * 3]
         if self.is_child:
-            kinds += ["commit", "commit", "cancel"]
+            kinds += [*["commit"] * 3, "cancel", "cancel"]
         if self.image.name.startswith("qcow2:"):
             kinds += ["inner"]
         kind = self.rng.choice(kinds)
