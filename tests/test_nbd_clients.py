@@ -23,11 +23,10 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 KINDS = ("aio", "aio-none", "sync", "ram")
 
 
-def run(*words: object, status: int = 0) -> str:
+def run(*words: object, status: int = 0, cwd: Path | None = None) -> str:
     """A client's output; it has to exit as expected."""
-    done = subprocess.run(
-        [peer(str(words[0])), *map(str, words[1:])], capture_output=True, text=True, timeout=60
-    )
+    command = [peer(str(words[0])), *map(str, words[1:])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
@@ -188,13 +187,15 @@ def test_qemu_img_over_it(kind: str, image: Path, content: bytes, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fio_verifies(kind: str, image: Path, rng: random.Random) -> None:
+def test_fio_verifies(kind: str, image: Path, rng: random.Random, tmp_path: Path) -> None:
     with serving(kind, image) as server:
-        fio(server.uri, "randrw", rng, "--verify=crc32c", "--verify_fatal=1")
-        fio(server.uri, "randwrite", rng, "--verify=crc32c", "--verify_fatal=1", "--fsync=20")
+        verify = ("--verify=crc32c", "--verify_fatal=1")
+        fio(server.uri, "randrw", rng, tmp_path, *verify)
+        fio(server.uri, "randwrite", rng, tmp_path, *verify, "--fsync=20")
 
 
-def fio(uri: str, rw: str, rng: random.Random, *options: str) -> None:
+def fio(uri: str, rw: str, rng: random.Random, folder: Path, *options: str) -> None:
+    """What it leaves behind (state of `verify`) is left in a folder."""
     run(
         "fio",
         "--name=job",
@@ -208,6 +209,7 @@ def fio(uri: str, rw: str, rng: random.Random, *options: str) -> None:
         "--verify_state_save=0",
         f"--randseed={rng.getrandbits(31)}",
         *options,
+        cwd=folder,
     )
 
 

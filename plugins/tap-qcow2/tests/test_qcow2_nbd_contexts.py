@@ -118,7 +118,8 @@ def test_an_incremental_backup(image: Path, rng: random.Random) -> None:
     with served(image, "--socket", image.parent / "s") as server:
         job = ["--name=g", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randwrite", "--bs=4k"]
         words = [peer("fio"), *job, "--number_ios=60", "--iodepth=4", "--output=/dev/null"]
-        subprocess.run([*words, f"--randseed={rng.randrange(1 << 30)}"], check=True, timeout=60)
+        words += [f"--randseed={rng.randrange(1 << 30)}"]
+        subprocess.run(words, check=True, timeout=60, cwd=image.parent)
     with served(image, "--read-only", "--socket", image.parent / "s") as server:
         changed = dirty(server, "one")
         assert 0 < sum(length for _, length in changed) < 16 * MIB
