@@ -3,7 +3,8 @@
     trial = Trial("vmdk", image, rng, span=1 << 19)
     everything_late(trial)          # or one of the others
 
-What is looked at is content, answers, and, by `Trial.problems`, the tables of the file.
+What is looked at is content, answers, and, by `Trial.problems`, the tables of the file. A format
+whose trial is always the same one inherits them as tests: `Meetings`, `AnyMeetings`.
 """
 
 import errno
@@ -13,9 +14,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
+import pytest
 
 import tapcore
 from latecrowd import Crowd, History
@@ -442,3 +444,49 @@ def _only_true_content(trial: Trial, recording: Recording, contents: Mapping[int
         for at, content in contents.items():
             length = len(content)
             assert got[at : at + length] in (content, trial.below[at : at + length]), state
+
+
+# ---- all of that as tests ----------------------------------------------------------------------
+
+
+class Meetings:
+    """Particular meetings, for the fixture `trial`: of an empty disk over a parent.
+
+    Attributes:
+        cluster: bytes.
+        unit: of what is written before and after a stage that fails, bytes; 0: a cluster.
+    """
+
+    cluster: ClassVar[int]
+    unit: ClassVar[int] = 0
+
+    def test_writes_that_wait_keep_their_order(self, trial: Trial) -> None:
+        writes_that_wait_keep_their_order(trial, self.cluster)
+
+    def test_who_is_told_reads_what_was_written(self, trial: Trial) -> None:
+        who_is_told_reads_what_was_written(trial, self.cluster)
+
+    @pytest.mark.parametrize("before", [0, 1])
+    @pytest.mark.parametrize("op", [WRITE, ZERO])
+    def test_what_meets_a_block_being_filled(self, op: int, before: int, trial: Trial) -> None:
+        what_meets_a_cluster_being_filled(trial, self.cluster, op, before)
+
+    def test_a_flush_publishes_only_what_it_covers(self, trial: Trial) -> None:
+        a_flush_publishes_only_what_it_covers(trial, self.cluster)
+
+    @pytest.mark.parametrize("stage", [1, 2])
+    def test_a_stage_that_failed_is_written_again_in_order(self, stage: int, trial: Trial) -> None:
+        a_stage_that_failed_is_written_again_in_order(trial, self.unit or self.cluster, stage)
+
+
+class AnyMeetings(Meetings):
+    """Meetings at random as well."""
+
+    def test_everything_late(self, trial: Trial) -> None:
+        everything_late(trial)
+
+    def test_everything_late_and_failing(self, trial: Trial) -> None:
+        everything_late_and_failing(trial)
+
+    def test_every_loss_in_turn(self, trial: Trial) -> None:
+        every_loss_in_turn(trial)

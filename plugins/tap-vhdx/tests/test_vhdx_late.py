@@ -8,13 +8,9 @@ import pytest
 
 import tapcore
 from latetrials import (
+    Meetings,
     Trial,
-    a_flush_publishes_only_what_it_covers,
     a_place_is_not_used_again_while_something_old_is_on_its_way,
-    a_stage_that_failed_is_written_again_in_order,
-    what_meets_a_cluster_being_filled,
-    who_is_told_reads_what_was_written,
-    writes_that_wait_keep_their_order,
 )
 from tap_vhdx.logentries import HEADER
 from tapcore import ImageFile
@@ -38,27 +34,8 @@ def trial(tmp_path: Path, rng: random.Random) -> Trial:
     return trial
 
 
-def test_writes_that_wait_keep_their_order(trial: Trial) -> None:
-    writes_that_wait_keep_their_order(trial, BLOCK)
-
-
-def test_who_is_told_reads_what_was_written(trial: Trial) -> None:
-    who_is_told_reads_what_was_written(trial, BLOCK)
-
-
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("op", [WRITE, ZERO])
-def test_what_meets_a_block_being_filled(op: int, before: int, trial: Trial) -> None:
-    what_meets_a_cluster_being_filled(trial, BLOCK, op, before)
-
-
-def test_a_flush_publishes_only_what_it_covers(trial: Trial) -> None:
-    a_flush_publishes_only_what_it_covers(trial, BLOCK)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_stage_that_failed_is_written_again_in_order(stage: int, trial: Trial) -> None:
-    a_stage_that_failed_is_written_again_in_order(trial, BLOCK, stage)
+class TestMeetings(Meetings):
+    cluster = BLOCK
 
 
 def test_content_is_safe_before_the_log_and_that_before_a_page_is_written(
