@@ -20,7 +20,7 @@ from hostfs import mounted
 from peers import missing
 from tapcore.engine.lane import LONG, Lane
 from tapcore.files.mapping import content_of, is_mapped
-from tapcore.files.windows import BUDGET
+from tapcore.files.windowbudget import BUDGET
 from tapcore.tools.check import check_image, check_status
 
 KIB, MIB = 1 << 10, 1 << 20

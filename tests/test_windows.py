@@ -16,7 +16,8 @@ from tapcore.files.hostfile import punch_hole
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.mappable import maps_well, tells_of_pages, writes_pay
 from tapcore.files.mapping import PAGE, Mapping, is_mapped
-from tapcore.files.windows import BUDGET, LOOK, OFTEN, REGION, WINDOW, Windows
+from tapcore.files.windowbudget import BUDGET
+from tapcore.files.windows import LOOK, OFTEN, REGION, WINDOW, Windows
 
 MIB = 1 << 20
 

@@ -8,19 +8,15 @@ meanwhile may wait for the disk once, or gets EFAULT from the kernel, and nothin
 from __future__ import annotations
 
 import os
-from threading import Lock
 from typing import Final, Protocol
 
 from tapcore.files.holes import HoleMap
 from tapcore.files.mappable import maps_well, tells_of_pages, writes_pay
 from tapcore.files.mapping import PAGE, Mapping
+from tapcore.files.windowbudget import BUDGET
 
 WINDOW: Final = 64 << 20
 """Bytes of a window; its place in the file is a multiple of that."""
-
-MOST_WINDOWS: Final = 256
-"""Of the whole process: 16 GiB. For each GiB that is touched the kernel keeps 2 MiB of page tables,
-so that these take 32 MiB at most; the windows' own notes take 4 MiB."""
 
 LOOK: Final = 256 << 10
 """Bytes of which it is looked at once whether they lie in the page cache: 2 or 3 microseconds."""
@@ -369,44 +365,3 @@ class Windows:
             except Exception:  # a Python without ctypes, too: it is only for speed
                 self._usable = False
         return self._usable
-
-
-class Budget:
-    """All windows of the process; threads may share it.
-
-    Args:
-        most: so many there may be.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._lock = Lock()
-        self._open: dict[tuple[int, int], Windows] = {}
-
-    def has_room(self, now: float) -> bool:
-        """Whether one more may be opened; one that is not in use is given up for it."""
-        with self._lock:
-            if len(self._open) < self.most:
-                return True
-            idle, (owner, number) = min(
-                ((windows.until(number), (owner, number)))
-                for (owner, number), windows in self._open.items()
-            )
-            if idle > now:
-                return False
-            self._open.pop((owner, number)).give_up(number)
-            return True
-
-    def opened(self, windows: Windows, number: int) -> None:
-        """One more is there."""
-        with self._lock:
-            self._open[id(windows), number] = windows
-
-    def gone(self, windows: Windows) -> None:
-        """All windows of a file are given up."""
-        with self._lock:
-            for key in [key for key, each in self._open.items() if each is windows]:
-                del self._open[key]
-
-
-BUDGET: Final = Budget(MOST_WINDOWS)
