@@ -22,7 +22,7 @@ from tapcore.nbd.tlsconnection import Encryption, TlsConnection
 from tapcore.nbd.tlsfiles import Credentials
 from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
 from tapcore.nbd.tlssocket import TlsSocket
-from tapcore.nbd.tlssteps import Steps
+from tapcore.nbd.tlssteps import Step, Steps
 from tapcore.nbd.writes import WIDE
 
 KIB = 1 << 10
@@ -216,6 +216,39 @@ def test_without_a_thread_the_loop_does_it(
     monkeypatch.setattr(Steps, "put", none)
     with serving(options) as here, here.client() as other, here.client(tls=tls) as secure:
         assert secure.read(0, 512) == other.read(0, 512)
+
+
+def test_nobody_receives_from_a_client_whose_handshake_is_over_and_not_told_of(
+    options: TlsOptions, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is quicker than the batch in which it was asked: that looks at the client, too."""
+    computed, told = threading.Event(), threading.Event()
+    shake_hands, put = TlsSocket.shake_hands, Steps.put
+
+    def shaking(sock: TlsSocket) -> bool:
+        over = shake_hands(sock)
+        computed.set()
+        assert not over or told.wait(60)
+        return over
+
+    def putting(steps: Steps, step: Step) -> None:
+        computed.clear()
+        put(steps, step)
+        assert computed.wait(60)
+
+    monkeypatch.setattr(TlsSocket, "shake_hands", shaking)
+    monkeypatch.setattr(Steps, "put", putting)
+    with serving(options) as here, here.client() as other:
+        shaken = Shaking(half_way(here), tls)
+        while not any(isinstance(each, TlsConnection) for each in here.server._clients.all):
+            other.read(0, 512)
+        while not the_secure(here)._socket.ready:
+            other.read(0, 512)
+        for _ in range(3):
+            assert other.read(0, 512) == bytes(512)
+        told.set()
+        shaken.join(60)
+    assert shaken.answered == ACK_OF_ABORT
 
 
 @pytest.mark.parametrize("how", ["gone", "dropped", "stopped"])

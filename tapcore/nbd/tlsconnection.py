@@ -185,8 +185,9 @@ class TlsConnection(Connection):
     @property
     def _has_more(self) -> bool:
         """Whether more can be taken at once of what the client has sent."""
-        if self._socket.starved or not self.open:
-            return False
+        sock = self._socket
+        if sock.step is not None or sock.starved or not self.open:
+            return False  # what a step of the handshake has changed is not told yet
         transmission = self._transmission
         return transmission is None or not (transmission.stalled or transmission.finished)
 
