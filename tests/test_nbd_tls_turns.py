@@ -1,6 +1,7 @@
 """TLS beside other clients: whose turn it is, what threads do, and what comes out of records."""
 
 import contextlib
+import os
 import random
 import socket
 import ssl
@@ -17,7 +18,7 @@ from servedhere import Here, served_here
 from tlscerts import Authority
 
 from tapcore import TlsMode, TlsOptions
-from tapcore.nbd import tlsconnection
+from tapcore.nbd import tlsconnection, tlssteps
 from tapcore.nbd.tlsconnection import Encryption, TlsConnection
 from tapcore.nbd.tlsfiles import Credentials
 from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
@@ -205,6 +206,55 @@ def test_a_handshake_does_not_hold_up_others(
         gate.open.set()
         shaking.join(60)
     assert shaking.answered == ACK_OF_ABORT
+
+
+def test_threads_give_way_to_the_loop(
+    options: TlsOptions, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are theirs alone, of a lower priority, and end with the server."""
+    lower = usual = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    if usual[0] == os.SCHED_OTHER:
+        lower = os.SCHED_BATCH, min(usual[1] + 10, 19)
+    found: list[tuple[str, int, int]] = []
+    shake_hands, before = TlsSocket.shake_hands, set(threading.enumerate())
+
+    def shaking(sock: TlsSocket) -> bool:
+        name, nice = threading.current_thread().name, os.getpriority(os.PRIO_PROCESS, 0)
+        found.append((name, os.sched_getscheduler(0), nice))
+        return shake_hands(sock)
+
+    monkeypatch.setattr(TlsSocket, "shake_hands", shaking)
+    with serving(options) as here, here.client() as other:
+        with here.client(tls=tls) as secure:
+            assert secure.read(0, 512) == other.read(0, 512)
+        assert set(found) == {("tapcore-tls", *lower)}
+        assert other.read(0, 512) == bytes(512)
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+def test_no_more_threads_than_are_wanted(
+    kind: int, tls: ssl.SSLContext, options: TlsOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many handshakes there are at once; and one that cannot be started is not missed."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name == "tapcore-tls":
+            if len(started) == 2:
+                raise RuntimeError("no more threads")
+            started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(tlssteps, "threads_for_steps", lambda: kind)
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    with serving(options) as here, here.client():
+        shaking = [Shaking(half_way(here), tls) for _ in range(12)]
+        for each in shaking:
+            each.join(60)
+    assert [each.answered for each in shaking] == [ACK_OF_ABORT] * 12
+    assert 1 <= len(started) <= min(kind, 2)
 
 
 def test_without_a_thread_the_loop_does_it(

@@ -110,10 +110,10 @@ class TlsConnection(Connection):
         sock = self._socket
         step = Step(sock.shake_hands, self._step_done)
         if len(self._clients.all) > 1:
+            self._poll(EPOLLONESHOT)  # before the thread can ask for the interpreter's lock
             with suppress(OSError):  # there is no thread
                 self._steps.put(step)
                 sock.step = step
-                self._poll(EPOLLONESHOT)
                 return
         step.run()
         self._shaken(step)

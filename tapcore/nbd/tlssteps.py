@@ -1,22 +1,31 @@
 """Steps of TLS handshakes, in threads: while one is computed, other clients are served.
 
 A signature with a key of RSA takes a millisecond or more, without the interpreter's lock. Records
-are no work for threads: to wake one costs about as much as to decrypt 64 KiB.
+are no work for threads: to wake one costs about as much as to decrypt 64 KiB. The threads are not
+those of disks, since they have a lower priority.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Final
 
 from tapcore.engine.loop import Loop
-from tapcore.process.workers import Completions, Lane
+from tapcore.process.workers import Completions
 
 MOST_THREADS: Final = 4
+
+_NICER: Final = 10
+"""So much lower is the priority of the threads. In the lowest class (SCHED_IDLE) one that has the
+interpreter's lock could be kept from going on by anything on a busy machine, and the loop with it.
+"""
 
 
 def threads_for_steps() -> int:
@@ -77,7 +86,9 @@ class Steps:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._lane = Lane(threads_for_steps())
+        self._most = threads_for_steps()
+        self._threads: list[threading.Thread] = []
+        self._steps: SimpleQueue[Step | None] = SimpleQueue()
         self._completions = Completions()
         self._under_way = 0
         loop.add(self._completions.eventfd, self._take)
@@ -88,8 +99,32 @@ class Steps:
         Raises:
             OSError: there is no thread for it.
         """
-        self._lane.put(step.run, (), self._completions, step)
+        if len(self._threads) < min(self._under_way + 1, self._most):
+            self._start_thread()
         self._under_way += 1
+        self._steps.put(step)
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="tapcore-tls", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # no more threads: those that there are must do
+            if not self._threads:
+                raise OSError(errno.EAGAIN, str(exc)) from None
+        else:
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        # they are for a thread that looks after them
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _give_way()
+        while True:
+            step = self._steps.get()
+            if step is None:
+                return
+            step.run()
+            self._completions.add(0, step)
+            del step  # holds no connection while idle
 
     def _take(self, _: int) -> None:
         with suppress(BlockingIOError):
@@ -106,5 +141,21 @@ class Steps:
         while self._under_way:
             told.poll()
             self._take(0)
+        for _ in self._threads:
+            self._steps.put(None)
+        for thread in self._threads:
+            thread.join()
         self._loop.remove(self._completions.eventfd)
         self._completions.close()
+
+
+def _give_way() -> None:
+    """Whoever wakes up goes before this thread: the loop, and clients on this machine.
+
+    A thread that the user wanted to be scheduled otherwise stays as it is.
+    """
+    with suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            # of this thread alone, as Linux has it
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
