@@ -38,6 +38,17 @@ def test_who_waits_is_told_in_order_as_far_as_the_room_goes() -> None:
     assert budget.patience is None
 
 
+def test_what_is_kept_leaves_half_for_requests() -> None:
+    """Nobody gives back what he keeps, however long others wait."""
+    budget = Budget(100)
+    assert [budget.take_to_keep(20) for _ in range(4)] == [True, True, False, False]
+    assert budget.take_to_keep(10)
+    budget.give_back(50)
+    budget.wait(200, print)
+    assert not budget.take_to_keep(1)
+    assert budget.room == 100
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[NbdServer]:
     image = tmp_path / "disk.img"

@@ -1,4 +1,4 @@
-"""TLS beside other clients: whose turn it is, what threads do, and what comes out of records."""
+"""TLS beside other clients: whose turn it is, what memory there is for it, and what threads do."""
 
 import contextlib
 import os
@@ -21,8 +21,8 @@ from tapcore import TlsMode, TlsOptions
 from tapcore.nbd import tlsconnection, tlssteps
 from tapcore.nbd.tlsconnection import Encryption, TlsConnection
 from tapcore.nbd.tlsfiles import Credentials
-from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
-from tapcore.nbd.tlssocket import TlsSocket
+from tapcore.nbd.tlsrecords import MANY, ManyRecords, SingleRecords, Stop
+from tapcore.nbd.tlssocket import HELD, TlsSocket
 from tapcore.nbd.tlssteps import Step, Steps
 from tapcore.nbd.writes import WIDE
 
@@ -67,6 +67,50 @@ def half_way(here: Here) -> socket.socket:
     return sock
 
 
+@attrs.frozen
+class Gate:
+    """The first step of a handshake waits at it."""
+
+    reached: threading.Event = attrs.field(factory=threading.Event)
+    open: threading.Event = attrs.field(factory=threading.Event)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, shake_hands = Gate(), TlsSocket.shake_hands
+
+    def waiting(sock: TlsSocket) -> bool:
+        if not gate.reached.is_set():
+            gate.reached.set()
+            assert gate.open.wait(60)
+        return shake_hands(sock)
+
+    monkeypatch.setattr(TlsSocket, "shake_hands", waiting)
+    return gate
+
+
+class Shaking(threading.Thread):
+    """A client's handshake of TLS, and a question after it.
+
+    Attributes:
+        answered: what came back; nothing where it was cut off.
+    """
+
+    def __init__(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
+        super().__init__()
+        self._sock, self._tls = sock, tls
+        self.answered = b""
+        self.start()
+
+    def run(self) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self._tls.wrap_socket(self._sock, server_hostname="localhost") as secure,
+        ):
+            secure.sendall(option(2))
+            self.answered = secure.recv(20)
+
+
 # ---- turns -----------------------------------------------------------------------------------
 
 
@@ -97,7 +141,8 @@ def test_who_sends_all_the_time_does_not_keep_others_from_their_turn(
     looks: list[int] = []
     with serving(options) as here, here.client(tls=tls) as flood, here.client() as other:
         endless = Endless()
-        the_secure(here)._socket._records = endless
+        sock = the_secure(here)._socket
+        sock.wide, sock._records = True, endless
         here.server.loop.timeouts.append(lambda: looks.append(endless.calls))
         flood.sock.sendall(b"anything")
         while endless.calls < 1000:
@@ -143,57 +188,53 @@ def test_several_long_writes_come_at_once(
             writes = the_secure(here)._writes
             assert writes is not None
             assert writes.wide
-            assert budget.room <= room - WIDE
+            assert budget.room == room - WIDE - HELD - MANY
             assert client.read(0, len(model)) == model
         while budget.room != room:
             assert other.read(0, 512) == model[:512]
 
 
+def test_what_openssl_has_of_a_connection_counts(
+    options: TlsOptions, tls: ssl.SSLContext, gate: Gate
+) -> None:
+    """From the beginning of its handshake, and to its end."""
+    with serving(options) as here, here.client() as other:
+        budget = here.server._clients.budget
+        room = budget.room
+        shaking = Shaking(half_way(here), tls)
+        assert gate.reached.wait(60)
+        assert room - budget.room == HELD
+        gate.open.set()
+        shaking.join(60)
+        with here.client(tls=tls) as secure:
+            secure.read(0, 512)
+            while room - budget.room != HELD + MANY:
+                other.read(0, 512)
+        while budget.room != room:
+            other.read(0, 512)
+
+
+def test_whose_buffers_do_not_fit_is_served_without_them(
+    options: TlsOptions, tls: ssl.SSLContext, rng: random.Random
+) -> None:
+    """And with them, as soon as they do."""
+    data = rng.randbytes(300 * KIB)
+    with serving(options) as here, here.client() as other:
+        budget = here.server._clients.budget
+        room, budget.room = budget.room, budget.room // 2 + MANY
+        with here.client(tls=tls) as slow:
+            slow.write(0, data)
+            assert slow.read(0, len(data)) == data
+            assert isinstance(the_secure(here)._socket._records, SingleRecords)
+            _once_in_the_loop(here, lambda: budget.give_back(room // 2 - MANY))
+            slow.write(512, data)
+            assert slow.read(512, len(data)) == data
+            assert isinstance(the_secure(here)._socket._records, ManyRecords)
+        while budget.room != room:
+            assert other.read(512, 512) == data[:512]
+
+
 # ---- threads ---------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Gate:
-    """The first step of a handshake waits at it."""
-
-    reached: threading.Event = attrs.field(factory=threading.Event)
-    open: threading.Event = attrs.field(factory=threading.Event)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate, shake_hands = Gate(), TlsSocket.shake_hands
-
-    def waiting(sock: TlsSocket) -> bool:
-        if not gate.reached.is_set():
-            gate.reached.set()
-            assert gate.open.wait(60)
-        return shake_hands(sock)
-
-    monkeypatch.setattr(TlsSocket, "shake_hands", waiting)
-    return gate
-
-
-class Shaking(threading.Thread):
-    """A client's handshake of TLS, and a question after it.
-
-    Attributes:
-        answered: what came back; nothing where it was cut off.
-    """
-
-    def __init__(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        super().__init__()
-        self._sock, self._tls = sock, tls
-        self.answered = b""
-        self.start()
-
-    def run(self) -> None:
-        with (
-            contextlib.suppress(OSError),
-            self._tls.wrap_socket(self._sock, server_hostname="localhost") as secure,
-        ):
-            secure.sendall(option(2))
-            self.answered = secure.recv(20)
 
 
 def test_a_handshake_does_not_hold_up_others(
@@ -352,123 +393,3 @@ def _once_in_the_loop(here: Here, call: Callable[[], object]) -> None:
         call()
 
     here.server.loop.after_batch = [*calls, once]
-
-
-# ---- records ---------------------------------------------------------------------------------
-
-KINDS = pytest.mark.parametrize("kind", [ManyRecords, SingleRecords])
-
-
-@pytest.fixture
-def pair(options: TlsOptions, tls: ssl.SSLContext) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
-    """A client and a server, past their handshake; the server's does not block."""
-    ours, theirs = socket.socketpair()
-    for sock in (ours, theirs):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    context = Credentials(options).context
-    server = context.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.do_handshake)
-    thread.start()
-    with tls.wrap_socket(theirs, server_hostname="localhost") as client, server:
-        thread.join()
-        server.setblocking(False)
-        yield client, server
-
-
-def taken(records: Records) -> bytes:
-    """All that has come, up to where it stops."""
-    buffer, out = memoryview(bytearray(100_000)), b""
-    while True:
-        count = records.read(buffer)
-        out += bytes(buffer[:count])
-        if records.stop is not Stop.FULL and (not count or records.stop is not Stop.END):
-            return out
-
-
-@KINDS
-def test_records_are_put_together(
-    kind: Callable[[ssl.SSLSocket], Records], pair: tuple[ssl.SSLSocket, ssl.SSLSocket]
-) -> None:
-    client, server = pair
-    sent = bytes(range(251)) * 400
-    records = kind(server)
-    for size in (1, 28, 4096, 4097, 16384, 16385, 100_000):
-        client.sendall(sent[:size])
-        assert taken(records) == sent[:size]
-        assert records.stop is Stop.WANTS_IN
-    records.close()
-
-
-def test_many_records_are_one_call(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:
-    client, server = pair
-    records, buffer = ManyRecords(server), memoryview(bytearray(100_000))
-    client.sendall(bytes(100_000))
-    assert (records.read(buffer), records.stop) == (100_000, Stop.FULL)
-    records.close()
-
-
-@KINDS
-def test_what_is_sent_arrives_however_slowly_it_is_taken(
-    kind: Callable[[ssl.SSLSocket], Records], pair: tuple[ssl.SSLSocket, ssl.SSLSocket]
-) -> None:
-    client, server = pair
-    records, sent = kind(server), bytes(range(251)) * 20_000
-    left, got, pushed = memoryview(sent), b"", False
-    while left or not pushed:
-        with contextlib.suppress(ssl.SSLWantWriteError):
-            while left:
-                left = left[server.send(left[:300_000]) :]
-        pushed = records.push()
-        if left or not pushed:
-            got += client.recv(1 << 20)
-    while len(got) < len(sent):
-        got += client.recv(1 << 20)
-    assert got == sent
-    records.close()
-
-
-def test_nobody_takes_what_is_sent(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:
-    client, server = pair
-    records = ManyRecords(server)
-    server.send(b"some")  # which is kept
-    client.close()
-    with pytest.raises(BrokenPipeError):
-        records.push()
-    records.close()
-
-
-@KINDS
-@pytest.mark.parametrize("polite", [True, False])
-def test_the_end_comes_behind_what_was_sent(
-    polite: bool,
-    kind: Callable[[ssl.SSLSocket], Records],
-    pair: tuple[ssl.SSLSocket, ssl.SSLSocket],
-) -> None:
-    client, server = pair
-    records = kind(server)
-    client.sendall(b"a" * 20_000)
-    client.setblocking(False)
-    if polite:
-        with contextlib.suppress(ssl.SSLWantReadError):
-            client.unwrap()
-    else:
-        client.close()
-    for wanted in (b"a" * 20_000, b"", b""):
-        assert taken(records) == wanted
-        assert records.stop is Stop.END
-    records.close()
-
-
-def test_garbage_is_an_error_behind_what_was_good(
-    pair: tuple[ssl.SSLSocket, ssl.SSLSocket],
-) -> None:
-    client, server = pair
-    records, buffer = ManyRecords(server), memoryview(bytearray(100_000))
-    client.sendall(b"good")
-    with socket.socket(fileno=client.detach()) as plain:
-        plain.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
-        assert (records.read(buffer), records.stop) == (4, Stop.END)
-        for _ in range(2):
-            with pytest.raises(ssl.SSLError, match="bad record mac"):
-                records.read(buffer)
-    records.close()

@@ -21,7 +21,7 @@ class Budget:
     """What is left of it.
 
     Args:
-        size: bytes.
+        size: bytes; a half of them is for requests in any case.
 
     Attributes:
         room: bytes; less than none where clients that have little were let in all the same.
@@ -30,13 +30,25 @@ class Budget:
         rounds: how often that has passed.
     """
 
-    __slots__ = ("patience", "room", "rounds", "waiting")
+    __slots__ = ("_for_requests", "patience", "room", "rounds", "waiting")
 
     def __init__(self, size: int = BUDGET) -> None:
         self.room = size
+        self._for_requests = size // 2
         self.waiting: dict[Callable[[], object], int] = {}
         self.patience: Deadline | None = None
         self.rounds = 0
+
+    def take_to_keep(self, size: int) -> bool:
+        """Take so many bytes, for something that makes a client quicker as long as it is there.
+
+        Returns:
+            Whether there were so many that neither anybody waits for nor requests may need.
+        """
+        if self.waiting or self.room - size < self._for_requests:
+            return False
+        self.room -= size
+        return True
 
     def wait(self, wanted: int, tell: Callable[[], object]) -> None:
         """There is not enough room: `tell` is called once, when there may be.

@@ -155,6 +155,8 @@ class TlsConnection(Connection):
         to be copied: the rest goes straight to where it is written from.
         """
         transmission = self._transmission
+        if transmission is not None and not self._socket.wide:
+            self._socket.widen()
         within = transmission is None or transmission.amid_a_write
         self._socket.most = RECORD if self._long_writes and not within else AT_ONCE
         super()._receive(events)

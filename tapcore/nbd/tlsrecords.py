@@ -4,7 +4,7 @@ Python's `ssl` takes one record in a call, and OpenSSL by itself asks the socket
 comes, and once for each that goes. So buffers of OpenSSL are put around a connection
 (`BIO_f_buffer(3)`): two below, which receive as much as there is in one system call, and send
 several records together; and one above, which goes on until the memory it was given is full. Where
-OpenSSL cannot be reached, records are taken one by one.
+OpenSSL cannot be reached, or memory is short, records are taken one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ RECEIVED_AT_ONCE: Final = 256 << 10
 
 SENT_AT_ONCE: Final = 272 << 10
 """Bytes, encrypted, that are sent together: a reply of the usual size (256 KiB)."""
+
+MANY: Final = RECEIVED_AT_ONCE + SENT_AT_ONCE
+"""Bytes of memory that `ManyRecords` has."""
 
 _FLUSH: Final = 11  # BIO_CTRL_FLUSH
 _SET_BUFFER_SIZE: Final = 117  # BIO_C_SET_BUFF_SIZE
@@ -73,14 +76,6 @@ class Records(Protocol):
 
     def close(self) -> None:
         """Nothing is read any more; the connection is closed next."""
-
-
-def records_of(peer: ssl.SSLSocket) -> Records:
-    """The quickest that this Python can."""
-    try:
-        return ManyRecords(peer)
-    except LookupError:
-        return SingleRecords(peer)
 
 
 class SingleRecords:

@@ -19,7 +19,7 @@ from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.tlsrecords import SENT_AT_ONCE, Records, Stop, records_of
+from tapcore.nbd.tlsrecords import MANY, ManyRecords, Records, SingleRecords, Stop
 from tapcore.nbd.tlssteps import Step
 
 AT_ONCE: Final = 512 << 10
@@ -31,6 +31,11 @@ then seldom cut."""
 
 RECORD: Final = 16 << 10
 """Bytes that a record has at most."""
+
+HELD: Final = 64 << 10
+"""Bytes of memory that OpenSSL has of a connection from its first byte on, at most: 14 KiB when the
+handshake is over, 17 for a record that comes and 17 for one that goes, and what `ManyRecords` has
+besides its buffers."""
 
 _UNREAD: Final = 64 << 10
 
@@ -46,6 +51,7 @@ class TlsSocket:
     Attributes:
         peer: what OpenSSL knows of the connection.
         ready: the TLS handshake is over.
+        wide: many records are received and sent at once, or that cannot be.
         starved: all that has been received is taken; else `recv` has more, without an event.
         most: bytes that are received at once.
         step: of the handshake, that a thread has in hand: until it is done nobody else touches it.
@@ -55,9 +61,12 @@ class TlsSocket:
         sock.setblocking(False)
         self._budget = budget
         self.peer = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        budget.room -= HELD  # less than anybody may have
+        self._held = HELD
+        self.wide = False
         self._buffer: memoryview | None = None
         self._left = memoryview(b"")
-        self._records: Records | None = None
+        self._records: Records = SingleRecords(self.peer)
         self._pushed = True  # all that was encrypted has gone to the socket
         self.step: Step | None = None
         self._wants_out = False  # to go on with the handshake, or with receiving
@@ -85,10 +94,24 @@ class TlsSocket:
         except ssl.SSLWantWriteError:
             self._wants_out = True
             return False
-        self._records = records_of(self.peer)
         self.ready = True
         self.starved = False
         return True
+
+    def widen(self) -> None:
+        """Receive and send many records at once from now on, where there is memory for that.
+
+        Requests will come: who only shakes hands has no need of it.
+        """
+        if not self._budget.take_to_keep(MANY):
+            return
+        self.wide = True
+        try:
+            self._records = ManyRecords(self.peer)
+        except LookupError:
+            self._budget.give_back(MANY)
+        else:
+            self._held += MANY
 
     # ---- receiving --------------------------------------------------------------------------
 
@@ -103,7 +126,6 @@ class TlsSocket:
         The memory is written by OpenSSL: it may not be a part of a host file.
         """
         records = self._records
-        assert records is not None
         count = records.read(buffer[: self.most])
         stop = records.stop
         if stop is Stop.FULL or (count and stop is Stop.END):
@@ -147,13 +169,7 @@ class TlsSocket:
         self._push()
 
     def _push(self) -> None:
-        if self._records is not None:
-            self._count_pushed(pushed=self._records.push())
-
-    def _count_pushed(self, *, pushed: bool) -> None:
-        if pushed is not self._pushed:
-            self._pushed = pushed
-            self._budget.give_back(SENT_AT_ONCE if pushed else -SENT_AT_ONCE)
+        self._pushed = self._records.push()
 
     def send(self, data: bytes | memoryview) -> int:
         """As a socket's that does not block."""
@@ -205,16 +221,15 @@ class TlsSocket:
         """
         if self.step is not None and not self.step.give_up():
             return
-        records = self._records
         if self.ready and not self.unsent:
             with suppress(OSError, ValueError):
                 self.peer.unwrap()
             with suppress(OSError):
                 self._push()
         self._give_back()
-        self._count_pushed(pushed=True)
-        if records is not None:
-            records.close()
+        self._records.close()
+        held, self._held = self._held, 0
+        self._budget.give_back(held)
         if not self.ready:  # an alert is on its way, which what is unread would overtake
             with suppress(OSError):
                 os.read(self.fileno(), _UNREAD)
