@@ -112,14 +112,15 @@ class Content:
     def bytes_there(self, run: Run) -> int:
         """How much of a run of DATA is there: in clusters that begin inside their file.
 
-        What the last of these lacks was never written, and reads as zeroes. Of encrypted content,
-        which was written whole, that would be noise: only what is there is.
+        What the last of these lacks was never written, and reads as zeroes. Not where the format's
+        clusters are written whole, and of encrypted content, where that would be noise: there only
+        what is there is.
         """
         map, length = self._map, run.nb_sectors << SECTOR_SHIFT
         if run.where + length <= map.data.size:
             return length
         size = map.data.look_again()
-        if map.encrypted:
+        if map.encrypted or map.whole_clusters:
             end = size >> SECTOR_SHIFT << SECTOR_SHIFT
         else:
             start = run.where - ((run.sector & ((1 << map.cluster_shift) - 1)) << SECTOR_SHIFT)

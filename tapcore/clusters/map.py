@@ -79,10 +79,13 @@ class ClusterMap(ABC):
         encrypted: the content is, even where no key is known.
         unpacker: reads compressed clusters, where there can be any.
         shows_holes: a hole of the file inside of content is told as zeroes.
+        whole_clusters: everybody who writes the format writes clusters whole, so that what a file
+            lacks of its last one is lost. Otherwise it was never written, and reads as zeroes.
     """
 
     reuses_space: ClassVar[bool] = False
     shows_holes: ClassVar[bool] = False
+    whole_clusters: ClassVar[bool] = False
 
     cipher: Cipher | None = None
     cipher_by_place: bool = False

@@ -114,6 +114,11 @@ class Header:
         """Offset of the content of a block, by the number of its place; bytes."""
         return self.data_at + place * self.place_bytes + self.extra
 
+    def holds(self, size: int, block: int, place: int) -> bool:
+        """Whether a file of so many bytes has all of a block, or what the disk has of its last."""
+        needed = min(self.block_size, self.disk_size - block * self.block_size)
+        return self.where(place) + needed <= size
+
     def change(self, content: bytes) -> bytes:
         """The first bytes of a file with the sizes, and the offsets, of this header."""
         changed = bytearray(content)

@@ -66,6 +66,7 @@ class Image(WritableTableMap[Page]):
     """
 
     shows_holes: ClassVar[bool] = True
+    whole_clusters: ClassVar[bool] = True
     zeroes_say_nothing: ClassVar[bool] = False
 
     def __init__(self, dd: DiskDriver[Any], file: ImageFile, header: Header) -> None:

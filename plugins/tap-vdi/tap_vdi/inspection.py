@@ -63,10 +63,10 @@ def _findings(header: Header, read: ReadAt, size: int) -> list[Finding]:
     elif header.parent != NOTHING:
         text = "names a parent, but is not a differencing image: the parent is not read"
         found.append(Finding("note", text, "corrupt"))
-    lost = sum(header.where(place) >= size for _, place in stored_blocks(header, read, size))
+    stored = stored_blocks(header, read, size)
+    lost = sum(not header.holds(size, block, place) for block, place in stored)
     if lost:
         many = "1 block lies" if lost == 1 else f"{lost} blocks lie"
-        found.append(
-            Finding("note", f"{many} past the end of the file: content is lost", "content-lost")
-        )
+        text = f"{many} past the end of the file, wholly or in part: content is lost"
+        found.append(Finding("note", text, "content-lost"))
     return found

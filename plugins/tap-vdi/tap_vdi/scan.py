@@ -57,7 +57,7 @@ def scan(header: Header, file: ImageFile) -> Scan:
     """
     found = Scan(bytearray(header.blocks))
     for block, place in stored_blocks(header, file.read_metadata, file.size):
-        if header.where(place) >= file.size:
+        if not header.holds(file.size, block, place):
             found.lost += 1
             found.say(f"block {block} lies past the end of the file: its content is lost")
             continue

@@ -86,6 +86,7 @@ class BlockImage(WritableTableMap[Bitmap]):
         places: of the structures that are no blocks: first byte, and first one past them.
     """
 
+    whole_clusters: ClassVar[bool] = True
     no_table: ClassVar[int] = UNUSED
 
     def __init__(
@@ -214,12 +215,27 @@ class BlockImage(WritableTableMap[Bitmap]):
             raise ImageFormatError("has blocks that overlap; it can only be read")
         if places[-1][1] > self._limit:
             raise ImageFormatError("has a block that reaches into its footer; it can only be read")
+        if places[-1][1] > self.file.size:
+            self._refuse_lost()
         self.end = max(self.end, -(-places[-1][1] >> SECTOR_SHIFT) << SECTOR_SHIFT)
         self._limit = _MOST_BLOCKS_END
         if not self.footers.copy:
             self.file.write_metadata(0, self.packed_footer)
             if res := self.file.flush_blocking():
                 raise OSError(-res, "the copy of the footer cannot be written")
+
+    def _refuse_lost(self) -> None:
+        """The file grows with the first new block: what it lacks would be a hole, and zeroes.
+
+        Raises:
+            ImageFormatError: a block is not all there.
+        """
+        size = self.file.size - self.table_bytes
+        for index, entry in enumerate(self.blocks.entries):
+            if entry != UNUSED and (entry << SECTOR_SHIFT) + self.bytes_of(index) > size:
+                raise ImageFormatError(
+                    "has a block past the end of the file: its content is lost; it can only be read"
+                )
 
     def allocate(self, sector: int, count: int) -> Place:
         """One block, since there are bitmaps in between; the footer goes behind it at once.

@@ -74,6 +74,7 @@ class Image(WritableTableMap[Page]):
 
     shows_holes: ClassVar[bool] = True
     reuses_space: ClassVar[bool] = True
+    whole_clusters: ClassVar[bool] = True
 
     def __init__(self, dd: DiskDriver[Any], file: ImageFile, layout: Layout) -> None:
         disk = layout.disk

@@ -10,6 +10,7 @@ from tap_vhdx.image import Image
 from tap_vhdx.items import Disk
 from tap_vhdx.layout import Layout, read_layout
 from tap_vhdx.locator import linkages, read_locator
+from tap_vhdx.losses import losses_of
 from tap_vhdx.parentnames import recorded_names
 from tapcore import SECTOR_SHIFT, Finding, ImageFormatError, Inspection
 
@@ -68,7 +69,7 @@ def inspect(fd: int, size: int) -> Inspection:
         f"sectors of {disk.logical} bytes",
     )
     names: list[str] = []
-    findings = _findings(layout)
+    findings = _findings(layout) + losses_of(read, size, layout)
     if disk.locator is not None:
         names = recorded_names(read_locator(disk.locator))
         if not names:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 from commandline import tapdisk
-from cutimages import cut_anywhere, cut_beside_qemu, mixed_content, random_writes
+from cutimages import (
+    cut_anywhere,
+    cut_beside_qemu,
+    cut_inside_the_last_cluster,
+    mixed_content,
+    random_writes,
+)
 from served import served
 
 import tapcore
@@ -150,7 +156,33 @@ def test_cut_anywhere_it_fails_or_is_right(
     (tmp_path / "a.img").write_bytes(want)
     words = ("-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}")
     qemu_img("convert", *words, tmp_path / "a.img", tmp_path / "a.vmdk")
-    cut_anywhere("vmdk", tmp_path / "a.vmdk", want, rng)
+    cut_anywhere("vmdk", tmp_path / "a.vmdk", want, rng, whole=True)
+
+
+def test_what_the_last_grain_lacks_is_lost(tmp_path: Path) -> None:
+    image = written(tmp_path / "a.vmdk")
+    want = bytearray(21 * GRAIN)
+    for n, at in enumerate(PLACES):
+        want[at * GRAIN : (at + 1) * GRAIN] = bytes([n + 1]) * GRAIN
+    cut_inside_the_last_cluster("vmdk", image, bytes(want))
+    repaired = check_image(f"vmdk:{image}", repair="all")
+    assert repaired.corruptions_fixed == 1
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        assert disk.pread(0, length=len(want)) == want[:-700] + bytes(700)
+        disk.pwrite(30 * GRAIN, b"x")
+
+
+def test_the_last_grain_may_be_as_short_as_the_disk(tmp_path: Path) -> None:
+    image, size = tmp_path / "a.vmdk", 4 * MIB + 512
+    tapcore.create_image(f"vmdk:{image}", size)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(size - 512, b"x" * 512)
+    os.truncate(image, image.stat().st_size - GRAIN + 512)
+    assert check_image(f"vmdk:{image}").corruptions == 0
+    assert not inspect_image(f"vmdk:{image}").findings
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        assert disk.pread(size - 512, length=512) == b"x" * 512
+        disk.pwrite(0, b"y")
 
 
 def test_cut_anywhere_it_is_what_qemu_says(tmp_path: Path, rng: random.Random) -> None:

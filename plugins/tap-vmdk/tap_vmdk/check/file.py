@@ -15,7 +15,6 @@ from tap_vmdk.sparse.grainmap import GrainMap
 from tap_vmdk.sparse.header import FLAG_MARKERS, HEADER_BYTES, SparseHeader
 from tap_vmdk.sparse.markers import GRAIN_MARKER
 from tap_vmdk.sparse.missing import unnamed_data
-from tap_vmdk.sparse.sizes import round_up
 from tapcore import CheckResult
 
 _MESSAGES = 20
@@ -193,12 +192,12 @@ class FileCheck:
                 continue
             count = self._run_of(table, number, end)
             length = count * self._layout.grain
-            if self._possible(place, count) and not self._space.used(place, length):
+            at = first + (number << self._map.grain_shift)
+            if self._fits(at, place, count) and not self._space.used(place, length):
                 self._space.use(place, length)
                 self.result.allocated_clusters += count
                 number += count
                 continue
-            at = first + (number << self._map.grain_shift)
             table[number] = self._mended(at, place, None if other is None else other[number])
             changed = changed or table[number] != place
             number += 1
@@ -221,15 +220,16 @@ class FileCheck:
             expected += self._layout.grain
         return number - first
 
-    def _possible(self, place: int, count: int = 1) -> bool:
-        """As the grain map judges, but with what the file is now; of so many grains in a row."""
+    def _possible(self, place: int) -> bool:
+        """As the grain map judges, but with what the file is now."""
         if place <= ZERO:
             return place == HOLE or self._layout.zeroes
-        end = self._sectors
-        if self._layout.whole:
-            end = round_up(end, self._layout.grain) - self._layout.grain + 1
-        last = place + (count - 1) * self._layout.grain
-        return self._layout.first_grain <= place and last < end
+        return self._layout.first_grain <= place < self._sectors
+
+    def _fits(self, at: int, place: int, count: int = 1) -> bool:
+        """Whether grains in a row are possible, and all that the disk has of them is there."""
+        needed = min(count * self._layout.grain, self._layout.capacity - at) if place > ZERO else 0
+        return self._possible(place) and place + needed <= self._file.size // 512
 
     def _mended(self, at: int, place: int, other: int | None) -> int:
         """What the entry of a single grain ought to be.
@@ -240,9 +240,11 @@ class FileCheck:
             other: what the redundant table has, where that differs.
         """
         grain = self._layout.grain
-        if not self._possible(place):
-            self._corrupt(f"the grain of sector {at} lies outside the file (at {place})")
-            if other is None or not self._possible(other):
+        if not self._fits(at, place):
+            cut = self._possible(place)
+            what = "is cut off" if cut else "lies outside the file"
+            self._corrupt(f"the grain of sector {at} {what} (at {place})")
+            if other is None or not self._fits(at, other) or (cut and other <= ZERO):
                 return self._replaced(place)
             self.hides += other == HOLE
             place = other
@@ -258,14 +260,12 @@ class FileCheck:
         return self.plan.take(place, grain)
 
     def _replaced(self, place: int) -> int:
-        """For an entry that cannot be true: what lies where it points, be that a part of a grain.
-
-        An entry of 1 may have meant zeroes before a flag was lost, and is left as it is.
-        """
+        """For an entry that cannot be true: what lies where it points, be it a part of a grain."""
         self.hides += 1
-        if place == ZERO:
+        if place == ZERO:  # it may have meant zeroes before a flag was lost
             return place
         if place < self._sectors:
+            self._space.use(place, min(self._layout.grain, self._sectors - place))
             return self.plan.take(place, self._layout.grain)
         if not self._has_parent:
             return HOLE
@@ -365,8 +365,7 @@ class FileCheck:
         """Bytes taken from the file system that nothing uses; given back if wanted."""
         if self._header is None or (self._compressed and not self._marker):
             return 0  # how long a compressed grain is, its marker says
-        unit = self._space.unit << 9
-        start = max(self._layout.first_grain, min(self._header.overhead, self._sectors)) << 9
+        unit, start = self._space.unit << 9, self._past_metadata(self._header)
         leaked = 0
         for first, end in self._space.unused(-(-start // unit), -(-self._file.size // unit)):
             if self._compressed:
@@ -379,6 +378,9 @@ class FileCheck:
                         self._file.discard_blocking(begin, stop - begin)
         return leaked
 
+    def _past_metadata(self, header: SparseHeader) -> int:
+        return max(self._layout.first_grain, min(header.overhead, self._sectors)) << 9
+
     def give_back(self) -> None:
         """Free what nothing uses, of a file that was found to be in order.
 
@@ -387,7 +389,7 @@ class FileCheck:
         """
         assert self._header is not None
         self._leaked(free=True)
-        start = max(self._layout.first_grain, min(self._header.overhead, self._sectors)) << 9
+        start = self._past_metadata(self._header)
         end = self._space.end * self._space.unit
         if start <= end << 9 < self._file.size:
             self._file.resize(end << 9)

@@ -46,6 +46,7 @@ class GrainMap(clusters.TableMap[GrainTable]):
     """
 
     shows_holes: ClassVar[bool] = True
+    whole_clusters: ClassVar[bool] = True
     why_missing: ClassVar[str] = ""
 
     def __init__(self, dd: DiskDriver, file: ImageFile, layout: Layout) -> None:
@@ -60,6 +61,7 @@ class GrainMap(clusters.TableMap[GrainTable]):
         self.sure: set[int] = set()
         self.empty = layout.decode_table(bytes(layout.table_bytes))
         self._size = -(-file.size // 512)  # sectors, as opened
+        self._whole = file.size // 512
         self.end = round_up(max(self._size, layout.first_grain), layout.grain)
         self.places: MetadataPlaces | None = None
         self._read_directories()
@@ -149,23 +151,24 @@ class GrainMap(clusters.TableMap[GrainTable]):
             if not self.place_possible(place) and self.place_possible(other[number]):
                 table[number] = other[number]
 
-    def _limit(self) -> int:
-        """The last sector of the file, as opened, at which a grain may begin."""
-        if self.layout.whole:
-            return round_up(self._size, self.layout.grain) - self.layout.grain
-        return self._size - 1
-
     def place_possible(self, place: int) -> bool:
         """Whether an entry of the file as it was opened can be true."""
         if place <= ZERO:
             return place == HOLE or self.layout.zeroes
-        return self.layout.first_grain <= place <= self._limit()
+        return self.layout.first_grain <= place < self._size
+
+    def holds(self, sectors: int, place: int) -> bool:
+        """Whether so many sectors of a grain lie in the file as it was opened.
+
+        Of a compressed grain, whether it begins there.
+        """
+        return place + sectors <= self._whole if self.layout.whole else place < self._size
 
     def _possible(self, index: int, table: array[int]) -> bool:
         """Whether all entries of a table can be true; those that we have changed are ours."""
         if index in self.sure:
             return True
-        if max(table) > self._limit():
+        if max(table) >= self._size:
             return False
         first = max(self.layout.first_grain, ZERO + 1)
         least = min(filter(None, table), default=first)
@@ -209,6 +212,7 @@ class GrainMap(clusters.TableMap[GrainTable]):
     def file_grew(self) -> None:
         """To where entries say that grains are: these can be true now. Nothing may be unsaved."""
         self._size = -(-self.file.size // 512)
+        self._whole = self.file.size // 512
         self.end = max(self.end, round_up(self._size, self.layout.grain))
         self.tables.forget()
 

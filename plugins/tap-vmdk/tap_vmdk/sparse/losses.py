@@ -28,6 +28,7 @@ def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
     where = header.gd_offset * 512
     if where + length > size:
         return [_lost("its grain directory lies past the end of the file: all content is lost")]
+    stored = 1 if header.compressed else (header.capacity % header.grain or header.grain) * 512
     lost = tables = 0
     left = _MOST_TABLES
     for place in sorted(set(CODING.decode(os.pread(fd, length, where))) - {0}):
@@ -36,7 +37,7 @@ def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
         elif left >= table_bytes:
             left -= table_bytes
             raw = os.pread(fd, table_bytes, place * 512).ljust(table_bytes, b"\0")
-            lost += sum(grain * 512 >= size for grain in CODING.decode(raw))
+            lost += sum(grain * 512 > size - stored for grain in CODING.decode(raw) if grain)
     found = []
     least = "at least " if left < table_bytes else ""
     if tables:

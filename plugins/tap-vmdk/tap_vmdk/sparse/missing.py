@@ -28,7 +28,7 @@ def tables_with_something(map: GrainMap) -> Iterator[tuple[int, int]]:
 
 
 def lost_grains(map: GrainMap) -> Iterator[tuple[int, int]]:
-    """Grains that lie past the end of the file as it was opened, by the tables in it.
+    """Grains of which the file, as it was opened, lacks all or a part, by the tables in it.
 
     Those that lie further than all of the disk would reach are left out: nothing ever was there,
     nor will be.
@@ -43,12 +43,13 @@ def lost_grains(map: GrainMap) -> Iterator[tuple[int, int]]:
     likely = (map.file.size >> 9) + 2 * layout.capacity + 2048
     for index, where in tables_with_something(map):
         table = layout.decode_table(map.file.read_metadata(where * 512, layout.table_bytes))
-        last = max(table)
-        if last < layout.first_grain or map.place_possible(last):
+        if max(table) < layout.first_grain or map.holds(layout.grain, max(table)):
             continue
         for number, place in enumerate(table):
-            if layout.first_grain <= place <= likely and not map.place_possible(place):
-                yield (index << map.table_shift) + (number << map.grain_shift), place
+            sector = (index << map.table_shift) + (number << map.grain_shift)
+            needed = min(layout.grain, layout.capacity - sector)
+            if layout.first_grain <= place <= likely and not map.holds(needed, place):
+                yield sector, place
 
 
 def unnamed_data(map: GrainMap) -> str:
