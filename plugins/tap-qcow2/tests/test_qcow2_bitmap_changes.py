@@ -8,8 +8,8 @@ from pathlib import Path
 
 import attrs
 import pytest
+from qcow2bitmaps import Entries, add, assert_same, dirty, flags_by_qemu, listed
 from qcow2crashes import THOROUGH, Crashes, Variant, small
-from test_unit_bitmaps import Entries, add, assert_same, dirty, flags_by_qemu, listed
 
 import tapcore
 from qcow2tools import MIB, assert_clean, create, qemu_img, qemu_io
