@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from tapcore.errors import describe
 from tapcore.interface.diskinfo import DiskInfo, FormatOption
+from tapcore.interface.installed import EntryPoint, release_of
 from tapcore.interface.magic import Magic
 
 log = logging.getLogger(__name__)
@@ -212,3 +213,52 @@ def differences(manifest: Manifest, info: DiskInfo, hooks: frozenset[str]) -> li
     """
     said, does = _as_dict(manifest), _as_dict(Manifest(info, hooks))
     return sorted(name for name in said | does if said.get(name) != does.get(name))
+
+
+# ---- a driver, whatever is known of it -----------------------------------------------------------
+
+
+class Row:
+    """A driver of the table.
+
+    By hand: no other class on the way of `tapdisk formats` is by attrs, whose import would take a
+    third of the command.
+
+    Attributes:
+        info: what is known of it; `error` says why it cannot be used.
+        plugin: the driver; None: it is not loaded, or cannot be.
+        entry_point: where it was found.
+        manifest: what its distribution says of it.
+        cause: what it raised.
+    """
+
+    __slots__ = ("cause", "entry_point", "info", "manifest", "plugin")
+
+    def __init__(
+        self,
+        info: DiskInfo,
+        plugin: Any = None,
+        entry_point: EntryPoint | None = None,
+        manifest: Manifest | None = None,
+        cause: BaseException | None = None,
+    ) -> None:
+        self.info = info
+        self.plugin = plugin
+        self.entry_point = entry_point
+        self.manifest = manifest
+        self.cause = cause
+
+    def told(self) -> DiskInfo:
+        """What is known of it, with the distribution that it came from."""
+        name, version = release_of(self.entry_point)
+        return self.info._replace(distribution=name, version=version) if name else self.info
+
+    def break_off(self, problem: str, cause: BaseException | None) -> None:
+        """It turned out that it cannot be used."""
+        self.info = broken(self.info.handle, problem, self.info.idnum)
+        self.cause = cause
+
+
+def broken(handle: str, problem: str, idnum: int) -> DiskInfo:
+    """What is known of a driver that cannot be used."""
+    return DiskInfo(handle=handle, name="", api=0, idnum=idnum, error=problem)

@@ -19,7 +19,7 @@ from tapcore.interface import knownbad
 from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.hooks import capabilities
 from tapcore.interface.installed import EntryPoint, entry_points, release_of
-from tapcore.interface.manifest import Manifest, differences, manifest_at
+from tapcore.interface.manifest import Manifest, Row, broken, differences, manifest_at
 from tapcore.interface.misfits import (
     problem_with_facts,
     problem_with_info,
@@ -51,37 +51,6 @@ _UNMARKED: Final = "the driver %s: its %s is never called: it is not marked with
 _UNTRUE_MANIFEST: Final = (
     "the driver %s: its manifest is not true of it (%s): tapdisk plugins manifest %s makes it anew"
 )
-
-
-class Row:
-    """A driver of the table.
-
-    By hand: no other class on the way of `tapdisk formats` is by attrs, whose import would take a
-    third of the command.
-
-    Attributes:
-        info: what is known of it; `error` says why it cannot be used.
-        plugin: the driver; None: it is not loaded, or cannot be.
-        entry_point: where it was found.
-        manifest: what its distribution says of it.
-        cause: what it raised.
-    """
-
-    __slots__ = ("cause", "entry_point", "info", "manifest", "plugin")
-
-    def __init__(
-        self,
-        info: DiskInfo,
-        plugin: Any = None,
-        entry_point: EntryPoint | None = None,
-        manifest: Manifest | None = None,
-        cause: BaseException | None = None,
-    ) -> None:
-        self.info = info
-        self.plugin = plugin
-        self.entry_point = entry_point
-        self.manifest = manifest
-        self.cause = cause
 
 
 class Registry:
@@ -235,7 +204,7 @@ class Registry:
         except BaseException as exc:
             problem, cause = describe(exc), exc
         if problem:
-            row.info, row.cause = _broken(handle, problem, info.idnum), cause
+            row.break_off(problem, cause)
             return self.get(handle)
         said: DiskInfo = plugin.disk_info
         row.plugin, row.info = plugin, said._replace(idnum=info.idnum)
@@ -251,11 +220,10 @@ class Registry:
         entry_point: EntryPoint | None,
         cause: BaseException | None = None,
     ) -> DiskInfo:
-        info = _broken(handle, problem, len(self._rows))
-        row = Row(info, None, entry_point, cause=cause)
+        row = Row(broken(handle, problem, len(self._rows)), None, entry_point, cause=cause)
         if self._rows.setdefault(handle, row) is not row:
             self._refused.append(row)
-        return info
+        return row.info
 
     # ---- reading it -------------------------------------------------------------------------
 
@@ -265,7 +233,7 @@ class Registry:
 
     def table(self) -> list[DiskInfo]:
         """Every row, the broken ones too, with the distribution that brought it."""
-        return [_with_distribution(row) for row in self.rows()]
+        return [row.told() for row in self.rows()]
 
     def rows(self) -> list[Row]:
         """All that is known of each driver, in the order of `table`."""
@@ -398,15 +366,6 @@ class Registry:
     def filters(self) -> list[FilterInfo]:
         """The filters that are installed or registered, by name, with what each can be told."""
         return self._filters.rows()
-
-
-def _with_distribution(row: Row) -> DiskInfo:
-    name, version = release_of(row.entry_point)
-    return row.info._replace(distribution=name, version=version) if name else row.info
-
-
-def _broken(handle: str, problem: str, idnum: int) -> DiskInfo:
-    return DiskInfo(handle=handle, name="", api=0, idnum=idnum, error=problem)
 
 
 _default: Registry | None = None

@@ -11,8 +11,8 @@ from tapcore.interface.diskinfo import DiskInfo
 from tapcore.interface.hooks import HOOKS
 from tapcore.interface.installed import licence_of
 from tapcore.interface.magic import Magic
-from tapcore.interface.manifest import package_file
-from tapcore.interface.registry import Registry, Row, default_registry
+from tapcore.interface.manifest import Row, package_file
+from tapcore.interface.registry import Registry, default_registry
 from tapcore.tools.formats import format_as_dict
 
 CONFORMANCE: Final = "tapcore-conformance.json"

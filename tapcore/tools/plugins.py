@@ -17,16 +17,12 @@ from tapcore.interface.installed import entry_points, release_of
 from tapcore.interface.manifest import (
     MANIFEST,
     Manifest,
+    Row,
     differences,
     render_manifest,
 )
 from tapcore.interface.misfits import unmarked_hooks
-from tapcore.interface.registry import (
-    FILTER_GROUP,
-    Registry,
-    Row,
-    default_registry,
-)
+from tapcore.interface.registry import FILTER_GROUP, Registry, default_registry
 from tapcore.opening.probe import probe
 from tapcore.simple import SimpleDriver
 from tapcore.simple.methods import SimpleMethods
