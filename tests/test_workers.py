@@ -17,6 +17,7 @@ from tapcore.engine import FLUSH, READ, WRITE, Request, engine_of
 from tapcore.files import imagefile
 from tapcore.files.imagefile import ImageFile
 from tapcore.interface.options import CacheMode
+from tapcore.process import workers
 from tapcore.process.workers import Completions, Lane, WorkerPool
 
 WAIT = 10
@@ -225,7 +226,7 @@ def test_threads_that_nobody_needs_any_more_end(completions: Completions) -> Non
         pool.put(lambda: int(together.wait(WAIT) < 0), (), completions, n)
     assert len(reaped(completions, 40)) == 40
     kept = [thread for thread in threading.enumerate() if thread not in before]
-    while len(kept) > 8:  # their last steps are not ours to see
+    while len(kept) > workers._IDLE_THREADS:  # their last steps are not ours to see
         kept = [thread for thread in kept if thread.is_alive()]
     pool.put(int, (), completions, "next")
     assert reaped(completions, 1) == [(0, "next")]

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 DISK_THREADS: Final = 8
 """That work for one disk at a time."""
 
-_IDLE_THREADS: Final = 8
-"""That are kept for whoever has work next; one more than these ends."""
+_IDLE_THREADS: Final = 2 * DISK_THREADS
+"""That are kept for whoever has work next; one more than these ends. A copy has two disks: with
+fewer its threads would end and be started again all the time."""
 
 _ABANDONED_SECONDS: Final = 0.001
 """Between two looks whether threads have ended with what is abandoned."""
