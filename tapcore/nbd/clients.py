@@ -67,11 +67,12 @@ class Clients:
         dirty: something was received, or is to be sent.
         deadlines: those that are closed when a moment passes.
         unfinished: they have begun what is done piece by piece, one in each batch.
+        alike: all of them have, so that nobody waits who wants little.
         soonest: no deadline passes before this is; None where there is none. That it may be too
             early is what makes it cheap: many clients that wait cost the others nothing.
     """
 
-    __slots__ = ("all", "budget", "deadlines", "dirty", "soonest", "unfinished")
+    __slots__ = ("alike", "all", "budget", "deadlines", "dirty", "soonest", "unfinished")
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
@@ -79,6 +80,7 @@ class Clients:
         self.dirty: set[Client] = set()
         self.deadlines: set[Client] = set()
         self.unfinished: set[Client] = set()
+        self.alike = False
         self.soonest: Deadline | None = None
 
     @property
@@ -123,6 +125,7 @@ class Clients:
     def go_on(self) -> None:
         """A batch begins: each may begin the next piece of what it has unfinished."""
         unfinished, self.unfinished = self.unfinished, set()
+        self.alike = len(unfinished) == len(self.all)
         for client in unfinished:
             client.go_on()
 

@@ -22,8 +22,9 @@ from tapcore.nbd.filespan import FileSpan
 from tapcore.nbd.tlsrecords import MANY, ManyRecords, Records, SingleRecords, Stop
 from tapcore.nbd.tlssteps import Step
 
-AT_ONCE: Final = 512 << 10
-"""Bytes that go through OpenSSL at once: a few records (of 16 KiB) more than a call is worth."""
+AT_ONCE: Final = 1 << 20
+"""Bytes that go through OpenSSL at once: all that there is room for where several long writes are
+received together."""
 
 TOGETHER: Final = 1 << 20
 """Bytes of replies that are brought together to be encrypted; one of the usual size (256 KiB) is
