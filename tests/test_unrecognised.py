@@ -1,9 +1,11 @@
 """A text file that is served as a disk: one line says so. What may be a disk is served without."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import tapdisk
+from daemons import daemon_in
 
 from tapcore.cli.commands import attach
 from tapcore.interface.registry import default_registry
@@ -63,11 +65,19 @@ def test_attach_warns_where_the_user_sees_it(
 
         def __exit__(self, *_: object) -> None: ...
 
-        def attach(self, image: str, **_: object) -> dict[str, str]:
-            return {"uri": "nbd+unix:///?socket=s", "handle": "aio"}
+        def attach(self, image: str, **_: object) -> dict[str, Any]:
+            return {"uri": "nbd+unix:///?socket=s", "unrecognised": True}
 
     monkeypatch.setattr(attach, "daemon_client", lambda _: Client())
     (tmp_path / "passwd").write_bytes(TEXT)
     out, err = tapdisk("attach", tmp_path / "passwd", status=0)
     assert out == "nbd+unix:///?socket=s\n"
     assert (err.count("\n"), "no format" in err) == (1, True)
+
+
+def test_the_daemon_knows_of_it(tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_bytes(TEXT)
+    (tmp_path / "new").write_bytes(bytes(4096))
+    with daemon_in(tmp_path) as daemon, daemon.start() as client:
+        assert client.attach(tmp_path / "passwd")["unrecognised"] is True
+        assert client.attach(tmp_path / "new")["unrecognised"] is False

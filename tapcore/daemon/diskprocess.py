@@ -39,6 +39,7 @@ from tapcore.tools.givennames import given_image
 from tapcore.tools.ring import serve_ring
 from tapcore.tools.serve import nbd_server
 from tapcore.tools.sketcher import Sketcher
+from tapcore.tools.unrecognised import is_unrecognised
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class ServedDisk:
         closing: who waits for its end; None: nobody has asked for that.
         state: "serving"; a verb that changes it says so here.
         live: what changes its images, once that was asked for.
+        unrecognised: it is served as a raw disk only because nobody knows better.
     """
 
     spec: DiskSpec
@@ -69,6 +71,7 @@ class ServedDisk:
     closing: Later | None = None
     state: str = "serving"
     live: Any = None
+    unrecognised: bool = False
 
     @property
     def export(self) -> Export:
@@ -239,6 +242,7 @@ class DiskProcess:
             server.stop()
             raise
         disk = ServedDisk(spec, server, kept, own)
+        disk.unrecognised = is_unrecognised(spec.image, disk.handle, access.registry)
         if not named and not shared:
             try:
                 _check_may_be_alone(disk.handle, access.registry)

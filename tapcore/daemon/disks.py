@@ -111,6 +111,7 @@ class Disk:
             "image": self.spec.image,
             "directory": self.spec.directory,
             "handle": self.facts.get("handle"),
+            "unrecognised": self.facts.get("unrecognised", False),
             "state": self.state,
             "reason": self.reason or None,
             "uri": self.uri,

@@ -64,6 +64,7 @@ def disk_as_dict(disk: ServedDisk) -> dict[str, Any]:
         "name": disk.spec.name,
         "state": disk.state,
         "handle": disk.handle,
+        "unrecognised": disk.unrecognised,
         "virtual_size": engine.size,
         "read_only": engine.read_only,
         "clients": disk.server.clients,

@@ -17,6 +17,7 @@ from tapcore.nbd.listening import TcpAddress, UnixAddress
 
 _FACTS: Final[Mapping[str, type]] = {
     "handle": str,
+    "unrecognised": bool,
     "virtual_size": int,
     "read_only": bool,
     "clients": int,

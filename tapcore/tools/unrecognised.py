@@ -23,10 +23,16 @@ def warn_of_unrecognised(name: ImageName, handle: str, registry: Registry) -> No
         handle: of the driver that it was opened with.
         registry: the drivers that were asked.
     """
+    if is_unrecognised(name, handle, registry):
+        tell_of_unrecognised(given_image(name, registry).name)
+
+
+def is_unrecognised(name: ImageName, handle: str, registry: Registry) -> bool:
+    """Whether it should be said; arguments as `warn_of_unrecognised`."""
     given = given_image(name, registry)
     path = given.name
     if given.drivertype or handle not in RAW_HANDLES or has_suffix(path, RAW_SUFFIXES):
-        return
+        return False
     try:
         fd = open_host_fd(path, os.O_RDONLY)
         try:
@@ -34,13 +40,17 @@ def warn_of_unrecognised(name: ImageName, handle: str, registry: Registry) -> No
         finally:
             os.close(fd)
     except (TapError, OSError):
-        return  # it is open already, and whoever reads it is told
+        return False  # it is open already, and whoever reads it is told
     if sample.device or what_it_says_it_is(sample) or plain_disk(sample):
-        return
-    if sample.head.strip(b"\0"):
-        log.warning(
-            "%s: is of no format that is known here, and is served as a raw disk (%s:PATH says "
-            "that it is one)",
-            path,
-            RAW_FORMAT,
-        )
+        return False
+    return bool(sample.head.strip(b"\0"))
+
+
+def tell_of_unrecognised(path: str) -> None:
+    """Say it, of a file."""
+    log.warning(
+        "%s: is of no format that is known here, and is served as a raw disk (%s:PATH says that "
+        "it is one)",
+        path,
+        RAW_FORMAT,
+    )

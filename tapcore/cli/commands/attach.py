@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from tapcore.cli.ofdaemon import daemon_client, run_dir_option
@@ -95,16 +93,11 @@ def command(
             key_files=key_files,
             fixed=fixed,
         )
-    _warn(image, disk)
+    if disk["unrecognised"]:  # the disk's process has told only the daemon's log
+        from tapcore.tools.unrecognised import tell_of_unrecognised
+
+        tell_of_unrecognised(image)
     if as_json:
         print_json(disk)
     else:
         click.echo(disk["uri"])
-
-
-def _warn(image: str, disk: dict[str, Any]) -> None:
-    """The disk's process can tell only the daemon's log."""
-    from tapcore.interface.registry import default_registry
-    from tapcore.tools.unrecognised import warn_of_unrecognised
-
-    warn_of_unrecognised(image, disk["handle"] or "", default_registry())
