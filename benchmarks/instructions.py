@@ -49,17 +49,22 @@ sys.exit(run())
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests of `size` bytes, `depth` at a time, each at a place of its own."""
+    """Requests of `size` bytes, `depth` at a time, each at a place of its own.
+
+    Attributes:
+        flushed: behind each batch, which is not counted as a request.
+    """
 
     rw: str
     size: int
     depth: int
+    flushed: bool = False
 
     @property
     def name(self) -> str:
         size = f"{self.size}b" if self.size < KIB else f"{self.size // KIB}k"
         size = f"{self.size // MIB}m" if self.size >= MIB else size
-        return f"{size}-{self.rw}-qd{self.depth}"
+        return f"{size}-{self.rw}-qd{self.depth}" + "-flush" * self.flushed
 
     @property
     def command(self) -> int:
@@ -91,8 +96,9 @@ class Case:
 def _loads(*words: str) -> list[Load]:
     found = []
     for word in words:
-        size, rw, depth = re.fullmatch(r"(\d+[bkm])-(\w+)-qd(\d+)", word).groups()  # type: ignore[union-attr]
-        found.append(Load(rw, int(size[:-1]) * {"b": 1, "k": KIB, "m": MIB}[size[-1]], int(depth)))
+        size, rw, depth, flush = re.fullmatch(r"(\d+[bkm])-(\w+)-qd(\d+)(-flush)?", word).groups()  # type: ignore[union-attr]
+        length = int(size[:-1]) * {"b": 1, "k": KIB, "m": MIB}[size[-1]]
+        found.append(Load(rw, length, int(depth), bool(flush)))
     return found
 
 
@@ -101,7 +107,12 @@ RAW = _loads(
     "64k-randread-qd16", "64k-randwrite-qd16", "64k-read-qd16", "64k-write-qd16", "1m-read-qd8",
     "1m-write-qd8",
 )  # fmt: skip
-DIRECT = _loads("4k-randread-qd32", "4k-randwrite-qd32", "64k-randread-qd16", "64k-randwrite-qd16")
+DIRECT = _loads(
+    "4k-randread-qd1", "4k-randwrite-qd1", "4k-randread-qd8", "4k-randwrite-qd8",
+    "4k-randread-qd32", "4k-randwrite-qd32", "4k-randwrite-qd32-flush", "64k-randread-qd16",
+    "64k-randwrite-qd16", "1m-read-qd8", "1m-write-qd8",
+)  # fmt: skip
+FEW = _loads("4k-randread-qd32", "4k-randwrite-qd32", "4k-randread-qd1", "64k-randwrite-qd16")
 NEW = _loads(
     "4k-write-qd32", "4k-randwrite-qd32", "64k-write-qd16", "64k-randwrite-qd1", "1m-write-qd8"
 )
@@ -113,6 +124,7 @@ CASES = [
     Case("aio", "aio", raw, RAW),
     Case("direct", "aio", raw, DIRECT, options=("--cache", "none")),
     Case("qcow2", "qcow2", full("qcow2"), RAW),
+    Case("qcow2-direct", "qcow2", full("qcow2"), FEW, options=("--cache", "none")),
     Case("qcow2-new", "qcow2", empty("qcow2"), SMALL),
     Case("qcow2-gone", "qcow2", full("qcow2"), GIVEN_UP),
     Case("qcow2-chain4", "qcow2", chain(4), RAW),
@@ -121,6 +133,7 @@ CASES = [
     Case("qcow-new", "qcow", empty("qcow"), SMALL),
     Case("qcow-gone", "qcow", full("qcow"), GIVEN_UP),
     Case("vmdk", "vmdk", full("vmdk"), RAW),
+    Case("vmdk-direct", "vmdk", full("vmdk"), FEW, options=("--cache", "none")),
     Case("vmdk-new", "vmdk", empty("vmdk"), SMALL),
     Case("vmdk-gone", "vmdk", full("vmdk"), GIVEN_UP),
     Case("vdi", "vdi", full("vdi"), RAW),
@@ -156,6 +169,8 @@ class Client:
                 b"".join(self._request(load.command, at, load.size) + payload for at in batch)
             )
             self._take(len(batch))
+            if load.flushed:
+                self.flush()
 
     def flush(self) -> None:
         self._sock.sendall(self._request(FLUSH, 0, 0))
@@ -246,7 +261,7 @@ def _cost(case: Case, load: Load, tree: Tree, image: Path, counter: Callgrind | 
     def argv(command: str, sock: Path, file: Path) -> list[str]:
         options = [*case.options, *(each.replace("%", str(sock.parent)) for each in tree.options)]
         served = ["serve", "--socket", str(sock), *options, f"{case.handle}:{file}"]
-        return [*counter.words, python, "-c", START, *served]
+        return [*counter.words, python, "-P", "-c", START, *served]
 
     places = load.places()
     with tempfile.TemporaryDirectory(dir=image.parent.parent) as name:

@@ -66,6 +66,23 @@ class BufferPool:
         free.extend(slab[at : at + size] for at in range(size, len(slab), size))
         return slab[:size]
 
+    def shelf(self, size: int) -> list[memoryview]:
+        """Where short buffers of at least `size` bytes are taken from the end, as long as there are
+        any: for who takes many. For long ones it is always empty.
+        """
+        bits = max((size - 1).bit_length(), _MIN_BITS)
+        return self._free[bits] if bits < _SLAB_BITS else []
+
+    def give_all(self, buffers: list[memoryview]) -> int:
+        """Return many; returns how many bytes that were."""
+        sizes = set(map(len, buffers))
+        if len(sizes) == 1 and (size := sizes.pop()) < 1 << _SLAB_BITS:
+            self._free[(size - 1).bit_length()] += buffers
+            return size * len(buffers)
+        for buffer in buffers:
+            self.give(buffer)
+        return sum(map(len, buffers))
+
     def give(self, buffer: memoryview) -> None:
         """Return what `take` gave; large buffers beyond a limit go back to the system."""
         size = len(buffer)

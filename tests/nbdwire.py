@@ -63,7 +63,14 @@ def every_lease_comes_back() -> Iterator[Leases]:
         watch.give(buffer)
         give(pool, buffer)
 
+    def watched_give_all(pool: BufferPool, buffers: list[memoryview]) -> int:
+        for buffer in buffers:
+            pool.give(buffer)
+        return sum(map(len, buffers))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BufferPool, "shelf", lambda pool, size: [])
+        patch.setattr(BufferPool, "give_all", watched_give_all)
         patch.setattr(BufferPool, "take", lambda pool, size: watch.take(take(pool, size)))
         patch.setattr(BufferPool, "give", watched_give)
         yield watch

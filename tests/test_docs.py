@@ -19,7 +19,6 @@ from tapcore.nbd import (
     listening,
     outstanding,
     server,
-    transmission,
     writes,
 )
 from tapcore.process import workers
@@ -105,7 +104,7 @@ def test_the_limits_on_the_page_are_those_of_the_server() -> None:
     rows = (
         f"| one read or write | {constants.DEFAULT_BLOCK_MAX // mib} MiB; a longer one is refused "
         f"with EINVAL, a write of more than {writes.MAX_SKIPPED // mib} MiB ends the",
-        f"| requests under way | {transmission.MAX_IN_FLIGHT} for each connection |",
+        f"| requests under way | {outstanding.MAX_IN_FLIGHT} for each connection |",
         f"| memory | {outstanding.MAX_HELD // mib} MiB of buffers and waiting replies for each",
         f"| connections | {server.MAX_CONNECTIONS} |",
         f"| threads | {workers.DISK_THREADS} for each disk at most,",

@@ -13,6 +13,7 @@ from nbdwire import Wire, opened
 
 from diskmodel import drive
 from peers import missing
+from tapcore.engine.loop import Loop
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.mappable import maps_well, writes_pay
 from tapcore.files.windows import Windows
@@ -66,7 +67,7 @@ def alones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alones]:
     with opened(f"aio:{path}") as disk, client, server:
         wire = Wire(disk)
         wire.call(WRITE, 0, payload=CONTENT[:512])  # before the first change all is prepared
-        yield Alones(path, wire, client, Alone(server, wire.side))
+        yield Alones(path, wire, client, Alone(server, wire.side, Loop()))
         assert not wire.side.in_flight
         wire.end()
 

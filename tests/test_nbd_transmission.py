@@ -36,8 +36,7 @@ from nbdwire import Leases, Wire, every_lease_comes_back, late, opened, ram, set
 from tapcore.constants import TD_RDONLY
 from tapcore.interface.damage import content_damaged
 from tapcore.nbd import transmission
-from tapcore.nbd.outstanding import MAX_HELD
-from tapcore.nbd.transmission import MAX_IN_FLIGHT
+from tapcore.nbd.outstanding import MAX_HELD, MAX_IN_FLIGHT
 from tapcore.nbd.writes import STREAM_MIN
 
 KIB, MIB = 1 << 10, 1 << 20

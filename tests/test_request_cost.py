@@ -21,6 +21,7 @@ import pytest
 from nbd_client import READ, WRITE, WRITE_ZEROES
 from nbdwire import Wire, opened
 
+from tapcore.engine.loop import Loop
 from tapcore.files.mappable import maps_well
 from tapcore.nbd.alone import Alone
 from tapcore.tools.create import create_image
@@ -182,7 +183,7 @@ def _cost_alone(wire: Wire, data: bytes, count: int) -> float:
     client, server = socket.socketpair()
     size, steps = len(data) // count, 0
     with client, server:
-        alone = Alone(server, wire.side)
+        alone = Alone(server, wire.side, Loop())
         for at in range(0, len(data), size):
             client.sendall(data[at : at + size])
             with Meter() as meter:

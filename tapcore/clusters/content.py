@@ -27,18 +27,28 @@ class InFlight:
 
     def counted(self, then: Then) -> Then:
         """For an operation that begins now; what this returns must be called once."""
-        epoch, counts = self._epoch, self._counts
-        counts[epoch] = counts.get(epoch, 0) + 1
+        epoch = self.begin()
 
         def finished(res: int) -> int:
-            counts[epoch] -= 1
-            if not counts[epoch]:
-                del counts[epoch]
-                if self._barriers:
-                    self._open()
+            self.end(epoch)
             return then(res)
 
         return finished
+
+    def begin(self) -> int:
+        """An operation begins now; `end` must be told once what this returns."""
+        epoch, counts = self._epoch, self._counts
+        counts[epoch] = counts.get(epoch, 0) + 1
+        return epoch
+
+    def end(self, begun: int) -> None:
+        """It is over."""
+        counts = self._counts
+        counts[begun] -= 1
+        if not counts[begun]:
+            del counts[begun]
+            if self._barriers:
+                self._open()
 
     def barrier(self, then: Callable[[], object]) -> None:
         """Call `then` when all that is in flight now has finished; at once if nothing is."""

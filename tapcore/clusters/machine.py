@@ -51,6 +51,7 @@ class Clusters:
         place: `map.place`, or what stands for it where content must not take the short way.
         place_to_write: `map.place_to_write`, or what stands for it; nothing is written here.
         busy: clusters that are being changed: where there are any, no write takes the short way.
+        uses: counts who uses a place, where places are used again.
     """
 
     def __init__(self, dd: DiskDriver, map: ClusterMap, start: int = 0) -> None:
@@ -63,6 +64,7 @@ class Clusters:
             file.keeps_overflow = True
         self._reader = Reader(self.disk)
         self._counted = self.disk.content.counted
+        self.uses = self.disk.content.in_flight if map.reuses_space else None
         self.place: ShortWay = _ask
         self.place_to_write: ShortWay = _ask
         self.busy: object = ()

@@ -13,6 +13,7 @@ from tapcore.buffers import POOL, fill_zeroes
 from tapcore.constants import BLK_NOT_ALLOCATED, SECTOR_SHIFT
 from tapcore.engine.dispatch import Dispatcher
 from tapcore.engine.ordering import WriteOrder
+from tapcore.engine.overdue import PastDrivers
 from tapcore.engine.requests import (
     FLUSH,
     OP_NAMES,
@@ -42,6 +43,7 @@ class Accounts:
         dispatcher: hands segments to the drivers; their answers come back here.
         order: which writes must wait for which.
         in_flight: requests taken and not finished; parts of others count too.
+        past_drivers: groups of them that no driver has: see `DirectLane`.
         copy_on_read: reads of the child that are to be copied note what came from below.
     """
 
@@ -53,6 +55,7 @@ class Accounts:
         "dispatcher",
         "in_flight",
         "order",
+        "past_drivers",
     )
 
     def __init__(self, image: DiskId, layers: list[Layer]) -> None:
@@ -61,6 +64,7 @@ class Accounts:
         self.dispatcher = Dispatcher(layers, self)
         self.order = WriteOrder()
         self.in_flight = 0
+        self.past_drivers: set[PastDrivers] = set()
         self.copy_on_read = self._copies = False
 
     def enable_copy_on_read(self) -> None:

@@ -31,6 +31,7 @@ from tapcore.engine.unaligned import submit_unaligned
 from tapcore.interface.models import DiskDriver, TdState
 
 if TYPE_CHECKING:
+    from tapcore.engine.directlane import DirectLane
     from tapcore.engine.lane import Lane
 
 
@@ -67,7 +68,7 @@ class Engine(Holding, PiecedWrites):
         self._leaf = self.layers[0]
         self._accounts = Accounts(disk.image, self.layers)
         self._dispatcher = self._accounts.dispatcher
-        self._overdue = Overdue(self.layers)
+        self._overdue = Overdue(self.layers, self._accounts.past_drivers)
         self.order = self._accounts.order
         self._head_end = self._tail_start = 0
         self.giving_up: list[Callable[[], object]] = []
@@ -100,10 +101,20 @@ class Engine(Holding, PiecedWrites):
         self._tell(lane)
         return lane
 
+    @cached_property
+    def direct_lane(self) -> DirectLane:
+        """The same past the page cache, where the images are opened so."""
+        from tapcore.engine.directlane import DirectLane
+
+        lane = DirectLane(self._accounts)
+        self._tell(lane)
+        return lane
+
     def _refresh_lane(self) -> None:
-        lane: Lane | None = vars(self).get("lane")
-        if lane is not None:
-            self._tell(lane)
+        for name in ("lane", "direct_lane"):
+            lane: Lane | None = vars(self).get(name)
+            if lane is not None:
+                self._tell(lane)
 
     def _tell(self, lane: Lane) -> None:
         writable = (self._head_end, self._tail_start) if self.guard is not None else (0, self.size)
@@ -234,7 +245,7 @@ class Engine(Holding, PiecedWrites):
         self.layers = layers_of(self.disk.disks)
         self._leaf = self.layers[0]
         self._accounts.follow(self.layers)
-        self._overdue = Overdue(self.layers)
+        self._overdue = Overdue(self.layers, self._accounts.past_drivers)
         self._changes += 1
         for req in self._coming:
             req.layer = self._leaf
@@ -271,7 +282,10 @@ class Engine(Holding, PiecedWrites):
 
         For who keeps what he has read of a disk's content, or of what images say of it.
         """
-        return None if self.in_flight else self._changes + self.lane.changes
+        if self.in_flight:
+            return None
+        direct: DirectLane | None = vars(self).get("direct_lane")
+        return self._changes + self.lane.changes + (0 if direct is None else direct.changes)
 
     @property
     def timeout(self) -> float | None:

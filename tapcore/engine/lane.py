@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import ClassVar, Final
 
 from tapcore.buffers import ZEROES, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
@@ -59,6 +59,9 @@ class Lane:
         "plain_reads",
     )
 
+    cache: ClassVar[str] = "writeback"
+    """The cache mode of images that have it."""
+
     def __init__(self, order: WriteOrder) -> None:
         self._missed = -1
         self._order = order
@@ -95,7 +98,7 @@ class Lane:
         chain = list(dd.chain()) if parents else [dd]
         self._chain = []
         for image in chain:
-            places = _places_of(image)
+            places = _places_of(image, self.cache)
             if places is None:
                 break
             self._chain.append((places, places.place, image.size))
@@ -298,13 +301,13 @@ class Lane:
             windows.distrust()
 
 
-def _places_of(dd: DiskDriver) -> Places | None:
+def _places_of(dd: DiskDriver, cache: str) -> Places | None:
     """What an image says of itself, where nothing stands in the way.
 
     A filter must see each request, O_DIRECT must not go round the disk, and of a damaged disk
     somebody notes what is lost.
     """
-    if _is_looked_at(dd) or dd.options.cache != "writeback":
+    if _is_looked_at(dd) or dd.options.cache != cache:
         return None
     return dd.drv.td_places(dd)
 

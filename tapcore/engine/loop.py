@@ -29,6 +29,8 @@ class Loop:
     Attributes:
         after_batch: called in order after everything that was ready has been handled.
         timeouts: each gives the seconds until it wants `after_batch` to run, or None.
+        served: clients of disks that are connected. The handler of the only one may wait for its
+            disk for a moment.
         broken_off: an exception came out of the middle of a batch, not out of the wait for one.
     """
 
@@ -39,6 +41,7 @@ class Loop:
         self.after_batch: list[Callable[[], object]] = []
         self.timeouts: list[Callable[[], float | None]] = []
         self.broken_off = False
+        self.served = 0
         self._running = False
 
     def add(self, fd: int, handler: Handler, events: int = IN) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tapcore.engine.requests import Segment
 
@@ -26,17 +26,27 @@ class _Waiting(NamedTuple):
     run: Callable[[], None]
 
 
+class WritingGroup(Protocol):
+    """Writes that are under way together."""
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """That they write, in sectors, [start, end)."""
+
+
 class WriteOrder:
     """Who holds what, who writes where, and who waits.
 
     Attributes:
+        groups: writes under way past the drivers.
         writing: ordinary writes under way that did not finish at once.
         strict: something is held or waits, so every write has to ask.
     """
 
-    __slots__ = ("_holds", "_waiting", "strict", "writing")
+    __slots__ = ("_holds", "_waiting", "groups", "strict", "writing")
 
     def __init__(self) -> None:
+        self.groups: set[WritingGroup] = set()
         self.writing: set[Segment] = set()
         self._holds: list[Hold] = []
         self._waiting: deque[_Waiting] = deque()
@@ -62,6 +72,8 @@ class WriteOrder:
         """Whether [start, end) can be held now."""
         if any(start < r.sector + r.nb_sectors and r.sector < end for r in self.writing):
             return False
+        if any(start < stop and first < end for g in self.groups for first, stop in g.ranges):
+            return False
         return not self.must_wait(start, end)
 
     def hold(self, start: int, end: int) -> Hold:
@@ -79,6 +91,12 @@ class WriteOrder:
     def wrote(self, write: Segment) -> None:
         """An ordinary write has finished."""
         self.writing.discard(write)
+        if self._waiting:
+            self.wake()
+
+    def group_wrote(self, group: WritingGroup) -> None:
+        """All writes of a group have finished."""
+        self.groups.discard(group)
         if self._waiting:
             self.wake()
 

@@ -7,9 +7,9 @@ what was there ten seconds ago is overdue.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 from tapcore.engine.requests import OP_NAMES, Layer, Segment
 from tapcore.interface.models import DiskDriver
@@ -20,20 +20,32 @@ OVERDUE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 2.0
 
 
+class PastDrivers(Protocol):
+    """What the disk has to answer itself, whatever the driver."""
+
+    def segment(self) -> Segment | None:
+        """A part of it that is not answered; None: all is."""
+
+
+Owed: TypeAlias = Segment | PastDrivers
+
+
 class Overdue:
     """What the drivers of a chain have not answered, and since when.
 
     Args:
         layers: the images, child first.
+        past_drivers: what no driver has.
     """
 
-    __slots__ = ("_layers", "_next", "_since", "_told")
+    __slots__ = ("_layers", "_next", "_past_drivers", "_since", "_told")
 
-    def __init__(self, layers: list[Layer]) -> None:
+    def __init__(self, layers: list[Layer], past_drivers: Set[PastDrivers] = frozenset()) -> None:
         self._layers = layers
+        self._past_drivers = past_drivers
         self._next = 0.0
-        self._since: dict[Segment, float] = {}
-        self._told: set[Segment] = set()
+        self._since: dict[Owed, float] = {}
+        self._told: set[Owed] = set()
 
     def seconds_left(self) -> float:
         """Until the next look, which is taken now where it is due; never zero."""
@@ -56,21 +68,28 @@ class Overdue:
             if late:
                 self._tell(dd, late, now)
 
-    def _owed(self) -> Iterator[tuple[Segment, DiskDriver]]:
-        """Segments that a driver has, or refuses again and again, but for what a parent has."""
+    def _owed(self) -> Iterator[tuple[Owed, DiskDriver]]:
+        """What no driver has; of others, segments that one has, or refuses again and again, but for
+        what a parent has.
+        """
         for layer in self._layers:
             for seg in (*layer.handed, *layer.batch, *layer.parked):
                 if seg.pending > seg.forwarded:
                     yield seg, layer.dd
+        for group in self._past_drivers:
+            yield group, self._layers[0].dd
 
-    def _tell(self, dd: DiskDriver, late: list[Segment], now: float) -> None:
+    def _tell(self, dd: DiskDriver, late: list[Owed], now: float) -> None:
         self._told.update(late)
-        seg = late[0]
+        first = late[0]
+        seg = first if isinstance(first, Segment) else first.segment()
+        if seg is None:
+            return
         more = f" (and {len(late) - 1} more)" if len(late) > 1 else ""
         log.warning(
             "%s: no answer for %.0f s: the driver %s has a %s of %d sectors at sector %d%s",
             dd.name,
-            now - self._since[seg],
+            now - self._since[first],
             dd.drv.disk_type,
             OP_NAMES[seg.op],
             seg.nb_sectors,

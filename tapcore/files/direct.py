@@ -7,12 +7,13 @@ import functools
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.lent import open_or_borrow
+from tapcore.files.pooledops import PooledOp, QuickIoEngine, remember
 from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.interface.installed import entry_points
 from tapcore.process.workers import Lane
@@ -94,6 +95,9 @@ class DirectFile(ImageFile):
             self.alignment = _alignment(fd, self.sector_size)
             self.sector_size = max(self.sector_size, self.alignment)
             self._io = load_engine(QUEUE_DEPTH, self.io_fd)
+            self._quick: QuickIoEngine | None = None
+            if hasattr(self._io, "queue_all"):
+                self._quick = cast(QuickIoEngine, self._io)
         except BaseException:
             self._completions.close()
             raise
@@ -153,6 +157,53 @@ class DirectFile(ImageFile):
         io.queue_write(self.fd, offset, source, (offset, source, bounce, None, 0, then))
         return 0
 
+    # ---- past the driver --------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many operations `queue_pooled` takes now; 0 where the engine takes none so."""
+        return 0 if self._quick is None else self._quick.free
+
+    def queue_pooled(self, write: bool, ops: list[PooledOp]) -> None:
+        """Queue operations, aligned and inside the file, for `submit`; not more than `room`."""
+        assert self._quick is not None
+        self.in_flight += len(ops)
+        self._quick.queue_all(write, self.fd, ops)
+
+    def address(self, buf: memoryview) -> int:
+        """Where a buffer of the pool lies in memory."""
+        address = self._io.address(buf)
+        assert address is not None
+        remember(buf, address)
+        return address
+
+    def under_way(self) -> list[Any]:
+        """The tokens of those that are queued so, and not answered."""
+        tokens = [] if self._quick is None else self._quick.under_way()
+        return [token for token in tokens if type(token[0]) is not int]
+
+    def move(self, write: bool, op: PooledOp, seconds: float) -> int | None:
+        """Do an operation, as `queue_pooled` takes it, and wait for it, so long at most.
+
+        Returns:
+            What became of it; None: nothing is under way that was not, or it is from now on, and
+            counts as `in_flight`.
+        """
+        io = self._quick
+        if io is None or self.in_flight:
+            return None
+        offset, address, length, token = op
+        moved = io.move(write, self.fd, offset, address, length, token, seconds)
+        if moved is None:
+            self.in_flight += 1
+        else:
+            self._wake_up()  # nobody else has to
+        return moved
+
+    def is_cut(self) -> bool:
+        """Whether somebody else has made the file shorter: nothing may be written past its end."""
+        return self._lost_by(self.size)
+
     def _refuse(self, res: int, then: Then) -> int:
         self.in_flight += 1
         self._completions.add(res, then)
@@ -172,8 +223,7 @@ class DirectFile(ImageFile):
         """
         io = self._io
         while True:
-            for res, token in io.submit():
-                self._finish(res, token)
+            self._sort(io.submit())
             if not self._overflow or not io.free:
                 return
             while self._overflow and io.free:
@@ -186,8 +236,23 @@ class DirectFile(ImageFile):
         return self._answer_all()
 
     def _answer_all(self) -> int:
-        finished = 0
-        for res, token in self._io.reap():
+        finished = self._sort(self._io.reap())
+        if self._overflow:
+            self.submit()
+        return finished + self._answer_completions()
+
+    def _sort(self, found: list[tuple[int, Any]]) -> int:
+        """Answer what has finished; what went past the driver by groups."""
+        finished, groups = 0, []
+        for moved in found:
+            res, token = moved
+            group = token[0]
+            if type(group) is not int:
+                inbox = group.inbox
+                if not inbox:
+                    groups.append(group)
+                inbox.append(moved)
+                continue
             offset, view, bounce, into, _, then = token
             if bounce is None and res == len(view):  # all of it, straight from or to its place
                 self.in_flight -= 1
@@ -196,9 +261,10 @@ class DirectFile(ImageFile):
                 finished += then(0)
             else:
                 finished += self._finish(res, token)
-        if self._overflow:
-            self.submit()
-        return finished + self._answer_completions()
+        for group in groups:
+            self.in_flight -= len(group.inbox)
+            group.answered()
+        return finished
 
     def _finish(self, res: int, token: tuple[Any, ...]) -> int:
         offset, view, bounce, into, skip, then = token

@@ -51,6 +51,7 @@ class _FilePlaces:
 
     __slots__ = ("busy", "data")
 
+    uses = None
     whole = True
 
     def __init__(self, file: ImageFile) -> None:

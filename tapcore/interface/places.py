@@ -50,11 +50,26 @@ class PlacedFile(Protocol):
     ) -> bool: ...
 
 
+class UsesOfPlaces(Protocol):
+    """Counts who uses places: see `Places`."""
+
+    def begin(self) -> int:
+        """Somebody reads or writes at a place from now on."""
+
+    def end(self, begun: int, /) -> None:
+        """He is done; `begun` is what `begin` said."""
+
+
 class Places(Protocol):
     """What `td_places` returns. It is asked for each request, so nothing in it may take long.
 
     One whose disk is a file byte for byte, always the same, may say so by an attribute `whole` that
     is true: then it is not asked for places.
+
+    With O_DIRECT whoever uses a place has to wait for the disk, while the driver goes on. So places
+    are used then only where an attribute `uses` is there: a `UsesOfPlaces`, without whose last
+    `end` no place is given to other content that was given up meanwhile; or None, where no place
+    ever is.
 
     Attributes:
         busy: anything that is true while nothing may be written past the driver.

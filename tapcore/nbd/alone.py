@@ -5,17 +5,32 @@ each request. Where that lies in the lane, whole, and nothing else is to be sent
 to do for it is to move its bytes. If somebody counts, how long that takes is looked at as rarely as
 for others; the first request, and the one when what was counted is to be shown, go the ordinary
 way, where that is done.
+
+Past the page cache the disk has to be asked. It has a moment for that (`DirectRequests.at_once`) if
+nobody else is served by this loop: for the client it is the same whether the loop waits for the
+disk here or there, and here it is half the calls. One that has more to ask for would have to wait
+with that meanwhile, so it is looked at now and then whether it does, and has said something.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from tapcore.buffers import POOL
+from tapcore.engine import READ, WRITE
+from tapcore.engine.loop import Loop
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.reads import LANE_MAX
 from tapcore.nbd.transmission import Transmission
 from tapcore.nbd.writes import STREAM_MIN
+
+_LOOKED_AT: Final = 16
+"""Of so many requests that waited for the disk here, it is looked at once whether more has come."""
+
+_NOT_ALONE: Final = 256
+"""So many requests go the ordinary way where it has."""
 
 
 class Alone:
@@ -24,24 +39,31 @@ class Alone:
     Args:
         sock: of the client, whose calls do not wait.
         transmission: its requests.
+        loop: in which both are.
     """
 
     __slots__ = (
         "_batch",
+        "_direct",
         "_lane",
+        "_loop",
         "_owed",
         "_parser",
         "_read",
         "_recv_into",
         "_replies",
         "_send",
+        "_sock",
         "_timed",
         "_transmission",
         "_write",
         "_written",
     )
 
-    def __init__(self, sock: socket.socket, transmission: Transmission) -> None:
+    def __init__(self, sock: socket.socket, transmission: Transmission, loop: Loop) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._direct = 0  # requests that go past the page cache up to the next look; <0: not here
         self._recv_into = sock.recv_into
         self._send: Callable[[Sequence[bytes | memoryview]], int] = sock.sendmsg
         self._transmission = transmission
@@ -92,6 +114,8 @@ class Alone:
             lane.begin()
             if not self._may_count(lane.now):
                 return False
+            if transmission.direct is not None:
+                return self._past_page_cache(READ, cookie, offset, length)
             content = lane.to_read(offset, length)
             if content is None or not lane.holds_last():
                 return False
@@ -106,6 +130,8 @@ class Alone:
             lane.begin()
             if not self._may_count(lane.now):
                 return False
+            if transmission.direct is not None:
+                return self._past_page_cache(WRITE, cookie, offset, length)
             if not self._write(cookie, offset, rx.end - length, length):
                 return False
             self._written(length)
@@ -113,12 +139,49 @@ class Alone:
             return self._answer(cookie, offset)
         return False
 
+    def _past_page_cache(self, op: int, cookie: int, offset: int, length: int) -> bool:
+        """The same of a request that the disk itself has to answer."""
+        direct, rx = self._transmission.direct, self._parser.received
+        if self._direct < 0 or self._loop.served != 1 or direct is None:
+            self._direct += self._direct < 0
+            return False
+        content = None if op == READ else rx.view[rx.end - length : rx.end]
+        done = direct.at_once(op, cookie, offset, length, content)
+        if done is None:
+            return False
+        rx.start = rx.end
+        if not len(done):
+            return False  # its answer comes later
+        if self._direct:
+            self._direct -= 1
+        else:
+            self._direct = -_NOT_ALONE if self._has_more() else _LOOKED_AT
+        if op == READ:
+            self._read(length)
+            return self._answer(cookie, offset, length, done[:length], done)
+        POOL.give(done)
+        self._written(length)
+        return self._answer(cookie, offset)
+
+    def _has_more(self) -> bool:
+        """Whether the client has sent something before it has its answer."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:  # BlockingIOError, mostly
+            return False
+
     def _answer(
-        self, cookie: int, offset: int, length: int = 0, content: memoryview | None = None
+        self,
+        cookie: int,
+        offset: int,
+        length: int = 0,
+        content: memoryview | None = None,
+        lease: memoryview | None = None,
     ) -> bool:
         """Send a reply past the queue, which is empty; returns whether all of it went.
 
-        Of what did not go the rest is queued, for the ordinary way.
+        Of what did not go the rest is queued, for the ordinary way. A content of the pool is given
+        back (`lease`).
         """
         replies = self._replies
         buffers: tuple[bytes] | tuple[bytes, memoryview]
@@ -132,9 +195,14 @@ class Alone:
             sent = -1
         if sent == len(buffers[0]) + length:
             replies.passed(sent)
+            if lease is not None:
+                POOL.give(lease)
         else:
             if content is None:
                 replies.done(cookie, offset)
+            elif lease is not None:
+                replies.budget.room -= len(lease)
+                replies.data(cookie, offset, content, length, lease)
             else:
                 replies.mapped(cookie, offset, content, length)
             if sent < 0:

@@ -84,6 +84,7 @@ class Connection:
         if isinstance(sock, socket.socket):
             set_up(sock)
         loop.add(sock.fileno(), self._ready)
+        loop.served += 1
         clients.all.add(self)
         self._clients.set_deadline(self, HANDSHAKE_SECONDS if deadline is None else deadline.left)
         self._begin()
@@ -219,7 +220,7 @@ class Connection:
                 return
             self._transmission, self._writes = transmission, transmission.writes
             if isinstance(self._socket, socket.socket):
-                self._alone = Alone(self._socket, transmission)
+                self._alone = Alone(self._socket, transmission, self._loop)
             self.engine = transmission.engine
             self._told.chose(handshake, self._socket)
             self._poll(IN)
@@ -246,6 +247,7 @@ class Connection:
         assert encryption is not None
         self.open, self._negotiation = False, None
         self._loop.remove(sock.fileno())
+        self._loop.served -= 1
         self._clients.forget(self)
         try:
             encryption.take_over(
@@ -387,6 +389,7 @@ class Connection:
         self.open = False
         self._told.left(why)
         self._loop.remove(self._socket.fileno())
+        self._loop.served -= 1
         self._clients.forget(self)
         self._socket.close()
         # each knows the other: let go, so that they are freed now and not by some later collection

@@ -18,6 +18,9 @@ MAX_HELD: Final = 32 << 20
 """Bytes of memory (buffers in use) and of replies waiting that one connection may have; beyond
 it, nothing more is read from the client."""
 
+MAX_IN_FLIGHT: Final = 1024
+"""Requests of one connection under way."""
+
 _TEXTS: Final = {
     errno.EINVAL: "the request is not possible on this export",
     errno.ENOSPC: "there is no space left",

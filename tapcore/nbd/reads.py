@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tapcore.buffers import POOL
 from tapcore.engine import READ, MappedExtent
@@ -15,6 +15,9 @@ from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replies import LaneRead
 from tapcore.nbd.replystyles import StructuredReplies
 from tapcore.nbd.requestparser import RequestParser
+
+if TYPE_CHECKING:
+    from tapcore.nbd.direct import DirectRequests
 
 SPAN_MIN: Final = 32 << 10
 """Reads from this size on are looked at for holes, and for data that can be sent from its file."""
@@ -33,6 +36,7 @@ class Reads:
         outstanding: what the client is owed.
 
     Attributes:
+        direct: takes those that go past the page cache; None: none do.
         lane_max: bytes of a read at most that is answered from the lane.
     """
 
@@ -44,6 +48,7 @@ class Reads:
         "_moved",
         "_outstanding",
         "_replies",
+        "direct",
         "lane_max",
     )
 
@@ -52,6 +57,7 @@ class Reads:
         self._engine = export.engine
         self._lane = export.engine.lane
         self.lane_max = LANE_MAX
+        self.direct: DirectRequests | None = None
         self._outstanding = outstanding
         meter = outstanding.meter
         self._moved = None if meter is None else meter.reads.append
@@ -88,6 +94,8 @@ class Reads:
 
     def take(self, flags: int, cookie: int, offset: int, length: int) -> None:
         """A READ of a client: offset and length in bytes."""
+        if not flags and (direct := self.direct) and direct.read(cookie, offset, length):
+            return
         if flags or length >= SPAN_MIN:
             if flags & ~_KNOWN_FLAGS or length > nbd.DEFAULT_BLOCK_MAX:
                 self._refuse(cookie, offset, length, _why_not(flags))
@@ -100,6 +108,11 @@ class Reads:
                     return
                 self._queue_read(cookie, offset, length, parts)
                 return
+        self._queue_read(cookie, offset, length, None)
+
+    def read_again(self, cookie: int, offset: int, length: int, lease: memoryview) -> None:
+        """One that did not go past the page cache: the engine finds out why."""
+        POOL.give(lease)
         self._queue_read(cookie, offset, length, None)
 
     def answer_again(self, reads: Iterable[LaneRead]) -> None:

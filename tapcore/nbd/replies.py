@@ -14,6 +14,7 @@ from typing import ClassVar, Final, TypeAlias
 
 from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
+from tapcore.files.pooledops import Moved
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
 
@@ -90,6 +91,14 @@ class Replies(ABC):
             POOL.give(lease)
         self.budget.give_back(len(lease))
 
+    def _give_back_all(self) -> None:
+        """As `_give_back`, of what all replies have."""
+        found = [lease for _, lease in self._leases]
+        self._leases.clear()
+        size = POOL.give_all([lease for lease in found if isinstance(lease, memoryview)])
+        size += sum([len(lease) for lease in found if isinstance(lease, bytes)])
+        self.budget.give_back(size)
+
     def _lease(self, lease: memoryview | None) -> None:
         """Give the pool's buffer back when everything queued so far is sent."""
         if lease is not None:
@@ -153,6 +162,26 @@ class Replies(ABC):
     def head_of_data(self, cookie: int, offset: int, length: int) -> bytes:
         """The same of `data`: what stands before the content."""
 
+    def pooled(self, reads: list[Moved]) -> int:
+        """As `data` for each of several reads past the driver, with a buffer of the pool.
+
+        Returns:
+            Bytes of all these buffers.
+        """
+        queue, leases, queued = self.queue, self._leases, self.queued
+        head_of, head, size = self.head_of_data, self.data_head, 0
+        if not queue:
+            self._ready()
+        for _, (_, offset, length, cookie, lease) in reads:
+            queue.append(head_of(cookie, offset, length))
+            held = len(lease)
+            queue.append(lease if held == length else lease[:length])
+            queued += head + length
+            leases.append((queued, lease))
+            size += held
+        self.queued = queued
+        return size
+
     def passed(self, count: int) -> None:
         """So many bytes were sent without being queued, while nothing else was to be sent."""
         self.queued += count
@@ -200,6 +229,8 @@ class Replies(ABC):
             while reads and reads[0][0] < self.sent:
                 reads.popleft()
         leases, sent = self._leases, self.sent
+        if len(leases) > 1 and sent == self.queued:
+            self._give_back_all()
         while leases and leases[0][0] <= sent:
             self._give_back(leases.popleft()[1])
 

@@ -28,7 +28,7 @@ def trace_requests(engine: Engine, environment: Mapping[str, str]) -> bool:
     """
     if "requests" not in wanted(environment):
         return False
-    if "submit" in vars(engine):
+    if is_traced(engine):
         return True
     submit, begin_write = engine.submit, engine.begin_write
 
@@ -46,6 +46,11 @@ def trace_requests(engine: Engine, environment: Mapping[str, str]) -> bool:
 
     vars(engine).update(submit=traced_submit, begin_write=traced_begin)
     return True
+
+
+def is_traced(engine: Engine) -> bool:
+    """Whether its requests are written down, so that all of them have to pass there."""
+    return "submit" in vars(engine)
 
 
 def _watch(engine: Engine, req: Request) -> None:

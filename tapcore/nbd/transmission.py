@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -19,16 +19,17 @@ from tapcore.nbd.budget import Budget
 from tapcore.nbd.commands import Commands
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
-from tapcore.nbd.outstanding import MAX_HELD, Outstanding
+from tapcore.nbd.outstanding import MAX_HELD, MAX_IN_FLIGHT, Outstanding
 from tapcore.nbd.reads import LANE_MAX, Reads
 from tapcore.nbd.replystyles import replies_for
 from tapcore.nbd.requestparser import Command, RequestParser
 from tapcore.nbd.share import Share
 from tapcore.nbd.streaming import StreamedWrite
+from tapcore.nbd.tracing import is_traced
 from tapcore.nbd.writes import Writes
 
-MAX_IN_FLIGHT: Final = 1024
-"""Requests of one connection under way."""
+if TYPE_CHECKING:
+    from tapcore.nbd.direct import DirectRequests
 
 MAX_WAITING: Final = 16384
 """Pieces of replies that may wait for one client, however short: each takes memory of its own.
@@ -54,6 +55,7 @@ class Transmission:
         budget: of the memory of all clients; None: one of its own.
 
     Attributes:
+        direct: takes reads and writes that go past the page cache; None: none do.
         engine: of the disk.
         replies: what is to be sent.
         outstanding: requests taken and not answered.
@@ -73,11 +75,13 @@ class Transmission:
         "_losses",
         "_moved",
         "_read",
+        "_read_only",
         "_reads",
         "_ready",
         "_received",
         "_share",
         "_write",
+        "direct",
         "engine",
         "error",
         "finished",
@@ -109,12 +113,14 @@ class Transmission:
         self.parser = RequestParser(extended=extended, initial=initial)
         self._received = self.parser.received
         flags = negotiated.transmission_flags
-        read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
+        self._read_only = read_only = bool(flags & nbd.TransmissionFlag.READ_ONLY)
         self._reads = Reads(export, self.outstanding)
         self.writes = Writes(
             export, self.outstanding, self.parser, read_only=read_only, freed=self._freed
         )
         self._read, self._write = self._reads.take, self.writes.take  # bound once
+        self.direct: DirectRequests | None = None
+        self._choose_ways()
         self._commands = Commands(export, negotiated, self.outstanding, ready)
         export.senders.add(self.replies)
         self._lane, self._lane_max = export.engine.lane, LANE_MAX
@@ -125,6 +131,17 @@ class Transmission:
         self.error = ""
         if initial and not self.stalled:
             self._parse()
+
+    def _choose_ways(self) -> None:
+        """By the images that the disk has now."""
+        direct = None
+        if self._export.disk.disks.options.cache == "none" and not is_traced(self.engine):
+            from tapcore.nbd.direct import DirectRequests
+
+            write = None if self._read_only else self.writes.write_again
+            owed, parser, read = self.outstanding, self.parser, self._reads.read_again
+            direct = DirectRequests(self.engine, owed, parser, read, write)
+        self.direct = self._reads.direct = self.writes.direct = direct
 
     def only_copies(self) -> None:
         """What is sent and received is touched in this process: no memory of host files for it."""
@@ -208,6 +225,7 @@ class Transmission:
             self.stalled = True
             return
         self.writes.follow()
+        self._choose_ways()
         self._commands.follow()
 
     def let_go_of_files(self) -> bool:
@@ -238,6 +256,8 @@ class Transmission:
         """Do all that was received whole, up to a limit."""
         self._parse_all()
         self.writes.write_together()
+        if self.direct is not None:
+            self.direct.submit()
 
     def _parse_all(self) -> None:  # long: calls would be most of what a small request costs
         parser, owed, replies = self.parser, self.outstanding, self.replies
@@ -254,7 +274,9 @@ class Transmission:
         most = self._lane_max if lane.reads else 0
         full = replies.sent + MAX_HELD  # nothing is sent while this runs
         known, together = parser.known_flags, self.writes.together
-        if not most or not parser.read_comes_first():
+        if self.direct is not None:
+            self.direct.take_rows()
+        elif not most or not parser.read_comes_first():
             self.writes.put_off()
         else:
             self._reads.take_in_lane(parser, full)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from tapcore.buffers import POOL
 from tapcore.engine import WRITE
 from tapcore.files.windows import MOST_WRITTEN
 from tapcore.nbd import constants as nbd
@@ -15,6 +16,9 @@ from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.requestparser import RequestParser
 from tapcore.nbd.streaming import PIECE, PLACED_PIECE, StreamedWrite
 from tapcore.nbd.together import Together
+
+if TYPE_CHECKING:
+    from tapcore.nbd.direct import DirectRequests
 
 MAX_SKIPPED: Final = 64 << 20
 """A write longer than this is not even skipped: the connection is closed."""
@@ -48,6 +52,7 @@ class Writes:
         freed: called when memory was given back.
 
     Attributes:
+        direct: takes those that go past the page cache; None: none do.
         stream: the write whose data is still on its way.
         stream_min: a write from this size on (bytes) is begun before all of its data has arrived.
         wide: several long ones go into the receive buffer at once.
@@ -66,6 +71,7 @@ class Writes:
         "_read_only",
         "_received",
         "_replies",
+        "direct",
         "stream",
         "stream_min",
         "together",
@@ -92,6 +98,7 @@ class Writes:
         meter = outstanding.meter
         self._moved = None if meter is None else meter.writes.append
         self._out_of_lane = 0
+        self.direct: DirectRequests | None = None
         self.together = Together(export.engine.lane, parser.received)
         self.stream: StreamedWrite | None = None
         self.stream_min = STREAM_MIN
@@ -165,6 +172,9 @@ class Writes:
                 return True
         else:
             self.write_together()
+            direct = self.direct
+            if direct and not flags and direct.write(cookie, offset, rx.view[body : rx.start]):
+                return True
         self._submit(flags, cookie, offset, rx.view[body : rx.start])
         return True
 
@@ -196,6 +206,23 @@ class Writes:
         chunk.holds += 1
         owed.held += length
         owed.budget.room -= length
+        owed.in_flight += 1
+        self._engine.submit(req)
+
+    def write_again(self, cookie: int, offset: int, length: int, lease: memoryview) -> None:
+        """One that did not go past the page cache: the engine finds out why."""
+        owed = self._outstanding
+
+        def done(req: NbdRequest) -> None:
+            POOL.give(lease)
+            owed.held -= len(lease)
+            owed.budget.give_back(len(lease))
+            owed.finished(req)
+
+        req = NbdRequest(WRITE, offset, length, lease[:length], done)
+        req.cookie, req.taken = cookie, owed.taken
+        owed.held += len(lease)
+        owed.budget.room -= len(lease)
         owed.in_flight += 1
         self._engine.submit(req)
 

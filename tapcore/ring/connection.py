@@ -91,6 +91,7 @@ class Connection:
         self._offer = owner.offer()
         sock.setblocking(False)
         loop.add(sock.fileno(), self._heard)
+        loop.served += 1
         self._say(line_of(self._offer))
 
     # ---- the socket -------------------------------------------------------------------------
@@ -243,6 +244,7 @@ class Connection:
         if why:
             log.info("front end dropped: %s", printable(why, limit=200))
         self._loop.remove(self._socket.fileno())
+        self._loop.served -= 1
         self._socket.close()
         fds, self._fds = self._fds, []
         close_strangers(fds)

@@ -19,6 +19,7 @@ _IOCB = struct.Struct("=QIIHhIQQqQII")
 _ASKED = struct.Struct("=HhIQQq")
 """What changes of one from request to request, from `_ASKED_AT` on: opcode to offset."""
 _ASKED_AT: Final = 16
+_SIZE: Final = _IOCB.size
 _EVENT = struct.Struct("=QQqq")  # data, obj, res, res2
 
 _PREAD: Final = 0
@@ -66,12 +67,12 @@ class LibaioEngine:
         self._slots = list(range(depth))
         self._tokens: list[Any] = [None] * depth
         self._pinned: list[Any] = [None] * depth
-        self._iocbs = ctypes.create_string_buffer(_IOCB.size * depth)
+        self._iocbs = ctypes.create_string_buffer(_SIZE * depth)
         for slot in range(depth):
             fixed = slot, 0, 0, _PREAD, 0, 0, 0, 0, 0, 0, _FLAG_RESFD, eventfd
-            _IOCB.pack_into(self._iocbs, slot * _IOCB.size, *fixed)
+            _IOCB.pack_into(self._iocbs, slot * _SIZE, *fixed)
         base = ctypes.addressof(self._iocbs)
-        self._address_of = [base + _IOCB.size * slot for slot in range(depth)]
+        self._address_of = [base + _SIZE * slot for slot in range(depth)]
         self._pending = (ctypes.c_void_p * depth)()
         self._pending_p = ctypes.cast(self._pending, lib.io_submit.argtypes[2])
         self._queued: list[int] = []
@@ -81,6 +82,8 @@ class LibaioEngine:
         self._events = (lib.io_event * depth)()
         self._events_view = memoryview(self._events).cast("B")
         self._depth = depth
+        self._wait_time = lib.timespec()
+        self._wait_seconds = 0.0
         self._asked: tuple[memoryview | None, Any, int] = None, None, 0
 
     def address(self, buf: memoryview) -> int | None:
@@ -100,6 +103,74 @@ class LibaioEngine:
         """Queue a write of all of `buf` for the next submit."""
         self._queue(_PWRITE, fd, offset, buf, token)
 
+    def queue_all(
+        self, write: bool, fd: int, ops: list[tuple[int, int, int, tuple[Any, ...]]]
+    ) -> None:
+        """Queue operations, for which there is room, for the next submit.
+
+        Args:
+            write: what they are.
+            fd: their file.
+            ops: of each its place in the file, where its memory lies, both in bytes, as its length
+                is, and a token, which keeps that memory.
+        """
+        slots, tokens, iocbs, queued = self._slots, self._tokens, self._iocbs, self._queued
+        pack, size = _ASKED.pack_into, self._queued_bytes
+        self.free -= len(ops)
+        for offset, address, length, token in ops:
+            slot = slots.pop()
+            tokens[slot] = token
+            pack(iocbs, slot * _SIZE + _ASKED_AT, write, 0, fd, address, length, offset)
+            queued.append(slot)
+            size += length
+        self._queued_bytes = size
+        if size >= _FULL_BATCH and not self._left_over:
+            self._refused = self.submit()
+
+    def move(
+        self,
+        write: bool,
+        fd: int,
+        offset: int,
+        address: int,
+        length: int,
+        token: Any,
+        seconds: float,
+    ) -> int | None:
+        """Do an operation, while there is no other, and wait for it: arguments as for `queue_all`.
+
+        Args:
+            seconds: how long it is waited for at most.
+
+        Returns:
+            As `reap` has it; None: it goes on, and `reap` will have it.
+        """
+        slot = self._slots[-1]
+        place = slot * _SIZE
+        _ASKED.pack_into(self._iocbs, place + _ASKED_AT, write, 0, fd, address, length, offset)
+        self._pending[0] = self._address_of[slot]
+        try:
+            self._lib.io_submit(self._context, 1, self._pending_p)
+        except OSError as exc:
+            return -(exc.errno or errno.EIO)
+        if seconds != self._wait_seconds:
+            self._wait_seconds, whole = seconds, int(seconds)
+            self._wait_time.tv_sec, self._wait_time.tv_nsec = whole, int((seconds - whole) * 1e9)
+        try:
+            if self._lib.io_getevents(self._context, 1, 1, self._events, self._wait_time):
+                res: int = _EVENT.unpack_from(self._events_view)[2]
+                return res
+        except InterruptedError:  # a signal
+            pass
+        self._slots.pop()
+        self._tokens[slot] = token
+        self.free -= 1
+        return None
+
+    def under_way(self) -> list[Any]:
+        """The tokens of all that has not finished."""
+        return [token for token in self._tokens if token is not None]
+
     def _queue(self, opcode: int, fd: int, offset: int, buf: memoryview, token: Any) -> None:
         slot, length = self._slots.pop(), len(buf)
         self.free -= 1
@@ -110,7 +181,7 @@ class LibaioEngine:
         self._asked = None, None, 0
         self._pinned[slot] = pin  # the memory must not go away while the kernel uses it
         self._tokens[slot] = token
-        place = slot * _IOCB.size + _ASKED_AT
+        place = slot * _SIZE + _ASKED_AT
         _ASKED.pack_into(self._iocbs, place, opcode, 0, fd, address, length, offset)
         self._queued.append(slot)
         self._queued_bytes += length
@@ -126,9 +197,8 @@ class LibaioEngine:
         self._queued_bytes = 0
         self._left_over = False
         while self._queued:
-            count = len(self._queued)
-            for index, slot in enumerate(self._queued):
-                self._pending[index] = self._address_of[slot]
+            count, address_of = len(self._queued), self._address_of
+            self._pending[:count] = [address_of[slot] for slot in self._queued]
             try:
                 done = self._lib.io_submit(self._context, count, self._pending_p)
             except OSError as exc:

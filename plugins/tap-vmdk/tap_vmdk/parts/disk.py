@@ -27,7 +27,10 @@ class PartedDisk:
         write, write_zeroes, discard: as the hooks of these names.
         data: the file that the last place is in that one of them said.
         busy: where there is anything, no write takes the short way.
+        uses: None: no place of a grain is ever given to another.
     """
+
+    uses = None
 
     def __init__(
         self, parts: Sequence[Part], files: Sequence[ImageFile], begin: Callable[[], None]
