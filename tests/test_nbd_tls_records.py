@@ -1,17 +1,35 @@
 """Records of TLS: many of them in one call, and what stops that."""
 
 import contextlib
+import ctypes
+import random
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from nbd_client import connect, option
+from servedhere import Here, served_here
 from tlscerts import Authority
 
 from tapcore import TlsMode, TlsOptions
+from tapcore.nbd.openssl import connection_of, library
+from tapcore.nbd.tlsconnection import Encryption
 from tapcore.nbd.tlsfiles import Credentials
-from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop
+from tapcore.nbd.tlsrecords import ManyRecords, Records, SingleRecords, Stop, go_back_often
+
+ACK_OF_ABORT = struct.pack(">QIII", 0x0003E889045565A9, 2, 1, 0)
+
+
+def half_way(here: Here) -> socket.socket:
+    """A client that is to speak TLS now."""
+    sock = connect(here.server.uris()[0])
+    assert len(sock.recv(18, socket.MSG_WAITALL)) == 18
+    sock.sendall(struct.pack(">I", 3) + option(5))
+    assert len(sock.recv(20, socket.MSG_WAITALL)) == 20
+    return sock
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +117,60 @@ def test_what_is_sent_arrives_however_slowly_it_is_taken(
         got += client.recv(1 << 20)
     assert got == sent
     records.close()
+
+
+def send_new_keys(client: socket.socket, count: int) -> None:
+    """Records without content."""
+    assert isinstance(client, ssl.SSLSocket)
+    known, (_, address) = library(), connection_of(client)
+    for function, taken_by_it in [
+        (known.SSL_key_update, [ctypes.c_void_p, ctypes.c_int]),
+        (known.SSL_do_handshake, [ctypes.c_void_p]),
+    ]:
+        function.argtypes = taken_by_it
+    for _ in range(count):
+        assert known.SSL_key_update(address, 0) == 1
+        assert known.SSL_do_handshake(address) == 1
+
+
+@KINDS
+def test_new_keys_one_at_a_time(
+    kind: Callable[[ssl.SSLSocket], Records], pair: tuple[ssl.SSLSocket, ssl.SSLSocket]
+) -> None:
+    """However many there are, each call ends, and the next one goes on."""
+    client, server = pair
+    go_back_often(server)
+    records, buffer = kind(server), memoryview(bytearray(100))
+    client.sendall(b"a")
+    send_new_keys(client, 20)
+    client.sendall(b"b")
+    got, calls = b"", 0
+    while got != b"ab":
+        got += bytes(buffer[: records.read(buffer)])
+        calls += 1
+    assert calls >= 20
+    if kind is SingleRecords:  # an event tells of the rest
+        assert records.stop is Stop.WANTS_IN
+    assert (records.read(buffer), records.stop) == (0, Stop.WANTS_IN)
+    records.close()
+
+
+def test_a_client_that_sends_new_keys_is_served(
+    options: TlsOptions, tls: ssl.SSLContext, rng: random.Random
+) -> None:
+    """Before it has chosen an export, and after; nobody waits for more than one of them."""
+    data = rng.randbytes(300_000)
+    with served_here("ram:1M", encryption=Encryption(Credentials(options))) as here:
+        sock = half_way(here)
+        with here.client() as other, tls.wrap_socket(sock, server_hostname="localhost") as early:
+            send_new_keys(early, 100)
+            early.sendall(option(2))
+            assert early.recv(20) == ACK_OF_ABORT
+            with here.client(tls=tls) as client:
+                send_new_keys(client.sock, 100)
+                client.write(0, data)
+                send_new_keys(client.sock, 100)
+                assert client.read(0, len(data)) == other.read(0, len(data)) == data
 
 
 def test_nobody_takes_what_is_sent(pair: tuple[ssl.SSLSocket, ssl.SSLSocket]) -> None:

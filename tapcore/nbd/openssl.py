@@ -42,6 +42,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "SSL_set0_wbio": (None, [_PLACE, _PLACE]),
     "SSL_get_shutdown": (_INT, [_PLACE]),
     "SSL_set_quiet_shutdown": (None, [_PLACE, _INT]),
+    "SSL_ctrl": (_LONG, [_PLACE, _INT, _LONG, _PLACE]),
     "BIO_new": (_PLACE, [_PLACE]),
     "BIO_f_buffer": (_PLACE, []),
     "BIO_f_ssl": (_PLACE, []),

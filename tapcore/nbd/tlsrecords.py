@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import ssl
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -27,6 +28,9 @@ SENT_AT_ONCE: Final = 272 << 10
 MANY: Final = RECEIVED_AT_ONCE + SENT_AT_ONCE
 """Bytes of memory that `ManyRecords` has."""
 
+_CLEAR_MODE: Final = 78  # SSL_CTRL_CLEAR_MODE
+_AUTO_RETRY: Final = 4  # SSL_MODE_AUTO_RETRY
+_PENDING: Final = 10  # BIO_CTRL_PENDING
 _FLUSH: Final = 11  # BIO_CTRL_FLUSH
 _SET_BUFFER_SIZE: Final = 117  # BIO_C_SET_BUFF_SIZE
 _SET_CONNECTION: Final = 109  # BIO_C_SET_SSL
@@ -43,6 +47,8 @@ class Stop(Enum):
 
     FULL = auto()
     """The memory is full; there may be more."""
+    NO_CONTENT = auto()
+    """What came is for TLS itself; there is more."""
     WANTS_IN = auto()
     """All is taken that the client has sent."""
     WANTS_OUT = auto()
@@ -76,6 +82,17 @@ class Records(Protocol):
 
     def close(self) -> None:
         """Nothing is read any more; the connection is closed next."""
+
+
+def go_back_often(peer: ssl.SSLSocket) -> None:
+    """Let OpenSSL come back from each record that has no content.
+
+    By itself it goes on until there is some: a client that sends one new key after another
+    (RFC 8446, 4.6.3) would keep everybody else waiting in the middle of one call.
+    """
+    with suppress(LookupError):
+        _, address = connection_of(peer)
+        library().SSL_ctrl(address, _CLEAR_MODE, _AUTO_RETRY, None)
 
 
 class SingleRecords:
@@ -130,7 +147,7 @@ class ManyRecords:
         LookupError: OpenSSL cannot be reached from this Python.
     """
 
-    __slots__ = ("_address", "_failure", "_held", "_library", "_out", "_top", "stop")
+    __slots__ = ("_address", "_failure", "_held", "_in", "_library", "_out", "_top", "stop")
 
     def __init__(self, peer: ssl.SSLSocket) -> None:
         self._library = known = library()
@@ -138,9 +155,9 @@ class ManyRecords:
         self._failure: OSError | None = None
         self.stop = Stop.FULL
         address = self._address
-        incoming = self._buffered(known.SSL_get_rbio(address), RECEIVED_AT_ONCE, 0)
+        self._in = self._buffered(known.SSL_get_rbio(address), RECEIVED_AT_ONCE, 0)
         self._out = self._buffered(known.SSL_get_wbio(address), SENT_AT_ONCE, 1)
-        known.SSL_set0_rbio(address, incoming)
+        known.SSL_set0_rbio(address, self._in)
         known.SSL_set0_wbio(address, self._out)
         records = known.BIO_new(known.BIO_f_ssl())
         known.BIO_ctrl(records, _SET_CONNECTION, _KEEP, address)
@@ -168,6 +185,8 @@ class ManyRecords:
         wants = known.BIO_test_flags(self._top, _WANTS_IN | _WANTS_OUT)
         if wants:
             self.stop = Stop.WANTS_IN if wants == _WANTS_IN else Stop.WANTS_OUT
+            if wants == _WANTS_IN and known.BIO_ctrl(self._in, _PENDING, 0, None):
+                self.stop = Stop.NO_CONTENT  # no event tells of what is there already
             return max(count, 0)
         self.stop = Stop.END
         self._failure = self._why()

@@ -19,7 +19,14 @@ from tapcore.buffers import POOL
 from tapcore.files.mapping import content_of, is_mapped
 from tapcore.nbd.budget import Budget
 from tapcore.nbd.filespan import FileSpan
-from tapcore.nbd.tlsrecords import MANY, ManyRecords, Records, SingleRecords, Stop
+from tapcore.nbd.tlsrecords import (
+    MANY,
+    ManyRecords,
+    Records,
+    SingleRecords,
+    Stop,
+    go_back_often,
+)
 from tapcore.nbd.tlssteps import Step
 
 AT_ONCE: Final = 1 << 20
@@ -95,6 +102,7 @@ class TlsSocket:
         except ssl.SSLWantWriteError:
             self._wants_out = True
             return False
+        go_back_often(self.peer)
         self.ready = True
         self.starved = False
         return True
@@ -129,8 +137,10 @@ class TlsSocket:
         records = self._records
         count = records.read(buffer[: self.most])
         stop = records.stop
-        if stop is Stop.FULL or (count and stop is Stop.END):
+        if stop in (Stop.FULL, Stop.NO_CONTENT) or (count and stop is Stop.END):
             self.starved = False  # for all that is known
+            if not count:
+                raise self._blocked()
             return count
         self.starved = True
         if stop is Stop.WANTS_OUT:
