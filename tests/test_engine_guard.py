@@ -10,7 +10,7 @@ import pytest
 from drivers.late import MAGIC, Late, LateImage
 from enginebench import Bench
 
-from tapcore import TD_RDONLY, DiskId, OpenOptions, Registry, hookimpl
+from tapcore import TD_RDONLY, DiskDriver, DiskId, OpenOptions, Registry, hookimpl
 from tapcore.engine import DISCARD, READ, WRITE, ZERO, Request
 from tapcore.interface.diskinfo import DiskInfo
 from tapcore.opening.chain import close_disk, open_disk
@@ -76,6 +76,22 @@ def test_nor_byte_by_byte(raw: Bench) -> None:
 def test_nor_in_pieces(raw: Bench) -> None:
     first = Request(WRITE, 0, 512, None, lambda req: None)
     assert not raw.engine.begin_write(first)
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["head", "tail"])
+def test_where_an_end_cannot_be_read_nothing_is_written(raw: Bench, end: int) -> None:
+    layer, calls = raw.engine.layers[0], list[int]()
+    read = layer.read
+
+    def fails_once(dd: DiskDriver, sector: int, *rest: Any) -> int:
+        calls.append(sector)
+        return -errno.EIO if len(calls) == end + 1 else read(dd, sector, *rest)
+
+    layer.read = fails_once
+    assert raw.run(WRITE, 0, data=bytes(512)).status == -errno.EIO
+    assert len(calls) == 2
+    assert raw.run(READ, 0, 512).buf == b"x" * 512
+    assert raw.run(WRITE, 0, data=bytes(512)).status == 0  # nothing is held any more
 
 
 def test_everything_else_is_allowed(raw: Bench) -> None:

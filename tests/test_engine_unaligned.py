@@ -92,6 +92,18 @@ def test_an_unaligned_change_that_cannot_read_its_edge_changes_nothing(op: int, 
     assert image.writes == [(8, 8)]
 
 
+@pytest.mark.parametrize("call", range(5), ids=["read", "read", "write", "write", "middle"])
+@LATE
+def test_one_part_of_an_unaligned_write_that_fails_fails_it(call: int, late: bool) -> None:
+    """Whichever it is of the reads of its edges, the writes of these, and what lies between."""
+    image = FaultyImage(64, 4096, late=late, faults={call: -errno.EREMOTEIO})
+    with bench([image], "faulty") as disk:
+        assert disk.run(WRITE, 100, data=b"x" * 9000).status == -errno.EREMOTEIO
+        assert image.queue_calls == (2 if call < 2 else 5)
+        assert disk.run(WRITE, 100, data=b"y" * 9000).status == 0  # nothing is held any more
+        assert disk.content()[100:9100] == b"y" * 9000
+
+
 @LATE
 def test_an_unaligned_discard_leaves_the_edges_alone(late: bool, rng: random.Random) -> None:
     image = LateImage(64, cluster=8, sector_size=4096, now=0.0 if late else 1.0)
