@@ -10,7 +10,7 @@ import pytest
 
 import tapcore
 from tapcore.tools.check import check_image
-from vmdkwriters import GRAIN, descriptor, hosted, stream
+from vmdkwriters import GRAIN, descriptor, empty, hosted, stream
 
 SECTORS = 6 * GRAIN // 512
 TEXT = descriptor("monolithicSparse", [f'RW {SECTORS} SPARSE "disk.vmdk"'])
@@ -191,11 +191,13 @@ def test_nothing_new_gets_the_place_of_a_table_that_was_cut_off(
         assert disk.pread(size - GRAIN, length=GRAIN) == (kept if copies == 2 else bytes(GRAIN))
 
 
-def tables_of(raw: bytes | bytearray, which: int, tables: int) -> list[tuple[int, bytes]]:
+def tables_of(
+    raw: bytes | bytearray, which: int, tables: int, size: int = 2048
+) -> list[tuple[int, bytes]]:
     """Where a directory says that the tables are (bytes), and what is there."""
     directory = struct.unpack_from("<Q", raw, which)[0] * 512
     places = [place * 512 for place in struct.unpack_from(f"<{tables}I", raw, directory)]
-    return [(place, bytes(raw[place : place + 2048])) for place in places]
+    return [(place, bytes(raw[place : place + size])) for place in places]
 
 
 @pytest.mark.parametrize(
@@ -313,3 +315,43 @@ def test_new_grains_lie_behind_all_that_is_kept_for_metadata(image: Path, conten
     (_, table), *_ = tables_of(image.read_bytes(), DIRECTORY, 1)
     assert min(filter(None, struct.unpack("<512I", table))) == 1024
     assert reads(image) == content
+
+
+def test_new_grains_lie_behind_a_table_with_which_the_file_ends(
+    image: Path, rng: random.Random
+) -> None:
+    """In the middle of what would be a grain."""
+    size = 1024 * GRAIN
+    text = descriptor("monolithicSparse", [f'RW {size // 512} SPARSE "disk.vmdk"'])
+    kept = rng.randbytes(GRAIN)
+    raw = alone(bytes(size - GRAIN) + kept, text)
+    directory = struct.unpack_from("<Q", raw, DIRECTORY)[0] * 512
+    _, (_, second) = tables_of(raw, DIRECTORY, 2)
+    struct.pack_into("<I", raw, directory + 4, len(raw) // 512)
+    image.write_bytes(raw + second)
+    new = rng.randbytes(3 * GRAIN)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        disk.pwrite(0, new)
+    assert image.read_bytes()[len(raw) : len(raw) + len(second)] == second
+    got = reads(image)
+    assert (got[: 3 * GRAIN], got[-GRAIN:]) == (new, kept)
+
+
+def test_a_new_table_and_its_copy_have_room_where_grains_are_small(
+    image: Path, rng: random.Random
+) -> None:
+    """Either is as long as a grain."""
+    size = 3 << 22
+    raw = bytearray(empty(size, name="disk.vmdk", grain=8, entries=1024))
+    for which in (DIRECTORY, REDUNDANT):
+        struct.pack_into("<3I", raw, struct.unpack_from("<Q", raw, which)[0] * 512, 0, 0, 0)
+    image.write_bytes(raw)
+    want = bytearray(size)
+    with tapcore.open(f"vmdk:{image}", readonly=False) as disk:
+        for start in (0, 1 << 22, 2 << 22):
+            want[start : start + 20000] = new = rng.randbytes(20000)
+            disk.pwrite(start, new)
+    assert reads(image) == want
+    written = image.read_bytes()
+    first, second = (tables_of(written, each, 3, 4096) for each in (DIRECTORY, REDUNDANT))
+    assert [table for _, table in first] == [table for _, table in second]
