@@ -12,10 +12,11 @@ from latetrials import (
     Trial,
     a_place_is_not_used_again_while_something_old_is_on_its_way,
 )
+from tap_vhdx.headers import HEADERS_AT
 from tap_vhdx.logentries import HEADER
 from tapcore import ImageFile
 from tapcore.engine import DISCARD, READ, WRITE, ZERO
-from vhdxtools import MIB, make, problems, store_in_part
+from vhdxtools import MIB, content_of, make, problems, store_in_part
 
 BLOCK = MIB
 SIZE = 6 * BLOCK
@@ -87,6 +88,62 @@ def test_an_entry_of_the_log_spares_the_one_before_it(
     assert third >= end
 
 
+@pytest.mark.parametrize(("stage", "spared"), [(2, False), (3, True)], ids=["entry", "pages"])
+def test_an_entry_is_spared_once_pages_of_it_may_be_in_their_place(
+    stage: int, spared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that could not be written is written again where it was, and not behind."""
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    entries: list[tuple[int, int]] = []
+    write, flushes = ImageFile.write_metadata, list[int]()
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        if bytes(data[:4]) == b"loge":
+            entries.append((offset, offset + len(data)))
+        write(file, offset, data)
+
+    def fails_once(file: ImageFile) -> int:
+        flushes.append(stage)
+        return -errno.EIO if len(flushes) == stage else 0
+
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * 512)
+        monkeypatch.setattr(ImageFile, "write_metadata", noted)
+        monkeypatch.setattr(ImageFile, "flush_blocking", fails_once)
+        with pytest.raises(tapcore.IOFailedError):
+            disk.sync()
+        disk.sync()
+        monkeypatch.undo()
+    (first, end), (second, _) = entries
+    assert second == (end if spared else first)
+
+
+def test_one_header_is_safe_before_the_other_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    steps: list[str] = []
+    write, flush = ImageFile.write_metadata, ImageFile.flush_blocking
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        if offset in HEADERS_AT:
+            steps.append("header")
+        write(file, offset, data)
+
+    def flushed(file: ImageFile) -> int:
+        if steps and steps[-1] == "header":
+            steps.append("safe")
+        return flush(file)
+
+    monkeypatch.setattr(ImageFile, "write_metadata", noted)
+    monkeypatch.setattr(ImageFile, "flush_blocking", flushed)
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        disk.pwrite(0, b"x" * 512)
+    assert steps == ["header", "safe"] * 4  # as it begins to be written, and when it is closed
+
+
 def test_the_log_knows_of_no_longer_file_than_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +171,26 @@ def test_the_log_knows_of_no_longer_file_than_there_is(
         monkeypatch.undo()
     assert told
     assert all(flushed <= size for flushed, size in told)
+
+
+def test_a_place_of_which_no_hole_can_be_made_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a part of what could not be written."""
+    image = tmp_path / "disk.vhdx"
+    make(image, SIZE)
+    end = image.stat().st_size
+    with tapcore.open(f"vhdx:{image}", readonly=False) as disk:
+        clusters = disk.state.disks.private.clusters
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "write_now", lambda *_: -errno.EIO)
+            patch.setattr(ImageFile, "discard_blocking", lambda *_: -errno.EOPNOTSUPP)
+            with pytest.raises(tapcore.IOFailedError):
+                disk.pwrite(0, b"x" * BLOCK)
+            clusters.drain()
+        disk.pwrite(BLOCK, b"y" * BLOCK)
+        assert clusters.place(BLOCK // 512, 1) == end + BLOCK
+    assert content_of(image)[: 2 * BLOCK] == bytes(BLOCK) + b"y" * BLOCK
 
 
 def test_what_was_given_up_is_used_again_after_a_flush_that_failed(
