@@ -254,7 +254,9 @@ def a_table_that_is_read_late_undoes_nothing(
     assert trial.read()[3 * cluster : 4 * cluster] == new
 
 
-def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, before: int) -> None:
+def what_meets_a_cluster_being_filled(
+    trial: Trial, cluster: int, op: int, before: int, *, table: bool = False
+) -> None:
     """A part of a new cluster is written; its parent's content must not cover what comes meanwhile.
 
     Args:
@@ -262,7 +264,11 @@ def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, befor
         cluster: bytes.
         op: WRITE, WRITE_COMPRESSED or ZERO: what covers that cluster.
         before: how many clusters before that it covers, too.
+        table: something else is stored in the same table already.
     """
+    if table:
+        with tapcore.open(f"{trial.handle}:{trial.image}", readonly=False, **trial.options) as disk:
+            disk.pwrite(4 * cluster, b"t" * cluster)
     first, end = (2 - before) * cluster, 3 * cluster
     content = bytes(end - first) if op == ZERO else b"n" * (end - first)
     with trial.crowd() as crowd:
@@ -270,6 +276,9 @@ def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, befor
         host.at_once = host.slow = 0
         crowd.submit(READ, 0, 512, bytearray(512))  # from here on the table is in memory
         crowd.settle()
+        if table:  # from here on it is known to be sound
+            crowd.submit(WRITE, 4 * cluster, 512, b"u" * 512)
+            crowd.settle()
         crowd.submit(WRITE, 2 * cluster + 512, 512, b"p" * 512)
         assert host.tasks
         host.held.update(host.tasks)
@@ -277,7 +286,7 @@ def what_meets_a_cluster_being_filled(trial: Trial, cluster: int, op: int, befor
         crowd.settle()
         host.held.clear()
         crowd.settle()
-        assert crowd.statuses == [0] * 3
+        assert crowd.statuses == [0] * (3 + table)
         assert crowd.flush() == 0
     got = trial.read()[first:end]
     at = before * cluster + 512

@@ -345,14 +345,15 @@ def test_who_is_told_reads_what_was_written(kind: str, tmp_path: Path, rng: rand
     latetrials.who_is_told_reads_what_was_written(trial, MEETINGS[kind][0])
 
 
+@pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("op", [WRITE, WRITE_COMPRESSED, ZERO])
 @pytest.mark.parametrize("kind", MEETINGS)
 def test_what_meets_a_cluster_being_filled(
-    kind: str, op: int, before: int, tmp_path: Path, rng: random.Random
+    kind: str, op: int, before: int, table: bool, tmp_path: Path, rng: random.Random
 ) -> None:
-    trial = small_trial(tmp_path, rng, kind, parent=True)
-    latetrials.what_meets_a_cluster_being_filled(trial, MEETINGS[kind][0], op, before)
+    trial, cluster = small_trial(tmp_path, rng, kind, parent=True), MEETINGS[kind][0]
+    latetrials.what_meets_a_cluster_being_filled(trial, cluster, op, before, table=table)
 
 
 @pytest.mark.parametrize("op", [READ, WRITE])
