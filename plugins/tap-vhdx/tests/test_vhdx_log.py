@@ -22,7 +22,7 @@ from tap_vhdx.crc32c import crc32c
 from tap_vhdx.headers import Headers, read_headers
 from tap_vhdx.logentries import SECTOR, pack_entry
 from tap_vhdx.overlay import Overlay
-from tapcore import ImageFormatError, NotSupportedError, TapError
+from tapcore import ImageFile, ImageFormatError, NotSupportedError, TapError
 from tapcore.tools.check import check_image
 from tapcore.tools.inspect import inspect_image
 from vhdxtools import (
@@ -262,6 +262,35 @@ def test_zeroes_in_a_log(dirty: Dirty) -> None:
     zero = struct.pack("<4s4xQQQ", b"zero", SECTOR, at, 8)
     dirty.put(2 * SECTOR, sealed((head + zero).ljust(SECTOR, b"\0")))
     dirty.expect()
+
+
+def test_what_a_log_says_is_safe_before_it_is_empty(
+    dirty: Dirty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, _ = dirty.page()
+    dirty.put(0, dirty.entry(0, 7, 1, 2))
+    steps: list[str] = []
+    write, flush = ImageFile.write_metadata, ImageFile.flush_blocking
+
+    def noted(file: ImageFile, offset: int, data: bytes) -> None:
+        steps.append("page" if offset == at else "header")
+        write(file, offset, data)
+
+    def flushed(file: ImageFile) -> int:
+        steps.append("safe")
+        return flush(file)
+
+    monkeypatch.setattr(ImageFile, "write_metadata", noted)
+    monkeypatch.setattr(ImageFile, "flush_blocking", flushed)
+    tapcore.open(f"vhdx:{dirty.path}", readonly=False).close()
+    assert steps[:3] == ["page", "safe", "header"]
+
+
+def test_a_file_is_made_as_long_as_its_log_says(dirty: Dirty) -> None:
+    """What the log has linked may lie in space that was never written."""
+    dirty.put(0, dirty.entry(0, 7, 1, last=20 * MIB))
+    dirty.expect(1)
+    assert dirty.path.stat().st_size == 20 * MIB
 
 
 def test_what_is_said_of_it(dirty: Dirty) -> None:
