@@ -79,7 +79,9 @@ def test_nor_in_pieces(raw: Bench) -> None:
 
 
 @pytest.mark.parametrize("end", [0, 1], ids=["head", "tail"])
-def test_where_an_end_cannot_be_read_nothing_is_written(raw: Bench, end: int) -> None:
+def test_where_an_end_cannot_be_read_nothing_is_written(
+    raw: Bench, end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, calls = raw.engine.layers[0], list[int]()
     read = layer.read
 
@@ -87,10 +89,10 @@ def test_where_an_end_cannot_be_read_nothing_is_written(raw: Bench, end: int) ->
         calls.append(sector)
         return -errno.EIO if len(calls) == end + 1 else read(dd, sector, *rest)
 
-    layer.read = fails_once
+    monkeypatch.setattr(layer, "read", fails_once)
     assert raw.run(WRITE, 0, data=bytes(512)).status == -errno.EIO
     assert len(calls) == 2
-    assert raw.run(READ, 0, 512).buf == b"x" * 512
+    assert bytes(raw.run(READ, 0, 512).buf or b"") == b"x" * 512
     assert raw.run(WRITE, 0, data=bytes(512)).status == 0  # nothing is held any more
 
 

@@ -1,7 +1,6 @@
 """Requests that meet while the host is late: none is lost, none damages another, none is early."""
 
 import errno
-import os
 import random
 from pathlib import Path
 
@@ -97,16 +96,3 @@ def test_the_copy_of_the_footer_is_safe_before_the_other_one_moves(
     with tapcore.open(f"vhd:{trial.image}", readonly=False) as disk:
         disk.pwrite(0, b"x" * BLOCK)
     assert steps[:3] == ["copy", "safe", "other"]
-
-
-def test_new_blocks_lie_behind_one_that_the_end_of_the_file_cuts(trial: Trial) -> None:
-    """What is left of it, and the room for the rest, is its own."""
-    with tapcore.open(f"vhd:{trial.image}", readonly=False) as disk:
-        disk.pwrite(0, b"x" * BLOCK)
-    os.truncate(trial.image, trial.image.stat().st_size - 512 - 6 * 512)
-    with tapcore.open(f"vhd:{trial.image}", readonly=False) as disk:
-        disk.pwrite(BLOCK, b"y" * BLOCK)
-        disk.pwrite(BLOCK - 512, b"z" * 512)
-    got = trial.read()
-    assert got[: BLOCK - 6 * 512] == b"x" * (BLOCK - 6 * 512)
-    assert got[BLOCK - 512 : 2 * BLOCK] == b"z" * 512 + b"y" * BLOCK
