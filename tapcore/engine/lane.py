@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 from tapcore.buffers import ZEROES, fill_zeroes
 from tapcore.constants import SECTOR_SHIFT
 from tapcore.engine.ordering import WriteOrder
+from tapcore.files.imagefile import ImageFile
 from tapcore.files.windows import MOST_WRITTEN
 from tapcore.interface.models import DiskDriver
 from tapcore.interface.places import ASK, NOWHERE, PlacedFile, PlacedWindows, Places
@@ -166,6 +167,16 @@ class Lane:
             if where != NOWHERE:
                 return None
         return ZEROES[:length] if self._whole and length < LONG else None
+
+    def data_of_whole(self, offset: int, length: int) -> int:
+        """Where the disk is a file byte for byte, and all of a range (bytes) is data there: the
+        descriptor of that file, at whose same offset it lies; else -1.
+        """
+        file = self._whole_file
+        end = offset + length
+        if file is None or end > self._size or end > file.size or not isinstance(file, ImageFile):
+            return -1
+        return file.fd if file.holes.run(offset, end) == (end, True) else -1
 
     def read(self, sector: int, nb_sectors: int, buf: memoryview) -> bool:
         """Read a range of the disk, at once.

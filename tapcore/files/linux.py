@@ -97,6 +97,11 @@ def _cachestat() -> Callable[[int, int, int], int] | None:
         return cached_pages if cached_pages(probe.fileno(), 0, 4096) >= 0 else None
 
 
+def counts_pages() -> bool:
+    """Whether the kernel (since 6.5) can say it."""
+    return _cachestat() is not None
+
+
 def all_in_page_cache(fd: int, offset: int, length: int) -> bool:
     """Whether a range of a file lies wholly in the page cache.
 

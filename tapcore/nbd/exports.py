@@ -13,7 +13,7 @@ import attrs
 from tapcore.engine import Engine, MappedExtent, chain_extents, engine_of
 from tapcore.engine.loop import Loop
 from tapcore.errors import TapError, printable
-from tapcore.files.linux import all_in_page_cache
+from tapcore.files.linux import all_in_page_cache, counts_pages
 from tapcore.interface.models import TdState
 from tapcore.metrics.meter import Meter
 from tapcore.metrics.publishing import Metrics
@@ -110,13 +110,15 @@ class Export:
 
     def span(self, extent: MappedExtent) -> FileSpan | None:
         """The host file's part that a run lies in, if it can be sent without waiting for a disk."""
-        if not self.file_spans or extent.fd is None or extent.kind != "data":
+        if extent.fd is None or extent.kind != "data":
             return None
-        if not _holds(extent.fd, extent.offset + extent.length):
+        return self.span_of(extent.fd, extent.offset, extent.length)
+
+    def span_of(self, fd: int, offset: int, length: int) -> FileSpan | None:
+        """The same of data at an offset (bytes) of a host file."""
+        if not self.file_spans or not counts_pages() or not _holds(fd, offset + length):
             return None  # reading tells whether that is the last sector, or an error
-        if not all_in_page_cache(extent.fd, extent.offset, extent.length):
-            return None
-        return FileSpan(extent.fd, extent.offset, extent.length)
+        return FileSpan(fd, offset, length) if all_in_page_cache(fd, offset, length) else None
 
     def leave(self, replies: Replies) -> None:
         """A connection has gone."""

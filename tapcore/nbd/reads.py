@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tapcore.buffers import POOL
 from tapcore.engine import READ, MappedExtent
+from tapcore.files.linux import counts_pages
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
 from tapcore.nbd.filespan import FileSpan
@@ -100,6 +101,14 @@ class Reads:
             if flags & ~_KNOWN_FLAGS or length > nbd.DEFAULT_BLOCK_MAX:
                 self._refuse(cookie, offset, length, _why_not(flags))
                 return
+            if not flags and self._export.file_spans and counts_pages():
+                fd = self._lane.data_of_whole(offset, length)
+                span = None if fd < 0 else self._export.span_of(fd, offset, length)
+                if span is not None:
+                    self._replies.data(cookie, offset, span, length)
+                    if self._moved is not None:
+                        self._moved(length)
+                    return
             if not flags & nbd.CMD_FLAG_DF and offset + length <= self._engine.size:
                 parts = self._export.extents(offset, length)
                 if parts is not None and self._answer_without_reading(cookie, offset, parts):
