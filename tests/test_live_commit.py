@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from livehere import MIB, PAGE, LiveHere, filled, first_page, live_here, made
 from nbd_client import Client
 
+import tap_qcow2.change.empty
 import tapcore
-from tapcore import TapError, UsageError
+from tapcore import ImageFile, TapError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,32 @@ def test_into_a_raw_parent_that_is_smaller() -> None:
         assert client.read(8 * PAGE, PAGE) == b"2" * PAGE
     data = Path("a.img").read_bytes()
     assert data == b"1" * PAGE + bytes(7 * PAGE) + b"2" * PAGE + bytes(7 * PAGE)
+
+
+def test_the_parent_is_safe_before_the_child_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the child held is nowhere else then."""
+    Path("a.img").write_bytes(b"1" * 16 * PAGE)
+    child = child_of("aio:a.img", 16 * PAGE)
+    steps: list[str] = []
+    flush, empty = ImageFile.flush_blocking, tap_qcow2.change.empty.make_empty
+
+    def flushed(file: ImageFile) -> int:
+        res = flush(file)
+        if file.path.endswith("a.img"):
+            steps.append("safe")
+        return res
+
+    def emptied(image: Any) -> None:
+        steps.append("empty")
+        empty(image)
+
+    with live_here(child) as here, here.client() as client:
+        client.write(8 * PAGE, b"2" * PAGE)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "flush_blocking", flushed)
+            patch.setattr(tap_qcow2.change.empty, "make_empty", emptied)
+            here.calls.commit("0")
+    assert steps[:2] == ["safe", "empty"]
 
 
 def refused(here: LiveHere, client: Client, why: str) -> None:
