@@ -34,7 +34,8 @@ class DaemonCalls:
         self._client = client
 
     def state(self, name: str) -> dict[str, Any]:
-        return self._client.disks()[0]
+        row = self._client.disks()[0]
+        return {key: row[key] for key in ("name", "image", "state", "virtual_size")}
 
     def pause(self, name: str) -> dict[str, Any]:
         return self._client.pause(_NAME)
@@ -51,7 +52,8 @@ class DaemonCalls:
         return self._client.snapshot_live(_NAME, child, options=options)
 
     def resize(self, name: str, size: str, *, shrink: bool = False) -> dict[str, Any]:
-        return self._client.resize_live(_NAME, size, shrink=shrink)
+        told = self._client.resize_live(_NAME, size, shrink=shrink)
+        return {**told, "size": told["virtual_size"]}
 
     def commit(self, name: str) -> dict[str, Any]:
         self.begin_commit(name)
