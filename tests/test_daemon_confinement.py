@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,14 @@ def test_disk_processes_go_on_as_another_user(tmp_path: Path, image: Path) -> No
         client.detach(disk["name"], force=True)
     assert re.search(r"^Uid:(\t65534){4}$", status, re.MULTILINE)
     assert image.read_bytes()[:512] == b"nobody's" * 64
+
+
+def test_the_engine_of_cache_none_is_loaded_before_anybody_is_confined() -> None:
+    """Else a live snapshot of such a disk fails: its broker cannot open the library."""
+    code = (
+        "import sys; from tapcore.daemon.warmup import warm_up; "
+        "from tapcore.interface.registry import Registry; warm_up(Registry()); "
+        "print('libaio.libaio' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tapcore.errors import TapError
+from tapcore.files.direct import load_engine
 from tapcore.interface.policy import ReferencePolicy, has_protocol
 from tapcore.interface.registry import Registry
 from tapcore.opening.names import split_name
@@ -56,7 +58,19 @@ def warm_up(registry: Registry) -> None:
         if not row.info.error and row.plugin is not None:
             _import_below(_package_of(row.plugin))
     registry.filters()
+    _load_engine()
     _compile_names(registry)
+
+
+def _load_engine() -> None:
+    """Of `--cache none`, with its library: who is confined by then could not open that."""
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        load_engine(1, eventfd).close()
+    except TapError as exc:
+        log.debug("%s", exc)
+    finally:
+        os.close(eventfd)
 
 
 def _compile_names(registry: Registry) -> None:
