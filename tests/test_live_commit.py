@@ -1,5 +1,6 @@
 """A child folded into its parent while it is served: what comes of it, and what is refused."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,33 @@ def test_the_parent_is_safe_before_the_child_is_emptied(monkeypatch: pytest.Monk
             patch.setattr(tap_qcow2.change.empty, "make_empty", emptied)
             here.calls.commit("0")
     assert steps[:2] == ["safe", "empty"]
+
+
+def test_a_parent_that_cannot_be_written_leaves_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.img").write_bytes(b"1" * 16 * PAGE)
+    child = child_of("aio:a.img", 16 * PAGE)
+    with live_here(child) as here, here.client() as client:
+        client.write(8 * PAGE, b"2" * PAGE)
+        with monkeypatch.context() as patch:
+            for name in ("write_now", "write_blocking", "write_mapped"):
+                _fails_in(patch, name, "a.img")
+            with pytest.raises(TapError, match="writing into the parent failed"):
+                here.calls.commit("0")
+        assert here.calls.commit_progress("0")["phase"] == "failed"
+        assert client.read(8 * PAGE, PAGE) == b"2" * PAGE
+    with tapcore.open(child) as disk:
+        assert disk.pread(8 * PAGE, length=PAGE) == b"2" * PAGE
+
+
+def _fails_in(patch: pytest.MonkeyPatch, name: str, where: str) -> None:
+    real = getattr(ImageFile, name)
+
+    def call(file: ImageFile, *args: Any) -> Any:
+        if not file.path.endswith(where):
+            return real(file, *args)
+        return False if name == "write_mapped" else -errno.EIO
+
+    patch.setattr(ImageFile, name, call)
 
 
 def refused(here: LiveHere, client: Client, why: str) -> None:
