@@ -6,12 +6,8 @@ Everything received is parsed, handed to the engine, and answered in batches; th
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Final
-
-import attrs
 
 from tapcore.metrics.meter import NO_BATCH
 from tapcore.nbd import constants as nbd
@@ -20,6 +16,7 @@ from tapcore.nbd.commands import Commands
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
 from tapcore.nbd.outstanding import MAX_HELD, MAX_IN_FLIGHT, Outstanding
+from tapcore.nbd.payloads import Payloads
 from tapcore.nbd.reads import LANE_MAX, Reads
 from tapcore.nbd.replystyles import replies_for
 from tapcore.nbd.requestparser import Command, RequestParser
@@ -74,6 +71,7 @@ class Transmission:
         "_lane_max",
         "_losses",
         "_moved",
+        "_payloads",
         "_read",
         "_read_only",
         "_reads",
@@ -122,6 +120,7 @@ class Transmission:
         self.direct: DirectRequests | None = None
         self._choose_ways()
         self._commands = Commands(export, negotiated, self.outstanding, ready)
+        self._payloads = Payloads(self.parser, self._commands, self._has_room)
         export.senders.add(self.replies)
         self._lane, self._lane_max = export.engine.lane, LANE_MAX
         self._losses = self._lane.losses
@@ -346,7 +345,7 @@ class Transmission:
             self.finished = True
             return False
         if asked.flags & self.parser.payload_flag:
-            return self._take_with_payload(asked)
+            return self._payloads.take(asked)
         if asked.number == nbd.CMD_READ:
             if not self._room_for(asked.number, asked.offset, asked.length):
                 return False
@@ -355,27 +354,6 @@ class Transmission:
         if not self._has_room(self._commands.memory_for(asked)):
             return False
         self._commands.take(asked)
-        return True
-
-    def _take_with_payload(self, asked: Command) -> bool:
-        """With extended headers any request may have a payload, though hardly one wants it."""
-        parser, length = self.parser, asked.length
-        if length > nbd.DEFAULT_BLOCK_MAX:
-            parser.error = "sent a payload that is longer than 32 MiB"
-            return False
-        asked = attrs.evolve(asked, flags=asked.flags ^ parser.payload_flag)
-        if not self._commands.wants_payload(asked):
-            why = f"command {asked.number} takes no payload of {length} bytes"
-            refuse = partial(self._commands.refuse, asked, errno.EINVAL, why)
-            parser.pass_over(length, refuse)
-            return True
-        if not self._has_room(self._commands.memory_for(asked)):
-            return False
-        payload = parser.payload(length)
-        if payload is None:
-            parser.put_back()
-            return False
-        self._commands.take(attrs.evolve(asked, payload=payload))
         return True
 
     # ---- sending ----------------------------------------------------------------------------
