@@ -12,6 +12,7 @@ from tapcore.engine import WRITE
 from tapcore.files.windows import MOST_WRITTEN
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exports import Export
+from tapcore.nbd.joined import Joined
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.requestparser import RequestParser
 from tapcore.nbd.streaming import PIECE, PLACED_PIECE, StreamedWrite
@@ -63,6 +64,7 @@ class Writes:
     __slots__ = (
         "_engine",
         "_freed",
+        "_joined",
         "_lane_write",
         "_moved",
         "_out_of_lane",
@@ -100,6 +102,7 @@ class Writes:
         self._out_of_lane = 0
         self.direct: DirectRequests | None = None
         self.together = Together(export.engine.lane, parser.received)
+        self._joined = Joined(export.engine, outstanding, parser, self.in_lane, self._done)
         self.stream: StreamedWrite | None = None
         self.stream_min = STREAM_MIN
         self.wide = False
@@ -165,11 +168,18 @@ class Writes:
                 return True
             if together.pending:
                 self.write_together()
+            joined = self._joined
+            follows, joined.end = offset == joined.end, offset + length
+            short = length <= MOST_WRITTEN
+            if follows and short and joined.take(cookie, offset, body, length):
+                return True
             if self.in_lane(offset, rx.view[body : rx.start]):
                 self._replies.done(cookie, offset)
                 if self._moved is not None:
                     self._moved(length)
                 return True
+            if follows and not short and joined.take(cookie, offset, body, length):
+                return True  # to move more than a page or two is worth it only here
         else:
             self.write_together()
             direct = self.direct
