@@ -221,7 +221,8 @@ class TableCache(Generic[T]):
 
     def set_one(self, table: T, at: int, number: int) -> None:
         """Change one entry of a table."""
-        table.set_one(at, number)
+        table.entries[at] = number
+        table.dirty.add(at >> table.block_shift)
         self.dirty.add(table)
 
     def add(self, table: T) -> None:

@@ -225,6 +225,20 @@ class WritableMap(ClusterMap):
         """As `run`, before a change: what must not be written through is an error."""
         return self.run(sector, stop)
 
+    def is_new(self, sector: int, stop: int) -> bool:
+        """Whether clusters are holes without a place, which the next write gives them one.
+
+        The short way to new clusters, worth having where they are written often.
+
+        Args:
+            sector: first sector of the first one.
+            stop: first sector past the last one, perhaps behind the disk's end.
+
+        Returns:
+            True where one table, in memory, says so of all; else `run_to_write` is asked.
+        """
+        return False
+
     def run_to_clear(self, sector: int, stop: int) -> Run | None:
         """As `run_to_write`, before `clear`; of what that leaves as it is, all at once."""
         return self.run_to_write(sector, stop)

@@ -124,7 +124,25 @@ class TableMap(ClusterMap, Generic[T]):
 
 
 class WritableTableMap(TableMap[T], WritableMap):
-    """The same, of an image that is written."""
+    """The same, of an image that is written.
+
+    Attributes:
+        zero_is_new: a table has as many entries as it maps clusters, and one that is zero says that
+            a cluster is a hole without a place.
+    """
+
+    zero_is_new: bool = False
+
+    def is_new(self, sector: int, stop: int) -> bool:
+        """By entries of a table that is used a lot; where `zero_is_new` says so."""
+        table = self.tables.young.get(sector >> self.table_shift)
+        if table is None or not self.zero_is_new or not table.sound:
+            return False
+        entries, shift = table.entries, self.cluster_shift
+        at, count = (sector >> shift) & (len(entries) - 1), (stop - sector) >> shift
+        if count == 1:
+            return not entries[at]
+        return at + count <= len(entries) and not any(entries[at : at + count])
 
     @property
     def must_write_back(self) -> bool:

@@ -61,9 +61,11 @@ class Table:
 
     Attributes:
         dirty: numbers of the blocks that have changed.
+        sound: all its entries can be true, and may be written through; a format that has to look
+            before it knows says False until then.
     """
 
-    __slots__ = ("coding", "dirty", "entries", "fresh", "index", "offset")
+    __slots__ = ("coding", "dirty", "entries", "fresh", "index", "offset", "sound")
 
     block_shift: ClassVar[int] = 6
     """log2 of the numbers in a block: of 64 bits each, those of a sector."""
@@ -76,6 +78,7 @@ class Table:
         self.entries = entries
         self.coding = coding
         self.fresh = fresh
+        self.sound = True
         self.dirty: set[int] = set()
 
     def set(self, first: int, numbers: Iterable[int]) -> None:

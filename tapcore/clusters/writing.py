@@ -61,7 +61,14 @@ class Writer:
         Returns:
             How many requests were finished inside this call.
         """
-        return _Write(self, sector, buf, answer).run(sector, stop)
+        write, mask = _Write(self, sector, buf, answer), self.disk.mask
+        start, limit = sector & ~mask, (stop + mask) & ~mask
+        if not self.busy.claims and self.map.is_new(start, limit):
+            try:
+                return write.into_new(sector, stop, start, limit)
+            except (TapError, OSError):
+                pass  # it is met again, and told for the cluster that it is about
+        return write.run(sector, stop)
 
 
 def has_place(run: Run) -> bool:
@@ -127,6 +134,24 @@ class _Write:
             sector = until
         return finished
 
+    def into_new(self, sector: int, stop: int, start: int, limit: int) -> int:
+        """The same of clusters, from `start` up to `limit`, of which there is nothing yet.
+
+        Raises:
+            TapError, OSError: nothing was begun.
+        """
+        place = self._map.allocate(start, (limit - start) >> self._disk.shift)
+        end = start + (place.clusters << self._disk.shift)
+        until = min(stop, end)
+        part = (sector, until, start, end, place.where, place)
+        if sector == start and until == end:
+            finished = self._store(part, place.where, self.content(sector, until))
+        elif place.blank and self._map.cipher is None and self._nothing_below(start, end):
+            finished = self._alone(part)
+        else:
+            finished = self._with_what_is_around(part)
+        return finished if until == stop else finished + self.run(until, stop)
+
     def _piece(self, run: Run, stop: int) -> tuple[int, int]:
         """As much as goes one way; returns how many requests were finished, and up to where.
 
@@ -156,7 +181,7 @@ class _Write:
         if moves or not place.blank or map.cipher is not None:
             return self._with_what_is_around(part), until
         # what is around it in its units is of the same kind
-        if run.kind == ZERO or self._disk.dd.next is None or self._disk.below(first, end) == first:
+        if run.kind == ZERO or self._nothing_below(first, end):
             return self._alone(part), until
         return self._with_what_is_around(part), until
 
@@ -229,6 +254,10 @@ class _Write:
         if res and place is not None:
             self._map.give_back(place.where, place.clusters)
         return self.answer(res, sector, stop - sector)
+
+    def _nothing_below(self, sector: int, stop: int) -> bool:
+        """Whether what is a hole here reads as zeroes."""
+        return self._disk.dd.next is None or self._disk.below(sector, stop) == sector
 
     def _units(self, sector: int, stop: int) -> tuple[int, int]:
         mask = (1 << self._map.unit_shift) - 1

@@ -178,6 +178,13 @@ class ToyMap(WritableTableMap[Table], PackingMap):
 
     # ---- writing ----------------------------------------------------------------------------
 
+    def is_new(self, sector: int, stop: int) -> bool:
+        table = self.tables.young.get(sector >> self.table_shift)
+        at, count = sector // SECTORS % CLUSTERS * 2, (stop - sector) // SECTORS
+        if table is None or not self.unit_shift or at + 2 * count > len(table.entries):
+            return False
+        return not any(table.entries[at : at + 2 * count])
+
     def allocate(self, sector: int, count: int) -> Place:
         if self.free:
             first = min(self.free)

@@ -52,6 +52,8 @@ class QcowMap(WritableTableMap[Table], PackingMap):
         metadata_end: behind the header, the parent's name and the L1 table; bytes.
     """
 
+    zero_is_new = True
+
     def __init__(
         self, dd: DiskDriver[Any], file: ImageFile, header: Header, cipher: SectorCipher | None
     ) -> None:

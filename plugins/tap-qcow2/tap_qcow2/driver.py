@@ -152,7 +152,7 @@ def td_queue_write(
     """Inside one cluster that is the disk's own: at once. Else by way of the core."""
     image = dd.private
     table = image.young.get(sector >> image.table_shift)
-    if table is not None and image.fast_write and table.checked and not image.busy:
+    if table is not None and image.fast_write and table.sound and not image.busy:
         skip = sector & image.sector_mask
         if skip + nb_sectors <= image.sector_mask + 1:
             entry = table.entries[(sector >> image.cluster_shift) & image.entry_mask]

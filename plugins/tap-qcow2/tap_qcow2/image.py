@@ -125,7 +125,7 @@ class Image(DiskMap):
         at = (sector >> self.cluster_shift) & self.entry_mask
         entry = table.entries[at]
         host = entry & self.offset_mask
-        if not table.checked or not host or entry & self.kind_mask != self.single:
+        if not table.sound or not host or entry & self.kind_mask != self.single:
             return ASK
         if skip + nb_sectors > self.sector_mask + 1:  # in several clusters, side by side
             stop = at + ((skip + nb_sectors - 1) >> self.cluster_shift) + 1

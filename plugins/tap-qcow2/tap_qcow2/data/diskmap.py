@@ -93,6 +93,7 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         size, place_of = self.geometry.cluster_size, self.decoder.compressed_range
         straight = inflate_into(self.header.compression_type)
         self.unpacker = DeflatedClusters(file, size, place_of, self._inflate, straight)
+        self.zero_is_new = not self.geometry.extended
         self._clearing: Clearing | None = None  # loaded when something is cleared
 
     @abstractmethod
@@ -115,7 +116,7 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
             table = self.tables.get(index)
             if run is None or table is None:
                 return run
-        if not table.checked:
+        if not table.sound:
             self._check(table)
         # not all of the table: what is found is cut where the flag changes, and looked for again
         stop = min(stop, (index + 1) << self.table_shift, sector + (_MOST << self.cluster_shift))
@@ -220,10 +221,11 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
                 release(self.metadata, entry, where)
             self.tables.set_one(table, at, self.decoder.plain(where))
             return
-        size = self.geometry.cluster_size
-        for number, entry in enumerate(table.entries[at : at + count]):
-            if entry:
-                release(self.metadata, entry, where + number * size)
+        size, old = self.geometry.cluster_size, table.entries[at : at + count]
+        if any(old):
+            for number, entry in enumerate(old):
+                if entry:
+                    release(self.metadata, entry, where + number * size)
         first = self.decoder.plain(where)
         self.tables.set(table, at, range(first, first + count * size, size))
 
@@ -270,7 +272,7 @@ class DiskMap(L2Map, WritableTableMap[L2Table], PackingMap):
         table = self.tables.young.get(index)
         return (
             table is not None
-            and table.checked
+            and table.sound
             and index == (stop - 1) >> self.table_shift
             and stop - sector <= _MOST << self.cluster_shift
             and not self.geometry.extended

@@ -9,7 +9,6 @@ Source: qcow2.rst, "Host cluster management".
 from __future__ import annotations
 
 import errno
-from array import array
 
 from tap_qcow2.ondisk import bigendian, layout
 from tap_qcow2.ondisk.header import Header
@@ -83,12 +82,16 @@ class Allocator:
                     block.full_below = refcounts.per_block
                 self._lowest = (number + 1) << refcounts.per_block_bits
                 continue
-            count = block.free_run(at, most)
+            count = 1 if most == 1 else block.free_run(at, most)
             cluster = (number << refcounts.per_block_bits) + at
             if self._limit:
                 count = max(min(count, self._limit - cluster), 1)
                 self._refuse_past_end(cluster + count)
-            self._take(block, cluster, count)
+            if count > 1 or cluster in self.metadata:
+                self._refuse_metadata(cluster, count)
+            refcounts.take(block, at, count)
+            self._lowest = end = cluster + count
+            self.end = max(self.end, end << self._bits)
             return cluster, count
 
     def allocate_contiguous(self, count: int) -> int:
@@ -131,20 +134,6 @@ class Allocator:
                     missing.append(number)
             at += 1
         return at - run, missing
-
-    def _take(self, block: RefcountBlock, cluster: int, count: int) -> None:
-        at = cluster & (self._refcounts.per_block - 1)
-        self._refuse_metadata(cluster, count)
-        values = block.values
-        if count == 1:
-            values[at] = 1
-        else:
-            values[at : at + count] = array(values.typecode, (1,)) * count
-        if block.full_below == at:
-            block.full_below = at + count
-        self._refcounts.mark(block)
-        self._lowest = cluster + count
-        self.end = max(self.end, (cluster + count) << self._bits)
 
     def _refuse_metadata(self, cluster: int, count: int = 1) -> None:
         if not self.metadata.isdisjoint(range(cluster, cluster + count)):

@@ -23,19 +23,17 @@ WORDS: Final = Coding("Q", "big")
 class L2Table(Table):
     """One L2 table in memory; two words for each cluster where L2 entries are extended.
 
-    Changes are written back in blocks of 512 words (4 KiB).
-
-    Attributes:
-        checked: its entries were checked for a first write through it.
+    Changes are written back in blocks of 512 words (4 KiB). It is sound once it was checked for a
+    first write through it.
     """
 
-    __slots__ = ("checked",)
+    __slots__ = ()
 
     block_shift: ClassVar[int] = 9
 
     def __init__(self, index: int, offset: int, entries: Words, *, fresh: bool = False) -> None:
         super().__init__(index, offset, entries, WORDS, fresh=fresh)
-        self.checked = fresh
+        self.sound = fresh
 
 
 class L2Tables(TableCache[L2Table]):

@@ -23,7 +23,7 @@ def own_table(metadata: Metadata, index: int) -> L2Table:
     """
     tables, bits = metadata.tables, metadata.geometry.cluster_bits
     known = tables.young.get(index)
-    if known is not None and known.checked and copied(tables.directory.entries[index]):
+    if known is not None and known.sound and copied(tables.directory.entries[index]):
         return known  # nearly always
     if not tables.offset_of(index):
         return tables.new(index, _table_cluster(metadata) << bits)
@@ -54,13 +54,13 @@ def check_for_writing(metadata: Metadata, table: L2Table) -> None:
     Raises:
         ImageFormatError: one does, or is not possible.
     """
-    if table.checked:
+    if table.sound:
         return
     if not metadata.allocator.metadata.isdisjoint(metadata.decoder.clusters(table.entries)):
         raise ImageFormatError(
             "has an L2 entry that points to the image's own tables", errno=errno.EIO
         )
-    table.checked = True
+    table.sound = True
 
 
 def replace(metadata: Metadata, table: L2Table, at: int, words: Sequence[int]) -> None:

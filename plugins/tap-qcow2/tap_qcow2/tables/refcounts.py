@@ -201,6 +201,18 @@ class Refcounts:
         self.mark(block)
         return value
 
+    def take(self, block: RefcountBlock, at: int, count: int) -> None:
+        """Free clusters of a block, from an item on, are in use now."""
+        values = block.values
+        if count == 1:
+            values[at] = 1
+        else:
+            values[at : at + count] = array(values.typecode, (1,)) * count
+        if block.full_below == at:
+            block.full_below = at + count
+        if not block.dirty:
+            self.mark(block)
+
     def mark(self, block: RefcountBlock) -> None:
         """A block was changed."""
         block.dirty = True

@@ -117,7 +117,7 @@ class StreamMap(CompressedMap, clusters.WritableTableMap[GrainTable]):
         """Nothing is changed in a table that is damaged."""
         run = self.run(sector, stop)
         table = self.tables.get(sector >> self.table_shift)
-        if run is not None and table is not None and not table.whole:
+        if run is not None and table is not None and not table.sound:
             raise ImageFormatError(DAMAGED_TABLE)
         return run
 

@@ -128,8 +128,8 @@ class GrainMap(clusters.TableMap[GrainTable]):
         return self._table(index, place, self.layout.decode_table(raw))
 
     def _table(self, index: int, place: int, entries: array[int]) -> GrainTable:
-        whole = self._possible(index, entries) and self._may_be_written(entries)
-        table = GrainTable(index, place, entries, whole=whole)
+        sound = self._possible(index, entries) and self._may_be_written(entries)
+        table = GrainTable(index, place, entries, sound=sound)
         if index in self.sure and self.spare is not None:
             table.copy = self.spare[index] << 9
         return table
@@ -219,10 +219,10 @@ class GrainMap(clusters.TableMap[GrainTable]):
     # ---- lookup -----------------------------------------------------------------------------
 
     def place(self, sector: int, nb_sectors: int) -> int:
-        """Of a part of one grain, by a table that is in memory and whole."""
+        """Of a part of one grain, by a table that is in memory and sound."""
         table = self._young.get(sector >> self.table_shift)
         skip = sector & self.grain_mask
-        if table is None or not table.whole or skip + nb_sectors > self.grain_mask + 1:
+        if table is None or not table.sound or skip + nb_sectors > self.grain_mask + 1:
             return clusters.ASK
         place = table.entries[(sector >> self.grain_shift) & self.entry_mask]
         if place > ZERO:
@@ -230,13 +230,13 @@ class GrainMap(clusters.TableMap[GrainTable]):
         return clusters.ASK if place else clusters.NOWHERE
 
     def run_in(self, table: GrainTable, sector: int, stop: int) -> Run:
-        """Of a table that is not whole, one grain at a time."""
+        """Of a table that is not sound, one grain at a time."""
         number, skip = (sector >> self.grain_shift) & self.entry_mask, sector & self.grain_mask
         place, grain = table.entries[number], self.layout.grain
-        if not table.whole and not self.place_possible(place):
+        if not table.sound and not self.place_possible(place):
             raise self._damage(place)
         length, wanted = grain - skip, stop - sector
-        if wanted > length and table.whole:
+        if wanted > length and table.sound:
             length = (self._grains_of_run(table.entries, number, wanted) * grain) - skip
         length = min(length, wanted)
         if place > ZERO:

@@ -16,21 +16,19 @@ class GrainTable(Table):
         index: which one it is.
         offset: where it lies in the file, bytes.
         entries: its numbers.
-        whole: all of them can be true, and none points at metadata.
+        sound: all of them can be true, and none points at metadata; else nothing of it is changed.
 
     Attributes:
-        whole: as given; else nothing of it is changed.
-        copy: where its redundant copy lies, bytes; 0: there is none, or nothing
-            is changed.
+        copy: where its redundant copy lies, bytes; 0: there is none, or nothing is changed.
     """
 
-    __slots__ = ("copy", "whole")
+    __slots__ = ("copy",)
 
     block_shift: ClassVar[int] = 7
 
-    def __init__(self, index: int, offset: int, entries: array[int], *, whole: bool = True) -> None:
+    def __init__(self, index: int, offset: int, entries: array[int], *, sound: bool = True) -> None:
         super().__init__(index, offset, entries, CODING)
-        self.whole = whole
+        self.sound = sound
         self.copy = 0
 
     def content(self) -> Write:

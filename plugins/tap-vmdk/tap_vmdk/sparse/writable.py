@@ -37,6 +37,8 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         header: as given.
     """
 
+    zero_is_new = True
+
     def __init__(
         self, dd: DiskDriver, file: ImageFile, layout: Layout, header: SparseHeader
     ) -> None:
@@ -88,7 +90,7 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         """As `place`, of grains that there are."""
         table = self._young.get(sector >> self.table_shift)
         skip = sector & self.grain_mask
-        if table is None or not table.whole:
+        if table is None or not table.sound:
             return clusters.ASK
         at = (sector >> self.grain_shift) & self.entry_mask
         place = table.entries[at]
@@ -108,7 +110,7 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
             return run
         table = self.tables.get(sector >> self.table_shift)
         assert table is not None
-        if not table.whole and self._places.touches(run.where >> 9, run.nb_sectors):
+        if not table.sound and self._places.touches(run.where >> 9, run.nb_sectors):
             raise ImageFormatError(DAMAGED_TABLE)
         return run
 
@@ -174,7 +176,7 @@ class WritableGrainMap(GrainMap, clusters.WritableTableMap[GrainTable]):
         if index in self.sure and table is not None:
             return table
         place = self.directory[index]
-        if table is not None and not table.whole:
+        if table is not None and not table.sound:
             raise ImageFormatError(DAMAGED_TABLE)
         if not self.whole_directories or (place and not self.table_at(place)):
             raise ImageFormatError(DAMAGED_DIRECTORY)
