@@ -1,4 +1,4 @@
-"""Writes of a batch that follow each other on the disk are one for it, and each has its answer."""
+"""Requests of a batch that follow each other on the disk are one for it; each has its answer."""
 
 import os
 import random
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nbd_client import EIO, ENOSPC, FLUSH, READ, WRITE
+from nbd_client import EIO, ENOSPC, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES
 from nbdwire import LateDisk, Wire, finish, opened
 
 import tapcore
+from tapcore.engine import DISCARD, ZERO, Engine, Request
 from tapcore.engine import WRITE as ENGINE_WRITE
-from tapcore.engine import Engine, Request
 from tapcore.files.imagefile import ImageFile
 from tapcore.interface.models import TdState
 from tapcore.metrics.meter import Batch, Meter
@@ -31,6 +31,8 @@ class Served:
         self.disk = LateDisk(wire)
         self.model = bytearray(DISK)
         self.asked: list[int] = []
+        self.cleared: list[tuple[int, int]] = []
+        self.bad = -1
         self._count = 0
 
     def write(self, at: int, length: int = 4 * KIB, flags: int = 0, begin: bytes = b"") -> bytes:
@@ -46,10 +48,21 @@ class Served:
         return [self.write(place, step) for place in range(at, stop, step)]
 
     def feed(self, *requests: bytes) -> None:
-        """A batch; `asked` has the lengths of the writes that the engine was then given."""
+        """A batch; `asked` has the lengths of the writes that the engine was then given.
+
+        And `cleared` the ranges of what was to be trimmed or zeroed, which fails at `bad`.
+        """
         self.asked.clear()
+        self.cleared.clear()
         self.wire.feed(b"".join(requests))
         finish(self.wire, self.disk)
+
+    def clear(self, command: int, at: int, stop: int, flags: int = 0) -> list[bytes]:
+        """Requests of 64 KiB that trim, or zero, from one place up to another."""
+        if command == WRITE_ZEROES:
+            self.model[at:stop] = bytes(stop - at)
+        places = range(at, stop, 64 * KIB)
+        return [self.wire.make(command, place, 64 * KIB, flags) for place in places]
 
     def check(self) -> None:
         """What a client reads is what it has written."""
@@ -70,6 +83,11 @@ def served(
     def counted(engine: Engine, req: Request) -> None:
         if req.op == ENGINE_WRITE:
             here.asked.append(req.length)
+        elif req.op in (DISCARD, ZERO):
+            here.cleared.append((req.offset // KIB, req.length // KIB))
+            if req.offset <= here.bad < req.offset + req.length:
+                engine.refuse(req, EIO)
+                return
         submit(engine, req)
 
     with opened(f"{request.param}:{tmp_path / 'disk'}") as state:
@@ -184,17 +202,50 @@ def test_each_is_counted(served: Served, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [(cell.answered, cell.bytes) for cell in cells] == [(48, 192 * KIB)]
 
 
+def test_what_is_cleared_is_one_range(served: Served) -> None:
+    served.feed(served.write(0, MIB), served.write(4 * MIB, MIB))
+    served.feed(*served.clear(WRITE_ZEROES, 0, MIB))
+    assert served.cleared == [(0, 1024)]
+    served.feed(
+        *served.clear(WRITE_ZEROES, 4 * MIB, 4 * MIB + 256 * KIB),
+        *served.clear(WRITE_ZEROES, 4 * MIB + 256 * KIB, 4 * MIB + 512 * KIB, CMD_FLAG_FUA),
+        *served.clear(TRIM, 6 * MIB, 7 * MIB), *served.clear(WRITE_ZEROES, 7 * MIB, DISK),
+        served.wire.make(WRITE_ZEROES, DISK, 64 * KIB), *served.clear(WRITE_ZEROES, 0, 128 * KIB),
+    )  # fmt: skip
+    assert served.cleared == [
+        (4096, 256), (4096 + 256, 256), (6144, 1024), (7168, 1024), (0, 128)
+    ]  # fmt: skip
+    assert [error for error in served.wire.errors() if error] == [ENOSPC]
+
+
+@pytest.mark.parametrize("command", [TRIM, WRITE_ZEROES])
+def test_what_cannot_be_cleared_is_told_of_by_itself(served: Served, command: int) -> None:
+    at = 4 * MIB
+    served.bad = at + 3 * 64 * KIB
+    served.feed(*served.clear(command, at, at + 512 * KIB))
+    assert served.wire.errors()[-8:] == [0] * 3 + [EIO] + [0] * 4
+    each = [(4096 + place, 64) for place in range(0, 512, 64)]
+    assert served.cleared == [(4096, 512), *each]
+
+
 def test_any_mixture_of_them_does_what_it_says(served: Served) -> None:
     rng = random.Random(os.environ.get("TAPCORE_SEED", "7"))
-    at, requests = 0, []
+    at, requests = 0, list[bytes]()
     for _ in range(400):
-        if rng.random() < 0.2:
-            at = rng.randrange(DISK // 512) * 512
-        length = min(rng.choice([512, 4 * KIB, 4 * KIB, 16 * KIB, 64 * KIB]), DISK - at)
-        requests.append(served.write(at, length))
-        at = (at + length) % DISK
-        if rng.random() < 0.05:
+        if rng.random() < 0.2:  # what is in flight must not be met again
             served.feed(*requests)
             requests.clear()
+            at = rng.randrange(DISK // 512) * 512
+        length = min(rng.choice([512, 4 * KIB, 4 * KIB, 16 * KIB, 64 * KIB]), DISK - at)
+        if rng.random() < 0.3 and at + 256 * KIB <= DISK:
+            length = 256 * KIB
+            requests += served.clear(WRITE_ZEROES, at, at + length)
+        else:
+            requests.append(served.write(at, length))
+        at += length
+        if at == DISK or rng.random() < 0.05:
+            served.feed(*requests)
+            requests.clear()
+            at %= DISK
     served.feed(*requests)
     assert not any(served.wire.errors())

@@ -14,10 +14,11 @@ from tapcore.metrics.operations import CACHE, OTHER, STATUS
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
+from tapcore.nbd.joined import MOST_AT_ONCE
 from tapcore.nbd.longrequest import PIECE, LongRequest
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replystyles import StructuredReplies
-from tapcore.nbd.requestparser import Command
+from tapcore.nbd.requestparser import Command, RequestParser
 from tapcore.nbd.share import ANY_REQUEST
 from tapcore.nbd.status import MAX_RUNS, STATUS_SECONDS, Context, block_status
 
@@ -48,6 +49,7 @@ class Commands:
         export: the disk.
         negotiated: what the handshake agreed on.
         outstanding: what the client is owed.
+        parser: of what it sends.
         ready: called when there is something for `go_on` to do.
 
     Attributes:
@@ -61,6 +63,7 @@ class Commands:
         "_export",
         "_offered",
         "_outstanding",
+        "_parser",
         "_read_only",
         "_ready",
         "_statuses",
@@ -72,11 +75,13 @@ class Commands:
         export: Export,
         negotiated: Negotiated,
         outstanding: Outstanding,
+        parser: RequestParser,
         ready: Callable[[], object],
     ) -> None:
         self._export = export
         self._engine = export.engine
         self._outstanding = outstanding
+        self._parser = parser
         self._ready = ready
         self.unfinished: list[LongRequest] = []
         flags = negotiated.transmission_flags
@@ -170,8 +175,19 @@ class Commands:
         self._engine.submit(req)
 
     def _queue(self, asked: Command) -> None:
-        op = DISCARD if asked.number == nbd.CMD_TRIM else ZERO
-        LongRequest(self._export, self._outstanding, op, asked, self._later).go_on()
+        """With all that follow, and are the same where this one ends."""
+        parser, size = self._parser, self._engine.size
+        rx, same = parser.received, (asked.flags, asked.number)
+        found, end = [(asked.cookie, asked.offset, asked.length)], asked.offset + asked.length
+        while len(found) < MOST_AT_ONCE and (head := parser.first()) is not None:
+            _, flags, number, cookie, offset, length = head
+            if offset != end or (flags, number) != same or not length or end + length > size:
+                break
+            rx.start += parser.head_size
+            found.append((cookie, offset, length))
+            end += length
+        op = _OPERATIONS[asked.number]
+        LongRequest(self._export, self._outstanding, op, asked.flags, found, self._later).go_on()
 
     def _later(self, request: LongRequest) -> None:
         self.unfinished.append(request)

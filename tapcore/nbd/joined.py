@@ -8,22 +8,20 @@ the disk one by one, and each is answered as if there had been no other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 from tapcore.engine import WRITE, Engine
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.receive import Chunk
-from tapcore.nbd.requestparser import RequestParser
+from tapcore.nbd.requestparser import Asked, RequestParser
 
 MOST: Final = 64 << 10
 """Bytes of a write that is joined. Its content is moved to that of the one before it, which takes a
 fifth of the time at most that the write would take by itself."""
 
-_MOST_AT_ONCE: Final = 128
-
-Asked: TypeAlias = tuple[int, int, int]
-"""A write: the client's cookie; its offset and its length, bytes."""
+MOST_AT_ONCE: Final = 128
+"""Requests."""
 
 
 class JoinedRequest(NbdRequest):
@@ -104,7 +102,7 @@ class Joined:
         rx, head_size, known = parser.received, parser.head_size, parser.known_flags
         view, end = rx.view, self.end
         to = body + asked[0][2]
-        while len(asked) < _MOST_AT_ONCE and (head := parser.first()) is not None:
+        while len(asked) < MOST_AT_ONCE and (head := parser.first()) is not None:
             _, flags, command, cookie, offset, length = head
             start = rx.start + head_size
             stop = start + length

@@ -17,6 +17,9 @@ Head: TypeAlias = tuple[int, int, int, int, int, int]
 """A request's header as it is unpacked: magic, flags, command, cookie, offset, length (bytes). A
 plain tuple: each request has one."""
 
+Asked: TypeAlias = tuple[int, int, int]
+"""A request as its answer names it: the client's cookie for it; its offset and length, bytes."""
+
 
 @attrs.frozen
 class Command:

@@ -119,7 +119,7 @@ class Transmission:
         self._read, self._write = self._reads.take, self.writes.take  # bound once
         self.direct: DirectRequests | None = None
         self._choose_ways()
-        self._commands = Commands(export, negotiated, self.outstanding, ready)
+        self._commands = Commands(export, negotiated, self.outstanding, self.parser, ready)
         self._payloads = Payloads(self.parser, self._commands, self._has_room)
         export.senders.add(self.replies)
         self._lane, self._lane_max = export.engine.lane, LANE_MAX
