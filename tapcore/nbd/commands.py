@@ -14,7 +14,6 @@ from tapcore.metrics.operations import CACHE, OTHER, STATUS
 from tapcore.nbd import constants as nbd
 from tapcore.nbd.exportinfo import Negotiated
 from tapcore.nbd.exports import Export
-from tapcore.nbd.joined import MOST_AT_ONCE
 from tapcore.nbd.longrequest import PIECE, LongRequest
 from tapcore.nbd.outstanding import NbdRequest, Outstanding
 from tapcore.nbd.replystyles import StructuredReplies
@@ -176,10 +175,10 @@ class Commands:
 
     def _queue(self, asked: Command) -> None:
         """With all that follow, and are the same where this one ends."""
-        parser, size = self._parser, self._engine.size
+        parser, size, at_once = self._parser, self._engine.size, self._outstanding.may_join
         rx, same = parser.received, (asked.flags, asked.number)
         found, end = [(asked.cookie, asked.offset, asked.length)], asked.offset + asked.length
-        while len(found) < MOST_AT_ONCE and (head := parser.first()) is not None:
+        while len(found) < at_once and (head := parser.first()) is not None:
             _, flags, number, cookie, offset, length = head
             if offset != end or (flags, number) != same or not length or end + length > size:
                 break

@@ -20,9 +20,6 @@ MOST: Final = 64 << 10
 """Bytes of a write that is joined. Its content is moved to that of the one before it, which takes a
 fifth of the time at most that the write would take by itself."""
 
-MOST_AT_ONCE: Final = 128
-"""Requests."""
-
 
 class JoinedRequest(NbdRequest):
     """Writes that are one for the engine.
@@ -100,9 +97,9 @@ class Joined:
         """Take those that follow the first, and move their content behind its content."""
         parser, most = self._parser, self._engine.size
         rx, head_size, known = parser.received, parser.head_size, parser.known_flags
-        view, end = rx.view, self.end
+        view, end, at_once = rx.view, self.end, self._outstanding.may_join
         to = body + asked[0][2]
-        while len(asked) < MOST_AT_ONCE and (head := parser.first()) is not None:
+        while len(asked) < at_once and (head := parser.first()) is not None:
             _, flags, command, cookie, offset, length = head
             start = rx.start + head_size
             stop = start + length

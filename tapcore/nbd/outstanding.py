@@ -14,6 +14,8 @@ from tapcore.nbd import constants as nbd
 from tapcore.nbd.receive import Chunk
 from tapcore.nbd.replies import Replies
 
+_MOST_JOINED: Final = 128
+
 MAX_HELD: Final = 32 << 20
 """Bytes of memory (buffers in use) and of replies waiting that one connection may have; beyond
 it, nothing more is read from the client."""
@@ -85,6 +87,11 @@ class Outstanding:
         self.taken = 0.0
         if meter is not None:
             meter.arrived(self)
+
+    @property
+    def may_join(self) -> int:
+        """So many requests that follow each other may be one for the engine."""
+        return min(_MOST_JOINED, MAX_IN_FLIGHT - self.in_flight)
 
     # ---- for the meter ----------------------------------------------------------------------
 
