@@ -66,8 +66,10 @@ class Writer:
         if not self.busy.claims and self.map.is_new(start, limit):
             try:
                 return write.into_new(sector, stop, start, limit)
-            except (TapError, OSError):
+            except ImageFormatError:
                 pass  # it is met again, and told for the cluster that it is about
+            except (TapError, OSError) as exc:
+                return answer(self.disk.failed(exc, sector, stop), sector, stop - sector)
         return write.run(sector, stop)
 
 
