@@ -1,10 +1,15 @@
 """Logs of servers as syslog and journald get them: what a socket of theirs receives."""
 
+import contextlib
 import logging
 import os
+import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -12,7 +17,13 @@ from tapcore import TapError
 from tapcore.cli.failures import Session, end_logging, set_up_logging
 from tapcore.cli.logplace import log_to
 from tapcore.process import logs
-from tapcore.process.logs import journal_datagram, log_handler, severity_of, syslog_datagram
+from tapcore.process.logs import (
+    StderrLog,
+    journal_datagram,
+    log_handler,
+    severity_of,
+    syslog_datagram,
+)
 
 
 @pytest.fixture
@@ -79,3 +90,62 @@ def test_odd_text() -> None:
     assert severity_of(logging.DEBUG) == 7
     assert b"\\udcff" in syslog_datagram(record, "\udcff")
     assert b"\\udcff" in journal_datagram(record, "\udcff")
+
+
+def filled_pipe() -> tuple[int, TextIO]:
+    """A pipe that takes nothing more, and the stream that writes to it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    return reader, os.fdopen(writer, "w")
+
+
+def test_nobody_waits_for_who_does_not_read_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, stream = filled_pipe()
+    with stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        handler = StderrLog()
+        for number in range(3):
+            handler.emit(record(f"line {number}"))
+        while select.select([reader], [], [], 0)[0]:
+            assert set(os.read(reader, 4096)) == {ord(".")}
+        handler.emit(record("x" * 3000))
+        handler.emit(record("the last"))
+        lines = os.read(reader, 9000).decode().splitlines()
+    os.close(reader)
+    assert lines == ["3 lines of the log are lost: nobody read it", "x" * 3000, "the last"]
+
+
+def test_a_line_longer_than_a_pipe_is_waited_for_as_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        StderrLog().emit(record("x" * (1 << 20)))
+    os.close(reader)
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("tapcore", logging.WARNING, "", 0, text, None, None)
+
+
+def test_a_server_whose_log_nobody_reads_serves_on(tmp_path: Path) -> None:
+    socket_path = tmp_path / "s"
+    words = [sys.executable, "-m", "tapcore", "--log-level", "info", "serve", "--socket"]
+    with subprocess.Popen(
+        [*words, str(socket_path), "ram:64K"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline()
+        for _ in range(1200):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(socket_path))
+                assert client.recv(18)
+                client.sendall(b"nonsense" * 5)
+                client.recv(1)  # the end
+        server.terminate()
+        server.communicate(timeout=20)
+    assert server.returncode == 0

@@ -20,7 +20,7 @@ log_option = click.option(
 
 
 def log_to(place: str) -> None:
-    """Let a server's log go elsewhere; errors of the command line stay where they are.
+    """Where a server's log goes from now on; errors of the command line stay where they are.
 
     Args:
         place: one of `tapcore.process.logs.PLACES`.
@@ -28,13 +28,11 @@ def log_to(place: str) -> None:
     Raises:
         UsageError: nobody takes it there.
     """
-    if place == "stderr":
-        return
     root = logging.getLogger()
     for old in [each for each in root.handlers if getattr(each, "of_tapdisk", False)]:
         new = log_handler(place)
         new.of_tapdisk = True  # type: ignore[attr-defined]
-        new.setFormatter(logging.Formatter("%(message)s"))
+        new.setFormatter(old.formatter if place == "stderr" else logging.Formatter("%(message)s"))
         for each in old.filters:
             new.addFilter(each)
         root.removeHandler(old)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TextIO
 
 from tapcore.errors import UsageError, describe
 
@@ -29,6 +30,59 @@ _SOCKETS: Final[Mapping[str, str]] = {
     "syslog": "/dev/log",
     "journald": "/run/systemd/journal/socket",
 }
+
+
+_AT_ONCE: Final = select.PIPE_BUF
+"""Bytes that a pipe takes without waiting, if it takes any."""
+
+_PATIENCE: Final = 100
+"""Milliseconds for a reader who is only slow."""
+
+
+class StderrLog(logging.StreamHandler[TextIO]):
+    """Writes each record to standard error; nobody is kept waiting by who does not read it there.
+
+    A pipe that nobody empties would hold a server for ever: lines that it does not take are counted
+    instead, and their number is told when it takes some again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, or count it."""
+        try:
+            lost, text = self._lost, self.format(record) + self.terminator
+            if lost:
+                text = f"{lost} lines of the log are lost: nobody read it{self.terminator}{text}"
+            if self._write(text):
+                self._lost -= lost
+            else:
+                self._lost += 1
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, text: str) -> bool:
+        """Returns whether all of it was taken."""
+        left = text.encode(self.stream.encoding or "utf-8", "backslashreplace")
+        while left:
+            if not self._takes_some():
+                return False
+            piece, left = left[:_AT_ONCE], left[_AT_ONCE:]
+            self.stream.write(piece.decode(self.stream.encoding or "utf-8", "replace"))
+            self.flush()
+        return True
+
+    def _takes_some(self) -> bool:
+        try:
+            poll = select.poll()
+            poll.register(self.stream, select.POLLOUT)
+        except (OSError, ValueError, AttributeError):
+            return True  # a stream without a file
+        return bool(poll.poll(0 if self._lost else _PATIENCE))
 
 
 class DatagramLog(logging.Handler):
@@ -118,7 +172,7 @@ def log_handler(place: str) -> logging.Handler:
         UsageError: there is no such place, or nobody listens there.
     """
     if place == "stderr":
-        return logging.StreamHandler()
+        return StderrLog()
     encoders = {"syslog": syslog_datagram, "journald": journal_datagram}
     if place not in encoders:
         raise UsageError(f"a log goes to {', '.join(PLACES)}, not to '{place}'")
