@@ -267,13 +267,14 @@ class FaultChecks(Subject):
             Faults(*self.host_files(image), rng=rng, late=0.8, short=0.3, busy=0.3) as faults,
         ):
             for _ in range(6):
-                self._late_batch(session, model, rng)
+                model.learn(self._late_batch(session, rng))
                 session.finish()
             model.check(self._content(session), "on a host that is late")
-            faults.busy = 0.0  # what the driver did not take, it need not answer
-            self._late_batch(session, model, rng)
-            asked = list(session.asked)
+            writes = self._late_batch(session, rng)
             session.submit()
+            session.withdraw()
+            asked = list(session.asked)
+            model.learn([each for each in writes if each in asked])
             session.close()
             session.check()
         if not self.volatile:
@@ -282,8 +283,9 @@ class FaultChecks(Subject):
             model.check(got, f"closed with {len(asked)} requests in flight, and opened again")
 
     @staticmethod
-    def _late_batch(session: Session, model: Possible, rng: random.Random) -> None:
-        taken: set[int] = set()
+    def _late_batch(session: Session, rng: random.Random) -> list[Asked]:
+        """Reads and writes, of different sectors, with flushes between; returns the writes."""
+        taken, writes = set[int](), list[Asked]()
         for _ in range(8):
             sector, count = session.any_range(rng, 64)
             if not taken.isdisjoint(range(sector, sector + count)):
@@ -291,9 +293,10 @@ class FaultChecks(Subject):
                 continue
             taken.update(range(sector, sector + count))
             if rng.random() < 0.7:
-                model.learn([session.write(sector, rng.randbytes(count * 512))])
+                writes.append(session.write(sector, rng.randbytes(count * 512)))
             else:
                 session.read(sector, count)
+        return writes
 
     # ---- parents ----------------------------------------------------------------------------
 

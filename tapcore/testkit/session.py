@@ -243,6 +243,13 @@ class Session:
             self._fault(f"td_submit raised {type(exc).__name__}: {exc}")
         self.engine.turn()
 
+    def withdraw(self) -> None:
+        """What was refused as -EBUSY is not asked again: the driver does not owe an answer."""
+        waiting, self._waiting = self._waiting, deque()
+        for asked in waiting:
+            self.asked.remove(asked)
+            asked.take_back()
+
     def poll(self, seconds: float) -> bool:
         """Wait for the image's descriptors (and its parents'); False when nothing happened."""
         return EngineLoop(self.engine, reap=self._reap).wait(seconds)
