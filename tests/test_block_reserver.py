@@ -94,7 +94,7 @@ def test_a_long_write_past_the_end_reserves_and_a_rewrite_does_not(
         lambda self, offset, length: asked.append((offset, length)),
     )
     # else a busy machine's second write could be sent to a thread
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", math.inf)
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", math.inf)
     with a_file(tmp_path) as fd:
         file = ImageFile(os.dup(fd), str(tmp_path / "file"), read_only=False)
         content = memoryview(b"x" * MIB)

@@ -56,7 +56,7 @@ class Alones:
 
 @pytest.fixture
 def alones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alones]:
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
     path = tmp_path / "disk"
     path.write_bytes(CONTENT)
     with open(path, "rb") as file:

@@ -76,7 +76,7 @@ def served(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Served]:
     """Of each format that takes space for what is new."""
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
     tapcore.create_image(f"{request.param}:{tmp_path / 'disk'}", DISK)
     submit = Engine.submit
 

@@ -41,7 +41,7 @@ class Taken(Counter[str]):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine makes no write wait."""
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Calls(list[int]):
 @pytest.fixture(autouse=True)
 def _on_ext4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine makes no write wait, and all is written often."""
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
     monkeypatch.setattr("tapcore.files.windows.OFTEN", 0)
     (probe := tmp_path / "probe").write_bytes(b"p")
     with open(probe, "rb") as file:

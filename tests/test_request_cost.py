@@ -35,7 +35,7 @@ MIB: Final = 1 << 20
 @pytest.fixture(autouse=True)
 def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No finalizers in between; a slow disk makes no write wait; all is written often."""
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
     monkeypatch.setattr("tapcore.files.windows.OFTEN", 0)
     gc.collect()
     gc.disable()

@@ -25,7 +25,7 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine makes no write wait."""
-    monkeypatch.setattr("tapcore.files.imagefile._SLOW_WRITE_SECONDS", float("inf"))
+    monkeypatch.setattr("tapcore.files.imagefile.SLOW_WRITE_SECONDS", float("inf"))
 
 
 def content_of(view: memoryview) -> bytes:

@@ -118,13 +118,13 @@ def test_a_writer_that_the_kernel_slows_writes_by_threads_until_they_are_done(
         file: ImageFile = disk.state.disks.private
         with monkeypatch.context() as patch:
             patch.setattr(imagefile, "monotonic", lambda: float(next(ticks)))
-            patch.setattr(imagefile, "_waits", lambda: 1)
+            patch.setattr(imagefile, "times_waited", lambda: 1)
             done: list[Request] = []
             for at in (0, 4096):  # slow, for want of a processor
                 new = content[at : at + 4096] = rng.randbytes(4096)
                 run_all(disk, [Request(WRITE, at, 4096, memoryview(new), done.append)])
                 assert not file._throttled
-            patch.setattr(imagefile, "_waits", lambda: next(ticks))
+            patch.setattr(imagefile, "times_waited", lambda: next(ticks))
             new = content[:4096] = rng.randbytes(4096)
             run_all(disk, [Request(WRITE, 0, 4096, memoryview(new), done.append)])
             assert file._throttled

@@ -13,6 +13,7 @@ from tapcore.errors import IOFailedError, describe, errno_of
 from tapcore.files.blockingfile import BlockingFile
 from tapcore.files.linux import lies_in_memory
 from tapcore.files.reserving import LONG_WRITE
+from tapcore.files.throttling import SLOW_WRITE_SECONDS, WATCHED, times_waited
 from tapcore.interface.answer import AnswerTuple, Then, as_then
 from tapcore.process.workers import DISK_THREADS, Completions, Lane
 
@@ -21,16 +22,9 @@ if TYPE_CHECKING:
 
 _NOWAIT: Final = os.RWF_NOWAIT
 
-_SLOW_WRITE_SECONDS: Final = 0.005
-"""A write into the page cache that takes longer was throttled by the kernel, or somebody else had
-the processor meanwhile."""
-
 _PACKING: Final = min(len(os.sched_getaffinity(0)) + 1, DISK_THREADS)
 """Threads of a file that pack or unpack: one may wait for the disk meanwhile, and more would only
 take the processors from each other."""
-
-_WATCHED: Final = 100
-"""So many writes after a slow one it is looked at whether they wait."""
 
 
 class ImageFile(BlockingFile):
@@ -105,7 +99,7 @@ class ImageFile(BlockingFile):
             return None
         if not self.durable and len(buf) >= LONG_WRITE:
             return None  # a new image: whoever fills it has the next reads to do meanwhile
-        waits = _waits() if self._watched else -1
+        waits = times_waited() if self._watched else -1
         started = monotonic()
         if self._lost_by(offset + len(buf)):
             return -errno.EIO
@@ -117,7 +111,7 @@ class ImageFile(BlockingFile):
             return -errno_of(exc)
         except OverflowError:
             return -errno.EFBIG
-        if monotonic() - started > _SLOW_WRITE_SECONDS:
+        if monotonic() - started > SLOW_WRITE_SECONDS:
             self._was_slow(waits)
         elif waits >= 0:
             self._watched -= 1
@@ -166,7 +160,7 @@ class ImageFile(BlockingFile):
         """
         if self._throttled:
             return False
-        waits = _waits() if self._watched else -1
+        waits = times_waited() if self._watched else -1
         started = monotonic()
         if self._lost_by(end):
             return False
@@ -176,7 +170,7 @@ class ImageFile(BlockingFile):
             done = False
         if not done and self.windows is not None:
             self.windows.distrust()
-        if monotonic() - started > _SLOW_WRITE_SECONDS:
+        if monotonic() - started > SLOW_WRITE_SECONDS:
             self._was_slow(waits)
         elif waits >= 0:
             self._watched -= 1
@@ -189,11 +183,11 @@ class ImageFile(BlockingFile):
         slow write on: who is made to wait once is so again.
 
         Args:
-            waits: what `_waits` said before the write; -1: it was not asked.
+            waits: what `times_waited` said before the write; -1: it was not asked.
         """
-        if 0 <= waits < _waits():
+        if 0 <= waits < times_waited():
             self._throttled = True
-        self._watched = _WATCHED
+        self._watched = WATCHED
 
     def metadata_now(self, offset: int, length: int) -> bytes | None:
         """A range (bytes), zero padded past the end of the file, if the page cache holds it.
@@ -398,10 +392,3 @@ class ImageFile(BlockingFile):
             self._completions.close()
         finally:
             os.close(self.fd)
-
-
-def _waits() -> int:
-    """How often this thread has waited for something but a processor."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

@@ -30,8 +30,7 @@ LINGER_SECONDS: Final = 10.0
 """A client that said goodbye gets this long to take the replies that it is owed."""
 
 _MORE_AT_ONCE: Final = 16
-"""How often more of a long write is received before anybody else is asked; mostly that is all of
-1 MiB."""
+"""So often more of a long write is received before others are asked: mostly that is all of it."""
 
 
 class Connection:
@@ -43,8 +42,7 @@ class Connection:
         loop: the poll set.
         clients: the server's; the connection enters and leaves it by itself.
         encryption: for clients that want TLS; None where there is none.
-        handshake: one that somebody else has begun.
-        deadline: of that one.
+        handshake, deadline: of one that somebody else has begun.
 
     Attributes:
         deadline: it is closed when this passes, if there is one.

@@ -264,7 +264,7 @@ class FaultChecks(Subject):
         model = Possible(self.fresh_content(self.small))
         with (
             self.session(image) as session,
-            Faults(*self.host_files(image), rng=rng, late=0.8, short=0.3, busy=0.3) as faults,
+            Faults(*self.host_files(image), rng=rng, late=0.8, short=0.3, busy=0.3),
         ):
             for _ in range(6):
                 model.learn(self._late_batch(session, rng))
