@@ -23,7 +23,7 @@ LAYERS = (
     {"files"},
     {"formats", "engine"},
     {"clusters", "simple"},
-    {"rawfile", "deflate", "luks", "sectorcipher", "opening"},
+    {"rawfile", "deflate", "zstd", "luks", "sectorcipher", "opening"},
     {"views", "metrics"},
     {"disk", "nbd", "ring", "monitor"},
     {"tools"},

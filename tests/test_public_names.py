@@ -16,6 +16,7 @@ DRIVERS = [*ROOT.glob("plugins/*/tap_*/**/*.py"), *ROOT.glob("docs/examples/*/ta
 PUBLIC_MODULES = {
     "tapcore.clusters",
     "tapcore.deflate",
+    "tapcore.zstd",
     "tapcore.luks",
     "tapcore.rawfile",
     "tapcore.sectorcipher",
@@ -58,6 +59,7 @@ def test_drivers_import_public_names_only(path: Path) -> None:
     [
         ("rawfile", "formats.rawfile"),
         ("deflate", "formats.deflate"),
+        ("zstd", "formats.zstd"),
         ("sectorcipher", "formats.cipher"),
     ],
 )

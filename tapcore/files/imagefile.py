@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, Final, overload
 
 from tapcore.errors import IOFailedError, describe, errno_of
 from tapcore.files.blockingfile import BlockingFile
-from tapcore.files.linux import lies_in_memory
+from tapcore.files.linux import lies_in_memory, times_waited
 from tapcore.files.reserving import LONG_WRITE
-from tapcore.files.throttling import SLOW_WRITE_SECONDS, WATCHED, times_waited
 from tapcore.interface.answer import AnswerTuple, Then, as_then
-from tapcore.process.workers import DISK_THREADS, Completions, Lane
+from tapcore.process.workers import PACKING_THREADS, Completions, Lane
 
 if TYPE_CHECKING:
     from tapcore.files.windows import Windows
 
 _NOWAIT: Final = os.RWF_NOWAIT
 
-_PACKING: Final = min(len(os.sched_getaffinity(0)) + 1, DISK_THREADS)
-"""Threads of a file that pack or unpack: one may wait for the disk meanwhile, and more would only
-take the processors from each other."""
+SLOW_WRITE_SECONDS: Final = 0.005
+"""A write into the page cache that takes longer was throttled by the kernel, or somebody else had
+the processor meanwhile."""
+
+_WATCHED: Final = 100
+"""So many writes after a slow one it is looked at whether they wait."""
 
 
 class ImageFile(BlockingFile):
@@ -53,7 +55,7 @@ class ImageFile(BlockingFile):
         self._completions = Completions()
         self._workers = workers or Lane()
         self._writes = Lane(1, self._workers)
-        self._packing = Lane(_PACKING, self._workers)
+        self._packing = Lane(PACKING_THREADS, self._workers)
         self.io_fd = self._completions.eventfd
         self._read_flags = _NOWAIT
         self._nowait = True
@@ -187,7 +189,7 @@ class ImageFile(BlockingFile):
         """
         if 0 <= waits < times_waited():
             self._throttled = True
-        self._watched = WATCHED
+        self._watched = _WATCHED
 
     def metadata_now(self, offset: int, length: int) -> bytes | None:
         """A range (bytes), zero padded past the end of the file, if the page cache holds it.

@@ -139,3 +139,10 @@ def file_system_magic(fd: int) -> int:
 def lies_in_memory(fd: int) -> bool:
     """Whether a file lies on tmpfs, where reading never waits for a disk."""
     return file_system_magic(fd) == TMPFS_MAGIC
+
+
+def times_waited() -> int:
+    """How often this thread has waited for something but a processor."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

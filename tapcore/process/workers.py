@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 DISK_THREADS: Final = 8
 """That work for one disk at a time."""
 
+PACKING_THREADS: Final = min(len(os.sched_getaffinity(0)) + 1, DISK_THREADS)
+"""That pack or unpack for one file: one may wait for the disk meanwhile, and more would only take
+the processors from each other."""
+
 _IDLE_THREADS: Final = 2 * DISK_THREADS
 """That are kept for whoever has work next; one more than these ends. A copy has two disks: with
 fewer its threads would end and be started again all the time."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import tapcore
-from tap_zraw.zstd import library
 from tapcore import ImageFormatError, NotSupportedError
 from tapcore.cli.main import main
 from tapcore.opening.guard import guard_of
+from tapcore.zstd import zstd_module
 from zrawtools import KINDS, MIB
 
 CONTENT = b"a disk".ljust(4096, b"\0")
@@ -101,7 +101,7 @@ def test_what_is_missing_is_said_in_one_line(
     monkeypatch.setitem(__import__("sys").modules, "backports.zstd", None)
     monkeypatch.setitem(__import__("sys").modules, "backports", None)
     monkeypatch.setitem(__import__("sys").modules, "compression", None)
-    library.library.cache_clear()
+    zstd_module.cache_clear()
     try:
         assert main(["info", str(tmp_path / "disk.raw.zst")]) == 1
         said = capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_what_is_missing_is_said_in_one_line(
         with tapcore.open(tmp_path / "disk.img.gz", readonly=True) as disk:
             assert disk.pread(0, length=4096) == CONTENT
     finally:
-        library.library.cache_clear()
+        zstd_module.cache_clear()
 
 
 def test_a_name_that_promises_it_is_not_believed(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tap_qcow2.ondisk import layout
-from tapcore import ImageFormatError, NotSupportedError
+from tapcore import ImageFormatError
 from tapcore.deflate import deflate, inflate
 
 _TABLE_LOG: Final = 14
@@ -40,11 +40,9 @@ def inflate_into(compression_type: int) -> Callable[[bytes, memoryview], bool] |
     """
     if layout.COMPRESSION_NAMES[compression_type] != "zstd":
         return None
-    try:
-        from tap_qcow2.data import libzstd
-    except ImportError:  # a Python without ctypes
-        return None
-    return libzstd.decompress_into if libzstd.is_there() else None
+    from tapcore.zstd import into_place
+
+    return into_place()
 
 
 def _deflate(content: Any) -> bytes:
@@ -54,16 +52,9 @@ def _deflate(content: Any) -> bytes:
 
 @functools.cache
 def _zstd() -> Codec:
-    try:
-        try:
-            from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            from backports import zstd  # type: ignore[no-redef,unused-ignore]
-    except ImportError:
-        raise NotSupportedError(
-            "is compressed with zstd, which needs a package: pip install backports.zstd"
-        ) from None
+    from tapcore.zstd import zstd_module
 
+    zstd = zstd_module("is compressed with zstd, which needs a package: pip install backports.zstd")
     kept = threading.local()
     # The level that QEMU writes, with tables that fit a cluster and a processor's cache better:
     # 0.91 to 0.99 of the time, and at most 0.4 % larger, for binaries, text and the benchmark.

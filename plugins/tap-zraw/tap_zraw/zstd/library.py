@@ -1,8 +1,7 @@
-"""The library: `compression.zstd` of Python 3.14, or its backport."""
+"""Frames of zstd, unpacked by Python's module for it."""
 
 from __future__ import annotations
 
-import functools
 import threading
 from contextlib import nullcontext
 from types import ModuleType
@@ -10,7 +9,8 @@ from typing import Any, Final
 
 from tap_zraw.packedfile import PackedFile
 from tap_zraw.zstd.frames import read_frame_header
-from tapcore import ImageFormatError, NotSupportedError
+from tapcore import ImageFormatError
+from tapcore.zstd import zstd_module
 
 _WINDOW_LOG: Final = 27
 """Of the largest window that `zstd -d` takes without being asked: 128 MiB."""
@@ -21,24 +21,13 @@ _large = threading.Lock()
 """Held while a piece with a large window is unpacked."""
 
 
-@functools.cache
 def library() -> ModuleType:
     """The module.
 
     Raises:
         NotSupportedError: there is none; the text says what to install.
     """
-    try:
-        try:
-            from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            from backports import zstd  # type: ignore[no-redef,unused-ignore]
-    except ImportError:
-        raise NotSupportedError(
-            "zstd needs a package that is not installed: pip install 'tap-zraw[zstd]'"
-        ) from None
-    module: ModuleType = zstd
-    return module
+    return zstd_module("zstd needs a package that is not installed: pip install 'tap-zraw[zstd]'")
 
 
 def _decompressor() -> Any:

@@ -7,12 +7,14 @@ import pytest
 from backports import zstd
 
 import tapcore
-from tap_qcow2.data import codecs, libzstd
+from tap_qcow2.data import codecs
+from tapcore.formats import zstd as formats_zstd
+from tapcore.zstd import decompress_into, into_place
 
 SIZE = 64 << 10
 ZSTD = 1
 
-pytestmark = pytest.mark.skipif(not libzstd.is_there(), reason="needs libzstd.so.1")
+pytestmark = pytest.mark.skipif(into_place() is None, reason="needs libzstd.so.1")
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def test_a_frame_fills_its_view_and_what_follows_is_none_of_it(content: bytes) -
     frame = zstd.compress(content)
     for behind in (b"", bytes(512), frame, b"\x28\xb5\x2f\xfd"):
         buffer[:] = bytes(len(buffer))
-        assert libzstd.decompress_into(frame + behind, memoryview(buffer)[SIZE : 2 * SIZE])
+        assert decompress_into(frame + behind, memoryview(buffer)[SIZE : 2 * SIZE])
         assert buffer == bytes(SIZE) + content + bytes(SIZE)
 
 
@@ -33,7 +35,7 @@ def test_a_frame_that_does_not_state_its_size(content: bytes) -> None:
     compressor = zstd.ZstdCompressor()
     frame = compressor.compress(content[:100]) + compressor.compress(content[100:])
     buffer = bytearray(SIZE)
-    assert libzstd.decompress_into(frame + compressor.flush(), memoryview(buffer))
+    assert decompress_into(frame + compressor.flush(), memoryview(buffer))
     assert buffer == content
 
 
@@ -41,7 +43,7 @@ def test_a_frame_that_does_not_state_its_size(content: bytes) -> None:
 def test_another_size_is_left_to_who_can_tell(size: int) -> None:
     buffer = bytearray(2 * SIZE)
     view = memoryview(buffer)[:SIZE]
-    assert not libzstd.decompress_into(zstd.compress(b"x" * size), view)
+    assert not decompress_into(zstd.compress(b"x" * size), view)
     assert not any(buffer[SIZE:])
 
 
@@ -54,10 +56,10 @@ def test_damage_anywhere_is_found_or_harmless(content: bytes, rng: random.Random
         harmed = bytearray(frame)
         harmed[rng.randrange(len(frame))] ^= 1 << rng.randrange(8)
         harmed = harmed[: rng.randrange(1, len(harmed) + 1)]
-        if libzstd.decompress_into(bytes(harmed), memoryview(buffer)):
+        if decompress_into(bytes(harmed), memoryview(buffer)):
             assert inflate(bytes(harmed), SIZE) == buffer
-    assert not libzstd.decompress_into(b"", memoryview(buffer))
-    assert libzstd.decompress_into(frame, memoryview(buffer))
+    assert not decompress_into(b"", memoryview(buffer))
+    assert decompress_into(frame, memoryview(buffer))
     assert buffer == content
 
 
@@ -71,7 +73,7 @@ def test_an_image_reads_the_same_either_way(
     options = {"compression_type": "zstd"}
     tapcore.convert_image(f"aio:{tmp_path}/disk", name, compressed=True, options=options)
     if not there:
-        monkeypatch.setattr(libzstd, "is_there", lambda: False)
+        monkeypatch.setattr(formats_zstd, "_library", lambda: None)
     with tapcore.open(name) as disk:
         assert disk.pread(0, length=len(data)) == data
         assert disk.pread(SIZE + 512, length=1024) == data[SIZE + 512 : SIZE + 1536]
