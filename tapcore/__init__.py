@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from tapcore.interface.filters.parameters import Size as FilterSize
     from tapcore.interface.filters.parameters import TextForm
     from tapcore.interface.hooks import hookimpl, implements
-    from tapcore.interface.inspection import Finding, Inspection
+    from tapcore.interface.inspection import Finding, Inspection, lost_content
     from tapcore.interface.keys import Keys, read_key_file
     from tapcore.interface.keys import readings as passphrase_readings
     from tapcore.interface.magic import Magic
@@ -136,7 +136,7 @@ _HOMES = {
     "interface.models": "DiskDriver Hooks TdCallback TdState",
     "interface.options": "CacheMode DiskId OpenOptions",
     "interface.extent": "Extent",
-    "interface.inspection": "Finding Inspection",
+    "interface.inspection": "Finding Inspection lost_content",
     "interface.results": "Bitmap CheckResult Measurement Snapshot",
     "opening.byids": "ImageIds check_ids find_by_ids look_at_file",
     "opening.namedfiles": "open_named_file",
@@ -264,6 +264,7 @@ __all__ = [
     "host_file_size",
     "implements",
     "look_at_file",
+    "lost_content",
     "nbd_server",
     "open",
     "open_host_file",

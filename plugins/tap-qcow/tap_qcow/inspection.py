@@ -9,7 +9,7 @@ from tap_qcow.header import Header, read_header
 from tap_qcow.layout import COMPRESSED, Geometry
 from tap_qcow.tables import L2, l1_of
 from tap_qcow.xen import XEN_SPARSE
-from tapcore import SECTOR_SHIFT, Finding, Inspection
+from tapcore import SECTOR_SHIFT, Finding, Inspection, lost_content
 
 _MOST_TABLES = 16 << 20
 """Bytes of L2 tables that are looked at, and of the L1 table."""
@@ -89,15 +89,9 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
             content = os.pread(fd, geometry.table_bytes, offset)
             entries = L2.decode(content.ljust(geometry.table_bytes, b"\0"))
             lost += sum(_place(geometry, entry) >= size for entry in entries)
-    found = []
-    least = "at least " if left < geometry.table_bytes else ""
-    if tables:
-        many = "1 L2 table lies" if tables == 1 else f"{tables} L2 tables lie"
-        found.append(f"{many} past the end of the file: what they map is lost")
-    if lost:
-        many = "1 cluster lies" if lost == 1 else f"{least}{lost} clusters lie"
-        found.append(f"{many} past the end of the file: their content is lost")
-    return [Finding("note", text, "content-lost") for text in found]
+    return lost_content("L2 table", tables, "what they map is lost") + lost_content(
+        "cluster", lost, "their content is lost", least=left < geometry.table_bytes
+    )
 
 
 def _place(geometry: Geometry, entry: int) -> int:

@@ -12,7 +12,7 @@ from tap_qcow2.ondisk.decoder import Decoder
 from tap_qcow2.ondisk.entries import offsets_of
 from tap_qcow2.ondisk.header import Header
 from tap_qcow2.ondisk.headerparser import parse_header
-from tapcore import Finding, ImageFormatError, Inspection
+from tapcore import Finding, ImageFormatError, Inspection, lost_content
 
 _MOST_TABLES = 16 << 20
 """Bytes of L2 tables that are looked at."""
@@ -115,15 +115,9 @@ def _losses(fd: int, header: Header, size: int) -> list[Finding]:
             left -= cluster
             entries = bigendian.from_bytes(os.pread(fd, cluster, offset))
             lost += decoder.begin_behind(entries, size)
-    found = []
-    least = "at least " if left < cluster else ""
-    if tables:
-        many = "1 L2 table lies" if tables == 1 else f"{tables} L2 tables lie"
-        found.append(f"{many} past the end of the file: what they map is lost")
-    if lost:
-        many = "1 cluster lies" if lost == 1 else f"{least}{lost} clusters lie"
-        found.append(f"{many} past the end of the file: their content is lost")
-    return [Finding("note", text, "content-lost") for text in found]
+    return lost_content("L2 table", tables, "what they map is lost") + lost_content(
+        "cluster", lost, "their content is lost", least=left < cluster
+    )
 
 
 def _l2_tables(fd: int, header: Header) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from tap_vdi.blockmap import stored_blocks
 from tap_vdi.header import NOTHING, TYPES, Header, ReadAt, read_header
 from tap_vdi.image import Image
-from tapcore import SECTOR_SHIFT, Finding, Inspection
+from tapcore import SECTOR_SHIFT, Finding, Inspection, lost_content
 
 
 def format_facts(image: Image) -> dict[str, Any]:
@@ -65,8 +65,4 @@ def _findings(header: Header, read: ReadAt, size: int) -> list[Finding]:
         found.append(Finding("note", text, "corrupt"))
     stored = stored_blocks(header, read, size)
     lost = sum(not header.holds(size, block, place) for block, place in stored)
-    if lost:
-        many = "1 block lies" if lost == 1 else f"{lost} blocks lie"
-        text = f"{many} past the end of the file, wholly or in part: content is lost"
-        found.append(Finding("note", text, "content-lost"))
-    return found
+    return found + lost_content("block", lost, "content is lost", partly=True)

@@ -18,7 +18,7 @@ from tap_vhd.footers import ReadAt, read_footers
 from tap_vhd.header import UNUSED, Header, read_header
 from tap_vhd.image import Image
 from tap_vhd.parentnames import recorded_names
-from tapcore import SECTOR_SHIFT, Finding, Inspection
+from tapcore import SECTOR_SHIFT, Finding, Inspection, lost_content
 from tapcore.clusters import Coding
 
 _MOST_TABLE: Final = 16 << 20
@@ -77,7 +77,8 @@ def inspect(fd: int, size: int) -> Inspection:
     findings += _sizes(footer)
     if footer.disk_type == FIXED:
         if footer.sectors << SECTOR_SHIFT > footers.at:
-            findings.append(_lost("the file is too short for its disk: the rest is lost"))
+            text = "the file is too short for its disk: the rest is lost"
+            findings.append(Finding("note", text, "content-lost"))
         return Inspection(footer.sectors << SECTOR_SHIFT, ("fixed",), (), tuple(findings))
     header = read_header(read, footer.data_offset, footer.sectors, size)
     findings += _losses(read, header, footer, footers.at)
@@ -104,17 +105,10 @@ def _sizes(footer: Footer) -> list[Finding]:
     return []
 
 
-def _lost(text: str) -> Finding:
-    return Finding("note", text, "content-lost")
-
-
 def _losses(read: ReadAt, header: Header, footer: Footer, end: int) -> list[Finding]:
     """Blocks that the file is too short for."""
     length = min(4 * header.entries_for(footer.sectors), _MOST_TABLE)
     table = Coding("I", "big").decode(read(header.table_offset, length))
     most = (end - header.bitmap_bytes - header.block_size) >> SECTOR_SHIFT
     lost = sum(most < entry != UNUSED for entry in table)
-    if not lost:
-        return []
-    many = "1 block lies" if lost == 1 else f"{lost} blocks lie"
-    return [_lost(f"{many} past the end of the file, wholly or in part: content is lost")]
+    return lost_content("block", lost, "content is lost", partly=True)

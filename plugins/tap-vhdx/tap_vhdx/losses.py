@@ -7,7 +7,7 @@ from typing import Final
 from tap_vhdx.bat import CODING, ENTRY_BYTES, PARTIAL, PLACE, PRESENT, STATE, geometry_of
 from tap_vhdx.headers import ReadAt
 from tap_vhdx.layout import Layout
-from tapcore import Finding
+from tapcore import Finding, lost_content
 
 _MOST_TABLE: Final = 16 << 20
 """Bytes of the table that are looked at."""
@@ -37,8 +37,4 @@ def losses_of(read: ReadAt, size: int, layout: Layout) -> list[Finding]:
         needed = min(disk.block_size, disk.size - block * disk.block_size)
         stored = entry & STATE in (PRESENT, PARTIAL)
         lost += stored and (entry & PLACE) + needed > size
-    if not lost:
-        return []
-    many = "1 block lies" if lost == 1 else f"{lost} blocks lie"
-    text = f"{many} past the end of the file, wholly or in part: content is lost"
-    return [Finding("note", text, "content-lost")]
+    return lost_content("block", lost, "content is lost", partly=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 from tap_vmdk.sparse.entries import CODING
 from tap_vmdk.sparse.header import GD_AT_END, SparseHeader
-from tapcore import Finding
+from tapcore import Finding, lost_content
 
 _MOST_TABLES: Final = 16 << 20
 """Bytes of grain tables that are looked at, and of the directory."""
@@ -27,7 +27,8 @@ def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
     length = min(header.tables * 4, _MOST_TABLES)
     where = header.gd_offset * 512
     if where + length > size:
-        return [_lost("its grain directory lies past the end of the file: all content is lost")]
+        text = "its grain directory lies past the end of the file: all content is lost"
+        return [Finding("note", text, "content-lost")]
     stored = 1 if header.compressed else (header.capacity % header.grain or header.grain) * 512
     lost = tables = 0
     left = _MOST_TABLES
@@ -38,16 +39,6 @@ def losses_of(fd: int, size: int, header: SparseHeader) -> list[Finding]:
             left -= table_bytes
             raw = os.pread(fd, table_bytes, place * 512).ljust(table_bytes, b"\0")
             lost += sum(grain * 512 > size - stored for grain in CODING.decode(raw) if grain)
-    found = []
-    least = "at least " if left < table_bytes else ""
-    if tables:
-        many = "1 grain table lies" if tables == 1 else f"{tables} grain tables lie"
-        found.append(_lost(f"{many} past the end of the file: what they map is lost"))
-    if lost:
-        many = "1 grain lies" if lost == 1 else f"{least}{lost} grains lie"
-        found.append(_lost(f"{many} past the end of the file: their content is lost"))
-    return found
-
-
-def _lost(text: str) -> Finding:
-    return Finding("note", text, "content-lost")
+    return lost_content("grain table", tables, "what they map is lost") + lost_content(
+        "grain", lost, "their content is lost", least=left < table_bytes
+    )
