@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +19,19 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
-from nbd_client import EIO, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES
+from nbd_client import EIO, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES
 from nbdwire import LateDisk, Wire, every_lease_comes_back, finish, opened
 
 import tapcore
+from tapcore.buffers import BufferPool
 from tapcore.engine import READ as READS
 from tapcore.engine import WRITE as WRITES
 from tapcore.engine.loop import Loop
-from tapcore.files import direct
+from tapcore.files import direct, pooledops
 from tapcore.interface import registry
 from tapcore.nbd.alone import Alone
+from tapcore.nbd.commands import Commands
+from tapcore.nbd.outstanding import MAX_HELD
 from tapcore.tools.check import check_image, check_status
 from tapcore.tools.create import create_image
 
@@ -414,6 +418,107 @@ def test_what_waits_for_a_slow_client_has_its_buffers(tmp_path: Path, content: b
         for cookie, at in cookies.items():
             assert wire.parser.answers[cookie].content(at, 4 * KIB) == content[at : at + 4 * KIB]
         assert not wire.side.replies.leased
+
+
+def test_a_client_that_takes_nothing_is_soon_read_no_further(
+    tmp_path: Path, content: bytes
+) -> None:
+    with tried(tmp_path, content=content) as served:
+        wire = served.wire
+        wire.reads = False
+        while not wire.side.stalled:  # one at a time: none is left to others
+            served.send(wire.make(READ, 0, 128 * KIB))
+            while wire.side.in_flight:
+                served.disk.answer()
+        assert MAX_HELD < wire.side.replies.leased <= MAX_HELD + 256 * KIB
+        wire.reads = True
+        wire.turn()
+        served.finish()
+        assert not any(wire.errors())
+
+
+def test_nobody_overtakes_what_found_no_room(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "QUEUE_DEPTH", 4)
+    with tried(tmp_path, content=content) as served:
+        LateIo.holding = True
+        wire = served.wire
+        places = iter(range(64 * KIB, SIZE, 64 * KIB))
+        served.send(*[wire.make(READ, next(places), 4 * KIB) for _ in range(4)])
+        served.send(wire.make(WRITE, 0, flags=FUA, payload=b"w" * 4 * KIB))
+        waits = wire.parser.answers[wire._cookies]
+        assert wire.side.engine.waiting == 1
+        (engine,) = [each for each in LateIo.made if each.under]
+        first = engine.under[0]
+        engine.go_on(lambda asked: asked is first)
+        served.disk.answer()
+        for request in (wire.make(READ, next(places), 4 * KIB) for _ in range(2)):
+            wire.feed_once(request)  # before the engine has its turn
+        wire.turn()
+        for _ in range(8):  # the write, and its flush
+            if not waits.done:
+                served.disk.answer()
+                wire.turn()
+        assert waits.done
+        assert len(engine.under) >= 3
+        served.finish()
+        assert not any(wire.errors())
+
+
+def test_what_was_taken_before_a_fault_goes_to_the_disk_all_the_same(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tried(tmp_path, content=content) as served:
+        wire = served.wire
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Commands, "take", broken)
+        with pytest.raises(RuntimeError):
+            served.send(wire.make(READ, 0, 4 * KIB), wire.make(TRIM, 0, 4 * KIB))
+        wire.end()  # as who serves it does
+        served.disk.answer()
+        assert wire.side.engine.idle
+
+
+def test_another_thread_may_take_the_last_buffer(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Emptied(list[memoryview]):
+        """Another thread was quicker."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    with tried(tmp_path, content=content) as served:
+        monkeypatch.setattr(BufferPool, "shelf", lambda pool, size: Emptied())
+        assert served.call(READ, 0, 4 * KIB).content(0, 4 * KIB) == content[: 4 * KIB]
+
+
+def test_an_address_is_known_only_of_a_buffer_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Addresses(dict[int, int]):
+        """Another thread comes while all are forgotten."""
+
+        def clear(self) -> None:
+            super().clear()
+            if thread.ident is None:
+                thread.start()
+                thread.join(0.1)  # it has to wait until that is over
+
+    known, kept = Addresses(), dict[int, memoryview]()
+    monkeypatch.setattr(pooledops, "ADDRESSES", known)
+    monkeypatch.setattr(pooledops, "_KEPT", kept)
+    monkeypatch.setattr(pooledops, "_MOST_ADDRESSES", 1)
+    first, second, third = (memoryview(bytearray(4 * KIB)) for _ in range(3))
+    thread = threading.Thread(target=pooledops.remember, args=(second, 2))
+    pooledops.remember(first, 1)
+    pooledops.remember(third, 3)
+    thread.join()
+    assert known.keys() == kept.keys()
 
 
 def test_a_file_that_was_cut_is_neither_read_nor_made_longer(

@@ -76,6 +76,7 @@ class Dispatcher:
         answers: who is told what they answer.
 
     Attributes:
+        busy: some driver was full, and what it has refused waits for its turn.
         fills: long writes that are not issued to their ends.
         layer_of: the layer of each image.
         progress: something has finished since the last turn, so that a driver that was full may
@@ -85,13 +86,13 @@ class Dispatcher:
 
     __slots__ = (
         "_answered",
-        "_busy",
         "_fail",
         "_flushed",
         "_layers",
         "_leaf",
         "_retry_at",
         "_sharing",
+        "busy",
         "fills",
         "layer_of",
         "progress",
@@ -105,7 +106,7 @@ class Dispatcher:
         self._answered = answers.answered
         self._flushed = answers.flushed
         self._fail = answers.fail
-        self._busy = False  # some layer has parked segments
+        self.busy = False
         self._retry_at = 0.0
         self._sharing = [self]
         self.fills: list[Fill] = []
@@ -117,7 +118,7 @@ class Dispatcher:
         self._layers = layers
         self._leaf = layers[0]
         self.layer_of = {layer.dd: layer for layer in layers}
-        self._busy = False
+        self.busy = False
 
     # ---- others that use the same images ----------------------------------------------------
 
@@ -226,7 +227,7 @@ class Dispatcher:
 
     def _park(self, layer: Layer, seg: Segment) -> None:
         layer.parked.append(seg)
-        self._busy = True
+        self.busy = True
         self._retry_at = monotonic() + BUSY_RETRY_SECONDS
 
     # ---- turns of the loop ------------------------------------------------------------------
@@ -260,7 +261,7 @@ class Dispatcher:
         if self.fills:
             self._go_on_filling()
         while True:
-            if self._busy and (self.progress or monotonic() >= self._retry_at):
+            if self.busy and (self.progress or monotonic() >= self._retry_at):
                 self._retry_parked()
             self.progress = False
             again = False
@@ -293,7 +294,7 @@ class Dispatcher:
                     self.issue(seg)
             finally:
                 layer.parked.extend(parked)
-        self._busy = any(layer.parked for layer in self._layers)
+        self.busy = any(layer.parked for layer in self._layers)
 
     def _submit_layer(self, layer: Layer) -> None:
         batch = layer.batch
@@ -337,7 +338,7 @@ class Dispatcher:
         """Seconds after which `turn` must be called even if nothing happens; None: for ever."""
         if self.fills and not all(fill.waits for fill in self.fills):
             return 0.0
-        if not self._busy:
+        if not self.busy:
             return None
         return max(self._retry_at - monotonic(), 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final, Protocol, TypeAlias
 
 PooledOp: TypeAlias = tuple[int, int, int, tuple[Any, ...]]
@@ -66,15 +67,20 @@ _KEPT: Final[dict[int, memoryview]] = {}
 """Those buffers, so that each stays what it is. The pool never gives back such short ones either,
 so there are hardly more of them than ever were in use at a time."""
 
+_CHANGING: Final = threading.Lock()
+"""Disks in other threads have buffers of the pool, too: what has an address is kept."""
+
 _MANY: Final = 256 << 10
 _MOST_ADDRESSES: Final = 4096
 
 
 def remember(buf: memoryview, address: int) -> None:
     """Where a buffer of the pool lies: noted of short ones."""
-    if len(buf) < _MANY:
+    if len(buf) >= _MANY:
+        return
+    with _CHANGING:
         if len(ADDRESSES) >= _MOST_ADDRESSES:
             ADDRESSES.clear()
             _KEPT.clear()
-        ADDRESSES[id(buf)] = address
         _KEPT[id(buf)] = buf
+        ADDRESSES[id(buf)] = address

@@ -87,9 +87,11 @@ class DirectRequests:
 
         The first that is not in the lane, or has to wait, is left to others with all behind it.
         """
-        lane, parser = self.lane, self._parser
+        lane, parser, replies = self.lane, self._parser, self._replies
         lane.begin()
-        more = lane.on
+        more = lane.on and not lane.accounts.dispatcher.busy  # nobody is overtaken
+        if replies.queued - replies.sent > MAX_HELD:  # whoever is asked next says stop
+            more = False
         while more and (head := parser.first()) is not None:
             if head[2] == nbd.CMD_READ:
                 more = self._take_reads()
@@ -125,7 +127,10 @@ class DirectRequests:
                 break
             if length != known:
                 known, shelf = length, POOL.shelf(length)
-            lease = shelf.pop() if shelf else take(length)
+            try:
+                lease = shelf.pop()  # not asked first: disks in other threads take from it too
+            except IndexError:
+                lease = take(length)
             token = group, offset, length, cookie, lease
             ops.append((where, address_of(id(lease)) or group.file.address(lease), length, token))
             room -= len(lease)
@@ -252,7 +257,7 @@ class DirectRequests:
     ) -> bool:
         group = self.lane.group(op, answer)
         file = group.file
-        if not file.room:
+        if not file.room or self.lane.accounts.dispatcher.busy:
             return False
         lease = POOL.take(length)
         if content is not None:

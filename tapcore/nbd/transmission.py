@@ -228,10 +228,7 @@ class Transmission:
         self._commands.follow()
 
     def let_go_of_files(self) -> bool:
-        """Files are closed next: whether nothing that is to be sent lies in them any more.
-
-        It was read out before, but for what its file has become too short for.
-        """
+        """Files are closed next: whether nothing to be sent lies in them (it was read out before)."""
         return not self.replies.lies_in_files
 
     def _over_limit(self) -> bool:
@@ -253,10 +250,12 @@ class Transmission:
 
     def _parse(self) -> None:
         """Do all that was received whole, up to a limit."""
-        self._parse_all()
-        self.writes.write_together()
-        if self.direct is not None:
-            self.direct.submit()
+        try:
+            self._parse_all()
+            self.writes.write_together()
+        finally:  # what was queued before a fault is counted, and somebody may wait for it
+            if self.direct is not None:
+                self.direct.submit()
 
     def _parse_all(self) -> None:  # long: calls would be most of what a small request costs
         parser, owed, replies = self.parser, self.outstanding, self.replies
