@@ -228,7 +228,7 @@ class Transmission:
         self._commands.follow()
 
     def let_go_of_files(self) -> bool:
-        """Files are closed next: whether nothing to be sent lies in them (it was read out before)."""
+        """Files are closed next: whether nothing to be sent lies there (it was read out before)."""
         return not self.replies.lies_in_files
 
     def _over_limit(self) -> bool:
