@@ -88,6 +88,23 @@ def test_the_unit_of_direct_io_is_the_disks(size: int, tmp_path: Path) -> None:
             assert disk.state.sector_size == (512 if size >= 1024 else 4096)
 
 
+@pytest.mark.parametrize("sector_size", [512, 4096])
+@pytest.mark.parametrize("data", [b"", b"data"])
+def test_of_a_hole_the_disk_does_not_tell_its_unit(
+    data: bytes, sector_size: int, tmp_path: Path
+) -> None:
+    with small_ext4(tmp_path, 4 << 20, sector_size=sector_size) as where:
+        path = where / "disk.img"
+        with open(path, "wb") as file:
+            file.truncate(1 << 20)
+            file.seek(512 << 10)
+            file.write(data)
+        with open_raw("aio-direct", path) as disk:
+            assert disk.state.sector_size == sector_size
+            disk.pwrite(100, b"written")
+            assert disk.pread(0, length=200) == bytes(100) + b"written" + bytes(93)
+
+
 @pytest.mark.parametrize("size", [64 << 10, 5000])
 def test_memory_that_is_not_aligned_is_no_obstacle(
     size: int, tmp_path: Path, rng: random.Random

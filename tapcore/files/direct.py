@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 from tapcore.buffers import POOL
 from tapcore.errors import NotSupportedError, errno_of
+from tapcore.files.alignment import direct_alignment
 from tapcore.files.imagefile import ImageFile
 from tapcore.files.lent import open_or_borrow
 from tapcore.files.pooledops import PooledOp, QuickIoEngine, remember
@@ -92,7 +93,7 @@ class DirectFile(ImageFile):
         self._cached_fd = -1
         self._overflow: deque[tuple[Callable[..., int], int, memoryview, Then]] = deque()
         try:
-            self.alignment = _alignment(fd, self.sector_size)
+            self.alignment = direct_alignment(fd, self.sector_size)
             self.sector_size = max(self.sector_size, self.alignment)
             self._io = load_engine(QUEUE_DEPTH, self.io_fd)
             self._quick: QuickIoEngine | None = None
@@ -355,29 +356,3 @@ class DirectFile(ImageFile):
                 os.close(self._cached_fd)
         finally:
             super()._release()
-
-
-def _alignment(fd: int, sector_size: int) -> int:
-    """The smallest unit (bytes) that O_DIRECT accepts here, found by trying, as QEMU does."""
-    buffer = POOL.take(4096)
-    try:
-        for size in (512, 1024, 2048):
-            if size < sector_size:
-                continue
-            try:
-                # an offset and length of this unit, in memory aligned no better
-                os.preadv(fd, (buffer[size : 2 * size],), size)
-            except OSError as exc:
-                if exc.errno != errno.EINVAL:
-                    return 4096
-                continue
-            if os.fstat(fd).st_size >= 2 * size or _is_device(fd):
-                return size
-            return 4096  # at the end of a file nothing is checked: take the safe unit
-        return 4096
-    finally:
-        POOL.give(buffer)
-
-
-def _is_device(fd: int) -> bool:
-    return bool(os.fstat(fd).st_rdev)
