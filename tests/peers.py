@@ -6,6 +6,9 @@ a machine that should test everything cannot quietly test less.
 
 import os
 import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -57,3 +60,27 @@ def missing(reason: str) -> NoReturn:
     if in_ci():
         pytest.fail(f"{reason}, and CI is set", pytrace=False)
     pytest.skip(reason)
+
+
+def by_qemu(command: Sequence[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of QEMU's tools: again where it could not time its key derivation.
+
+    It gives up then, since its clock is too coarse for a short one.
+
+    Args:
+        command: words; the first is its path.
+        folder: in which it runs.
+    """
+    for _ in range(10):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
+            cwd=folder,
+        )
+        if "Unable to get accurate CPU usage" not in done.stderr:
+            break
+    return done

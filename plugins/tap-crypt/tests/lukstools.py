@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from peers import peer
+from peers import by_qemu, peer
 from tapcore.formats.luks import keys
 from tapcore.luks import create_luks
 from tapcore.sectorcipher import SectorCipher
@@ -29,7 +29,8 @@ def qemu(path: Path, size: int, *options: str) -> None:
     words = ",".join(["key-secret=s", "iter-time=10", *options])
     command = [peer("qemu-img"), "create", "-q", "-f", "luks"]
     command += ["--object", f"secret,id=s,data={KEY.decode()}", "-o", words, str(path), str(size)]
-    subprocess.run(command, check=True)
+    done = by_qemu(command)
+    assert not done.returncode, done.stderr
 
 
 def qemu_options(path: Path) -> list[str]:

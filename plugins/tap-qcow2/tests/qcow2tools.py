@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import peer
+from peers import by_qemu, peer
 
 PASSPHRASE = "correct horse"
 SECRET = ("--object", f"secret,id=key,data={PASSPHRASE}")
@@ -21,19 +21,7 @@ def run(tool: str, *words: object, status: int = 0) -> str:
     It runs in the folder of the last file named: QEMU looks for data files in the current one.
     """
     home = next((word.parent for word in reversed(words) if isinstance(word, Path)), None)
-    for attempt in range(10):
-        done = subprocess.run(
-            [peer(tool), *map(str, words)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-            cwd=home,
-        )
-        # QEMU times its key derivation, and gives up where the clock is too coarse
-        if "Unable to get accurate CPU usage" not in done.stderr or attempt == 9:
-            break
+    done = by_qemu([peer(tool), *map(str, words)], home)
     assert done.returncode == status, f"{tool} {words}: {done.stdout}{done.stderr}"
     return done.stdout
 
