@@ -109,7 +109,7 @@ class DirectRequests:
         shelf: list[memoryview] = []
         group = None
         for found, flags, command, cookie, offset, length in parser.reads():
-            if command or flags or found != magic or not 0 < length <= MOST or taken == left:
+            if command or flags or found != magic or not 0 < length <= MOST or taken >= left:
                 break
             if whole is not None and length < LONG:
                 if (offset | length) & mask or offset + length > stop:
@@ -165,7 +165,7 @@ class DirectRequests:
                 or flags & known_flags
                 or not 0 < length <= MOST_WRITTEN
                 or rx.end - body < length
-                or taken == left
+                or taken >= left
             ):
                 break
             if whole is not None:

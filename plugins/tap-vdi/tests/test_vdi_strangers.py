@@ -193,11 +193,15 @@ def test_locks_are_those_of_qemu(tmp_path: Path) -> None:
         assert "lock" in done.stderr
 
 
+@pytest.mark.parametrize("sector_size", [512, 4096])
 def test_what_is_not_laid_out_for_o_direct_is_read_through_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sector_size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """On a disk of 4 KiB sectors, what QEMU has made, say."""
-    monkeypatch.setattr("tapcore.files.blockingfile.logical_block_size", lambda _: 4096)
+    """What QEMU has made, say: content and table in one page meet in the page cache."""
+    monkeypatch.setattr("tapcore.files.blockingfile.logical_block_size", lambda _: sector_size)
     for data_at, said in ((MIB, 0), (MIB + 512, 1)):
         image = tmp_path / f"{said}.vdi"
         header = new_header(MIB, 64 * KIB, DYNAMIC)
