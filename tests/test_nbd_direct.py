@@ -589,11 +589,6 @@ def test_the_disk_has_a_moment_for_the_only_request_of_the_only_client(
             assert ask(wire.make(READ, 0, 4 * KIB)) is True
             wire.parser.feed(client.recv(MIB))
             assert wire.answer().content(0, 4 * KIB) == b"w" * 4 * KIB
-            LateIo.holding = True  # the disk takes longer
-            assert ask(wire.make(READ, 4 * KIB, 4 * KIB)) is False
-            assert wire.side.in_flight == wire.side.engine.in_flight == 1
-            served.finish()
-            assert wire.answer().content(4 * KIB, 4 * KIB) == content[4 * KIB : 8 * KIB]
             loop.served = 2  # somebody else would have to wait
             assert ask(wire.make(READ, 0, 4 * KIB)) is False
             served.finish()
@@ -602,6 +597,18 @@ def test_the_disk_has_a_moment_for_the_only_request_of_the_only_client(
             LateIo.fault = staticmethod(lambda asked: 512 if asked.past_driver else None)
             assert ask(wire.make(READ, 0, 4 * KIB)) is False
             LateIo.fault = staticmethod(_no_fault)
+            served.finish()
+            assert wire.answer().content(0, 4 * KIB) == b"w" * 4 * KIB
+            assert ask(wire.make(READ, 0, 4 * KIB)) is True
+            wire.parser.feed(client.recv(MIB))
+            assert wire.answer().content(0, 4 * KIB) == b"w" * 4 * KIB
+            LateIo.holding = True  # the disk takes longer
+            assert ask(wire.make(READ, 4 * KIB, 4 * KIB)) is False
+            assert wire.side.in_flight == wire.side.engine.in_flight == 1
+            served.finish()
+            assert wire.answer().content(4 * KIB, 4 * KIB) == content[4 * KIB : 8 * KIB]
+            LateIo.holding = False
+            assert ask(wire.make(READ, 0, 4 * KIB)) is False  # nor does anybody wait next
             served.finish()
             assert wire.answer().content(0, 4 * KIB) == b"w" * 4 * KIB
         loop.close()

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
         td_queue_write_zeroes,
         td_submit,
     )
-    from tapcore.clusters.machine import Clusters, NotForDirect, WritableClusters, open_mapped
+    from tapcore.clusters.machine import (
+        Clusters,
+        NotForDirect,
+        WritableClusters,
+        open_mapped,
+        or_through_page_cache,
+    )
     from tapcore.clusters.map import (
         ClusterMap,
         PackingMap,
@@ -67,7 +73,7 @@ _HOMES = {
         "td_close td_do_callbacks td_extents td_places td_queue_discard td_queue_flush "
         "td_queue_read td_queue_write td_queue_write_compressed td_queue_write_zeroes td_submit"
     ),
-    "machine": "Clusters NotForDirect WritableClusters open_mapped",
+    "machine": "Clusters NotForDirect WritableClusters open_mapped or_through_page_cache",
     "map": "ClusterMap PackingMap Picture Place ShortWay Unpacker WritableMap",
     "packed": "DeflatedClusters",
     "runs": "AnswerPart ASK DATA HOLE NOWHERE PACKED ZERO DamagedTable MissingContent Run",
@@ -110,6 +116,7 @@ __all__ = [
     "Write",
     "Writeback",
     "open_mapped",
+    "or_through_page_cache",
     "rising_until",
     "same_until",
     "td_close",

@@ -298,6 +298,25 @@ class WritableMapped(Protocol):
 
 
 M = TypeVar("M", bound=Mapped)
+T = TypeVar("T")
+
+
+def or_through_page_cache(dd: DiskDriver, name: str, opened: Callable[[], T]) -> T:
+    """What `opened` returns; where that raises `NotForDirect`, by `dd.options` for the page cache.
+
+    Args:
+        dd: the image in its chain.
+        name: path of its file.
+        opened: opens it, and leaves nothing open if it raises.
+    """
+    try:
+        return opened()
+    except NotForDirect as exc:
+        if dd.options.cache != "none":
+            raise
+        log.warning("%s: %s; using the page cache", name, exc.message)
+        dd.options = attrs.evolve(dd.options, cache="writeback")
+        return opened()
 
 
 def open_mapped(
@@ -312,19 +331,14 @@ def open_mapped(
         make: reads the header, and makes the map and its `clusters`. What it raises as
             `NotForDirect` is no error: the file is opened again, through the page cache.
     """
-    file = open_image_file(name, flags, dd.options)
-    try:
-        dd.private = make(dd, file)
-    except NotForDirect as exc:
-        direct = file.direct
-        file.close()
-        if not direct:
+
+    def opened() -> M:
+        file = open_image_file(name, flags, dd.options)
+        try:
+            return make(dd, file)
+        except BaseException:
+            file.close()
             raise
-        log.warning("%s: %s; using the page cache", name, exc.message)
-        dd.options = attrs.evolve(dd.options, cache="writeback")
-        open_mapped(dd, name, flags, make)
-        return
-    except BaseException:
-        file.close()
-        raise
+
+    dd.private = or_through_page_cache(dd, name, opened)
     dd.private.clusters.attach()

@@ -150,8 +150,9 @@ class Alone:
         if done is None:
             return False
         rx.start = rx.end
-        if not len(done):
-            return False  # its answer comes later
+        if not len(done):  # its answer comes later: the disk is slow, and others may come
+            self._direct = -_NOT_ALONE
+            return False
         if self._direct:
             self._direct -= 1
         else:

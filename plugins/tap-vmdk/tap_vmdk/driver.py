@@ -56,8 +56,9 @@ def td_open(dd: DiskDriver, name: str, flags: int) -> None:
         if look(dd, name):
             return
     from tap_vmdk.openimage import open_image
+    from tapcore.clusters import or_through_page_cache
 
-    image = open_image(dd, name, flags)
+    image = or_through_page_cache(dd, name, lambda: open_image(dd, name, flags))
     dd.private = image
     dd.size = image.sectors
     dd.io_fd[0] = image.pollable()

@@ -355,3 +355,23 @@ def test_a_new_table_and_its_copy_have_room_where_grains_are_small(
     written = image.read_bytes()
     first, second = (tables_of(written, each, 3, 4096) for each in (DIRECTORY, REDUNDANT))
     assert [table for _, table in first] == [table for _, table in second]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_grains_in_pages_of_tables_go_through_the_page_cache(
+    image: Path, rng: random.Random, caplog: pytest.LogCaptureFixture, shared: bool
+) -> None:
+    """With O_DIRECT what is written beside a table could be lost, or a flush fail."""
+    content = rng.randbytes(3 * GRAIN)
+    text = descriptor("monolithicSparse", [f'RW {3 * GRAIN // 512} SPARSE "disk.vmdk"'])
+    raw = bytearray(hosted(content, text=text))
+    if shared:
+        struct.pack_into("<Q", raw, 64, 125)  # overHead
+    image.write_bytes(raw)
+    with tapcore.open(f"vmdk:{image}", readonly=False, cache="none") as disk:
+        assert disk.state.disks.options.cache == ("writeback" if shared else "none")
+        disk.pwrite(GRAIN, b"x" * 512)
+        assert disk.pread(GRAIN, length=512) == b"x" * 512
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{image}: has grains in pages that tables lie in; using the page cache"
+    ] * shared

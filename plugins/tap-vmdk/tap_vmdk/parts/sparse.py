@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tap_vmdk.descriptor.text import ExtentLine
 from tap_vmdk.parts.append import IN_USE_BEHIND, StreamClusters, StreamMap, in_use_behind
 from tap_vmdk.parts.part import Part
@@ -21,7 +23,11 @@ from tap_vmdk.sparse.kinds import (
 from tap_vmdk.sparse.markers import GRAIN_MARKER, MARKER_DIRECTORY, is_marker
 from tap_vmdk.sparse.writable import WritableGrainMap
 from tapcore import DiskDriver, ImageFile, ImageFormatError
-from tapcore.clusters import Clusters, WritableClusters
+from tapcore.clusters import Clusters, NotForDirect, WritableClusters
+
+_PAGE: Final = 8
+"""Sectors. Tables go through the page cache, and content past it: where both are in one page, the
+kernel may lose what is written."""
 
 
 def sparse_part(dd: DiskDriver, line: ExtentLine, start: int, file: ImageFile) -> Part:
@@ -67,6 +73,8 @@ def hosted_part(
     if not header.compressed:
         layout = hosted_layout(_ended(file, header)[0])
         if writing:
+            if file.direct and (layout.grain | header.overhead) % _PAGE:
+                raise NotForDirect("has grains in pages that tables lie in")
             return writable_part(line, start, WritableGrainMap(dd, file, layout, header))
         reason = "its description says that it must not be written"
         return read_only_part(line, start, GrainMap(dd, file, layout), reason)
